@@ -1,0 +1,1 @@
+"""Pretraining of language models whose depth is made by using the same weights again."""

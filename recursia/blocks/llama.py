@@ -1,0 +1,129 @@
+"""The Llama block: pre-norm, rotary grouped-query attention, SwiGLU.
+
+Touvron et al. 2023, arXiv 2302.13971.
+"""
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from recursia.layers.attention import Context, KeysValues, attend
+from recursia.layers.linear import dot
+from recursia.layers.mlp import swiglu
+from recursia.layers.norm import rms_norm
+from recursia.layers.rotary import rotate
+from recursia.params import Spec, normal, ones
+
+SLOTS = ("norms", "attention", "mlp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Widths of the block.
+
+    Attributes:
+      embed_dim: width of the residual stream.
+      num_heads: query heads.
+      num_kv_heads: key and value heads; divides `num_heads`.
+      head_dim: width of a head; even, for the rotation.
+      mlp_dim: hidden width of the SwiGLU.
+      rope_base: base of the rotary wavelengths.
+      norm_eps: added to the mean square of RMSNorm.
+      init_std: standard deviation of every matrix at the start.
+    """
+
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+
+    def __post_init__(self):
+        for name in ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads: {self.num_heads} query heads do not divide over num_kv_heads "
+                f"{self.num_kv_heads}; take a multiple of {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim: got {self.head_dim}, takes an even number (rotary halves)")
+
+
+def specs(config: Config) -> dict[str, Any]:
+    """Returns the specs of one block, by slot."""
+    d, f, h = config.embed_dim, config.mlp_dim, config.head_dim
+    n, k = config.num_heads, config.num_kv_heads
+    scale = Spec((d,), (None,), ones, is_decayed=False)
+    matrix = lambda shape, axes: Spec(shape, axes, normal(config.init_std))
+    return {
+        "norms": {"attention": scale, "mlp": scale},
+        "attention": {
+            "query": matrix((d, n, h), ("embed", "heads", None)),
+            "key": matrix((d, k, h), ("embed", "kv_heads", None)),
+            "value": matrix((d, k, h), ("embed", "kv_heads", None)),
+            "out": matrix((n, h, d), ("heads", None, "embed")),
+        },
+        "mlp": {
+            "gate": matrix((d, f), ("embed", "mlp")),
+            "up": matrix((d, f), ("embed", "mlp")),
+            "down": matrix((f, d), ("mlp", "embed")),
+        },
+    }
+
+
+def apply(
+    params: dict[str, Any],
+    x: Float[Array, "B T D"],
+    context: Context,
+    config: Config,
+    source: tuple[KeysValues, Context] | None = None,
+) -> tuple[Float[Array, "B T D"], KeysValues | None]:
+    """Applies the block once.
+
+    Args:
+      params: one entry of each slot's bank, in the compute dtype.
+      x: hidden states of the tokens in `context`.
+      context: where those tokens stand.
+      config: widths.
+      source: keys and values to read instead of the block's own, with their tokens' context.
+
+    Returns:
+      The new hidden states, and the keys and values made (None if `source` was read).
+    """
+    weights = params["attention"]
+    h = rms_norm(x, params["norms"]["attention"], config.norm_eps)
+    query = rotate(dot(h, weights["query"], "btd,dnh->btnh"), context.positions, config.rope_base)
+    made = None
+    if source is None:
+        key = rotate(dot(h, weights["key"], "btd,dkh->btkh"), context.positions, config.rope_base)
+        made = KeysValues(key, dot(h, weights["value"], "btd,dkh->btkh"))
+        source = made, context
+    mixed = attend(query, source[0], context, source[1])
+    x = x + dot(mixed, weights["out"], "btnh,nhd->btd")
+    h = rms_norm(x, params["norms"]["mlp"], config.norm_eps)
+    return x + swiglu(params["mlp"], h), made
+
+
+def forward_flops(config: Config, keys: float, is_reading: bool) -> float:
+    """Returns the forward matrix-multiplication FLOPs of one token through one block.
+
+    Args:
+      config: widths.
+      keys: number of keys that a query meets, masked ones included.
+      is_reading: whether the keys and values are another step's, and not made here.
+    """
+    d, h = config.embed_dim, config.head_dim
+    n, k = config.num_heads, 0 if is_reading else config.num_kv_heads
+    projections = 2 * d * h * (2 * n + 2 * k)
+    return projections + 4 * n * h * keys + 6 * d * config.mlp_dim
+
+
+def cache_entries(config: Config) -> int:
+    """Returns how many numbers one step keeps for one token: its key and its value."""
+    return 2 * config.num_kv_heads * config.head_dim

@@ -1,0 +1,1 @@
+"""How often each token goes round: depth policies, one a file; `policy` says what each offers."""

@@ -1,0 +1,324 @@
+"""Each recursion picks the tokens that go on: expert choice of Mixture-of-Recursions.
+
+Bae et al. 2025, arXiv 2507.10524. Recursion r keeps the best-scored `int(capacity[r] * T)` of the
+tokens that recursion r-1 kept. Shapes shrink with capacity, so recursions are unrolled where it
+falls and scanned where it does not. A token's choice looks at the scores of later tokens: training
+and the paper's evaluation are not causal. In causal mode a token goes on if its own score is above
+the middle, for which the auxiliary loss trains the router.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from recursia import kv
+from recursia.depth import routing
+from recursia.depth.policy import Aux, Mode, Pass
+from recursia.layers.attention import Context
+from recursia.params import at, stack
+from recursia.sharing.core import Core, Source
+from recursia.sharing.grid import Grid
+
+SLOTS = ("router",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Expert choice.
+
+    Attributes:
+      num_recursions: how often the best tokens go round.
+      capacity: fraction of all tokens that each recursion keeps, never growing; None takes
+        (R - r) / R for r = 0 .. R-1.
+      alpha: largest gate.
+      score: how a logit becomes a gate.
+      gating: how the gate enters a token's state.
+      router: "linear", or "mlp" with one hidden layer.
+      temperature: divides what the router sees.
+      aux_loss_weight: of the cross-entropy between a token's logit and whether it was kept, summed
+        over recursions.
+      z_loss_weight: of the mean squared logit, summed over recursions.
+      capacity_warmup_steps: training steps in which capacities fall from 1 along half a cosine;
+        they compute every token, and the program is compiled once more after them.
+    """
+
+    num_recursions: int
+    capacity: tuple[float, ...] | None = None
+    alpha: float = 0.1
+    score: routing.Score = "sigmoid"
+    gating: routing.Gating = "weighted"
+    router: routing.Kind = "linear"
+    temperature: float = 1.0
+    aux_loss_weight: float = 0.001
+    z_loss_weight: float = 0.0
+    capacity_warmup_steps: int = 0
+
+    def __post_init__(self):
+        count = self.num_recursions
+        if self.capacity is None:
+            linear = tuple((count - r) / count for r in range(count))
+            object.__setattr__(self, "capacity", linear)
+        if len(self.capacity) != count:
+            raise ValueError(
+                f"capacity: got {len(self.capacity)} numbers for num_recursions {count}; give one "
+                "for each recursion, or None"
+            )
+        if not all(0 < c <= 1 for c in self.capacity) or any(
+            a < b for a, b in itertools.pairwise(self.capacity)
+        ):
+            raise ValueError(
+                f"capacity: got {self.capacity}, takes fractions of all tokens in (0, 1] that "
+                "never grow: a recursion keeps some of those the one before kept"
+            )
+        for name in ("capacity_warmup_steps", "aux_loss_weight", "z_loss_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: got {self.temperature}, takes more than 0")
+
+
+def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
+    """Returns the routers' bank: one for each recursion unless slot "router" says otherwise."""
+    entries = 1 + max(_router_entries(grid))
+    return {"router": stack(routing.specs(config.router, embed_dim), (entries,), (None,))}
+
+
+def check(config: Config, grid: Grid) -> None:
+    """Refuses a walk block by block: a token is routed for a whole recursion.
+
+    Raises:
+      ValueError: for order "sequence", or routers that vary along blocks.
+    """
+    if grid.order == "sequence":
+        raise ValueError(
+            "depth: expert_choice routes a token for a whole recursion, and sharing 'sequence' has "
+            "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
+        )
+    if any(len(set(row)) > 1 for row in grid.table_of("router")):
+        raise ValueError("varies.router: a recursion has one router; let it vary by 'recursion'")
+
+
+def _router_entries(grid: Grid) -> tuple[int, ...]:
+    return tuple(row[0] for row in grid.table_of("router"))
+
+
+def counts(config: Config, seq_len: int) -> tuple[int, ...]:
+    """Returns how many tokens of a sequence each recursion keeps."""
+    return tuple(max(1, int(capacity * seq_len)) for capacity in config.capacity)
+
+
+def select(scores: Float[Array, "B T"], count: int) -> Int[Array, "B C"]:
+    """Returns the places of the `count` highest scores, in order; ties go to the earlier."""
+    return jnp.sort(jax.lax.top_k(scores, count)[1], axis=-1)
+
+
+def run(
+    core: Core,
+    params: dict[str, Any],
+    x: Float[Array, "B T D"],
+    context: Context,
+    config: Config,
+    *,
+    mode: Mode,
+    step: Int[Array, ""] | None,
+) -> tuple[Float[Array, "B T D"], Aux]:
+    """Returns the states after routing.
+
+    Args:
+      core: one recursion of the shared stack.
+      params: the routers.
+      x: hidden states of all tokens.
+      context: where they stand.
+      config: the policy.
+      mode: "train" and "eval" keep the best tokens; "causal" lets each decide alone.
+      step: of training, read while capacities warm up.
+    """
+    routers = at(params["router"], np.array(_router_entries(core.grid)))
+    is_warming = mode == "train" and config.capacity_warmup_steps > 0
+    if mode == "causal" or is_warming:
+        x, out = _masked(core, routers, x, context, config, step if is_warming else None)
+    else:
+        x, out = _gathered(core, routers, x, context, config)
+    losses = {"router": config.aux_loss_weight * out["router_cross_entropy"].sum()}
+    if config.z_loss_weight:
+        losses["router_z"] = config.z_loss_weight * out["router_z"].sum()
+    state, is_kept = out.pop("state"), out.pop("is_kept")
+    metrics = {**out, "tokens_kept": is_kept.mean((1, 2))}
+    return x, Aux(losses, metrics, is_kept.sum(0), state)
+
+
+def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Config):
+    """Processes only the tokens that each recursion keeps."""
+    everyone = counts(config, x.shape[1])
+    carry, source, outs = (x, None), None, []
+    for count, same in itertools.groupby(range(len(everyone)), key=lambda r: everyone[r]):
+        first, *rest = same
+        entry = at((core.private(), routers), first)
+        carry, out, made = _keep_best(core, context, config, count, carry, *entry, source)
+        outs.append(jax.tree.map(lambda leaf: leaf[None], out))
+        source = made if source is None and core.kv.reads_first else source
+        if rest:  # these keep what they get, so their shapes are equal
+
+            def again(carry, entry, count=count, source=source):
+                return _keep_best(core, context, config, count, carry, *entry, source)[:2]
+
+            entries = at((core.private(), routers), slice(rest[0], rest[-1] + 1))
+            carry, out = jax.lax.scan(again, carry, entries)
+            outs.append(out)
+    return carry[0], jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
+
+
+def _pick(x: Array, index: Int[Array, "B C"] | None) -> Array:
+    """Returns the rows of `x` at `index`; None is all of them."""
+    return x if index is None else x[jnp.arange(x.shape[0])[:, None], index]
+
+
+def _keep_best(
+    core: Core,
+    context: Context,
+    config: Config,
+    count: int,
+    carry: tuple[Array, Array | None],
+    private: Any,
+    weights: Any,
+    source: Source | None,
+) -> tuple[tuple[Array, Array | None], dict[str, Array], Source]:
+    """One recursion over the best `count` of the active tokens; `carry` is (states, active)."""
+    x, active = carry
+    rows = jnp.arange(x.shape[0])[:, None]
+    h = _pick(x, active)
+    logits = routing.logits(weights, h / config.temperature)
+    gate = routing.gate(logits, config.score, config.alpha)
+    chosen = None if count == h.shape[1] else select(gate, count)
+    kept = active if chosen is None else chosen if active is None else _pick(active, chosen)
+    where = lambda index: context if index is None else context.take(index)
+    if core.kv.reads_first and source is None:
+        # The first recursion makes keys and values of every token that a later query may meet.
+        y, made = core.recurse(h, private, where(active))
+        y, source = _pick(y, chosen), (made, where(active))
+    else:
+        y, _ = core.recurse(_pick(h, chosen), private, where(kept), source)
+    y = routing.update(_pick(h, chosen), y, _pick(gate, chosen), config.gating)
+    x = y if kept is None else x.at[rows, kept].set(y)
+    is_chosen = jnp.ones(logits.shape, bool)
+    if chosen is not None:
+        is_chosen = jnp.zeros(logits.shape, bool).at[rows, chosen].set(True)
+    is_kept = jnp.ones(x.shape[:2], bool)
+    if kept is not None:
+        is_kept = jnp.zeros(x.shape[:2], bool).at[rows, kept].set(True)
+    out = _statistics(logits, is_chosen, jnp.ones(logits.shape, bool), config)
+    return (x, kept), {**out, "state": x, "is_kept": is_kept}, source
+
+
+def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config, step: Any):
+    """Processes every token and keeps the result for some: for numbers of them not known ahead.
+
+    With `step`, those of a capacity warming up; without, those above their router's threshold. A
+    recursion whose capacity does not fall has nothing to decide: all its active tokens go on.
+    """
+    length = x.shape[1]
+    before = (1.0, *config.capacity[:-1])
+    entries = {
+        "router": routers,
+        "is_open": jnp.array([a <= b for a, b in zip(before, config.capacity, strict=True)]),
+        "count": _warming_counts(config, length, step),
+    }
+
+    def recursion(carry, private: Any, entry: dict[str, Array], source: Source | None):
+        x, active = carry
+        logits = routing.logits(entry["router"], x / config.temperature)
+        gate = routing.gate(logits, config.score, config.alpha)
+        if step is None:
+            chosen = active & (entry["is_open"] | routing.is_above(logits, config.score))
+        else:
+            order = jnp.argsort(-jnp.where(active, gate, -jnp.inf), stable=True)
+            chosen = active & (jnp.argsort(order) < entry["count"])
+        visible = context if core.kv.reads_first else context.hide(~chosen)
+        y, made = core.recurse(x, private, visible, source)
+        y = routing.update(x, y, gate, config.gating)
+        out = _statistics(logits, chosen, active, config)
+        x = jnp.where(chosen[..., None], y, x)
+        return (x, chosen), {**out, "state": x, "is_kept": chosen}, (made, context)
+
+    (x, _), out = core.each_recursion(recursion, (x, jnp.ones(x.shape[:2], bool)), entries)
+    return x, out
+
+
+def _warming_counts(config: Config, length: int, step: Any) -> Int[Array, "R"]:
+    """Returns how many tokens each recursion keeps at a step of the warm-up."""
+    if step is None:
+        return jnp.array(counts(config, length))
+    steps = np.arange(1, config.capacity_warmup_steps + 1) / config.capacity_warmup_steps
+    falls = [0.5 * (1 + math.cos(math.pi * s)) for s in steps]
+    at = lambda fall: tuple(c + (1 - c) * fall for c in config.capacity)
+    table = [counts(dataclasses.replace(config, capacity=at(fall)), length) for fall in falls]
+    return jnp.array(table)[jnp.clip(step, 0, len(table) - 1)]
+
+
+def _statistics(
+    logits: Float[Array, "B T"],
+    chosen: Bool[Array, "B T"],
+    active: Bool[Array, "B T"],
+    config: Config,
+) -> dict[str, Array]:
+    """Returns what one recursion reports, as means over the tokens that could go on."""
+    mean = lambda values: jnp.where(active, values, 0.0).sum() / jnp.maximum(active.sum(), 1)
+    bce = optax.sigmoid_binary_cross_entropy(logits, chosen.astype(jnp.float32))
+    gate = routing.gate(logits, config.score, config.alpha)
+    agrees = routing.is_above(logits, config.score) == chosen
+    return {
+        "router_cross_entropy": mean(bce),
+        "router_z": mean(logits**2),
+        "router_agreement": mean(agrees.astype(jnp.float32)),
+        "router_gate": (gate * chosen).sum() / jnp.maximum(chosen.sum(), 1),
+    }
+
+
+def at_depth(config: Config, num_recursions: int) -> Config:
+    """Returns the config of a model that stops after `num_recursions`.
+
+    Raises:
+      ValueError: if there are more recursions than capacities.
+    """
+    if num_recursions > config.num_recursions:
+        raise ValueError(
+            f"depth {num_recursions}: expert_choice has capacities and routers for "
+            f"{config.num_recursions} recursions; take at most {config.num_recursions}"
+        )
+    return dataclasses.replace(
+        config, num_recursions=num_recursions, capacity=config.capacity[:num_recursions]
+    )
+
+
+def at_step(config: Config, step: int) -> Config:
+    """Returns the config of a training step: without warm-up once it is over."""
+    if step < config.capacity_warmup_steps:
+        return config
+    return dataclasses.replace(config, capacity_warmup_steps=0)
+
+
+def is_causal(config: Config, mode: Mode) -> bool:
+    """Returns whether no token looks ahead: in causal mode, or where all tokens are kept."""
+    return mode == "causal" or all(capacity == 1 for capacity in config.capacity)
+
+
+def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
+    """Returns what each recursion processes in the modes that keep the best tokens."""
+    kept = counts(config, seq_len)
+    scored = (seq_len, *kept[:-1])
+    if not kv.reads_first:
+        return [Pass(k, k, False, s) for k, s in zip(kept, scored, strict=True)]
+    later = [Pass(k, seq_len, True, s) for k, s in zip(kept[1:], scored[1:], strict=True)]
+    return [Pass(seq_len, seq_len, False, seq_len), *later]
+
+
+def score_flops(config: Config, embed_dim: int) -> int:
+    """Returns the forward FLOPs of scoring one token in one recursion."""
+    return routing.flops(config.router, embed_dim)

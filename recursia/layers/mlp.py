@@ -1,0 +1,15 @@
+"""Position-wise feed-forward networks."""
+
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from recursia.layers.linear import dot
+
+
+def swiglu(weights: dict[str, Any], x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Returns `(silu(x gate) * (x up)) down` (Shazeer 2020, arXiv 2002.05202)."""
+    gate = dot(x, weights["gate"], "btd,df->btf")
+    up = dot(x, weights["up"], "btd,df->btf")
+    return dot(jax.nn.silu(gate) * up, weights["down"], "btf,fd->btd")

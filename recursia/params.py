@@ -1,0 +1,89 @@
+"""Parameters, declared once: every tree of arrays starts as a tree of `Spec`."""
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Leaf = Any  # a Spec, an array, a sharding or a mask, as the tree goes through its life
+Initializer = Callable[[Array, tuple[int, ...], Any], Array]
+
+ones = jax.nn.initializers.ones
+
+
+def normal(std: float) -> Initializer:
+    """Returns an initializer of independent normal entries with standard deviation `std`."""
+    return jax.nn.initializers.normal(std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One parameter before it exists.
+
+    Attributes:
+      shape: lengths of its axes.
+      axes: the logical name of each axis, None for one that is never sharded.
+      init: draws it from a key, a shape and a dtype.
+      is_decayed: whether weight decay applies (not to norms and biases).
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Initializer
+    is_decayed: bool = True
+
+    def __post_init__(self):
+        if len(self.shape) != len(self.axes):
+            raise ValueError(
+                f"Spec: shape {self.shape} has {len(self.shape)} axes, names {self.axes} have "
+                f"{len(self.axes)}."
+            )
+
+    def stack(self, sizes: tuple[int, ...], names: tuple[str | None, ...]) -> "Spec":
+        """Returns the spec of `sizes` independent copies, along new leading axes."""
+        if not sizes:
+            return self
+
+        def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            keys = jax.random.split(key, math.prod(sizes))
+            copies = jax.vmap(lambda k: self.init(k, self.shape, dtype))(keys)
+            return copies.reshape(shape)
+
+        return dataclasses.replace(
+            self, shape=sizes + self.shape, axes=names + self.axes, init=init
+        )
+
+
+def stack(tree: Any, sizes: tuple[int, ...], names: tuple[str | None, ...]) -> Any:
+    """Stacks every `Spec` of a tree; see `Spec.stack`."""
+    return jax.tree.map(lambda spec: spec.stack(sizes, names), tree)
+
+
+def init(specs: Any, key: Array) -> Any:
+    """Returns float32 parameters; a parameter's key depends on its path alone."""
+
+    def draw(path: tuple[Any, ...], spec: Spec) -> Array:
+        name = zlib.crc32(jax.tree_util.keystr(path).encode())
+        return spec.init(jax.random.fold_in(key, name), spec.shape, jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, specs)
+
+
+def abstract(specs: Any) -> Any:
+    """Returns the shapes and dtypes of `init(specs, ...)` without drawing anything."""
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
+
+
+def count(specs: Any) -> int:
+    """Returns the number of unique parameters."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))
+
+
+def at(tree: Any, index: Any) -> Any:
+    """Returns entry `index` of every leaf's leading axis."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
