@@ -1,0 +1,1 @@
+"""Shipped configurations: one file per published system, its sizes as presets."""

@@ -1,0 +1,87 @@
+"""What the shipped configurations have in common: shapes, data and recipes by size."""
+
+from ml_collections import ConfigDict
+
+# SmolLM's public shapes for 135m, 360m and 1.7b; 730m from the sizes that Mixture-of-Recursions
+# (Bae et al. 2025, arXiv 2507.10524) reports. `num_layers` is the effective depth.
+SHAPES = {
+    "demo": dict(num_layers=8, embed_dim=192, num_heads=6, num_kv_heads=2, mlp_dim=512),
+    "tiny": dict(num_layers=8, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=192),
+    "135m": dict(num_layers=30, embed_dim=576, num_heads=9, num_kv_heads=3, mlp_dim=1536),
+    "360m": dict(num_layers=32, embed_dim=960, num_heads=15, num_kv_heads=5, mlp_dim=2560),
+    "730m": dict(num_layers=26, embed_dim=1536, num_heads=24, num_kv_heads=8, mlp_dim=4096),
+    "1.7b": dict(num_layers=24, embed_dim=2048, num_heads=32, num_kv_heads=32, mlp_dim=8192),
+}
+# Layers that three recursions divide between an unshared first and last. The authors' code drops
+# layers that are left over, and these depths have the unique parameters that the paper reports.
+MIDDLE_THREE = {"135m": 29, "1.7b": 23}
+
+
+def get_config(preset: str, num_steps: int) -> ConfigDict:
+    """Returns a vanilla Llama of one size with the recipe that goes with it.
+
+    Args:
+      preset: a key of SHAPES.
+      num_steps: updates of the published run; the small presets have their own.
+
+    Raises:
+      ValueError: for a preset that is not there.
+    """
+    if preset not in SHAPES:
+        raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
+    shape = dict(SHAPES[preset])
+    config = ConfigDict()
+    config.model = dict(
+        num_layers=shape.pop("num_layers"),
+        block=dict(kind="llama", head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
+        depth=dict(kind="fixed", num_recursions=1),
+        sharing="none",
+        kv=dict(kv_sharing="own"),
+    )
+    small = {"demo": demo, "tiny": tiny}
+    (small[preset] if preset in small else published)(config, num_steps)
+    return config
+
+
+def published(config: ConfigDict, num_steps: int) -> None:
+    """The recipe of the released 360m runs; the other sizes take it over.
+
+    Global batch 1024 x 2048 tokens, AdamW, warm-up of 0.6 %, linear decay over the last 20 %.
+    """
+    config.model.update(vocab_size=49152, dtype="bfloat16", remat="block")
+    config.data = dict(path=("data/fineweb-edu",))
+    config.train = dict(num_steps=num_steps, batch_size=1024, seq_len=2048)
+    config.optimizer = dict(learning_rate=3e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0)
+    config.schedule = dict(kind="wsd", warmup_steps=round(0.006 * num_steps), decay_fraction=0.2)
+    config.checkpoint = dict(every_steps=500, keep=3)
+    config.eval = dict(every_steps=500, num_batches=16)
+    config.mesh = dict(data=1, fsdp=-1)
+
+
+def tiny(config: ConfigDict, num_steps: int) -> None:
+    """About a minute on two cores, from the bundled text, byte by byte."""
+    _bundled(config, "byte")
+    config.train = dict(num_steps=300, batch_size=8, seq_len=128)
+    config.optimizer = dict(learning_rate=3e-3)
+    config.schedule = dict(kind="wsd", warmup_steps=20)
+    config.checkpoint = dict(every_steps=100)
+    config.eval = dict(every_steps=100, num_batches=8, prompts=("The ",), sample_tokens=48)
+    config.log = dict(every_steps=10)
+
+
+def demo(config: ConfigDict, num_steps: int) -> None:
+    """About four minutes on two cores, from the bundled text."""
+    _bundled(config, "bpe:1024")
+    config.train = dict(num_steps=700, batch_size=16, seq_len=128)
+    config.optimizer = dict(learning_rate=4e-3)
+    config.schedule = dict(kind="wsd", warmup_steps=40, decay_fraction=0.3)
+    config.checkpoint = dict(every_steps=100)
+    prompts = ("It was a ", '"My dear ', "She looked at ")
+    config.eval = dict(every_steps=100, num_batches=8, prompts=prompts, sample_tokens=64)
+    config.log = dict(every_steps=10)
+
+
+def _bundled(config: ConfigDict, tokenizer: str) -> None:
+    config.data = dict(
+        text=("bundled:train",), validation_text=("bundled:validation",), tokenizer=tokenizer
+    )

@@ -1,0 +1,19 @@
+r"""Recursive Transformer: three recursions of shared middle layers, every token takes all.
+
+  recursia train --config=recursive:tiny --workdir=runs/recursive_tiny    # a minute on 2 cores
+  recursia train --config=recursive:360m --workdir=runs/recursive_360m --config.data.path=DIR
+
+Bae et al. 2024, arXiv 2410.20672; sharing "middle_cycle", sizes and recipe as the baseline of
+Mixture-of-Recursions (Bae et al. 2025, arXiv 2507.10524): 9,438 steps of 2.1 M tokens.
+"""
+
+from ml_collections import ConfigDict
+from recursia.configs import base
+
+
+def get_config(preset: str) -> ConfigDict:
+    config = base.get_config(preset, num_steps=9438)
+    config.model.depth.num_recursions = 3
+    config.model.sharing = "middle_cycle"
+    config.model.num_layers = base.MIDDLE_THREE.get(preset, config.model.num_layers)
+    return config.lock()

@@ -1,0 +1,15 @@
+r"""Llama with its own weights in every layer: what recursive models are compared with.
+
+  recursia train --config=vanilla:tiny --workdir=runs/vanilla_tiny        # a minute on 2 cores
+  recursia train --config=vanilla:360m --workdir=runs/vanilla_360m --config.data.path=DIR
+
+Touvron et al. 2023, arXiv 2302.13971; sizes and recipe of the baseline of Mixture-of-Recursions
+(Bae et al. 2025, arXiv 2507.10524): 9,438 steps of 2.1 M tokens.
+"""
+
+from ml_collections import ConfigDict
+from recursia.configs import base
+
+
+def get_config(preset: str) -> ConfigDict:
+    return base.get_config(preset, num_steps=9438).lock()

@@ -1,0 +1,278 @@
+"""Every setting of a run and its default; a preset says where it differs, nothing else does."""
+
+import dataclasses
+import importlib
+from typing import Any, Literal
+
+from recursia import kv as kv_source
+from recursia import model, sharding
+from recursia.layers import embedding
+from recursia.sharing import grid
+from recursia.sharing.core import Remat
+
+
+def _at_least(least: float, settings: Any, *names: str) -> None:
+    for name in names:
+        if (value := getattr(settings, name)) < least:
+            raise ValueError(f"{name}: got {value}, takes at least {least}")
+
+
+def _fraction(settings: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= (value := getattr(settings, name)) <= 1:
+            raise ValueError(f"{name}: got {value}, takes a fraction from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The model, as a point on the axes block, sharing, depth, kv.
+
+    Attributes:
+      num_layers: effective depth: block applications of a token that takes every recursion.
+      block: what one step does; `kind` names a module of `recursia.blocks`.
+      depth: how often each token goes round; `kind` names a module of `recursia.depth`.
+      sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
+      varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
+        "recursion", "recursion+block", "one", groups such as "block/2", or a table.
+      kv: whose keys and values a step reads.
+      embed: embedding and head.
+      vocab_size: rows of the embedding; 0 takes the tokenizer's.
+      dtype: compute dtype; parameters and optimizer are float32.
+      remat: what the backward pass computes again: nothing, each block, or each recursion.
+    """
+
+    num_layers: int
+    block: Any
+    depth: Any
+    sharing: grid.Pattern = "none"
+    varies: tuple[tuple[str, str | grid.Table], ...] = ()
+    kv: kv_source.Config = dataclasses.field(default_factory=kv_source.Config)
+    embed: embedding.Config = dataclasses.field(default_factory=embedding.Config)
+    vocab_size: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        _at_least(1, self, "num_layers")
+        _at_least(0, self, "vocab_size")
+        self.build(max(self.vocab_size, 1))  # refuses what cannot be combined
+
+    def build(self, vocab_size: int) -> model.Config:
+        """Returns the model with so many rows in its embedding.
+
+        Raises:
+          ValueError: for a depth that does not divide, or parts that cannot be combined.
+        """
+        block, depth = model.module(self.block), model.module(self.depth)
+        plan = grid.plan(
+            self.num_layers,
+            self.depth.num_recursions,
+            self.sharing,
+            self.varies,
+            block.SLOTS,
+            depth.SLOTS,
+        )
+        depth.check(self.depth, plan)
+        return model.Config(
+            vocab_size, self.block, self.depth, plan, self.kv, self.embed, self.dtype, self.remat
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What the model reads.
+
+    Attributes:
+      path: directories written by `recursia data prepare`, mixed by `weights`; `text` is then
+        not read.
+      weights: relative number of rows drawn from each path; empty draws alike.
+      text: files to prepare inside the workdir when there is no `path`; "bundled:train" is the
+        bundled corpus.
+      validation_text: files of the validation split; empty sets documents of `text` aside.
+      validation_fraction: of the documents of `text`, where no validation files are given.
+      tokenizer: for `text`: "byte", "bpe:SIZE", a tokenizer.json, or a folder with GPT-2's files.
+      cross_document_attention: whether tokens see earlier documents of their row.
+      on_error: "stop" at a broken line, or "skip" it.
+      seed: of the order of rows.
+    """
+
+    path: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    text: tuple[str, ...] = ()
+    validation_text: tuple[str, ...] = ()
+    validation_fraction: float = 0.05
+    tokenizer: str = "byte"
+    cross_document_attention: bool = True
+    on_error: Literal["stop", "skip"] = "stop"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not self.path and not self.text:
+            raise ValueError("path: no data; give folders as data.path, or text files as data.text")
+        if self.weights and len(self.weights) != len(self.path):
+            raise ValueError(f"weights: got {len(self.weights)} for {len(self.path)} paths")
+        if any(weight <= 0 for weight in self.weights):
+            raise ValueError(f"weights: got {self.weights}, takes numbers above 0")
+        _fraction(self, "validation_fraction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) after clipping by the global norm.
+
+    Attributes:
+      learning_rate: at its peak.
+      b1: decay of the mean of gradients.
+      b2: decay of the mean of their squares.
+      eps: added to the root.
+      weight_decay: of matrices and embeddings, times the learning rate; norms have none.
+      clip_norm: largest global norm of the gradient; 0 does not clip.
+    """
+
+    learning_rate: float = 3e-3
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        _at_least(0, self, "learning_rate", "eps", "weight_decay", "clip_norm")
+        _fraction(self, "b1", "b2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate over training, as a factor of its peak.
+
+    Attributes:
+      kind: after the warm-up, "constant", "cosine", or "wsd": stable, then a linear decay.
+      warmup_steps: steps of the linear warm-up from 0.
+      decay_fraction: of all steps, the length of the decay of "wsd".
+      final_fraction: of the peak, what is left at the end.
+    """
+
+    kind: Literal["constant", "cosine", "wsd"] = "wsd"
+    warmup_steps: int = 0
+    decay_fraction: float = 0.2
+    final_fraction: float = 0.0
+
+    def __post_init__(self):
+        _at_least(0, self, "warmup_steps")
+        _fraction(self, "decay_fraction", "final_fraction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The length and size of training.
+
+    Attributes:
+      num_steps: updates of the parameters.
+      batch_size: sequences of an update, over all devices.
+      seq_len: tokens of a sequence.
+      num_microbatches: parts of a batch whose gradients are summed one after the other.
+      loss_chunk: tokens of each sequence whose logits exist at a time.
+      seed: of the parameters.
+    """
+
+    num_steps: int
+    batch_size: int
+    seq_len: int
+    num_microbatches: int = 1
+    loss_chunk: int = 128
+    seed: int = 0
+
+    def __post_init__(self):
+        _at_least(1, self, "num_steps", "batch_size", "seq_len", "num_microbatches", "loss_chunk")
+        if self.batch_size % self.num_microbatches:
+            raise ValueError(
+                f"num_microbatches: {self.num_microbatches} parts do not divide batch_size "
+                f"{self.batch_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved, besides at the end and when the run is told to stop.
+
+    Attributes:
+      every_steps: steps between saves; 0 saves only then.
+      keep: how many of the latest saves stay.
+    """
+
+    every_steps: int = 1000
+    keep: int = 3
+
+    def __post_init__(self):
+        _at_least(0, self, "every_steps")
+        _at_least(1, self, "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Validation and samples during training.
+
+    Attributes:
+      every_steps: steps between validations; 0 validates at the end only.
+      num_batches: batches of the validation split that are read; 0 reads all.
+      prompts: beginnings that samples continue; none draws no samples.
+      sample_tokens: tokens of a sample.
+      temperature: of samples; 0 takes the likeliest token.
+    """
+
+    every_steps: int = 1000
+    num_batches: int = 0
+    prompts: tuple[str, ...] = ()
+    sample_tokens: int = 64
+    temperature: float = 0.8
+
+    def __post_init__(self):
+        _at_least(0, self, "every_steps", "num_batches", "temperature")
+        _at_least(1, self, "sample_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """What is written while training.
+
+    Attributes:
+      every_steps: steps between rows of metrics.jsonl.
+      tensorboard: whether the same numbers go to TensorBoard files.
+    """
+
+    every_steps: int = 10
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        _at_least(1, self, "every_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A whole configuration; one attribute a section."""
+
+    model: Model
+    data: Data
+    train: Train
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    mesh: sharding.Config = dataclasses.field(default_factory=sharding.Config)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+    log: Log = dataclasses.field(default_factory=Log)
+
+
+KINDS = {"block": "recursia.blocks", "depth": "recursia.depth"}  # fields that name a module
+
+
+def kind(config: Any) -> str:
+    """Returns the name of the module that a block's or depth policy's config belongs to."""
+    return type(config).__module__.rpartition(".")[2]
+
+
+def kind_config(package: str, name: str) -> type | None:
+    """Returns the `Config` of a module, or None if there is no such block or policy."""
+    try:
+        return getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
+    except ModuleNotFoundError:
+        return None
