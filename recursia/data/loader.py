@@ -1,0 +1,182 @@
+"""Training batches as a pure function of the data, the seed and the step, read through grain."""
+
+import sys
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from recursia.data.packing import Reader, canonical_hash
+from recursia.data.tokenizer import Tokenizer
+from recursia.data.windows import Windows
+from recursia.errors import ConfigError, DataError
+
+Batch = dict[str, np.ndarray]
+_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches ahead, not rows
+
+
+class Loader:
+    """Shuffled, mixed, endless batches of one split.
+
+    Each directory's rows are shuffled anew in every epoch and repeated without end; several
+    directories are mixed by weight. Step `s` holds rows `s * batch_size` and on of that order,
+    which knows nothing of processes: process `p` of `P` reads the p-th of P equal parts of them.
+
+    Attributes:
+      fingerprint: sha256, in hex, of all that determines the batches but the process.
+      vocab_size: ids of the tokenizer.
+      tokenizer: of the first directory; all must have the same.
+    """
+
+    def __init__(
+        self,
+        directories: tuple[str, ...],
+        weights: tuple[float, ...],
+        split: str,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        cross_document_attention: bool,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Opens the directories.
+
+        Args:
+          directories: prepared folders, at least one.
+          weights: share of the rows from each directory, in any unit, above 0.
+          split: "train" or "validation".
+          seq_len: targets in a row, tokens.
+          batch_size: rows in a step over all processes, a multiple of `process_count`.
+          seed: of the shuffling, 0 or more.
+          cross_document_attention: whether a row counts as one document: segments all 1,
+            positions 0 to T-1.
+          process_index: which part of each batch this process reads.
+          process_count: the number of parts.
+
+        Raises:
+          ConfigError: if a number is out of range or the counts do not match.
+          DataError: if a directory cannot be read or their tokenizers differ.
+        """
+        _check(directories, weights, batch_size, seed, process_index, process_count)
+        windows = [Windows(path, split, seq_len) for path in directories]
+        readers = [rows.reader for rows in windows]
+        _check_tokenizers(readers)
+        self._rows = _mix(windows, weights, seed)
+        self._batch_size = batch_size
+        self._part = (process_index, batch_size // process_count)
+        self._cross_document_attention = cross_document_attention
+        self._reader = readers[0]
+        self.vocab_size = readers[0].vocab_size
+        determining = {
+            "directories": [reader.fingerprint for reader in readers],
+            "weights": [weight / sum(weights) for weight in weights],
+        } | {"split": split, "seq_len": seq_len, "seed": seed, "batch_size": batch_size}
+        self.fingerprint = canonical_hash(determining)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the data."""
+        return self._reader.tokenizer
+
+    def batch(self, step: int) -> Batch:
+        """Returns this process's part of step `step`, counted from 0: arrays [B T] by name.
+
+        The keys are those of a row of `Windows`.
+        """
+        index, size = self._part
+        first = step * self._batch_size + index * size
+        rows = [self._rows[i] for i in range(first, first + size)]
+        return _stack(rows, self._cross_document_attention)
+
+    def iterate(self, start_step: int) -> Iterator[Batch]:
+        """Yields `batch(start_step)`, `batch(start_step + 1)`, ... read ahead in the background.
+
+        Closing the generator, or dropping it, ends the reading.
+        """
+        steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch)
+        batches = iter(steps.to_iter_dataset(_READ))
+        try:
+            yield from batches
+        finally:
+            batches.close()
+
+
+def evaluation_batches(
+    windows: Windows, batch_size: int, cross_document_attention: bool, limit: int | None
+) -> Iterator[Batch]:
+    """Yields the rows of `windows` in order, `batch_size` at a time.
+
+    Args:
+      windows: the rows; opened with `keep_tail=True` they cover every target.
+      batch_size: rows in a batch. The last batch is filled up with rows of weight 0.
+      cross_document_attention: whether a row counts as one document.
+      limit: batches at most; None for all.
+    """
+    stop = len(windows) if limit is None else min(len(windows), limit * batch_size)
+    for first in range(0, stop, batch_size):
+        rows = [windows[i] for i in range(first, min(first + batch_size, stop))]
+        rows += [_empty(rows[0], windows.reader.end_of_text)] * (batch_size - len(rows))
+        yield _stack(rows, cross_document_attention)
+
+
+def _mix(windows: list[Windows], weights: tuple[float, ...], seed: int) -> grain.MapDataset:
+    # grain adds the epoch to the seed, so neighbouring seeds would repeat each other's orders.
+    seeds = np.random.SeedSequence(seed).generate_state(len(windows))
+    rows = [
+        grain.MapDataset.source(source).seed(int(own)).shuffle().repeat(None)
+        for source, own in zip(windows, seeds, strict=True)
+    ]
+    return rows[0] if len(rows) == 1 else grain.MapDataset.mix(rows, weights=weights)
+
+
+def _stack(rows: list[Batch], cross_document_attention: bool) -> Batch:
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    if cross_document_attention:
+        arange = np.arange(batch["tokens"].shape[1], dtype=np.int32)
+        batch["segment_ids"] = np.ones_like(batch["segment_ids"])
+        batch["positions"] = np.broadcast_to(arange, batch["positions"].shape).copy()
+    return batch
+
+
+def _empty(row: Batch, end_of_text: int) -> Batch:
+    """Returns a row of nothing but padding."""
+    empty = {key: np.zeros_like(value) for key, value in row.items()}
+    return empty | {key: np.full_like(row[key], end_of_text) for key in ("tokens", "targets")}
+
+
+def _check_tokenizers(readers: list[Reader]) -> None:
+    first = readers[0]
+    for reader in readers[1:]:
+        if reader.tokenizer_fingerprint != first.tokenizer_fingerprint:
+            raise DataError(
+                f"{reader.directory}: its tokenizer is {reader.tokenizer_fingerprint[:12]} "
+                f"but {first.directory} has {first.tokenizer_fingerprint[:12]}; "
+                "prepare both with the same tokenizer."
+            )
+
+
+def _check(
+    directories: tuple[str, ...],
+    weights: tuple[float, ...],
+    batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+) -> None:
+    if not directories or len(directories) != len(weights):
+        raise ConfigError(
+            f"Loader: {len(directories)} directories but {len(weights)} weights; "
+            "give one weight for each of at least 1 directory."
+        )
+    if not all(0 < weight < float("inf") for weight in weights):
+        raise ConfigError(f"Loader: weights {weights} must be above 0; leave out what is not.")
+    if not 0 <= process_index < process_count:
+        raise ConfigError(f"Loader: process {process_index} is not among the {process_count}.")
+    if batch_size < 1 or batch_size % process_count:
+        raise ConfigError(
+            f"Loader: batch_size {batch_size} is not a multiple of the {process_count} processes; "
+            "change one of them."
+        )
+    if seed < 0:
+        raise ConfigError(f"Loader: seed {seed} must be 0 or more; choose another.")

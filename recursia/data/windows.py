@@ -1,0 +1,84 @@
+"""Rows of a fixed length out of a prepared folder, with segments, positions and weights."""
+
+import numpy as np
+
+from recursia.data.packing import Reader
+from recursia.errors import ConfigError, DataError
+
+
+class Windows:
+    """Rows of `seq_len` targets cut one after the other from a split, by number.
+
+    Row `i` is a dict of arrays [T]: `tokens` and `targets` (int32; the targets are the tokens one
+    on), `segment_ids` (int32; which document of the row, from 1), `positions` (int32; from 0 at
+    the row's start and at each document's start) and `weights` (float32; 1 for a target, 0 for
+    padding, where the ids are the end of text and the segment is 0). An end of text belongs to
+    the document it ends. Every token of the split but the first is a target exactly once.
+    """
+
+    def __init__(self, directory: str, split: str, seq_len: int, *, keep_tail: bool = False):
+        """Opens a split.
+
+        Args:
+          directory: a prepared folder.
+          split: "train" or "validation".
+          seq_len: targets in a row, tokens, at least 1.
+          keep_tail: whether targets too few for a row make a last, padded one (for evaluation) or
+            are dropped (for training).
+
+        Raises:
+          ConfigError: if `seq_len` is below 1.
+          DataError: if the data is missing or damaged, or too little for one row.
+        """
+        if seq_len < 1:
+            raise ConfigError(f"seq_len is {seq_len} but must be at least 1 token; raise it.")
+        self.reader = Reader(directory)
+        self.seq_len = seq_len
+        self._tokens, self._documents = self.reader.tokens(split), self.reader.documents(split)
+        self._bounds = np.cumsum([0] + [len(shard) for shard in self._tokens])
+        total, needed = int(self._bounds[-1]), 2 if keep_tail else seq_len + 1
+        if total < needed:
+            raise DataError(
+                f"{directory}: {split} has {total} tokens but one row of seq_len {seq_len} needs "
+                f"{needed}; lower seq_len or prepare more text."
+            )
+        self._targets = total - 1
+        self._len = -(-self._targets // seq_len) if keep_tail else self._targets // seq_len
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        if not 0 <= i < self._len:
+            raise IndexError(f"Windows: row {i} is not among the {self._len}.")
+        start, length = int(i) * self.seq_len, self.seq_len
+        count = min(length, self._targets - start)  # fewer than length in a kept tail only
+        tokens, begins = self._read(start, start + count + 1)
+        arange = np.arange(length, dtype=np.int32)
+        is_first = np.zeros(length, np.int32)
+        is_first[begins[(begins > 0) & (begins < count)]] = 1
+        begun = np.maximum.accumulate(arange * is_first)
+        real = arange < count
+        end = self.reader.end_of_text
+        pad = lambda ids: np.pad(ids, (0, length - count), constant_values=end)
+        return {
+            "tokens": pad(tokens[:-1]),
+            "targets": pad(tokens[1:]),
+            "segment_ids": np.where(real, 1 + np.cumsum(is_first, dtype=np.int32), 0),
+            "positions": np.where(real, arange - begun, 0),
+            "weights": real.astype(np.float32),
+        }
+
+    def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns tokens [start, stop) and where in them documents start."""
+        first = int(np.searchsorted(self._bounds, start, side="right")) - 1
+        last = int(np.searchsorted(self._bounds, stop, side="left"))
+        tokens, begins = [], []
+        for shard in range(first, last):
+            base = int(self._bounds[shard])
+            low, high = max(start - base, 0), min(stop - base, len(self._tokens[shard]))
+            tokens.append(self._tokens[shard][low:high].astype(np.int32))
+            documents = self._documents[shard]
+            a, b = np.searchsorted(documents, np.array([low, high], np.int64))
+            begins.append(np.asarray(documents[a:b]) + (base - start))
+        return np.concatenate(tokens), np.concatenate(begins)
