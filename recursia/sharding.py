@@ -71,15 +71,14 @@ def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
     """
 
     def place(path: tuple[Any, ...], spec: Spec) -> NamedSharding:
-        split = partition(spec.axes, rules)
-        for size, name, axes in zip(spec.shape, spec.axes, split, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in axes or ())
+        for size, name in zip(spec.shape, spec.axes, strict=True):
+            ways = math.prod(mesh.shape[axis] for axis in dict(rules).get(name, ()))
             if size % ways:
                 raise ConfigError(
                     f"config.mesh: {name} of {jax.tree_util.keystr(path)} is {size} wide, which "
                     f"{ways} devices do not divide; change config.mesh or the width"
                 )
-        return NamedSharding(mesh, split)
+        return NamedSharding(mesh, partition(spec.axes, rules))
 
     return jax.tree_util.tree_map_with_path(place, specs)
 

@@ -1,0 +1,194 @@
+"""The training step: one program over a mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from recursia import model, params, settings, sharding
+from recursia.layers import embedding
+from recursia.train import losses, optimizer
+
+Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
+
+
+@struct.dataclass
+class State:
+    """What training carries from step to step, and a checkpoint holds."""
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Everything about a run that its steps need: built once, then pure functions.
+
+    Attributes:
+      run: the settings.
+      model: the model, at full depth and capacity.
+      mesh: the devices.
+    """
+
+    run: settings.Run
+    model: model.Config
+    mesh: Mesh
+
+    @functools.cached_property
+    def specs(self) -> Any:
+        """The parameters, as specs."""
+        return model.specs(self.model)
+
+    @functools.cached_property
+    def factor(self) -> optax.Schedule:
+        """The learning rate's factor by step."""
+        return optimizer.schedule(self.run.schedule, self.run.train.num_steps)
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Clipping and AdamW."""
+        return optimizer.make(self.run.optimizer, self.factor, self.specs)
+
+    @functools.cached_property
+    def batch_sharding(self) -> NamedSharding:
+        """Rows of a batch over all devices that split it."""
+        split = sharding.partition(("batch", None), self.run.mesh.rules)
+        return NamedSharding(self.mesh, split)
+
+    @functools.cached_property
+    def state_shardings(self) -> State:
+        """Where each part of the state lies: moments lie with their parameters."""
+        where = sharding.shardings(self.specs, self.mesh, self.run.mesh.rules)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        moments = jax.eval_shape(self.optimizer.init, params.abstract(self.specs))
+        moments = optax.tree.map_params(
+            self.optimizer,
+            lambda _, place: place,
+            moments,
+            where,
+            transform_non_params=lambda _: everywhere,
+        )
+        return State(everywhere, where, moments)
+
+    def init(self) -> State:
+        """Returns the state before the first step, already where it belongs."""
+
+        def start(key: Array) -> State:
+            weights = params.init(self.specs, key)
+            return State(jnp.zeros((), jnp.int32), weights, self.optimizer.init(weights))
+
+        key = jax.random.key(self.run.train.seed)
+        return jax.jit(start, out_shardings=self.state_shardings)(key)
+
+    def abstract(self) -> State:
+        """Returns the shapes, dtypes and places of `init()` without making anything."""
+        shapes = jax.eval_shape(self.init)
+        place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        return jax.tree.map(place, shapes, self.state_shardings)
+
+    def put(self, batch: dict[str, Any]) -> Batch:
+        """Returns this process's rows of a batch as one array over the mesh."""
+        make = jax.make_array_from_process_local_data
+        return {name: make(self.batch_sharding, rows) for name, rows in batch.items()}
+
+    def step_function(self, step: int) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
+        """Returns the compiled `state, metrics = f(state, batch)` of a step; the state is donated.
+
+        Steps whose model is the same share one program.
+        """
+        return self._compiled(model.at_step(self.model, step))
+
+    @functools.lru_cache  # noqa: B019 - lives as long as the run
+    def _compiled(self, config: model.Config) -> Callable:
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        jitted = jax.jit(
+            functools.partial(train_step, self, config),
+            in_shardings=(self.state_shardings, self.batch_sharding),
+            out_shardings=(self.state_shardings, everywhere),
+            donate_argnums=0,
+        )
+
+        def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+            with jax.set_mesh(self.mesh):
+                return jitted(state, batch)
+
+        return run
+
+
+def train_step(
+    trainer: Trainer, config: model.Config, state: State, batch: Batch
+) -> tuple[State, dict[str, Array]]:
+    """Returns the state after one update, and what was measured before it."""
+    total = jnp.maximum(batch["weights"].sum(), 1.0)
+    count = trainer.run.train.num_microbatches
+    grad = jax.value_and_grad(functools.partial(loss_fn, trainer.run, config), has_aux=True)
+    if count == 1:
+        (_, metrics), grads = grad(state.params, batch, total, state.step, 1)
+    else:
+        # Rows are dealt out in turn, so that each device's rows stay on it.
+        deal = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+        def add(grads: Any, part: Batch) -> tuple[Any, dict[str, Array]]:
+            (_, metrics), more = grad(state.params, part, total, state.step, count)
+            return jax.tree.map(jnp.add, grads, more), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        grads, metrics = jax.lax.scan(add, zeros, jax.tree.map(deal, batch))
+        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
+    metrics |= {
+        "gradient_norm": optax.tree.norm(grads),
+        "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
+    }
+    weights = optax.apply_updates(state.params, updates)
+    return State(state.step + 1, weights, opt_state), metrics
+
+
+def loss_fn(
+    run: settings.Run,
+    config: model.Config,
+    weights: Any,
+    batch: Batch,
+    total: Float[Array, ""],
+    step: Int[Array, ""],
+    count: int,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Returns a microbatch's share of the loss, and its share of every metric.
+
+    Args:
+      run: the settings.
+      config: the model of this step.
+      weights: the parameters.
+      batch: rows of the microbatch.
+      total: sum of the token weights of the whole batch.
+      step: of training.
+      count: microbatches of the batch; terms that are no sum over tokens are averaged over them.
+    """
+    out = model.apply(
+        weights,
+        batch["tokens"],
+        config,
+        positions=batch["positions"],
+        segment_ids=batch["segment_ids"],
+        mode="train",
+        step=step,
+    )
+    head = embedding.head(weights["embed"])
+    chunk = run.train.loss_chunk
+    nats = losses.cross_entropy(out.hidden, head, batch["targets"], batch["weights"], chunk) / total
+    extra = {f"loss_{name}": value / count for name, value in out.aux.losses.items()}
+    metrics = {
+        "loss": nats,
+        "mean_depth": (out.aux.depth_used * batch["weights"]).sum() / total,
+        **extra,
+        **{name: value / count for name, value in out.aux.metrics.items()},
+    }
+    return nats + sum(extra.values()), metrics
