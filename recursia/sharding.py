@@ -58,6 +58,20 @@ def make_mesh(config: Config, devices: list[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def check_batch(rows: int, mesh: Mesh, config: Config) -> None:
+    """Checks that the rows computed at a time divide over the devices that split them.
+
+    Raises:
+      ConfigError: if they do not.
+    """
+    ways = math.prod(mesh.shape[axis] for axis in dict(config.rules).get("batch", ()))
+    if rows % ways:
+        raise ConfigError(
+            f"config.train.batch_size: {rows} sequences at a time do not divide over {ways} "
+            "devices; change batch_size, num_microbatches or config.mesh"
+        )
+
+
 def partition(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
     """Returns how an array with these logical axes is split."""
     return PartitionSpec(*(dict(rules).get(axis) if axis else None for axis in axes))

@@ -1,0 +1,7 @@
+"""`python -m recursia VERB`."""
+
+import sys
+
+from recursia.cli import main
+
+sys.exit(main())

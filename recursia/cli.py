@@ -1,0 +1,238 @@
+"""The command line: `recursia VERB`. Each verb reads its arguments and calls one function.
+
+Exit codes: 0 done, 1 a check failed, 2 wrong usage or configuration, 3 data, 4 diverged,
+5 checkpoint, 75 stopped after a save.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from recursia.errors import ConfigError, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code. A user's mistake is one line on standard error."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    rest, overrides = _split(arguments)
+    parser = _parser()
+    try:
+        options = parser.parse_args(rest)
+        if overrides and not hasattr(options, "config"):
+            raise ConfigError(f"{options.verb}: takes no --config; remove it")
+        options.overrides = overrides
+        _quiet()
+        return options.run(options) or 0
+    except UserError as error:
+        print(f"recursia: {error}", file=sys.stderr)
+        return error.exit_code
+    except SystemExit as error:  # argparse: --help, or a wrong option
+        return int(error.code or 0)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _split(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=v` and `--config.a.b v` out of the arguments, wherever they stand."""
+    rest, overrides = [], {}
+    items = iter(arguments)
+    for item in items:
+        if not item.startswith("--config."):
+            rest.append(item)
+            continue
+        name, equals, value = item.removeprefix("--config.").partition("=")
+        overrides[name] = value if equals else next(items, "")
+    return rest, overrides
+
+
+def _quiet() -> None:
+    """Keeps libraries' chatter off a user's terminal."""
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="Sharding info not provided")
+    if os.environ.get("JAX_PLATFORMS") is None and not os.path.exists("/dev/nvidia0"):
+        logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from recursia import config
+    from recursia.train import loop
+
+    run = config.load(options.config, options.overrides)
+    if options.dry_run:
+        from recursia import budget
+
+        print(budget.render(budget.compare({options.config: run}, "none")))
+        return
+    loop.train(run, options.workdir, options.overrides)
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from recursia.evaluate import report
+
+    result = report.evaluate(
+        options.workdir,
+        step=options.step,
+        text=options.text,
+        depths=options.depths,
+        modes=(options.mode,) if options.mode else (),
+        has_baselines=options.baselines,
+    )
+    print(json.dumps(result) if options.json else report.render(result))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from recursia.evaluate import report
+
+    for text in report.continue_prompts(
+        options.workdir,
+        step=options.step,
+        prompts=options.prompt,
+        num_tokens=options.num_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+    ):
+        print(text)
+
+
+def _budget(options: argparse.Namespace) -> None:
+    from recursia import budget, config
+
+    names = [options.config, *options.versus]
+    runs = {
+        name: config.load(name, options.overrides if not i else {}) for i, name in enumerate(names)
+    }
+    rows = budget.compare(runs, options.match)
+    if options.json:
+        versus = {row["name"]: row for row in rows[1:]}
+        print(json.dumps({**rows[0], "versus": versus}))
+    else:
+        print(budget.render(rows))
+
+
+def _parity(options: argparse.Namespace) -> int:
+    from recursia.evaluate import parity
+
+    results, code = {}, 0
+    for path in options.file:
+        try:
+            found = parity.check(path)
+            results[path] = {"ok": found.ok, **dataclasses.asdict(found)}
+        except UserError as error:
+            results[path] = {"ok": False, "error": str(error)}
+            code = error.exit_code
+        if not options.json:
+            print(_parity_line(path, results[path]))
+    if options.json:
+        print(json.dumps(results))
+    return code or int(not all(result["ok"] for result in results.values()))
+
+
+def _parity_line(path: str, result: dict) -> str:
+    if "error" in result:
+        return f"FAIL  {result['error']}"
+    return (
+        f"{'ok  ' if result['ok'] else 'FAIL'}  {path}: logits {result['logits_max_abs']:.1e}, "
+        f"losses {result['loss_max_abs']:.1e}, gradients {result['gradient_max_rel']:.1e}"
+        + ("" if result["is_routed_alike"] else ", other tokens routed")
+    )
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from recursia.data import prepare
+
+    fields = [field.name for field in dataclasses.fields(prepare.Options)]
+    chosen = prepare.Options(**{name: getattr(options, name) for name in fields})
+    manifest = prepare.prepare(tuple(options.input), options.output, **vars(chosen))
+    print(json.dumps(manifest["splits"], indent=2))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from recursia.data import prepare
+
+    print(json.dumps(prepare.inspect(options.directory), indent=2, ensure_ascii=False))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="recursia",
+        description="Pretrain language models whose depth is made by using the same weights again.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable, about: str, under=verbs) -> argparse.ArgumentParser:
+        command = under.add_parser(name, help=about, description=about, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    train = verb("train", _train, "Pretrain; the same command again resumes.")
+    _config_option(train)
+    train.add_argument("--workdir", type=pathlib.Path, required=True, help="the run's directory")
+    train.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")
+
+    evaluate = verb("eval", _eval, "Score a checkpoint on text: bits per byte, nats, recursions.")
+    _run_options(evaluate)
+    evaluate.add_argument("--text", help="a text or jsonl file; else the run's validation split")
+    evaluate.add_argument("--depths", type=_depths, default=(), help="recursions, such as 1,2,3")
+    evaluate.add_argument("--mode", choices=("eval", "causal"), help="default: both if they differ")
+    evaluate.add_argument("--baselines", action="store_true", help="beside n-grams, gzip and xz")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+    generate = verb("generate", _generate, "Continue prompts with a checkpoint, in causal mode.")
+    _run_options(generate)
+    generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
+    generate.add_argument("--num_tokens", type=int, default=128)
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token")
+    generate.add_argument("--seed", type=int, default=0)
+
+    budget = verb("budget", _budget, "Parameters, FLOPs, cache and memory, side by side.")
+    _config_option(budget)
+    budget.add_argument("--versus", type=_names, default=(), help="other configs, by commas")
+    budget.add_argument("--match", choices=("none", "flops"), default="none")
+    budget.add_argument("--json", action="store_true", help="print one JSON object")
+
+    parity = verb("parity", _parity, "Compare with what the authors' code computed.")
+    parity.add_argument("file", nargs="+", metavar="FILE.npz")
+    parity.add_argument("--json", action="store_true", help="print one JSON object")
+
+    data = verb("data", lambda _: None, "Prepare and look at data.")
+    data = data.add_subparsers(dest="data_verb", required=True, metavar="prepare|inspect")
+    _prepare_options(verb("prepare", _prepare, "Tokenise and pack text files.", data))
+    inspect = verb("inspect", _inspect, "Say what a prepared directory holds.", data)
+    inspect.add_argument("directory")
+    return parser
+
+
+def _prepare_options(parser: argparse.ArgumentParser) -> None:
+    from recursia.data.prepare import Options
+
+    parser.add_argument("--input", nargs="+", required=True, help=".txt, .jsonl; also .gz, .zst")
+    parser.add_argument("--output", required=True, help="a new directory")
+    for field in dataclasses.fields(Options):
+        how = {"nargs": "*"} if isinstance(field.default, tuple) else {"type": type(field.default)}
+        parser.add_argument(f"--{field.name}", default=field.default, **how)
+
+
+def _config_option(parser: argparse.ArgumentParser) -> None:
+    text = "FILE.py:PRESET or a shipped name such as mor:tiny; then --config.a.b=value"
+    parser.add_argument("--config", required=True, help=text)
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the run's directory")
+    parser.add_argument("--step", type=int, help="a checkpoint; else the latest")
+
+
+def _names(typed: str) -> tuple[str, ...]:
+    return tuple(name for name in typed.split(",") if name)
+
+
+def _depths(typed: str) -> tuple[int, ...]:
+    return tuple(int(depth) for depth in _names(typed))

@@ -1,0 +1,108 @@
+"""How well a model predicts text: nats per token, bits per byte, recursions used."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from recursia import model, sharding
+from recursia.depth.policy import Mode
+from recursia.errors import DataError
+from recursia.layers import embedding
+from recursia.train.losses import token_nats
+
+CHUNK = 128  # tokens of each sequence whose logits exist at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a model makes of a text.
+
+    Attributes:
+      nats_per_token: mean cross-entropy of the tokens.
+      bits_per_byte: the same information over the UTF-8 bytes that the tokens stand for.
+      tokens: predicted tokens.
+      mean_depth: recursions per token.
+      lens_nats_per_token: cross-entropy of the state after each recursion, read through the final
+        norm and the head (logit lens); empty where recursions are not walked in turn.
+    """
+
+    nats_per_token: float
+    bits_per_byte: float
+    tokens: int
+    mean_depth: float
+    lens_nats_per_token: tuple[float, ...]
+
+
+@functools.lru_cache(maxsize=32)
+def _sums(config: model.Config, mode: Mode, mesh: Mesh, rules: sharding.Rules):
+    """Returns a compiled function from parameters and a batch to sums over its tokens."""
+    rows = NamedSharding(mesh, sharding.partition(("batch", None), rules))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def sums(params: Any, token_bytes: Array, batch: dict[str, Array]) -> dict[str, Array]:
+        where = {name: batch[name] for name in ("positions", "segment_ids")}
+        out = model.apply(params, batch["tokens"], config, mode=mode, **where)
+        weights, head = batch["weights"], embedding.head(params["embed"])
+        nats = lambda x: (weights * token_nats(x, head, batch["targets"], CHUNK)).sum()
+        states = () if out.aux.states is None else out.aux.states
+        lens = [nats(model.normalise(params, state, config)) for state in states]
+        return {
+            "nats": nats(out.hidden),
+            "tokens": weights.sum(),
+            "bytes": (weights * token_bytes[batch["targets"]]).sum(),
+            "depth": (weights * out.aux.depth_used).sum(),
+            "lens": jnp.stack(lens) if lens else jnp.zeros(0),
+        }
+
+    return jax.jit(sums, in_shardings=(None, everywhere, rows), out_shardings=everywhere)
+
+
+def score(
+    params: Any,
+    config: model.Config,
+    batches: Iterable[dict[str, np.ndarray]],
+    token_bytes: np.ndarray,
+    *,
+    mode: Mode,
+    mesh: Mesh,
+    rules: sharding.Rules,
+) -> Score:
+    """Returns a model's score on batches of rows.
+
+    Args:
+      params: float32 parameters, wherever they lie.
+      config: the model.
+      batches: tokens, targets, positions, segment_ids and weights, each [B T].
+      token_bytes: UTF-8 bytes of each id, 0 for special ones.
+      mode: "eval" as published, "causal" as decoding decides.
+      mesh: devices over which the rows are split.
+      rules: how.
+
+    Raises:
+      DataError: if there is nothing to predict.
+    """
+    sums = _sums(config, mode, mesh, rules)
+    total: dict[str, Any] = {}
+    with jax.set_mesh(mesh):
+        for batch in batches:
+            part = jax.device_get(sums(params, token_bytes, batch))
+            wide = {name: value.astype(np.float64) for name, value in part.items()}
+            total = {name: total.get(name, 0.0) + value for name, value in wide.items()}
+    if not total or not total["tokens"]:
+        raise DataError("eval: the text has 0 tokens to predict; give a longer one")
+    tokens = total["tokens"]
+    return Score(
+        nats_per_token=float(total["nats"] / tokens),
+        bits_per_byte=float(total["nats"] / math.log(2) / max(total["bytes"], 1)),
+        tokens=int(tokens),
+        mean_depth=float(total["depth"] / tokens),
+        lens_nats_per_token=tuple(float(x) for x in total["lens"] / tokens),
+    )

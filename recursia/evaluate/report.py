@@ -1,0 +1,208 @@
+"""A trained run, loaded from its directory: scores at chosen depths, baselines, continuations."""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from recursia import model, settings, sharding
+from recursia.data import packing
+from recursia.data.loader import evaluation_batches
+from recursia.data.tokenizer import Tokenizer
+from recursia.data.windows import Windows
+from recursia.depth.policy import Mode
+from recursia.errors import ConfigError, DataError
+from recursia.evaluate import baselines, perplexity
+from recursia.generate import decode
+from recursia.train import workdir as directory
+from recursia.train.checkpoint import Checkpoints
+from recursia.train.step import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A checkpoint and what it takes to use it.
+
+    Attributes:
+      run: its settings, with the mesh of the devices here.
+      step: updates made.
+      trainer: the model and mesh.
+      params: float32 parameters.
+      tokenizer: of the data it was trained on.
+      paths: that data.
+    """
+
+    run: settings.Run
+    step: int
+    trainer: Trainer
+    params: Any
+    tokenizer: Tokenizer
+    paths: tuple[str, ...]
+
+
+def load(workdir: pathlib.Path, step: int | None) -> Trained:
+    """Returns a checkpoint of a run, laid over the devices that are here.
+
+    Args:
+      workdir: the run's directory.
+      step: updates made; None takes the latest checkpoint.
+
+    Raises:
+      ConfigError, CheckpointError: if it is no run's directory, or holds no such checkpoint.
+    """
+    run = directory.recorded(workdir)
+    paths = run.data.path or (str(workdir / "data"),)
+    readers = [packing.Reader(path) for path in paths]
+    checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep, is_read_only=True)
+    step = checkpoints.choose(step)
+    vocab = checkpoints.meta(step)["model"]["vocab_size"]
+    # Rows go wherever they divide; nothing else of the run's mesh matters here.
+    count = max(n for n in range(1, jax.device_count() + 1) if run.train.batch_size % n == 0)
+    run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, data=count, fsdp=1))
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:count])
+    trainer = Trainer(run, run.model.build(vocab), mesh)
+    params = checkpoints.restore(step, {"params": trainer.abstract().params})["params"]
+    checkpoints.close()
+    return Trained(run, step, trainer, params, readers[0].tokenizer, paths)
+
+
+def evaluate(
+    workdir: pathlib.Path,
+    *,
+    step: int | None,
+    text: str | None,
+    depths: tuple[int, ...],
+    modes: tuple[Mode, ...],
+    has_baselines: bool,
+) -> dict[str, Any]:
+    """Returns scores of a checkpoint, by depth and mode.
+
+    Args:
+      workdir: the run's directory.
+      step: updates made; None takes the latest.
+      text: a file to score; None reads the run's validation split.
+      depths: recursions to walk; none takes the trained depth.
+      modes: "eval", "causal"; none takes both where they differ.
+      has_baselines: whether n-gram models of the training split, gzip and xz are scored too.
+    """
+    trained = load(workdir, step)
+    run, config = trained.run, trained.trainer.model
+    if not modes:
+        modes = ("eval",) if model.is_causal(config, "eval") else ("eval", "causal")
+    with tempfile.TemporaryDirectory() as place:
+        paths = (_pack(text, trained.tokenizer, place),) if text else trained.paths
+        rows = []
+        for depth in depths or (config.grid.num_recursions,):
+            at_depth, params = _at_depth(config, trained.params, depth)
+            for mode in modes:
+                score = perplexity.score(
+                    params,
+                    at_depth,
+                    _batches(run, paths),
+                    trained.tokenizer.token_bytes(),
+                    mode=mode,
+                    mesh=trained.trainer.mesh,
+                    rules=run.mesh.rules,
+                )
+                rows.append({"depth": depth, "mode": mode, **dataclasses.asdict(score)})
+        main = next((r for r in rows if r["depth"] == config.grid.num_recursions), rows[0])
+        keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
+        result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
+        if has_baselines:
+            result["baselines"] = baselines.scores(trained.paths, paths, trained.tokenizer)
+    return result
+
+
+def _at_depth(config: model.Config, params: Any, depth: int) -> tuple[model.Config, Any]:
+    try:
+        return model.at_depth(config, params, depth)
+    except ValueError as error:
+        raise ConfigError(f"--depths: {error}") from None
+
+
+def _pack(text: str, tokenizer: Tokenizer, place: str) -> str:
+    """Returns a prepared directory that holds a text file as its validation split."""
+    from recursia.data import source
+
+    output = str(pathlib.Path(place) / "text")
+    with packing.Writer(output, tokenizer, 1 << 27) as writer:
+        count = 0
+        for document in source.documents(text, on_error="stop"):
+            writer.add("validation", tokenizer.encode(document), len(document.encode()))
+            count += 1
+        if not count:
+            raise DataError(f"{text}: holds 0 documents")
+        writer.finish({})
+    return output
+
+
+def _batches(run: settings.Run, paths: tuple[str, ...]) -> Iterator[Any]:
+    for path in paths:
+        yield from evaluation_batches(
+            Windows(path, "validation", run.train.seq_len, keep_tail=True),
+            run.train.batch_size,
+            run.data.cross_document_attention,
+            None,
+        )
+
+
+def render(result: dict[str, Any]) -> str:
+    """Returns the scores as a table."""
+    lines = [f"step {result['step']}, {result['tokens']:,} tokens", ""]
+    lines.append(f"{'':22} {'bits/byte':>10} {'nats/token':>11} {'recursions/token':>17}")
+    for row in result["table"]:
+        name = f"depth {row['depth']}, {row['mode']}"
+        lines.append(
+            f"{name:22} {row['bits_per_byte']:10.4f} {row['nats_per_token']:11.4f} "
+            f"{row['mean_depth']:17.3f}"
+        )
+    for name, bits in result.get("baselines", {}).items():
+        lines.append(f"{name:22} {bits:10.4f}")
+    return "\n".join(lines)
+
+
+def continue_prompts(
+    workdir: pathlib.Path,
+    *,
+    step: int | None,
+    prompts: list[str],
+    num_tokens: int,
+    temperature: float,
+    seed: int,
+) -> Iterator[str]:
+    """Yields each prompt with its continuation.
+
+    Args:
+      workdir: the run's directory.
+      step: updates made; None takes the latest.
+      prompts: beginnings.
+      num_tokens: tokens to add at most.
+      temperature: of the draws; 0 takes the likeliest token.
+      seed: of the draws.
+
+    Raises:
+      ConfigError: for an empty prompt, or a number out of range.
+    """
+    if num_tokens < 1 or temperature < 0:
+        raise ConfigError(
+            f"generate: got --num_tokens={num_tokens} --temperature={temperature}, takes at least "
+            "1 and 0"
+        )
+    trained = load(workdir, step)
+    for index, prompt in enumerate(prompts):
+        if not (ids := trained.tokenizer.encode(prompt)):
+            raise ConfigError("--prompt: is empty; give at least one token")
+        drawn = decode.generate(
+            trained.params,
+            trained.trainer.model,
+            ids,
+            num_tokens=num_tokens,
+            window=trained.run.train.seq_len,
+            temperature=temperature,
+            end_of_text=trained.tokenizer.end_of_text,
+            key=jax.random.fold_in(jax.random.key(seed), index),
+        )
+        yield prompt + trained.tokenizer.decode(drawn)

@@ -1,0 +1,68 @@
+"""Decoding by full forward passes in causal mode: one for every new token.
+
+Each token decides alone how deep it goes, as it will with a cache; nothing is kept between tokens.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from recursia import model
+
+
+def generate(
+    params: Any,
+    config: model.Config,
+    prompt: list[int],
+    *,
+    num_tokens: int,
+    window: int,
+    temperature: float,
+    end_of_text: int,
+    key: Array,
+) -> list[int]:
+    """Returns a continuation of a prompt.
+
+    Args:
+      params: float32 parameters.
+      config: the model.
+      prompt: ids, at least one.
+      num_tokens: how many to draw at most.
+      window: the latest tokens that the model is given.
+      temperature: of the distribution; 0 takes the likeliest token.
+      end_of_text: the id that ends the text; it is not returned.
+      key: of the draws; a token's draw depends on its place.
+
+    Raises:
+      ValueError: for an empty prompt.
+    """
+    if not prompt:
+        raise ValueError("generate: the prompt has 0 tokens, takes at least 1")
+    text = jnp.zeros(len(prompt) + num_tokens, jnp.int32).at[: len(prompt)].set(jnp.array(prompt))
+    window = min(window, text.shape[0])
+    run = _decode(config, len(prompt), window, temperature > 0)
+    drawn = jax.device_get(run(params, text, key, max(temperature, 1e-6)))[len(prompt) :].tolist()
+    return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
+
+
+@functools.lru_cache(maxsize=16)
+def _decode(config: model.Config, start: int, window: int, is_random: bool):
+    """Returns a compiled function that fills a text from place `start` on."""
+
+    def fill(params: Any, text: Int[Array, "T"], key: Array, temperature: Array) -> Array:
+        def step(place: Array, text: Array) -> Array:
+            first = jnp.maximum(place - window, 0)
+            seen = jax.lax.dynamic_slice(text, (first,), (window,))[None]
+            # What stands after `place` is not yet text; causal mode keeps it from being seen.
+            hidden = model.apply(params, seen, config, mode="causal").hidden
+            logits = model.logits(params, hidden[0, place - first - 1], config)
+            drawn = jax.random.categorical(jax.random.fold_in(key, place), logits / temperature)
+            token = drawn if is_random else jnp.argmax(logits)
+            return text.at[place].set(token.astype(text.dtype))
+
+        return jax.lax.fori_loop(start, text.shape[0], step, text)
+
+    return jax.jit(fill)

@@ -1,0 +1,256 @@
+"""The training loop: resume, step, log, validate, sample, save.
+
+The device never waits for it: a step's numbers are read once the next step is under way, batches
+come from background threads, and saves are asynchronous.
+"""
+
+import contextlib
+import itertools
+import math
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from recursia import accounting, model, settings, sharding
+from recursia.data.loader import Loader, evaluation_batches
+from recursia.data.windows import Windows
+from recursia.errors import Diverged, Preempted
+from recursia.evaluate import perplexity
+from recursia.generate import decode
+from recursia.train import workdir as directory
+from recursia.train.checkpoint import Checkpoints, same
+from recursia.train.metrics import Progress, Writer, peak_flops
+from recursia.train.step import State, Trainer
+
+
+def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -> None:
+    """Trains, or goes on where the directory's last checkpoint stands.
+
+    Args:
+      run: the settings.
+      workdir: where everything is written.
+      overrides: what the user changed, to be recorded.
+
+    Raises:
+      ConfigError, DataError: for what cannot run.
+      CheckpointError: if the directory holds another model's, or other data's, checkpoints.
+      Diverged: at a loss or gradient that is not finite; no checkpoint holds it.
+      Preempted: after SIGTERM, once the state is saved.
+    """
+    directory.open_workdir(workdir)
+    loop = Loop(run, workdir)
+    try:
+        state, start = loop.resume()
+        directory.record(run, overrides, workdir)
+        if start >= run.train.num_steps:
+            loop.progress.say(f"{workdir}: finished at step {start}; nothing to do")
+            return
+        loop.run_from(state, start)
+    finally:
+        loop.checkpoints.close()
+
+
+class Loop:
+    """A run in progress."""
+
+    def __init__(self, run: settings.Run, workdir: pathlib.Path):
+        """Opens data, mesh and checkpoints; nothing is computed yet."""
+        self.run, self.workdir = run, workdir
+        self.progress = Progress(run.train.num_steps)
+        mesh = sharding.make_mesh(run.mesh)
+        sharding.check_batch(run.train.batch_size // run.train.num_microbatches, mesh, run.mesh)
+        self.paths = directory.data_directories(run.data, workdir)
+        self.loader = Loader(
+            self.paths,
+            run.data.weights or (1.0,) * len(self.paths),
+            "train",
+            run.train.seq_len,
+            run.train.batch_size,
+            run.data.seed,
+            run.data.cross_document_attention,
+        )
+        vocab = directory.vocab_size(run, self.loader.vocab_size)
+        self.trainer = Trainer(run, run.model.build(vocab), mesh)
+        self.identity = directory.identity(run, vocab, self.loader.fingerprint)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
+
+    def resume(self) -> tuple[State, int]:
+        """Returns the state to start from, and the updates it has had.
+
+        Raises:
+          CheckpointError: if the saved run has another model or other data.
+        """
+        if not self.checkpoints.steps():
+            return self.trainer.init(), 0
+        start = self.checkpoints.choose(None)
+        meta = self.checkpoints.meta(start)
+        same({k: meta[k] for k in self.identity}, self.identity, f"--workdir={self.workdir}")
+        state = self.checkpoints.restore(start, self.trainer.abstract())
+        self.progress.say(f"resuming {self.workdir} at step {start}")
+        return state, start
+
+    def run_from(self, state: State, start: int) -> None:
+        """Makes the steps from `start` on."""
+        run = self.run
+        self.meter = Meter(self.trainer)
+        stop = Stop()
+        with (
+            contextlib.closing(Writer(self.workdir, start, run.log.tensorboard)) as self.writer,
+            contextlib.closing(self.loader.iterate(start)) as batches,
+        ):
+            pending = None
+            for step in range(start + 1, run.train.num_steps + 1):
+                batch = self.trainer.put(next(batches))
+                state, metrics = self.trainer.step_function(step - 1)(state, batch)
+                if pending:
+                    self.log(*pending)
+                pending = (step, metrics)
+                is_last = step == run.train.num_steps
+                is_due = lambda every, step=step: every and step % every == 0
+                saves = is_due(run.checkpoint.every_steps) or is_last or stop.is_set
+                validates = is_due(run.eval.every_steps) or is_last
+                if saves or validates:
+                    self.log(*pending)  # a state is saved only once its step is known to be finite
+                    pending = None
+                if saves:
+                    self.checkpoints.save(step, state, self.identity)
+                if stop.is_set and not is_last:
+                    raise Preempted(f"told to stop: saved step {step}; run it again to go on")
+                if validates:
+                    self.meter.pause(state)
+                    self.validate(step, state.params)
+                    self.meter.resume()
+
+    def log(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Writes a step's numbers, which the device has had a step's time to finish.
+
+        Raises:
+          Diverged: if they are not finite.
+        """
+        loss, norm = (float(metrics[name]) for name in ("loss", "gradient_norm"))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Diverged(
+                f"step {step}: loss {loss}, gradient norm {norm}; the last checkpoint is from "
+                "before it. Lower the learning rate, or look at the batch"
+            )
+        speed = self.meter.tick(step)
+        rate = speed.get("tokens_per_second", math.nan)
+        left = (self.run.train.num_steps - step) * self.meter.tokens / rate
+        self.progress.show(step, loss, rate, left)
+        if step % self.run.log.every_steps == 0 or step == self.run.train.num_steps:
+            self.writer.write({"step": step, **jax.device_get(metrics), **speed})
+
+    def validate(self, step: int, params: Any) -> None:
+        """Scores the validation split as published and, where that looks ahead, causally."""
+        run, config = self.run, self.trainer.model
+        row: dict[str, Any] = {"step": step}
+        modes = ("eval",) if model.is_causal(config, "eval") else ("eval", "causal")
+        for mode in modes:
+            score = perplexity.score(
+                params,
+                config,
+                validation_batches(run, self.paths),
+                self.loader.tokenizer.token_bytes(),
+                mode=mode,
+                mesh=self.trainer.mesh,
+                rules=run.mesh.rules,
+            )
+            suffix = "" if mode == "eval" else "_causal"
+            row[f"validation_loss{suffix}"] = score.nats_per_token
+            row[f"validation_bits_per_byte{suffix}"] = score.bits_per_byte
+            row[f"validation_mean_depth{suffix}"] = score.mean_depth
+            row[f"validation_lens_loss{suffix}"] = score.lens_nats_per_token
+        self.writer.write(row)
+        shown = "  ".join(f"{k.removeprefix('validation_')} {_show(v)}" for k, v in row.items())
+        self.progress.say(f"validation  {shown}")
+        self.sample(step, params)
+
+    def sample(self, step: int, params: Any) -> None:
+        """Continues each prompt of the configuration."""
+        run, tokenizer = self.run, self.loader.tokenizer
+        for index, prompt in enumerate(run.eval.prompts):
+            key = jax.random.fold_in(jax.random.key(run.train.seed), step)
+            drawn = decode.generate(
+                params,
+                self.trainer.model,
+                tokenizer.encode(prompt),
+                num_tokens=run.eval.sample_tokens,
+                window=run.train.seq_len,
+                temperature=run.eval.temperature,
+                end_of_text=tokenizer.end_of_text,
+                key=jax.random.fold_in(key, index),
+            )
+            self.writer.sample(step, prompt, tokenizer.decode(drawn))
+
+
+def validation_batches(run: settings.Run, paths: tuple[str, ...]) -> Any:
+    """Returns an iterator over the batches of the validation split that the run reads."""
+    batches = [
+        evaluation_batches(
+            Windows(path, "validation", run.train.seq_len, keep_tail=True),
+            run.train.batch_size,
+            run.data.cross_document_attention,
+            run.eval.num_batches or None,
+        )
+        for path in paths
+    ]
+    return itertools.chain(*batches)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return " ".join(f"{x:.4f}" for x in np.atleast_1d(value))
+
+
+class Meter:
+    """Speed since training began, without the time of compiling and validating."""
+
+    def __init__(self, trainer: Trainer):
+        """Reads the peak of the devices, and the FLOPs of a token from the configuration."""
+        train = trainer.run.train
+        self.tokens = train.batch_size * train.seq_len
+        flops = accounting.budget(trainer.model, train.seq_len)
+        self._executed = flops.training_flops_per_token
+        self._sixn = flops.sixn_flops_per_token
+        self._peak = peak_flops()
+        self._since: float | None = None
+
+    def tick(self, step: int) -> dict[str, float]:
+        """Returns tokens/s and FLOPs utilisation since the first step, which gives none."""
+        now = time.perf_counter()
+        if self._since is None:  # the first step holds the compilation
+            self._since, self._step, self._paused = now, step, 0.0
+            return {}
+        rate = self.tokens * (step - self._step) / max(now - self._since - self._paused, 1e-9)
+        return {
+            "tokens_per_second": rate,
+            "flops_utilization": rate * self._executed / self._peak,
+            "flops_utilization_6n": rate * self._sixn / self._peak,
+        }
+
+    def pause(self, state: State) -> None:
+        """Stops the clock once the steps under way are done."""
+        jax.block_until_ready(state.step)
+        self._stopped = time.perf_counter()
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        self._paused += time.perf_counter() - self._stopped
+
+
+class Stop:
+    """Whether the process was asked to end: SIGTERM, or SIGUSR1 as schedulers send ahead."""
+
+    def __init__(self):
+        """Listens from now on."""
+        self.is_set = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._set)
+
+    def _set(self, *_: Any) -> None:
+        self.is_set = True

@@ -1,0 +1,164 @@
+"""What a run writes down: metrics.jsonl, TensorBoard, and a line for who watches."""
+
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Peak dense bfloat16 FLOP/s of one chip, by the name its runtime gives it.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float:
+    """Returns the FLOP/s that all devices could do: published, or measured where none is.
+
+    On a device without an entry (a CPU), the rate is that of one float32 matrix product here, now.
+    """
+    kind = jax.devices()[0].device_kind
+    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
+        if kind.startswith(name):
+            return PEAK_FLOPS[name] * jax.device_count()
+    size = 1024
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    product(x).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    # Virtual devices of one host share its cores, so they are not counted apart.
+    return 2 * size**3 / min(times)
+
+
+class Writer:
+    """Appends rows to metrics.jsonl and TensorBoard; on a resumed run, after the restored step."""
+
+    def __init__(self, workdir: pathlib.Path, start: int, tensorboard: bool):
+        """Opens the files.
+
+        Args:
+          workdir: the run's directory.
+          start: updates already made; rows of later steps, from a run cut off, are dropped.
+          tensorboard: whether TensorBoard files are written too.
+        """
+        self.path = workdir / "metrics.jsonl"
+        _cut(self.path, start)
+        _cut(workdir / "samples.jsonl", start)
+        self._file = self.path.open("a")
+        self._samples = (workdir / "samples.jsonl").open("a")
+        self._board = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes one row; an array becomes a list, and one curve per entry."""
+        plain = {name: np.asarray(value).tolist() for name, value in row.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in plain.items():
+                entries = enumerate(value) if isinstance(value, list) else [("", value)]
+                for index, entry in entries:
+                    tag = f"{name}/{index}" if index != "" else name
+                    self._board.add_scalar(tag, entry, plain["step"])
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Writes one sample to samples.jsonl."""
+        row = {"step": step, "prompt": prompt, "text": text}
+        self._samples.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._samples.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._samples.close()
+        if self._board:
+            self._board.close()
+
+
+def _cut(path: pathlib.Path, step: int) -> None:
+    """Drops rows after `step`, and a last line cut short; the file is replaced whole."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError):
+            continue
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept))
+    os.replace(part, path)
+
+
+class Progress:
+    """A line on standard error: step, loss, tokens/s, time left."""
+
+    def __init__(self, num_steps: int):
+        """Starts with nothing done of `num_steps`."""
+        self.num_steps = num_steps
+        self._is_live = sys.stderr.isatty()
+        self._shown = -math.inf
+
+    def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        """Draws the line again, or prints one now and then where there is no terminal.
+
+        Args:
+          step: updates made.
+          loss: nats per token.
+          tokens_per_second: NaN while not known.
+          seconds_left: NaN while not known.
+        """
+        now = time.monotonic()
+        is_last = step == self.num_steps
+        if now - self._shown < (0.2 if self._is_live else 10.0) and not is_last:
+            return
+        self._shown = now
+        line = (
+            f"step {step}/{self.num_steps}  loss {loss:.4f}  {_round(tokens_per_second)} tokens/s  "
+            f"{_clock(seconds_left)} left"
+        )
+        if self._is_live:
+            sys.stderr.write(f"\r\033[K{line}")
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays."""
+        sys.stderr.write(f"\r\033[K{line}\n" if self._is_live else line + "\n")
+        sys.stderr.flush()
+
+
+def _round(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "?"
+
+
+def _clock(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
