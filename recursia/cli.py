@@ -83,6 +83,7 @@ def _eval(options: argparse.Namespace) -> None:
         text=options.text,
         depths=options.depths,
         modes=(options.mode,) if options.mode else (),
+        num_batches=options.num_batches,
         has_baselines=options.baselines,
     )
     print(json.dumps(result) if options.json else report.render(result))
@@ -182,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--text", help="a text or jsonl file; else the run's validation split")
     evaluate.add_argument("--depths", type=_depths, default=(), help="recursions, such as 1,2,3")
     evaluate.add_argument("--mode", choices=("eval", "causal"), help="default: both if they differ")
+    evaluate.add_argument("--num_batches", type=_count, default=0, help="default: the whole text")
     evaluate.add_argument("--baselines", action="store_true", help="beside n-grams, gzip and xz")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -228,6 +230,12 @@ def _config_option(parser: argparse.ArgumentParser) -> None:
 def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the run's directory")
     parser.add_argument("--step", type=int, help="a checkpoint; else the latest")
+
+
+def _count(typed: str) -> int:
+    if (count := int(typed)) < 0:
+        raise ValueError
+    return count
 
 
 def _names(typed: str) -> tuple[str, ...]:

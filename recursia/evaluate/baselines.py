@@ -11,16 +11,19 @@ from recursia.data.tokenizer import Tokenizer
 
 
 def scores(
-    train: tuple[str, ...], validation: tuple[str, ...], tokenizer: Tokenizer
+    train: tuple[str, ...], validation: tuple[str, ...], tokenizer: Tokenizer, num_tokens: int
 ) -> dict[str, float]:
     """Returns bits per byte of the validation split.
 
     Args:
       train: prepared directories whose training split the n-gram models count.
-      validation: prepared directories whose validation split is scored, all of it.
+      validation: prepared directories whose validation split is scored.
       tokenizer: of both.
+      num_tokens: of each validation split, from its beginning; 0 takes all.
     """
-    counted, scored = _tokens(train, "train"), _tokens(validation, "validation")
+    counted = np.concatenate([_tokens(path, "train") for path in train])
+    parts = [_tokens(path, "validation") for path in validation]
+    scored = np.concatenate([ids[: num_tokens or None] for ids in parts])
     sizes = tokenizer.token_bytes()
     size = float(sizes[scored].sum())
     text = tokenizer.decode(scored.tolist()).encode()
@@ -66,6 +69,5 @@ def _pairs(ids: np.ndarray, vocab_size: int) -> np.ndarray:
     return ids[:-1].astype(np.int64) * vocab_size + ids[1:]
 
 
-def _tokens(directories: tuple[str, ...], split: str) -> np.ndarray:
-    shards = [shard for path in directories for shard in packing.Reader(path).tokens(split)]
-    return np.concatenate(shards).astype(np.int64)
+def _tokens(directory: str, split: str) -> np.ndarray:
+    return np.concatenate(packing.Reader(directory).tokens(split)).astype(np.int64)

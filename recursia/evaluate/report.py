@@ -76,6 +76,7 @@ def evaluate(
     text: str | None,
     depths: tuple[int, ...],
     modes: tuple[Mode, ...],
+    num_batches: int,
     has_baselines: bool,
 ) -> dict[str, Any]:
     """Returns scores of a checkpoint, by depth and mode.
@@ -86,7 +87,9 @@ def evaluate(
       text: a file to score; None reads the run's validation split.
       depths: recursions to walk; none takes the trained depth.
       modes: "eval", "causal"; none takes both where they differ.
-      has_baselines: whether n-gram models of the training split, gzip and xz are scored too.
+      num_batches: of each directory or file, to read; 0 reads all.
+      has_baselines: whether n-gram models of the training split, gzip and xz are scored too, on
+        the same tokens.
     """
     trained = load(workdir, step)
     run, config = trained.run, trained.trainer.model
@@ -101,7 +104,7 @@ def evaluate(
                 score = perplexity.score(
                     params,
                     at_depth,
-                    _batches(run, paths),
+                    _batches(run, paths, num_batches),
                     trained.tokenizer.token_bytes(),
                     mode=mode,
                     mesh=trained.trainer.mesh,
@@ -112,7 +115,8 @@ def evaluate(
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
         if has_baselines:
-            result["baselines"] = baselines.scores(trained.paths, paths, trained.tokenizer)
+            tokens = num_batches * run.train.batch_size * run.train.seq_len
+            result["baselines"] = baselines.scores(trained.paths, paths, trained.tokenizer, tokens)
     return result
 
 
@@ -139,13 +143,13 @@ def _pack(text: str, tokenizer: Tokenizer, place: str) -> str:
     return output
 
 
-def _batches(run: settings.Run, paths: tuple[str, ...]) -> Iterator[Any]:
+def _batches(run: settings.Run, paths: tuple[str, ...], num_batches: int) -> Iterator[Any]:
     for path in paths:
         yield from evaluation_batches(
             Windows(path, "validation", run.train.seq_len, keep_tail=True),
             run.train.batch_size,
             run.data.cross_document_attention,
-            None,
+            num_batches or None,
         )
 
 

@@ -86,7 +86,10 @@ class Trainer:
             return State(jnp.zeros((), jnp.int32), weights, self.optimizer.init(weights))
 
         key = jax.random.key(self.run.train.seed)
-        return jax.jit(start, out_shardings=self.state_shardings)(key)
+        # This runs once: on a CPU, optimising its code takes longer than it takes.
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        draw = jax.jit(start, out_shardings=self.state_shardings, compiler_options=quick)
+        return draw(key)
 
     def abstract(self) -> State:
         """Returns the shapes, dtypes and places of `init()` without making anything."""

@@ -1,0 +1,255 @@
+"""What a model costs: parameters, FLOPs and bytes, in closed form from its config.
+
+FLOPs are those of matrix multiplications, two for each multiply-add; norms, softmax, rotations and
+gates are not counted. They are what the program executes in mode "train", not an estimate of it:
+attention counts every query with every key of its pass, the masked half included, as the reference
+path computes it. `count_flops` counts a traced program, and the tests hold the closed forms to it.
+
+Left out: a warm-up of capacities, whose steps process every token, and the loss's padding where its
+chunk does not divide the sequence.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jax_core
+
+from recursia import model, params
+from recursia.depth.policy import Pass
+from recursia.layers.attention import Context
+
+_BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
+_FLOAT32 = 4  # bytes
+_ENDLESS = 1 << 40  # tokens; a sequence so long that counts of tokens are exact fractions of it
+_UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "pallas_call", "shard_map")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What one model costs at one sequence length.
+
+    Attributes:
+      unique_parameters: entries of all banks and tables.
+      applied_parameters: see `applied_parameters`.
+      parameter_bytes: of the float32 parameters.
+      optimizer_bytes: of AdamW's two float32 moments of every unique parameter.
+      cache_bytes_per_token: see `cache_bytes_per_token`, at the compute dtype.
+      mean_depth: see `mean_depth`.
+      forward_flops_per_token: see `forward_flops`; a mean over the sequence, as are all FLOPs here.
+      training_flops_per_token: forward and backward.
+      executed_training_flops_per_token: the same with what `remat` computes again.
+      sixn_flops_per_token: see `sixn_flops_per_token`.
+      mor_flops_per_token: see `mor_flops_per_token`.
+    """
+
+    unique_parameters: int
+    applied_parameters: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    cache_bytes_per_token: float
+    mean_depth: float
+    forward_flops_per_token: float
+    training_flops_per_token: float
+    executed_training_flops_per_token: float
+    sixn_flops_per_token: int
+    mor_flops_per_token: float
+
+
+def budget(config: model.Config, seq_len: int) -> Budget:
+    """Returns everything on this page for sequences of `seq_len` tokens."""
+    unique = unique_parameters(config)
+    return Budget(
+        unique_parameters=unique,
+        applied_parameters=applied_parameters(config),
+        parameter_bytes=_FLOAT32 * unique,
+        optimizer_bytes=2 * _FLOAT32 * unique,
+        cache_bytes_per_token=cache_bytes_per_token(config, seq_len),
+        mean_depth=mean_depth(config, seq_len),
+        forward_flops_per_token=forward_flops(config, seq_len) / seq_len,
+        training_flops_per_token=training_flops(config, seq_len) / seq_len,
+        executed_training_flops_per_token=executed_training_flops(config, seq_len) / seq_len,
+        sixn_flops_per_token=sixn_flops_per_token(config),
+        mor_flops_per_token=mor_flops_per_token(config, seq_len),
+    )
+
+
+def unique_parameters(config: model.Config) -> int:
+    """Returns the number of parameters that are trained and stored."""
+    return params.count(model.specs(config))
+
+
+def applied_parameters(config: model.Config) -> int:
+    """Returns the parameters that a token meets which takes every recursion.
+
+    Those of the same model with nothing shared among its steps: a block counts once for each time
+    it is applied and a router once for each recursion, the tables as they are (a tied one once).
+    """
+    private = [(slot, ("recursion", "block")) for slot in model.module(config.block).SLOTS]
+    private += [(slot, ("recursion",)) for slot in model.module(config.depth).SLOTS]
+    grid = dataclasses.replace(config.grid, axes=tuple(private), tables=())
+    return unique_parameters(dataclasses.replace(config, grid=grid))
+
+
+def mean_depth(config: model.Config, seq_len: int) -> float:
+    """Returns how many recursions process a token of a training sequence, on average."""
+    return sum(each.queries for each in _passes(config, seq_len)) / seq_len
+
+
+def forward_flops(config: model.Config, seq_len: int) -> int:
+    """Returns the FLOPs of a training sequence's forward pass, from embedding to logits."""
+    d = config.block.embed_dim
+    score = model.module(config.depth).score_flops(config.depth, d)
+    scored = sum(each.scored for each in _passes(config, seq_len))
+    head = 2 * seq_len * d * config.vocab_size
+    return _core_flops(config, seq_len) + _end_flops(config, seq_len) + scored * score + head
+
+
+def training_flops(config: model.Config, seq_len: int) -> int:
+    """Returns the FLOPs of a training sequence, forward and backward, nothing computed again.
+
+    Exactly three times the forward pass: whatever is multiplied depends on a parameter on both
+    sides, the first layer's input through the embedding and the first router's too.
+    """
+    return (1 + _BACKWARD) * forward_flops(config, seq_len)
+
+
+def executed_training_flops(config: model.Config, seq_len: int) -> int:
+    """Returns `training_flops` with what the backward pass computes again under `config.remat`.
+
+    A rematerialised block computes all again but its last product, which no gradient needs; a
+    rematerialised recursion needs that too, for its next block. Prelude and coda are done block by
+    block either way. What XLA then finds computed twice and merges is not known here.
+    """
+    again = 0
+    if config.remat != "none":
+        blocks = (config.grid.prelude + config.grid.coda) * seq_len
+        if config.remat == "block":
+            passes = _passes(config, seq_len)
+            blocks += config.grid.num_blocks * sum(each.queries for each in passes)
+        again = _core_flops(config, seq_len) + _end_flops(config, seq_len)
+        again -= blocks * _unneeded_flops(config.block)
+    return training_flops(config, seq_len) + again
+
+
+def sixn_flops_per_token(config: model.Config) -> int:
+    """Returns the customary 6 N (Kaplan et al. 2020, arXiv 2001.08361) for training one token.
+
+    N is the unique parameters, without an embedding table that is only looked up: the head stays,
+    tied or not. It sees neither attention nor that weights are used again, so a model with R
+    recursions costs up to R times as much.
+    """
+    table = 0 if config.embed.is_tied else config.vocab_size * config.block.embed_dim
+    return 6 * (unique_parameters(config) - table)
+
+
+def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
+    """Returns one token's FLOPs as Mixture-of-Recursions counts them (arXiv 2507.10524).
+
+    The steps of its released runs follow from it: forward only; no embedding, head or router;
+    attention's causal half; keys and values projected as wide as queries, whatever the number of
+    key heads; capacities as fractions, not as whole tokens of `seq_len`. A recursion that reads
+    keys and values processes its fraction against all keys and projects none. A third of what
+    training costs, and less.
+    """
+    block, wide = model.module(config.block), config.block
+    if hasattr(wide, "num_kv_heads"):
+        wide = dataclasses.replace(wide, num_kv_heads=wide.num_heads)
+    causal = lambda keys, is_reading: block.forward_flops(wide, keys * seq_len / 2, is_reading)
+    core = sum(
+        each.queries / _ENDLESS * causal(each.keys / _ENDLESS, each.is_reading)
+        for each in _passes(config, _ENDLESS)
+    )
+    ends = config.grid.prelude + config.grid.coda
+    return config.grid.num_blocks * core + ends * causal(1, False)
+
+
+def cache_bytes_per_token(config: model.Config, seq_len: int, itemsize: int | None = None) -> float:
+    """Returns the bytes of keys and values kept while decoding, per token of context.
+
+    A recursion keeps those of the tokens it makes them for: as many as it processes in training, or
+    all in the first and none after it where recursions read the first one's. Prelude and coda keep
+    all.
+
+    Args:
+      config: the model.
+      seq_len: tokens of context.
+      itemsize: bytes of a number; None takes the compute dtype's.
+    """
+    itemsize = itemsize or jnp.dtype(config.dtype).itemsize
+    made = sum(each.keys for each in _passes(config, seq_len) if not each.is_reading)
+    kept = (config.grid.prelude + config.grid.coda) * seq_len + config.grid.num_blocks * made
+    return itemsize * model.module(config.block).cache_entries(config.block) * kept / seq_len
+
+
+def _passes(config: model.Config, seq_len: int) -> list[Pass]:
+    return model.module(config.depth).passes(config.depth, config.grid, config.kv, seq_len)
+
+
+def _core_flops(config: model.Config, seq_len: int) -> int:
+    """Forward FLOPs of a sequence in the blocks of all recursions."""
+    flops = model.module(config.block).forward_flops
+    return config.grid.num_blocks * sum(
+        each.queries * flops(config.block, each.keys, each.is_reading)
+        for each in _passes(config, seq_len)
+    )
+
+
+def _end_flops(config: model.Config, seq_len: int) -> int:
+    """Forward FLOPs of a sequence in prelude and coda."""
+    flops = model.module(config.block).forward_flops(config.block, seq_len, False)
+    return (config.grid.prelude + config.grid.coda) * seq_len * flops
+
+
+def _unneeded_flops(config: Any) -> int:
+    """Forward FLOPs of one token in a block that its backward pass does not compute again."""
+    block = model.module(config)
+
+    def run(weights: Any, x: jax.Array) -> jax.Array:
+        place = jnp.zeros((1, 1), jnp.int32)
+        return block.apply(weights, x, Context(place, place), config, None)[0].sum()
+
+    token = jax.ShapeDtypeStruct((1, 1, config.embed_dim), jnp.float32)
+    trace = lambda f: jax.make_jaxpr(f)(params.abstract(block.specs(config)), token)
+    backward = lambda f: count_flops(trace(jax.grad(f, (0, 1))))
+    return count_flops(trace(run)) - (backward(jax.checkpoint(run)) - backward(run))
+
+
+def count_flops(jaxpr: jax_core.ClosedJaxpr | jax_core.Jaxpr) -> int:
+    """Returns the FLOPs of every matrix multiplication that a traced program executes.
+
+    A scan counts once for each of its steps, and of the branches of a condition the dearest.
+
+    Raises:
+      ValueError: for a multiplication whose number is not known: in a loop without a fixed length,
+        or by an operation that this does not count.
+    """
+    jaxpr = jaxpr.jaxpr if isinstance(jaxpr, jax_core.ClosedJaxpr) else jaxpr
+    return sum(map(_equation_flops, jaxpr.eqns))
+
+
+def _equation_flops(equation: jax_core.JaxprEqn) -> int:
+    name = equation.primitive.name
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        left, out = jnp.shape(equation.invars[0].aval), jnp.shape(equation.outvars[0].aval)
+        return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    if name in _UNCOUNTED:
+        raise ValueError(f"count_flops: {name} is not counted; trace the reference path instead")
+    inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
+    if name == "while" and any(inner):
+        raise ValueError(
+            f"count_flops: a while loop multiplies {sum(inner)} FLOPs in each step, for a number "
+            "of steps that is not known; trace it as a scan"
+        )
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (equation.params["length"] if name == "scan" else 1)
+
+
+def _inner_jaxprs(equation: jax_core.JaxprEqn) -> list[Any]:
+    values = equation.params.values()
+    flat = [v for value in values for v in (value if isinstance(value, tuple | list) else [value])]
+    return [v for v in flat if isinstance(v, jax_core.ClosedJaxpr | jax_core.Jaxpr)]

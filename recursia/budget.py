@@ -1,0 +1,116 @@
+"""Models side by side: what they cost, and the steps that make them cost the same."""
+
+import dataclasses
+from typing import Any, Literal
+
+from recursia import accounting, settings
+from recursia.data import packing, tokenizer
+from recursia.errors import ConfigError
+
+Match = Literal["none", "flops"]
+Row = dict[str, Any]  # a quantity's value by its name; `name` is the model's
+
+# How a table shows what a name ends with: the base of its units, and the units from one upwards.
+_DECIMAL = (1000, ("", "k", "M", "G", "T", "P", "E", "Z", "Y"))
+_BINARY = (1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+_NAME_WIDTH = 14  # characters of a model's name in a table; four models fit 100 columns
+
+
+def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
+    """Returns what each run costs, the first being the reference.
+
+    Args:
+      runs: by name, at least one.
+      match: "flops" adds the steps after which a run has spent the training FLOPs that the
+        reference spends in all of its own.
+
+    Returns:
+      For each run its `name`, the fields of `accounting.Budget` at its sequence length, and
+        vocab_size, seq_len, num_steps: of the run.
+        tokens_per_step: over all devices.
+        training_flops, mor_flops: of all its steps, exactly and as `mor_flops_per_token` counts.
+        matched_steps, mor_matched_steps: steps that give the reference's total of each, rounded.
+        matched_error, mor_matched_error: what rounding leaves of the difference, as a fraction.
+
+    Raises:
+      ConfigError: if the size of a vocabulary is not known.
+      DataError: if it is to be read from data that cannot be read.
+    """
+    rows = [_row(name, run) for name, run in runs.items()]
+    if match == "flops":
+        for row in rows:
+            for total, prefix in (("training_flops", ""), ("mor_flops", "mor_")):
+                steps, error = _matched(rows[0][total], row[total], row["num_steps"])
+                row |= {f"{prefix}matched_steps": steps, f"{prefix}matched_error": error}
+    return rows
+
+
+def _row(name: str, run: settings.Run) -> Row:
+    config, train = run.model.build(vocab_size(run)), run.train
+    cost = accounting.budget(config, train.seq_len)
+    sequences = train.num_steps * train.batch_size
+    return {
+        "name": name,
+        **dataclasses.asdict(cost),
+        "vocab_size": config.vocab_size,
+        "seq_len": train.seq_len,
+        "num_steps": train.num_steps,
+        "tokens_per_step": train.batch_size * train.seq_len,
+        "training_flops": sequences * accounting.training_flops(config, train.seq_len),
+        "mor_flops": sequences * train.seq_len * cost.mor_flops_per_token,
+    }
+
+
+def _matched(target: float, total: float, num_steps: int) -> tuple[int, float]:
+    """Returns the steps that cost `target` if `num_steps` cost `total`, and the relative error."""
+    steps = max(1, round(target * num_steps / total))
+    return steps, steps * total / (num_steps * target) - 1
+
+
+def vocab_size(run: settings.Run) -> int:
+    """Returns the rows of a run's embedding: as configured, or its tokenizer's.
+
+    Raises:
+      ConfigError: for a "bpe:N" without a number.
+      DataError: if the prepared data or the tokenizer's file cannot be read.
+    """
+    name = run.data.tokenizer
+    if run.model.vocab_size:
+        return run.model.vocab_size
+    if run.data.path:
+        return packing.Reader(run.data.path[0]).vocab_size
+    if not name.startswith("bpe:"):
+        return tokenizer.from_spec(name, lambda: iter(())).vocab_size
+    if not (size := name.removeprefix("bpe:")).isdecimal():
+        raise ConfigError(f"tokenizer {name}: {size!r} is not a number of ids")
+    return int(size)
+
+
+def render(rows: list[Row]) -> str:
+    """Returns what `compare` gives as a table of text, a model to a column."""
+    names = [row["name"] for row in rows]
+    names = [n if len(n) <= _NAME_WIDTH else f"…{n[1 - _NAME_WIDTH :]}" for n in names]
+    table = [["", *names]]
+    for key in rows[0]:
+        if key != "name":
+            table.append([key.replace("_", " "), *(_shown(key, row[key]) for row in rows)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for label, *cells in table:
+        cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([label.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
+
+
+def _shown(key: str, value: float) -> str:
+    if key.endswith("error"):
+        return f"{value:+.1e}" if value else "0"
+    if key == "mean_depth":
+        return f"{value:.3f}"
+    if key.endswith(("steps", "size", "len")):
+        return f"{value:,}"
+    base, units = _BINARY if "bytes" in key else _DECIMAL
+    scale = 0
+    while abs(value) >= 0.9995 * base and scale < len(units) - 1:
+        value, scale = value / base, scale + 1
+    return f"{value:#.4g}".rstrip(".") + f" {units[scale]}".rstrip()
