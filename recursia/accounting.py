@@ -230,11 +230,11 @@ def count_flops(jaxpr: jax_core.ClosedJaxpr | jax_core.Jaxpr) -> int:
     return sum(map(_equation_flops, jaxpr.eqns))
 
 
-def _equation_flops(equation: jax_core.JaxprEqn) -> int:
+def _equation_flops(equation: Any) -> int:
     name = equation.primitive.name
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
-        left, out = jnp.shape(equation.invars[0].aval), jnp.shape(equation.outvars[0].aval)
+        left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
     if name in _UNCOUNTED:
         raise ValueError(f"count_flops: {name} is not counted; trace the reference path instead")
@@ -249,7 +249,7 @@ def _equation_flops(equation: jax_core.JaxprEqn) -> int:
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
 
 
-def _inner_jaxprs(equation: jax_core.JaxprEqn) -> list[Any]:
+def _inner_jaxprs(equation: Any) -> list[Any]:
     values = equation.params.values()
     flat = [v for value in values for v in (value if isinstance(value, tuple | list) else [value])]
     return [v for v in flat if isinstance(v, jax_core.ClosedJaxpr | jax_core.Jaxpr)]

@@ -107,6 +107,8 @@ def _budget(options: argparse.Namespace) -> None:
     from recursia import budget, config
 
     names = [options.config, *options.versus]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--versus={','.join(options.versus)}: a name stands twice; give others")
     runs = {
         name: config.load(name, options.overrides if not i else {}) for i, name in enumerate(names)
     }

@@ -80,20 +80,18 @@ class Trainer:
 
     def init(self) -> State:
         """Returns the state before the first step, already where it belongs."""
-
-        def start(key: Array) -> State:
-            weights = params.init(self.specs, key)
-            return State(jnp.zeros((), jnp.int32), weights, self.optimizer.init(weights))
-
-        key = jax.random.key(self.run.train.seed)
         # This runs once: on a CPU, optimising its code takes longer than it takes.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        draw = jax.jit(start, out_shardings=self.state_shardings, compiler_options=quick)
-        return draw(key)
+        start = jax.jit(self._start, out_shardings=self.state_shardings, compiler_options=quick)
+        return start(jax.random.key(self.run.train.seed))
+
+    def _start(self, key: Array) -> State:
+        weights = params.init(self.specs, key)
+        return State(jnp.zeros((), jnp.int32), weights, self.optimizer.init(weights))
 
     def abstract(self) -> State:
         """Returns the shapes, dtypes and places of `init()` without making anything."""
-        shapes = jax.eval_shape(self.init)
+        shapes = jax.eval_shape(self._start, jax.random.key(0))
         place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         return jax.tree.map(place, shapes, self.state_shardings)
 
