@@ -11,6 +11,7 @@ chunk does not divide the sequence.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ class Budget:
       mean_depth: see `mean_depth`.
       forward_flops_per_token: see `forward_flops`; a mean over the sequence, as are all FLOPs here.
       training_flops_per_token: forward and backward.
-      executed_training_flops_per_token: the same with what `remat` computes again.
+      executed_training_flops_per_token: the same with what is computed again to save memory.
       sixn_flops_per_token: see `sixn_flops_per_token`.
       mor_flops_per_token: see `mor_flops_per_token`.
     """
@@ -108,10 +109,11 @@ def forward_flops(config: model.Config, seq_len: int) -> int:
 
 
 def training_flops(config: model.Config, seq_len: int) -> int:
-    """Returns the FLOPs of a training sequence, forward and backward, nothing computed again.
+    """Returns the FLOPs of a training sequence, forward and backward, nothing counted twice.
 
-    Exactly three times the forward pass: whatever is multiplied depends on a parameter on both
-    sides, the first layer's input through the embedding and the first router's too.
+    What is computed again to save memory is in `executed_training_flops`. Exactly three times the
+    forward pass: whatever is multiplied depends on a parameter on both sides, the first layer's
+    input through the embedding and the first router's too.
     """
     return (1 + _BACKWARD) * forward_flops(config, seq_len)
 
@@ -119,17 +121,19 @@ def training_flops(config: model.Config, seq_len: int) -> int:
 def executed_training_flops(config: model.Config, seq_len: int) -> int:
     """Returns `training_flops` with what the backward pass computes again under `config.remat`.
 
-    A rematerialised block computes all again but its last product, which no gradient needs; a
-    rematerialised recursion needs that too, for its next block. Prelude and coda are done block by
-    block either way. What XLA then finds computed twice and merges is not known here.
+    Every block computes some again in any case, attention its scores. A rematerialised block
+    computes all again but its last product, which no gradient needs; a rematerialised recursion
+    needs that too, for its next block. Prelude and coda are done block by block either way. What
+    XLA then finds computed twice and merges is not known here.
     """
-    again = 0
+    scores = lambda block, keys, _: model.module(block).recomputed_flops(block, keys)
+    again = _core_flops(config, seq_len, scores) + _end_flops(config, seq_len, scores)
     if config.remat != "none":
         blocks = (config.grid.prelude + config.grid.coda) * seq_len
         if config.remat == "block":
             passes = _passes(config, seq_len)
             blocks += config.grid.num_blocks * sum(each.queries for each in passes)
-        again = _core_flops(config, seq_len) + _end_flops(config, seq_len)
+        again += _core_flops(config, seq_len) + _end_flops(config, seq_len)
         again -= blocks * _unneeded_flops(config.block)
     return training_flops(config, seq_len) + again
 
@@ -188,19 +192,20 @@ def _passes(config: model.Config, seq_len: int) -> list[Pass]:
     return model.module(config.depth).passes(config.depth, config.grid, config.kv, seq_len)
 
 
-def _core_flops(config: model.Config, seq_len: int) -> int:
-    """Forward FLOPs of a sequence in the blocks of all recursions."""
-    flops = model.module(config.block).forward_flops
+def _core_flops(config: model.Config, seq_len: int, flops: Callable | None = None) -> int:
+    """FLOPs of a sequence in the blocks of all recursions, by default forward."""
+    flops = flops or model.module(config.block).forward_flops
     return config.grid.num_blocks * sum(
         each.queries * flops(config.block, each.keys, each.is_reading)
         for each in _passes(config, seq_len)
     )
 
 
-def _end_flops(config: model.Config, seq_len: int) -> int:
-    """Forward FLOPs of a sequence in prelude and coda."""
-    flops = model.module(config.block).forward_flops(config.block, seq_len, False)
-    return (config.grid.prelude + config.grid.coda) * seq_len * flops
+def _end_flops(config: model.Config, seq_len: int, flops: Callable | None = None) -> int:
+    """FLOPs of a sequence in prelude and coda, by default forward."""
+    flops = flops or model.module(config.block).forward_flops
+    each = seq_len * flops(config.block, seq_len, False)
+    return (config.grid.prelude + config.grid.coda) * each
 
 
 def _unneeded_flops(config: Any) -> int:

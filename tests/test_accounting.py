@@ -55,8 +55,7 @@ def assert_exact(model_config, seq_len=13):
     assert BATCH * accounting.forward_flops(model_config, seq_len) == forward
     both = traced(jax.value_and_grad, model_config, seq_len)
     assert BATCH * accounting.executed_training_flops(model_config, seq_len) == both
-    if model_config.remat == "none":
-        assert both == BATCH * accounting.training_flops(model_config, seq_len) == 3 * forward
+    assert BATCH * accounting.training_flops(model_config, seq_len) == 3 * forward < both
 
 
 @pytest.mark.parametrize("kv_sharing", KV)
@@ -126,7 +125,9 @@ def test_the_trainers_loss_is_exact():
     tokens = jax.ShapeDtypeStruct((BATCH, seq_len), jnp.int32)
     count = lambda f: accounting.count_flops(jax.make_jaxpr(f)(weights, tokens))
     assert count(chunked) == BATCH * accounting.forward_flops(model_config, seq_len)
-    assert count(jax.grad(chunked)) == BATCH * accounting.training_flops(model_config, seq_len)
+    assert count(jax.grad(chunked)) == BATCH * accounting.executed_training_flops(
+        model_config, seq_len
+    )
 
 
 @pytest.mark.parametrize("name", ["vanilla:tiny", "recursive:tiny", "mor:tiny"])

@@ -124,6 +124,11 @@ def forward_flops(config: Config, keys: float, is_reading: bool) -> float:
     return projections + 4 * n * h * keys + 6 * d * config.mlp_dim
 
 
+def recomputed_flops(config: Config, keys: float) -> float:
+    """Returns the FLOPs of one token that any backward pass computes again: attention's scores."""
+    return 2 * config.num_heads * config.head_dim * keys
+
+
 def cache_entries(config: Config) -> int:
     """Returns how many numbers one step keeps for one token: its key and its value."""
     return 2 * config.num_kv_heads * config.head_dim

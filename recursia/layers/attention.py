@@ -1,5 +1,9 @@
 """Attention of some tokens to some keys and values, by where the tokens stand."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -35,13 +39,84 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Causal grouped-query attention: a query sees keys of its segment not later than itself.
 
+    Probabilities are never kept: the backward pass computes them again from queries and keys.
+
     Args:
       query: rotated queries of the tokens in `context`.
       source: rotated keys and values of the tokens in `source_context`.
       context: where the queries stand.
       source_context: where the keys stand; they need not be the tokens of the queries.
     """
-    not_later = source_context.positions[:, None, :] <= context.positions[:, :, None]
-    together = source_context.segment_ids[:, None, :] == context.segment_ids[:, :, None]
-    mask = (not_later & together)[:, None]  # [B 1 T S]
-    return jax.nn.dot_product_attention(query, source.key, source.value, mask=mask)
+    batch, length, heads, width = query.shape
+    groups = source.key.shape[-2]
+    # [B K G T H]: the query heads that read one key head side by side.
+    split = query.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+    key, value = (x.swapaxes(1, 2) for x in (source.key, source.value))
+    mixed = _attend(split / math.sqrt(width), key, value, (context, source_context))
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape)
+
+
+@jax.custom_vjp
+def _attend(query: Array, key: Array, value: Array, contexts: tuple[Context, Context]) -> Array:
+    """Attention of scaled queries [B K G T H] to keys and values [B K S H]."""
+
+    def one(query: Array, key: Array, value: Array, mask: Array) -> Array:
+        return jnp.einsum("gts,sh->gth", _weights(query, key, mask).astype(value.dtype), value)
+
+    return _over_heads(one, (query, key, value), contexts)
+
+
+def _forward(query: Array, key: Array, value: Array, contexts: tuple[Context, Context]):
+    return _attend(query, key, value, contexts), (query, key, value, contexts)
+
+
+def _backward(saved: Any, grad: Array) -> tuple[Array, Array, Array, None]:
+    query, key, value, contexts = saved
+
+    def one(query: Array, key: Array, value: Array, grad: Array, mask: Array):
+        weights = _weights(query, key, mask)
+        towards = jnp.einsum("gth,sh->gts", grad, value, preferred_element_type=jnp.float32)
+        towards = weights * (towards - (weights * towards).sum(-1, keepdims=True))
+        weights, towards = weights.astype(value.dtype), towards.astype(query.dtype)
+        return (
+            jnp.einsum("gts,sh->gth", towards, key),
+            jnp.einsum("gts,gth->sh", towards, query),
+            jnp.einsum("gts,gth->sh", weights, grad),
+        )
+
+    return *_over_heads(one, (query, key, value, grad), contexts), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _weights(
+    query: Float[Array, "G T H"], key: Float[Array, "S H"], mask: Bool[Array, "T S"]
+) -> Float[Array, "G T S"]:
+    """Returns attention probabilities, in float32; a query that sees nothing spreads evenly."""
+    scores = jnp.einsum("gth,sh->gts", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min))
+
+
+def _mask(context: Context, source_context: Context) -> Bool[Array, "T S"]:
+    not_later = source_context.positions[None, :] <= context.positions[:, None]
+    return not_later & (source_context.segment_ids[None, :] == context.segment_ids[:, None])
+
+
+def _over_heads(one: Callable, arrays: tuple[Array, ...], contexts: tuple[Context, Context]) -> Any:
+    """Applies `one(*arrays, mask)` to every row and key head of arrays [B K ...].
+
+    All at once; on a CPU one by one, since the scores of one head stay in its cache.
+    """
+
+    def walk(each: Callable) -> Callable:
+        def row(entry: Any) -> Any:
+            arrays, contexts = entry
+            mask = _mask(*contexts)
+            return each(lambda arrays: one(*arrays, mask), arrays)
+
+        return lambda arrays, contexts: each(row, (arrays, contexts))
+
+    one_by_one = walk(lambda f, xs: jax.lax.map(f, xs))
+    at_once = walk(lambda f, xs: jax.vmap(f)(xs))
+    return jax.lax.platform_dependent(arrays, contexts, cpu=one_by_one, default=at_once)
