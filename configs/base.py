@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 # SmolLM's public shapes for 135m, 360m and 1.7b; 730m from the sizes that Mixture-of-Recursions
 # (Bae et al. 2025, arXiv 2507.10524) reports. `num_layers` is the effective depth.
 SHAPES = {
-    "demo": dict(num_layers=8, embed_dim=192, num_heads=6, num_kv_heads=2, mlp_dim=512),
+    "demo": dict(num_layers=8, embed_dim=128, num_heads=4, num_kv_heads=2, mlp_dim=384),
     "tiny": dict(num_layers=8, embed_dim=64, num_heads=4, num_kv_heads=2, mlp_dim=192),
     "135m": dict(num_layers=30, embed_dim=576, num_heads=9, num_kv_heads=3, mlp_dim=1536),
     "360m": dict(num_layers=32, embed_dim=960, num_heads=15, num_kv_heads=5, mlp_dim=2560),
@@ -72,13 +72,13 @@ def tiny(config: ConfigDict, num_steps: int) -> None:
 def demo(config: ConfigDict, num_steps: int) -> None:
     """About four minutes on two cores, from the bundled text."""
     _bundled(config, "bpe:1024")
-    config.train = dict(num_steps=700, batch_size=16, seq_len=128)
-    config.optimizer = dict(learning_rate=4e-3)
-    config.schedule = dict(kind="wsd", warmup_steps=40, decay_fraction=0.3)
+    config.train = dict(num_steps=500, batch_size=16, seq_len=128)
+    config.optimizer = dict(learning_rate=6e-3)
+    config.schedule = dict(kind="wsd", warmup_steps=30, decay_fraction=0.4)
     config.checkpoint = dict(every_steps=100)
-    prompts = ("It was a ", '"My dear ', "She looked at ")
+    prompts = ("It was a ", "My dear ", "She looked at ")
     config.eval = dict(every_steps=100, num_batches=8, prompts=prompts, sample_tokens=64)
-    config.log = dict(every_steps=10)
+    config.log = dict(every_steps=5)
 
 
 def _bundled(config: ConfigDict, tokenizer: str) -> None:

@@ -155,7 +155,7 @@ def logits(
 ) -> Float[Array, "*B V"]:
     """Returns float32 next-token logits of normalised hidden states."""
     head = embedding.head(params["embed"]).astype(hidden.dtype)
-    return dot(hidden, head, "...d,vd->...v").astype(jnp.float32)
+    return dot(hidden, head, "d,vd->v").astype(jnp.float32)
 
 
 def at_depth(

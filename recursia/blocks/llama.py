@@ -98,14 +98,14 @@ def apply(
     """
     weights = params["attention"]
     h = rms_norm(x, params["norms"]["attention"], config.norm_eps)
-    query = rotate(dot(h, weights["query"], "btd,dnh->btnh"), context.positions, config.rope_base)
+    query = rotate(dot(h, weights["query"], "d,dnh->nh"), context.positions, config.rope_base)
     made = None
     if source is None:
-        key = rotate(dot(h, weights["key"], "btd,dkh->btkh"), context.positions, config.rope_base)
-        made = KeysValues(key, dot(h, weights["value"], "btd,dkh->btkh"))
+        key = rotate(dot(h, weights["key"], "d,dkh->kh"), context.positions, config.rope_base)
+        made = KeysValues(key, dot(h, weights["value"], "d,dkh->kh"))
         source = made, context
     mixed = attend(query, source[0], context, source[1])
-    x = x + dot(mixed, weights["out"], "btnh,nhd->btd")
+    x = x + dot(mixed, weights["out"], "nh,nhd->d")
     h = rms_norm(x, params["norms"]["mlp"], config.norm_eps)
     return x + swiglu(params["mlp"], h), made
 

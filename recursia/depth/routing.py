@@ -33,8 +33,8 @@ def logits(weights: dict[str, Array], x: Float[Array, "B T D"]) -> Float[Array, 
     """Returns a score per token, in float32 whatever the compute dtype."""
     h = x.astype(jnp.float32)
     if "hidden" in weights:
-        h = jax.nn.gelu(dot(h, weights["hidden"], "btd,df->btf"), approximate=False)
-    return dot(h, weights["out"], "btd,d->bt")
+        h = jax.nn.gelu(dot(h, weights["hidden"], "d,df->f"), approximate=False)
+    return dot(h, weights["out"], "d,d->")
 
 
 def gate(logits: Float[Array, "B T"], score: Score, alpha: float) -> Float[Array, "B T"]:

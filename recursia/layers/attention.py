@@ -78,10 +78,11 @@ def _backward(saved: Any, grad: Array) -> tuple[Array, Array, Array, None]:
         towards = jnp.einsum("gth,sh->gts", grad, value, preferred_element_type=jnp.float32)
         towards = weights * (towards - (weights * towards).sum(-1, keepdims=True))
         weights, towards = weights.astype(value.dtype), towards.astype(query.dtype)
+        rows = lambda x: x.reshape(-1, x.shape[-1])
         return (
             jnp.einsum("gts,sh->gth", towards, key),
-            jnp.einsum("gts,gth->sh", towards, query),
-            jnp.einsum("gts,gth->sh", weights, grad),
+            rows(towards).T @ rows(query),
+            rows(weights).T @ rows(grad),
         )
 
     return *_over_heads(one, (query, key, value, grad), contexts), None

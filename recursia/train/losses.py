@@ -50,7 +50,10 @@ def _forward(hidden: Array, head: Array, targets: Array, weights: Array, chunk: 
         logits = _logits(h, matrix)
         error = jax.nn.softmax(logits) - jax.nn.one_hot(target, matrix.shape[0])
         error = (weight[..., None] * error).astype(h.dtype)
-        head_grad += jnp.einsum("btv,btd->vd", error, h, preferred_element_type=jnp.float32)
+        rows = lambda x: x.reshape(-1, x.shape[-1])
+        head_grad += jnp.einsum(
+            "zv,zd->vd", rows(error), rows(h), preferred_element_type=jnp.float32
+        )
         return head_grad, (_nats(logits, target), jnp.einsum("btv,vd->btd", error, matrix))
 
     start = jnp.zeros(head.shape, jnp.float32)
