@@ -71,13 +71,13 @@ def tiny(config: ConfigDict, num_steps: int) -> None:
 
 def demo(config: ConfigDict, num_steps: int) -> None:
     """About four minutes on two cores, from the bundled text."""
-    _bundled(config, "bpe:1024")
-    config.train = dict(num_steps=500, batch_size=16, seq_len=128)
-    config.optimizer = dict(learning_rate=6e-3)
+    _bundled(config, "byte")
+    config.train = dict(num_steps=700, batch_size=8, seq_len=192, loss_chunk=192)
+    config.optimizer = dict(learning_rate=5e-3)
     config.schedule = dict(kind="wsd", warmup_steps=30, decay_fraction=0.4)
     config.checkpoint = dict(every_steps=100)
     prompts = ("It was a ", "My dear ", "She looked at ")
-    config.eval = dict(every_steps=100, num_batches=8, prompts=prompts, sample_tokens=64)
+    config.eval = dict(every_steps=100, num_batches=8, prompts=prompts, sample_tokens=128)
     config.log = dict(every_steps=5)
 
 

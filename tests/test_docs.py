@@ -1,0 +1,36 @@
+"""Every command that the documentation shows in a block of shell runs, in order."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page):
+    return re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_run(page, tmp_path):
+    script = "set -eux\n" + "\n".join(blocks(page))
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
+    env = {**os.environ, "PATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_usage_shows_every_verb():
+    shown = "".join("".join(blocks(page)) for page in PAGES)
+    for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect"):
+        assert f"recursia {verb}" in shown, verb
