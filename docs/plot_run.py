@@ -1,4 +1,4 @@
-"""Draws a run: python docs/plot_run.py --workdir=runs/demo --out=docs/demo.png (needs matplotlib)."""
+"""Draws a run, with matplotlib: python docs/plot_run.py --workdir=runs/demo --out=demo.png."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ def curve(rows: list[dict], name: str) -> tuple[list[int], list]:
 
 
 def draw(rows: list[dict], title: str) -> plt.Figure:
-    """Returns the figure: loss, loss after each recursion, tokens that go on of their own accord."""
+    """Returns the figure: loss, loss after each recursion, tokens that decide as is decided."""
     figure, (loss, lens, router) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     loss.plot(*curve(rows, "loss"), color="0.7", label="training")
     loss.plot(*curve(rows, "validation_loss"), "o-", label="validation, best-scored tokens")

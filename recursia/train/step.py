@@ -83,15 +83,15 @@ class Trainer:
         # This runs once: on a CPU, optimising its code takes longer than it takes.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         start = jax.jit(self._start, out_shardings=self.state_shardings, compiler_options=quick)
-        return start(jax.random.key(self.run.train.seed))
+        return start(self.run.train.seed)
 
-    def _start(self, key: Array) -> State:
-        weights = params.init(self.specs, key)
+    def _start(self, seed: Int[Array, ""]) -> State:
+        weights = params.init(self.specs, jax.random.key(seed))
         return State(jnp.zeros((), jnp.int32), weights, self.optimizer.init(weights))
 
     def abstract(self) -> State:
         """Returns the shapes, dtypes and places of `init()` without making anything."""
-        shapes = jax.eval_shape(self._start, jax.random.key(0))
+        shapes = jax.eval_shape(self._start, 0)
         place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         return jax.tree.map(place, shapes, self.state_shardings)
 
