@@ -15,12 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from recursia import kv
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Mode, Pass
+from recursia.depth.routing import pick, select, statistics
 from recursia.layers.attention import Context
 from recursia.params import at, stack
 from recursia.sharing.core import Core, Source
@@ -114,11 +114,6 @@ def counts(config: Config, seq_len: int) -> tuple[int, ...]:
     return tuple(max(1, int(capacity * seq_len)) for capacity in config.capacity)
 
 
-def select(scores: Float[Array, "B T"], count: int) -> Int[Array, "B C"]:
-    """Returns the places of the `count` highest scores, in order; ties go to the earlier."""
-    return jnp.sort(jax.lax.top_k(scores, count)[1], axis=-1)
-
-
 def run(
     core: Core,
     params: dict[str, Any],
@@ -175,11 +170,6 @@ def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Conf
     return carry[0], jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
 
 
-def _pick(x: Array, index: Int[Array, "B C"] | None) -> Array:
-    """Returns the rows of `x` at `index`; None is all of them."""
-    return x if index is None else x[jnp.arange(x.shape[0])[:, None], index]
-
-
 def _keep_best(
     core: Core,
     context: Context,
@@ -193,19 +183,19 @@ def _keep_best(
     """One recursion over the best `count` of the active tokens; `carry` is (states, active)."""
     x, active = carry
     rows = jnp.arange(x.shape[0])[:, None]
-    h = _pick(x, active)
+    h = pick(x, active)
     logits = routing.logits(weights, h / config.temperature)
     gate = routing.gate(logits, config.score, config.alpha)
     chosen = None if count == h.shape[1] else select(gate, count)
-    kept = active if chosen is None else chosen if active is None else _pick(active, chosen)
+    kept = active if chosen is None else chosen if active is None else pick(active, chosen)
     where = lambda index: context if index is None else context.take(index)
     if core.kv.reads_first and source is None:
         # The first recursion makes keys and values of every token that a later query may meet.
         y, made = core.recurse(h, private, where(active))
-        y, source = _pick(y, chosen), (made, where(active))
+        y, source = pick(y, chosen), (made, where(active))
     else:
-        y, _ = core.recurse(_pick(h, chosen), private, where(kept), source)
-    y = routing.update(_pick(h, chosen), y, _pick(gate, chosen), config.gating)
+        y, _ = core.recurse(pick(h, chosen), private, where(kept), source)
+    y = routing.update(pick(h, chosen), y, pick(gate, chosen), config.gating)
     x = y if kept is None else x.at[rows, kept].set(y)
     is_chosen = jnp.ones(logits.shape, bool)
     if chosen is not None:
@@ -213,7 +203,7 @@ def _keep_best(
     is_kept = jnp.ones(x.shape[:2], bool)
     if kept is not None:
         is_kept = jnp.zeros(x.shape[:2], bool).at[rows, kept].set(True)
-    out = _statistics(logits, is_chosen, jnp.ones(logits.shape, bool), config)
+    out = statistics(logits, is_chosen, jnp.ones(logits.shape, bool), config.score, config.alpha)
     return (x, kept), {**out, "state": x, "is_kept": is_kept}, source
 
 
@@ -243,7 +233,7 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         visible = context if core.kv.reads_first else context.hide(~chosen)
         y, made = core.recurse(x, private, visible, source)
         y = routing.update(x, y, gate, config.gating)
-        out = _statistics(logits, chosen, active, config)
+        out = statistics(logits, chosen, active, config.score, config.alpha)
         x = jnp.where(chosen[..., None], y, x)
         return (x, chosen), {**out, "state": x, "is_kept": chosen}, (made, context)
 
@@ -260,25 +250,6 @@ def _warming_counts(config: Config, length: int, step: Any) -> Int[Array, "R"]:
     at = lambda fall: tuple(c + (1 - c) * fall for c in config.capacity)
     table = [counts(dataclasses.replace(config, capacity=at(fall)), length) for fall in falls]
     return jnp.array(table)[jnp.clip(step, 0, len(table) - 1)]
-
-
-def _statistics(
-    logits: Float[Array, "B T"],
-    chosen: Bool[Array, "B T"],
-    active: Bool[Array, "B T"],
-    config: Config,
-) -> dict[str, Array]:
-    """Returns what one recursion reports, as means over the tokens that could go on."""
-    mean = lambda values: jnp.where(active, values, 0.0).sum() / jnp.maximum(active.sum(), 1)
-    bce = optax.sigmoid_binary_cross_entropy(logits, chosen.astype(jnp.float32))
-    gate = routing.gate(logits, config.score, config.alpha)
-    agrees = routing.is_above(logits, config.score) == chosen
-    return {
-        "router_cross_entropy": mean(bce),
-        "router_z": mean(logits**2),
-        "router_agreement": mean(agrees.astype(jnp.float32)),
-        "router_gate": (gate * chosen).sum() / jnp.maximum(chosen.sum(), 1),
-    }
 
 
 def at_depth(config: Config, num_recursions: int) -> Config:

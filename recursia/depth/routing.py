@@ -1,10 +1,11 @@
-"""Scores of tokens, and what a scored token's update is."""
+"""Scores of tokens, the choice among them, and what a chosen token's update is."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from recursia.layers.linear import dot
 from recursia.params import Spec, normal
@@ -67,3 +68,33 @@ def update(
             return x + gate * (y - x)
         case "replace":
             return y
+
+
+def select(scores: Float[Array, "B T"], count: int) -> Int[Array, "B C"]:
+    """Returns the places of the `count` highest scores, in order; ties go to the earlier."""
+    return jnp.sort(jax.lax.top_k(scores, count)[1], axis=-1)
+
+
+def pick(x: Array, index: Int[Array, "B C"] | None) -> Array:
+    """Returns the rows of `x` at `index`; None is all of them."""
+    return x if index is None else x[jnp.arange(x.shape[0])[:, None], index]
+
+
+def statistics(
+    logits: Float[Array, "B T"],
+    chosen: Bool[Array, "B T"],
+    active: Bool[Array, "B T"],
+    score: Score,
+    alpha: float,
+) -> dict[str, Array]:
+    """Returns what one recursion reports, as means over the tokens that could go on."""
+    mean = lambda values: jnp.where(active, values, 0.0).sum() / jnp.maximum(active.sum(), 1)
+    bce = optax.sigmoid_binary_cross_entropy(logits, chosen.astype(jnp.float32))
+    factor = gate(logits, score, alpha)
+    agrees = is_above(logits, score) == chosen
+    return {
+        "router_cross_entropy": mean(bce),
+        "router_z": mean(logits**2),
+        "router_agreement": mean(agrees.astype(jnp.float32)),
+        "router_gate": (factor * chosen).sum() / jnp.maximum(chosen.sum(), 1),
+    }
