@@ -1,0 +1,137 @@
+"""What the authors' code computed on the same weights, and that a difference would be seen."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from recursia.errors import ConfigError, DataError
+from recursia.evaluate import parity
+
+FOLDER = pathlib.Path(__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
+ROUTED = FOLDER / "mor_expert.npz"
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """Returns a function that writes the routed file with one entry changed, and its path."""
+
+    def write(name, change):
+        with np.load(ROUTED) as file:
+            arrays = dict(file)
+        arrays[name] = change(arrays[name])
+        np.savez(tmp_path / "changed.npz", **{k: v for k, v in arrays.items() if v is not None})
+        return str(tmp_path / "changed.npz")
+
+    return write
+
+
+def bump(size):
+    """Returns a change of the largest entry by a fraction of it."""
+
+    def change(array):
+        array = array.copy()
+        array.flat[np.abs(array).argmax()] *= 1 + size
+        return array
+
+    return change
+
+
+def first_to(value):
+    """Returns a change of the first entry."""
+
+    def change(array):
+        array = array.copy()
+        array[(0,) * array.ndim] = value
+        return array
+
+    return change
+
+
+def test_all_five_files_are_here():
+    assert len(NAMES) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_authors_code_is_reproduced(name):
+    result = parity.check(str(FOLDER / f"{name}.npz"))
+    assert result.ok, result
+
+
+def test_a_changed_parameter_is_seen(changed):
+    name = "param/model.layers.1.block.0.mlp.up_proj.weight"
+    result = parity.check(changed(name, bump(0.05)))
+    assert not result.ok
+    assert result.logits_max_abs > parity.LOGITS
+    assert result.gradient_max_rel > parity.GRADIENTS
+
+
+def test_a_changed_gradient_is_seen(changed):
+    result = parity.check(changed("grad/model.embed_tokens.weight", bump(1e-3)))
+    assert not result.ok
+    assert result.gradient_max_rel > parity.GRADIENTS
+    assert result.logits_max_abs < parity.LOGITS
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "router_loss"])
+def test_a_changed_loss_is_seen(changed, name):
+    result = parity.check(changed(name, lambda loss: loss + np.float32(1e-3)))
+    assert not result.ok
+    assert result.loss_max_abs > parity.LOSSES
+
+
+def test_another_selection_is_seen(changed):
+    def other(index):
+        index = index.copy()
+        free = sorted(set(range(index.max() + 2)) - set(index[0]))
+        index[0, -1] = free[-1]
+        return np.sort(index, axis=1)
+
+    result = parity.check(changed("selected/1", other))
+    assert not result.ok
+    assert not result.is_routed_alike
+
+
+def test_a_selection_of_another_size_is_seen(changed):
+    result = parity.check(changed("selected/1", lambda index: index[:, :-1]))
+    assert not result.ok
+    assert not result.is_routed_alike
+
+
+@pytest.mark.parametrize("name", ["logits", "router_loss", "grad/model.norm.weight"])
+def test_what_is_not_a_number_is_not_equal(changed, name):
+    assert not parity.check(changed(name, first_to(np.nan))).ok
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error"),
+    [
+        ("logits", lambda _: None, DataError),
+        ("param/model.norm.weight", lambda _: None, DataError),
+        ("grad/model.norm.weight", lambda _: None, DataError),
+        ("family", lambda _: np.array("gpt"), ConfigError),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(changed, name, change, error):
+    with pytest.raises(error) as refusal:
+        parity.check(changed(name, change))
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_option_without_counterpart_is_refused(changed):
+    def token_choice(config):
+        theirs = json.loads(str(config))
+        theirs["mor"]["type"] = "token"
+        return np.array(json.dumps(theirs))
+
+    with pytest.raises(ConfigError, match="token"):
+        parity.check(changed("config", token_choice))
+
+
+def test_a_missing_or_foreign_file_is_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("not arrays")
+    for name in ("none.npz", "text.npz"):
+        with pytest.raises(DataError, match=name):
+            parity.check(str(tmp_path / name))

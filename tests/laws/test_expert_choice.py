@@ -1,0 +1,198 @@
+"""Expert choice is its published formula, computed again by hand on each row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recursia import model
+from recursia.blocks import llama
+from tests.laws import by_hand
+from tests.laws.tiny import (
+    BATCH,
+    LENGTH,
+    assert_close,
+    counted,
+    draw,
+    error,
+    forward,
+    text,
+    tiny,
+)
+
+GATINGS = ("weighted", "additive", "delta", "replace")
+SCORES = ("sigmoid", "tanh", "none")
+
+
+def assert_is_by_hand(config, mode="eval"):
+    """Asserts that logits, kept tokens and router losses are those computed by hand."""
+    params, tokens = draw(config), text()
+    logits, aux = forward(params, tokens, config, mode)
+    by_logits, reports = by_hand.forward(params, tokens, config, mode)
+    assert_close(logits, by_logits)
+    depth = np.zeros(tokens.shape, int)
+    for r in range(config.grid.num_recursions):
+        for row, report in zip(depth, reports, strict=True):
+            row[report[r][2]] += 1
+    assert np.array_equal(aux.depth_used, depth)
+    entropies = [by_hand.cross_entropy(reports, r) for r in range(config.grid.num_recursions)]
+    assert_close(aux.metrics["router_cross_entropy"], np.array(entropies))
+    assert_close(aux.losses["router"], config.depth.aux_loss_weight * np.sum(entropies))
+
+
+@pytest.mark.parametrize(
+    ("gating", "score", "router"),
+    [(gating, score, "linear") for gating in GATINGS for score in SCORES]
+    + [("weighted", score, "mlp") for score in SCORES],
+)
+def test_every_gating_and_score_is_its_formula(gating, score, router):
+    how = {"gating": gating, "score": score, "router": router}
+    options = {"capacity": (0.75, 0.5), "alpha": 0.4, "temperature": 1.5}
+    assert_is_by_hand(tiny("expert_choice", recursions=2, blocks=1, **options, **how))
+
+
+@pytest.mark.parametrize("mode", ["eval", "causal"])
+@pytest.mark.parametrize("kv", ["own", "first_recursion"])
+@pytest.mark.parametrize(
+    ("pattern", "capacity"),
+    [("middle_cycle", None), ("cycle", (0.75, 0.5, 0.5)), ("none", (1.0, 1.0, 0.25))],
+)
+def test_every_walk_is_its_formula(pattern, capacity, kv, mode):
+    assert_is_by_hand(tiny("expert_choice", pattern, capacity=capacity, kv=kv), mode)
+
+
+def test_training_keeps_what_evaluation_keeps():
+    config = tiny("expert_choice")
+    params = draw(config)
+    assert_close(*(forward(params, text(), config, mode)[0] for mode in ("train", "eval")))
+
+
+@pytest.mark.parametrize("kv", ["own", "first_recursion"])
+def test_one_recursion_is_the_state_and_its_gated_block(kv):
+    assert_is_by_hand(tiny("expert_choice", recursions=1, kv=kv))
+
+
+def test_routers_shared_by_all_recursions_are_one():
+    assert_is_by_hand(tiny("expert_choice", varies=(("router", "one"), ("mlp", "recursion"))))
+
+
+@pytest.mark.parametrize("mode", ["eval", "causal"])
+@pytest.mark.parametrize("kv", ["own", "first_recursion"])
+def test_replacing_at_full_capacity_is_the_recursive_model(kv, mode):
+    full = tiny("expert_choice", gating="replace", capacity=(1.0,) * 3, kv=kv)
+    params = draw(full)
+    plain = forward({**params, "depth": {}}, text(), tiny(kv=kv))[0]
+    assert_close(forward(params, text(), full, mode)[0], plain)
+
+
+@pytest.mark.parametrize("gating", ["weighted", "additive", "delta"])
+def test_the_other_gatings_at_full_capacity_are_not(gating):
+    full = tiny("expert_choice", gating=gating, capacity=(1.0,) * 3)
+    params = draw(full)
+    plain = forward({**params, "depth": {}}, text(), tiny())[0]
+    assert error(forward(params, text(), full)[0], plain) > 1e-2
+
+
+def test_losses_are_weighted_sums_over_recursions():
+    config = tiny("expert_choice", aux_loss_weight=0.5, z_loss_weight=0.25)
+    params, tokens = draw(config), text()
+    _, reports = by_hand.forward(params, tokens, config)
+    losses = forward(params, tokens, config)[1].losses
+    logits = [np.concatenate([report[r][0] for report in reports]) for r in range(3)]
+    assert_close(losses["router"], 0.5 * sum(by_hand.cross_entropy(reports, r) for r in range(3)))
+    assert_close(losses["router_z"], 0.25 * sum((z**2).mean() for z in logits))
+    assert set(losses) == {"router", "router_z"}
+    assert set(forward(params, tokens, tiny("expert_choice"))[1].losses) == {"router"}
+
+
+def test_metrics_say_what_the_routers_did():
+    config = tiny("expert_choice")
+    params, tokens = draw(config), text()
+    _, reports = by_hand.forward(params, tokens, config)
+    metrics = forward(params, tokens, config)[1].metrics
+    for r in range(3):
+        logits = np.concatenate([report[r][0] for report in reports])
+        chosen = np.concatenate([report[r][1] for report in reports])
+        gates = by_hand.gate_of(logits, config.depth)
+        assert_close(metrics["router_agreement"][r], ((logits >= 0) == chosen).mean())
+        assert_close(metrics["router_gate"][r], gates[chosen].mean())
+        assert_close(metrics["router_z"][r], (logits**2).mean())
+        assert_close(metrics["tokens_kept"][r], chosen.sum() / tokens.size)
+
+
+@pytest.mark.parametrize("mode", ["eval", "causal"])
+def test_rows_do_not_see_each_other(mode):
+    config = tiny("expert_choice", "middle_cycle")
+    params, tokens = draw(config), text()
+    logits, aux = forward(params, tokens, config, mode)
+    turned, turned_aux = forward(params, tokens[::-1], config, mode)
+    assert_close(turned, logits[::-1])
+    assert np.array_equal(turned_aux.depth_used, aux.depth_used[::-1])
+
+
+def multiplications(config, mode="eval"):
+    """Returns the FLOPs of all matrix multiplications of a forward pass without the head."""
+
+    def flops(equation):
+        if equation.primitive.name != "dot_general":
+            return 0
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        width = np.prod([equation.invars[0].aval.shape[i] for i in contracted], dtype=int)
+        return int(2 * width * np.prod(equation.outvars[0].aval.shape, dtype=int))
+
+    hidden = lambda params: model.apply(params, text(), config, mode=mode).hidden
+    return counted(jax.make_jaxpr(hidden)(draw(config)).jaxpr, flops, is_unrolled=True)
+
+
+@pytest.mark.parametrize("router", ["linear", "mlp"])
+@pytest.mark.parametrize("kv", ["own", "first_recursion"])
+@pytest.mark.parametrize(
+    "capacity", [None, (0.75, 0.5, 0.5), (1.0, 1.0, 1.0)], ids=["falls", "falls once", "full"]
+)
+def test_only_the_kept_tokens_are_multiplied(capacity, kv, router):
+    config = tiny("expert_choice", "middle_cycle", capacity=capacity, kv=kv, router=router)
+    policy, grid = model.module(config.depth), config.grid
+    total = (grid.prelude + grid.coda) * LENGTH * llama.forward_flops(config.block, LENGTH, False)
+    for p in policy.passes(config.depth, grid, config.kv, LENGTH):
+        one = llama.forward_flops(config.block, p.keys, p.is_reading)
+        total += p.queries * grid.num_blocks * one
+        total += p.scored * policy.score_flops(config.depth, config.block.embed_dim)
+    assert multiplications(config) == BATCH * total
+
+
+@pytest.mark.parametrize("kv", ["own", "first_recursion"])
+def test_a_reading_recursion_makes_no_keys_and_values(kv):
+    config = tiny(kv=kv)
+    later = llama.forward_flops(config.block, LENGTH, kv == "first_recursion")
+    first = llama.forward_flops(config.block, LENGTH, False)
+    assert multiplications(config) == BATCH * LENGTH * 2 * (first + 2 * later)
+
+
+def test_causal_mode_decides_by_the_middle_of_the_score():
+    config = tiny("expert_choice", recursions=2, blocks=1, capacity=(0.5, 0.25))
+    params = draw(config)
+    table = np.zeros_like(params["embed"]["table"])
+    table[:4, 0] = (1.0, -1.0, 0.0, 0.5)  # the router below reads this one feature
+    router = np.zeros_like(params["depth"]["router"]["out"])
+    router[0, 0] = 1.0
+    router[1, 1] = -1e9  # the second recursion keeps those whose second feature is not positive
+    blind = jax.tree.map(jnp.zeros_like, params["core"])  # a block that changes nothing
+    params = {**params, "embed": {"table": table}, "depth": {"router": {"out": router}}}
+    params = {**params, "core": blind}
+    tokens = jnp.array([[0, 1, 2, 3]])
+    _, aux = forward(params, tokens, config, "causal")
+    assert np.array_equal(aux.depth_used, [[2, 0, 2, 2]])
+    assert np.array_equal(aux.metrics["tokens_kept"], [0.75, 0.75])
+    same = dataclasses.replace(config, depth=dataclasses.replace(config.depth, score="tanh"))
+    assert np.array_equal(forward(params, tokens, same, "causal")[1].depth_used, [[2, 0, 2, 2]])
+
+
+def test_in_causal_mode_a_capacity_that_does_not_fall_keeps_all():
+    config = tiny("expert_choice", capacity=(1.0, 0.5, 0.5))
+    params = draw(config)
+    metrics = forward(params, text(), config, "causal")[1].metrics
+    assert metrics["tokens_kept"][0] == 1
+    assert 0 < metrics["tokens_kept"][1] < 1
+    assert metrics["tokens_kept"][2] == metrics["tokens_kept"][1]

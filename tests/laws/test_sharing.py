@@ -1,0 +1,116 @@
+"""Tying is identity of parameters: a tied model is its untied copies, and sums their gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recursia.blocks import llama
+from tests.laws import tiny as t
+from tests.laws.copies import entries, tied, untied
+from tests.laws.tiny import assert_close, draw, error, forward, gradient, text, tiny
+
+ALL = lambda how: tuple((slot, how) for slot in llama.SLOTS)
+VARIES = {
+    "pattern": (),
+    "by axes": (("attention", "recursion+block"), ("norms", "recursion"), ("mlp", "one")),
+    "groups": (("attention", "block/2"), ("mlp", "recursion/2+block")),
+    "table": (("mlp", ((0, 1), (1, 2), (2, 2), (3, 0))),),
+    "one of each": ALL("one"),
+    "all by recursion": ALL("recursion"),
+    "only tables": ALL(((0, 1), (1, 2), (2, 2), (3, 0))),
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [("cycle", name) for name in VARIES]
+    + [("sequence", name) for name in ("pattern", "groups", "table", "one of each")],
+)
+def test_shared_gradient_is_the_sum_over_copies(pattern, name):
+    config = tiny(sharing_=pattern, recursions=4, varies=VARIES[name])
+    params = draw(config)
+    loss, grads = gradient(params, text(), config)
+    free_config, free_params = untied(config, params)
+    free_loss, free_grads = gradient(free_params, text(), free_config)
+    assert_close(loss, free_loss)
+    assert_close(grads, tied(config, free_grads), n=8 * 64)
+
+
+@pytest.mark.parametrize(
+    ("depth", "kv"), [("fixed", "first_recursion"), ("expert_choice", "first_recursion")]
+)
+def test_shared_gradient_is_the_sum_over_copies_where_one_makes_the_keys(depth, kv):
+    config = tiny(depth, "middle_cycle", recursions=2, kv=kv, varies=(("mlp", ((0, 1), (1, 0))),))
+    params = draw(config)
+    loss, grads = gradient(params, text(), config)
+    free_config, free_params = untied(config, params)
+    free_loss, free_grads = gradient(free_params, text(), free_config)
+    assert_close(loss, free_loss)
+    assert_close(grads, tied(config, free_grads), n=8 * 64)
+
+
+@pytest.mark.parametrize("pattern", ["cycle", "sequence", "middle_cycle", "middle_sequence"])
+def test_every_pattern_is_a_plain_stack_of_copies(pattern):
+    config = tiny(sharing_=pattern)
+    params = draw(config)
+    free_config, free = untied(config, params)
+    if free_config.grid.order == "sequence":
+        free = {**free, "core": jax.tree.map(lambda p: p.swapaxes(0, 1), free["core"])}
+    stack = jax.tree.map(lambda p: p.reshape(1, -1, *p.shape[2:])[0], free["core"])
+    vanilla = tiny(recursions=1, blocks=6)
+    vanilla = dataclasses.replace(
+        vanilla,
+        grid=dataclasses.replace(vanilla.grid, prelude=config.grid.prelude, coda=config.grid.coda),
+    )
+    assert_close(
+        forward(params, text(), config)[0], forward({**free, "core": stack}, text(), vanilla)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("axes", "table"),
+    [("block/2", ((0, 0),) * 4), ("recursion/2", ((0, 0), (0, 0), (1, 1), (1, 1)))],
+)
+def test_groups_written_as_axes_are_their_table(axes, table):
+    written, explicit = (tiny(recursions=4, varies=(("mlp", how),)) for how in (axes, table))
+    assert written.grid == explicit.grid
+
+
+def test_axes_are_their_table():
+    axes = tiny(varies=(("mlp", "recursion"), ("norms", "recursion+block")))
+    tables = tuple((slot, axes.grid.table_of(slot)) for slot in llama.SLOTS)
+    by_table = tiny(varies=tables)
+    params = draw(axes)
+    core = {slot: entries(axes, slot, bank) for slot, bank in params["core"].items()}
+    same = {**params, "core": core}
+    assert_close(forward(params, text(), axes)[0], forward(same, text(), by_table)[0])
+
+
+def test_one_recursion_is_vanilla():
+    none, cycle, sequence = (
+        tiny(sharing_=pattern, recursions=1) for pattern in ("none", "cycle", "sequence")
+    )
+    params = draw(cycle)
+    unshared = {**params, "core": jax.tree.map(lambda p: p[None], params["core"])}
+    logits = forward(params, text(), cycle)[0]
+    assert_close(forward(unshared, text(), none)[0], logits)
+    assert_close(forward(params, text(), sequence)[0], logits)
+
+
+def test_cycle_and_sequence_differ_unless_there_is_one_block():
+    for blocks in (1, 2):
+        cycle, sequence = (tiny(sharing_=s, blocks=blocks) for s in ("cycle", "sequence"))
+        params = draw(cycle)
+        difference = error(*(forward(params, text(), c)[0] for c in (cycle, sequence)))
+        assert difference < t.tol(jnp.float32, 64) if blocks == 1 else difference > 1e-2
+
+
+@pytest.mark.parametrize("slot", llama.SLOTS)
+def test_every_entry_of_every_bank_is_used(slot):
+    config = tiny(varies=((slot, ((0, 1), (1, 2), (3, 0))),))
+    _, grads = gradient(draw(config), text(), config)
+    for leaf in jax.tree.leaves(grads["core"][slot]):
+        assert np.all(np.abs(leaf).reshape(len(leaf), -1).max(1) > 0)

@@ -1,0 +1,127 @@
+"""The scans over recursions and blocks are the plain loop over steps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recursia import model
+from recursia.blocks import llama
+from recursia.layers.attention import Context
+from recursia.params import at
+from tests.laws import by_hand
+from tests.laws.tiny import BLOCK, assert_close, counted, draw, forward, gradient, text, tiny
+
+MIXED = (
+    ("attention", "recursion+block"),
+    ("norms", "recursion"),
+    ("mlp", ((0, 1), (2, 2), (1, 0))),
+)
+WALKS = {
+    "cycle": ("cycle", ()),
+    "sequence": ("sequence", ()),
+    "mixed cycle": ("middle_cycle", MIXED),
+    "mixed sequence": ("middle_sequence", MIXED),
+    "none": ("none", ()),
+    "one": ("cycle", tuple((slot, "one") for slot in llama.SLOTS)),
+}
+
+
+def entry(grid, slot, bank, recursion, k):
+    """Returns the weights of a slot at a step, by the slot's table."""
+    lead = 1 if slot in dict(grid.tables) else len(grid.axes_of(slot))
+    flat = jax.tree.map(lambda p: p.reshape(-1, *p.shape[lead:]), bank)
+    return at(flat, grid.table_of(slot)[recursion][k])
+
+
+def loop(params, tokens, config):
+    """Returns logits by a Python loop over the steps, and the state after each."""
+    grid, states, first = config.grid, [], {}
+    context = Context(
+        jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), jnp.ones_like(tokens)
+    )
+    x = params["embed"]["table"][tokens]
+    for i in range(grid.prelude):
+        x, _ = llama.apply(at(params["prelude"], i), x, context, config.block)
+    rs, ks = range(grid.num_recursions), range(grid.num_blocks)
+    steps = [(r, k) for r in rs for k in ks]
+    for r, k in steps if grid.order == "cycle" else sorted(steps, key=lambda step: step[::-1]):
+        weights = {s: entry(grid, s, bank, r, k) for s, bank in params["core"].items()}
+        read = first.get(k) if config.kv.reads_first else None
+        x, made = llama.apply(weights, x, context, config.block, read)
+        first.setdefault(k, (made, context))
+        states.append(x)
+    for i in range(grid.coda):
+        x, _ = llama.apply(at(params["coda"], i), x, context, config.block)
+    return model.logits(params, model.normalise(params, x, config), config), states
+
+
+@pytest.mark.parametrize(("pattern", "varies"), WALKS.values(), ids=WALKS)
+@pytest.mark.parametrize("kv", ["own", "first_recursion"])
+def test_scan_is_the_python_loop(pattern, varies, kv):
+    config = tiny(sharing_=pattern, varies=varies, kv=kv)
+    params = draw(config)
+    logits, aux = forward(params, text(), config)
+    by_loop, states = loop(params, text(), config)
+    assert_close(logits, by_loop)
+    if config.grid.order == "cycle":  # the state after the last block of each recursion
+        assert_close(aux.states, jnp.stack(states[1::2]))
+    assert np.all(aux.depth_used == 3)
+
+
+def test_the_first_recursions_keys_and_values_are_not_ones_own():
+    own, shared = tiny(), tiny(kv="first_recursion")
+    params = draw(own)
+    difference = forward(params, text(), own)[0] - forward(params, text(), shared)[0]
+    assert np.abs(difference).max() > 1e-2
+
+
+@pytest.mark.parametrize("pattern", ["cycle", "sequence", "middle_cycle"])
+def test_with_one_recursion_the_first_recursions_keys_and_values_are_ones_own(pattern):
+    own, shared = (tiny(sharing_=pattern, recursions=1, kv=kv) for kv in ("own", "first_recursion"))
+    params = draw(own)
+    assert_close(forward(params, text(), own)[0], forward(params, text(), shared)[0])
+
+
+@pytest.mark.parametrize(
+    ("depth", "pattern", "kv"),
+    [("fixed", "middle_sequence", "first_recursion"), ("expert_choice", "cycle", "own")],
+)
+def test_what_the_backward_pass_keeps_changes_nothing(depth, pattern, kv):
+    config = tiny(depth, pattern, recursions=2, kv=kv)
+    params = draw(config)
+    kept = gradient(params, text(), config)
+    for remat in ("block", "recursion"):
+        again = gradient(params, text(), dataclasses.replace(config, remat=remat))
+        assert_close(again, kept, n=8 * 64)
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "recursion"])
+def test_the_backward_pass_computes_again_what_it_is_told_to(remat):
+    config = tiny(remat=remat)
+    apply = lambda params: model.apply(params, text(), config, mode="train").hidden
+    is_again = lambda equation: equation.primitive is jax.extend.core.primitives.remat_p
+    jaxpr = jax.make_jaxpr(apply)(draw(config)).jaxpr
+    assert counted(jaxpr, is_again) == (0 if remat == "none" else 1)
+
+
+@pytest.mark.parametrize("is_reading", [False, True])
+def test_the_block_is_its_formula(is_reading):
+    config = tiny(recursions=1, blocks=1)
+    weights = at(draw(config)["core"], 0)
+    rng = np.random.default_rng(0)
+    x, other = rng.normal(size=(2, 1, 12, BLOCK.embed_dim)).astype(np.float32)
+    where = np.array([[0, 1, 2, 5, 6, 7, 0, 1, 2, 3, 4, 9], [1] * 6 + [2] * 6])
+    context = Context(jnp.asarray(where[:1]), jnp.asarray(where[1:]))
+    source = by_source = None
+    if is_reading:
+        source = llama.apply(weights, jnp.asarray(other), context, BLOCK)[1], context
+        by_source = by_hand.block(by_hand.pick(weights, ...), other[0], where, BLOCK)[1]
+    y, made = llama.apply(weights, jnp.asarray(x), context, BLOCK, source)
+    by_y, by_made = by_hand.block(by_hand.pick(weights, ...), x[0], where, BLOCK, by_source)
+    assert_close(y[0], by_y)
+    assert (made is None) == is_reading
+    if not is_reading:
+        assert_close((made.key[0], made.value[0]), by_made[:2])

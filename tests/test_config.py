@@ -1,0 +1,196 @@
+"""The door of configurations: what is typed becomes settings, or one line that says why not."""
+
+import json
+import pathlib
+
+import ml_collections
+import pytest
+
+from recursia import config, model, params, settings
+from recursia.errors import ConfigError
+from tests.train import values, write_config
+
+FOLDER = pathlib.Path("no-data-is-read")
+SHIPPED = ("vanilla", "recursive", "mor")
+PRESETS = ("demo", "tiny", "135m", "360m", "730m", "1.7b")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config") / "tiny.py", values(FOLDER))
+
+
+def load(path, *typed):
+    return config.load(path, dict(item.split("=", 1) for item in typed))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_preset_is_locked_loads_and_survives_json(name, preset):
+    given = config._read(f"{name}:{preset}")
+    assert isinstance(given, ml_collections.ConfigDict) and given.is_locked
+    run = config.load(f"{name}:{preset}", {})
+    plain = json.loads(json.dumps(config.to_dict(run)))
+    assert config.build(settings.Run, plain, "config") == run
+    built = run.model.build(run.model.vocab_size or 257)
+    assert params.count(model.specs(built)) > 0
+    assert built.grid.num_steps == run.model.num_layers
+    assert built.grid.num_recursions == (1 if name == "vanilla" else 3)
+    assert run.model.depth.num_recursions == built.grid.num_recursions
+
+
+def test_a_larger_preset_has_more_parameters():
+    sizes = [
+        params.count(model.specs(config.load(f"vanilla:{p}", {}).model.build(49152)))
+        for p in PRESETS
+        if p not in ("demo", "tiny")
+    ]
+    assert sizes == sorted(sizes)
+    named = (135e6, 362e6, 730e6, 1.71e9)
+    assert all(abs(n / size - 1) < 0.1 for n, size in zip(sizes, named, strict=True))
+
+
+def test_what_is_not_typed_keeps_its_value(path):
+    plain = config.to_dict(load(path))
+    changed = config.to_dict(load(path, "train.num_steps=9"))
+    assert changed.pop("train") == plain.pop("train") | {"num_steps": 9}
+    assert changed == plain
+
+
+READ = [
+    ("train.num_steps=9", lambda run: run.train.num_steps, 9),
+    ("optimizer.learning_rate=1", lambda run: run.optimizer.learning_rate, 1.0),
+    ("optimizer.learning_rate=1e-3", lambda run: run.optimizer.learning_rate, 1e-3),
+    ("log.tensorboard=False", lambda run: run.log.tensorboard, False),
+    ("log.tensorboard=true", lambda run: run.log.tensorboard, True),
+    ("model.depth.capacity=(1,0.25)", lambda run: run.model.depth.capacity, (1.0, 0.25)),
+    ("depth.capacity=[1.0, 0.5]", lambda run: run.model.depth.capacity, (1.0, 0.5)),
+    ("depth.capacity=None", lambda run: run.model.depth.capacity, (1.0, 0.5)),
+    ("block.mlp_dim=48", lambda run: run.model.block.mlp_dim, 48),
+    ("kv.kv_sharing=first_recursion", lambda run: run.model.kv.kv_sharing, "first_recursion"),
+    ("embed.is_tied=false", lambda run: run.model.embed.is_tied, False),
+    ("data.path=a,b", lambda run: run.data.path, ("a", "b")),
+    ("data.path=a", lambda run: run.data.path, ("a",)),
+    ("data.path=('a','b c')", lambda run: run.data.path, ("a", "b c")),
+    ("data.tokenizer=123", lambda run: run.data.tokenizer, "123"),
+    ("eval.prompts=", lambda run: run.eval.prompts, ()),
+    ("varies.norms=recursion", lambda run: run.model.varies, (("norms", "recursion"),)),
+    ("model.varies.norms=((0,),(1,))", lambda run: run.model.varies, (("norms", ((0,), (1,))),)),
+    ("mesh.fsdp=2", lambda run: run.mesh.fsdp, 2),
+]
+
+
+@pytest.mark.parametrize(("typed", "get", "value"), READ, ids=[typed for typed, *_ in READ])
+def test_what_is_typed_is_read_by_the_type_of_its_field(path, typed, get, value):
+    got = get(load(path, typed))
+    assert got == value and type(got) is type(value)
+    plain = json.loads(json.dumps(config.to_dict(load(path, typed))))
+    assert config.build(settings.Run, plain, "config") == load(path, typed)
+
+
+def test_a_depth_policy_is_changed_with_its_fields():
+    run = load("mor:tiny", "model.depth.kind=fixed")
+    assert settings.kind(run.model.depth) == "fixed"
+    with pytest.raises(ConfigError, match=r"config\.model\.depth\.alpha: no such field"):
+        load("mor:tiny", "model.depth.kind=fixed", "depth.alpha=0.1")
+
+
+# What is typed, and the parts of the one line that answers: the field, what it got, the remedy.
+WRONG = [
+    ("modle.x=1", "config.modle: no such field", "did you mean 'model'?", "There is model, data"),
+    ("train.num_stps=3", "config.train.num_stps", "did you mean 'num_steps'?"),
+    ("quux.x=3", "config.quux: no such field; there is model, data"),
+    ("model.dept=3", "config.model.dept", "did you mean 'depth'?"),
+    ("depth.alhpa=3", "config.model.depth.alhpa", "did you mean 'alpha'?"),
+    ("=3", "config.: no such field"),
+    ("train.num_steps=abc", "config.train.num_steps: got 'abc', takes an integer"),
+    ("train.num_steps=1.5", "config.train.num_steps: got 1.5, takes an integer"),
+    ("train.num_steps=", "config.train.num_steps: got '', takes an integer"),
+    ("train.num_steps=True", "config.train.num_steps: got True, takes an integer"),
+    ("train.num_steps=0", "config.train.num_steps: got 0, takes at least 1"),
+    ("train=3", "config.train: got '3', takes a section with num_steps"),
+    ("train.num_steps.x=3", "--config.train.num_steps.x: 'num_steps' is 6, not a section"),
+    ("optimizer.learning_rate=fast", "config.optimizer.learning_rate: got 'fast', takes a number"),
+    ("optimizer.learning_rate=-1", "config.optimizer.learning_rate: got -1.0, takes at least 0"),
+    ("optimizer.b1=1.5", "config.optimizer.b1: got 1.5, takes a fraction from 0 to 1"),
+    ("log.tensorboard=maybe", "config.log.tensorboard: got 'maybe', takes true or false"),
+    ("schedule.kind=linear", "config.schedule.kind", "'constant' or 'cosine' or 'wsd'"),
+    ("eval.prompts=['a','']", "config.eval.prompts: one is empty"),
+    ("data.seed=-1", "config.data.seed: got -1, takes at least 0"),
+    ("data.text=", "config.data.path: no data; give folders as data.path, or text files"),
+    ("data.weights=(1.0,2.0)", "config.data.weights: got 2 for 0 paths"),
+    ("model.sharing=cicle", "config.model.sharing: got 'cicle'", "'cycle' or 'sequence'"),
+    ("model.sharing=sequence", "config.model.depth: expert_choice", "depth.kind 'fixed'"),
+    ("model.num_layers=5", "config.model.num_layers: 5 layers", "take num_layers 4 or 6"),
+    ("model.num_layers=1", "config.model.num_layers: 1 layers", "take num_layers 2"),
+    ("model.dtype=float16", "config.model.dtype: got 'float16'", "'float32' or 'bfloat16'"),
+    ("block.kind=lama", "config.model.block.kind: no block 'lama'", "did you mean 'llama'?"),
+    ("depth.kind=act", "config.model.depth.kind: no depth 'act'; there is expert_choice, fixed"),
+    ("depth.kind=routing", "config.model.depth.kind: no depth 'routing'"),
+    ("model.depth=fixed", "config.model.depth.num_recursions: must be set"),
+    ("block.head_dim=7", "config.model.block.head_dim: got 7, takes an even number"),
+    ("block.num_kv_heads=3", "config.model.block.num_heads: 2 query heads", "multiple of 3"),
+    ("depth.capacity=(1.0,)", "config.model.depth.capacity: got 1 numbers for num_recursions 2"),
+    ("depth.capacity=(0.5,1.0)", "config.model.depth.capacity: got (0.5, 1.0)", "never grow"),
+    ("depth.capacity=(1.0,0.0)", "config.model.depth.capacity: got (1.0, 0.0)", "(0, 1]"),
+    ("depth.capacity=0.5", "config.model.depth.capacity: got 0.5", "a list, each a number"),
+    ("varies.norms=colour", "config.model.varies.norms: got 'colour'", "'recursion+block'"),
+    ("varies.norm=one", "config.model.varies: no slot 'norm'; the slots are norms, attention"),
+    ("mesh.data=0", "config.mesh.data, fsdp: got (0, 1)"),
+    ("mesh.rules.embed=tensor", "config.mesh.rules.embed: no mesh axis 'tensor'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("typed", "parts"), [(t, p) for t, *p in WRONG], ids=[t for t, *_ in WRONG]
+)
+def test_a_wrong_value_is_refused_in_one_line_with_field_and_remedy(path, typed, parts):
+    with pytest.raises(ConfigError) as refusal:
+        load(path, typed)
+    message = str(refusal.value)
+    assert refusal.value.exit_code == 2 and "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+FILES = {
+    "a file that is not there": (None, "no file tiny.py; there is mor, recursive, vanilla"),
+    "no get_config": ("x = 1\n", "get_config"),
+    "a dict": ("def get_config():\n    return {}\n", "get_config gave dict, not ConfigDict"),
+    "no Python": ("def get_config(:\n", "SyntaxError"),
+    "an error": ("def get_config():\n\n    return 1 / 0\n", "line 3: ZeroDivisionError"),
+    "a missing module": ("import no_such_module\n", "line 1: ModuleNotFoundError"),
+    "a required preset": ("def get_config(preset):\n    return 1\n", "name a preset: tiny:PRESET"),
+    "a field after the lock": (
+        "from ml_collections import ConfigDict\n\ndef get_config():\n"
+        "    config = ConfigDict().lock()\n    config.modle = 1\n    return config\n",
+        "line 5: AttributeError",
+    ),
+    "a part that is missing": (
+        "from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict()\n",
+        "config.model: must be set",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "part"), FILES.values(), ids=FILES)
+def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path, source, part):
+    if source is not None:
+        (tmp_path / "tiny.py").write_text(source)
+    with pytest.raises(ConfigError) as refusal:
+        load(str(tmp_path / "tiny.py"))
+    assert part in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("mor:tinny", "no preset 'tinny'; there is demo, tiny"),
+        ("mr:tiny", "did you mean 'mor'?"),
+        ("mor", "name a preset: mor:PRESET"),
+        ("", "there is mor, recursive, vanilla"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_are_there(name, part):
+    with pytest.raises(ConfigError) as refusal:
+        load(name)
+    assert part in str(refusal.value) and "\n" not in str(refusal.value)

@@ -1,0 +1,85 @@
+"""Decoding draws what full forward passes in causal mode say."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from recursia.generate import decode
+from tests.laws.tiny import VOCAB, draw, forward, tiny
+
+PROMPT, COUNT = [3, 1, 4], 6
+MODELS = {
+    "fixed": tiny(recursions=2, blocks=1, is_tied=False),
+    "expert_choice": tiny("expert_choice", recursions=2, blocks=1, is_tied=False),
+}
+
+
+def generate(config, prompt=PROMPT, temperature=0.0, window=100, end=-1, seed=0, count=COUNT):
+    return decode.generate(
+        draw(config),
+        config,
+        prompt,
+        num_tokens=count,
+        window=window,
+        temperature=temperature,
+        end_of_text=end,
+        key=jax.random.key(seed),
+    )
+
+
+def by_hand(config, window):
+    """Takes the likeliest token of a forward pass of what stands there, again and again."""
+    text = list(PROMPT)
+    for _ in range(COUNT):
+        logits, _ = forward(draw(config), jnp.array([text[-window:]]), config, "causal")
+        text.append(int(logits[0, -1].argmax()))
+    return text[len(PROMPT) :]
+
+
+@pytest.mark.parametrize("window", [100, 5, 2])
+@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+def test_greedy_decoding_is_the_argmax_of_full_forwards(config, window):
+    drawn = generate(config, window=window)
+    assert drawn == by_hand(config, window)
+    assert len(set(drawn)) > 1  # or any model would pass
+
+
+def test_a_window_that_slides_forgets_what_it_left():
+    config = MODELS["fixed"]
+    assert generate(config, window=2) == generate(config, [7, *PROMPT[1:]], window=2)
+    assert generate(config, window=100) != generate(config, window=2)
+
+
+def test_draws_repeat_for_a_key_and_differ_between_keys():
+    config = MODELS["expert_choice"]
+    drawn = [generate(config, temperature=2.0, seed=seed) for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert len({tuple(d) for d in drawn}) == 3
+    assert all(0 <= token < VOCAB for d in drawn for token in d)
+
+
+def test_a_cold_draw_is_greedy_and_needs_no_luck():
+    config = MODELS["fixed"]
+    greedy = generate(config)
+    assert all(generate(config, seed=seed) == greedy for seed in (1, 2))
+    assert generate(config, temperature=1e-4) == greedy
+    assert generate(config, temperature=50.0) != greedy
+
+
+def test_a_draw_does_not_depend_on_how_many_follow():
+    config = MODELS["fixed"]
+    assert generate(config, temperature=2.0, count=COUNT)[:2] == generate(
+        config, temperature=2.0, count=2
+    )
+
+
+def test_the_end_of_text_ends_it_and_is_not_returned():
+    config = MODELS["fixed"]
+    drawn = generate(config)
+    for end in (drawn[2], drawn[0]):
+        assert generate(config, end=end) == drawn[: drawn.index(end)]
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ValueError, match="0 tokens"):
+        generate(MODELS["fixed"], [])

@@ -1,0 +1,204 @@
+"""Imports run one way, and no generic part knows a published system by name."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / "recursia"
+HERE = "recursia"
+
+# What each part may import, besides itself. A part is a package, or a module at the top.
+BASE = {"errors"}
+WEIGHTS = BASE | {"params"}
+CONFIGS = {"settings", "config"}
+MODEL = WEIGHTS | {"layers", "kv", "sharding", "sharing", "depth"}
+MAY = {
+    "errors": set(),
+    "params": BASE,
+    "sharding": WEIGHTS,
+    "layers": WEIGHTS,
+    "kv": WEIGHTS | {"layers"},
+    "blocks": WEIGHTS | {"layers"},
+    "sharing": WEIGHTS | {"layers", "kv"},
+    "depth": WEIGHTS | {"layers", "kv", "sharing"},
+    "model": MODEL,
+    "accounting": MODEL | {"model"},
+    "settings": MODEL | {"model"},
+    "config": MODEL | {"model", "settings", "configs"},
+    "data": BASE | {"corpus"},
+    "generate": MODEL | {"model"},
+    "convert": MODEL | {"model", "blocks"},
+    "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
+    "train": MODEL | {"model", "accounting", "data", "generate", "evaluate"} | CONFIGS,
+    "evaluate": MODEL | {"model", "accounting", "data", "generate", "train", "convert"} | CONFIGS,
+    "cli": BASE | {"config", "budget", "train", "evaluate", "generate", "convert", "data"},
+    "__main__": {"cli"},
+    "__init__": set(),
+    "configs": {"configs"},
+    "corpus": set(),
+}
+# Training validates by the scorer alone; the scorer takes only the loss of one token from training.
+NARROW = {
+    ("train", "evaluate"): {"evaluate.perplexity"},
+    ("evaluate", "generate"): {"generate.decode"},
+    ("evaluate.perplexity", "train"): {"train.losses"},
+    ("evaluate.parity", "train"): set(),
+    ("evaluate.baselines", "train"): set(),
+}
+
+GENERIC = (
+    "errors params kv layers sharing model accounting settings config data train evaluate generate "
+    "budget cli sharding __main__"
+).split()
+SYSTEMS = re.compile(
+    r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",
+    re.IGNORECASE,
+)
+# A published way of counting FLOPs, by which its authors' budgets can be read.
+COUNTED = re.compile(r"\bmor_(flops(_per_token)?|matched_(steps|error))\b|^mor_$")
+CITES = {"evaluate.parity"}  # names whose weights it reads
+
+
+def modules():
+    """Returns every module of the package by its dotted name without `recursia`."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__") or "__init__"] = path.read_text()
+    return found
+
+
+MODULES = modules()
+NAMES = set(MODULES) | {"configs", "corpus"}
+
+
+def part_of(name):
+    return name.partition(".")[0]
+
+
+def imported(source):
+    """Yields what a module imports of the package, as dotted names without `recursia`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports name the package in full"
+            # `from recursia.train import losses` imports a module, `... import State` a name of it.
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [f if f.removeprefix(f"{HERE}.") in NAMES else node.module for f in full]
+        else:
+            continue
+        yield from (n.removeprefix(f"{HERE}.") for n in names if n.startswith(f"{HERE}."))
+
+
+def wrong_imports(name, source):
+    """Returns what a module imports against the order."""
+    part = part_of(name)
+    wrong = []
+    for target in imported(source):
+        other = part_of(target)
+        narrow = NARROW.get((name, other), NARROW.get((part, other)))
+        if other != part and other not in MAY[part]:
+            wrong.append(target)
+        elif narrow is not None and other != part and target not in narrow:
+            wrong.append(target)
+    return wrong
+
+
+def systems_named(source):
+    """Returns the published systems that code names; docstrings and comments may cite."""
+    tree = ast.parse(source)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    words = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            words += (
+                [node.value] if isinstance(node.value, str) and id(node) not in docstrings else []
+            )
+            continue
+        for field in ("id", "attr", "name", "asname", "arg", "module"):
+            words += [value] if isinstance(value := getattr(node, field, None), str) else []
+    return [word for word in words if SYSTEMS.search(COUNTED.sub("", word))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name):
+    assert part_of(name) in MAY, "a new part: say what it may import"
+    assert wrong_imports(name, MODULES[name]) == []
+
+
+def test_the_order_has_no_circle_but_that_of_training_and_scoring():
+    loose = {("train", "evaluate")}  # train.loop scores by perplexity, which reads train.losses
+    left = {part: {o for o in MAY[part] - {part} if (part, o) not in loose} for part in MAY}
+    while free := {part for part, needs in left.items() if not needs}:
+        left = {part: needs - free for part, needs in left.items() if part not in free}
+    assert not left
+
+
+def test_no_two_modules_import_each_other():
+    needs = {name: set(imported(source)) & set(MODULES) for name, source in MODULES.items()}
+    while free := {name for name, others in needs.items() if not others}:
+        needs = {name: others - free for name, others in needs.items() if name not in free}
+    assert not needs
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if part_of(n) in GENERIC and n not in CITES])
+def test_generic_parts_name_no_published_system(name):
+    # What a user types to name a shipped preset is an example in the command line's help.
+    source = MODULES[name].replace("such as mor:tiny", "") if name == "cli" else MODULES[name]
+    assert systems_named(source) == []
+
+
+PLANTED = {
+    "a block that knows it is shared": ("blocks.llama", "from recursia.sharing import grid"),
+    "a block that knows its depth": ("blocks.llama", "from recursia.depth.policy import Aux"),
+    "a policy that sees a block": ("depth.fixed", "from recursia.blocks import llama"),
+    "sharing that sees a block": ("sharing.core", "import recursia.blocks.llama"),
+    "a layer that knows the model": ("layers.mlp", "from recursia import model"),
+    "a layer that knows the mesh": ("layers.mlp", "from recursia.sharding import constrain"),
+    "a model that picks a block": ("model", "from recursia.blocks.llama import Config"),
+    "accounting of a trainer": ("accounting", "from recursia.train.step import Trainer"),
+    "settings that train": ("settings", "from recursia.train import loop"),
+    "a config that scores": ("config", "def f():\n    from recursia.evaluate import report"),
+    "data that knows the model": ("data.loader", "from recursia import model"),
+    "training that reports": ("train.loop", "from recursia.evaluate import report"),
+    "a score that trains": ("evaluate.perplexity", "from recursia.train.step import Trainer"),
+    "errors that know anything": ("errors", "from recursia import params"),
+}
+
+
+@pytest.mark.parametrize(("name", "source"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_import_is_seen(name, source):
+    assert name in MODULES
+    assert wrong_imports(name, source)
+    assert wrong_imports(name, MODULES[name] + "\n" + source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if kind == 'mor': pass",
+        "def is_mor(config): pass",
+        "from recursia.blocks import moeut",
+        "x = config.mor_router",
+        "class HuginnLoop: pass",
+        "f(universal=True)",
+        "print(f'{x} of vanilla')",
+    ],
+)
+def test_a_planted_name_is_seen(source):
+    assert systems_named(source)
+
+
+def test_citations_and_words_that_only_look_alike_are_none():
+    assert not systems_named('"""Mixture-of-Recursions (MoR)."""\ndef f():\n    """As MoR."""')
+    assert not systems_named("more = tomorrow + memory  # as in mor")
+    assert not systems_named("x = budget.mor_flops_per_token")

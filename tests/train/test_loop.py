@@ -1,0 +1,319 @@
+"""A run stopped at any instant and started again ends where the unbroken run ends."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import recursia.config
+from recursia import cli, settings
+from recursia.data import prepare
+from recursia.train import loop
+from recursia.train.step import Trainer
+from tests.train import (
+    SPEED,
+    hashes,
+    is_equal,
+    prose,
+    rows,
+    saved,
+    state_of,
+    tiny_run,
+    values,
+    write_config,
+    write_text,
+)
+
+STEPS = 6
+TYPED = {"depth.alpha": "0.2", "optimizer.learning_rate": "1e-2", "data.on_error": "skip"}
+SECTIONS = {
+    "checkpoint": {"every_steps": 2, "keep": 2},
+    "eval": {"every_steps": 3, "prompts": ["red", "blue "], "sample_tokens": 6},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds the text and the configuration that all runs here share."""
+    folder = tmp_path_factory.mktemp("loop")
+    write_text(folder)
+    write_config(folder / "tiny.py", values(folder, **SECTIONS))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder):
+    """The directory of a run that nothing stopped."""
+    assert train(folder, folder / "unbroken") == 0
+    return folder / "unbroken"
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Gives the signals back that a run listens to."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def command(folder, workdir, *overrides):
+    typed = [item for name, value in TYPED.items() for item in (f"--config.{name}", value)]
+    return ["train", f"--config={folder / 'tiny.py'}", *typed, f"--workdir={workdir}", *overrides]
+
+
+def train(folder, workdir, *overrides):
+    return cli.main(command(folder, workdir, *overrides))
+
+
+def assert_same_run(ours, theirs, step=STEPS):
+    assert rows(ours) == rows(theirs)
+    assert rows(ours, "samples.jsonl") == rows(theirs, "samples.jsonl")
+    assert saved(ours)[-1] == saved(theirs)[-1] == step
+    assert is_equal(state_of(ours, step), state_of(theirs, step))
+
+
+def once(monkeypatch, cls, name, is_time, action):
+    """Runs `action` once, as the run calls a method with arguments for which it is time."""
+    real, left = getattr(cls, name), [action]
+
+    def hooked(self, *args):
+        if left and is_time(*args):
+            left.pop()()
+        return real(self, *args)
+
+    monkeypatch.setattr(cls, name, hooked)
+
+
+def signals(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+def test_a_run_told_to_stop_ends_where_the_unbroken_one_does(
+    folder, unbroken, tmp_path, monkeypatch, capsys
+):
+    # While it waits for a step after which it validates, and would not save by itself.
+    once(monkeypatch, loop.Loop, "log", lambda step, _: step == 3, signals(signal.SIGTERM))
+    assert train(folder, tmp_path) == 75
+    assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: told to stop: saved step")
+    stopped = saved(tmp_path)[-1]
+    assert stopped in (3, 4) and rows(tmp_path)[-1]["step"] == stopped
+    monkeypatch.undo()
+    # Between two steps, by the signal that schedulers send ahead.
+    fifth = iter(step == 5 for step in range(stopped + 1, STEPS))
+    once(monkeypatch, Trainer, "put", lambda _: next(fifth), signals(signal.SIGUSR1))
+    assert train(folder, tmp_path) == 75
+    assert saved(tmp_path)[-1] == 5
+    assert train(folder, tmp_path) == 0
+    assert f"resuming {tmp_path} at step 5" in capsys.readouterr().err
+    assert_same_run(tmp_path, unbroken)
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from recursia import cli
+
+def hook(event, args):  # all of step 4 is written but for the file that makes it count
+    if event == "open" and str(args[0]).endswith(os.path.join("4", "commit_success.txt")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+cli.main(sys.argv[1:])
+"""
+
+KILLED_BETWEEN_SAVES = """
+import os, signal, sys
+from recursia import cli
+from recursia.train import loop
+
+def write(self, row, real=loop.Writer.write):
+    real(self, row)
+    if row["step"] == 5:
+        self._file.write('{"step": 6, "lo')  # a line cut short
+        self._file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+loop.Writer.write = write
+cli.main(sys.argv[1:])
+"""
+
+
+def test_a_run_killed_ends_where_the_unbroken_one_does(folder, unbroken, tmp_path, capsys):
+    def killed(script):
+        arguments = [sys.executable, "-c", script, *command(folder, tmp_path)]
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return done.stderr
+
+    killed(KILLED_WHILE_SAVING)
+    unfinished = tmp_path / "checkpoints" / "4"
+    assert (unfinished / "state" / "manifest.ocdbt").exists()
+    assert saved(tmp_path) == [2]
+    assert f"resuming {tmp_path} at step 2" in killed(KILLED_BETWEEN_SAVES)
+    assert saved(tmp_path)[-1] in (2, 4)
+    assert (tmp_path / "metrics.jsonl").read_text().endswith('"lo')
+    assert train(folder, tmp_path) == 0
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(folder, unbroken, capsys):
+    before = hashes(unbroken)
+    assert train(folder, unbroken) == 0
+    assert f"{unbroken}: finished at step {STEPS}; nothing to do" in capsys.readouterr().err
+    assert hashes(unbroken) == before
+
+
+REFUSED = {
+    "model": ("--config.model.block.mlp_dim=48", 5, ("model.block.mlp_dim", "32", "48")),
+    "depth": ("--config.depth.alpha=0.1", 5, ("model.depth.alpha", "0.2", "0.1")),
+    "seq_len": ("--config.train.seq_len=8", 5, ("data.fingerprint",)),
+    "seed of the data": ("--config.data.seed=1", 5, ("data.fingerprint",)),
+    "data": ("--config.data.path={other}", 5, ("data.fingerprint",)),
+    "text": ("--config.data.text={text}", 3, ("prepared with other sources",)),
+}
+
+
+@pytest.mark.parametrize(("override", "code", "parts"), REFUSED.values(), ids=REFUSED)
+def test_a_run_of_something_else_is_refused_and_overwrites_nothing(
+    folder, unbroken, tmp_path, capsys, override, code, parts
+):
+    text = tmp_path / "other.txt"
+    text.write_text(prose(2, 800))
+    if "{other}" in override:
+        options = {"tokenizer": "byte", "validation": (str(folder / "validation.txt"),)}
+        options = prepare.Options(**options).__dict__
+        prepare.prepare((str(text),), str(tmp_path / "other"), **options)
+    before = hashes(unbroken)
+    override = override.format(other=tmp_path / "other", text=text)
+    assert train(folder, unbroken, override) == code
+    message = capsys.readouterr().err
+    assert message.startswith("recursia: ") and message.count("\n") == 1
+    assert all(part in message for part in parts), message
+    assert hashes(unbroken) == before
+
+
+def finite(workdir):
+    states = [state_of(workdir, step) for step in saved(workdir)]
+    return all(np.isfinite(leaf).all() for state in states for leaf in state.values())
+
+
+def test_a_batch_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(
+    folder, tmp_path, monkeypatch, capsys
+):
+    real, count = Trainer.put, iter(range(1, 9))
+
+    def put(self, batch):
+        bad = {"weights": batch["weights"] * np.float32(math.nan)} if next(count) == 3 else {}
+        return real(self, batch | bad)
+
+    monkeypatch.setattr(Trainer, "put", put)
+    assert train(folder, tmp_path, "--config.checkpoint.every_steps=1") == 4
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "step 3: loss nan" in message and "learning rate" in message
+    assert saved(tmp_path) == [1, 2]
+    assert finite(tmp_path)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the rate itself
+def test_an_update_that_is_not_finite_reaches_no_checkpoint(folder, tmp_path, capsys):
+    # Loss and gradient of the first step are finite; what it makes of the parameters is not.
+    changed = ("checkpoint.every_steps=1", "optimizer.learning_rate=1e39")
+    assert train(folder, tmp_path, *(f"--config.{override}" for override in changed)) == 4
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("recursia: step 1: its update is not finite")
+    assert saved(tmp_path) == []
+
+
+def test_training_rows_hold_what_was_measured(unbroken):
+    lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in trained] == list(range(1, STEPS + 1))
+    names = {"loss", "loss_router", "mean_depth", "gradient_norm", "learning_rate"}
+    arrays = {"router_agreement", "router_cross_entropy", "router_gate", "tokens_kept"}
+    for line in trained:
+        assert names | arrays <= line.keys()
+        assert all(len(line[name]) == 2 for name in arrays)
+        assert line["mean_depth"] == 1.5 and line["tokens_kept"] == [1.0, 0.5]
+    # The first step holds the compilation, and says nothing about speed.
+    assert all(set(SPEED) <= line.keys() for line in trained[1:])
+    for line in trained[1:]:
+        used = [line[name] for name in SPEED]
+        assert all(math.isfinite(value) and value > 0 for value in used)
+        assert line["flops_utilization_6n"] != line["flops_utilization"]
+    assert trained[-1]["loss"] < trained[0]["loss"]
+
+
+def test_validation_rows_say_what_causal_decisions_cost(unbroken):
+    checked = [row for row in rows(unbroken) if "validation_loss" in row]
+    assert [row["step"] for row in checked] == [3, 6]
+    for row in checked:
+        for mode in ("", "_causal"):
+            assert len(row[f"validation_lens_loss{mode}"]) == 2
+            # Without a coda, what the last recursion leaves is what the head reads.
+            last = row[f"validation_lens_loss{mode}"][-1]
+            assert abs(last - row[f"validation_loss{mode}"]) < 1e-5
+            assert row[f"validation_bits_per_byte{mode}"] > 0
+        assert 1.5 <= row["validation_mean_depth"] < 1.6  # padded rows keep as many tokens
+        assert 1 <= row["validation_mean_depth_causal"] <= 2
+
+
+def test_samples_continue_every_prompt(unbroken):
+    samples = rows(unbroken, "samples.jsonl")
+    assert [(s["step"], s["prompt"]) for s in samples] == [
+        (step, prompt) for step in (3, 6) for prompt in ("red", "blue ")
+    ]
+    assert all(isinstance(sample["text"], str) for sample in samples)
+
+
+def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path):
+    sections = {"log": {"every_steps": 4, "tensorboard": False}, "checkpoint": {"every_steps": 0}}
+    run = tiny_run(folder, "fixed", **sections, eval={"every_steps": 0})
+    loop.train(run, tmp_path, {})
+    written = rows(tmp_path)
+    assert [("validation_loss" in row, row["step"]) for row in written] == [
+        (False, 4),
+        (False, 6),
+        (True, 6),
+    ]
+    assert not any("causal" in name for row in written for name in row)
+    assert len(written[-1]["validation_lens_loss"]) == 2
+    assert not (tmp_path / "tensorboard").exists()
+    assert saved(tmp_path) == [STEPS]
+    assert (
+        recursia.config.to_dict(run)["depth"] if "depth" in recursia.config.to_dict(run) else True
+    )
+
+
+def test_config_json_makes_the_same_run_and_overrides_json_is_what_was_typed(folder, unbroken):
+    assert json.loads((unbroken / "overrides.json").read_text()) == TYPED
+    recorded = json.loads((unbroken / "config.json").read_text())
+    again = recursia.config.build(settings.Run, recorded, "config")
+    assert again == recursia.config.load(str(folder / "tiny.py"), TYPED)
+    assert again.model.depth.alpha == 0.2 and again.data.on_error == "skip"
+
+
+def test_tensorboard_files_hold_the_curves(unbroken):
+    files = list((unbroken / "tensorboard").glob("events.out.tfevents.*"))
+    raw = b"".join(path.read_bytes() for path in files)
+    for tag in (b"loss", b"validation_loss", b"router_gate/1", b"tokens_per_second"):
+        assert tag in raw
+
+
+def test_nothing_that_is_written_can_run_code(unbroken):
+    for path in unbroken.rglob("*"):
+        if path.is_file():
+            start = path.read_bytes()[:2]
+            assert path.suffix not in (".pkl", ".pickle", ".pt", ".npy", ".npz"), path
+            assert not (start[:1] == b"\x80" and start[1:] <= b"\x05"), path
+
+
+def test_only_the_latest_checkpoints_stay(unbroken):
+    assert saved(unbroken) == [4, 6]
+    assert {path.name for path in (unbroken / "checkpoints").iterdir()} == {"4", "6"}
