@@ -72,7 +72,7 @@ def tiny(config: ConfigDict, num_steps: int) -> None:
 def demo(config: ConfigDict, num_steps: int) -> None:
     """About four minutes on two cores, from the bundled text."""
     _bundled(config, "byte")
-    config.train = dict(num_steps=700, batch_size=8, seq_len=192, loss_chunk=192)
+    config.train = dict(num_steps=500, batch_size=8, seq_len=192, loss_chunk=192)
     config.optimizer = dict(learning_rate=5e-3)
     config.schedule = dict(kind="wsd", warmup_steps=30, decay_fraction=0.4)
     config.checkpoint = dict(every_steps=100)
