@@ -235,9 +235,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(typed: str) -> int:
-    if (count := int(typed)) < 0:
-        raise ValueError
-    return count
+    if not typed.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from 0")
+    return int(typed)
 
 
 def _names(typed: str) -> tuple[str, ...]:
@@ -245,4 +245,8 @@ def _names(typed: str) -> tuple[str, ...]:
 
 
 def _depths(typed: str) -> tuple[int, ...]:
-    return tuple(int(depth) for depth in _names(typed))
+    if not all(depth.isdecimal() for depth in _names(typed)):
+        raise argparse.ArgumentTypeError(
+            f"got {typed!r}, takes numbers of recursions such as 1,2,3"
+        )
+    return tuple(map(int, _names(typed)))

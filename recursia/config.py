@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import pathlib
 import pkgutil
+import traceback
 import types
 import typing
 from collections.abc import Mapping
@@ -53,13 +54,20 @@ def _read(name: str) -> ml_collections.ConfigDict:
         raise ConfigError(f"--config={name}: no file {path.name}{_hint(file, known)}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     try:
+        spec.loader.exec_module(module)
         config = module.get_config(preset) if preset else module.get_config()
     except TypeError as error:
         raise ConfigError(f"--config={name}: name a preset: {path.stem}:PRESET ({error})") from None
     except ValueError as error:
         raise ConfigError(f"--config={name}: {error}") from None
+    except Exception as error:  # whatever a user's file may raise
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
+        ]
+        where = f"line {lines[-1]}: " if lines else ""
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"--config={name}: {where}{what}") from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(
             f"--config={name}: get_config gave {type(config).__name__}, not ConfigDict"
@@ -140,6 +148,8 @@ def _value(hint: Any, value: Any, path: str) -> Any:
     """Returns a value as the type of its field."""
     if dataclasses.is_dataclass(hint):
         return build(hint, value, path)
+    if isinstance(value, Mapping):  # entries of a table, each typed by itself
+        value = {k: _literal(v) if isinstance(v, Raw) else v for k, v in value.items()}
     if isinstance(value, Raw) and hint is not str and not _is_choice(hint):
         value = _literal(value)
     try:
@@ -212,7 +222,8 @@ def _names(cls: type) -> list[str]:
 
 def _hint(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return (f"; did you mean {close[0]!r}?" if close else ";") + f" There is {', '.join(known)}"
+    there = f"is {', '.join(known)}"
+    return f"; did you mean {close[0]!r}? There {there}" if close else f"; there {there}"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -113,6 +113,7 @@ class Data:
             raise ValueError(f"weights: got {len(self.weights)} for {len(self.path)} paths")
         if any(weight <= 0 for weight in self.weights):
             raise ValueError(f"weights: got {self.weights}, takes numbers above 0")
+        _at_least(0, self, "seed")
         _fraction(self, "validation_fraction")
 
 
@@ -229,6 +230,10 @@ class Eval:
     def __post_init__(self):
         _at_least(0, self, "every_steps", "num_batches", "temperature")
         _at_least(1, self, "sample_tokens")
+        if not all(self.prompts):
+            raise ValueError(
+                "prompts: one is empty; give each at least one character, or no prompts"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ from recursia.generate import decode
 from tests.laws.tiny import VOCAB, draw, forward, tiny
 
 PROMPT, COUNT = [3, 1, 4], 6
+KEEPS_FEW = {"gating": "replace", "capacity": (0.5, 0.25)}
 MODELS = {
     "fixed": tiny(recursions=2, blocks=1, is_tied=False),
-    "expert_choice": tiny("expert_choice", recursions=2, blocks=1, is_tied=False),
+    "expert_choice": tiny("expert_choice", recursions=2, blocks=1, is_tied=False, **KEEPS_FEW),
 }
 
 
@@ -27,11 +28,11 @@ def generate(config, prompt=PROMPT, temperature=0.0, window=100, end=-1, seed=0,
     )
 
 
-def by_hand(config, window):
+def by_hand(config, window, mode="causal"):
     """Takes the likeliest token of a forward pass of what stands there, again and again."""
     text = list(PROMPT)
     for _ in range(COUNT):
-        logits, _ = forward(draw(config), jnp.array([text[-window:]]), config, "causal")
+        logits, _ = forward(draw(config), jnp.array([text[-window:]]), config, mode)
         text.append(int(logits[0, -1].argmax()))
     return text[len(PROMPT) :]
 
@@ -42,6 +43,11 @@ def test_greedy_decoding_is_the_argmax_of_full_forwards(config, window):
     drawn = generate(config, window=window)
     assert drawn == by_hand(config, window)
     assert len(set(drawn)) > 1  # or any model would pass
+
+
+def test_tokens_decide_alone_how_deep_they_go():
+    config = MODELS["expert_choice"]
+    assert generate(config, window=5) != by_hand(config, 5, mode="eval")
 
 
 def test_a_window_that_slides_forgets_what_it_left():

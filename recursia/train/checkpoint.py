@@ -57,7 +57,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.PyTreeSave(state),  # the manager's one handler, `restore` has it too
             meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **meta}),
         )
         self._manager.save(step, args=items)
@@ -131,7 +131,7 @@ def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     theirs, ours = (
         dict(jax.tree_util.tree_leaves_with_path(m, is_leaf=_is_leaf)) for m in (meta, wanted)
     )
-    for path in ours.keys() | theirs.keys():
+    for path in ours | theirs:
         if theirs.get(path) != ours.get(path):
             field = ".".join(str(getattr(part, "key", part)) for part in path)
             raise CheckpointError(

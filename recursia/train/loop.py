@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from recursia import accounting, model, settings, sharding
@@ -45,10 +46,10 @@ def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -
     loop = Loop(run, workdir)
     try:
         state, start = loop.resume()
-        directory.record(run, overrides, workdir)
         if start >= run.train.num_steps:
             loop.progress.say(f"{workdir}: finished at step {start}; nothing to do")
             return
+        directory.record(run, overrides, workdir)
         loop.run_from(state, start)
     finally:
         loop.checkpoints.close()
@@ -97,8 +98,8 @@ class Loop:
         """Makes the steps from `start` on."""
         run = self.run
         self.meter = Meter(self.trainer)
-        stop = Stop()
         with (
+            contextlib.closing(Stop()) as stop,
             contextlib.closing(Writer(self.workdir, start, run.log.tensorboard)) as self.writer,
             contextlib.closing(self.loader.iterate(start)) as batches,
         ):
@@ -111,19 +112,21 @@ class Loop:
                 pending = (step, metrics)
                 is_last = step == run.train.num_steps
                 is_due = lambda every, step=step: every and step % every == 0
-                saves = is_due(run.checkpoint.every_steps) or is_last or stop.is_set
+                saves = is_due(run.checkpoint.every_steps) or is_last
                 validates = is_due(run.eval.every_steps) or is_last
-                if saves or validates:
-                    self.log(*pending)  # a state is saved only once its step is known to be finite
+                stops = stop.is_set and not is_last  # read once: it may be set at any moment
+                if saves or validates or stops:
+                    self.log(*pending)
                     pending = None
-                if saves:
-                    self.checkpoints.save(step, state, self.identity)
-                if stop.is_set and not is_last:
-                    raise Preempted(f"told to stop: saved step {step}; run it again to go on")
-                if validates:
+                    check(step, state)
+                if validates:  # before the save, from which a run cut off would not come back to it
                     self.meter.pause(state)
                     self.validate(step, state.params)
                     self.meter.resume()
+                if saves or stops:
+                    self.checkpoints.save(step, state, self.identity)
+                if stops:
+                    raise Preempted(f"told to stop: saved step {step}; run it again to go on")
 
     def log(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Writes a step's numbers, which the device has had a step's time to finish.
@@ -133,10 +136,7 @@ class Loop:
         """
         loss, norm = (float(metrics[name]) for name in ("loss", "gradient_norm"))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(
-                f"step {step}: loss {loss}, gradient norm {norm}; the last checkpoint is from "
-                "before it. Lower the learning rate, or look at the batch"
-            )
+            raise Diverged(_diverged(step, f"loss {loss}, gradient norm {norm}"))
         speed = self.meter.tick(step)
         rate = speed.get("tokens_per_second", math.nan)
         left = (self.run.train.num_steps - step) * self.meter.tokens / rate
@@ -201,6 +201,28 @@ def validation_batches(run: settings.Run, paths: tuple[str, ...]) -> Any:
     return itertools.chain(*batches)
 
 
+def check(step: int, state: State) -> None:
+    """Checks the state after a step whose loss and gradient are known to be finite.
+
+    Raises:
+      Diverged: if the update made something that is not.
+    """
+    if not _is_finite(state):
+        raise Diverged(_diverged(step, "its update is not finite"))
+
+
+@jax.jit
+def _is_finite(state: State) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
+
+
+def _diverged(step: int, what: str) -> str:
+    return (
+        f"step {step}: {what}; the last checkpoint is from before it. Lower the learning rate, or "
+        "look at the batch"
+    )
+
+
 def _show(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
@@ -249,8 +271,13 @@ class Stop:
     def __init__(self):
         """Listens from now on."""
         self.is_set = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._set)
+        numbers = (signal.SIGTERM, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._set) for number in numbers}
 
     def _set(self, *_: Any) -> None:
         self.is_set = True
+
+    def close(self) -> None:
+        """Gives the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -89,4 +89,8 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
 def identity(run: settings.Run, vocab: int, fingerprint: str) -> dict[str, Any]:
     """Returns what a checkpoint and the run that goes on from it must share."""
     values = json.loads(json.dumps(recursia.config.to_dict(run.model)))
-    return {"model": values | {"vocab_size": vocab}, "data": {"fingerprint": fingerprint}}
+    sees = {"cross_document_attention": run.data.cross_document_attention}
+    return {
+        "model": values | {"vocab_size": vocab},
+        "data": {"fingerprint": fingerprint, **sees},
+    }

@@ -81,12 +81,13 @@ def test_each_token_has_its_own_loss():
     )
 
 
-def test_the_head_gradient_sums_over_chunks_in_float32():
-    # 4096 equal terms: summed in bfloat16 they would stop growing at a 256th of their sum.
-    rows, n = 4096, 2
-    hidden = jnp.ones((1, rows, 1), jnp.bfloat16)
-    head, targets, weights = jnp.zeros((n, 1)), jnp.zeros((1, rows), jnp.int32), jnp.ones((1, rows))
-    grad = jax.grad(cross_entropy, argnums=1)(hidden, head, targets, weights, 1)
+@pytest.mark.parametrize("chunk", [1, 4095])
+def test_the_head_gradient_sums_in_float32_within_chunks_and_over_them(chunk):
+    # 4095 equal terms: a sum in bfloat16 stops growing at a 256th of them, or ends rounded.
+    rows = 4095
+    hidden, head = jnp.ones((1, rows, 1), jnp.bfloat16), jnp.zeros((2, 1))
+    targets, weights = jnp.zeros((1, rows), jnp.int32), jnp.ones((1, rows))
+    grad = jax.grad(cross_entropy, argnums=1)(hidden, head, targets, weights, chunk)
     assert grad.tolist() == [[-rows / 2], [rows / 2]]
 
 
