@@ -20,7 +20,7 @@ from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
 from recursia.layers.norm import rms_norm
-from recursia.params import Spec, ones
+from recursia.params import Leaf, Spec, ones
 from recursia.sharding import constrain
 from recursia.sharing import grid as sharing
 from recursia.sharing.core import Core, Remat, run_stack
@@ -60,7 +60,7 @@ class Output:
       aux: what the depth policy reports.
     """
 
-    hidden: Float[Array, "B T D"]
+    hidden: Leaf  # [B T D]
     aux: Aux
 
 

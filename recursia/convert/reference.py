@@ -116,7 +116,7 @@ def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]
     def bank(slot: str, specs: Any) -> Any:
         """Takes each entry from the first step that uses it."""
         table = np.array(grid.table_of(slot))
-        first = [np.argwhere(table == entry)[0] for entry in range(table.max() + 1)]
+        first = [np.argwhere(table == entry)[0].tolist() for entry in range(table.max() + 1)]
         trees = [step(r, k)[slot] for r, k in first]
         return jax.tree.map(
             lambda spec, *leaves: np.stack(leaves).reshape(spec.shape), specs, *trees

@@ -18,7 +18,8 @@ import dataclasses
 from typing import Literal
 
 from flax import struct
-from jaxtyping import Array, Float, Int
+
+from recursia.params import Leaf
 
 Mode = Literal["train", "eval", "causal"]
 
@@ -34,10 +35,10 @@ class Aux:
       states: hidden states after each recursion; None where recursions are not walked in turn.
     """
 
-    losses: dict[str, Float[Array, ""]]
-    metrics: dict[str, Float[Array, "..."]]
-    depth_used: Int[Array, "B T"]
-    states: Float[Array, "R B T D"] | None
+    losses: dict[str, Leaf]
+    metrics: dict[str, Leaf]
+    depth_used: Leaf  # [B T]
+    states: Leaf | None  # [R B T D]
 
 
 @dataclasses.dataclass(frozen=True)

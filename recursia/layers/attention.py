@@ -9,13 +9,15 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from recursia.params import Leaf
+
 
 @struct.dataclass
 class Context:
     """What a step may know of its tokens besides their hidden states."""
 
-    positions: Int[Array, "B T"]  # in the document, whatever subset of its tokens is here
-    segment_ids: Int[Array, "B T"]  # tokens see only their own segment
+    positions: Leaf  # [B T] in the document, whatever subset of its tokens is here
+    segment_ids: Leaf  # [B T] tokens see only their own segment
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens."""
@@ -30,8 +32,8 @@ class Context:
 class KeysValues:
     """The keys and values that a step offers, one for each token of its context."""
 
-    key: Float[Array, "*L B S K H"]
-    value: Float[Array, "*L B S K H"]
+    key: Leaf  # [... B S K H]
+    value: Leaf  # [... B S K H]
 
 
 def attend(

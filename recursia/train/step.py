@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from recursia import model, params, settings, sharding
 from recursia.layers import embedding
+from recursia.params import Leaf
 from recursia.train import losses, optimizer
 
 Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
@@ -23,7 +24,7 @@ Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: ea
 class State:
     """What training carries from step to step, and a checkpoint holds."""
 
-    step: Int[Array, ""]
+    step: Leaf  # []
     params: Any
     opt_state: Any
 
