@@ -168,13 +168,10 @@ def at_depth(
     """
     grid = config.grid.at_depth(num_recursions)
     depth = module(config.depth).at_depth(config.depth, num_recursions)
-    core = {
-        slot: jax.tree.map(lambda p: p[:num_recursions], bank)
-        if "recursion" in config.grid.axes_of(slot)
-        else bank
-        for slot, bank in params["core"].items()
-    }
-    return dataclasses.replace(config, grid=grid, depth=depth), {**params, "core": core}
+    config = dataclasses.replace(config, grid=grid, depth=depth)
+    kept = {name: specs(config)[name] for name in ("core", "depth")}
+    first = jax.tree.map(lambda spec, p: p[: spec.shape[0]], kept, {n: params[n] for n in kept})
+    return config, {**params, **first}
 
 
 def at_step(config: Config, step: int) -> Config:

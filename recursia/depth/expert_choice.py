@@ -137,6 +137,8 @@ def run(
     """
     routers = at(params["router"], np.array(_router_entries(core.grid)))
     is_warming = mode == "train" and config.capacity_warmup_steps > 0
+    if is_warming and step is None:
+        raise ValueError("step: None; expert_choice with capacity_warmup_steps trains at a step")
     if mode == "causal" or is_warming:
         x, out = _masked(core, routers, x, context, config, step if is_warming else None)
     else:
@@ -179,7 +181,7 @@ def _keep_best(
     private: Any,
     weights: Any,
     source: Source | None,
-) -> tuple[tuple[Array, Array | None], dict[str, Array], Source]:
+) -> tuple[tuple[Array, Array | None], dict[str, Array], Source | None]:
     """One recursion over the best `count` of the active tokens; `carry` is (states, active)."""
     x, active = carry
     rows = jnp.arange(x.shape[0])[:, None]
@@ -226,7 +228,7 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         logits = routing.logits(entry["router"], x / config.temperature)
         gate = routing.gate(logits, config.score, config.alpha)
         if step is None:
-            chosen = active & (entry["is_open"] | routing.is_above(logits, config.score))
+            chosen = active & (entry["is_open"] | routing.is_above(logits))
         else:
             order = jnp.argsort(-jnp.where(active, gate, -jnp.inf), stable=True)
             chosen = active & (jnp.argsort(order) < entry["count"])

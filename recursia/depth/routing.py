@@ -45,9 +45,12 @@ def gate(logits: Float[Array, "B T"], score: Score, alpha: float) -> Float[Array
     return alpha * (jax.nn.sigmoid(logits) if score == "sigmoid" else jnp.tanh(logits))
 
 
-def is_above(logits: Float[Array, "B T"], score: Score) -> Array:
-    """Returns whether a token goes on when each decides alone: the squashed score's middle."""
-    return logits >= (0.5 if score == "none" else 0.0)
+def is_above(logits: Float[Array, "B T"]) -> Bool[Array, "B T"]:
+    """Returns whether a token goes on when each decides alone: where sigmoid(logit) >= 1/2.
+
+    That is what the auxiliary loss trains, whatever the score makes of the logit.
+    """
+    return logits >= 0
 
 
 def update(
@@ -88,13 +91,17 @@ def statistics(
     alpha: float,
 ) -> dict[str, Array]:
     """Returns what one recursion reports, as means over the tokens that could go on."""
-    mean = lambda values: jnp.where(active, values, 0.0).sum() / jnp.maximum(active.sum(), 1)
+
+    def mean(values: Array, among: Array = active) -> Array:
+        count = among.sum(dtype=jnp.float32)
+        return jnp.where(among, values, 0.0).sum() / jnp.maximum(count, 1.0)
+
     bce = optax.sigmoid_binary_cross_entropy(logits, chosen.astype(jnp.float32))
     factor = gate(logits, score, alpha)
-    agrees = is_above(logits, score) == chosen
+    agrees = is_above(logits) == chosen
     return {
         "router_cross_entropy": mean(bce),
         "router_z": mean(logits**2),
         "router_agreement": mean(agrees.astype(jnp.float32)),
-        "router_gate": (factor * chosen).sum() / jnp.maximum(chosen.sum(), 1),
+        "router_gate": mean(factor, chosen),
     }

@@ -110,14 +110,16 @@ def _compare(
         losses.append((aux.metrics["router_cross_entropy"].sum(), file["router_loss"]))
     relative = lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-12))
     theirs = reference.params(config, grads)
-    kept = [file[name] for name in sorted(file) if name.startswith("selected/")]
+    kept = {int(name.partition("/")[2]): file[name] for name in file if "selected/" in name}
     depth = np.asarray(aux.depth_used)
     return Parity(
         logits_max_abs=float(np.abs(logits - file["logits"]).max()),
-        loss_max_abs=max(abs(float(a) - float(b)) for a, b in losses),
-        gradient_max_rel=max(jax.tree.leaves(jax.tree.map(relative, ours, theirs))),
+        loss_max_abs=float(np.max([abs(float(a) - float(b)) for a, b in losses])),
+        gradient_max_rel=float(np.max(jax.tree.leaves(jax.tree.map(relative, ours, theirs)))),
         is_routed_alike=all(
-            np.array_equal(np.argwhere(depth > r)[:, 1].reshape(index.shape), index)
-            for r, index in enumerate(kept)
+            np.array_equal(
+                np.argwhere(depth > r), [(b, t) for b, row in enumerate(index) for t in row]
+            )
+            for r, index in kept.items()
         ),
     )

@@ -16,7 +16,8 @@ def rotate(
     """
     half = x.shape[-1] // 2
     # Angles in float32 whatever x is: bfloat16 holds no integer above 256 exactly.
-    angle = positions[..., None, None] / base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    waves = base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[..., None, None].astype(jnp.float32) / waves
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

@@ -19,7 +19,7 @@ Remat = Literal["none", "block", "recursion"]
 
 
 def run_stack(
-    step: Callable, x: Array, stacked: dict[str, Any], reads: Any = None
+    step: Callable, x: Array, stacked: dict[str, Any], reads: Any = None, length: int | None = None
 ) -> tuple[Array, Any]:
     """Applies `step(entry, x, read) -> (x, made)` to each block in turn, as one scan.
 
@@ -32,7 +32,7 @@ def run_stack(
     Returns:
       The last hidden states, and what each block made, stacked.
     """
-    return jax.lax.scan(lambda x, entry: step(entry[0], x, entry[1]), x, (stacked, reads))
+    return jax.lax.scan(lambda x, entry: step(entry[0], x, entry[1]), x, (stacked, reads), length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Core:
 
         if self.remat == "block":
             step = jax.checkpoint(step, prevent_cse=False)
-        stack = lambda x, by_block, reads: run_stack(step, x, by_block, reads)
+        blocks = self.grid.num_blocks
+        stack = lambda x, by_block, reads: run_stack(step, x, by_block, reads, blocks)
         if self.remat == "recursion":
             stack = jax.checkpoint(stack, prevent_cse=False)
         return stack(x, by_block, None if source is None else source[0])
