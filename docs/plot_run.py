@@ -28,12 +28,12 @@ def draw(rows: list[dict], title: str) -> plt.Figure:
     for recursion in range(len(values[0])):
         label = f"after recursion {recursion + 1}"
         lens.plot(steps, [value[recursion] for value in values], "o-", label=label)
-    lens.set(title="validation loss read after each recursion", ylabel="nats per token")
+    lens.set(title="validation, read after each recursion", ylabel="nats per token")
     steps, values = curve(rows, "router_agreement")
     for recursion in range(len(values[0]) if values else 0):
         label = f"recursion {recursion + 1}"
         router.plot(steps, [value[recursion] for value in values], label=label)
-    router.set(title="tokens whose own score agrees with the choice", ylim=(0, 1.02))
+    router.set(title="agreement of own score with choice", ylim=(0, 1.02))
     for axes in (loss, lens, router):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)

@@ -100,7 +100,7 @@ def _generate(options: argparse.Namespace) -> None:
         temperature=options.temperature,
         seed=options.seed,
     ):
-        print(text)
+        print(text, end="\n\n")
 
 
 def _budget(options: argparse.Namespace) -> None:
