@@ -71,6 +71,8 @@ def _train(options: argparse.Namespace) -> None:
 
         print(budget.render(budget.compare({options.config: run}, "none")))
         return
+    if options.workdir is None:
+        raise ConfigError("train: give --workdir=DIR, or --dry_run to see what it would cost")
     loop.train(run, options.workdir, options.overrides)
 
 
@@ -177,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verb("train", _train, "Pretrain; the same command again resumes.")
     _config_option(train)
-    train.add_argument("--workdir", type=pathlib.Path, required=True, help="the run's directory")
+    train.add_argument("--workdir", type=pathlib.Path, help="the run's directory")
     train.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")
 
     evaluate = verb("eval", _eval, "Score a checkpoint on text: bits per byte, nats, recursions.")
