@@ -145,6 +145,7 @@ def test_a_directory_that_is_no_run_is_one_line(folder, tmp_path, capsys, verb):
 
 
 OTHERS = [
+    (("train", "--config=mor:tiny"), 2, "train: give --workdir=DIR"),
     (("eval", "--workdir=none", "--config.a=3"), 2, "eval: takes no --config; remove it"),
     (("data", "inspect", "{0}/empty"), 3, "no prepared data"),
     (("data", "prepare", "--input", "{0}/none.txt", "--output={0}/new"), 3, "does not exist"),
@@ -175,7 +176,7 @@ def test_mistakes_of_other_verbs_are_one_line(folder, capsys, arguments, code, p
     [
         ("", "required: VERB"),
         ("trian", "invalid choice: 'trian'"),
-        ("train", "required: --config, --workdir"),
+        ("train", "required: --config"),
         ("train --workdir=x --config", "--config: expected one argument"),
         ("train --config=mor:tiny --workdir=x --steps=3", "unrecognized arguments: --steps=3"),
         ("train --conf=mor:tiny --workdir=x", "required: --config"),
