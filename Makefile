@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 TEST_FLAGS ?= -q -n 2 --durations=10
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-shapes lint clean
 
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
@@ -19,6 +19,11 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS) -m slow
+
+# The same tests with every annotated shape and type checked as it runs.
+test-shapes: .venv/installed-test
+	$(BIN)/python -m pytest $(TEST_FLAGS) --jaxtyping-packages=recursia,beartype.beartype \
+	  tests/golden tests/laws/test_segments.py tests/train/test_losses.py tests/test_generate.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
