@@ -184,6 +184,11 @@ def is_causal(config: Config, mode: Mode) -> bool:
     return module(config.depth).is_causal(config.depth, mode)
 
 
+def modes(config: Config) -> tuple[Mode, ...]:
+    """Returns the modes in which a model is scored: as published, and causally if that differs."""
+    return ("eval",) if is_causal(config, "eval") else ("eval", "causal")
+
+
 def init(config: Config, key: Array) -> dict[str, Any]:
     """Returns float32 parameters."""
     return parameters.init(specs(config), key)

@@ -37,6 +37,11 @@ class Config:
         for name, axes in self.rules:
             if unknown := set(axes) - set(AXES):
                 raise ValueError(f"rules.{name}: no mesh axis {min(unknown)!r}; there is {AXES}")
+        if dict(self.rules).get("batch") != AXES:
+            raise ValueError(
+                f"rules.batch: got {dict(self.rules).get('batch')}, takes {AXES}: activations are "
+                "split over all devices"
+            )
 
 
 def make_mesh(config: Config, devices: list[Any] | None = None) -> Mesh:

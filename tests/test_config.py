@@ -194,3 +194,8 @@ def test_an_unknown_name_is_refused_with_those_that_are_there(name, part):
     with pytest.raises(ConfigError) as refusal:
         load(name)
     assert part in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_activations_are_split_over_all_devices_or_refused():
+    with pytest.raises(ConfigError, match=r"config.mesh.rules.batch: got \('data',\), takes"):
+        config.load("mor:tiny", {"mesh.rules.batch": "('data',)", "mesh.rules.embed": "('fsdp',)"})

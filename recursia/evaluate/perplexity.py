@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from recursia import model, sharding
+from recursia import model, settings, sharding
+from recursia.data.loader import evaluation_batches
+from recursia.data.windows import Windows
 from recursia.depth.policy import Mode
 from recursia.errors import DataError
 from recursia.layers import embedding
@@ -106,3 +108,22 @@ def score(
         mean_depth=float(total["depth"] / tokens),
         lens_nats_per_token=tuple(float(x) for x in total["lens"] / tokens),
     )
+
+
+def validation_batches(
+    run: settings.Run, paths: tuple[str, ...], num_batches: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the validation split of prepared directories, row after row, each token once.
+
+    Args:
+      run: whose rows, batches and view of other documents are taken.
+      paths: the directories.
+      num_batches: of each, to read; 0 reads all.
+    """
+    for path in paths:
+        yield from evaluation_batches(
+            Windows(path, "validation", run.train.seq_len, keep_tail=True),
+            run.train.batch_size,
+            run.data.cross_document_attention,
+            num_batches or None,
+        )

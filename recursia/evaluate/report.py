@@ -10,9 +10,7 @@ import jax
 
 from recursia import model, settings, sharding
 from recursia.data import packing
-from recursia.data.loader import evaluation_batches
 from recursia.data.tokenizer import Tokenizer
-from recursia.data.windows import Windows
 from recursia.depth.policy import Mode
 from recursia.errors import ConfigError, DataError
 from recursia.evaluate import baselines, perplexity
@@ -93,8 +91,7 @@ def evaluate(
     """
     trained = load(workdir, step)
     run, config = trained.run, trained.trainer.model
-    if not modes:
-        modes = ("eval",) if model.is_causal(config, "eval") else ("eval", "causal")
+    modes = modes or model.modes(config)
     with tempfile.TemporaryDirectory() as place:
         paths = (_pack(text, trained.tokenizer, place),) if text else trained.paths
         rows = []
@@ -104,7 +101,7 @@ def evaluate(
                 score = perplexity.score(
                     params,
                     at_depth,
-                    _batches(run, paths, num_batches),
+                    perplexity.validation_batches(run, paths, num_batches),
                     trained.tokenizer.token_bytes(),
                     mode=mode,
                     mesh=trained.trainer.mesh,
@@ -141,16 +138,6 @@ def _pack(text: str, tokenizer: Tokenizer, place: str) -> str:
             raise DataError(f"{text}: holds 0 documents")
         writer.finish({})
     return output
-
-
-def _batches(run: settings.Run, paths: tuple[str, ...], num_batches: int) -> Iterator[Any]:
-    for path in paths:
-        yield from evaluation_batches(
-            Windows(path, "validation", run.train.seq_len, keep_tail=True),
-            run.train.batch_size,
-            run.data.cross_document_attention,
-            num_batches or None,
-        )
 
 
 def render(result: dict[str, Any]) -> str:

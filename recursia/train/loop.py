@@ -5,7 +5,6 @@ come from background threads, and saves are asynchronous.
 """
 
 import contextlib
-import itertools
 import math
 import pathlib
 import signal
@@ -17,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import accounting, model, settings, sharding
-from recursia.data.loader import Loader, evaluation_batches
-from recursia.data.windows import Windows
+from recursia.data.loader import Loader
 from recursia.errors import Diverged, Preempted
 from recursia.evaluate import perplexity
 from recursia.generate import decode
@@ -148,12 +146,11 @@ class Loop:
         """Scores the validation split as published and, where that looks ahead, causally."""
         run, config = self.run, self.trainer.model
         row: dict[str, Any] = {"step": step}
-        modes = ("eval",) if model.is_causal(config, "eval") else ("eval", "causal")
-        for mode in modes:
+        for mode in model.modes(config):
             score = perplexity.score(
                 params,
                 config,
-                validation_batches(run, self.paths),
+                perplexity.validation_batches(run, self.paths, run.eval.num_batches),
                 self.loader.tokenizer.token_bytes(),
                 mode=mode,
                 mesh=self.trainer.mesh,
@@ -185,20 +182,6 @@ class Loop:
                 key=jax.random.fold_in(key, index),
             )
             self.writer.sample(step, prompt, tokenizer.decode(drawn))
-
-
-def validation_batches(run: settings.Run, paths: tuple[str, ...]) -> Any:
-    """Returns an iterator over the batches of the validation split that the run reads."""
-    batches = [
-        evaluation_batches(
-            Windows(path, "validation", run.train.seq_len, keep_tail=True),
-            run.train.batch_size,
-            run.data.cross_document_attention,
-            run.eval.num_batches or None,
-        )
-        for path in paths
-    ]
-    return itertools.chain(*batches)
 
 
 def check(step: int, state: State) -> None:
