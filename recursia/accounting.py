@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jax_core
 
-from recursia import model, params
+from recursia import inject, model, params
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
 
@@ -88,7 +88,8 @@ def applied_parameters(config: model.Config) -> int:
     Those of the same model with nothing shared among its steps: a block counts once for each time
     it is applied and a router once for each recursion, the tables as they are (a tied one once).
     """
-    private = [(slot, ("recursion", "block")) for slot in model.module(config.block).SLOTS]
+    slots = model.module(config.weights).slots(config.weights, model.block_specs(config))
+    private = [(s, ("recursion", "block")) for s in (*model.module(config.block).SLOTS, *slots)]
     private += [(slot, ("recursion",)) for slot in model.module(config.depth).SLOTS]
     grid = dataclasses.replace(config.grid, axes=tuple(private), tables=())
     return unique_parameters(dataclasses.replace(config, grid=grid))
@@ -96,26 +97,49 @@ def applied_parameters(config: model.Config) -> int:
 
 def mean_depth(config: model.Config, seq_len: int) -> float:
     """Returns how many recursions process a token of a training sequence, on average."""
-    return sum(each.queries for each in _passes(config, seq_len)) / seq_len
+    return sum(each.times * each.queries for each in _passes(config, seq_len)) / seq_len
 
 
 def forward_flops(config: model.Config, seq_len: int) -> int:
     """Returns the FLOPs of a training sequence's forward pass, from embedding to logits."""
-    d = config.block.embed_dim
-    score = model.module(config.depth).score_flops(config.depth, d)
-    scored = sum(each.scored for each in _passes(config, seq_len))
-    head = 2 * seq_len * d * config.vocab_size
-    return _core_flops(config, seq_len) + _end_flops(config, seq_len) + scored * score + head
+    passes = _passes(config, seq_len)
+    return _passes_flops(config, seq_len, passes) + _outer_flops(config, seq_len)
 
 
 def training_flops(config: model.Config, seq_len: int) -> int:
     """Returns the FLOPs of a training sequence, forward and backward, nothing counted twice.
 
     What is computed again to save memory is in `executed_training_flops`. Exactly three times the
-    forward pass: whatever is multiplied depends on a parameter on both sides, the first layer's
-    input through the embedding and the first router's too.
+    forward pass, but for recursions without a backward one: whatever is multiplied depends on a
+    parameter on both sides, the first layer's input through the embedding and the first router's
+    too. States read through the head besides the last are counted.
     """
-    return (1 + _BACKWARD) * forward_flops(config, seq_len)
+    passes = _passes(config, seq_len)
+    trained = [each for each in passes if each.is_trained]
+    exits = model.module(config.depth).num_exits(config.depth) - 1
+    outer = _outer_flops(config, seq_len) + exits * _head_flops(config, seq_len)
+    forward = _passes_flops(config, seq_len, passes) + outer
+    return forward + _BACKWARD * (_passes_flops(config, seq_len, trained) + outer)
+
+
+def _passes_flops(config: model.Config, seq_len: int, passes: list[Pass]) -> int:
+    """FLOPs of a sequence's recursions, forward: routers, what is injected, blocks."""
+    d = config.block.embed_dim
+    score = model.module(config.depth).score_flops(config.depth, d)
+    told = inject.flops(config.inject, d)
+    each = lambda p: p.scored * score + p.queries * told
+    return sum(p.times * each(p) for p in passes) + _core_flops(config, passes)
+
+
+def _outer_flops(config: model.Config, seq_len: int) -> int:
+    """FLOPs of a sequence outside the recursions, forward."""
+    lookup = 2 * seq_len * config.embed.factor_dim * config.block.embed_dim
+    return lookup + _end_flops(config, seq_len) + _head_flops(config, seq_len)
+
+
+def _head_flops(config: model.Config, seq_len: int) -> int:
+    wide, factor = config.block.embed_dim, config.embed.factor_dim
+    return 2 * seq_len * ((factor or wide) * config.vocab_size + factor * wide)
 
 
 def executed_training_flops(config: model.Config, seq_len: int) -> int:
@@ -127,14 +151,15 @@ def executed_training_flops(config: model.Config, seq_len: int) -> int:
     XLA then finds computed twice and merges is not known here.
     """
     scores = lambda block, keys, _: model.module(block).recomputed_flops(block, keys)
-    again = _core_flops(config, seq_len, scores) + _end_flops(config, seq_len, scores)
+    passes = [each for each in _passes(config, seq_len) if each.is_trained]
+    again = _core_flops(config, passes, scores) + _end_flops(config, seq_len, scores)
     if config.remat != "none":
-        blocks = (config.grid.prelude + config.grid.coda) * seq_len
+        ends = (config.grid.prelude + config.grid.coda) * seq_len
+        again += _core_flops(config, passes) + _end_flops(config, seq_len)
+        again -= ends * _unneeded_flops(config, is_wrapped=False)
         if config.remat == "block":
-            passes = _passes(config, seq_len)
-            blocks += config.grid.num_blocks * sum(each.queries for each in passes)
-        again += _core_flops(config, seq_len) + _end_flops(config, seq_len)
-        again -= blocks * _unneeded_flops(config.block)
+            steps = config.grid.num_blocks * sum(each.times * each.queries for each in passes)
+            again -= steps * _unneeded_flops(config, is_wrapped=True)
     return training_flops(config, seq_len) + again
 
 
@@ -163,7 +188,7 @@ def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
         wide = dataclasses.replace(wide, num_kv_heads=wide.num_heads)
     causal = lambda keys, is_reading: block.forward_flops(wide, keys * seq_len / 2, is_reading)
     core = sum(
-        each.queries / _ENDLESS * causal(each.keys / _ENDLESS, each.is_reading)
+        each.times * each.queries / _ENDLESS * causal(each.keys / _ENDLESS, each.is_reading)
         for each in _passes(config, _ENDLESS)
     )
     ends = config.grid.prelude + config.grid.coda
@@ -183,7 +208,8 @@ def cache_bytes_per_token(config: model.Config, seq_len: int, itemsize: int | No
       itemsize: bytes of a number; None takes the compute dtype's.
     """
     itemsize = itemsize or jnp.dtype(config.dtype).itemsize
-    made = sum(each.keys for each in _passes(config, seq_len) if not each.is_reading)
+    passes = [each for each in _passes(config, seq_len) if not each.is_reading]
+    made = sum(each.times * each.keys for each in passes)
     kept = (config.grid.prelude + config.grid.coda) * seq_len + config.grid.num_blocks * made
     return itemsize * model.module(config.block).cache_entries(config.block) * kept / seq_len
 
@@ -192,12 +218,20 @@ def _passes(config: model.Config, seq_len: int) -> list[Pass]:
     return model.module(config.depth).passes(config.depth, config.grid, config.kv, seq_len)
 
 
-def _core_flops(config: model.Config, seq_len: int, flops: Callable | None = None) -> int:
-    """FLOPs of a sequence in the blocks of all recursions, by default forward."""
-    flops = flops or model.module(config.block).forward_flops
+def _core_flops(config: model.Config, passes: list[Pass], flops: Callable | None = None) -> int:
+    """FLOPs of the blocks of some recursions, by default forward with what relaxes weights."""
+    block, kind = model.module(config.block), model.module(config.weights)
+    specs = model.block_specs(config)
+
+    def forward(wide: Any, keys: float, is_reading: bool) -> float:
+        skipped = block.SOURCE if is_reading else ()
+        added = kind.flops(config.weights, specs, skipped)
+        return block.forward_flops(wide, keys, is_reading) + added
+
+    flops = flops or forward
     return config.grid.num_blocks * sum(
-        each.queries * flops(config.block, each.keys, each.is_reading)
-        for each in _passes(config, seq_len)
+        each.times * each.queries * flops(config.block, each.keys, each.is_reading)
+        for each in passes
     )
 
 
@@ -208,16 +242,20 @@ def _end_flops(config: model.Config, seq_len: int, flops: Callable | None = None
     return (config.grid.prelude + config.grid.coda) * each
 
 
-def _unneeded_flops(config: Any) -> int:
+def _unneeded_flops(config: model.Config, is_wrapped: bool) -> int:
     """Forward FLOPs of one token in a block that its backward pass does not compute again."""
-    block = model.module(config)
+    block, kind = model.module(config.block), model.module(config.weights)
+    specs = model.block_specs(config)
+    if is_wrapped:
+        specs = {**specs, **kind.specs(config.weights, specs)}
 
     def run(weights: Any, x: jax.Array) -> jax.Array:
         place = jnp.zeros((1, 1), jnp.int32)
-        return block.apply(weights, x, Context(place, place), config, None)[0].sum()
+        weights = kind.wrap(config.weights, weights) if is_wrapped else weights
+        return block.apply(weights, x, Context(place, place), config.block)[0].sum()
 
-    token = jax.ShapeDtypeStruct((1, 1, config.embed_dim), jnp.float32)
-    trace = lambda f: jax.make_jaxpr(f)(params.abstract(block.specs(config)), token)
+    token = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), jnp.float32)
+    trace = lambda f: jax.make_jaxpr(f)(params.abstract(specs), token)
     backward = lambda f: count_flops(trace(jax.grad(f, (0, 1))))
     return count_flops(trace(run)) - (backward(jax.checkpoint(run)) - backward(run))
 

@@ -7,7 +7,8 @@ from recursia import accounting, settings
 from recursia.data import packing, tokenizer
 from recursia.errors import ConfigError
 
-Match = Literal["none", "flops"]
+Match = Literal["none", "flops", "params", "cache"]
+QUANTITIES = {"params": "unique_parameters", "cache": "cache_bytes_per_token"}
 Row = dict[str, Any]  # a quantity's value by its name; `name` is the model's
 
 # How a table shows what a name ends with: the base of its units, and the units from one upwards.
@@ -21,8 +22,8 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
 
     Args:
       runs: by name, at least one.
-      match: "flops" adds the steps after which a run has spent the training FLOPs that the
-        reference spends in all of its own.
+      match: what is to be equal; "flops" adds the steps after which a run has spent the training
+        FLOPs that the reference spends in all of its own.
 
     Returns:
       For each run its `name`, the fields of `accounting.Budget` at its sequence length, and
@@ -30,7 +31,8 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
         tokens_per_step: over all devices.
         training_flops, mor_flops: of all its steps, exactly and as `mor_flops_per_token` counts.
         matched_steps, mor_matched_steps: steps that give the reference's total of each, rounded.
-        matched_error, mor_matched_error: what rounding leaves of the difference, as a fraction.
+        matched_error, mor_matched_error: what is left of the difference, as a fraction of the
+          reference's: of the FLOPs of matched steps, or of the quantity that `match` names.
 
     Raises:
       ConfigError: if the size of a vocabulary is not known.
@@ -40,15 +42,17 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
     if match == "flops":
         for row in rows:
             for total, prefix in (("training_flops", ""), ("mor_flops", "mor_")):
-                steps, error = _matched(rows[0][total], row[total], row["num_steps"])
+                steps, error = matched_steps(rows[0][total], row[total], row["num_steps"])
                 row |= {f"{prefix}matched_steps": steps, f"{prefix}matched_error": error}
+    elif quantity := QUANTITIES.get(match):
+        for row in rows:
+            row["matched_error"] = row[quantity] / rows[0][quantity] - 1
     return rows
 
 
 def _row(name: str, run: settings.Run) -> Row:
     config, train = run.model.build(vocab_size(run)), run.train
     cost = accounting.budget(config, train.seq_len)
-    sequences = train.num_steps * train.batch_size
     return {
         "name": name,
         **dataclasses.asdict(cost),
@@ -56,12 +60,19 @@ def _row(name: str, run: settings.Run) -> Row:
         "seq_len": train.seq_len,
         "num_steps": train.num_steps,
         "tokens_per_step": train.batch_size * train.seq_len,
-        "training_flops": sequences * accounting.training_flops(config, train.seq_len),
-        "mor_flops": sequences * train.seq_len * cost.mor_flops_per_token,
+        "training_flops": training_flops(run),
+        "mor_flops": train.num_steps * train.batch_size * train.seq_len * cost.mor_flops_per_token,
     }
 
 
-def _matched(target: float, total: float, num_steps: int) -> tuple[int, float]:
+def training_flops(run: settings.Run) -> float:
+    """Returns the FLOPs of all steps of a run; raises what `compare` raises."""
+    config, train = run.model.build(vocab_size(run)), run.train
+    sequences = train.num_steps * train.batch_size
+    return sequences * accounting.training_flops(config, train.seq_len)
+
+
+def matched_steps(target: float, total: float, num_steps: int) -> tuple[int, float]:
     """Returns the steps that cost `target` if `num_steps` cost `total`, and the relative error."""
     steps = max(1, round(target * num_steps / total))
     return steps, steps * total / (num_steps * target) - 1

@@ -1,29 +1,35 @@
 """Tokens to logits: embed, prelude, recursions, coda, head.
 
-Block, grid and depth policy meet only here.
+Block, grid, weight kind and depth policy meet only here.
 """
 
 import dataclasses
+import functools
 import importlib
 from types import ModuleType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from recursia import inject as injection
 from recursia import kv as kv_source
 from recursia import params as parameters
-from recursia.depth.policy import Aux, Mode
+from recursia.depth.policy import Aux, Call, Mode
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
-from recursia.layers.norm import rms_norm
-from recursia.params import Leaf, Spec, ones
+from recursia.layers.norm import normalise as norm
+from recursia.params import Leaf
 from recursia.sharding import constrain
 from recursia.sharing import grid as sharing
-from recursia.sharing.core import Core, Remat, run_stack
+from recursia.sharing import tied
+from recursia.sharing.core import Core, Remat, cast, run_stack
+
+LoopNorm = Literal["none", "each", "last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Config:
       grid: which steps share which weights.
       kv: whose keys and values a step reads.
       embed: embedding and head.
+      weights: the `Config` of a weight kind in `recursia.sharing`.
+      inject: what a recursion is told when it starts.
+      loop_norm: where the final norm stands besides before the head: nowhere, after "each"
+        recursion, or after the "last". After "each" and with no coda, it is not repeated.
       dtype: compute dtype; parameters are float32.
       remat: what the backward pass computes again.
     """
@@ -47,6 +57,9 @@ class Config:
     grid: sharing.Grid
     kv: kv_source.Config
     embed: embedding.Config
+    weights: Any = dataclasses.field(default_factory=tied.Config)
+    inject: injection.Config = dataclasses.field(default_factory=injection.Config)
+    loop_norm: LoopNorm = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
 
@@ -57,7 +70,7 @@ class Output:
 
     Attributes:
       hidden: states of the last layer, normalised: `logits` multiplies them by the head.
-      aux: what the depth policy reports.
+      aux: what the depth policy reports, with the losses and metrics of the blocks.
     """
 
     hidden: Leaf  # [B T D]
@@ -65,25 +78,56 @@ class Output:
 
 
 def module(config: Any) -> ModuleType:
-    """Returns the block or depth policy whose config this is."""
+    """Returns the block, depth policy or weight kind whose config this is."""
     return importlib.import_module(type(config).__module__)
+
+
+def check(config: Config) -> None:
+    """Refuses parts that cannot be combined.
+
+    Raises:
+      ValueError: with the reason.
+    """
+    module(config.depth).check(config.depth, config.grid, config.kv)
+    if config.loop_norm != "none" and module(config.block).final_norm(config.block) is None:
+        raise ValueError(
+            f"loop_norm: got {config.loop_norm!r}, and the block normalises its own result: it has "
+            "no final norm; take 'none'"
+        )
+    if config.grid.order == "sequence" and config.loop_norm == "each":
+        raise ValueError(
+            "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' walks block "
+            "by block; take a cycle, or 'last'"
+        )
+    if config.grid.order == "sequence" and config.inject != injection.Config():
+        raise ValueError(
+            "inject: tells a recursion something when it starts, and sharing 'sequence' walks "
+            "block by block; take a cycle"
+        )
+
+
+def block_specs(config: Config) -> dict[str, Any]:
+    """Returns the specs of one block by slot, with initial scales for the model's depth."""
+    return module(config.block).specs(config.block, config.grid.num_steps)
 
 
 def specs(config: Config) -> dict[str, Any]:
     """Returns the parameters of a model, as specs.
 
     Raises:
-      ValueError: if the depth policy cannot walk the grid.
+      ValueError: if its parts cannot be combined.
     """
-    d = config.block.embed_dim
-    depth = module(config.depth)
-    depth.check(config.depth, config.grid)
-    return {
+    check(config)
+    d, grid = config.block.embed_dim, config.grid
+    block = block_specs(config)
+    found = {
         "embed": embedding.specs(config.embed, config.vocab_size, d),
-        **sharing.specs(config.grid, module(config.block).specs(config.block)),
-        "depth": depth.specs(config.depth, config.grid, d),
-        "final_norm": Spec((d,), (None,), ones, is_decayed=False),
+        **sharing.specs(grid, block, module(config.weights).specs(config.weights, block)),
+        "depth": module(config.depth).specs(config.depth, grid, d),
+        "inject": injection.specs(config.inject, grid.num_recursions, d),
     }
+    final = module(config.block).final_norm(config.block)
+    return found if final is None else {**found, "final_norm": final}
 
 
 def apply(
@@ -95,6 +139,10 @@ def apply(
     segment_ids: Int[Array, "B T"] | None = None,
     mode: Mode,
     step: Int[Array, ""] | None = None,
+    key: Array | None = None,
+    part: int | Int[Array, ""] = 0,
+    state: Float[Array, "B T D"] | None = None,
+    wanted: Bool[Array, "B T"] | None = None,
 ) -> Output:
     """Returns the final hidden states of every token.
 
@@ -106,56 +154,105 @@ def apply(
       segment_ids: tokens see only their own segment; None makes the row one.
       mode: "train", "eval" (as published) or "causal" (as decoding will decide).
       step: the training step, for policies whose training changes with it.
+      key: of the step's random draws; None draws the same numbers every time.
+      part: which microbatch of the step this is.
+      state: what a policy that starts from noise starts from; None draws it.
+      wanted: in causal mode, the tokens whose states will be read: those of others may be wrong.
+        None wants all.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     if segment_ids is None:
         segment_ids = jnp.ones_like(tokens)
     context = Context(positions, segment_ids)
-    x = constrain(embedding.lookup(params["embed"], tokens, config.dtype), ("batch", None, None))
-    x = _ends(params["prelude"], x, context, config)
-    core = Core(
+    x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
+    x = constrain(x, ("batch", None, None))
+    x, before = _ends(params["prelude"], x, context, config)
+    if injection.needs_input(config.inject):
+        context = context.replace(inputs=x)
+    run = functools.partial(module(config.depth).run, _core(params, config), params["depth"])
+    x, aux = run(x, context, config.depth, Call(mode, step, key, part, state, wanted))
+    if config.loop_norm == "last":
+        x = _norm(params, x, config)
+    x, after = _ends(params["coda"], x, context.replace(inputs=None), config)
+    if config.loop_norm != "each" or config.grid.coda:
+        x = _norm(params, x, config)
+    aux = _with_reports(aux, before, after, config)
+    return Output(embedding.before_head(params["embed"], x), aux)
+
+
+def _core(params: dict[str, Any], config: Config) -> Core:
+    return Core(
         config.grid,
         module(config.block),
         config.block,
         params["core"],
         {slot: jnp.array(table) for slot, table in config.grid.tables if slot in params["core"]},
+        functools.partial(module(config.weights).wrap, config.weights),
+        (config.inject, params["inject"]),
+        functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None,
         config.kv,
         config.dtype,
         config.remat,
     )
-    run = module(config.depth).run
-    x, aux = run(core, params["depth"], x, context, config.depth, mode=mode, step=step)
-    x = _ends(params["coda"], x, context, config)
-    return Output(normalise(params, x, config), aux)
 
 
-def _ends(bank: dict[str, Any], x: Array, context: Context, config: Config) -> Array:
+def _ends(
+    bank: dict[str, Any], x: Array, context: Context, config: Config
+) -> tuple[Array, dict[str, Any]]:
     """Applies the blocks of a prelude or coda, each with its own weights."""
     if not bank:
-        return x
+        return x, {}
     block = module(config.block)
 
-    def step(weights: dict[str, Any], x: Array, _: None) -> tuple[Array, None]:
-        weights = jax.tree.map(lambda p: p.astype(config.dtype), weights)
-        return block.apply(weights, x, context, config.block)[0], None
+    def step(weights: dict[str, Any], x: Array, _: None) -> tuple[Array, dict[str, Any]]:
+        weights = cast(block, weights, config.dtype)
+        x, _, report = block.apply(weights, x, context, config.block)
+        return x, report
 
     if config.remat != "none":
         step = jax.checkpoint(step, prevent_cse=False)
-    return run_stack(step, x, bank)[0]
+    return run_stack(step, x, bank)
+
+
+def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], config: Config) -> Aux:
+    """Adds what the blocks make of their reports, summed over the uses of each bank entry."""
+
+    def by_entry(slot: str, leaf: Array) -> Array:
+        table = np.array(config.grid.table_of(slot))
+        flat = leaf.reshape(table.size, *leaf.shape[2:])
+        return jax.ops.segment_sum(flat, table.reshape(-1), int(table.max()) + 1)
+
+    def joined(slot: str, tree: Any) -> Any:
+        summed = jax.tree.map(functools.partial(by_entry, slot), tree)
+        ends = [end[slot] for end in (before, after) if end]
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), summed, *ends)
+
+    reports = {slot: joined(slot, tree) for slot, tree in aux.report.items()}
+    losses, metrics = module(config.block).losses(config.block, reports)
+    return aux.replace(losses={**aux.losses, **losses}, metrics={**aux.metrics, **metrics})
+
+
+def _norm(params: dict[str, Any], x: Array, config: Config) -> Array:
+    if "final_norm" not in params:
+        return x
+    weights = jax.tree.map(lambda p: p.astype(x.dtype), params["final_norm"])
+    return norm(x, weights, config.block.norm_eps)
 
 
 def normalise(params: dict[str, Any], x: Array, config: Config) -> Array:
-    """Returns hidden states as the head takes them; also of a state on its way (logit lens)."""
-    return rms_norm(x, params["final_norm"].astype(x.dtype), config.block.norm_eps)
+    """Returns a recursion's state as the head would take it (logit lens)."""
+    x = x if config.loop_norm == "each" else _norm(params, x, config)
+    return embedding.before_head(params["embed"], x)
 
 
 def logits(
     params: dict[str, Any], hidden: Float[Array, "*B D"], config: Config
 ) -> Float[Array, "*B V"]:
     """Returns float32 next-token logits of normalised hidden states."""
-    head = embedding.head(params["embed"]).astype(hidden.dtype)
-    return dot(hidden, head, "d,vd->v").astype(jnp.float32)
+    head = embedding.head(params["embed"])
+    scores = dot(hidden, head["matrix"].astype(hidden.dtype), "d,vd->v").astype(jnp.float32)
+    return scores + head["bias"] if "bias" in head else scores
 
 
 def at_depth(
@@ -167,10 +264,12 @@ def at_depth(
       ValueError: for a depth that some slot or the depth policy has no weights for.
     """
     grid = config.grid.at_depth(num_recursions)
+    config.inject.check_depth(config.grid.num_recursions, num_recursions)
     depth = module(config.depth).at_depth(config.depth, num_recursions)
     config = dataclasses.replace(config, grid=grid, depth=depth)
-    kept = {name: specs(config)[name] for name in ("core", "depth")}
-    first = jax.tree.map(lambda spec, p: p[: spec.shape[0]], kept, {n: params[n] for n in kept})
+    kept = {name: specs(config)[name] for name in ("core", "depth", "inject")}
+    cut = lambda spec, p: p[: spec.shape[0]] if spec.shape else p
+    first = jax.tree.map(cut, kept, {name: params[name] for name in kept})
     return config, {**params, **first}
 
 

@@ -30,12 +30,14 @@ class Spec:
       axes: the logical name of each axis, None for one that is never sharded.
       init: draws it from a key, a shape and a dtype.
       is_decayed: whether weight decay applies (not to norms and biases).
+      inputs: how many of the leading axes are the features a matrix takes; the rest it gives.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     init: Initializer
     is_decayed: bool = True
+    inputs: int = 1
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):

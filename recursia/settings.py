@@ -4,10 +4,11 @@ import dataclasses
 import importlib
 from typing import Any, Literal
 
+from recursia import inject as injection
 from recursia import kv as kv_source
 from recursia import model, sharding
 from recursia.layers import embedding
-from recursia.sharing import grid
+from recursia.sharing import grid, tied
 from recursia.sharing.core import Remat
 
 
@@ -25,7 +26,7 @@ def _fraction(settings: Any, *names: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The model, as a point on the axes block, sharing, depth, kv.
+    """The model, as a point on the axes block, sharing, weights, depth, inject, kv.
 
     Attributes:
       num_layers: effective depth: block applications of a token that takes every recursion.
@@ -34,6 +35,12 @@ class Model:
       sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
       varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
         "recursion", "recursion+block", "one", groups such as "block/2", or a table.
+      prelude: unshared blocks before the core; none takes one for a "middle_" pattern, else 0.
+      coda: unshared blocks after it, likewise.
+      weights: how a shared weight becomes a step's; `kind` names a module of `recursia.sharing`.
+      inject: what a recursion is told when it starts.
+      loop_norm: where the final norm stands besides before the head: "none", after "each"
+        recursion, or after the "last".
       kv: whose keys and values a step reads.
       embed: embedding and head.
       vocab_size: rows of the embedding; 0 takes the tokenizer's.
@@ -46,6 +53,11 @@ class Model:
     depth: Any
     sharing: grid.Pattern = "none"
     varies: tuple[tuple[str, str | grid.Table], ...] = ()
+    prelude: int | None = None
+    coda: int | None = None
+    weights: Any = dataclasses.field(default_factory=tied.Config)
+    inject: injection.Config = dataclasses.field(default_factory=injection.Config)
+    loop_norm: model.LoopNorm = "none"
     kv: kv_source.Config = dataclasses.field(default_factory=kv_source.Config)
     embed: embedding.Config = dataclasses.field(default_factory=embedding.Config)
     vocab_size: int = 0
@@ -55,6 +67,7 @@ class Model:
     def __post_init__(self):
         _at_least(1, self, "num_layers")
         _at_least(0, self, "vocab_size")
+        _at_least(0, self, *(end for end in ("prelude", "coda") if getattr(self, end) is not None))
         self.build(max(self.vocab_size, 1))  # refuses what cannot be combined
 
     def build(self, vocab_size: int) -> model.Config:
@@ -64,6 +77,7 @@ class Model:
           ValueError: for a depth that does not divide, or parts that cannot be combined.
         """
         block, depth = model.module(self.block), model.module(self.depth)
+        specs = block.specs(self.block, self.num_layers)
         plan = grid.plan(
             self.num_layers,
             self.depth.num_recursions,
@@ -71,11 +85,15 @@ class Model:
             self.varies,
             block.SLOTS,
             depth.SLOTS,
+            model.module(self.weights).slots(self.weights, specs),
+            (self.prelude, self.coda),
         )
-        depth.check(self.depth, plan)
-        return model.Config(
-            vocab_size, self.block, self.depth, plan, self.kv, self.embed, self.dtype, self.remat
+        same = ("block", "depth", "kv", "embed", "weights", "inject", "loop_norm", "dtype", "remat")
+        config = model.Config(
+            vocab_size=vocab_size, grid=plan, **{name: getattr(self, name) for name in same}
         )
+        model.check(config)
+        return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,7 +285,8 @@ class Run:
     log: Log = dataclasses.field(default_factory=Log)
 
 
-KINDS = {"block": "recursia.blocks", "depth": "recursia.depth"}  # fields that name a module
+# Fields that name a module.
+KINDS = {"block": "recursia.blocks", "depth": "recursia.depth", "weights": "recursia.sharing"}
 
 
 def kind(config: Any) -> str:

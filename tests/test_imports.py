@@ -13,15 +13,16 @@ HERE = "recursia"
 BASE = {"errors"}
 WEIGHTS = BASE | {"params"}
 CONFIGS = {"settings", "config"}
-MODEL = WEIGHTS | {"layers", "kv", "sharding", "sharing", "depth"}
+MODEL = WEIGHTS | {"layers", "kv", "inject", "sharding", "sharing", "depth"}
 MAY = {
     "errors": set(),
     "params": BASE,
     "sharding": WEIGHTS,
     "layers": WEIGHTS,
     "kv": WEIGHTS | {"layers"},
+    "inject": WEIGHTS | {"layers"},
     "blocks": WEIGHTS | {"layers"},
-    "sharing": WEIGHTS | {"layers", "kv"},
+    "sharing": WEIGHTS | {"layers", "kv", "inject"},
     "depth": WEIGHTS | {"layers", "kv", "sharing"},
     "model": MODEL,
     "accounting": MODEL | {"model"},
@@ -49,7 +50,7 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors params kv layers sharing model accounting settings config data train evaluate generate "
+    "errors params kv inject layers sharing model accounting settings config data train evaluate generate "
     "budget cli sharding __main__"
 ).split()
 SYSTEMS = re.compile(

@@ -11,11 +11,13 @@ from jaxtyping import Array, Float
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.linear import dot
 from recursia.layers.mlp import swiglu
-from recursia.layers.norm import rms_norm
+from recursia.layers.norm import rms_norm, rms_specs
 from recursia.layers.rotary import rotate
-from recursia.params import Spec, normal, ones
+from recursia.params import Spec, normal
 
 SLOTS = ("norms", "attention", "mlp")
+FLOAT32 = ()  # slots whose weights are not cast to the compute dtype
+SOURCE = (("attention", "key"), ("attention", "value"))  # weights that a reading step leaves out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +57,19 @@ class Config:
             raise ValueError(f"head_dim: got {self.head_dim}, takes an even number (rotary halves)")
 
 
-def specs(config: Config) -> dict[str, Any]:
-    """Returns the specs of one block, by slot."""
+def specs(config: Config, num_steps: int) -> dict[str, Any]:
+    """Returns the specs of one block, by slot; their scales do not depend on the depth."""
     d, f, h = config.embed_dim, config.mlp_dim, config.head_dim
     n, k = config.num_heads, config.num_kv_heads
-    scale = Spec((d,), (None,), ones, is_decayed=False)
-    matrix = lambda shape, axes: Spec(shape, axes, normal(config.init_std))
+    scale = rms_specs(d)
+    matrix = lambda shape, axes, inputs=1: Spec(shape, axes, normal(config.init_std), inputs=inputs)
     return {
         "norms": {"attention": scale, "mlp": scale},
         "attention": {
             "query": matrix((d, n, h), ("embed", "heads", None)),
             "key": matrix((d, k, h), ("embed", "kv_heads", None)),
             "value": matrix((d, k, h), ("embed", "kv_heads", None)),
-            "out": matrix((n, h, d), ("heads", None, "embed")),
+            "out": matrix((n, h, d), ("heads", None, "embed"), inputs=2),
         },
         "mlp": {
             "gate": matrix((d, f), ("embed", "mlp")),
@@ -77,13 +79,19 @@ def specs(config: Config) -> dict[str, Any]:
     }
 
 
+def final_norm(config: Config) -> Spec:
+    """Returns the norm between the last block and the head."""
+    return rms_specs(config.embed_dim)
+
+
 def apply(
     params: dict[str, Any],
     x: Float[Array, "B T D"],
     context: Context,
     config: Config,
     source: tuple[KeysValues, Context] | None = None,
-) -> tuple[Float[Array, "B T D"], KeysValues | None]:
+    memory: Float[Array, "B T D"] | None = None,
+) -> tuple[Float[Array, "B T D"], KeysValues | None, dict[str, Any]]:
     """Applies the block once.
 
     Args:
@@ -92,22 +100,30 @@ def apply(
       context: where those tokens stand.
       config: widths.
       source: keys and values to read instead of the block's own, with their tokens' context.
+      memory: states of the same tokens to make keys and values from, instead of `x`.
 
     Returns:
-      The new hidden states, and the keys and values made (None if `source` was read).
+      The new hidden states, the keys and values made (None if `source` was read), and what the
+      block reports: nothing.
     """
     weights = params["attention"]
     h = rms_norm(x, params["norms"]["attention"], config.norm_eps)
     query = rotate(dot(h, weights["query"], "d,dnh->nh"), context.positions, config.rope_base)
     made = None
     if source is None:
-        key = rotate(dot(h, weights["key"], "d,dkh->kh"), context.positions, config.rope_base)
-        made = KeysValues(key, dot(h, weights["value"], "d,dkh->kh"))
+        m = h if memory is None else rms_norm(memory, params["norms"]["attention"], config.norm_eps)
+        key = rotate(dot(m, weights["key"], "d,dkh->kh"), context.positions, config.rope_base)
+        made = KeysValues(key, dot(m, weights["value"], "d,dkh->kh"))
         source = made, context
     mixed = attend(query, source[0], context, source[1])
     x = x + dot(mixed, weights["out"], "nh,nhd->d")
     h = rms_norm(x, params["norms"]["mlp"], config.norm_eps)
-    return x + swiglu(params["mlp"], h), made
+    return x + swiglu(params["mlp"], h), made, {}
+
+
+def losses(config: Config, reports: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Returns no losses and no metrics."""
+    return {}, {}
 
 
 def forward_flops(config: Config, keys: float, is_reading: bool) -> float:

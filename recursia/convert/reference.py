@@ -133,6 +133,7 @@ def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]
         "core": {slot: bank(slot, tree) for slot, tree in specs["core"].items()},
         "coda": ends(STEP.format(last), grid.coda),
         "depth": {"router": _routers(grid, named)} if is_routed else {},
+        "inject": {},
         "final_norm": named["model.norm.weight"],
     }
 

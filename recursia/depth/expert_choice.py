@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from recursia import kv
 from recursia.depth import routing
-from recursia.depth.policy import Aux, Mode, Pass
+from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.depth.routing import pick, select, statistics
 from recursia.layers.attention import Context
 from recursia.params import at, stack
-from recursia.sharing.core import Core, Source
+from recursia.sharing.core import Core, Made
 from recursia.sharing.grid import Grid
 
 SLOTS = ("router",)
@@ -90,7 +90,7 @@ def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
     return {"router": stack(routing.specs(config.router, embed_dim), (entries,), (None,))}
 
 
-def check(config: Config, grid: Grid) -> None:
+def check(config: Config, grid: Grid, kv: kv.Config) -> None:
     """Refuses a walk block by block: a token is routed for a whole recursion.
 
     Raises:
@@ -120,9 +120,7 @@ def run(
     x: Float[Array, "B T D"],
     context: Context,
     config: Config,
-    *,
-    mode: Mode,
-    step: Int[Array, ""] | None,
+    call: Call,
 ) -> tuple[Float[Array, "B T D"], Aux]:
     """Returns the states after routing.
 
@@ -132,23 +130,24 @@ def run(
       x: hidden states of all tokens.
       context: where they stand.
       config: the policy.
-      mode: "train" and "eval" keep the best tokens; "causal" lets each decide alone.
-      step: of training, read while capacities warm up.
+      call: in modes "train" and "eval" recursions keep the best tokens, in "causal" each token
+        decides alone; the step of training is read while capacities warm up.
     """
     routers = at(params["router"], np.array(_router_entries(core.grid)))
-    is_warming = mode == "train" and config.capacity_warmup_steps > 0
-    if is_warming and step is None:
+    is_warming = call.mode == "train" and config.capacity_warmup_steps > 0
+    if is_warming and call.step is None:
         raise ValueError("step: None; expert_choice with capacity_warmup_steps trains at a step")
-    if mode == "causal" or is_warming:
-        x, out = _masked(core, routers, x, context, config, step if is_warming else None)
+    if call.mode == "causal" or is_warming:
+        step = call.step if is_warming else None
+        x, out, report = _masked(core, routers, x, context, config, step)
     else:
-        x, out = _gathered(core, routers, x, context, config)
+        x, out, report = _gathered(core, routers, x, context, config)
     losses = {"router": config.aux_loss_weight * out["router_cross_entropy"].sum()}
     if config.z_loss_weight:
         losses["router_z"] = config.z_loss_weight * out["router_z"].sum()
     state, is_kept = out.pop("state"), out.pop("is_kept")
     metrics = {**out, "tokens_kept": is_kept.mean((1, 2))}
-    return x, Aux(losses, metrics, is_kept.sum(0), state)
+    return x, Aux(losses, metrics, is_kept.sum(0), state, report)
 
 
 def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Config):
@@ -159,17 +158,19 @@ def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Conf
         first, *rest = same
         entry = at((core.private(), routers), first)
         carry, out, made = _keep_best(core, context, config, count, carry, *entry, source)
-        outs.append(jax.tree.map(lambda leaf: leaf[None], out))
+        outs.append(jax.tree.map(lambda leaf: leaf[None], (out, made.report)))
         source = made if source is None and core.kv.reads_first else source
         if rest:  # these keep what they get, so their shapes are equal
 
             def again(carry, entry, count=count, source=source):
-                return _keep_best(core, context, config, count, carry, *entry, source)[:2]
+                kept = _keep_best(core, context, config, count, carry, *entry, source)
+                return kept[0], (kept[1], kept[2].report)
 
             entries = at((core.private(), routers), slice(rest[0], rest[-1] + 1))
             carry, out = jax.lax.scan(again, carry, entries)
             outs.append(out)
-    return carry[0], jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
+    out, report = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
+    return carry[0], out, report
 
 
 def _keep_best(
@@ -180,8 +181,8 @@ def _keep_best(
     carry: tuple[Array, Array | None],
     private: Any,
     weights: Any,
-    source: Source | None,
-) -> tuple[tuple[Array, Array | None], dict[str, Array], Source | None]:
+    source: Made | None,
+) -> tuple[tuple[Array, Array | None], dict[str, Array], Made]:
     """One recursion over the best `count` of the active tokens; `carry` is (states, active)."""
     x, active = carry
     rows = jnp.arange(x.shape[0])[:, None]
@@ -193,10 +194,12 @@ def _keep_best(
     where = lambda index: context if index is None else context.take(index)
     if core.kv.reads_first and source is None:
         # The first recursion makes keys and values of every token that a later query may meet.
-        y, made = core.recurse(h, private, where(active))
-        y, source = pick(y, chosen), (made, where(active))
+        y, made = core.recurse(core.enter(h, private, where(active)), private, where(active))
+        y = pick(y, chosen)
     else:
-        y, _ = core.recurse(pick(h, chosen), private, where(kept), source)
+        there = where(kept)
+        y = core.enter(pick(h, chosen), private, there)
+        y, made = core.recurse(y, private, there, source)
     y = routing.update(pick(h, chosen), y, pick(gate, chosen), config.gating)
     x = y if kept is None else x.at[rows, kept].set(y)
     is_chosen = jnp.ones(logits.shape, bool)
@@ -206,7 +209,7 @@ def _keep_best(
     if kept is not None:
         is_kept = jnp.zeros(x.shape[:2], bool).at[rows, kept].set(True)
     out = statistics(logits, is_chosen, jnp.ones(logits.shape, bool), config.score, config.alpha)
-    return (x, kept), {**out, "state": x, "is_kept": is_kept}, source
+    return (x, kept), {**out, "state": x, "is_kept": is_kept}, made
 
 
 def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config, step: Any):
@@ -223,7 +226,7 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         "count": _warming_counts(config, length, step),
     }
 
-    def recursion(carry, private: Any, entry: dict[str, Array], source: Source | None):
+    def recursion(carry, private: Any, entry: dict[str, Array], source: Made | None):
         x, active = carry
         logits = routing.logits(entry["router"], x / config.temperature)
         gate = routing.gate(logits, config.score, config.alpha)
@@ -232,15 +235,16 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         else:
             order = jnp.argsort(-jnp.where(active, gate, -jnp.inf), stable=True)
             chosen = active & (jnp.argsort(order) < entry["count"])
-        visible = context if core.kv.reads_first else context.hide(~chosen)
-        y, made = core.recurse(x, private, visible, source)
+        visible = context.count_only(chosen) if core.kv.reads_first else context.hide(~chosen)
+        y, made = core.recurse(core.enter(x, private, visible), private, visible, source)
         y = routing.update(x, y, gate, config.gating)
         out = statistics(logits, chosen, active, config.score, config.alpha)
         x = jnp.where(chosen[..., None], y, x)
-        return (x, chosen), {**out, "state": x, "is_kept": chosen}, (made, context)
+        return (x, chosen), {**out, "state": x, "is_kept": chosen}, made.replace(context=context)
 
-    (x, _), out = core.each_recursion(recursion, (x, jnp.ones(x.shape[:2], bool)), entries)
-    return x, out
+    everyone = jnp.ones(x.shape[:2], bool)
+    (x, _), out, report = core.each_recursion(recursion, (x, everyone), entries)
+    return x, out, report
 
 
 def _warming_counts(config: Config, length: int, step: Any) -> Int[Array, "R"]:
@@ -290,6 +294,11 @@ def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass
         return [Pass(k, k, False, s) for k, s in zip(kept, scored, strict=True)]
     later = [Pass(k, seq_len, True, s) for k, s in zip(kept[1:], scored[1:], strict=True)]
     return [Pass(seq_len, seq_len, False, seq_len), *later]
+
+
+def num_exits(config: Config) -> int:
+    """Returns 1: training reads the last state through the head."""
+    return 1
 
 
 def score_flops(config: Config, embed_dim: int) -> int:

@@ -4,15 +4,16 @@ Recursive Transformers: Bae et al. 2024, arXiv 2410.20672.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from recursia import kv
-from recursia.depth.policy import Aux, Mode, Pass
+from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
-from recursia.sharing.core import Core, Source
+from recursia.sharing.core import Core, Made
 from recursia.sharing.grid import Grid
 
 SLOTS = ()
@@ -24,9 +25,19 @@ class Config:
 
     Attributes:
       num_recursions: how often every token goes round.
+      exit_loss: which states training reads through the head: "last"; all, "weighted" by their
+        depth i as i / sum of all; or "aggressive", the last plus `exit_alpha` times each other
+        (Bae et al. 2024, arXiv 2410.20672).
+      exit_alpha: weight of each earlier state under "aggressive".
     """
 
     num_recursions: int
+    exit_loss: Literal["last", "weighted", "aggressive"] = "last"
+    exit_alpha: float = 0.1
+
+    def __post_init__(self):
+        if self.exit_alpha < 0:
+            raise ValueError(f"exit_alpha: got {self.exit_alpha}, takes at least 0")
 
 
 def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
@@ -34,8 +45,17 @@ def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
     return {}
 
 
-def check(config: Config, grid: Grid) -> None:
-    """Accepts every grid."""
+def check(config: Config, grid: Grid, kv: kv.Config) -> None:
+    """Accepts every grid, but block by block there are no states to exit from.
+
+    Raises:
+      ValueError: for exit losses on order "sequence".
+    """
+    if grid.order == "sequence" and config.exit_loss != "last":
+        raise ValueError(
+            f"depth.exit_loss: {config.exit_loss!r} reads the state after each recursion, and "
+            "sharing 'sequence' walks block by block; take a cycle, or 'last'"
+        )
 
 
 def run(
@@ -44,24 +64,36 @@ def run(
     x: Float[Array, "B T D"],
     context: Context,
     config: Config,
-    *,
-    mode: Mode,
-    step: Int[Array, ""] | None,
+    call: Call,
 ) -> tuple[Float[Array, "B T D"], Aux]:
     """Returns the states after all recursions; the modes do not differ."""
 
-    def cycle(core: Core, x: Array) -> tuple[Array, Array]:
-        def recursion(x: Array, private: Any, _: None, source: Source | None):
-            y, made = core.recurse(x, private, context, source)
-            return y, y, (made, context)
+    def cycle(core: Core, x: Array) -> tuple[Array, Array, dict[str, Any]]:
+        def recursion(x: Array, private: Any, _: None, source: Made | None):
+            y, made = core.recurse(core.enter(x, private, context), private, context, source)
+            return y, y, made
 
         return core.each_recursion(recursion, x, None)
 
     if core.grid.order == "cycle":
-        x, states = cycle(core, x)
+        x, states, report = cycle(core, x)
     else:
-        x, states = core.each_block(lambda core, x: (cycle(core, x)[0], None), x)
-    return x, Aux({}, {}, jnp.full(x.shape[:2], core.grid.num_recursions), states)
+        alone = lambda core, x: (lambda x, _, report: (x, report))(*cycle(core, x))
+        x, report = core.each_block(alone, x)  # [K R 1 ...]
+        states, report = None, jax.tree.map(lambda leaf: leaf[:, :, 0].swapaxes(0, 1), report)
+    depth_used = jnp.full(x.shape[:2], core.grid.num_recursions)
+    weights = None
+    if config.exit_loss != "last" and call.mode == "train":
+        weights = jnp.broadcast_to(exit_weights(config)[:, None, None], states.shape[:3])
+    return x, Aux({}, {}, depth_used, states, report, weights)
+
+
+def exit_weights(config: Config) -> Float[Array, "R"]:
+    """Returns the weight of each recursion's cross-entropy in training."""
+    depth = jnp.arange(1.0, config.num_recursions + 1)
+    if config.exit_loss == "weighted":
+        return depth / depth.sum()
+    return jnp.where(depth == config.num_recursions, 1.0, config.exit_alpha)
 
 
 def at_depth(config: Config, num_recursions: int) -> Config:
@@ -82,6 +114,11 @@ def is_causal(config: Config, mode: Mode) -> bool:
 def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
     """Returns one full pass per recursion."""
     return [Pass(seq_len, seq_len, kv.is_reading(r), 0) for r in range(grid.num_recursions)]
+
+
+def num_exits(config: Config) -> int:
+    """Returns how many states training reads through the head."""
+    return 1 if config.exit_loss == "last" else config.num_recursions
 
 
 def score_flops(config: Config, embed_dim: int) -> int:

@@ -54,14 +54,16 @@ def _sums(config: model.Config, mode: Mode, mesh: Mesh, rules: sharding.Rules):
         out = model.apply(params, batch["tokens"], config, mode=mode, **where)
         weights, head = batch["weights"], embedding.head(params["embed"])
         nats = lambda x: (weights * token_nats(x, head, batch["targets"], CHUNK)).sum()
-        states = () if out.aux.states is None else out.aux.states
-        lens = [nats(model.normalise(params, state, config)) for state in states]
+        lens = jnp.zeros(0)
+        if out.aux.states is not None:
+            read = lambda state: nats(model.normalise(params, state, config))
+            lens = jax.lax.map(read, out.aux.states)
         return {
             "nats": nats(out.hidden),
             "tokens": weights.sum(),
             "bytes": (weights * token_bytes[batch["targets"]]).sum(),
             "depth": (weights * out.aux.depth_used).sum(),
-            "lens": jnp.stack(lens) if lens else jnp.zeros(0),
+            "lens": lens,
         }
 
     return jax.jit(sums, in_shardings=(None, everywhere, rows), out_shardings=everywhere)

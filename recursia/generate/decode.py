@@ -57,8 +57,10 @@ def _decode(config: model.Config, start: int, window: int, is_random: bool):
             first = jnp.maximum(place - window, 0)
             seen = jax.lax.dynamic_slice(text, (first,), (window,))[None]
             # What stands after `place` is not yet text; causal mode keeps it from being seen.
-            hidden = model.apply(params, seen, config, mode="causal").hidden
-            logits = model.logits(params, hidden[0, place - first - 1], config)
+            last = place - first - 1
+            wanted = jnp.arange(window)[None] == last
+            hidden = model.apply(params, seen, config, mode="causal", wanted=wanted).hidden
+            logits = model.logits(params, hidden[0, last], config)
             drawn = jax.random.categorical(jax.random.fold_in(key, place), logits / temperature)
             token = drawn if is_random else jnp.argmax(logits)
             return text.at[place].set(token.astype(text.dtype))

@@ -14,18 +14,34 @@ from recursia.params import Leaf
 
 @struct.dataclass
 class Context:
-    """What a step may know of its tokens besides their hidden states."""
+    """What a step may know of its tokens besides their hidden states.
 
-    positions: Leaf  # [B T] in the document, whatever subset of its tokens is here
-    segment_ids: Leaf  # [B T] tokens see only their own segment
+    Attributes:
+      positions: in the document, whatever subset of its tokens is here.
+      segment_ids: tokens see only their own segment.
+      is_live: whether a token's step is more than a filler whose result is thrown away: what a
+        block reports of its tokens leaves the others out. None: all are.
+      inputs: the states that the core was entered with, where a recursion reads them.
+    """
+
+    positions: Leaf  # [B T]
+    segment_ids: Leaf  # [B T]
+    is_live: Leaf | None = None  # [B T]
+    inputs: Leaf | None = None  # [B T D]
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens."""
-        return jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, index, axis=1), self)
+        rows = jnp.arange(index.shape[0])[:, None]
+        return jax.tree.map(lambda leaf: leaf[rows, index], self)
+
+    def count_only(self, live: Bool[Array, "B T"]) -> "Context":
+        """Returns a context whose other tokens are fillers, still seen by all."""
+        return self.replace(is_live=live if self.is_live is None else live & self.is_live)
 
     def hide(self, hidden: Bool[Array, "B T"]) -> "Context":
-        """Returns a context in which no other token sees the hidden ones."""
-        return self.replace(segment_ids=jnp.where(hidden, -1, self.segment_ids))
+        """Returns a context in which no other token sees the hidden ones: they are fillers."""
+        segments = jnp.where(hidden, -1, self.segment_ids)
+        return self.count_only(~hidden).replace(segment_ids=segments)
 
 
 @struct.dataclass

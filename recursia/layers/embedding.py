@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recursia.layers.linear import dot
+from recursia.layers.norm import zeros
 from recursia.params import Spec, normal
 
 
@@ -14,24 +17,60 @@ class Config:
 
     Attributes:
       is_tied: whether the head is the embedding.
-      init_std: standard deviation of their entries at the start.
+      init_std: standard deviation of the embedding's entries at the start.
+      head_init_std: of the head's, where it is not tied; None takes `init_std`.
+      has_head_bias: whether the head adds a bias to each logit.
+      scale: multiplies every embedding.
+      factor_dim: width of the tables where a projection stands between them and the model
+        (factorised embedding, Lan et al. 2019, arXiv 1909.11942); 0 has none.
     """
 
     is_tied: bool = True
     init_std: float = 0.02
+    head_init_std: float | None = None
+    has_head_bias: bool = False
+    scale: float = 1.0
+    factor_dim: int = 0
+
+    def __post_init__(self):
+        if self.factor_dim < 0:
+            raise ValueError(f"factor_dim: got {self.factor_dim}, takes a width, or 0 for none")
 
 
 def specs(config: Config, vocab_size: int, embed_dim: int) -> dict[str, Spec]:
-    """Returns the embedding, and the head where it is not tied."""
-    table = Spec((vocab_size, embed_dim), ("vocab", "embed"), normal(config.init_std))
-    return {"table": table} if config.is_tied else {"table": table, "head": table}
+    """Returns the embedding, and the head, bias and projection where there are such."""
+    wide = config.factor_dim or embed_dim
+    table = lambda std: Spec((vocab_size, wide), ("vocab", "embed"), normal(std))
+    found = {"table": table(config.init_std)}
+    if not config.is_tied:
+        std = config.init_std if config.head_init_std is None else config.head_init_std
+        found["head"] = table(std)
+    if config.has_head_bias:
+        found["bias"] = Spec((vocab_size,), ("vocab",), zeros, is_decayed=False)
+    if config.factor_dim:
+        axes = (None, "embed")
+        found["projection"] = Spec((wide, embed_dim), axes, normal(config.init_std))
+    return found
 
 
-def lookup(params: dict[str, Any], tokens: Int[Array, "B T"], dtype: Any) -> Float[Array, "B T D"]:
+def lookup(
+    params: dict[str, Any], tokens: Int[Array, "B T"], config: Config, dtype: Any
+) -> Float[Array, "B T D"]:
     """Returns the embedding of each token, in `dtype`."""
-    return params["table"][tokens].astype(dtype)
+    x = params["table"][tokens].astype(dtype)
+    if config.factor_dim:
+        x = dot(x, params["projection"].astype(dtype), "e,ed->d")
+    return x if config.scale == 1 else x * jnp.asarray(config.scale, dtype)
 
 
-def head(params: dict[str, Any]) -> Float[Array, "V D"]:
-    """Returns the float32 weight that turns hidden states into logits."""
-    return params["head"] if "head" in params else params["table"]
+def before_head(params: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
+    """Returns normalised states as wide as the head takes them."""
+    if "projection" not in params:
+        return x
+    return dot(x, params["projection"].astype(x.dtype), "d,ed->e")
+
+
+def head(params: dict[str, Any]) -> dict[str, Array]:
+    """Returns the float32 `matrix` [V E] of the output layer, and its `bias` [V] if it has one."""
+    matrix = params["head"] if "head" in params else params["table"]
+    return {"matrix": matrix, **({"bias": params["bias"]} if "bias" in params else {})}

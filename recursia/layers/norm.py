@@ -1,8 +1,32 @@
-"""Normalisation."""
+"""Normalisation; what its weights are tells which."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from recursia.params import Spec, ones
+
+zeros = jax.nn.initializers.zeros
+
+
+def rms_specs(embed_dim: int) -> Spec:
+    """Returns the weight of a root-mean-square normalisation."""
+    return Spec((embed_dim,), (None,), ones, is_decayed=False)
+
+
+def layer_specs(embed_dim: int) -> dict[str, Spec]:
+    """Returns the weights of a layer normalisation."""
+    scale = rms_specs(embed_dim)
+    return {"scale": scale, "bias": Spec((embed_dim,), (None,), zeros, is_decayed=False)}
+
+
+def normalise(x: Float[Array, "*B D"], weights: Any, eps: float) -> Float[Array, "*B D"]:
+    """Returns the normalisation that has these weights: of `rms_specs` or of `layer_specs`."""
+    if isinstance(weights, dict):
+        return layer_norm(x, weights["scale"], weights["bias"], eps)
+    return rms_norm(x, weights, eps)
 
 
 def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
@@ -13,3 +37,13 @@ def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> F
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return wide.astype(x.dtype) * scale
+
+
+def layer_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+) -> Float[Array, "*B D"]:
+    """Layer normalisation in float32 (Ba et al. 2016, arXiv 1607.06450)."""
+    wide = x.astype(jnp.float32)
+    wide -= wide.mean(axis=-1, keepdims=True)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return wide.astype(x.dtype) * scale + bias

@@ -3,19 +3,35 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from flax import struct
+from jaxtyping import Array, Bool, Float
 
-from recursia import kv
+from recursia import inject, kv
 from recursia.layers.attention import Context, KeysValues
-from recursia.params import at
+from recursia.params import Leaf, at
 from recursia.sharing.grid import Grid
 
-Source = tuple[KeysValues, Context]  # what a recursion's blocks made, stacked, and for which tokens
 Remat = Literal["none", "block", "recursion"]
+
+
+@struct.dataclass
+class Made:
+    """What one recursion leaves to others.
+
+    Attributes:
+      keys_values: of each block, stacked; None if it read another recursion's.
+      context: of the tokens they belong to.
+      report: what its blocks report, by slot, stacked over blocks.
+    """
+
+    keys_values: KeysValues | None
+    context: Context
+    report: dict[str, Leaf]
 
 
 def run_stack(
@@ -28,11 +44,18 @@ def run_stack(
       x: hidden states.
       stacked: the entries, one per block along the leading axis of each leaf.
       reads: what each block reads of another recursion, stacked likewise, or None.
+      length: number of blocks, where nothing is stacked.
 
     Returns:
       The last hidden states, and what each block made, stacked.
     """
     return jax.lax.scan(lambda x, entry: step(entry[0], x, entry[1]), x, (stacked, reads), length)
+
+
+def cast(block: ModuleType, weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """Returns a step's weights in the compute dtype, but for the slots that stay float32."""
+    to = lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree)
+    return {slot: w if slot in block.FLOAT32 else to(w) for slot, w in weights.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +68,9 @@ class Core:
       config: that block's.
       banks: float32 parameters by slot.
       tables: bank entries by slot [R K], for slots that have a table.
+      wrap: how a step's entries become the block's weights.
+      inject: what a recursion is told when it starts, and its parameters.
+      norm: of a recursion's result, float32 weights within; None has none.
       kv: whose keys and values a recursion reads.
       dtype: compute dtype; parameters are cast to it inside every step, so that a shared weight's
         gradient sums over recursions in float32.
@@ -52,10 +78,13 @@ class Core:
     """
 
     grid: Grid
-    block: Any
+    block: ModuleType
     config: Any
     banks: dict[str, Any]
     tables: dict[str, Array]
+    wrap: Callable[[dict[str, Any]], dict[str, Any]]
+    inject: tuple[inject.Config, dict[str, Array]]
+    norm: Callable[[Array], Array] | None
     kv: kv.Config
     dtype: Any
     remat: Remat
@@ -63,35 +92,47 @@ class Core:
     def private(self) -> dict[str, Any]:
         """Returns what differs between recursions, one entry each along the leading axis."""
         varying = {s: b for s, b in self.banks.items() if "recursion" in self.grid.axes_of(s)}
-        return {**varying, **self.tables}
+        told = inject.private(*self.inject, self.grid.num_recursions)
+        return {"banks": {**varying, **self.tables}, "inject": told}
+
+    def enter(
+        self, x: Float[Array, "B T D"], private: dict[str, Any], context: Context
+    ) -> Float[Array, "B T D"]:
+        """Returns the states that `recurse` starts from; the arguments are its."""
+        return inject.apply(*self.inject, private["inject"], x, context)
 
     def recurse(
         self,
         x: Float[Array, "B T D"],
         private: dict[str, Any],
         context: Context,
-        source: Source | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues | None]:
+        source: Made | None = None,
+        memory: Callable[[Array], Array] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Made]:
         """Applies every block once.
 
         Args:
-          x: hidden states of any subset of the tokens, in order.
+          x: hidden states of any subset of the tokens, in order, as `enter` gave them.
           private: this recursion's entry of `private()`.
           context: where those tokens stand.
-          source: keys and values of another recursion's blocks; None to make their own.
+          source: another recursion whose keys and values to read; None to make their own.
+          memory: from the hidden states before a block, the states that its keys and values are
+            made of; None takes the hidden states themselves.
 
         Returns:
-          The new hidden states, and each block's keys and values, stacked over blocks.
+          The new hidden states, and what the blocks leave to others.
         """
-        entries = {**self.banks, **private}
+        entries = {**self.banks, **private["banks"]}
         by_block = {s: e for s, e in entries.items() if self._is_stacked(s)}
         common = {s: e for s, e in entries.items() if s not in by_block}
 
         def step(entry: dict[str, Any], x: Array, read: KeysValues | None):
             entry = {s: at(self.banks[s], e) if s in self.tables else e for s, e in entry.items()}
-            weights = jax.tree.map(lambda p: p.astype(self.dtype), {**common, **entry})
-            read = None if read is None else (read, source[1])
-            return self.block.apply(weights, x, context, self.config, read)
+            weights = self.wrap(cast(self.block, {**common, **entry}, self.dtype))
+            read = None if read is None else (read, source.context)
+            seen = None if memory is None else memory(x)
+            x, made, report = self.block.apply(weights, x, context, self.config, read, seen)
+            return x, (made, report)
 
         if self.remat == "block":
             step = jax.checkpoint(step, prevent_cse=False)
@@ -99,12 +140,15 @@ class Core:
         stack = lambda x, by_block, reads: run_stack(step, x, by_block, reads, blocks)
         if self.remat == "recursion":
             stack = jax.checkpoint(stack, prevent_cse=False)
-        return stack(x, by_block, None if source is None else source[0])
+        x, (made, report) = stack(x, by_block, None if source is None else source.keys_values)
+        return x if self.norm is None else self.norm(x), Made(made, context, report)
 
     def _is_stacked(self, slot: str) -> bool:
         return slot in self.tables or "block" in self.grid.axes_of(slot)
 
-    def each_recursion(self, step: Callable, carry: Any, entries: Any) -> tuple[Any, Any]:
+    def each_recursion(
+        self, step: Callable, carry: Any, entries: Any
+    ) -> tuple[Any, Any, dict[str, Any]]:
         """Runs `step(carry, private, entry, source) -> (carry, out, made)` for every recursion.
 
         One scan, so that tracing and compiling do not grow with the number of recursions; where
@@ -116,19 +160,55 @@ class Core:
           entries: further inputs of each recursion along the leading axis, or None.
 
         Returns:
-          The last carry, and the outs stacked over recursions.
+          The last carry, the outs stacked over recursions, and the reports stacked likewise.
         """
         inputs = (self.private(), entries)
-        if not self.kv.reads_first:
-            walk = lambda carry, entry: step(carry, *entry, None)[:2]
-            return jax.lax.scan(walk, carry, inputs, length=self.grid.num_recursions)
-        carry, first, source = step(carry, *at(inputs, 0), None)
-        walk = lambda carry, entry: step(carry, *entry, source)[:2]
-        rest = at(inputs, slice(1, None))
-        carry, outs = jax.lax.scan(walk, carry, rest, length=self.grid.num_recursions - 1)
-        return carry, jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), first, outs)
 
-    def each_block(self, run: Callable, x: Array) -> tuple[Array, Any]:
+        def walk(source: Made | None, carry: Any, entry: Any):
+            carry, out, made = step(carry, *entry, source)
+            return carry, (out, made.report)
+
+        if not self.kv.reads_first:
+            count = self.grid.num_recursions
+            carry, outs = jax.lax.scan(functools.partial(walk, None), carry, inputs, length=count)
+            return carry, *outs
+        carry, first, source = step(carry, *at(inputs, 0), None)
+        first = (first, source.report)
+        rest = at(inputs, slice(1, None))
+        count = self.grid.num_recursions - 1
+        carry, outs = jax.lax.scan(functools.partial(walk, source), carry, rest, length=count)
+        join = lambda one, others: jnp.concatenate([one[None], others])
+        return carry, *jax.tree.map(join, first, outs)
+
+    def recursions_while(
+        self, step: Callable, carry: Any, entries: Any, goes_on: Callable[[Any], Bool[Array, ""]]
+    ) -> Any:
+        """Runs recursions as `each_recursion` does, and stops before one that is not needed.
+
+        Nothing is kept of them but the carry, and there is no gradient.
+
+        Args:
+          step: as there.
+          carry: as there.
+          entries: as there.
+          goes_on: whether, after a carry, another recursion is needed.
+
+        Returns:
+          The last carry.
+        """
+        inputs = (self.private(), entries)
+        source, done = None, 0
+        if self.kv.reads_first:
+            carry, _, source = step(carry, *at(inputs, 0), None)
+            done = 1
+
+        def once(loop: tuple[Array, Any]) -> tuple[Array, Any]:
+            return loop[0] + 1, step(loop[1], *at(inputs, loop[0]), source)[0]
+
+        is_open = lambda loop: (loop[0] < self.grid.num_recursions) & goes_on(loop[1])
+        return jax.lax.while_loop(is_open, once, (jnp.int32(done), carry))[1]
+
+    def each_block(self, run: Callable, x: Float[Array, "B T D"]) -> tuple[Array, Any]:
         """Runs `run(core of one block, x) -> (x, out)` for every block: the walk of a sequence.
 
         Returns:

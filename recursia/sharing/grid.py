@@ -95,13 +95,20 @@ class Grid:
         return dataclasses.replace(self, num_recursions=num_recursions, tables=tables)
 
 
-def specs(grid: Grid, block_specs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the banks of prelude, core and coda, by slot; an end of no blocks has none."""
+def specs(grid: Grid, block_specs: dict[str, Any], private_specs: dict[str, Any]) -> dict[str, Any]:
+    """Returns the banks of prelude, core and coda, by slot; an end of no blocks has none.
+
+    Args:
+      grid: which steps share.
+      block_specs: of one block.
+      private_specs: what relaxed weights add to a step of the core.
+    """
 
     def ends(count: int) -> dict[str, Any]:
         return params.stack(block_specs, (count,), (None,)) if count else {}
 
-    core = {slot: grid.stack(slot, tree) for slot, tree in block_specs.items()}
+    slots = {**block_specs, **private_specs}
+    core = {slot: grid.stack(slot, tree) for slot, tree in slots.items()}
     return {"prelude": ends(grid.prelude), "core": core, "coda": ends(grid.coda)}
 
 
@@ -123,6 +130,8 @@ def plan(
     varies: tuple[tuple[str, str | Table], ...],
     slots: tuple[str, ...],
     depth_slots: tuple[str, ...],
+    private_slots: tuple[str, ...] = (),
+    ends: tuple[int | None, int | None] = (None, None),
 ) -> Grid:
     """Returns the grid of a model.
 
@@ -133,25 +142,29 @@ def plan(
       varies: per slot, where it differs from the pattern: a string or a table as above.
       slots: the block's slots.
       depth_slots: the depth policy's, which vary along recursions unless `varies` says otherwise.
+      private_slots: those of relaxed weights, one for every step unless `varies` says otherwise.
+      ends: unshared blocks of prelude and coda; None takes one for a "middle_" pattern, else none.
 
     Raises:
       ValueError: for a depth that does not divide, or a slot that cannot vary so.
     """
-    ends = 1 if sharing.startswith("middle_") else 0
-    middle = num_layers - 2 * ends
+    default = 1 if sharing.startswith("middle_") else 0
+    prelude, coda = (default if end is None else end for end in ends)
+    middle = num_layers - prelude - coda
     if num_recursions < 1:
         raise ValueError(f"num_recursions: got {num_recursions}, takes at least 1")
     if middle < num_recursions or middle % num_recursions:
         below = middle // num_recursions * num_recursions
-        near = [n + 2 * ends for n in (below, below + num_recursions) if n > 0]
+        near = [n + prelude + coda for n in (below, below + num_recursions) if n > 0]
         raise ValueError(
             f"num_layers: {num_layers} layers leave {middle} to share, which {num_recursions} "
             f"recursions do not divide; take num_layers {' or '.join(map(str, near))}"
         )
     order = "sequence" if sharing.endswith("sequence") else "cycle"
-    grid = Grid(num_recursions, middle // num_recursions, ends, ends, order)
-    everything = ("recursion", "block") if sharing == "none" else ("block",)
-    axes = [(slot, everything) for slot in slots] + [(s, ("recursion",)) for s in depth_slots]
+    grid = Grid(num_recursions, middle // num_recursions, prelude, coda, order)
+    private = ("recursion", "block")
+    axes = [(slot, private if sharing == "none" else ("block",)) for slot in slots]
+    axes += [(s, ("recursion",)) for s in depth_slots] + [(s, private) for s in private_slots]
     grid = dataclasses.replace(grid, axes=tuple(axes))
     for slot, how in varies:
         if slot not in dict(axes):

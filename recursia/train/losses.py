@@ -1,6 +1,7 @@
 """Cross-entropy whose logits never exist for more than a chunk of the tokens."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,70 +11,85 @@ from jaxtyping import Array, Float, Int
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def cross_entropy(
     hidden: Float[Array, "B T D"],
-    head: Float[Array, "V D"],
+    head: dict[str, Array],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     chunk: int,
-) -> Float[Array, ""]:
-    """Returns the weighted sum of each token's cross-entropy, in nats.
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+    """Returns the weighted sum of each token's cross-entropy, and each one's, in nats.
 
     Differentiated, it makes each chunk's gradient while its logits are there: three products with
-    the head in all, and nothing computed again. The head's gradient sums in float32.
+    the head in all, and nothing computed again. The head's gradient sums in float32. No gradient
+    goes through the single cross-entropies.
 
     Args:
       hidden: normalised hidden states, in the compute dtype.
-      head: float32 weight of the output layer.
+      head: float32 `matrix` [V D] of the output layer, and its `bias` [V] if it has one.
       targets: the next token of each.
       weights: of each token's loss.
       chunk: tokens of each sequence whose logits exist at a time.
     """
-    return jnp.sum(weights * token_nats(hidden, head, targets, chunk))
+    nats = token_nats(hidden, head, targets, chunk)
+    return jnp.sum(weights * nats), nats
 
 
 def token_nats(
     hidden: Float[Array, "B T D"],
-    head: Float[Array, "V D"],
+    head: dict[str, Array],
     targets: Int[Array, "B T"],
     chunk: int,
 ) -> Float[Array, "B T"]:
     """Returns the cross-entropy of each token, in nats; the arguments are `cross_entropy`'s."""
-    matrix = head.astype(hidden.dtype)
-    step = lambda _, part: (None, _nats(_logits(part[0], matrix), part[1]))
+    head = _cast(head, hidden.dtype)
+    step = lambda _, part: (None, _nats(_logits(part[0], head), part[1]))
     return _join(jax.lax.scan(step, None, _split(chunk, hidden, targets))[1], targets.shape[1])
 
 
-def _forward(hidden: Array, head: Array, targets: Array, weights: Array, chunk: int):
-    matrix = head.astype(hidden.dtype)
+def _forward(hidden: Array, head: dict[str, Array], targets: Array, weights: Array, chunk: int):
+    head = _cast(head, hidden.dtype)
 
-    def step(head_grad: Array, part: tuple[Array, Array, Array]):
+    def step(head_grad: dict[str, Array], part: tuple[Array, Array, Array]):
         h, target, weight = part
-        logits = _logits(h, matrix)
-        error = jax.nn.softmax(logits) - jax.nn.one_hot(target, matrix.shape[0])
-        error = (weight[..., None] * error).astype(h.dtype)
+        logits = _logits(h, head)
+        error = jax.nn.softmax(logits) - jax.nn.one_hot(target, logits.shape[-1])
+        error = weight[..., None] * error
+        more = {"bias": error.sum((0, 1))} if "bias" in head else {}
+        error = error.astype(h.dtype)
         rows = lambda x: x.reshape(-1, x.shape[-1])
-        head_grad += jnp.einsum(
+        more["matrix"] = jnp.einsum(
             "zv,zd->vd", rows(error), rows(h), preferred_element_type=jnp.float32
         )
-        return head_grad, (_nats(logits, target), jnp.einsum("btv,vd->btd", error, matrix))
+        head_grad = jax.tree.map(jnp.add, head_grad, more)
+        towards = jnp.einsum("btv,vd->btd", error, head["matrix"])
+        return head_grad, (_nats(logits, target), towards)
 
-    start = jnp.zeros(head.shape, jnp.float32)
+    start = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), head)
     head_grad, (nats, hidden_grad) = jax.lax.scan(
         step, start, _split(chunk, hidden, targets, weights)
     )
     nats, hidden_grad = (_join(part, targets.shape[1]) for part in (nats, hidden_grad))
-    return jnp.sum(weights * nats), (hidden_grad, head_grad, nats)
+    return (jnp.sum(weights * nats), nats), (hidden_grad, head_grad, nats)
 
 
-def _backward(chunk: int, saved: tuple[Array, Array, Array], scale: Array):
+def _backward(chunk: int, saved: Any, grads: tuple[Array, Array]):
     hidden_grad, head_grad, nats = saved
-    return scale.astype(hidden_grad.dtype) * hidden_grad, scale * head_grad, None, scale * nats
+    scale = grads[0]
+    head_grad = jax.tree.map(lambda grad: scale * grad, head_grad)
+    return scale.astype(hidden_grad.dtype) * hidden_grad, head_grad, None, scale * nats
 
 
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _logits(hidden: Array, matrix: Array) -> Float[Array, "B C V"]:
-    return jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+def _cast(head: dict[str, Array], dtype: Any) -> dict[str, Array]:
+    """Returns the head with its matrix in the compute dtype."""
+    return {**head, "matrix": head["matrix"].astype(dtype)}
+
+
+def _logits(hidden: Array, head: dict[str, Array]) -> Float[Array, "B C V"]:
+    matrix = head["matrix"]
+    logits = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+    return logits + head["bias"] if "bias" in head else logits
 
 
 def _nats(logits: Float[Array, "B C V"], targets: Int[Array, "B C"]) -> Float[Array, "B C"]:

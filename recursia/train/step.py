@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -133,17 +134,18 @@ def train_step(
     count = trainer.run.train.num_microbatches
     grad = jax.value_and_grad(functools.partial(loss_fn, trainer.run, config), has_aux=True)
     if count == 1:
-        (_, metrics), grads = grad(state.params, batch, total, state.step, 1)
+        (_, metrics), grads = grad(state.params, batch, total, state.step, 0)
     else:
         # Rows are dealt out in turn, so that each device's rows stay on it.
         deal = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
 
-        def add(grads: Any, part: Batch) -> tuple[Any, dict[str, Array]]:
-            (_, metrics), more = grad(state.params, part, total, state.step, count)
+        def add(grads: Any, part: tuple[Batch, Array]) -> tuple[Any, dict[str, Array]]:
+            (_, metrics), more = grad(state.params, part[0], total, state.step, part[1])
             return jax.tree.map(jnp.add, grads, more), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        grads, metrics = jax.lax.scan(add, zeros, jax.tree.map(deal, batch))
+        parts = (jax.tree.map(deal, batch), jnp.arange(count))
+        grads, metrics = jax.lax.scan(add, zeros, parts)
         metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
     metrics |= {
@@ -161,7 +163,7 @@ def loss_fn(
     batch: Batch,
     total: Float[Array, ""],
     step: Int[Array, ""],
-    count: int,
+    part: int | Int[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Returns a microbatch's share of the loss, and its share of every metric.
 
@@ -172,8 +174,11 @@ def loss_fn(
       batch: rows of the microbatch.
       total: sum of the token weights of the whole batch.
       step: of training.
-      count: microbatches of the batch; terms that are no sum over tokens are averaged over them.
+      part: which microbatch of the step this is; terms that are no sum over tokens are averaged
+        over all of them.
     """
+    count = run.train.num_microbatches
+    key = jax.random.fold_in(jax.random.key(run.train.seed), zlib.crc32(b"forward"))
     out = model.apply(
         weights,
         batch["tokens"],
@@ -182,15 +187,39 @@ def loss_fn(
         segment_ids=batch["segment_ids"],
         mode="train",
         step=step,
+        key=jax.random.fold_in(key, step),
+        part=part,
     )
-    head = embedding.head(weights["embed"])
-    chunk = run.train.loss_chunk
-    nats = losses.cross_entropy(out.hidden, head, batch["targets"], batch["weights"], chunk) / total
+    predicted, nats, exits = _prediction_losses(run, config, weights, batch, out)
     extra = {f"loss_{name}": value / count for name, value in out.aux.losses.items()}
+    extra |= {f"loss_{name}": value / total for name, value in exits.items()}
     metrics = {
-        "loss": nats,
+        "loss": (batch["weights"] * nats).sum() / total,
         "mean_depth": (out.aux.depth_used * batch["weights"]).sum() / total,
         **extra,
         **{name: value / count for name, value in out.aux.metrics.items()},
     }
-    return nats + sum(extra.values()), metrics
+    return predicted / total + sum(extra.values()), metrics
+
+
+def _prediction_losses(
+    run: settings.Run, config: model.Config, weights: Any, batch: Batch, out: model.Output
+) -> tuple[Float[Array, ""], Float[Array, "B T"], dict[str, Array]]:
+    """Returns sums over tokens: of what predicts, in nats, and of what exits cost besides.
+
+    Between them, each token's cross-entropy after the last recursion.
+    """
+    aux, targets = out.aux, batch["targets"]
+    head, chunk = embedding.head(weights["embed"]), run.train.loss_chunk
+    score = lambda hidden, share: losses.cross_entropy(hidden, head, targets, share, chunk)
+    if aux.exit_weights is None:
+        return *score(out.hidden, batch["weights"]), {}
+    shares = aux.exit_weights * batch["weights"]
+    last, nats = score(out.hidden, shares[-1])
+    one = lambda exit: score(model.normalise(weights, exit[0], config), exit[1])
+    earlier, earlier_nats = jax.lax.map(one, (aux.states[:-1], shares[:-1]))
+    if aux.exits is None:
+        return last + earlier.sum(), nats, {}
+    every = jax.lax.stop_gradient(jnp.concatenate([earlier_nats, nats[None]]))
+    each = model.module(config.depth).exit_loss(config.depth, aux.exits, every)
+    return last + earlier.sum(), nats, {"exits": (batch["weights"] * each).sum()}

@@ -44,17 +44,17 @@ def loop(params, tokens, config):
     )
     x = params["embed"]["table"][tokens]
     for i in range(grid.prelude):
-        x, _ = llama.apply(at(params["prelude"], i), x, context, config.block)
+        x, *_ = llama.apply(at(params["prelude"], i), x, context, config.block)
     rs, ks = range(grid.num_recursions), range(grid.num_blocks)
     steps = [(r, k) for r in rs for k in ks]
     for r, k in steps if grid.order == "cycle" else sorted(steps, key=lambda step: step[::-1]):
         weights = {s: entry(grid, s, bank, r, k) for s, bank in params["core"].items()}
         read = first.get(k) if config.kv.reads_first else None
-        x, made = llama.apply(weights, x, context, config.block, read)
+        x, made, _ = llama.apply(weights, x, context, config.block, read)
         first.setdefault(k, (made, context))
         states.append(x)
     for i in range(grid.coda):
-        x, _ = llama.apply(at(params["coda"], i), x, context, config.block)
+        x, *_ = llama.apply(at(params["coda"], i), x, context, config.block)
     return model.logits(params, model.normalise(params, x, config), config), states
 
 
@@ -119,7 +119,7 @@ def test_the_block_is_its_formula(is_reading):
     if is_reading:
         source = llama.apply(weights, jnp.asarray(other), context, BLOCK)[1], context
         by_source = by_hand.block(by_hand.pick(weights, ...), other[0], where, BLOCK)[1]
-    y, made = llama.apply(weights, jnp.asarray(x), context, BLOCK, source)
+    y, made, _ = llama.apply(weights, jnp.asarray(x), context, BLOCK, source)
     by_y, by_made = by_hand.block(by_hand.pick(weights, ...), x[0], where, BLOCK, by_source)
     assert_close(y[0], by_y)
     assert (made is None) == is_reading

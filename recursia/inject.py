@@ -1,0 +1,124 @@
+"""What a recursion is told when it starts, besides the state that the last one left.
+
+`input`: the state that the core was entered with. "add" adds it (looped transformers: Yang et al.
+2023, arXiv 2311.12424); "adapter" joins it to the state and maps both back to the width (Geiping et
+al. 2025, arXiv 2502.05171). `position` and `step`: coordinates in the text and in depth, added to
+the state at every recursion (Universal Transformer: Dehghani et al. 2018, arXiv 1807.03819), as
+sinusoids that alternate along the width ("interleaved", the paper), or sines in the first half and
+cosines in the second ("halves", the released code), or a learned vector for each recursion.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from recursia.layers.attention import Context
+from recursia.layers.linear import dot
+from recursia.params import Spec, normal
+
+Wave = Literal["none", "interleaved", "halves"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is told.
+
+    Attributes:
+      input: how the core's input comes in again: "none", "add" or "adapter".
+      position: a token's place: "none", "interleaved" or "halves".
+      step: the recursion: "none", "interleaved", "halves" or "learned".
+      init_std: standard deviation of the adapter and the learned vectors at the start.
+    """
+
+    input: Literal["none", "add", "adapter"] = "none"
+    position: Wave = "none"
+    step: Literal["none", "interleaved", "halves", "learned"] = "none"
+    init_std: float = 0.02
+
+    def check_depth(self, trained: int, num_recursions: int) -> None:
+        """Refuses recursions that have no learned vector.
+
+        Raises:
+          ValueError: if there are more than were trained.
+        """
+        if self.step == "learned" and num_recursions > trained:
+            raise ValueError(
+                f"depth {num_recursions}: inject.step has learned vectors for {trained} "
+                f"recursions only; take at most {trained}"
+            )
+
+
+def specs(config: Config, num_recursions: int, embed_dim: int) -> dict[str, Spec]:
+    """Returns the adapter, and a vector for each recursion where they are learned."""
+    found = {}
+    if config.input == "adapter":
+        shape, axes = (2 * embed_dim, embed_dim), (None, "embed")
+        found["adapter"] = Spec(shape, axes, normal(config.init_std))
+    if config.step == "learned":
+        shape = (num_recursions, embed_dim)
+        found["step"] = Spec(shape, (None, "embed"), normal(config.init_std), is_decayed=False)
+    return found
+
+
+def private(config: Config, params: dict[str, Array], num_recursions: int) -> dict[str, Array]:
+    """Returns what differs between recursions, one entry each along the leading axis."""
+    if config.step == "none":
+        return {}
+    return {"step": params["step"]} if "step" in params else {"index": jnp.arange(num_recursions)}
+
+
+def apply(
+    config: Config,
+    params: dict[str, Array],
+    private: dict[str, Array],
+    x: Float[Array, "B T D"],
+    context: Context,
+) -> Float[Array, "B T D"]:
+    """Returns the state that the blocks of a recursion start from.
+
+    Args:
+      config: what is told.
+      params: of `specs`, float32.
+      private: this recursion's entry of `private(...)`.
+      x: the state that the last recursion left.
+      context: where the tokens stand, and the states that the core was entered with.
+    """
+    if config.input == "adapter":
+        both = jnp.concatenate([x, context.inputs.astype(x.dtype)], axis=-1)
+        x = dot(both, params["adapter"].astype(x.dtype), "e,ed->d")
+    elif config.input == "add":
+        x = x + context.inputs.astype(x.dtype)
+    if config.position != "none":
+        x = x + waves(context.positions, x.shape[-1], config.position).astype(x.dtype)
+    if config.step == "learned":
+        x = x + private["step"].astype(x.dtype)
+    elif config.step != "none":
+        # The paper counts steps from 1, the released code from 0.
+        index = private["index"] + (config.step == "interleaved")
+        x = x + waves(index, x.shape[-1], config.step).astype(x.dtype)
+    return x
+
+
+def waves(index: Int[Array, "*B"], embed_dim: int, layout: Wave) -> Float[Array, "*B D"]:
+    """Returns sines and cosines of an index at wavelengths from 2 pi to 20,000 pi, in float32."""
+    half = embed_dim // 2
+    # The released code spreads its wavelengths so that the last is exactly the longest.
+    last = half if layout == "interleaved" else max(half - 1, 1)
+    rates = jnp.exp(-math.log(10_000) / last * jnp.arange(half, dtype=jnp.float32))
+    angle = index[..., None].astype(jnp.float32) * rates
+    pair = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1 if layout == "interleaved" else -2)
+    flat = pair.reshape(*index.shape, 2 * half)
+    return jnp.pad(flat, [(0, 0)] * index.ndim + [(0, embed_dim % 2)])
+
+
+def flops(config: Config, embed_dim: int) -> int:
+    """Returns the forward FLOPs of one token in one recursion."""
+    return 4 * embed_dim**2 if config.input == "adapter" else 0
+
+
+def needs_input(config: Config) -> bool:
+    """Returns whether a recursion reads the state that the core was entered with."""
+    return config.input != "none"

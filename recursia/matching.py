@@ -1,0 +1,310 @@
+"""Models made equal: steps, a width or a depth that give what another model costs, and controls.
+
+Equal is within 1 %. A match changes the fields that `overrides` names, and no others:
+
+    flops   `train.num_steps`
+    params  every width of the block that `_SCALED` names and the block has, in proportion, each in
+            multiples of the largest power of two in it that is at most a sixteenth of it; then the
+            hidden width takes up what is left. Heads keep their numbers.
+    cache   `num_layers`, by whole recursions; or, if none is within 1 %, `num_kv_heads` and
+            `head_dim`, the latter as little as may be
+"""
+
+import dataclasses
+import math
+import pathlib
+import pprint
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from recursia import accounting, budget, config, settings
+from recursia.errors import ConfigError
+
+TOLERANCE = 0.01  # relative
+_ROUND = 0.0025  # relative: what a width that divides by more powers of two may leave
+_MOST_LAYERS = 1000
+_SCALED = ("embed_dim", "mlp_dim", "expert_dim", "head_dim")
+_HIDDEN = ("mlp_dim", "expert_dim")  # the first that the block has and that costs something
+_FILE = '''"""{about}"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {values}
+    ).lock()
+'''
+_COSTS = {
+    "unique_parameters": lambda config, _: accounting.unique_parameters(config),
+    "cache_bytes_per_token": accounting.cache_bytes_per_token,
+    "forward_flops_per_token": lambda config, t: accounting.forward_flops(config, t) / t,
+}
+Cost = Callable[[settings.Model], float]
+
+
+def matched(runs: dict[str, settings.Run], match: budget.Match) -> dict[str, settings.Run]:
+    """Returns the runs, all but the first changed until they cost what the first costs.
+
+    Args:
+      runs: by name, at least one.
+      match: "flops" of the whole training, unique "params", "cache" bytes per token, or "none".
+
+    Raises:
+      ConfigError: if a run cannot be made equal within 1 %; both numbers are in it.
+      DataError: if the size of a vocabulary is to be read from data that cannot be read.
+    """
+    (first, reference), *others = runs.items()
+    made = {first: reference}
+    for name, run in others:
+        try:
+            made[name] = run if match == "none" else _matched(run, reference, match)
+        except ConfigError as error:
+            raise ConfigError(f"--match={match}: {name}: {error}") from None
+    return made
+
+
+def controls(run: settings.Run) -> dict[str, settings.Run]:
+    """Returns the unshared models that a claim for a shared one has to beat, by name.
+
+    Each is a plain stack of the run's widths, trained as the run is:
+
+        equal_params    the run's unique parameters, so fewer layers and FLOPs
+        equal_flops     its forward FLOPs per token, so more parameters
+        equal_training  equal_params for the steps that spend the run's training FLOPs
+
+    Equal parameters and FLOPs at once no such stack has; parallel streams of one model have
+    (ParScale, Chen et al. 2025, arXiv 2505.10475), and are not among these.
+
+    Raises:
+      ConfigError: if a control cannot be made equal within 1 %; both numbers are in it.
+      DataError: if the size of the vocabulary is to be read from data that cannot be read.
+    """
+    made = {}
+    try:
+        made["equal_params"] = _control(run, "unique_parameters")
+        made["equal_flops"] = _control(run, "forward_flops_per_token")
+        made["equal_training"] = _by_steps(made["equal_params"], run)
+    except ConfigError as error:
+        raise ConfigError(f"--controls: {error}") from None
+    return made
+
+
+def overrides(before: settings.Run, after: settings.Run) -> dict[str, Any]:
+    """Returns the dotted fields in which `after` differs, with its values, as one may type them."""
+
+    def changes(old: dict, new: dict, path: str) -> Iterator[tuple[str, Any]]:
+        for name, value in new.items():
+            if isinstance(value, dict) and isinstance(old.get(name), dict):
+                yield from changes(old[name], value, f"{path}{name}.")
+            elif value != old.get(name):
+                yield f"{path}{name}", value
+
+    return dict(changes(config.to_dict(before), config.to_dict(after), ""))
+
+
+def typed(changes: dict[str, Any]) -> str:
+    """Returns overrides as they are typed on a command line."""
+    return " ".join(f"--config.{field}={value}" for field, value in changes.items())
+
+
+def write(folder: pathlib.Path, runs: dict[str, settings.Run], about: str) -> dict[str, str]:
+    """Writes each run as a file that `--config=` takes; returns the paths by name.
+
+    Args:
+      folder: made if it is not there.
+      runs: by name; whatever a file's name cannot hold becomes an underscore.
+      about: what the files say of themselves, after the run's name.
+
+    Raises:
+      ConfigError: if a file is there already, or the folder cannot be written.
+    """
+    plain = lambda name: "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    paths = {name: folder / f"{plain(name)}.py" for name in runs}
+    for path in paths.values():
+        if path.exists():
+            raise ConfigError(f"{path}: is there already; remove it or give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, run in runs.items():
+            values = pprint.pformat(config.to_dict(run), width=90, sort_dicts=False)
+            said = f"{name}: {about}".replace("\\", "/").replace('"', "'")
+            values = values.replace("\n", "\n" + 8 * " ")
+            paths[name].write_text(_FILE.format(about=said, values=values), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+    return {name: str(path) for name, path in paths.items()}
+
+
+def _matched(run: settings.Run, reference: settings.Run, match: budget.Match) -> settings.Run:
+    if match == "flops":
+        return _by_steps(run, reference)
+    quantity = budget.QUANTITIES[match]
+    cost, target = _cost(run, quantity), _cost(reference, quantity)(reference.model)
+    if match == "params":
+        found = _by_width(run.model, cost, target)
+    else:
+        found = _by_depth(run.model, cost, target, _MOST_LAYERS)
+        if not _equal(cost(found), target):
+            heads = _by_heads(run.model, cost, target)
+            found = min(found, heads, key=lambda model: _off(cost(model), target))
+    return _checked(run, found, quantity, target)
+
+
+def _control(run: settings.Run, quantity: str) -> settings.Run:
+    """Returns the run with a plain stack that costs as much, at most as deep."""
+    model = _plain(run.model)
+    plain = dataclasses.replace(run, model=model)
+    cost, target = _cost(plain, quantity), _cost(run, quantity)(run.model)
+    model = _by_depth(model, cost, target, run.model.num_layers)
+    return _checked(plain, _by_width(model, cost, target), quantity, target)
+
+
+def _plain(model: settings.Model) -> settings.Model:
+    """Returns the model as a stack of unshared Llama blocks, of its widths where they are named."""
+    block, stack = (
+        settings.kind_config(settings.KINDS[field], kind)
+        for field, kind in (("block", "llama"), ("depth", "fixed"))
+    )
+    names = [field.name for field in dataclasses.fields(block)]
+    known = {name: getattr(model.block, name, None) for name in names}
+    widths = {name: value for name, value in known.items() if value is not None}
+    widths.setdefault("num_heads", 1)
+    widths.setdefault("num_kv_heads", widths["num_heads"])
+    widths.setdefault("head_dim", 2 * max(1, widths["embed_dim"] // widths["num_heads"] // 2))
+    widths.setdefault("mlp_dim", 8 * widths["embed_dim"] // 3)
+    return settings.Model(
+        num_layers=model.num_layers,
+        block=block(**widths),
+        depth=stack(num_recursions=1),
+        embed=model.embed,
+        vocab_size=model.vocab_size,
+        dtype=model.dtype,
+        remat="none" if model.remat == "none" else "block",  # one recursion is the whole stack
+    )
+
+
+def _cost(run: settings.Run, quantity: str) -> Cost:
+    """Returns what gives a model's cost with the run's vocabulary and sequences."""
+    vocab_size = budget.vocab_size(run)
+    return lambda model: _COSTS[quantity](model.build(vocab_size), run.train.seq_len)
+
+
+def _off(cost: float, target: float) -> float:
+    return abs(cost / target - 1)
+
+
+def _equal(cost: float, target: float) -> bool:
+    return _off(cost, target) <= TOLERANCE
+
+
+def _checked(
+    run: settings.Run, found: settings.Model, quantity: str, target: float
+) -> settings.Run:
+    """Returns the run with the model found, or refuses it."""
+    made = dataclasses.replace(run, model=found)
+    if not _equal(cost := _cost(run, quantity)(found), target):
+        changes = typed(overrides(run, made)) or "no change"
+        raise ConfigError(
+            f"{quantity} within 1 % of {target:,.0f} wanted; nearest is {cost:,.0f}, by {changes}"
+        )
+    return made
+
+
+def _by_steps(run: settings.Run, reference: settings.Run) -> settings.Run:
+    """Returns the run with the steps that spend the reference's training FLOPs."""
+    target = budget.training_flops(reference)
+    steps, error = budget.matched_steps(target, budget.training_flops(run), run.train.num_steps)
+    if abs(error) > TOLERANCE:
+        raise ConfigError(
+            f"training FLOPs within 1 % of {target:.4g} wanted; nearest is "
+            f"{target * (1 + error):.4g}, by --config.train.num_steps={steps}"
+        )
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, num_steps=steps))
+
+
+def _by_depth(model: settings.Model, cost: Cost, target: float, most: int) -> settings.Model:
+    """Returns the model with the layers, at most so many, that come nearest."""
+    if _equal(cost(model), target):
+        return model
+    best = model
+    for num_layers in range(1, most + 1):
+        try:
+            deep = dataclasses.replace(model, num_layers=num_layers)
+        except ValueError:  # its recursions do not divide it
+            continue
+        best = min(best, deep, key=lambda model: _off(cost(model), target))
+        if cost(deep) > target:
+            break
+    return best
+
+
+def _by_width(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+    """Returns the model with the widths that come nearest."""
+    if _equal(cost(model), target):
+        return model
+    widths = {name: getattr(model.block, name, None) for name in _SCALED}
+    widths = {name: width for name, width in widths.items() if width}
+    units = {name: max(_unit(width), 1 + (name == "head_dim")) for name, width in widths.items()}
+    below = above = None
+    embed_dim = 0
+    while above is None and embed_dim <= widths["embed_dim"] * max(2, 2 * target / cost(model)):
+        embed_dim += units["embed_dim"]
+        scale = embed_dim / widths["embed_dim"]
+        steps = {name: max(1, round(scale * widths[name] / unit)) for name, unit in units.items()}
+        wide = _with(model, **{name: count * units[name] for name, count in steps.items()})
+        if wide is not None:
+            below, above = (below, wide) if cost(wide) > target else (wide, None)
+    near = sorted(filter(None, (below, above)), key=lambda model: _off(cost(model), target))
+    tuned = [_tuned(model, cost, target) for model in near]
+    return min(tuned or [model], key=lambda model: not _equal(cost(model), target))
+
+
+def _unit(width: int) -> int:
+    """Returns the largest power of two that divides a width and is at most a sixteenth of it."""
+    return math.gcd(width, 1 << max(0, (width // 16).bit_length() - 1))
+
+
+def _tuned(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+    """Returns the model with the hidden width, as round as may be, that costs the target."""
+    now = cost(model)
+    if _equal(now, target):
+        return model
+    for name in _HIDDEN:
+        width = getattr(model.block, name, None)
+        wider = _with(model, **{name: 2 * width}) if width else None
+        if wider is None or cost(wider) <= now:
+            continue
+        wanted = width * (1 + (target - now) / (cost(wider) - now))  # costs are linear in it
+        rounded = [max(1, round(wanted / 2**k)) * 2**k for k in reversed(range(8))]
+        tuned = [m for width in rounded if (m := _with(model, **{name: width})) is not None]
+        round_ones = (m for m in tuned if _off(cost(m), target) <= _ROUND)
+        return next(round_ones, min([model, *tuned], key=lambda m: _off(cost(m), target)))
+    return model
+
+
+def _by_heads(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+    """Returns the model with the key and value heads that come nearest, head_dim kept if it may."""
+    counts, width = [{}], getattr(model.block, "head_dim", None)
+    if not width:
+        return model
+    if hasattr(model.block, "num_kv_heads"):
+        num_heads = model.block.num_heads
+        counts = [{"num_kv_heads": k} for k in range(1, num_heads + 1) if num_heads % k == 0]
+    found = [model]
+    for count in counts:
+        if (counted := _with(model, **count)) is not None:
+            head_dim = 2 * max(1, round(width * target / cost(counted) / 2))  # costs are linear
+            found.append(_with(counted, head_dim=head_dim) or counted)
+    fit = [model for model in found if _equal(cost(model), target)]
+    if fit:
+        return min(fit, key=lambda model: abs(math.log(model.block.head_dim / width)))
+    return min(found, key=lambda model: _off(cost(model), target))
+
+
+def _with(model: settings.Model, **widths: int) -> settings.Model | None:
+    """Returns the model with other widths of its block, or None where its parts refuse them."""
+    try:
+        return dataclasses.replace(model, block=dataclasses.replace(model.block, **widths))
+    except ValueError:
+        return None
