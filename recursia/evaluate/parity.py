@@ -5,7 +5,7 @@ name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`.
 """
 
 import dataclasses
-import json
+import importlib
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ def read(path: str) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: no such file") from None
     except (ValueError, OSError, KeyError) as error:
         raise DataError(f"{path}: not an .npz of plain arrays ({error})") from None
-    if missing := {"family", "config", "tokens", "logits", "total_loss"} - arrays.keys():
+    if missing := {"family", "config", "tokens", "logits", "cross_entropy"} - arrays.keys():
         raise DataError(f"{path}: not a parity file; it has no {', '.join(sorted(missing))}")
     return arrays
 
@@ -74,52 +74,46 @@ def check(path: str) -> Parity:
     """
     file = read(path)
     family = str(file["family"])
-    if family not in ("recursive", "mor"):
-        raise ConfigError(f"{path}: family {family!r} is not read here; recursive and mor are")
-    alias = {k.removeprefix("alias/"): str(v) for k, v in file.items() if k.startswith("alias/")}
-
-    def under(prefix: str) -> dict[str, np.ndarray]:
-        found = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
-        # A shared tensor's gradient sums over its uses on both sides: any of its names will do.
-        return found | {name: found[owner] for name, owner in alias.items()}
-
+    if family not in reference.FAMILIES:
+        known = ", ".join(reference.FAMILIES)
+        raise ConfigError(f"{path}: family {family!r} is not read here; {known} are")
+    module = f"{reference.__name__}.{reference.FAMILIES[family]}"
     try:
-        named = under("param/")
-        config = reference.config(
-            json.loads(str(file["config"])), {name: alias.get(name, name) for name in named}
-        )
-        return _compare(file, config, reference.params(config, named), under("grad/"))
+        return _compare(file, importlib.import_module(module).case(file))
     except KeyError as error:
         raise DataError(f"{path}: {error} is missing; the file does not fit its family") from None
 
 
-def _compare(
-    file: dict[str, np.ndarray], config: model.Config, params: Any, grads: dict[str, np.ndarray]
-) -> Parity:
-    tokens = jnp.asarray(file["tokens"])
+def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
+    tokens, targets = jnp.asarray(case.tokens), jnp.asarray(case.targets)
+    params = case.params(reference.under(file, "param/"))
 
     def loss(params: Any):
-        out = model.apply(params, tokens, config, mode="train")
-        logits = model.logits(params, out.hidden, config)
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
+        out = model.apply(params, tokens, case.config, mode="train", **case.options)
+        logits = model.logits(params, out.hidden, case.config)
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+        nats = nats.mean(where=targets >= 0)
         return nats + sum(out.aux.losses.values()), (logits, nats, out.aux)
 
     (total, (logits, nats, aux)), ours = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    losses = [(total, file["total_loss"]), (nats, file.get("cross_entropy", nats))]
-    if "router_loss" in file:
-        losses.append((aux.metrics["router_cross_entropy"].sum(), file["router_loss"]))
+    pairs = [("total_loss", total), ("cross_entropy", nats), *case.losses(aux)]
+    losses = [abs(float(value) - float(file[name])) for name, value in pairs if name in file]
+    arrays = [("logits", logits), *case.arrays(aux, params)]
+    logits_off = [np.abs(np.asarray(a) - file[name]).max() for name, a in arrays if name in file]
     relative = lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-12))
-    theirs = reference.params(config, grads)
-    kept = {int(name.partition("/")[2]): file[name] for name in file if "selected/" in name}
-    depth = np.asarray(aux.depth_used)
+    theirs = case.params(reference.under(file, "grad/"))
     return Parity(
-        logits_max_abs=float(np.abs(logits - file["logits"]).max()),
-        loss_max_abs=float(np.max([abs(float(a) - float(b)) for a, b in losses])),
+        logits_max_abs=float(np.max(logits_off)),
+        loss_max_abs=float(np.max(losses)),
         gradient_max_rel=float(np.max(jax.tree.leaves(jax.tree.map(relative, ours, theirs)))),
         is_routed_alike=all(
-            np.array_equal(
-                np.argwhere(depth > r), [(b, t) for b, row in enumerate(index) for t in row]
-            )
-            for r, index in kept.items()
+            np.array_equal(np.argwhere(mask), _places(file[f"selected/{r}"]))
+            for r, mask in case.kept(aux)
+            if f"selected/{r}" in file
         ),
     )
+
+
+def _places(index: np.ndarray) -> np.ndarray:
+    """Returns sorted positions [B C] as pairs of row and position."""
+    return np.array([(b, t) for b, row in enumerate(index) for t in row])

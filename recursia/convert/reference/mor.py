@@ -5,8 +5,10 @@ of its `state_dict`; a linear weight is `[out, in]`. With routing, a layer of th
 recursion and holds its blocks; without, it is one step.
 """
 
+import functools
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,13 +16,31 @@ import numpy as np
 
 from recursia import kv, model
 from recursia.blocks import llama
+from recursia.convert.reference import Case, aliases, under
 from recursia.depth import expert_choice, fixed
+from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
 from recursia.layers import embedding
 from recursia.sharing import grid as sharing
 
 ROUTED = "model.layers.{}.block.{}"
 STEP = "model.layers.{}"
+
+
+def case(file: Mapping[str, np.ndarray]) -> Case:
+    """Returns what a file of these families asks of us."""
+    alias = aliases(file)
+    owner = {name: alias.get(name, name) for name in under(file, "param/")}
+    ours = config(json.loads(str(file["config"])), owner)
+    tokens = np.asarray(file["tokens"])
+    targets = np.concatenate([tokens[:, 1:], np.full_like(tokens[:, :1], -1)], axis=1)
+
+    def losses(aux: Aux) -> list[tuple[str, Any]]:
+        found = aux.metrics.get("router_cross_entropy")
+        return [] if found is None else [("router_loss", found.sum())]
+
+    kept = lambda aux: [(r, aux.depth_used > r) for r in range(ours.grid.num_recursions)]
+    return Case(ours, functools.partial(params, ours), tokens, targets, losses=losses, kept=kept)
 
 
 def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:

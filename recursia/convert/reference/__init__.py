@@ -1,0 +1,58 @@
+"""Configurations, parameters and outputs of the authors' code, as ours: one module a family.
+
+A family's module offers
+
+    case(file) -> Case            from the arrays of a parity file (see `evaluate.parity`)
+
+and may refuse, with ConfigError, an option that has no counterpart here. Names and layouts of
+arrays are those of the authors' `state_dict`; a PyTorch linear weight is `[out, in]`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from recursia import model
+from recursia.depth.policy import Aux
+
+FAMILIES = {"recursive": "mor", "mor": "mor", "moeut": "moeut", "huginn": "huginn"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one file asks of us.
+
+    Attributes:
+      config: our model.
+      params: our parameter tree from arrays under their names: of weights, or of gradients.
+      tokens: what the model reads.
+      targets: the next token of each; -1 where there is none.
+      options: further arguments of `model.apply`.
+      losses: from what our depth policy and blocks report, (name in the file, our value) of the
+        losses and statistics that the file may hold besides cross-entropy and their total.
+      arrays: likewise, of arrays compared as logits are.
+      kept: from the same, the tokens that each recursion processed, (recursion, mask [B T]).
+    """
+
+    config: model.Config
+    params: Callable[[Mapping[str, np.ndarray]], Any]
+    tokens: np.ndarray  # [B T]
+    targets: np.ndarray  # [B T]
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    losses: Callable[[Aux], list[tuple[str, Any]]] = lambda aux: []
+    arrays: Callable[[Aux, Any], list[tuple[str, Any]]] = lambda aux, params: []
+    kept: Callable[[Aux], list[tuple[int, Any]]] = lambda aux: []
+
+
+def under(file: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Returns a file's arrays whose name has a prefix, without it, shared ones by all names."""
+    found = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
+    # A shared tensor's gradient sums over its uses on both sides: any of its names will do.
+    return found | {name: found[owner] for name, owner in aliases(file).items()}
+
+
+def aliases(file: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Returns the name that owns each shared tensor of a file, by its other names."""
+    return {k.removeprefix("alias/"): str(v) for k, v in file.items() if k.startswith("alias/")}
