@@ -106,20 +106,61 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _budget(options: argparse.Namespace) -> None:
-    from recursia import budget, config
+    from recursia import budget, config, matching
 
     names = [options.config, *options.versus]
     if len(set(names)) < len(names):
         raise ConfigError(f"--versus={','.join(options.versus)}: a name stands twice; give others")
-    runs = {
+    if options.output and not options.versus:
+        raise ConfigError("--output: writes the models of --versus; give --versus=B,C")
+    if options.controls:
+        return _controls(options)
+    given = {
         name: config.load(name, options.overrides if not i else {}) for i, name in enumerate(names)
     }
-    rows = budget.compare(runs, options.match)
+    runs = matching.matched(given, options.match)
+    first, *others = budget.compare(runs, options.match)
+    for row in others:
+        row["overrides"] = matching.overrides(given[row["name"]], runs[row["name"]])
+    if options.output:
+        made = {name: runs[name] for name in options.versus}
+        about = f"changed until it equals {_typed(options)} by --match={options.match}."
+        for row, path in zip(others, matching.write(options.output, made, about), strict=True):
+            row["path"] = path
     if options.json:
-        versus = {row["name"]: row for row in rows[1:]}
-        print(json.dumps({**rows[0], "versus": versus}))
-    else:
-        print(budget.render(rows))
+        print(json.dumps({**first, "versus": {row["name"]: row for row in others}}))
+        return
+    print(budget.render([first, *others]))
+    for row in others if options.match != "none" else ():
+        print(f"--config={row['name']}", matching.typed(row["overrides"]))
+
+
+def _controls(options: argparse.Namespace) -> None:
+    from recursia import budget, config, matching
+
+    if options.versus or options.match != "none":
+        raise ConfigError("--controls: takes neither --versus nor --match; run them by themselves")
+    run = config.load(options.config, options.overrides)
+    made = matching.controls(run)
+    first, *others = budget.compare({options.config: run, **made}, "none")
+    paths = matching.write(options.controls, made, f"a control of {_typed(options)}.")
+    for row, path in zip(others, paths, strict=True):
+        equal = matching.CONTROLS[row["name"]]
+        row |= {"path": path, "equal": equal, "error": row[equal] / first[equal] - 1}
+    if options.json:
+        controls = {row["name"]: row for row in others}
+        print(json.dumps({**first, "versus": {}, "controls": controls}))
+        return
+    print(budget.render([first, *others]))
+    for row in others:
+        print(f"--config={row['path']}  {row['equal'].replace('_', ' ')} {row['error']:+.2%}")
+    print("The control of equal parameters and equal FLOPs, parallel streams, is not there yet.")
+
+
+def _typed(options: argparse.Namespace) -> str:
+    """Returns the configuration as it was typed."""
+    changes = (f"--config.{field}={value}" for field, value in options.overrides.items())
+    return " ".join([f"--config={options.config}", *changes])
 
 
 def _parity(options: argparse.Namespace) -> int:
@@ -201,7 +242,13 @@ def _parser() -> argparse.ArgumentParser:
     budget = verb("budget", _budget, "Parameters, FLOPs, cache and memory, side by side.")
     _config_option(budget)
     budget.add_argument("--versus", type=_names, default=(), help="other configs, by commas")
-    budget.add_argument("--match", choices=("none", "flops"), default="none")
+    about = "change steps, widths or layers until they cost what --config costs"
+    budget.add_argument(
+        "--match", choices=("none", "flops", "params", "cache"), default="none", help=about
+    )
+    budget.add_argument("--output", type=pathlib.Path, help="a folder for their configs, as files")
+    about = "a folder for unshared models of equal parameters, FLOPs, and training FLOPs"
+    budget.add_argument("--controls", type=pathlib.Path, help=about)
     budget.add_argument("--json", action="store_true", help="print one JSON object")
 
     parity = verb("parity", _parity, "Compare with what the authors' code computed.")

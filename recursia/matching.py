@@ -36,9 +36,15 @@ def get_config() -> ConfigDict:
     ).lock()
 '''
 _COSTS = {
-    "unique_parameters": lambda config, _: accounting.unique_parameters(config),
+    "unique_parameters": lambda model, _: accounting.unique_parameters(model),
     "cache_bytes_per_token": accounting.cache_bytes_per_token,
-    "forward_flops_per_token": lambda config, t: accounting.forward_flops(config, t) / t,
+    "forward_flops_per_token": lambda model, t: accounting.forward_flops(model, t) / t,
+}
+# What each control has in common with the run, as rows of `budget.compare` name it.
+CONTROLS = {
+    "equal_params": "unique_parameters",
+    "equal_flops": "forward_flops_per_token",
+    "equal_training": "training_flops",
 }
 Cost = Callable[[settings.Model], float]
 
@@ -108,13 +114,13 @@ def typed(changes: dict[str, Any]) -> str:
     return " ".join(f"--config.{field}={value}" for field, value in changes.items())
 
 
-def write(folder: pathlib.Path, runs: dict[str, settings.Run], about: str) -> dict[str, str]:
-    """Writes each run as a file that `--config=` takes; returns the paths by name.
+def write(folder: pathlib.Path, runs: dict[str, settings.Run], about: str) -> list[str]:
+    """Writes each run as a file that `--config=` takes; returns the paths.
 
     Args:
       folder: made if it is not there.
       runs: by name; whatever a file's name cannot hold becomes an underscore.
-      about: what the files say of themselves, after the run's name.
+      about: what each file says of itself, after its run's name.
 
     Raises:
       ConfigError: if a file is there already, or the folder cannot be written.
@@ -133,7 +139,7 @@ def write(folder: pathlib.Path, runs: dict[str, settings.Run], about: str) -> di
             paths[name].write_text(_FILE.format(about=said, values=values), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
-    return {name: str(path) for name, path in paths.items()}
+    return list(map(str, paths.values()))
 
 
 def _matched(run: settings.Run, reference: settings.Run, match: budget.Match) -> settings.Run:

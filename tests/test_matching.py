@@ -1,0 +1,302 @@
+"""Matched models and controls cost what they are said to cost, when loaded from what is printed."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from recursia import accounting, budget, cli, config, matching
+from recursia.blocks import llama
+from tests.train import values, write_config, write_text
+
+PAIRS = [
+    ("mor:360m", "vanilla:360m"),
+    ("vanilla:360m", "mor:360m"),
+    ("recursive:360m", "vanilla:360m"),
+    ("vanilla:360m", "recursive:360m"),
+    ("mor:tiny", "vanilla:tiny"),
+    ("vanilla:tiny", "mor:tiny"),
+    ("vanilla:135m", "vanilla:1.7b"),
+]
+MATCHES = ("flops", "params", "cache")
+FIELDS = {
+    "flops": {"train.num_steps"},
+    "params": {f"model.block.{name}" for name in ("embed_dim", "head_dim", "mlp_dim")},
+    "cache": {"model.num_layers", "model.block.num_kv_heads", "model.block.head_dim"},
+}
+
+# This module is a block too: one with other fields, whose costs are those of `llama`.
+SLOTS, FLOAT32, SOURCE, final_norm = llama.SLOTS, llama.FLOAT32, llama.SOURCE, llama.final_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A block whose key and value heads are its query heads, and whose hidden width is an expert's.
+
+    Its `expert_dim` is to be a multiple of 4.
+    """
+
+    embed_dim: int = 64
+    num_heads: int = 4
+    head_dim: int = 16
+    expert_dim: int = 192
+    mlp_dim: int | None = None
+    num_experts: int = 2
+
+    def __post_init__(self):
+        if self.expert_dim % 4:
+            raise ValueError("expert_dim")
+
+
+def _as_llama(wide, num_experts=1):
+    widths = wide.embed_dim, wide.num_heads, wide.num_heads, wide.head_dim
+    return llama.Config(*widths, num_experts * wide.expert_dim)
+
+
+def specs(wide, num_steps):
+    return llama.specs(_as_llama(wide, wide.num_experts), num_steps)
+
+
+def forward_flops(wide, keys, is_reading):
+    return llama.forward_flops(_as_llama(wide), keys, is_reading)
+
+
+def cache_entries(wide):
+    return llama.cache_entries(_as_llama(wide))
+
+
+def with_other_block(run):
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, block=Config()))
+
+
+def load(name, **overrides):
+    return config.load(name, {k.replace("__", "."): str(v) for k, v in overrides.items()})
+
+
+def measured(run, match):
+    """Returns what a match makes equal, from the accounts of the run's model alone."""
+    vocab_size = run.model.vocab_size or 257
+    model, train = run.model.build(vocab_size), run.train
+    if match == "params":
+        return accounting.unique_parameters(model)
+    if match == "cache":
+        return accounting.cache_bytes_per_token(model, train.seq_len)
+    sequences = train.num_steps * train.batch_size
+    return sequences * accounting.training_flops(model, train.seq_len)
+
+
+def budgeted(capsys, *arguments):
+    capsys.readouterr()
+    code = cli.main(["budget", *arguments])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("match", MATCHES)
+@pytest.mark.parametrize(("first", "name"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_overrides_load_a_model_that_equals_the_reference(first, name, match):
+    runs = {first: load(first), name: load(name)}
+    made = matching.matched(runs, match)
+    changes = matching.overrides(runs[name], made[name])
+    assert set(changes) <= FIELDS[match]
+    loaded = config.load(name, {field: str(value) for field, value in changes.items()})
+    assert loaded == made[name]
+    assert measured(loaded, match) == pytest.approx(measured(runs[first], match), rel=0.01)
+    assert made[first] is runs[first]
+    block = loaded.model.block
+    assert block.head_dim % 2 == block.num_heads % block.num_kv_heads == 0
+
+
+@pytest.mark.parametrize("match", MATCHES)
+@pytest.mark.parametrize("name", ["mor:tiny", "recursive:360m"])
+def test_a_model_that_is_equal_already_stays_as_it_is(name, match):
+    runs = {"a": load(name), "b": load(name)}
+    assert matching.matched(runs, match) == runs
+    assert matching.overrides(runs["a"], runs["b"]) == {}
+
+
+def test_none_changes_nothing():
+    runs = {name: load(name) for name in ("mor:tiny", "vanilla:360m")}
+    assert matching.matched(runs, "none") == runs
+
+
+@pytest.mark.parametrize(
+    ("first", "name"), [("vanilla:360m", "mor:360m"), ("mor:360m", "vanilla:360m")]
+)
+def test_widths_stay_in_proportion_and_round(first, name):
+    runs = {first: load(first), name: load(name)}
+    before, after = runs[name].model.block, matching.matched(runs, "params")[name].model.block
+    scale = after.embed_dim / before.embed_dim
+    assert abs(scale - 1) > 0.3 and after.embed_dim % 32 == 0
+    assert after.head_dim / before.head_dim == pytest.approx(scale, rel=0.05)
+    assert after.mlp_dim / before.mlp_dim == pytest.approx(scale, rel=0.1)
+    assert after.num_heads == before.num_heads and after.mlp_dim % 16 == 0
+
+
+# A cycle of 4 layers by so many recursions, 4 key and value heads of 16, keeps 2048 bytes a token;
+# a plain stack of 2 such heads 256 for each of its layers.
+CACHES = [
+    (2, 8, {}),
+    (2, 16, {"model.num_layers": 8}),
+    (4, 4, {"model.block.num_kv_heads": 2}),  # two layers do not divide
+    (2, 3, {"model.block.num_kv_heads": 2, "model.block.head_dim": 12}),
+]
+
+
+def cycled(num_recursions):
+    sizes = {"model__num_layers": 4, "model__block__num_kv_heads": 4}
+    depth = {"model__sharing": "cycle", "model__depth__num_recursions": num_recursions}
+    return load("recursive:tiny", **sizes, **depth)
+
+
+@pytest.mark.parametrize(("num_recursions", "num_layers", "changes"), CACHES)
+def test_cache_is_matched_by_whole_recursions_and_else_by_heads(
+    num_recursions, num_layers, changes
+):
+    runs = {"a": load("vanilla:tiny", model__num_layers=num_layers), "b": cycled(num_recursions)}
+    assert matching.overrides(runs["b"], matching.matched(runs, "cache")["b"]) == changes
+
+
+@pytest.mark.parametrize("match", MATCHES)
+def test_a_block_of_other_widths_is_matched_by_those_it_has(match):
+    sizes = {"model__sharing": "cycle", "model__num_layers": 6}
+    runs = {"a": load("vanilla:tiny"), "b": with_other_block(load("recursive:tiny", **sizes))}
+    if match == "cache":
+        runs["a"] = load("vanilla:tiny", model__num_layers=12, model__block__head_dim=18)
+    made = matching.matched(runs, match)["b"]
+    assert measured(made, match) == pytest.approx(measured(runs["a"], match), rel=0.01)
+    changed = set(matching.overrides(runs["b"], made))
+    widths = {f"model.block.{name}" for name in ("embed_dim", "head_dim", "expert_dim")}
+    wanted = {"flops": {"train.num_steps"}, "params": widths, "cache": {"model.block.head_dim"}}
+    assert changed == wanted[match]
+
+
+def test_a_control_of_another_block_has_its_widths():
+    run = with_other_block(load("recursive:tiny"))
+    for name, control in matching.controls(run).items():
+        block = control.model.block
+        assert isinstance(block, llama.Config), name
+        assert (block.num_heads, block.num_kv_heads) == (4, 4)
+        match = "params" if name == "equal_params" else "flops"
+        assert measured(control, match) == pytest.approx(measured(run, match), rel=0.01)
+
+
+# What cannot be: one step of a large model against a small one, widths that are too coarse.
+REFUSED = {
+    "flops": (
+        "vanilla:tiny",
+        "mor:360m",
+        r"1 % of 9\.\d+e\+11 wanted; nearest is 4\.\d+e\+15, by --config",
+    ),
+    "params": ("vanilla:tiny", "mor:360m", r"1 % of 4\d\d,\d{3} wanted; nearest is \d,\d{3},\d{3}"),
+    "cache": ("vanilla:tiny", "mor:360m", "1 % of 2,048 wanted; nearest is 2,112, by --config"),
+}
+
+
+@pytest.mark.parametrize("match", REFUSED)
+def test_what_cannot_be_equal_is_one_line_with_both_numbers(capsys, match):
+    first, name, part = REFUSED[match]
+    code, out, err = budgeted(capsys, f"--config={first}", f"--versus={name}", f"--match={match}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"recursia: --match={match}: {name}: ")
+    assert re.search(part, err), err
+
+
+@pytest.mark.parametrize("match", MATCHES)
+def test_what_is_printed_and_written_is_the_matched_model(capsys, tmp_path, match):
+    typed = ("--config=mor:tiny", "--versus=vanilla:tiny,recursive:tiny", f"--match={match}")
+    code, out, err = budgeted(capsys, *typed, "--json", f"--output={tmp_path / 'new'}")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    _, table, _ = budgeted(capsys, *typed)
+    for name, row in result["versus"].items():
+        loaded = config.load(name, {field: str(v) for field, v in row["overrides"].items()})
+        assert config.load(row["path"], {}) == loaded
+        (plain,) = budget.compare({name: loaded}, "none")
+        assert row.items() >= plain.items()
+        assert abs(row["matched_error"]) <= 0.01
+        line = next(line for line in table.splitlines() if line.startswith(f"--config={name}"))
+        assert line.split()[1:] == [f"--config.{f}={v}" for f, v in row["overrides"].items()]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        "recursive_tiny.py",
+        "vanilla_tiny.py",
+    ]
+    code, _, err = budgeted(capsys, *typed, f"--output={tmp_path / 'new'}")  # nothing is lost
+    assert code == 2 and "vanilla_tiny.py: is there already" in err
+
+
+CONTROLLED = {
+    "mor:tiny": (),
+    "recursive:tiny": ("--config.train.seq_len=64",),
+    "mor:360m": ("--config.model.kv.kv_sharing=first_recursion",),
+    "vanilla:tiny": (),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLLED)
+def test_controls_are_unshared_and_equal_what_they_are_named_for(capsys, tmp_path, name):
+    typed = [f"--config={name}", *CONTROLLED[name], f"--controls={tmp_path}"]
+    code, out, err = budgeted(capsys, *typed, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert result["versus"] == {}
+    run = config.load(name, dict(f.removeprefix("--config.").split("=") for f in CONTROLLED[name]))
+    made = {control: config.load(row["path"], {}) for control, row in result["controls"].items()}
+    assert made == matching.controls(run)
+    assert list(made) == ["equal_params", "equal_flops", "equal_training"]
+    for control in made.values():
+        assert control.model.sharing == "none"
+        assert control.model.depth.num_recursions == 1
+        same = dataclasses.replace(control, model=run.model, train=run.train)
+        assert same == run and control.train.seq_len == run.train.seq_len
+    small, large, longer = made.values()
+    assert small.train == large.train == run.train and longer.model == small.model
+    near = lambda value: pytest.approx(value, rel=0.01)
+    assert measured(small, "params") == near(measured(run, "params"))
+    assert measured(large, "flops") == near(measured(run, "flops"))
+    assert measured(longer, "flops") == near(measured(run, "flops"))
+    if name != "vanilla:tiny":
+        assert measured(small, "flops") < 0.8 * measured(run, "flops")
+        assert measured(large, "params") > 1.3 * measured(run, "params")
+        assert longer.train.num_steps > 1.25 * run.train.num_steps
+
+
+def test_controls_of_a_plain_stack_are_itself():
+    run = load("vanilla:tiny")
+    assert set(map(repr, matching.controls(run).values())) == {repr(run)}
+
+
+def test_controls_of_a_full_depth_loop_are_its_weights_once_and_its_walk_unshared():
+    run = load("recursive:360m")
+    small, large, longer = matching.controls(run).values()
+    assert small.model.block == large.model.block == run.model.block
+    assert small.model.num_layers == 1 + 10 + 1 and large.model.num_layers == 1 + 3 * 10 + 1
+    assert longer.train.num_steps > 2 * run.train.num_steps
+
+
+def test_controls_stand_by_themselves_and_say_what_is_missing(capsys, tmp_path):
+    alone = ("--config=mor:tiny", f"--controls={tmp_path}")
+    code, out, _ = budgeted(capsys, *alone)
+    assert code == 0 and len(out.splitlines()[0]) <= 100
+    assert out.splitlines()[-1].endswith("parallel streams, is not there yet.")
+    for wrong in ("--versus=vanilla:tiny", "--match=flops"):
+        code, _, err = budgeted(capsys, *alone, wrong)
+        assert code == 2 and "takes neither --versus nor --match" in err
+    code, _, err = budgeted(capsys, "--config=mor:tiny", f"--output={tmp_path}")
+    assert code == 2 and "give --versus=B,C" in err
+    (tmp_path / "file").write_text("")
+    code, _, err = budgeted(capsys, "--config=mor:tiny", f"--controls={tmp_path / 'file' / 'x'}")
+    assert code == 2 and "cannot be written" in err and err.count("\n") == 1
+
+
+def test_a_written_control_trains(capsys, tmp_path):
+    write_text(tmp_path)
+    base = values(tmp_path, "fixed", train={"num_steps": 300})
+    name = write_config(tmp_path / "tiny.py", base)
+    code, _, err = budgeted(capsys, f"--config={name}", f"--controls={tmp_path / 'controls'}")
+    assert (code, err) == (0, "")
+    control = f"--config={tmp_path / 'controls' / 'equal_params.py'}"
+    typed = [control, f"--workdir={tmp_path / 'run'}", "--config.train.num_steps=2"]
+    assert cli.main(["train", *typed]) == 0
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert any(json.loads(row).get("step") == 2 for row in rows)
