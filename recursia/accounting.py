@@ -25,6 +25,7 @@ from recursia.layers.attention import Context
 _BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
 _FLOAT32 = 4  # bytes
 _ENDLESS = 1 << 40  # tokens; a sequence so long that counts of tokens are exact fractions of it
+_GROUPED = ("grouped_matmul", "grouped_outer")  # of rows [N D] with [E D M] or [N M]
 _UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "pallas_call", "shard_map")
 
 
@@ -279,6 +280,9 @@ def _equation_flops(equation: Any) -> int:
         (contracted, _), _ = equation.params["dimension_numbers"]
         left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
+    if name in _GROUPED:
+        rows, other = (each.aval.shape for each in equation.invars[:2])
+        return 2 * math.prod(rows) * other[-1]
     if name in _UNCOUNTED:
         raise ValueError(f"count_flops: {name} is not counted; trace the reference path instead")
     inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
