@@ -3,10 +3,34 @@
 import math
 
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 
+from recursia.params import Leaf
 
-def dot(x: Array, weight: Array, einsum: str) -> Array:
+
+@struct.dataclass
+class Relaxed:
+    """A weight with a product of two thin ones added: `base + scale a b`, never made in full.
+
+    Attributes:
+      base: the features taken, then those given.
+      a: the features taken, then the rank.
+      b: the rank, then the features given.
+      scale: of the product.
+    """
+
+    base: Leaf
+    a: Leaf
+    b: Leaf
+    scale: float = struct.field(pytree_node=False)
+
+    def full(self) -> Array:
+        """Returns the one array that multiplies as this does."""
+        return self.base + self.scale * jnp.tensordot(self.a, self.b, 1)
+
+
+def dot(x: Array, weight: Array | Relaxed, einsum: str) -> Array:
     """Returns `einsum` of each token's activations and a weight.
 
     Every multiplication by a model weight goes through here, so that what a weight is (an array,
@@ -16,11 +40,15 @@ def dot(x: Array, weight: Array, einsum: str) -> Array:
 
     Args:
       x: activations, in the compute dtype: any axes of tokens, then the features named.
-      weight: a weight in the compute dtype: the features taken, then those given, or the other way.
+      weight: a weight in the compute dtype: the features taken, then those given, or the other way
+        for an array.
       einsum: the features alone, such as "d,dnh->nh".
     """
     taken, rest = einsum.split(",")
     axes, given = rest.split("->")
+    if isinstance(weight, Relaxed):
+        thin = weight.scale * dot(x, weight.a, f"{taken},{taken}z->z")
+        return dot(x, weight.base, einsum) + dot(thin, weight.b, f"z,z{given}->{given}")
     tokens, features = x.shape[: x.ndim - len(taken)], x.shape[x.ndim - len(taken) :]
     rows = x.reshape(-1, math.prod(features))
     if axes == taken + given:

@@ -1,0 +1,161 @@
+"""Shared weights relaxed by a product of two thin matrices for each step: `W + scale A B`.
+
+Relaxed Recursive Transformers (Bae et al. 2024, arXiv 2410.20672), after LoRA (Hu et al. 2021,
+arXiv 2106.09685), but that `W` is trained too. Every matrix of the named slots has adapters, one
+pair for each step of the core unless `varies` says otherwise: slot `mlp`'s are the slot `mlp_lora`.
+Prelude and coda share nothing and have none. `B` starts at zero, so that training starts from the
+tied model; `recursia.convert.recursive` starts both from a dense model instead.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from recursia.layers.linear import Relaxed
+from recursia.layers.norm import zeros
+from recursia.params import Spec, normal
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which weights are relaxed, and how far.
+
+    Attributes:
+      rank: of the product; a matrix that is thinner takes its own width.
+      slots: of the block, whose matrices are relaxed.
+      scale: multiplies the product.
+      init_std: standard deviation of `A` at the start.
+    """
+
+    rank: int
+    slots: tuple[str, ...] = ("attention", "mlp")
+    scale: float = 1.0
+    init_std: float = 0.02
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"rank: got {self.rank}, takes at least 1")
+        if self.scale <= 0:
+            raise ValueError(f"scale: got {self.scale}, takes a number above 0")
+        if not self.slots or len(set(self.slots)) < len(self.slots):
+            raise ValueError(f"slots: got {self.slots}, takes at least one, each once")
+
+
+def slots(config: Config, block_specs: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the slots of the adapters.
+
+    Raises:
+      ValueError: for a slot that is not there, or that cannot be relaxed.
+    """
+    for slot in config.slots:
+        if slot not in block_specs:
+            raise ValueError(
+                f"weights.slots: the block has no {slot!r}; it has {', '.join(block_specs)}"
+            )
+        if _has_bank(block_specs[slot]) or not _matrices(block_specs[slot]):
+            raise ValueError(
+                f"weights.slots: {slot!r} is not made of matrices that every token is multiplied "
+                "by (norms are not, nor experts); leave it out"
+            )
+    return tuple(map(slot_of, config.slots))
+
+
+def slot_of(slot: str) -> str:
+    """Returns the slot of a slot's adapters."""
+    return f"{slot}_lora"
+
+
+def specs(config: Config, block_specs: dict[str, Any]) -> dict[str, Any]:
+    """Returns `a` and `b` for every matrix of the relaxed slots."""
+
+    def pair(spec: Spec) -> dict[str, Spec]:
+        rank, split = _rank(config, spec), spec.inputs
+        shape, axes = (*spec.shape[:split], rank), (*spec.axes[:split], None)
+        a = Spec(shape, axes, normal(config.init_std), inputs=split)
+        return {"a": a, "b": Spec((rank, *spec.shape[split:]), (None, *spec.axes[split:]), zeros)}
+
+    return {
+        slot_of(slot): {name: pair(spec) for name, spec in _matrices(block_specs[slot]).items()}
+        for slot in config.slots
+    }
+
+
+def wrap(config: Config, weights: dict[str, Any]) -> dict[str, Any]:
+    """Returns the block's weights by slot, the matrices of relaxed slots with their adapters."""
+
+    def relaxed(slot: str) -> Any:
+        pairs = weights[slot_of(slot)]
+
+        def leaf(path: Any, base: Array) -> Array | Relaxed:
+            pair = pairs.get(_name(path))
+            return base if pair is None else Relaxed(base, pair["a"], pair["b"], config.scale)
+
+        return jax.tree_util.tree_map_with_path(leaf, weights[slot])
+
+    added = tuple(map(slot_of, config.slots))
+    kept = {slot: tree for slot, tree in weights.items() if slot not in added}
+    return {**kept, **{slot: relaxed(slot) for slot in config.slots}}
+
+
+def flops(config: Config, block_specs: dict[str, Any], skipped: tuple[tuple[str, str], ...]) -> int:
+    """Returns the FLOPs of the thin products of one token's step."""
+    return sum(
+        2 * _rank(config, spec) * sum(_widths(spec))
+        for slot in config.slots
+        for name, spec in _matrices(block_specs[slot]).items()
+        if (slot, name) not in skipped
+    )
+
+
+def nearest(config: Config, block_slot: Any, missing: Any) -> dict[str, dict[str, Array]]:
+    """Returns the adapters of a slot whose scaled products come nearest to some matrices.
+
+    By the largest singular values, in float32; where the rank is full, the product is the matrix.
+
+    Args:
+      config: rank and scale.
+      block_slot: specs of the relaxed slot.
+      missing: what the products should be, a tree like those specs.
+    """
+    matrices = _matrices(block_slot)
+
+    def pair(spec: Spec, matrix: Float[Array, "..."]) -> dict[str, Array]:
+        rank, split = _rank(config, spec), spec.inputs
+        u, s, v = jnp.linalg.svd(matrix.reshape(_widths(spec)), full_matrices=False)
+        a, b = u[:, :rank], s[:rank, None] * v[:rank] / config.scale
+        return {
+            "a": a.reshape(*spec.shape[:split], rank),
+            "b": b.reshape(rank, *spec.shape[split:]),
+        }
+
+    leaves = jax.tree_util.tree_leaves_with_path(missing)
+    named = {_name(path): leaf for path, leaf in leaves}
+    return {name: pair(spec, named[name]) for name, spec in matrices.items()}
+
+
+def _matrices(tree: Any) -> dict[str, Spec]:
+    """Returns the matrices of a slot by their path; norms and biases are not decayed."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    is_matrix = lambda spec: spec.is_decayed and len(spec.shape) > spec.inputs
+    return {_name(path): spec for path, spec in leaves if is_matrix(spec)}
+
+
+def _has_bank(tree: Any) -> bool:
+    return any((spec.axes[0] or "").startswith("expert") for spec in jax.tree.leaves(tree))
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "weight"
+
+
+def _widths(spec: Spec) -> tuple[int, int]:
+    """Returns how many features a matrix takes and gives."""
+    return math.prod(spec.shape[: spec.inputs]), math.prod(spec.shape[spec.inputs :])
+
+
+def _rank(config: Config, spec: Spec) -> int:
+    return min(config.rank, *_widths(spec))
