@@ -216,7 +216,12 @@ def _ends(
 
 
 def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], config: Config) -> Aux:
-    """Adds what the blocks make of their reports, summed over the uses of each bank entry."""
+    """Adds what the blocks make of their reports, summed over the uses of each bank entry.
+
+    A loop that stops when it may keeps no reports: nothing is added.
+    """
+    if not aux.report:
+        return aux
 
     def by_entry(slot: str, leaf: Array) -> Array:
         table = np.array(config.grid.table_of(slot))

@@ -1,0 +1,62 @@
+r"""Universal Transformer: one block, coordinates at every step, tokens halt by themselves.
+
+  recursia train --config=universal:tiny --workdir=runs/universal_tiny    # a minute on 2 cores
+  recursia train --config=universal:tiny ... --config.depth.halt_bias_init=1
+  recursia train --config=universal:base --workdir=runs/universal_base --config.data.path=DIR
+
+Dehghani et al. 2018, arXiv 1807.03819, in the form of the released code: pre-norm, sinusoids in
+halves, a learned vector for each step. Its sizes are those of Tensor2Tensor's configurations, here
+as decoders with one tied table, with the data and recipe of the other systems. `base`, `small`,
+`big`, `t2t_tiny` and `teeny` walk a fixed number of steps; `adaptive_base`, `adaptive_small` and
+`adaptive_big` halt after at most twice as many. `tiny` halts too, and starts deep, with bias -3.
+The paper's own form:
+
+  --config.block.norm=post --config.inject.position=interleaved --config.inject.step=interleaved
+
+Measured, tiny on 2 cores in float32, validation loss in nats per token after 300 steps: 2.393 at
+2.00 recursions of at most 6; with bias 1 2.384 at 6.00, for hardly a token halts, and the state
+after the first recursion scores as the last does.
+"""
+
+from ml_collections import ConfigDict
+from recursia.configs import base
+
+# Steps, width, heads and hidden width.
+SHAPES = {
+    "tiny": (6, 64, 4, 256),
+    "teeny": (10, 128, 2, 128),
+    "t2t_tiny": (8, 128, 4, 512),
+    "small": (6, 512, 8, 2048),
+    "base": (6, 1024, 16, 4096),
+    "big": (6, 2048, 16, 8192),
+}
+ADAPTIVE = {f"adaptive_{name}": name for name in ("small", "base", "big")}
+
+
+def get_config(preset: str) -> ConfigDict:
+    if preset not in {**SHAPES, **ADAPTIVE}:
+        raise ValueError(f"no preset {preset!r}; there is {', '.join({**SHAPES, **ADAPTIVE})}")
+    steps, width, heads, hidden = SHAPES[ADAPTIVE.get(preset, preset)]
+    steps *= 2 if preset in ADAPTIVE else 1
+    depth = dict(kind="act" if preset in ADAPTIVE else "fixed", num_recursions=steps)
+    if preset == "tiny":
+        depth.update(kind="act", halt_bias_init=-3.0)
+    config = ConfigDict()
+    config.model = dict(
+        num_layers=steps,
+        block=dict(
+            kind="universal",
+            embed_dim=width,
+            num_heads=heads,
+            num_kv_heads=heads,
+            head_dim=width // heads,
+            mlp_dim=hidden,
+        ),
+        depth=depth,
+        sharing="cycle",
+        inject=dict(position="halves", step="learned"),
+        # Sinusoids have amplitude 1: embeddings enter as large, and leave small for the head.
+        embed=dict(init_std=width**-0.5, scale=width**0.5),
+    )
+    (base.tiny if preset == "tiny" else base.published)(config, num_steps=9438)
+    return config.lock()

@@ -1,0 +1,268 @@
+"""The Universal Transformer's block, its coordinates, and the looped model without them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recursia import accounting, config, inject, kv, model, settings
+from recursia.blocks import llama, universal
+from recursia.depth import fixed
+from recursia.layers.attention import Context, KeysValues
+from recursia.params import at
+from tests.laws import tiny as llamas
+from tests.laws import universal_by_hand as by_hand
+from tests.laws.by_hand import pick
+from tests.laws.test_causality import is_free_of_the_future
+from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
+from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
+from tests.test_accounting import assert_exact
+
+BLOCK = universal.Config(embed_dim=16, num_heads=4, num_kv_heads=4, head_dim=4, mlp_dim=24)
+FORMS = {
+    "released": (BLOCK, inject.Config(position="halves", step="learned")),
+    "paper": (
+        dataclasses.replace(BLOCK, norm="post"),
+        inject.Config(position="interleaved", step="interleaved"),
+    ),
+}
+GROUPED = dataclasses.replace(BLOCK, num_kv_heads=2, head_dim=6)
+
+
+def tiny(form="released", depth=None, layers=4, sharing="cycle", kv_sharing="own", **options):
+    block, told = FORMS[form]
+    return settings.Model(
+        layers,
+        block,
+        depth or fixed.Config(4),
+        sharing=sharing,
+        kv=kv.Config(kv_sharing),
+        inject=told,
+        **options,
+    ).build(VOCAB)
+
+
+def some_rows(seed=0):
+    """Returns drawn weights of one block, one row of states, and where they stand: two texts."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(1, 12, BLOCK.embed_dim)).astype(np.float32)
+    where = np.array([[0, 1, 2, 5, 6, 7, 0, 1, 2, 3, 4, 9], [1] * 6 + [2] * 6])
+    return x, where, Context(jnp.asarray(where[:1]), jnp.asarray(where[1:]))
+
+
+def one_block(block, seed=0):
+    of = dataclasses.replace(tiny(), block=block)
+    return at(draw(of, seed)["core"], 0)
+
+
+@pytest.mark.parametrize("block", [BLOCK, GROUPED], ids=["all heads", "grouped"])
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("reads", ["own", "source", "memory"])
+def test_the_block_is_its_formula(block, norm, reads):
+    block = dataclasses.replace(block, norm=norm)
+    weights, (x, where, context) = one_block(block), some_rows()
+    other = some_rows(1)[0]
+    source = by_source = memory = None
+    if reads == "source":
+        by_source = by_hand.block(pick(weights, ...), other[0], where, block)[1]
+        key, value = (jnp.asarray(leaf[None], jnp.float32) for leaf in by_source[:2])
+        source = KeysValues(key, value), context
+    elif reads == "memory":
+        memory = other
+    y, made, report = universal.apply(weights, jnp.asarray(x), context, block, source, memory)
+    theirs = None if memory is None else memory[0]
+    by_y, by_made = by_hand.block(pick(weights, ...), x[0], where, block, by_source, theirs)
+    assert_close(y[0], by_y)
+    assert report == {}
+    assert (made is None) == (reads == "source")
+    if made is not None:
+        assert_close((made.key[0], made.value[0]), by_made[:2])
+
+
+def test_a_post_norm_block_leaves_normalised_states_and_a_pre_norm_one_does_not():
+    x, _, context = some_rows()
+    spread = {}
+    for norm in ("pre", "post"):
+        block = dataclasses.replace(BLOCK, norm=norm)
+        weights = one_block(block)
+        plain = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+        weights = {**weights, "norms": {"attention": plain, "mlp": plain}}
+        y = universal.apply(weights, 7 * jnp.asarray(x), context, block)[0]
+        spread[norm] = np.asarray(y).std(-1)
+    np.testing.assert_allclose(spread["post"], 1, atol=1e-4)
+    assert spread["pre"].min() > 2
+
+
+@pytest.mark.parametrize("layout", ["interleaved", "halves"])
+def test_coordinates_are_their_formula(layout):
+    index = np.array([0, 1, 7, 300])
+    rows = np.stack([by_hand.wave(i, 16, layout) for i in index])
+    assert_close(inject.waves(jnp.asarray(index), 16, layout), rows, n=4096)  # angles to 300
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("blocks", "kv_sharing"), [(1, "own"), (2, "first_recursion")])
+def test_fixed_depth_is_a_tied_stack_with_coordinates(form, blocks, kv_sharing):
+    of = tiny(form, layers=4 * blocks, kv_sharing=kv_sharing)
+    params = draw(of)
+    by_logits, rows = by_hand.forward(params, text(), of)
+    for mode in ("train", "eval", "causal"):
+        logits, aux = forward(params, text(), of, mode)
+        assert_close(logits, by_logits, n=256)
+    assert_close(aux.states.swapaxes(0, 1), np.stack([row["states"] for row in rows]), n=256)
+
+
+def test_every_learned_step_vector_is_read_at_its_own_step():
+    of = tiny()
+    params = draw(of)
+    steps = params["inject"]["step"]
+    swapped = {**params, "inject": {"step": steps[jnp.array([0, 2, 1, 3])]}}
+    states = [forward(p, text(), of)[1].states for p in (params, swapped)]
+    assert is_equal(states[0][0], states[1][0])
+    assert all(error(a, b) > 1e-3 for a, b in zip(states[0][1:], states[1][1:], strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_model_is_causal_and_documents_do_not_meet(form):
+    of = tiny(form)
+    assert is_free_of_the_future(of, "eval", seeds=[0])
+    params, tokens = draw(of), text()
+    packed = forward(params, tokens, of, "eval", POSITIONS, SEGMENTS)[0]
+    alone = [forward(params, part, of)[0] for part in (tokens[:, :CUT], tokens[:, CUT:])]
+    assert_close(packed, jnp.concatenate(alone, axis=1), n=256)
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "recursion"])
+@pytest.mark.parametrize("form", FORMS)
+def test_flops_are_exact(form, remat):
+    assert_exact(tiny(form, layers=8, kv_sharing="first_recursion", remat=remat))
+    assert_exact(dataclasses.replace(tiny(form, remat=remat), block=GROUPED))
+
+
+def test_bfloat16_is_near_float32():
+    of = tiny()
+    params = draw(of)
+    exact, grads = gradient(params, text(), of)
+    rounded = gradient(params, text(), dataclasses.replace(of, dtype="bfloat16"))[0]
+    assert abs(exact - rounded) < 0.03 * exact
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_step_vectors_bound_the_depth_and_sinusoids_do_not():
+    learned, wave = tiny(), tiny("paper")
+    with pytest.raises(ValueError, match="learned vectors for 4 recursions only"):
+        model.at_depth(learned, draw(learned), 5)
+    deep, params = model.at_depth(wave, draw(wave), 6)
+    assert_close(forward(params, text(), deep)[0], by_hand.forward(params, text(), deep)[0], n=256)
+    shallow, params = model.at_depth(learned, draw(learned), 2)
+    states = forward(draw(learned), text(), learned)[1].states
+    assert_close(forward(params, text(), shallow)[1].states, states[:2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"num_kv_heads": 3}, "num_heads: 4 query heads do not divide"), ({"mlp_dim": 0}, "mlp_dim")],
+)
+def test_widths_that_cannot_be_are_refused_in_one_line(changes, why):
+    with pytest.raises(ValueError, match=why) as refusal:
+        dataclasses.replace(BLOCK, **changes)
+    assert "\n" not in str(refusal.value)
+
+
+def test_what_writes_to_the_stream_starts_smaller_the_deeper_a_pre_norm_model():
+    def spread(norm, slot, name):
+        block = universal.Config(64, 4, 4, head_dim=16, mlp_dim=256, norm=norm)
+        spec = universal.specs(block, 8)[slot][name]
+        return float(spec.init(jax.random.key(0), spec.shape, jnp.float32).std())
+
+    for slot, name, inputs in (("attention", "out", 64), ("mlp", "down", 256)):
+        np.testing.assert_allclose(spread("pre", slot, name), (16 * inputs) ** -0.5, rtol=0.05)
+        np.testing.assert_allclose(spread("post", slot, name), inputs**-0.5, rtol=0.05)
+    for norm in ("pre", "post"):
+        np.testing.assert_allclose(spread(norm, "mlp", "up"), 64**-0.5, rtol=0.05)
+        np.testing.assert_allclose(spread(norm, "attention", "query"), 64**-0.5, rtol=0.05)
+
+
+def formula(vocab, width, hidden, steps, halts):
+    """Returns the published count: table, attention, transition, biases, norms, steps, halting."""
+    weights = vocab * width + 4 * width**2 + 2 * width * hidden
+    biases, norms = hidden + width, 3 * 2 * width
+    return weights + biases + norms + steps * width + (width + 1 if halts else 0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape"),
+    {
+        "tiny": (64, 256, 6, True),
+        "teeny": (128, 128, 10, False),
+        "t2t_tiny": (128, 512, 8, False),
+        "small": (512, 2048, 6, False),
+        "base": (1024, 4096, 6, False),
+        "big": (2048, 8192, 6, False),
+        "adaptive_small": (512, 2048, 12, True),
+        "adaptive_base": (1024, 4096, 12, True),
+        "adaptive_big": (2048, 8192, 12, True),
+    }.items(),
+)
+def test_presets_have_the_published_parameters(preset, shape):
+    chosen = config.load(f"universal:{preset}", {}).model
+    vocab = chosen.vocab_size or 257
+    assert accounting.unique_parameters(chosen.build(vocab)) == formula(vocab, *shape)
+    deeper = dataclasses.replace(chosen, inject=inject.Config(position="halves"))
+    twice = dataclasses.replace(
+        deeper,
+        num_layers=2 * chosen.num_layers,
+        depth=dataclasses.replace(chosen.depth, num_recursions=2 * chosen.num_layers),
+    )
+    counts = [accounting.unique_parameters(each.build(vocab)) for each in (deeper, twice)]
+    assert counts[0] == counts[1]  # steps cost nothing but their vectors
+
+
+def test_the_papers_form_is_a_few_overrides_away():
+    wanted = {"block.norm": "post", "inject.position": "interleaved", "inject.step": "interleaved"}
+    paper = config.load("universal:tiny", wanted).model.build(257)
+    assert "final_norm" not in model.specs(paper) and model.specs(paper)["inject"] == {}
+
+
+@pytest.mark.parametrize("injected", ["none", "add"])
+def test_a_looped_model_with_one_loop_is_the_plain_stack_bit_for_bit(injected):
+    plain = llamas.tiny(sharing_="none", recursions=1, blocks=3)
+    looped = llamas.tiny(sharing_="cycle", recursions=1, blocks=3)
+    looped = dataclasses.replace(looped, inject=inject.Config(input=injected))
+    params = draw(looped)
+    # "none" keeps an axis for its one recursion, "cycle" has none; the numbers are the same.
+    same = {**params, "core": jax.tree.map(lambda leaf: leaf[None], params["core"])}
+    ours, theirs = forward(params, text(), looped)[0], forward(same, text(), plain)[0]
+    assert is_equal(ours, theirs) == (injected == "none")
+
+
+@pytest.mark.parametrize("injected", ["none", "add"])
+def test_a_looped_model_is_the_plain_loop(injected):
+    of = llamas.tiny(recursions=3, blocks=2)
+    of = dataclasses.replace(of, inject=inject.Config(input=injected))
+    params, tokens = draw(of), text()
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    context = Context(places, jnp.ones_like(tokens))
+    embedded = x = params["embed"]["table"][tokens]
+    for _ in range(3):
+        x = x + embedded if injected == "add" else x
+        for k in range(2):
+            x, *_ = llama.apply(at(params["core"], k), x, context, of.block)
+    by_loop = model.logits(params, model.normalise(params, x, of), of)
+    assert_close(forward(params, tokens, of)[0], by_loop, n=256)
+
+
+@pytest.mark.parametrize("preset", ["demo", "tiny", "135m", "360m", "730m", "1.7b"])
+def test_looped_presets_store_a_part_of_the_vanilla_stack(preset):
+    looped, vanilla = (config.load(f"{name}:{preset}", {}).model for name in ("looped", "vanilla"))
+    loops = looped.depth.num_recursions
+    assert loops == (4 if looped.num_layers % 4 == 0 else 2)
+    grids = looped.build(1000), vanilla.build(1000)
+    counts = [accounting.unique_parameters(each) for each in grids]
+    outer = 1001 * looped.block.embed_dim  # table and final norm
+    assert (counts[1] - outer) == loops * (counts[0] - outer)
+    assert grids[0].grid.num_steps == grids[1].grid.num_steps
+    cache = [accounting.cache_bytes_per_token(each, 64) for each in grids]
+    assert cache[0] == cache[1]  # an entry for each block and loop
