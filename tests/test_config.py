@@ -125,7 +125,7 @@ WRONG = [
     ("model.num_layers=1", "config.model.num_layers: 1 layers", "take num_layers 2"),
     ("model.dtype=float16", "config.model.dtype: got 'float16'", "'float32' or 'bfloat16'"),
     ("block.kind=lama", "config.model.block.kind: no block 'lama'", "did you mean 'llama'?"),
-    ("depth.kind=act", "config.model.depth.kind: no depth 'act'; there is expert_choice, fixed"),
+    ("depth.kind=acts", "config.model.depth.kind: no depth 'acts'", "did you mean 'act'?"),
     ("depth.kind=routing", "config.model.depth.kind: no depth 'routing'"),
     ("model.depth=fixed", "config.model.depth.num_recursions: must be set"),
     ("block.head_dim=7", "config.model.block.head_dim: got 7, takes an even number"),
@@ -153,7 +153,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_field_and_remedy(path, typed,
 
 
 FILES = {
-    "a file that is not there": (None, "no file tiny.py; there is mor, recursive, vanilla"),
+    "a file that is not there": (None, "no file tiny.py; there is albert, huginn, "),
     "no get_config": ("x = 1\n", "get_config"),
     "a dict": ("def get_config():\n    return {}\n", "get_config gave dict, not ConfigDict"),
     "no Python": ("def get_config(:\n", "SyntaxError"),

@@ -53,7 +53,11 @@ class KeysValues:
 
 
 def attend(
-    query: Float[Array, "B T N H"], source: KeysValues, context: Context, source_context: Context
+    query: Float[Array, "B T N H"],
+    source: KeysValues,
+    context: Context,
+    source_context: Context,
+    relative: Float[Array, "B T N R"] | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal grouped-query attention: a query sees keys of its segment not later than itself.
 
@@ -64,66 +68,99 @@ def attend(
       source: rotated keys and values of the tokens in `source_context`.
       context: where the queries stand.
       source_context: where the keys stand; they need not be the tokens of the queries.
+      relative: what each query adds to the scores of keys 0, 1, ... positions behind it; those
+        further behind take the last.
     """
     batch, length, heads, width = query.shape
     groups = source.key.shape[-2]
     # [B K G T H]: the query heads that read one key head side by side.
-    split = query.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+    split = lambda x: x.reshape(batch, length, groups, heads // groups, -1).transpose(0, 2, 3, 1, 4)
     key, value = (x.swapaxes(1, 2) for x in (source.key, source.value))
-    mixed = _attend(split / math.sqrt(width), key, value, (context, source_context))
+    further = None if relative is None else split(relative)
+    contexts = context, source_context
+    mixed = _attend(split(query) / math.sqrt(width), key, value, further, contexts)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape)
 
 
 @jax.custom_vjp
-def _attend(query: Array, key: Array, value: Array, contexts: tuple[Context, Context]) -> Array:
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    relative: Array | None,
+    contexts: tuple[Context, Context],
+) -> Array:
     """Attention of scaled queries [B K G T H] to keys and values [B K S H]."""
 
-    def one(query: Array, key: Array, value: Array, mask: Array) -> Array:
-        return jnp.einsum("gts,sh->gth", _weights(query, key, mask).astype(value.dtype), value)
+    def one(query: Array, key: Array, value: Array, relative: Array | None, where: Any) -> Array:
+        weights = _weights(query, key, relative, where)
+        return jnp.einsum("gts,sh->gth", weights.astype(value.dtype), value)
 
-    return _over_heads(one, (query, key, value), contexts)
-
-
-def _forward(query: Array, key: Array, value: Array, contexts: tuple[Context, Context]):
-    return _attend(query, key, value, contexts), (query, key, value, contexts)
+    return _over_heads(one, (query, key, value, relative), contexts)
 
 
-def _backward(saved: Any, grad: Array) -> tuple[Array, Array, Array, None]:
-    query, key, value, contexts = saved
+def _forward(*inputs: Any) -> tuple[Array, Any]:
+    return _attend(*inputs), inputs
 
-    def one(query: Array, key: Array, value: Array, grad: Array, mask: Array):
-        weights = _weights(query, key, mask)
+
+def _backward(saved: Any, grad: Array) -> tuple[Array, Array, Array, Array | None, None]:
+    *arrays, contexts = saved
+
+    def one(query: Array, key: Array, value: Array, relative: Any, grad: Array, where: Any):
+        weights = _weights(query, key, relative, where)
         towards = jnp.einsum("gth,sh->gts", grad, value, preferred_element_type=jnp.float32)
         towards = weights * (towards - (weights * towards).sum(-1, keepdims=True))
+        further = None if relative is None else _towards_relative(towards, relative, where)
         weights, towards = weights.astype(value.dtype), towards.astype(query.dtype)
         rows = lambda x: x.reshape(-1, x.shape[-1])
         return (
             jnp.einsum("gts,sh->gth", towards, key),
             rows(towards).T @ rows(query),
             rows(weights).T @ rows(grad),
+            further,
         )
 
-    return *_over_heads(one, (query, key, value, grad), contexts), None
+    return *_over_heads(one, (*arrays, grad), contexts), None
 
 
 _attend.defvjp(_forward, _backward)
 
 
 def _weights(
-    query: Float[Array, "G T H"], key: Float[Array, "S H"], mask: Bool[Array, "T S"]
+    query: Float[Array, "G T H"],
+    key: Float[Array, "S H"],
+    relative: Float[Array, "G T R"] | None,
+    where: tuple[Bool[Array, "T S"], Int[Array, "T S"]],
 ) -> Float[Array, "G T S"]:
     """Returns attention probabilities, in float32; a query that sees nothing spreads evenly."""
+    mask, behind = where
     scores = jnp.einsum("gth,sh->gts", query, key, preferred_element_type=jnp.float32)
+    if relative is not None:
+        behind = jnp.clip(behind, 0, relative.shape[-1] - 1)
+        scores += jnp.take_along_axis(relative, behind[None], axis=-1)
     return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(scores.dtype).min))
 
 
-def _mask(context: Context, source_context: Context) -> Bool[Array, "T S"]:
-    not_later = source_context.positions[None, :] <= context.positions[:, None]
-    return not_later & (source_context.segment_ids[None, :] == context.segment_ids[:, None])
+def _towards_relative(
+    towards: Float[Array, "G T S"], relative: Float[Array, "G T R"], where: Any
+) -> Float[Array, "G T R"]:
+    """Returns the gradient of the relative scores from that of all scores."""
+    behind = jnp.clip(where[1], 0, relative.shape[-1] - 1)
+    rows = jnp.arange(len(behind))[:, None]
+    return jnp.zeros(relative.shape).at[:, rows, behind].add(towards).astype(relative.dtype)
 
 
-def _over_heads(one: Callable, arrays: tuple[Array, ...], contexts: tuple[Context, Context]) -> Any:
-    """Applies `one(*arrays, mask)` to every row and key head of arrays [B K ...].
+def _where(
+    context: Context, source_context: Context
+) -> tuple[Bool[Array, "T S"], Int[Array, "T S"]]:
+    """Returns which keys each query sees, and how far behind it they stand."""
+    behind = context.positions[:, None] - source_context.positions[None, :]
+    same = source_context.segment_ids[None, :] == context.segment_ids[:, None]
+    return (behind >= 0) & same, behind
+
+
+def _over_heads(one: Callable, arrays: tuple[Any, ...], contexts: tuple[Context, Context]) -> Any:
+    """Applies `one(*arrays, where)` to every row and key head of arrays [B K ...].
 
     All at once; on a CPU one by one, since the scores of one head stay in its cache.
     """
@@ -131,8 +168,8 @@ def _over_heads(one: Callable, arrays: tuple[Array, ...], contexts: tuple[Contex
     def walk(each: Callable) -> Callable:
         def row(entry: Any) -> Any:
             arrays, contexts = entry
-            mask = _mask(*contexts)
-            return each(lambda arrays: one(*arrays, mask), arrays)
+            where = _where(*contexts)
+            return each(lambda arrays: one(*arrays, where), arrays)
 
         return lambda arrays, contexts: each(row, (arrays, contexts))
 

@@ -1,0 +1,376 @@
+"""The Sparse Universal Transformer's block is its published formula."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recursia import accounting, config, kv, params, settings
+from recursia.blocks import sut
+from recursia.depth import fixed, stick_breaking
+from recursia.layers.attention import Context, KeysValues, attend
+from recursia.sharing import core as sharing
+from tests.laws import by_hand
+from tests.laws.test_causality import is_free_of_the_future
+from tests.laws.tiny import (
+    LENGTH,
+    VOCAB,
+    assert_close,
+    draw,
+    error,
+    forward,
+    gradient,
+    is_equal,
+    text,
+    tol,
+)
+from tests.test_accounting import assert_exact
+
+BLOCK = sut.Config(
+    embed_dim=16,
+    num_heads=2,
+    head_dim=4,
+    num_attention_experts=5,
+    attention_top_k=2,
+    num_experts=6,
+    top_k=3,
+    expert_dim=8,
+    num_distances=5,
+)
+POSITIONS = np.array([[*range(7), *range(5)], [*range(12)]])
+SEGMENTS = np.array([[1] * 7 + [2] * 5, [1] * 12])
+LIVE = np.random.default_rng(5).random((2, LENGTH)) < 0.6
+USES = ("attention_router", "router")
+
+
+def small(depth=None, recursions=3, blocks=1, block=BLOCK, **options):
+    """Returns a model of one or more such blocks, halting unless told otherwise."""
+    depth = depth or stick_breaking.Config(recursions)
+    options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
+    return settings.Model(recursions * blocks, block, depth, **options).build(VOCAB)
+
+
+def weights_of(block, seed=0):
+    """Returns one block's weights, large enough that all matter."""
+    config = small(fixed.Config(1), 1, block=block)
+    return jax.tree.map(lambda leaf: leaf[0], draw(config, seed)["core"])
+
+
+def layer_norm(x, w, eps):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w["scale"] + w["bias"]
+
+
+def gelu(x):
+    return 0.5 * x * (1 + by_hand.erf(x / math.sqrt(2)))
+
+
+def probabilities(w, x):
+    """Returns a router's softmax for each token [T E]."""
+    score = np.exp(np.tanh(x @ w["hidden"] + w["bias"]) @ w["out"])
+    return score / score.sum(-1, keepdims=True)
+
+
+def chosen(p, k):
+    """Returns (expert, gate) of each of a token's best experts."""
+    best = np.argsort(-p, kind="stable")[:k]
+    return [(e, p[e] / (p[best].sum() + 1e-6)) for e in best]
+
+
+def attention_by_hand(w, h, m, where, config, p):
+    """Returns a row's mixture-of-experts attention of states `h` to keys made of `m`."""
+    positions, segments, live = where
+    key, value = (np.einsum("td,dnh->tnh", m, w["attention"][name]) for name in ("key", "value"))
+    out = np.zeros_like(h)
+    for t in np.flatnonzero(live):
+        sees = (positions <= positions[t]) & (segments == segments[t])
+        behind = np.minimum(positions[t] - positions[sees], config.num_distances - 1)
+        for expert, gate in chosen(p[t], config.attention_top_k):
+            query = (h[t] @ w["attention_experts"]["query"][expert]) / math.sqrt(config.head_dim)
+            heads = []
+            for n, q in enumerate(query.reshape(config.num_heads, config.head_dim)):
+                score = np.exp(key[sees, n] @ q + (q @ w["relative"]["table"][n])[behind])
+                heads.append(score / score.sum() @ value[sees, n])
+            out[t] += gate * np.concatenate(heads) @ w["attention_experts"]["out"][expert]
+    return out
+
+
+def experts_by_hand(w, h, live, k, p):
+    """Returns a row's mixture of feed-forward experts."""
+    out = np.zeros_like(h)
+    for t in np.flatnonzero(live):
+        for e, gate in chosen(p[t], k):
+            hidden = gelu(h[t] @ w["up"][e] + w["up_bias"][e])
+            out[t] += gate * (hidden @ w["down"][e] + w["down_bias"][e])
+    return out
+
+
+def block_by_hand(w, x, memory, where, config):
+    """Returns a row's new states, and the probabilities of both routers."""
+    norm = lambda x, name: layer_norm(x, w["norms"][name], config.norm_eps)
+    before = norm if config.norm == "pre" else lambda x, name: x
+    after = norm if config.norm == "post" else lambda x, name: x
+    h, m = before(x, "attention"), before(memory, "attention")
+    first = probabilities(w["attention_router"], h)
+    x = after(x + attention_by_hand(w, h, m, where, config, first), "attention")
+    h = before(x, "mlp")
+    second = probabilities(w["router"], h)
+    return after(x + experts_by_hand(w["experts"], h, where[2], config.top_k, second), "mlp"), (
+        first,
+        second,
+    )
+
+
+def states(seed):
+    return np.random.default_rng(seed).normal(size=(2, LENGTH, BLOCK.embed_dim))
+
+
+def apply(weights, x, block, is_live=LIVE, memory=None):
+    """Returns what the block gives, and what it reports."""
+    live = None if is_live is None else jnp.asarray(is_live)
+    context = Context(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS), live)
+    narrow = lambda x: None if x is None else jnp.asarray(x, jnp.float32)
+    run = jax.jit(lambda w, x, m: sut.apply(w, x, context, block, None, m))
+    x, _, report = run(weights, narrow(x), narrow(memory))
+    return x, report
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("has_memory", [False, True])
+@pytest.mark.parametrize("is_live", [None, LIVE], ids=["all live", "some live"])
+def test_the_block_is_its_formula(norm, has_memory, is_live):
+    block = dataclasses.replace(BLOCK, norm=norm)
+    weights, x, memory = weights_of(block), states(0), states(1) if has_memory else None
+    found, report = apply(weights, x, block, is_live, memory)
+    w, live = by_hand.pick(weights, ...), np.ones_like(LIVE) if is_live is None else LIVE
+    sums = {name: [] for name in USES}
+    for row in range(2):
+        where = POSITIONS[row], SEGMENTS[row], live[row]
+        made = x[row] if memory is None else memory[row]
+        y, routed = block_by_hand(w, x[row], made, where, block)
+        assert_close(found[row], y)
+        for name, p in zip(USES, routed, strict=True):
+            sums[name].append(p[live[row]])
+    for name in USES:
+        assert_close(report[name].probability, np.stack([p.sum(0) for p in sums[name]]))
+        assert_close(report[name].entropy, [-(p * np.log(p)).sum() for p in sums[name]])
+        assert np.array_equal(report[name].tokens, live.sum(1))
+
+
+def test_one_expert_is_a_dense_layer():
+    one = dict(num_attention_experts=1, attention_top_k=1, num_experts=1, top_k=1)
+    block = dataclasses.replace(BLOCK, **one)
+    weights, x = weights_of(block), states(0)
+    w = by_hand.pick(weights, ...)
+    norm = lambda x, name: layer_norm(x, w["norms"][name], block.norm_eps)
+    for row in range(2):
+        live = np.ones(LENGTH, bool)
+        where, sure = (POSITIONS[row], SEGMENTS[row], live), np.ones((LENGTH, 1))
+        y = norm(x[row] + attention_by_hand(w, x[row], x[row], where, block, sure), "attention")
+        e = {name: leaf[0] for name, leaf in w["experts"].items()}
+        y = norm(y + gelu(y @ e["up"] + e["up_bias"]) @ e["down"] + e["down_bias"], "mlp")
+        # A gate of one is divided by one and a millionth.
+        assert error(apply(weights, x, block, None)[0][row], y) < 1e-5
+
+
+def test_a_masked_token_takes_no_expert():
+    weights, x = weights_of(BLOCK), states(0)
+    found, _ = apply(weights, x, BLOCK)
+    others = {s: w for s, w in weights_of(BLOCK, 1).items() if "router" in s or "experts" in s}
+    changed, _ = apply({**weights, **others}, x, BLOCK)
+    assert is_equal(found[~LIVE], changed[~LIVE])
+    assert error(found[LIVE], changed[LIVE]) > 1e-2
+    w = by_hand.pick(weights["norms"], ...)
+    twice = layer_norm(layer_norm(x, w["attention"], 1e-5), w["mlp"], 1e-5)
+    assert_close(found[~LIVE], twice[~LIVE])
+
+
+def test_experts_have_no_order():
+    weights, x = weights_of(BLOCK), states(0)
+    turned = dict(weights)
+    for bank, router in (("attention_experts", "attention_router"), ("experts", "router")):
+        turned[bank] = jax.tree.map(lambda leaf: leaf[::-1], weights[bank])
+        turned[router] = {**weights[router], "out": weights[router]["out"][:, ::-1]}
+    assert_close(apply(turned, x, BLOCK)[0], apply(weights, x, BLOCK)[0])
+
+
+@pytest.mark.parametrize("is_accelerator", [False, True])
+def test_relative_scores_and_their_gradients_are_those_of_the_plain_softmax(
+    monkeypatch, is_accelerator
+):
+    if is_accelerator:  # what other machines than a CPU run, run here
+        choose = lambda *args, cpu, default: default(*args)
+        monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    context = Context(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+    normal = np.random.default_rng(0).normal
+    query, relative = (jnp.asarray(normal(size=(2, LENGTH, 4, n)), jnp.float32) for n in (6, 5))
+    key, value = jnp.asarray(normal(size=(2, 2, LENGTH, 2, 6)), jnp.float32)
+    behind = POSITIONS[:, :, None] - POSITIONS[:, None]
+    mask = (behind >= 0) & (SEGMENTS[:, :, None] == SEGMENTS[:, None])
+
+    def plain(query, key, value, relative):
+        place = jnp.broadcast_to(np.clip(behind, 0, 4)[:, :, None], (2, LENGTH, 4, LENGTH))
+        bias = jnp.take_along_axis(relative, place, -1).swapaxes(1, 2)
+        return jax.nn.dot_product_attention(query, key, value, bias, mask[:, None])
+
+    ours = lambda query, key, value, relative: attend(
+        query, KeysValues(key, value), context, context, relative
+    )
+
+    def run(function):
+        weigh = jnp.cos(jnp.arange(query.size)).reshape(query.shape)
+        total = lambda *args: jnp.vdot(function(*args), weigh)
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))(query, key, value, relative)
+
+    assert_close(run(ours), run(plain))
+    none = attend(query, KeysValues(key, value), context, context)
+    assert is_equal(ours(query, key, value, jnp.zeros_like(relative)), none)
+
+
+def information_by_hand(p):
+    """Returns H(expert | token) and H(expert) of probabilities [tokens E]."""
+    mean = p.mean(0)
+    return -(p * np.log(p)).sum(-1).mean(), -(mean * np.log(mean)).sum()
+
+
+@pytest.mark.parametrize("sign", ["intended", "released"])
+def test_the_loss_joins_all_uses_of_a_router(sign):
+    block = dataclasses.replace(BLOCK, mim_sign=sign, mim_weight=0.7)
+    whole = small(fixed.Config(3), block=block)
+    weights, tokens = draw(whole), text()
+    aux = forward(weights, tokens, whole, "train")[1]
+    w, seen = by_hand.step_weights(weights, whole.grid, 0, 0), {name: [] for name in USES}
+    for row in np.asarray(tokens):
+        x = np.asarray(weights["embed"]["table"], np.float64)[row]
+        where = np.arange(LENGTH), np.ones(LENGTH), np.ones(LENGTH, bool)
+        for _ in range(3):
+            x, routed = block_by_hand(w, x, x, where, block)
+            for name, p in zip(USES, routed, strict=True):
+                seen[name].append(p)
+    parts = [information_by_hand(np.concatenate(seen[name])) for name in USES]
+    factor = -1 if sign == "intended" else 1
+    total = sum(conditional + factor * marginal for conditional, marginal in parts)
+    # A difference of entropies: its error is of their size.
+    assert abs(aux.losses["mim"] - 0.7 * total) < tol(jnp.float32, 64) * np.sum(parts)
+    assert_close(aux.metrics["router_entropy"], parts[1][1])
+
+
+def test_sure_and_even_routing_gives_minus_log_of_the_experts():
+    logits = jnp.asarray(200.0 * np.eye(4)[None], jnp.float32)  # each of 4 tokens has its expert
+    used = jax.tree.map(lambda leaf: leaf[None], sut.usage(logits, logits.argmax(-1)[..., None]))
+    loss = lambda sign: sut.losses(
+        dataclasses.replace(BLOCK, mim_weight=1.0, mim_sign=sign), {"router": used}
+    )[0]["mim"]
+    np.testing.assert_allclose(loss("intended"), -math.log(4), rtol=1e-6)
+    np.testing.assert_allclose(loss("released"), math.log(4), rtol=1e-6)
+
+
+def test_halted_tokens_are_left_out_of_the_loss():
+    config = small(stick_breaking.Config(3, threshold=0.6), recursions=3)
+    weights = draw(config)
+    once = small(fixed.Config(1), 1)
+    gate = jax.tree.map(jnp.zeros_like, weights["depth"])
+    gate = {**gate, "bias": gate["bias"] + 1.0, "out": gate["out"].at[:, 1].set(100.0)}
+    aux = forward({**weights, "depth": gate}, text(), config)[1]
+    assert np.all(aux.depth_used == 1)
+    assert_close(
+        aux.losses["mim"], forward({**weights, "depth": {}}, text(), once)[1].losses["mim"]
+    )
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_flops_are_exact(norm):
+    block = dataclasses.replace(BLOCK, norm=norm)
+    assert_exact(small(block=block, blocks=2, remat="block"))
+    assert_exact(small(fixed.Config(3), block=block, kv=kv.Config("first_recursion")))
+
+
+@pytest.mark.parametrize("mode", ["eval", "causal"])
+def test_no_token_sees_a_later_one(mode):
+    config = small(stick_breaking.Config(3, threshold=0.6))
+    assert is_free_of_the_future(config, mode, seeds=range(2))
+
+
+def test_packed_documents_do_not_see_each_other():
+    config, cut = small(), 7
+    place = np.array([[*range(cut), *range(LENGTH - cut)]] * 2)
+    segments = jnp.array([[1] * cut + [2] * (LENGTH - cut)] * 2)
+    weights, tokens = draw(config), text()
+    packed = forward(weights, tokens, config, "causal", jnp.asarray(place), segments)[0]
+    alone = [forward(weights, part, config)[0] for part in (tokens[:, :cut], tokens[:, cut:])]
+    assert_close(packed, jnp.concatenate(alone, axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_reaches_every_weight(dtype):
+    config = small(dtype=dtype, recursions=2)
+    value, grads = gradient(draw(config), text(), config)
+    assert np.isfinite(value)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.isfinite(grad).all() and np.any(grad != 0), jax.tree_util.keystr(path)
+
+
+def test_half_precision_routes_in_float32():
+    x, wide = jnp.asarray(states(0), jnp.bfloat16), weights_of(BLOCK)
+    mixed = sharing.cast(sut, wide, "bfloat16")
+    context = Context(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
+    run = jax.jit(lambda w: sut.apply(w, x, context, BLOCK)[::2])
+    y, report = run(mixed)
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(report)} == {jnp.dtype("float32")}
+    # A change of a router that bfloat16 would round away changes where tokens go.
+    moved = jax.tree.map(lambda p: p * (1 + 2.0**-12), wide["router"])
+    other = run({**mixed, "router": moved})[1]["router"]
+    assert not is_equal(report["router"].probability, other.probability)
+
+
+def parameters(config):
+    """Returns the parameters of a model of one block that halts, in closed form."""
+    b, v = config.block, config.vocab_size
+    d, width, e, f = b.embed_dim, b.num_heads * b.head_dim, b.num_attention_experts, b.num_experts
+    routers = 2 * (d * d + d) + d * (e + f)
+    attention = 2 * d * width + width * b.num_distances + 2 * e * d * width
+    experts = f * (2 * d * b.expert_dim + b.expert_dim + d)
+    tables = v * d if config.embed.is_tied else 2 * v * d + v
+    return tables + routers + attention + experts + 4 * d + (d * d + 3 * d)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("tiny", None), ("logic", None), ("wmt", None), ("44m", 44.6), ("244m", 244.5)],
+)
+def test_presets_have_their_parameters(name, millions):
+    run = config.load(f"sut:{name}", {})
+    built = run.model.build(run.model.vocab_size or 256)
+    count = accounting.unique_parameters(built)
+    assert count == parameters(built)
+    assert millions is None or round(count / 1e6, 1) == millions
+
+
+def test_experts_start_at_their_published_scales():
+    found = params.init(sut.specs(BLOCK, 1), jax.random.key(0))
+    bounds = {("experts", "up"): 16, ("experts", "down"): 8, ("attention_experts", "query"): 16}
+    for (slot, name), inputs in bounds.items():
+        size = np.abs(found[slot][name])
+        assert 0.9 / inputs < size.max() <= 1 / inputs
+    assert not found["relative"]["table"].any()
+    bound = math.sqrt(3 / (16 + 8))
+    assert 0.9 * bound < np.abs(found["attention"]["key"]).max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 7}, "top_k: got 7, takes 1 to 6, the num_experts"),
+        ({"attention_top_k": 0}, "attention_top_k: got 0, takes 1 to 5"),
+        ({"num_distances": 0}, "num_distances: got 0"),
+        ({"mim_weight": -1.0}, "mim_weight: got -1.0"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        dataclasses.replace(BLOCK, **options)
+    assert "\n" not in str(refused.value)
