@@ -1,21 +1,44 @@
-r"""Mixture-of-Recursions, expert choice: three recursions, each keeps the best-scored tokens.
+r"""Mixture-of-Recursions: tokens of a shared stack go round as often as a router says.
 
   recursia train --config=mor:tiny --workdir=runs/mor_tiny                # a minute on 2 cores
+  recursia train --config=mor:tiny_token --workdir=runs/mor_tiny_token    # the same
   recursia train --config=mor:360m --workdir=runs/mor_360m --config.data.path=DIR
-  recursia train --config=mor:360m ... --config.model.kv.kv_sharing=first_recursion
 
-Bae et al. 2025, arXiv 2507.10524: sharing "middle_cycle", capacities (1, 2/3, 1/3), sigmoid router
-with alpha 0.1, auxiliary loss 0.001; 14,161 steps of 2.1 M tokens equal the 9,438 of the vanilla
-model in FLOPs, as the authors count them (`recursia budget`).
+Bae et al. 2025, arXiv 2507.10524. A preset is a size, and after an underscore what differs from
+expert choice with three recursions: sharing "middle_cycle", capacities (1, 2/3, 1/3), sigmoid
+router with alpha 0.1, auxiliary loss 0.001.
+
+  SIZE           14,161 steps of 2.1 M tokens
+  SIZE_token     14,161   token choice: softmax router, balancing loss 0.1, z-loss 1e-5
+  SIZE_kv_share  14,672   later recursions read the first one's keys and values
+  SIZE_r2        12,619   two recursions
+  SIZE_r4        14,216   four
+
+Each equals the 9,438 steps of the vanilla model at 360m in FLOPs, as the authors count them
+(`recursia budget`).
 """
 
 from ml_collections import ConfigDict
 from recursia.configs import base
 
+STEPS = {"": 14161, "token": 14161, "kv_share": 14672, "r2": 12619, "r4": 14216}
+# As base.MIDDLE_THREE: layers that four recursions divide between an unshared first and last.
+MIDDLE_FOUR = {"demo": 10, "tiny": 10, "360m": 34, "1.7b": 22}
+
 
 def get_config(preset: str) -> ConfigDict:
-    config = base.get_config(preset, num_steps=14161)
-    config.model.depth = dict(kind="expert_choice", num_recursions=3)
+    size, _, variant = preset.partition("_")
+    if variant not in STEPS:
+        kinds = ", ".join(f"{size}_{name}" for name in STEPS if name)
+        raise ValueError(f"no preset {preset!r}; there is {size}, {kinds}")
+    config = base.get_config(size, num_steps=STEPS[variant])
+    recursions = {"r2": 2, "r4": 4}.get(variant, 3)
+    config.model.depth = dict(kind="expert_choice", num_recursions=recursions)
     config.model.sharing = "middle_cycle"
-    config.model.num_layers = base.MIDDLE_THREE.get(preset, config.model.num_layers)
+    layers = {3: base.MIDDLE_THREE, 4: MIDDLE_FOUR}.get(recursions, {})
+    config.model.num_layers = layers.get(size, config.model.num_layers)
+    if variant == "token":
+        config.model.depth = dict(kind="token_choice", num_recursions=3, z_loss_weight=1e-5)
+    if variant == "kv_share":
+        config.model.kv.kv_sharing = "first_recursion"
     return config.lock()

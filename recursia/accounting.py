@@ -5,8 +5,9 @@ gates are not counted. They are what the program executes in mode "train", not a
 attention counts every query with every key of its pass, the masked half included, as the reference
 path computes it. `count_flops` counts a traced program, and the tests hold the closed forms to it.
 
-Left out: a warm-up of capacities, whose steps process every token, and the loss's padding where its
-chunk does not divide the sequence.
+Left out: a warm-up of capacities, whose steps process every token; the loss's padding where its
+chunk does not divide the sequence; a teacher. Counted though not executed: products of the backward
+pass towards what a router reads without a gradient, or without a loss of its own.
 """
 
 import dataclasses
@@ -180,7 +181,8 @@ def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
 
     The steps of its released runs follow from it: forward only; no embedding, head or router;
     attention's causal half; keys and values projected as wide as queries, whatever the number of
-    key heads; capacities as fractions, not as whole tokens of `seq_len`. A recursion that reads
+    key heads; capacities as fractions, not as whole tokens of `seq_len`, and tokens that choose their
+    own depth as if they chose evenly. A recursion that reads
     keys and values processes its fraction against all keys and projects none. A third of what
     training costs, and less.
     """
@@ -190,10 +192,18 @@ def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
     causal = lambda keys, is_reading: block.forward_flops(wide, keys * seq_len / 2, is_reading)
     core = sum(
         each.times * each.queries / _ENDLESS * causal(each.keys / _ENDLESS, each.is_reading)
-        for each in _passes(config, _ENDLESS)
+        for each in map(_needed, _passes(config, _ENDLESS))
     )
     ends = config.grid.prelude + config.grid.coda
     return config.grid.num_blocks * core + ends * causal(1, False)
+
+
+def _needed(each: Pass) -> Pass:
+    """Returns a pass of those tokens alone whose result is kept, as far as that is known."""
+    if each.needed is None:
+        return each
+    keys = each.keys if each.is_reading else each.needed
+    return dataclasses.replace(each, queries=each.needed, keys=keys)
 
 
 def cache_bytes_per_token(config: model.Config, seq_len: int, itemsize: int | None = None) -> float:

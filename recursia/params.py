@@ -31,6 +31,8 @@ class Spec:
       init: draws it from a key, a shape and a dtype.
       is_decayed: whether weight decay applies (not to norms and biases).
       inputs: how many of the leading axes are the features a matrix takes; the rest it gives.
+      lr_scale: of the learning rate; gradients of one scale are clipped together, apart from
+        those of another.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +40,7 @@ class Spec:
     init: Initializer
     is_decayed: bool = True
     inputs: int = 1
+    lr_scale: float = 1.0
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):

@@ -11,6 +11,8 @@ from recursia.layers import embedding
 from recursia.sharing import grid, tied
 from recursia.sharing.core import Remat
 
+Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
+
 
 def _at_least(least: float, settings: Any, *names: str) -> None:
     for name in names:
@@ -146,6 +148,8 @@ class Optimizer:
       eps: added to the root.
       weight_decay: of matrices and embeddings, times the learning rate; norms have none.
       clip_norm: largest global norm of the gradient; 0 does not clip.
+      trainable: dotted paths of the parameters that train, each with all below it, such as "depth"
+        or "core.attention"; empty trains all. The others stay as they are.
     """
 
     learning_rate: float = 3e-3
@@ -154,6 +158,7 @@ class Optimizer:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
         _at_least(0, self, "learning_rate", "eps", "weight_decay", "clip_norm")
@@ -192,6 +197,8 @@ class Train:
       num_microbatches: parts of a batch whose gradients are summed one after the other.
       loss_chunk: tokens of each sequence whose logits exist at a time.
       seed: of the parameters.
+      init_from: another run's directory, whose latest parameters this one starts from; empty draws
+        them. A run that resumes does not read it.
     """
 
     num_steps: int
@@ -200,6 +207,7 @@ class Train:
     num_microbatches: int = 1
     loss_chunk: int = 128
     seed: int = 0
+    init_from: str = ""
 
     def __post_init__(self):
         _at_least(1, self, "num_steps", "batch_size", "seq_len", "num_microbatches", "loss_chunk")
@@ -208,6 +216,29 @@ class Train:
                 f"num_microbatches: {self.num_microbatches} parts do not divide batch_size "
                 f"{self.batch_size}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """What is learnt from another distribution of the next token than the text.
+
+    A state that has a teacher learns from it by `weight`, and from the text by the rest.
+
+    Attributes:
+      teacher: another run's directory, whose latest parameters teach the last state; empty has
+        none. It needs the same tokenizer.
+      exits: whether the last state teaches the earlier ones, where `model.depth` trains those.
+      kind: the distance from the teacher; see `recursia.train.distill`.
+      weight: of that distance, from 0 to 1.
+    """
+
+    teacher: str = ""
+    exits: bool = False
+    kind: Distance = "forward_kl"
+    weight: float = 0.5
+
+    def __post_init__(self):
+        _fraction(self, "weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,10 +310,19 @@ class Run:
     train: Train
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    distill: Distill = dataclasses.field(default_factory=Distill)
     mesh: sharding.Config = dataclasses.field(default_factory=sharding.Config)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     eval: Eval = dataclasses.field(default_factory=Eval)
     log: Log = dataclasses.field(default_factory=Log)
+
+    def __post_init__(self):
+        depth = self.model.depth
+        if self.distill.exits and model.module(depth).num_exits(depth) < 2:
+            raise ValueError(
+                f"distill.exits: depth {kind(depth)!r} trains the last state alone; take depth "
+                "'exit_gate', or 'fixed' with an exit_loss"
+            )
 
 
 # Fields that name a module.

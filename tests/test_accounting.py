@@ -221,6 +221,7 @@ def test_parameters_of_the_smallest_published_model():
         ("recursive:360m", FOUR, 8883),
         ("mor:360m", {"model.depth.num_recursions": "2"}, 12619),
         ("mor:360m", {}, 14161),
+        ("mor:360m_token", {}, 14161),
         ("mor:360m", FOUR, 14216),
         ("mor:360m", {"model.kv.kv_sharing": "first_recursion"}, 14672),
     ],

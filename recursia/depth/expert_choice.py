@@ -4,13 +4,13 @@ Bae et al. 2025, arXiv 2507.10524. Recursion r keeps the best-scored `int(capaci
 tokens that recursion r-1 kept. Shapes shrink with capacity, so recursions are unrolled where it
 falls and scanned where it does not. A token's choice looks at the scores of later tokens: training
 and the paper's evaluation are not causal. In causal mode a token goes on if its own score is above
-the middle, for which the auxiliary loss trains the router.
+the middle: the router's, which the auxiliary loss trains for it, or an auxiliary router's.
 """
 
 import dataclasses
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from recursia.sharing.core import Core, Made
 from recursia.sharing.grid import Grid
 
 SLOTS = ("router",)
+AUX_LR_SCALE = 10.0  # of the auxiliary router's learning rate, as released
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,11 @@ class Config:
       gating: how the gate enters a token's state.
       router: "linear", or "mlp" with one hidden layer.
       temperature: divides what the router sees.
-      aux_loss_weight: of the cross-entropy between a token's logit and whether it was kept, summed
-        over recursions.
+      sampling: whose score decides in causal mode. "aux_loss": the router's; "aux_router": that of
+        another router, which reads the same states at ten times the learning rate, and through
+        which no gradient reaches the rest of the model.
+      aux_loss_weight: of the cross-entropy between the logit that decides and whether its token was
+        kept, summed over recursions.
       z_loss_weight: of the mean squared logit, summed over recursions.
       capacity_warmup_steps: training steps in which capacities fall from 1 along half a cosine;
         they compute every token, and the program is compiled once more after them.
@@ -56,6 +60,7 @@ class Config:
     gating: routing.Gating = "weighted"
     router: routing.Kind = "linear"
     temperature: float = 1.0
+    sampling: Literal["aux_loss", "aux_router"] = "aux_loss"
     aux_loss_weight: float = 0.001
     z_loss_weight: float = 0.0
     capacity_warmup_steps: int = 0
@@ -85,9 +90,12 @@ class Config:
 
 
 def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
-    """Returns the routers' bank: one for each recursion unless slot "router" says otherwise."""
-    entries = 1 + max(_router_entries(grid))
-    return {"router": stack(routing.specs(config.router, embed_dim), (entries,), (None,))}
+    """Returns the routers' banks: one for each recursion unless slot "router" says otherwise."""
+    bank = lambda each: stack(each, (1 + max(_router_entries(grid)),), (None,))
+    found = {"router": bank(routing.specs(config.router, embed_dim))}
+    if config.sampling == "aux_router":
+        found["aux_router"] = bank(routing.specs(config.router, embed_dim, lr_scale=AUX_LR_SCALE))
+    return found
 
 
 def check(config: Config, grid: Grid, kv: kv.Config) -> None:
@@ -133,7 +141,7 @@ def run(
       call: in modes "train" and "eval" recursions keep the best tokens, in "causal" each token
         decides alone; the step of training is read while capacities warm up.
     """
-    routers = at(params["router"], np.array(_router_entries(core.grid)))
+    routers = at(params, np.array(_router_entries(core.grid)))
     is_warming = call.mode == "train" and config.capacity_warmup_steps > 0
     if is_warming and call.step is None:
         raise ValueError("step: None; expert_choice with capacity_warmup_steps trains at a step")
@@ -148,6 +156,15 @@ def run(
     state, is_kept = out.pop("state"), out.pop("is_kept")
     metrics = {**out, "tokens_kept": is_kept.mean((1, 2))}
     return x, Aux(losses, metrics, is_kept.sum(0), state, report)
+
+
+def _logits(weights: dict[str, Any], x: Array, config: Config) -> tuple[Array, Array]:
+    """Returns by which tokens are chosen and gated, and by which each decides in causal mode."""
+    logits = routing.logits(weights["router"], x / config.temperature)
+    if config.sampling == "aux_loss":
+        return logits, logits
+    # As released: it is not divided by the temperature.
+    return logits, routing.logits(weights["aux_router"], jax.lax.stop_gradient(x))
 
 
 def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Config):
@@ -187,7 +204,7 @@ def _keep_best(
     x, active = carry
     rows = jnp.arange(x.shape[0])[:, None]
     h = pick(x, active)
-    logits = routing.logits(weights, h / config.temperature)
+    logits, predicted = _logits(weights, h, config)
     gate = routing.gate(logits, config.score, config.alpha)
     chosen = None if count == h.shape[1] else select(gate, count)
     kept = active if chosen is None else chosen if active is None else pick(active, chosen)
@@ -208,7 +225,8 @@ def _keep_best(
     is_kept = jnp.ones(x.shape[:2], bool)
     if kept is not None:
         is_kept = jnp.zeros(x.shape[:2], bool).at[rows, kept].set(True)
-    out = statistics(logits, is_chosen, jnp.ones(logits.shape, bool), config.score, config.alpha)
+    everyone = jnp.ones(logits.shape, bool)
+    out = statistics(logits, predicted, is_chosen, everyone, config.score, config.alpha)
     return (x, kept), {**out, "state": x, "is_kept": is_kept}, made
 
 
@@ -221,24 +239,24 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
     length = x.shape[1]
     before = (1.0, *config.capacity[:-1])
     entries = {
-        "router": routers,
+        "routers": routers,
         "is_open": jnp.array([a <= b for a, b in zip(before, config.capacity, strict=True)]),
         "count": _warming_counts(config, length, step),
     }
 
     def recursion(carry, private: Any, entry: dict[str, Array], source: Made | None):
         x, active = carry
-        logits = routing.logits(entry["router"], x / config.temperature)
+        logits, predicted = _logits(entry["routers"], x, config)
         gate = routing.gate(logits, config.score, config.alpha)
         if step is None:
-            chosen = active & (entry["is_open"] | routing.is_above(logits))
+            chosen = active & (entry["is_open"] | routing.is_above(predicted))
         else:
             order = jnp.argsort(-jnp.where(active, gate, -jnp.inf), stable=True)
             chosen = active & (jnp.argsort(order) < entry["count"])
         visible = context.count_only(chosen) if core.kv.reads_first else context.hide(~chosen)
         y, made = core.recurse(core.enter(x, private, visible), private, visible, source)
         y = routing.update(x, y, gate, config.gating)
-        out = statistics(logits, chosen, active, config.score, config.alpha)
+        out = statistics(logits, predicted, chosen, active, config.score, config.alpha)
         x = jnp.where(chosen[..., None], y, x)
         return (x, chosen), {**out, "state": x, "is_kept": chosen}, made.replace(context=context)
 
@@ -303,4 +321,5 @@ def num_exits(config: Config) -> int:
 
 def score_flops(config: Config, embed_dim: int) -> int:
     """Returns the forward FLOPs of scoring one token in one recursion."""
-    return routing.flops(config.router, embed_dim)
+    routers = 1 if config.sampling == "aux_loss" else 2
+    return routers * routing.flops(config.router, embed_dim)

@@ -9,6 +9,9 @@ A policy is a module with
     run(core, params, x, context, config, call) -> (x, Aux)
     exit_loss(config, exits, nats) -> a loss per token [B T] from the cross-entropy of the state
                                   after each recursion [R B T], for a policy whose Aux has `exits`
+    after_step(config, params, metrics) -> params of its own after an update, for a policy that
+                                  changes some without a gradient; from those the optimizer left
+                                  and the step's metrics
     at_depth(config, num_recursions) -> the config of a model that stops there
     at_step(config, step) -> the config of this training step; the trainer compiles one per value
     is_causal(config, mode)       whether a token's state is free of later tokens
@@ -79,12 +82,13 @@ class Pass:
     """What one recursion processes of a sequence, in tokens.
 
     Attributes:
-      queries: tokens that the blocks process.
+      queries: tokens that the blocks process, fillers included.
       keys: tokens whose keys and values each of them meets, masked ones included.
       is_reading: whether those are another recursion's.
       scored: tokens that a router or gate scores first.
       times: how many recursions are like this; a mean where their number is drawn.
       is_trained: whether a backward pass follows.
+      needed: of `queries`, those whose result is kept, as far as it is known ahead; None is all.
     """
 
     queries: int
@@ -93,3 +97,4 @@ class Pass:
     scored: int
     times: float = 1
     is_trained: bool = True
+    needed: int | None = None

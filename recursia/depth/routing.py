@@ -17,25 +17,41 @@ Gating = Literal["weighted", "additive", "delta", "replace"]
 INIT_STD = 0.02  # of every router, as released
 
 
-def specs(kind: Kind, embed_dim: int) -> dict[str, Spec]:
-    """Returns one router: a vector, or two layers with twice the width between them."""
+def specs(
+    kind: Kind, embed_dim: int, outputs: tuple[int, ...] = (), lr_scale: float = 1.0
+) -> dict[str, Spec]:
+    """Returns one router: a vector, or two layers with twice the width between them.
+
+    Args:
+      kind: which.
+      embed_dim: width of the states it reads.
+      outputs: () for one score a token, (n,) for n of them.
+      lr_scale: of its parameters.
+    """
+
+    def matrix(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Spec:
+        return Spec(shape, axes, normal(INIT_STD), lr_scale=lr_scale)
+
+    wide, axis = (embed_dim, "embed") if kind == "linear" else (2 * embed_dim, "mlp")
+    out = matrix((wide, *outputs), (axis, *(None for _ in outputs)))
     if kind == "linear":
-        return {"out": Spec((embed_dim,), ("embed",), normal(INIT_STD))}
-    hidden = Spec((embed_dim, 2 * embed_dim), ("embed", "mlp"), normal(INIT_STD))
-    return {"hidden": hidden, "out": Spec((2 * embed_dim,), ("mlp",), normal(INIT_STD))}
+        return {"out": out}
+    return {"hidden": matrix((embed_dim, wide), ("embed", "mlp")), "out": out}
 
 
-def flops(kind: Kind, embed_dim: int) -> int:
+def flops(kind: Kind, embed_dim: int, outputs: int = 1) -> int:
     """Returns the forward matrix-multiplication FLOPs of scoring one token."""
-    return 2 * embed_dim if kind == "linear" else 4 * embed_dim * (embed_dim + 1)
+    if kind == "linear":
+        return 2 * embed_dim * outputs
+    return 4 * embed_dim * (embed_dim + outputs)
 
 
-def logits(weights: dict[str, Array], x: Float[Array, "B T D"]) -> Float[Array, "B T"]:
-    """Returns a score per token, in float32 whatever the compute dtype."""
+def logits(weights: dict[str, Array], x: Float[Array, "B T D"]) -> Float[Array, "B T *R"]:
+    """Returns the scores of each token, in float32 whatever the compute dtype."""
     h = x.astype(jnp.float32)
     if "hidden" in weights:
         h = jax.nn.gelu(dot(h, weights["hidden"], "d,df->f"), approximate=False)
-    return dot(h, weights["out"], "d,d->")
+    return dot(h, weights["out"], "d,d->" if weights["out"].ndim == 1 else "d,dr->r")
 
 
 def gate(logits: Float[Array, "B T"], score: Score, alpha: float) -> Float[Array, "B T"]:
@@ -85,20 +101,30 @@ def pick(x: Array, index: Int[Array, "B C"] | None) -> Array:
 
 def statistics(
     logits: Float[Array, "B T"],
+    predicted: Float[Array, "B T"],
     chosen: Bool[Array, "B T"],
     active: Bool[Array, "B T"],
     score: Score,
     alpha: float,
 ) -> dict[str, Array]:
-    """Returns what one recursion reports, as means over the tokens that could go on."""
+    """Returns what one recursion reports, as means over the tokens that could go on.
+
+    Args:
+      logits: by which tokens were chosen, and gated.
+      predicted: logits by which each token decides in causal mode, learning from what was chosen.
+      chosen: the tokens that go on.
+      active: those that could.
+      score: how a logit becomes a gate.
+      alpha: largest gate.
+    """
 
     def mean(values: Array, among: Array = active) -> Array:
         count = among.sum(dtype=jnp.float32)
         return jnp.where(among, values, 0.0).sum() / jnp.maximum(count, 1.0)
 
-    bce = optax.sigmoid_binary_cross_entropy(logits, chosen.astype(jnp.float32))
+    bce = optax.sigmoid_binary_cross_entropy(predicted, chosen.astype(jnp.float32))
     factor = gate(logits, score, alpha)
-    agrees = is_above(logits) == chosen
+    agrees = is_above(predicted) == chosen
     return {
         "router_cross_entropy": mean(bce),
         "router_z": mean(logits**2),

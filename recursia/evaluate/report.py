@@ -108,6 +108,9 @@ def evaluate(
                     rules=run.mesh.rules,
                 )
                 rows.append({"depth": depth, "mode": mode, **dataclasses.asdict(score)})
+            if modes == ("eval", "causal"):
+                published, causal = (row["nats_per_token"] for row in rows[-2:])
+                rows[-1]["causal_gap"] = causal - published
         main = next((r for r in rows if r["depth"] == config.grid.num_recursions), rows[0])
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
@@ -150,6 +153,8 @@ def render(result: dict[str, Any]) -> str:
             f"{name:22} {row['bits_per_byte']:10.4f} {row['nats_per_token']:11.4f} "
             f"{row['mean_depth']:17.3f}"
         )
+        if "causal_gap" in row:
+            lines.append(f"{'  causal gap':22} {'':10} {row['causal_gap']:+11.4f}")
     for name, bits in result.get("baselines", {}).items():
         lines.append(f"{name:22} {bits:10.4f}")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from recursia.data.loader import Loader
 from recursia.errors import Diverged, Preempted
 from recursia.evaluate import perplexity
 from recursia.generate import decode
+from recursia.train import earlier
 from recursia.train import workdir as directory
 from recursia.train.checkpoint import Checkpoints, same
 from recursia.train.metrics import Progress, Writer, peak_flops
@@ -73,7 +74,8 @@ class Loop:
             run.data.cross_document_attention,
         )
         vocab = directory.vocab_size(run, self.loader.vocab_size)
-        self.trainer = Trainer(run, run.model.build(vocab), mesh)
+        teacher = earlier.teacher(run, vocab, mesh)
+        self.trainer = Trainer(run, run.model.build(vocab), mesh, teacher)
         self.identity = directory.identity(run, vocab, self.loader.fingerprint)
         self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
 
@@ -84,13 +86,25 @@ class Loop:
           CheckpointError: if the saved run has another model or other data.
         """
         if not self.checkpoints.steps():
-            return self.trainer.init(), 0
+            return self.first(), 0
         start = self.checkpoints.choose(None)
         meta = self.checkpoints.meta(start)
         same({k: meta[k] for k in self.identity}, self.identity, f"--workdir={self.workdir}")
         state = self.checkpoints.restore(start, self.trainer.abstract())
         self.progress.say(f"resuming {self.workdir} at step {start}")
         return state, start
+
+    def first(self) -> State:
+        """Returns the state before the first step.
+
+        Raises:
+          ConfigError, CheckpointError: if it is to start from a run that cannot be read.
+        """
+        state = self.trainer.init()
+        if self.run.train.init_from:
+            state, said = earlier.start(self.trainer, state)
+            self.progress.say(said)
+        return state
 
     def run_from(self, state: State, start: int) -> None:
         """Makes the steps from `start` on."""
@@ -143,7 +157,10 @@ class Loop:
             self.writer.write({"step": step, **jax.device_get(metrics), **speed})
 
     def validate(self, step: int, params: Any) -> None:
-        """Scores the validation split as published and, where that looks ahead, causally."""
+        """Scores the validation split as published and, where that looks ahead, causally.
+
+        The gap is what the look ahead was worth, in nats per token.
+        """
         run, config = self.run, self.trainer.model
         row: dict[str, Any] = {"step": step}
         for mode in model.modes(config):
@@ -161,6 +178,8 @@ class Loop:
             row[f"validation_bits_per_byte{suffix}"] = score.bits_per_byte
             row[f"validation_mean_depth{suffix}"] = score.mean_depth
             row[f"validation_lens_loss{suffix}"] = score.lens_nats_per_token
+        if "validation_loss_causal" in row:
+            row["validation_causal_gap"] = row["validation_loss_causal"] - row["validation_loss"]
         self.writer.write(row)
         shown = "  ".join(f"{k.removeprefix('validation_')} {_show(v)}" for k, v in row.items())
         self.progress.say(f"validation  {shown}")

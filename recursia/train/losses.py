@@ -1,14 +1,18 @@
-"""Cross-entropy whose logits never exist for more than a chunk of the tokens."""
+"""Losses of each token whose logits never exist for more than a chunk of the tokens."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+# From logits [B C V], what all tokens share and what belongs to these: what each token is charged
+# [B C], and a function that gives the gradient of that towards its logits.
+Charge = Callable[[Array, Any, Any], tuple[Array, Callable[[], Array]]]
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+
 def cross_entropy(
     hidden: Float[Array, "B T D"],
     head: dict[str, Array],
@@ -18,10 +22,6 @@ def cross_entropy(
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
     """Returns the weighted sum of each token's cross-entropy, and each one's, in nats.
 
-    Differentiated, it makes each chunk's gradient while its logits are there: three products with
-    the head in all, and nothing computed again. The head's gradient sums in float32. No gradient
-    goes through the single cross-entropies.
-
     Args:
       hidden: normalised hidden states, in the compute dtype.
       head: float32 `matrix` [V D] of the output layer, and its `bias` [V] if it has one.
@@ -29,8 +29,7 @@ def cross_entropy(
       weights: of each token's loss.
       chunk: tokens of each sequence whose logits exist at a time.
     """
-    nats = token_nats(hidden, head, targets, chunk)
-    return jnp.sum(weights * nats), nats
+    return charged(_cross_entropy, hidden, head, None, targets, weights, chunk)
 
 
 def token_nats(
@@ -40,19 +39,59 @@ def token_nats(
     chunk: int,
 ) -> Float[Array, "B T"]:
     """Returns the cross-entropy of each token, in nats; the arguments are `cross_entropy`'s."""
-    head = _cast(head, hidden.dtype)
-    step = lambda _, part: (None, _nats(_logits(part[0], head), part[1]))
-    return _join(jax.lax.scan(step, None, _split(chunk, hidden, targets))[1], targets.shape[1])
+    return _each(_cross_entropy, hidden, head, None, targets, chunk)
 
 
-def _forward(hidden: Array, head: dict[str, Array], targets: Array, weights: Array, chunk: int):
-    head = _cast(head, hidden.dtype)
+def _cross_entropy(logits: Array, _: None, targets: Array) -> tuple[Array, Callable[[], Array]]:
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    error = lambda: jax.nn.softmax(logits) - jax.nn.one_hot(targets, logits.shape[-1])
+    return jax.nn.logsumexp(logits, axis=-1) - picked, error
 
-    def step(head_grad: dict[str, Array], part: tuple[Array, Array, Array]):
-        h, target, weight = part
-        logits = _logits(h, head)
-        error = jax.nn.softmax(logits) - jax.nn.one_hot(target, logits.shape[-1])
-        error = weight[..., None] * error
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
+def charged(
+    charge: Charge,
+    hidden: Float[Array, "B T D"],
+    head: dict[str, Array],
+    common: Any,
+    own: Any,
+    weights: Float[Array, "B T"],
+    chunk: int,
+) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
+    """Returns the weighted sum of what each token's logits are charged, and each one's charge.
+
+    Differentiated, it makes each chunk's gradient while its logits are there: three products with
+    the head in all, and nothing computed again. The head's gradient sums in float32. No gradient
+    goes through the single charges, `common` or `own`.
+
+    Args:
+      charge: what a token's logits cost.
+      hidden: as `cross_entropy` takes them, as are `head`, `weights` and `chunk`.
+      head: see there.
+      common: arrays that `charge` takes whole.
+      own: arrays [B T ...] of which it takes a chunk.
+      weights: see there.
+      chunk: see there.
+    """
+    each = _each(charge, hidden, head, common, own, chunk)
+    return jnp.sum(weights * each), each
+
+
+def _each(charge: Charge, hidden: Array, head: Any, common: Any, own: Any, chunk: int) -> Array:
+    head = cast(head, hidden.dtype)
+    step = lambda _, part: (None, charge(logits(part[0], head), common, part[1])[0])
+    return _join(jax.lax.scan(step, None, _split(chunk, (hidden, own)))[1], hidden.shape[1])
+
+
+def _forward(
+    charge: Charge, hidden: Array, head: Any, common: Any, own: Any, weights: Array, chunk: int
+):
+    head = cast(head, hidden.dtype)
+
+    def step(head_grad: dict[str, Array], part: tuple[Array, Any, Array]):
+        h, here, weight = part
+        each, error = charge(logits(h, head), common, here)
+        error = weight[..., None] * error()
         more = {"bias": error.sum((0, 1))} if "bias" in head else {}
         error = error.astype(h.dtype)
         rows = lambda x: x.reshape(-1, x.shape[-1])
@@ -61,45 +100,40 @@ def _forward(hidden: Array, head: dict[str, Array], targets: Array, weights: Arr
         )
         head_grad = jax.tree.map(jnp.add, head_grad, more)
         towards = jnp.einsum("btv,vd->btd", error, head["matrix"])
-        return head_grad, (_nats(logits, target), towards)
+        return head_grad, (each, towards)
 
     start = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), head)
-    head_grad, (nats, hidden_grad) = jax.lax.scan(
-        step, start, _split(chunk, hidden, targets, weights)
-    )
-    nats, hidden_grad = (_join(part, targets.shape[1]) for part in (nats, hidden_grad))
-    return (jnp.sum(weights * nats), nats), (hidden_grad, head_grad, nats)
+    parts = _split(chunk, (hidden, own, weights))
+    head_grad, (each, hidden_grad) = jax.lax.scan(step, start, parts)
+    each, hidden_grad = (_join(part, hidden.shape[1]) for part in (each, hidden_grad))
+    return (jnp.sum(weights * each), each), (hidden_grad, head_grad, each)
 
 
-def _backward(chunk: int, saved: Any, grads: tuple[Array, Array]):
-    hidden_grad, head_grad, nats = saved
+def _backward(charge: Charge, chunk: int, saved: Any, grads: tuple[Array, Array]):
+    hidden_grad, head_grad, each = saved
     scale = grads[0]
     head_grad = jax.tree.map(lambda grad: scale * grad, head_grad)
-    return scale.astype(hidden_grad.dtype) * hidden_grad, head_grad, None, scale * nats
+    return scale.astype(hidden_grad.dtype) * hidden_grad, head_grad, None, None, scale * each
 
 
-cross_entropy.defvjp(_forward, _backward)
+charged.defvjp(_forward, _backward)
 
 
-def _cast(head: dict[str, Array], dtype: Any) -> dict[str, Array]:
+def cast(head: dict[str, Array], dtype: Any) -> dict[str, Array]:
     """Returns the head with its matrix in the compute dtype."""
     return {**head, "matrix": head["matrix"].astype(dtype)}
 
 
-def _logits(hidden: Array, head: dict[str, Array]) -> Float[Array, "B C V"]:
+def logits(hidden: Float[Array, "B C D"], head: dict[str, Array]) -> Float[Array, "B C V"]:
+    """Returns float32 logits; the head's matrix is in the compute dtype."""
     matrix = head["matrix"]
-    logits = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
-    return logits + head["bias"] if "bias" in head else logits
+    found = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+    return found + head["bias"] if "bias" in head else found
 
 
-def _nats(logits: Float[Array, "B C V"], targets: Int[Array, "B C"]) -> Float[Array, "B C"]:
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
-
-
-def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
+def _split(chunk: int, tree: Any) -> Any:
     """Returns arrays [B T ...] as chunks of tokens [N B C ...], the last padded with zeros."""
-    batch, length = arrays[0].shape[:2]
+    batch, length = jax.tree.leaves(tree)[0].shape[:2]
     chunk = min(chunk, length)
     pad = -length % chunk
 
@@ -107,7 +141,7 @@ def _split(chunk: int, *arrays: Array) -> tuple[Array, ...]:
         x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) if pad else x
         return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
 
-    return tuple(map(split, arrays))
+    return jax.tree.map(split, tree)
 
 
 def _join(chunks: Array, length: int) -> Array:

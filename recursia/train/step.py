@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from recursia import model, params, settings, sharding
 from recursia.layers import embedding
 from recursia.params import Leaf
-from recursia.train import losses, optimizer
+from recursia.train import distill, losses, optimizer
 
 Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
 
@@ -38,11 +38,13 @@ class Trainer:
       run: the settings.
       model: the model, at full depth and capacity.
       mesh: the devices.
+      teacher: whose predictions it learns from besides, if any.
     """
 
     run: settings.Run
     model: model.Config
     mesh: Mesh
+    teacher: distill.Teacher | None = None
 
     @functools.cached_property
     def specs(self) -> Any:
@@ -114,25 +116,35 @@ class Trainer:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         jitted = jax.jit(
             functools.partial(train_step, self, config),
-            in_shardings=(self.state_shardings, self.batch_sharding),
+            in_shardings=(self.state_shardings, self.batch_sharding, None),
             out_shardings=(self.state_shardings, everywhere),
             donate_argnums=0,
         )
 
         def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
             with jax.set_mesh(self.mesh):
-                return jitted(state, batch)
+                return jitted(state, batch, self.teacher and self.teacher.params)
 
         return run
 
 
 def train_step(
-    trainer: Trainer, config: model.Config, state: State, batch: Batch
+    trainer: Trainer, config: model.Config, state: State, batch: Batch, taught_by: Any = None
 ) -> tuple[State, dict[str, Array]]:
-    """Returns the state after one update, and what was measured before it."""
+    """Returns the state after one update, and what was measured before it.
+
+    Args:
+      trainer: of the run.
+      config: the model of this step.
+      state: before it.
+      batch: its rows.
+      taught_by: parameters of the trainer's teacher: arguments, or they would be compiled in.
+    """
     total = jnp.maximum(batch["weights"].sum(), 1.0)
     count = trainer.run.train.num_microbatches
-    grad = jax.value_and_grad(functools.partial(loss_fn, trainer.run, config), has_aux=True)
+    teacher = trainer.teacher and dataclasses.replace(trainer.teacher, params=taught_by)
+    loss = functools.partial(loss_fn, trainer.run, config, teacher=teacher)
+    grad = jax.value_and_grad(loss, has_aux=True)
     if count == 1:
         (_, metrics), grads = grad(state.params, batch, total, state.step, 0)
     else:
@@ -153,6 +165,9 @@ def train_step(
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
     weights = optax.apply_updates(state.params, updates)
+    policy = model.module(config.depth)
+    if hasattr(policy, "after_step"):
+        weights["depth"] = policy.after_step(config.depth, weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 
 
@@ -164,6 +179,7 @@ def loss_fn(
     total: Float[Array, ""],
     step: Int[Array, ""],
     part: int | Int[Array, ""],
+    teacher: distill.Teacher | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Returns a microbatch's share of the loss, and its share of every metric.
 
@@ -176,7 +192,10 @@ def loss_fn(
       step: of training.
       part: which microbatch of the step this is; terms that are no sum over tokens are averaged
         over all of them.
+      teacher: whose predictions are learnt from besides.
     """
+    trains = optimizer.trainable(run.optimizer, weights)
+    weights = jax.tree.map(lambda w, yes: w if yes else jax.lax.stop_gradient(w), weights, trains)
     count = run.train.num_microbatches
     key = jax.random.fold_in(jax.random.key(run.train.seed), zlib.crc32(b"forward"))
     out = model.apply(
@@ -190,7 +209,8 @@ def loss_fn(
         key=jax.random.fold_in(key, step),
         part=part,
     )
-    predicted, nats, exits = _prediction_losses(run, config, weights, batch, out)
+    taught = None if teacher is None else teacher.read(batch)
+    predicted, nats, exits = _prediction_losses(run, config, weights, batch, out, taught)
     extra = {f"loss_{name}": value / count for name, value in out.aux.losses.items()}
     extra |= {f"loss_{name}": value / total for name, value in exits.items()}
     metrics = {
@@ -203,20 +223,34 @@ def loss_fn(
 
 
 def _prediction_losses(
-    run: settings.Run, config: model.Config, weights: Any, batch: Batch, out: model.Output
+    run: settings.Run,
+    config: model.Config,
+    weights: Any,
+    batch: Batch,
+    out: model.Output,
+    taught: distill.Taught | None,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"], dict[str, Array]]:
     """Returns sums over tokens: of what predicts, in nats, and of what exits cost besides.
 
     Between them, each token's cross-entropy after the last recursion.
     """
-    aux, targets = out.aux, batch["targets"]
+    aux, targets, learnt = out.aux, batch["targets"], run.distill
     head, chunk = embedding.head(weights["embed"]), run.train.loss_chunk
-    score = lambda hidden, share: losses.cross_entropy(hidden, head, targets, share, chunk)
+
+    def score(hidden: Array, share: Array, taught: distill.Taught | None):
+        if taught is None:
+            return losses.cross_entropy(hidden, head, targets, share, chunk)
+        kept = (1 - learnt.weight) * share
+        read, nats = losses.cross_entropy(hidden, head, targets, kept, chunk)
+        share = learnt.weight * share
+        return read + distill.distance(learnt.kind, hidden, head, taught, share, chunk)[0], nats
+
     if aux.exit_weights is None:
-        return *score(out.hidden, batch["weights"]), {}
+        return *score(out.hidden, batch["weights"], taught), {}
     shares = aux.exit_weights * batch["weights"]
-    last, nats = score(out.hidden, shares[-1])
-    one = lambda exit: score(model.normalise(weights, exit[0], config), exit[1])
+    last, nats = score(out.hidden, shares[-1], taught)
+    inner = jax.lax.stop_gradient((out.hidden, head)) if learnt.exits else None
+    one = lambda exit: score(model.normalise(weights, exit[0], config), exit[1], inner)
     earlier, earlier_nats = jax.lax.map(one, (aux.states[:-1], shares[:-1]))
     if aux.exits is None:
         return last + earlier.sum(), nats, {}

@@ -59,6 +59,10 @@ def test_eval_scores_the_latest_step_in_both_modes_and_writes_nothing(evaluate, 
     assert all(result[key] == main[key] for key in KEYS - {"table", "step"})
     validation = [json.loads(line) for line in (run / "metrics.jsonl").open()][-1]
     first = evaluate("--num_batches=1")
+    published, causal = (row["nats_per_token"] for row in first["table"])
+    assert "causal_gap" not in first["table"][0]
+    assert first["table"][1]["causal_gap"] == causal - published != 0
+    assert validation["validation_causal_gap"] == pytest.approx(causal - published, abs=1e-5)
     for mode, row in zip(("", "_causal"), first["table"], strict=True):
         assert row["nats_per_token"] == pytest.approx(validation[f"validation_loss{mode}"])
         assert row["lens_nats_per_token"] == pytest.approx(
@@ -109,6 +113,13 @@ def test_eval_prints_a_table_with_baselines(run, capsys):
     out = capsys.readouterr().out
     for word in ("depth 2, eval", "unigram", "bigram", "gzip -9", "xz -9", "bits/byte"):
         assert word in out
+
+
+def test_eval_prints_what_looking_ahead_was_worth(run, capsys):
+    assert cli.main(["eval", f"--workdir={run}", "--num_batches=1"]) == 0
+    *_, published, causal, gap = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert gap[:2] == ["causal", "gap"]
+    assert float(gap[2]) == pytest.approx(float(causal[4]) - float(published[4]), abs=2e-4)
 
 
 def test_a_checkpoint_of_eight_devices_is_read_by_one(evaluate, run):

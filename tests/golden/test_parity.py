@@ -50,8 +50,8 @@ def first_to(value):
     return change
 
 
-def test_all_five_files_are_here():
-    assert len(NAMES) == 5
+def test_all_files_are_here():
+    assert len(NAMES) == 8
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,14 +120,30 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(changed, name, change, 
     assert "\n" not in str(refusal.value)
 
 
-def test_an_option_without_counterpart_is_refused(changed):
-    def token_choice(config):
+@pytest.mark.parametrize(
+    ("section", "option"),
+    [
+        ("mor", {"type": "layer"}),
+        ("mor", {"rand_router": True}),
+        ("mor", {"router_type": "deep"}),
+        ("mor", {"expert": {"cap_warmup_step": 3}}),
+        ("mor", {"expert": {"sampling": "dice"}}),
+        ("mor", {"type": "token", "token": {"balancing": "dice"}}),
+        ("mor", {"type": "token", "token": {"bal_warmup_step": 3}}),
+        ("kv_sharing", {"update_cache": True}),
+    ],
+    ids=str,
+)
+def test_an_option_without_counterpart_is_refused_by_name(changed, section, option):
+    def with_option(config):
         theirs = json.loads(str(config))
-        theirs["mor"]["type"] = "token"
+        theirs[section] = (theirs[section] or {}) | option
         return np.array(json.dumps(theirs))
 
-    with pytest.raises(ConfigError, match="token"):
-        parity.check(changed("config", token_choice))
+    *_, name = option
+    with pytest.raises(ConfigError, match=name) as refusal:
+        parity.check(changed("config", with_option))
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path):

@@ -63,9 +63,9 @@ def step_weights(params, grid, recursion, k):
     return weights
 
 
-def router_logits(params, grid, recursion, x):
+def router_logits(params, grid, recursion, x, name="router"):
     """Returns one recursion's score of each token."""
-    w = pick(params["depth"]["router"], grid.table_of("router")[recursion][0])
+    w = pick(params["depth"][name], grid.table_of("router")[recursion][0])
     if "hidden" in w:
         x = x @ w["hidden"]
         x = 0.5 * x * (1 + erf(x / math.sqrt(2)))
@@ -102,12 +102,17 @@ def run_fixed(params, x, where, config):
 
 
 def run_expert_choice(params, x, where, config, mode):
-    """Routes a row; also returns (logits, chosen among the active, kept tokens) by recursion."""
+    """Routes a row; also returns (logits, chosen among the active, kept tokens) by recursion.
+
+    The logits are those that decide in causal mode.
+    """
     depth, grid, made, report = config.depth, config.grid, {}, []
     active, capacity_before = np.arange(len(x)), 1.0
     for r, capacity in enumerate(depth.capacity):
         logits = router_logits(params, grid, r, x[active] / depth.temperature)
         gate = gate_of(logits, depth)
+        if depth.sampling == "aux_router":
+            logits = router_logits(params, grid, r, x[active], "aux_router")
         if mode == "causal":
             is_open = capacity >= capacity_before
             chosen = [i for i, score in enumerate(logits) if is_open or score >= 0]

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from recursia import model
-from recursia.blocks import llama
 
 
 def entries(config, slot, bank):
@@ -22,10 +21,10 @@ def untied(config, params):
         lambda p: p[np.array(grid.table_of(slot))], entries(config, slot, bank)
     )
     core = {slot: place(slot, bank) for slot, bank in params["core"].items()}
-    others = tuple((slot, axes) for slot, axes in grid.axes if slot not in llama.SLOTS)
-    grid = dataclasses.replace(
-        grid, axes=tuple((slot, ("recursion", "block")) for slot in llama.SLOTS) + others, tables=()
-    )
+    others = tuple((slot, axes) for slot, axes in grid.axes if slot not in core)
+    tables = tuple((slot, table) for slot, table in grid.tables if slot not in core)
+    axes = tuple((slot, ("recursion", "block")) for slot in core) + others
+    grid = dataclasses.replace(grid, axes=axes, tables=tables)
     return dataclasses.replace(config, grid=grid), {**params, "core": core}
 
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import model
+from recursia import accounting, model
 from recursia.blocks import llama
+from recursia.config import load
+from recursia.errors import ConfigError
 from tests.laws import by_hand
 from tests.laws.tiny import (
     BATCH,
@@ -196,3 +198,44 @@ def test_in_causal_mode_a_capacity_that_does_not_fall_keeps_all():
     assert metrics["tokens_kept"][0] == 1
     assert 0 < metrics["tokens_kept"][1] < 1
     assert metrics["tokens_kept"][2] == metrics["tokens_kept"][1]
+
+
+# Effective layers, recursions, and unique parameters without the embedding, as published.
+RELEASED = {
+    "135m_r2": (30, 2, 57),
+    "135m_r4": (30, 4, 32),
+    "360m": (32, 3, 118),
+    "360m_token": (32, 3, 118),
+    "360m_kv_share": (32, 3, 118),
+    "360m_r2": (32, 2, 167),
+    "360m_r4": (34, 4, 98),
+    "730m_r2": (26, 2, 352),
+    "730m_r4": (26, 4, 201),
+    "1.7b_r2": (24, 2, 872),
+    "1.7b_r4": (22, 4, 470),
+}
+
+
+@pytest.mark.parametrize("preset", RELEASED)
+def test_a_released_size_has_the_published_parameters(preset):
+    layers, recursions, millions = RELEASED[preset]
+    made = load(f"mor:{preset}", {}).model.build(49152)
+    wide, grid = made.block, made.grid
+    d, heads = wide.embed_dim, 2 * (wide.num_heads + wide.num_kv_heads) * wide.head_dim
+    layer = d * heads + 3 * d * wide.mlp_dim + 2 * d
+    assert (grid.num_steps, grid.num_recursions) == (layers, recursions)
+    unique = (2 + (layers - 2) // recursions) * layer + d + recursions * d
+    assert accounting.unique_parameters(made) == unique + 49152 * d
+    assert round(unique / 1e6) == millions
+
+
+def test_a_variant_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(ConfigError, match="tiny_token") as refusal:
+        load("mor:tiny_tokens", {})
+    assert "\n" not in str(refusal.value)
+
+
+def test_sharing_keys_across_one_recursion_is_making_them():
+    own, shared = (tiny("expert_choice", recursions=1, kv=kv) for kv in ("own", "first_recursion"))
+    params = draw(own)
+    assert_close(forward(params, text(), shared)[0], forward(params, text(), own)[0])

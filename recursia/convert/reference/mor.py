@@ -1,8 +1,9 @@
 """Configurations and parameters of the authors' PyTorch code, as ours.
 
 Recursive Transformers and Mixture-of-Recursions: raymin0223/mixture_of_recursions. Names are those
-of its `state_dict`; a linear weight is `[out, in]`. With routing, a layer of the list is one
-recursion and holds its blocks; without, it is one step.
+of its `state_dict`; a linear weight is `[out, in]`. With expert choice, a layer of the list is one
+recursion and holds its blocks; with token choice, one layer holds all recursions; without routing,
+a layer is one step.
 """
 
 import functools
@@ -17,14 +18,21 @@ import numpy as np
 from recursia import kv, model
 from recursia.blocks import llama
 from recursia.convert.reference import Case, aliases, under
-from recursia.depth import expert_choice, fixed
+from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
 from recursia.layers import embedding
 from recursia.sharing import grid as sharing
 
-ROUTED = "model.layers.{}.block.{}"
+EXPERT = "model.layers.{}.block.{}"
+TOKEN = "model.layers.{}.block_list.{}.{}"
 STEP = "model.layers.{}"
+ROUTER = "model.layers.{}.{}.router{}.weight"
+BIAS = "model.layers.{}.router_bias"
+KINDS = {"linear": "linear", "mlp": "mlp", "wide_mlp": "mlp"}  # the last two are one code
+# A file's total loss holds the loss of the router times this, whatever coefficient it trained with,
+# and no z-loss.
+IN_TOTAL = 0.001
 
 
 def case(file: Mapping[str, np.ndarray]) -> Case:
@@ -36,11 +44,23 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     targets = np.concatenate([tokens[:, 1:], np.full_like(tokens[:, :1], -1)], axis=1)
 
     def losses(aux: Aux) -> list[tuple[str, Any]]:
-        found = aux.metrics.get("router_cross_entropy")
-        return [] if found is None else [("router_loss", found.sum())]
+        names = {"router_loss": "router_cross_entropy", "balancing_loss": "router_balance"}
+        return [(k, aux.metrics[v].sum()) for k, v in names.items() if v in aux.metrics]
+
+    def arrays(aux: Aux, _: Any) -> list[tuple[str, Any]]:
+        shares = aux.metrics.get("depth_share")
+        return [] if shares is None else [("balancing_ratio", shares)]
 
     kept = lambda aux: [(r, aux.depth_used > r) for r in range(ours.grid.num_recursions)]
-    return Case(ours, functools.partial(params, ours), tokens, targets, losses=losses, kept=kept)
+    return Case(
+        ours,
+        functools.partial(params, ours),
+        tokens,
+        targets,
+        losses=losses,
+        arrays=arrays,
+        kept=kept,
+    )
 
 
 def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:
@@ -55,8 +75,8 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:
       ConfigError: for an option that has no counterpart here.
     """
     shape, mor = theirs["llama"], theirs["mor"]
-    depth = _expert_choice(theirs) if mor else None
     recursions, how = theirs["recursive"]["num_recursion"], theirs["recursive"]["sharing"]
+    depth = _routing(theirs) if mor else fixed.Config(recursions)
     heads = shape["num_attention_heads"]
     block = llama.Config(
         embed_dim=shape["hidden_size"],
@@ -70,65 +90,100 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:
     return model.Config(
         vocab_size=shape["vocab_size"],
         block=block,
-        depth=depth or fixed.Config(recursions),
+        depth=depth,
         grid=sharing.plan(
-            _num_layers(owner, recursions, bool(mor)),
+            _num_layers(owner, recursions),
             recursions,
             how,
             () if theirs["attention_shared"] else (("attention", "recursion+block"),),
             llama.SLOTS,
-            expert_choice.SLOTS if mor else fixed.SLOTS,
+            model.module(depth).SLOTS,
         ),
         kv=kv.Config("first_recursion" if theirs["kv_sharing"] else "own"),
         embed=embedding.Config(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
     )
 
 
-def _expert_choice(theirs: dict[str, Any]) -> expert_choice.Config:
+def _routing(theirs: dict[str, Any]) -> expert_choice.Config | token_choice.Config:
+    """Returns the depth policy.
+
+    Raises:
+      ConfigError: for an option that has no counterpart here.
+    """
     mor = theirs["mor"]
-    if mor["type"] != "expert":
-        raise ConfigError(f"reference: router type {mor['type']!r} is not read here; 'expert' is")
-    if mor.get("rand_router") or mor["expert"]["sampling"] not in ("aux_loss", None):
-        raise ConfigError(
-            f"reference: rand_router {mor.get('rand_router')} with sampling "
-            f"{mor['expert']['sampling']!r} is not read here; a router with 'aux_loss' is"
-        )
+    if mor["type"] not in ("expert", "token"):
+        raise ConfigError(f"mor.type: got {mor['type']!r}, takes 'expert' or 'token'")
     if (theirs["kv_sharing"] or {}).get("update_cache"):
-        raise ConfigError("reference: kv_sharing with update_cache is not read here")
-    return expert_choice.Config(
-        num_recursions=theirs["recursive"]["num_recursion"],
-        capacity=tuple(float(c) for c in str(mor["capacity"]).split(",")),
-        alpha=mor["expert"]["alpha"],
-        score=mor["expert"]["router_func"] or "none",
-        gating="weighted" if mor["expert"].get("gating", "weighted") == "weighted" else "additive",
-        router="linear" if mor["router_type"] == "linear" else "mlp",
-        temperature=mor["temp"],
-        aux_loss_weight=mor["expert"]["coeff"],
-    )
-
-
-def _num_layers(names: Iterable[str], recursions: int, is_routed: bool) -> int:
-    """Returns the effective depth, from the parameters that are there."""
-    layers = 1 + max(
-        int(m[1]) for name in names if (m := re.match(r"model\.layers\.(\d+)\.", name))
-    )
-    if not is_routed:
-        return layers
-    blocks = {
-        m[1] for name in names if (m := re.match(r"model\.layers\.\d+\.block\.(\d+)\.", name))
+        raise ConfigError("kv_sharing.update_cache: got True, and it is not read here")
+    if mor.get("rand_router"):
+        raise ConfigError("mor.rand_router: got True, and it is not read here")
+    if mor["router_type"] not in KINDS:
+        raise ConfigError(f"mor.router_type: got {mor['router_type']!r}, takes {', '.join(KINDS)}")
+    own = mor[mor["type"]]
+    for name in ("cap_warmup_step", "bal_warmup_step"):
+        if own.get(name):
+            raise ConfigError(f"mor.{mor['type']}.{name}: got {own[name]}, takes 0 or none")
+    shared = {
+        "num_recursions": theirs["recursive"]["num_recursion"],
+        "gating": "weighted" if own.get("gating", "weighted") == "weighted" else "additive",
+        "router": KINDS[mor["router_type"]],
+        "temperature": mor.get("temp") or 1.0,
     }
-    return layers - recursions + recursions * len(blocks)
+    return _expert_choice(mor, shared) if mor["type"] == "expert" else _token_choice(own, shared)
+
+
+def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice.Config:
+    own = mor["expert"]
+    if own.get("sampling") not in ("aux_loss", "aux_router", None):
+        raise ConfigError(
+            f"mor.expert.sampling: got {own['sampling']!r}, takes 'aux_loss' or 'aux_router'"
+        )
+    return expert_choice.Config(
+        capacity=tuple(float(c) for c in str(mor["capacity"]).split(",")),
+        alpha=own.get("alpha") or 1.0,
+        score=own.get("router_func") or "none",
+        sampling=own.get("sampling") or "aux_loss",
+        aux_loss_weight=IN_TOTAL if own.get("sampling") else 0.0,
+        **shared,
+    )
+
+
+def _token_choice(own: dict[str, Any], shared: dict[str, Any]) -> token_choice.Config:
+    if own.get("balancing") not in ("loss", "loss_free", None):
+        raise ConfigError(
+            f"mor.token.balancing: got {own['balancing']!r}, takes 'loss' or 'loss_free'"
+        )
+    return token_choice.Config(
+        score="sigmoid" if own.get("router_func") == "sigmoid" else "softmax",
+        alpha=own.get("alpha"),
+        balancing=own.get("balancing") or "none",
+        balance_weight=IN_TOTAL,
+        **shared,
+    )
+
+
+def _num_layers(names: Iterable[str], recursions: int) -> int:
+    """Returns the effective depth, from the parameters that are there."""
+    found = lambda pattern: {m[1] for name in names if (m := re.match(pattern, name))}
+    layers = 1 + max(map(int, found(r"model\.layers\.(\d+)\.")))
+    if blocks := found(r"model\.layers\.\d+\.block\.(\d+)\."):
+        return layers - recursions + recursions * len(blocks)
+    if blocks := found(r"model\.layers\.\d+\.block_list\.\d+\.(\d+)\."):
+        return layers - 1 + recursions * len(blocks)
+    return layers
 
 
 def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names, each use of a tensor named."""
     grid, specs = config.grid, model.specs(config)
-    is_routed = "router" in specs["depth"]
+    kind = type(config.depth)
     block = lambda name: _block(config.block, named, name)
 
     def step(recursion: int, k: int) -> dict[str, Any]:
-        if is_routed:
-            return block(ROUTED.format(grid.prelude + recursion, k))
+        if kind is expert_choice.Config:
+            return block(EXPERT.format(grid.prelude + recursion, k))
+        if kind is token_choice.Config:
+            return block(TOKEN.format(grid.prelude, recursion, k))
         is_cycle = grid.order == "cycle"
         at = recursion * grid.num_blocks + k if is_cycle else k * grid.num_recursions + recursion
         return block(STEP.format(grid.prelude + at))
@@ -142,7 +197,9 @@ def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]
             lambda spec, *leaves: np.stack(leaves).reshape(spec.shape), specs, *trees
         )
 
-    last = grid.prelude + (grid.num_recursions if is_routed else grid.num_steps - 2 * grid.prelude)
+    middle = {expert_choice.Config: grid.num_recursions, token_choice.Config: 1}
+    steps = grid.num_recursions * grid.num_blocks
+    last = grid.prelude + middle.get(kind, steps)
     ends = lambda name, count: jax.tree.map(lambda p: p[None], block(name)) if count else {}
     embed = {"table": named["model.embed_tokens.weight"]}
     if not config.embed.is_tied:
@@ -152,7 +209,9 @@ def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]
         "prelude": ends(STEP.format(0), grid.prelude),
         "core": {slot: bank(slot, tree) for slot, tree in specs["core"].items()},
         "coda": ends(STEP.format(last), grid.coda),
-        "depth": {"router": _routers(grid, named)} if is_routed else {},
+        "depth": {
+            name: _routing_params(name, config.depth, grid, named) for name in specs["depth"]
+        },
         "inject": {},
         "final_norm": named["model.norm.weight"],
     }
@@ -174,11 +233,26 @@ def _block(config: llama.Config, named: dict[str, np.ndarray], prefix: str) -> d
     }
 
 
-def _routers(grid: sharing.Grid, named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    name = "model.layers.{}.mor_router.router{}.weight"
-    layer = lambda inner: np.stack(
-        [named[name.format(grid.prelude + r, inner)] for r in range(grid.num_recursions)]
-    )
-    if name.format(grid.prelude, "") in named:
-        return {"out": layer("")[:, 0]}
-    return {"hidden": layer(".0").swapaxes(1, 2), "out": layer(".2")[:, 0]}
+def _routing_params(
+    name: str,
+    depth: expert_choice.Config | token_choice.Config,
+    grid: sharing.Grid,
+    named: dict[str, np.ndarray],
+) -> Any:
+    """Returns a router, or all of a bank, or the biases that choose."""
+    if name == "bias":
+        # Their bias takes no gradient, and no file has one.
+        return named.get(BIAS.format(grid.prelude), np.zeros(grid.num_recursions, np.float32))
+    theirs = {"router": "mor_router", "aux_router": "mlp_router"}[name]
+
+    def layer(at: int) -> dict[str, np.ndarray]:
+        w = lambda inner: named[ROUTER.format(at, theirs, inner)].T
+        if depth.router == "linear":
+            return {"out": w("")}
+        return {"hidden": w(".0"), "out": w(".2")}
+
+    if isinstance(depth, token_choice.Config):
+        return layer(grid.prelude)
+    layers = [layer(grid.prelude + r) for r in range(grid.num_recursions)]
+    bank = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+    return {**bank, "out": bank["out"][..., 0]}
