@@ -1,0 +1,280 @@
+"""Training that reads every recursion's state, by its formulas; what is frozen stays."""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from recursia import accounting, model, sharding
+from recursia.errors import ConfigError, UserError
+from recursia.train import loop
+from recursia.train.step import Trainer, loss_fn
+from tests.laws.tiny import error, is_equal, tol
+from tests.train import state_of, tiny_run, write_text
+from tests.train.test_step import LENGTH, ROWS, VOCAB, batch
+
+leaves = jax.tree.leaves
+FOLDER = pathlib.Path("no-data-is-read")
+COUNT = 3
+STEPS = {"num_steps": 60}
+GATE = {"kind": "exit_gate", "num_recursions": COUNT}
+FIXED = {"kind": "fixed", "num_recursions": COUNT}
+
+
+def trainer(depth, folder=FOLDER, teacher=None, **sections):
+    """Returns the trainer of a tiny run whose state after each recursion is normalised."""
+    shape = {"num_layers": 2 * depth["num_recursions"], "depth": depth, "loop_norm": "each"}
+    run = tiny_run(folder, model=shape, **sections)
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
+    return Trainer(run, run.model.build(VOCAB), mesh, teacher)
+
+
+def drawn(made, seed=1):
+    """Returns parameters under which tokens differ."""
+    leaves, tree = jax.tree.flatten(made.init().params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noise = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noise)
+
+
+def graded(made, weights, teacher=None):
+    """Returns the trainer's loss of a batch, its metrics and its gradient."""
+    rows = {name: jnp.asarray(x) for name, x in batch().items()}
+    loss = functools.partial(loss_fn, made.run, made.model, teacher=teacher)
+    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, metrics), grads = grad(weights, rows, rows["weights"].sum(), jnp.int32(0), 0)
+    return value, metrics, grads
+
+
+def nats_of(made, weights):
+    """Returns each state's cross-entropy [R B T] on whole logits, and what the policy reports."""
+    rows = batch()
+    where = {name: rows[name] for name in ("positions", "segment_ids")}
+    out = model.apply(weights, rows["tokens"], made.model, mode="train", **where)
+    logits = model.logits(weights, out.aux.states, made.model)
+    score = optax.softmax_cross_entropy_with_integer_labels
+    return score(logits, np.broadcast_to(rows["targets"], logits.shape[:-1])), out.aux
+
+
+def mean(each):
+    weights = batch()["weights"]
+    return (weights * each).sum() / weights.sum()
+
+
+def assert_loss(made, formula):
+    """Asserts that the trainer minimises the mean of `formula(weights)` over weighted tokens."""
+    weights = drawn(made)
+    want, want_grads = jax.jit(jax.value_and_grad(lambda w: mean(formula(w))))(weights)
+    value, metrics, grads = graded(made, weights)
+    assert abs(value - want) < 1e-5 * abs(want)
+    assert error(grads, want_grads) < tol(jnp.float32, ROWS * LENGTH * VOCAB)
+    assert any(np.any(g) for g in jax.tree.leaves(want_grads["core"]))
+    nats = np.asarray(nats_of(made, weights)[0])
+    assert abs(metrics["loss"] - mean(nats[-1])) < 1e-5
+    return metrics
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_stage_one_is_the_expected_loss_less_the_entropy(is_tied):
+    made = trainer({**GATE, "entropy_weight": 0.3}, train={"loss_chunk": 5})
+    shape = dataclasses.replace(made.run.model.embed, is_tied=is_tied)
+    run = dataclasses.replace(made.run, model=dataclasses.replace(made.run.model, embed=shape))
+    made = dataclasses.replace(made, run=run, model=run.model.build(VOCAB))
+
+    def formula(weights):
+        nats, aux = nats_of(made, weights)
+        score = aux.states @ weights["depth"]["gate"]["weight"] + weights["depth"]["gate"]["bias"]
+        stop = jax.nn.sigmoid(score)
+        p = jnp.stack([stop[0], (1 - stop[0]) * stop[1], (1 - stop[0]) * (1 - stop[1])])
+        return (p * nats).sum(0) + 0.3 * (p * jnp.log(p)).sum(0)
+
+    metrics = assert_loss(made, formula)
+    assert abs(metrics["loss_exits"]) > 0.01
+
+
+@pytest.mark.parametrize("weight", [0.0, 5.0])
+def test_one_recursion_trains_on_its_cross_entropy(weight):
+    made = trainer({**GATE, "num_recursions": 1, "entropy_weight": weight})
+    weights = drawn(made)
+    value, metrics, grads = graded(made, weights)
+    assert value == metrics["loss"] and metrics["exit_probability"].tolist() == [1.0]
+    assert not any(np.any(g) for g in jax.tree.leaves(grads["depth"]))
+
+
+def test_a_large_entropy_weight_makes_depths_alike():
+    options = {"optimizer": {"trainable": ["depth"], "learning_rate": 0.1}, "train": STEPS}
+    made = trainer({**GATE, "num_recursions": 2, "entropy_weight": 1e4}, **options)
+    state = made.init()
+    certain = {"gate": {**state.params["depth"]["gate"], "bias": jnp.float32(2.0)}}
+    state = state.replace(params={**state.params, "depth": certain})  # p starts at .88 and .12
+    seen = []
+    for step in range(60):
+        state, metrics = made.step_function(step)(state, made.put(batch()))
+        seen.append(np.asarray(metrics["exit_probability"]))
+    assert seen[0][0] > 0.85
+    assert np.abs(seen[-1] - 0.5).max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("how", "shares"), [("weighted", (1 / 6, 2 / 6, 3 / 6)), ("aggressive", (0.25, 0.25, 1.0))]
+)
+def test_exits_of_a_fixed_depth_are_weighed_by_hand(how, shares):
+    made = trainer({**FIXED, "exit_loss": how, "exit_alpha": 0.25})
+    formula = lambda w: sum(s * n for s, n in zip(shares, nats_of(made, w)[0], strict=True))
+    assert "loss_exits" not in assert_loss(made, formula)
+
+
+def test_stage_two_moves_the_gate_and_nothing_else():
+    # Fine slopes, so that targets of untrained states differ.
+    depth = {**GATE, "stage": 2, "slope": 3.0}
+    free = trainer(depth)
+    weights = drawn(free)
+    value, _, grads = graded(free, weights)
+
+    def formula(w):
+        nats, aux = nats_of(free, weights)
+        gain = np.maximum(0, np.asarray(nats[:-1] - nats[1:]))
+        goes_on = 1 / (1 + np.exp(-3.0 * (gain - 0.005)))
+        gate = w["depth"]["gate"]
+        stop = jax.nn.sigmoid(aux.states @ gate["weight"] + gate["bias"])[1:]
+        return -(goes_on * jnp.log(1 - stop) + (1 - goes_on) * jnp.log(stop)).mean(0)
+
+    want, want_grads = jax.value_and_grad(lambda w: mean(formula(w)))(weights)
+    assert abs(value - want) < 1e-5
+    assert error(grads["depth"], want_grads["depth"]) < tol(jnp.float32, ROWS * LENGTH)
+    assert not any(np.any(g) for name in grads.keys() - {"depth"} for g in leaves(grads[name]))
+
+    made = trainer(depth, optimizer={"trainable": ["depth"], "weight_decay": 0.5})
+    state = made.init()
+    before = jax.device_get(state.params)
+    for step in range(3):
+        state, _ = made.step_function(step)(state, made.put(batch()))
+    after = jax.device_get(state.params)
+    assert not any(map(np.array_equal, leaves(after.pop("depth")), leaves(before.pop("depth"))))
+    assert is_equal(after, before)
+
+
+def test_frozen_weights_stay_even_with_momentum_of_their_own():
+    made = trainer(GATE)
+    state, _ = made.step_function(0)(made.init(), made.put(batch()))
+    frozen = trainer(GATE, optimizer={"trainable": ["core.mlp", "final_norm"]})
+    before = jax.device_get(state.params)
+    old = jax.device_get(state.opt_state)
+    again = frozen.init()
+    moments = jax.tree.unflatten(jax.tree.structure(again.opt_state), leaves(old))
+    state = state.replace(params=jax.tree.map(jnp.asarray, before), opt_state=moments)
+    state, metrics = frozen.step_function(1)(state, frozen.put(batch()))
+    after = jax.device_get(state.params)
+    moved = lambda a, b: not is_equal(a, b)
+    assert moved(after["core"].pop("mlp"), before["core"].pop("mlp"))
+    assert moved(after.pop("final_norm"), before.pop("final_norm"))
+    assert is_equal(after, before)
+    assert metrics["gradient_norm"] > 0
+
+
+def test_a_path_that_is_not_there_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"optimizer\.trainable.*'cores'.*core") as refusal:
+        trainer(GATE, optimizer={"trainable": ["cores"]}).init()
+    assert "\n" not in str(refusal.value)
+
+
+def counted(made):
+    """Returns the FLOPs of a sequence in the trainer's loss and its gradient."""
+    shape = jax.eval_shape(lambda: {name: jnp.asarray(x) for name, x in batch().items()})
+    grad = jax.value_and_grad(functools.partial(loss_fn, made.run, made.model), has_aux=True)
+    arguments = (made.abstract().params, shape, jnp.float32(1), jnp.int32(0), 0)
+    return accounting.count_flops(jax.make_jaxpr(grad)(*arguments)) / ROWS
+
+
+@pytest.mark.parametrize(
+    "depth", [GATE, {**FIXED, "exit_loss": "weighted"}, {**GATE, "num_recursions": 1}], ids=str
+)
+def test_the_flops_of_every_exit_are_counted(depth):
+    made = trainer(depth)
+    assert counted(made) == accounting.executed_training_flops(made.model, LENGTH)
+
+
+def test_a_gate_alone_costs_a_forward_pass():
+    made = trainer({**GATE, "stage": 2}, optimizer={"trainable": ["depth"]})
+    width = made.model.block.embed_dim
+    heads = (COUNT - 1) * 2 * LENGTH * width * VOCAB
+    towards_gate = COUNT * 2 * LENGTH * width
+    forward = accounting.forward_flops(made.model, LENGTH)
+    assert counted(made) == forward + heads + towards_gate
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_microbatches_change_nothing(count):
+    whole, parts = (trainer(GATE, train={"num_microbatches": n}) for n in (1, count))
+    want, wanted = whole.step_function(0)(whole.init(), whole.put(batch()))
+    got, metrics = parts.step_function(0)(parts.init(), parts.put(batch()))
+    moments = lambda state: state.opt_state[1][0].mu
+    assert error(moments(got), moments(want)) < tol(jnp.float32, ROWS * LENGTH)
+    for name in ("loss", "loss_exits", "exit_entropy", "exit_probability", "mean_depth"):
+        assert error(metrics[name], wanted[name]) < tol(jnp.float32, ROWS * LENGTH), name
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Holds a finished run of a fixed depth, and its text."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_text(folder)
+    loop.train(short(folder, FIXED), folder / "first", {})
+    return folder
+
+
+def short(folder, depth, **train):
+    shape = {"num_layers": 2 * COUNT, "depth": depth, "loop_norm": "each"}
+    few = {"every_steps": 0, "num_batches": 1}
+    steps = {"num_steps": 1, "batch_size": 8, "seq_len": 16, **train}
+    trainable = {"trainable": ["depth"]} if depth.get("stage") == 2 else {}
+    sections = {"eval": few, "log": {"every_steps": 1, "tensorboard": False}}
+    return tiny_run(folder, model=shape, train=steps, optimizer=trainable, **sections)
+
+
+def test_a_gate_starts_from_another_run_and_resumes_without_it(runs, capsys):
+    source = shutil.copytree(runs / "first", runs / "source")
+    gate = lambda steps: short(
+        runs, {**GATE, "stage": 2}, init_from=str(source), num_steps=steps, seed=7
+    )
+    loop.train(gate(2), runs / "second", {})
+    assert f"starting from {source} at step 1; drawn: depth" in capsys.readouterr().err
+    told = (runs / "second" / "config.json").read_text()
+    assert str(source) in told and '"init_from"' in told
+    first, second = (state_of(runs / name, step) for name, step in (("first", 1), ("second", 2)))
+    kept = [n for n in first if n.startswith("['params']") and "depth" not in n]
+    assert len(kept) > 5
+    assert all(np.array_equal(first[name], second[name]) for name in kept)
+    shutil.rmtree(source)
+    loop.train(gate(3), runs / "second", {})
+    assert "resuming" in capsys.readouterr().err
+    third = state_of(runs / "second", 3)
+    assert all(np.array_equal(first[name], third[name]) for name in kept)
+    gates = [name for name in third if name.startswith("['params']['depth']")]
+    assert len(gates) == 2
+    assert not any(np.array_equal(third[name], second[name]) for name in gates)
+
+
+@pytest.mark.parametrize(
+    ("place", "model_", "said"),
+    [
+        ("nothing", {}, "config.train.init_from: .*no config.json"),
+        ("first", {"block": {"mlp_dim": 48}}, r"first has core\.mlp\..* this model"),
+        ("first", {"num_layers": 9}, r"first has core\..* this model"),
+    ],
+    ids=["no run", "other width", "other blocks"],
+)
+def test_a_start_that_does_not_fit_is_refused_in_one_line(runs, tmp_path, place, model_, said):
+    run = short(runs, FIXED, init_from=str(runs / place))
+    block = dataclasses.replace(run.model.block, **model_.get("block", {}))
+    layers = model_.get("num_layers", run.model.num_layers)
+    changed = dataclasses.replace(run.model, block=block, num_layers=layers)
+    with pytest.raises(UserError, match=said) as refusal:
+        loop.train(dataclasses.replace(run, model=changed), tmp_path, {})
+    assert "\n" not in str(refusal.value)
