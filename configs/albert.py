@@ -1,0 +1,26 @@
+r"""ALBERT's plan: all layers share one block, or each group of neighbours one; a factorised table.
+
+  recursia train --config=albert:tiny --workdir=runs/albert_tiny          # a minute on 2 cores
+  recursia train --config=albert:tiny ... --config.depth.num_recursions=2    # 8 layers, 4 groups
+  recursia train --config=albert:360m --workdir=runs/albert_360m --config.data.path=DIR
+
+Lan et al. 2019, arXiv 1909.11942, as a causal language model on the Llama block, with sizes and
+recipe of the other systems: layer l uses block l // (layers / groups), tables are 128 wide and one
+projection maps them to the model and, transposed, back. `num_recursions` is the layers of a group.
+"""
+
+from ml_collections import ConfigDict
+from recursia.configs import base
+
+
+def get_config(preset: str) -> ConfigDict:
+    config = base.get_config(preset, num_steps=9438)
+    config.model.depth.num_recursions = config.model.num_layers
+    config.model.sharing = "sequence"
+    width = config.model.block.embed_dim
+    factor = min(128, width // 4)
+    # The product of both factors starts with the spread of a whole table, 0.02. It enters larger,
+    # for one block adds up alike at every step and small embeddings would be lost in the sum.
+    std = (0.02 / factor**0.5) ** 0.5
+    config.model.embed = dict(factor_dim=factor, init_std=std, scale=width**0.5)
+    return config.lock()

@@ -1,0 +1,357 @@
+"""MoEUT: its layer, its regulariser and its sizes, against the equations in float64 NumPy."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recursia import accounting, config, kv, model, params, settings
+from recursia.blocks import moeut
+from recursia.depth import expert_choice, fixed
+from recursia.layers import embedding
+from recursia.layers.attention import Context
+from tests.laws import by_hand
+from tests.laws.test_causality import is_free_of_the_future
+from tests.laws.tiny import (
+    LENGTH,
+    VOCAB,
+    assert_close,
+    draw,
+    error,
+    forward,
+    gradient,
+    is_equal,
+    text,
+)
+from tests.test_accounting import assert_exact
+
+BLOCK = moeut.Config(
+    embed_dim=16,
+    num_heads=2,
+    head_dim=6,
+    num_experts=5,
+    top_k=2,
+    expert_dim=4,
+    num_attention_experts=3,
+)
+GATED = dataclasses.replace(BLOCK, num_attention_experts=1)
+SEGMENTS = jnp.array([[1] * 5 + [2] * 7] * 2)
+
+
+def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=VOCAB, **options):
+    return settings.Model(
+        group * repeats,
+        block,
+        depth or fixed.Config(repeats),
+        sharing="cycle",
+        kv=kv.Config(kv_sharing),
+        embed=embedding.Config(is_tied=False, has_head_bias=True),
+        **options,
+    ).build(vocab)
+
+
+def layer_norm(x, weights, eps):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weights["scale"] + weights["bias"]
+
+
+def turned(heads, where, block):
+    """Returns heads whose first part is rotated."""
+    width = int(block.rope_fraction * block.head_dim) // 2 * 2
+    first = by_hand.rotate(heads[..., :width], where[0], block.rope_base)
+    return np.concatenate([first, heads[..., width:]], -1)
+
+
+def chosen(logits, k):
+    """Returns a token's (expert, gate) pairs."""
+    gates = by_hand.sigmoid(logits)
+    return [(e, gates[e]) for e in np.argsort(-gates, kind="stable")[:k]]
+
+
+def layer(w, x, where, block, source=None):
+    """Returns a layer's output, its (keys, values) and its logits by router."""
+    h, a = layer_norm(x, w["norms"]["attention"], block.norm_eps), block.num_attention_experts
+    heads = lambda name: np.einsum("td,dnh->tnh", h, w["attention"][name])
+    banks, seen = w["attention_experts"], {}
+    pairs = list(np.ndindex(len(x), block.num_heads))
+    if a > 1:
+        for name in ("value", "out") if source is None else ("out",):
+            seen[name] = np.einsum("td,dne->tne", h, w["attention_router"][name])
+    k = block.attention_top_k
+    if source is None:
+        value = np.zeros((len(x), block.num_heads, block.head_dim))
+        for t, n in pairs:
+            if a > 1:
+                for e, gate in chosen(seen["value"][t, n], k):
+                    value[t, n] += gate * (x[t] @ banks["value"][n * a + e])
+            else:
+                value[t, n] = x[t] @ banks["value"][:, n]
+        source = turned(heads("key"), where, block), value
+    query, out = turned(heads("query"), where, block), np.zeros_like(x)
+    for t, n in pairs:
+        sees = (where[0] <= where[0, t]) & (where[1] == where[1, t])
+        score = np.exp(source[0][sees, n] @ query[t, n] / math.sqrt(block.head_dim))
+        mixed = score / score.sum() @ source[1][sees, n]
+        if a > 1:
+            for e, gate in chosen(seen["out"][t, n], k):
+                out[t] += gate * (mixed @ banks["out"][n * a + e])
+        else:
+            gate = by_hand.sigmoid(h[t] @ w["attention_router"]["out"][:, n])
+            out[t] += gate * mixed @ banks["out"][n]
+    x = x + out
+    seen["router"] = layer_norm(x, w["norms"]["experts"], block.norm_eps) @ w["router"]
+    out = np.zeros_like(x)
+    for t in range(len(x)):
+        for e, gate in chosen(seen["router"][t], block.top_k):
+            hidden = np.maximum(x[t] @ w["experts"]["up"][e], 0)
+            out[t] += gate * (hidden @ w["experts"]["down"][e])
+    return x + out, source, seen
+
+
+def run(weights, tokens, config, segments=None):
+    """Returns logits [B T V], and the routers' logits: by row, then (name, block), of all uses."""
+    rows, records = [], []
+    for b, row in enumerate(np.asarray(tokens)):
+        segment = np.ones(len(row)) if segments is None else np.asarray(segments)[b]
+        where = np.stack([np.arange(len(row)), segment])
+        x, made, record = np.asarray(weights["embed"]["table"], np.float64)[row], {}, {}
+        for r, k in np.ndindex(config.grid.num_recursions, config.grid.num_blocks):
+            w = by_hand.step_weights(weights, config.grid, r, k)
+            source = made.get(k) if config.kv.reads_first else None
+            x, made[k], seen = layer(w, x, where, config.block, source)
+            for name, logits in seen.items():
+                record.setdefault((name, k), []).append(logits)
+        x = layer_norm(x, by_hand.pick(weights["final_norm"], ...), config.block.norm_eps)
+        head, bias = (np.asarray(weights["embed"][name], np.float64) for name in ("head", "bias"))
+        rows.append(x @ head.T + bias)
+        records.append({name: np.concatenate(logits) for name, logits in record.items()})
+    return np.stack(rows), records
+
+
+def regulariser(records, names):
+    """Returns the sum over stored routers of minus the entropy of mean probabilities."""
+
+    def one(logits):
+        p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        mean = p.mean(0)  # over the tokens of every repeat
+        return (mean * np.log(mean)).sum(-1).mean()  # over heads
+
+    keys = [key for key in records[0] if key[0] in names]
+    return sum(np.mean([one(record[key]) for record in records]) for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("block", "group", "kv_sharing"),
+    [
+        (BLOCK, 2, "own"),
+        (BLOCK, 1, "first_recursion"),
+        (GATED, 2, "own"),
+        (GATED, 1, "first_recursion"),
+        (dataclasses.replace(BLOCK, top_k=5, rope_fraction=1.0, num_heads=3), 1, "own"),
+        (dataclasses.replace(BLOCK, num_experts=1, top_k=1, head_dim=3), 3, "own"),
+    ],
+    ids=["experts", "experts read", "gate", "gate read", "all chosen", "one expert"],
+)
+def test_it_is_the_equations(block, group, kv_sharing):
+    config = build(block, group, kv_sharing=kv_sharing)
+    weights, tokens = draw(config), text()
+    logits, records = run(weights, tokens, config)
+    for mode in ("eval", "train", "causal"):
+        ours, aux = forward(weights, tokens, config, mode)
+        assert_close(ours, logits, 256)
+        expected = block.entropy_weight * regulariser(records, ("router",))
+        assert abs(aux.losses["expert_entropy"] - expected) < 1e-6
+        if block.has_attention_experts:
+            expected = block.attention_entropy_weight * regulariser(records, ("value", "out"))
+            assert abs(aux.losses["attention_entropy"] - expected) < 1e-6
+        else:
+            assert aux.losses.keys() == {"expert_entropy"}
+
+
+def test_packed_documents_do_not_see_each_other():
+    config = build()
+    weights, tokens = draw(config), text()
+    packed = forward(weights, tokens, config, "eval", None, SEGMENTS)[0]
+    assert_close(packed, run(weights, tokens, config, SEGMENTS)[0], 256)
+    assert error(packed[:, 5:], forward(weights, tokens, config)[0][:, 5:]) > 1e-2
+
+
+@pytest.mark.parametrize("mode", ["eval", "causal"])
+def test_it_is_causal(mode):
+    config = build()
+    assert model.is_causal(config, mode)
+    assert is_free_of_the_future(config, mode)
+
+
+def test_a_repeated_group_is_a_stack_of_its_copies():
+    config, stack = build(group=2, repeats=2), build(group=4, repeats=1)
+    weights = draw(config)
+    twice = {**weights, "core": jax.tree.map(lambda p: jnp.concatenate([p, p]), weights["core"])}
+    assert_close(forward(weights, text(), config)[0], forward(twice, text(), stack)[0], 256)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_any_depth_is_that_many_repeats(depth):
+    config = build()
+    weights = draw(config)
+    config, cut = model.at_depth(config, weights, depth)
+    assert_close(forward(cut, text(), config)[0], run(weights, text(), config)[0], 256)
+
+
+def block_of(block, seed=0):
+    """Returns one block's weights, hidden states and their context."""
+    weights = jax.tree.map(lambda p: p[0], draw(build(block, group=1, repeats=1), seed)["core"])
+    x = jnp.asarray(np.random.default_rng(seed).normal(size=(2, LENGTH, 16)), jnp.float32)
+    where = jnp.broadcast_to(jnp.arange(LENGTH), (2, LENGTH))
+    return weights, x, Context(where, jnp.ones_like(where))
+
+
+@pytest.mark.parametrize("block", [BLOCK, GATED], ids=["experts", "gate"])
+def test_a_scaled_state_is_routed_alike_and_gives_a_scaled_result(block):
+    block = dataclasses.replace(block, norm_eps=1e-12)
+    weights, x, context = block_of(block)
+    y, _, report = moeut.apply(weights, x, context, block)
+    scaled, _, report_scaled = moeut.apply(weights, 8 * x, context, block)
+    assert_close(scaled, 8 * y, 256)
+    taken = lambda report: jax.tree.map(lambda usage: usage.taken, report, is_leaf=_is_usage)
+    assert is_equal(taken(report), taken(report_scaled))
+    # With a normalisation that is not free of scale both would change.
+    crude = dataclasses.replace(block, norm_eps=10.0)
+    a, b = (moeut.apply(weights, s * x, context, crude)[0] / s for s in (1, 8))
+    assert error(a, b) > 1e-2
+
+
+def _is_usage(leaf):
+    return isinstance(leaf, moeut.Usage)
+
+
+def test_all_experts_at_full_gate_are_one_wide_relu_mlp():
+    block = dataclasses.replace(BLOCK, top_k=BLOCK.num_experts)
+    weights, x, context = block_of(block)
+    sure = {"scale": jnp.zeros(16), "bias": jnp.ones(16)}
+    weights |= {
+        "router": jnp.full_like(weights["router"], 5.0),  # logits of 80
+        "norms": {**weights["norms"], "experts": sure},
+        "attention_experts": jax.tree.map(jnp.zeros_like, weights["attention_experts"]),
+    }
+    up, down = (np.asarray(weights["experts"][name], np.float64) for name in ("up", "down"))
+    wide = np.maximum(x @ np.concatenate(list(up), 1), 0) @ np.concatenate(list(down), 0)
+    assert_close(moeut.apply(weights, x, context, block)[0], x + wide, 64)
+
+
+def test_uniform_routers_have_the_lowest_loss_and_one_expert_has_none():
+    config = build(group=2)
+    weights = draw(config)
+    core = weights["core"]
+    flat = {slot: jax.tree.map(jnp.zeros_like, core[slot]) for slot in moeut.FLOAT32}
+    _, aux = forward({**weights, "core": {**core, **flat}}, text(), config)
+    assert aux.losses["expert_entropy"] == pytest.approx(-2 * 0.01 * math.log(5))
+    assert aux.losses["attention_entropy"] == pytest.approx(-2 * 2 * 0.001 * math.log(3))
+    one = build(dataclasses.replace(BLOCK, num_experts=1, top_k=1))
+    assert forward(draw(one), text(), one)[1].losses["expert_entropy"] == 0
+
+
+def test_fillers_are_not_counted():
+    weights, x, context = block_of(BLOCK)
+    live = jnp.arange(LENGTH) % 3 > 0
+    _, _, report = moeut.apply(weights, x, context.count_only(live[None] | (x[..., 0] > 9)), BLOCK)
+    usages = jax.tree.leaves(report, is_leaf=_is_usage)
+    assert len(usages) == 3
+    for usage in usages:
+        assert (usage.tokens == live.sum()).all()
+
+
+def test_it_can_be_routed_in_depth():
+    depth = expert_choice.Config(3, capacity=(1.0, 0.5, 0.5))
+    config = build(depth=depth)
+    value, grads = gradient(draw(config), text(), config)
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+@pytest.mark.parametrize("block", [BLOCK, GATED], ids=["experts", "gate"])
+def test_every_parameter_has_a_finite_gradient(block):
+    config = build(block, dtype="bfloat16")
+    grads = gradient(draw(config), text(), config)[1]
+    for path, g in jax.tree_util.tree_leaves_with_path(grads):
+        assert g.dtype == jnp.float32 and np.isfinite(g).all() and np.any(g != 0), path
+
+
+def test_routers_are_float32_in_bfloat16():
+    config = build(group=1, dtype="bfloat16")
+    weights = draw(config)
+    finer = {s: jax.tree.map(lambda p: p * (1 + 2**-12), weights["core"][s]) for s in moeut.FLOAT32}
+    same = jax.tree.map(
+        lambda p, q: (p.astype("bfloat16") == q.astype("bfloat16")).mean(),
+        *(({s: tree[s] for s in moeut.FLOAT32}) for tree in (weights["core"], finer)),
+    )
+    assert min(jax.tree.leaves(same)) > 0.8
+    losses = lambda core: forward({**weights, "core": core}, text(), config)[1].losses
+    assert not is_equal(losses(weights["core"]), losses({**weights["core"], **finer}))
+
+
+@pytest.mark.parametrize("remat", ["none", "block", "recursion"])
+@pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
+@pytest.mark.parametrize("block", [BLOCK, GATED], ids=["experts", "gate"])
+def test_flops_are_exact(block, kv_sharing, remat):
+    assert_exact(build(block, kv_sharing=kv_sharing, remat=remat, vocab=11))
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("44m", "44.35"),
+        ("126m", "125.7"),
+        ("244m", "243.3"),
+        ("318m", "318.1"),
+        ("727m", "727.4"),
+        ("1b", "1040.3"),
+    ],
+)
+def test_published_sizes_are_exact(preset, millions):
+    run = config.load(f"moeut:{preset}", {})
+    block, grid = run.model.block, run.model.build(8000).grid
+    d, wide = block.embed_dim, block.num_heads * block.head_dim
+    ffn = block.num_experts * (2 * d * block.expert_dim + d)
+    each = 2 * block.num_attention_experts * (d * wide + block.num_heads * d)
+    layer = ffn + 2 * d * wide + each + 4 * d
+    count = accounting.unique_parameters(run.model.build(8000))
+    assert count == grid.num_blocks * layer + 2 * 8000 * d + 8000 + 2 * d
+    assert f"{count / 1e6:.{len(millions.partition('.')[2])}f}" == millions
+
+
+def test_initial_scales_are_those_of_the_effective_depth():
+    block = dataclasses.replace(BLOCK, embed_dim=256, expert_dim=32, num_heads=4, head_dim=16)
+    drawn = lambda steps: params.init(moeut.specs(block, steps), jax.random.key(0))
+    ours, deeper = drawn(8), drawn(32)
+    for slot in moeut.SLOTS[1:]:
+        assert_close(jax.tree.map(lambda p: 2 * p, deeper[slot]), ours[slot])
+    scale = math.sqrt(2 / 8)
+    expected = {
+        "attention": {"query": scale / 16, "key": scale / 16},
+        "attention_experts": {"value": scale / 16, "out": scale / 8},
+        "attention_router": {"value": scale / 16, "out": scale / 16},
+        "experts": {"up": scale / 16, "down": scale / math.sqrt(5 * 32)},
+        "router": scale / 16,
+    }
+    for slot, stds in expected.items():
+        close = jax.tree.map(lambda p, std: abs(p.std() / std - 1) < 0.06, ours[slot], stds)
+        assert jax.tree.all(close), slot
+    lengths = lambda matrix: jnp.linalg.norm(matrix, axis=0)
+    assert lengths(ours["router"]).std() < 1e-6 < lengths(ours["attention_router"]["out"]).std()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("top_k", 6),
+        ("attention_top_k", 4),
+        ("rope_fraction", 1.5),
+        ("expert_dim", 0),
+    ],
+)
+def test_a_width_that_cannot_be_is_refused_in_one_line(field, value):
+    with pytest.raises(ValueError, match=f"^{field}: got {value}, takes [^\n]*$"):
+        dataclasses.replace(BLOCK, **{field: value})
