@@ -17,10 +17,5 @@ def get_config(preset: str) -> ConfigDict:
     config = base.get_config(preset, num_steps=9438)
     config.model.depth.num_recursions = config.model.num_layers
     config.model.sharing = "sequence"
-    width = config.model.block.embed_dim
-    factor = min(128, width // 4)
-    # The product of both factors starts with the spread of a whole table, 0.02. It enters larger,
-    # for one block adds up alike at every step and small embeddings would be lost in the sum.
-    std = (0.02 / factor**0.5) ** 0.5
-    config.model.embed = dict(factor_dim=factor, init_std=std, scale=width**0.5)
+    config.model.embed = dict(factor_dim=min(128, config.model.block.embed_dim // 4))
     return config.lock()

@@ -94,7 +94,7 @@ def applied_parameters(config: model.Config) -> int:
     private = [(s, ("recursion", "block")) for s in (*model.module(config.block).SLOTS, *slots)]
     private += [(slot, ("recursion",)) for slot in model.module(config.depth).SLOTS]
     grid = dataclasses.replace(config.grid, axes=tuple(private), tables=())
-    return unique_parameters(dataclasses.replace(config, grid=grid))
+    return params.count(model.unchecked_specs(dataclasses.replace(config, grid=grid)))
 
 
 def mean_depth(config: model.Config, seq_len: int) -> float:
@@ -181,10 +181,9 @@ def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
 
     The steps of its released runs follow from it: forward only; no embedding, head or router;
     attention's causal half; keys and values projected as wide as queries, whatever the number of
-    key heads; capacities as fractions, not as whole tokens of `seq_len`, and tokens that choose their
-    own depth as if they chose evenly. A recursion that reads
-    keys and values processes its fraction against all keys and projects none. A third of what
-    training costs, and less.
+    key heads; capacities as fractions, not as whole tokens of `seq_len`, and tokens that choose
+    their own depth as if they chose evenly. A recursion that reads keys and values processes its
+    fraction against all keys and projects none. A third of what training costs, and less.
     """
     block, wide = model.module(config.block), config.block
     if hasattr(wide, "num_kv_heads"):

@@ -88,7 +88,7 @@ def check(config: Config) -> None:
     Raises:
       ValueError: with the reason.
     """
-    module(config.depth).check(config.depth, config.grid, config.kv)
+    module(config.depth).check(config.depth, config.grid, config.kv, config.inject)
     if config.loop_norm != "none" and module(config.block).final_norm(config.block) is None:
         raise ValueError(
             f"loop_norm: got {config.loop_norm!r}, and the block normalises its own result: it has "
@@ -118,6 +118,11 @@ def specs(config: Config) -> dict[str, Any]:
       ValueError: if its parts cannot be combined.
     """
     check(config)
+    return unchecked_specs(config)
+
+
+def unchecked_specs(config: Config) -> dict[str, Any]:
+    """Returns the same, also of parts that would not train together."""
     d, grid = config.block.embed_dim, config.grid
     block = block_specs(config)
     found = {

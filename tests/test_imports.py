@@ -35,7 +35,8 @@ MAY = {
     "matching": BASE | {"accounting", "budget"} | CONFIGS,
     "train": MODEL | {"model", "accounting", "data", "generate", "evaluate"} | CONFIGS,
     "evaluate": MODEL | {"model", "accounting", "data", "generate", "train", "convert"} | CONFIGS,
-    "cli": BASE | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"},
+    "cli": BASE
+    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"},
     "__main__": {"cli"},
     "__init__": set(),
     "configs": {"configs"},
@@ -51,8 +52,8 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors params kv inject layers sharing model accounting settings config data train evaluate generate "
-    "budget matching cli sharding __main__"
+    "errors params kv inject layers sharing model accounting settings config data train evaluate "
+    "generate budget matching cli sharding __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

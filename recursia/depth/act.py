@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import kv
+from recursia import inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -72,7 +72,7 @@ def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
     return {"halt": {"weight": weight, "bias": Spec((), (), bias, is_decayed=False)}}
 
 
-def check(config: Config, grid: Grid, kv: kv.Config) -> None:
+def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
     """Refuses a walk block by block: a token halts after a whole recursion.
 
     Raises:

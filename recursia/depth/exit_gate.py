@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import kv
+from recursia import inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -78,7 +78,7 @@ def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
     return {"gate": {"weight": weight, "bias": Spec((), (), zeros, is_decayed=False)}}
 
 
-def check(config: Config, grid: Grid, kv: kv.Config) -> None:
+def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
     """Refuses grids in which the head does not read what the gate does.
 
     Raises:

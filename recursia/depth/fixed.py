@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import kv
+from recursia import inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.sharing.core import Core, Made
@@ -45,16 +45,21 @@ def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
     return {}
 
 
-def check(config: Config, grid: Grid, kv: kv.Config) -> None:
-    """Accepts every grid, but block by block there are no states to exit from.
+def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
+    """Accepts every grid, but exits need the state after each recursion to be what the head reads.
 
     Raises:
-      ValueError: for exit losses on order "sequence".
+      ValueError: for exit losses on order "sequence", or before a coda.
     """
     if grid.order == "sequence" and config.exit_loss != "last":
         raise ValueError(
             f"depth.exit_loss: {config.exit_loss!r} reads the state after each recursion, and "
             "sharing 'sequence' walks block by block; take a cycle, or 'last'"
+        )
+    if grid.coda and config.exit_loss != "last":
+        raise ValueError(
+            f"depth.exit_loss: {config.exit_loss!r} reads each recursion's state through the head, "
+            f"and {grid.coda} blocks of coda stand between; take sharing 'cycle', or 'last'"
         )
 
 

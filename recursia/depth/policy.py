@@ -5,7 +5,8 @@ A policy is a module with
     Config                        a frozen dataclass with `num_recursions`
     SLOTS                         names of its own parameters that may vary along recursions
     specs(config, grid, embed_dim) -> parameters of its own (routers, gates)
-    check(config, grid, kv)       raises ValueError for a grid or source of keys it cannot walk
+    check(config, grid, kv, told) raises ValueError for what it cannot walk: a grid, a source of
+                                  keys, or what recursions are told (an `inject.Config`)
     run(core, params, x, context, config, call) -> (x, Aux)
     exit_loss(config, exits, nats) -> a loss per token [B T] from the cross-entropy of the state
                                   after each recursion [R B T], for a policy whose Aux has `exits`

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia import kv
+from recursia import inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -90,7 +90,7 @@ def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
     }
 
 
-def check(config: Config, grid: Grid, kv: kv.Config) -> None:
+def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
     """Refuses a walk block by block, and keys of the first recursion.
 
     Raises:

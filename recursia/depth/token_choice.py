@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recursia import kv
+from recursia import inject, kv
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
@@ -80,7 +80,7 @@ def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
     return found
 
 
-def check(config: Config, grid: Grid, kv: kv.Config) -> None:
+def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
     """Refuses a walk block by block: a depth counts whole recursions.
 
     Raises:

@@ -48,8 +48,9 @@ def specs(config: Config, vocab_size: int, embed_dim: int) -> dict[str, Spec]:
     if config.has_head_bias:
         found["bias"] = Spec((vocab_size,), ("vocab",), zeros, is_decayed=False)
     if config.factor_dim:
-        axes = (None, "embed")
-        found["projection"] = Spec((wide, embed_dim), axes, normal(config.init_std))
+        # So wide that embeddings and logits start as large as with a whole table.
+        std = config.factor_dim**-0.5
+        found["projection"] = Spec((wide, embed_dim), (None, "embed"), normal(std))
     return found
 
 

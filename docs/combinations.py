@@ -1,0 +1,65 @@
+"""Writes docs/combinations.md: which pairs of axes go together, and why the others do not.
+
+  python -m docs.combinations
+
+Every pair of values of two axes is built, the other axes at their plainest; what the code says when
+it refuses is the reason.
+"""
+
+import itertools
+import pathlib
+
+from tests.laws import points
+
+PAGE = pathlib.Path(__file__).with_name("combinations.md")
+AXES = {
+    "block": ("block_", points.BLOCKS),
+    "depth": ("depth_", points.DEPTHS),
+    "sharing": ("sharing", points.PATTERNS),
+    "keys and values": ("kv_sharing", ("own", "first_recursion")),
+    "weights": ("weights", tuple(points.WEIGHTS)),
+    "inject": ("inject_", tuple(points.INJECTS)),
+    "loop_norm": ("loop_norm", ("none", "each", "last")),
+}
+INTRODUCTION = """# What goes together
+
+A model is a point on the axes block, depth, sharing, keys and values, weights, inject, loop_norm.
+This page is written by `python -m docs.combinations`, which builds every pair of values with the
+other axes at their plainest: block `llama`, depth `fixed`, sharing `cycle`. The numbers are the
+reasons below. A test holds the page to the code, and another draws points from all axes at once.
+
+"""
+
+
+def refusal(**choices: str) -> str | None:
+    """Returns why a point is refused, or None if it is legal."""
+    try:
+        points.point(**choices)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def page() -> str:
+    """Returns the page."""
+    reasons: dict[str, int] = {}
+    tables, plain = [], []
+    for (one, (field, rows)), (other, (across, columns)) in itertools.combinations(AXES.items(), 2):
+        cells = {(a, b): refusal(**{field: a, across: b}) for a in rows for b in columns}
+        if not any(cells.values()):
+            plain.append(f"{one} and {other}")
+            continue
+        for why in filter(None, cells.values()):
+            reasons.setdefault(why, len(reasons) + 1)
+        show = lambda why: "yes" if why is None else f"({reasons[why]})"
+        lines = [f"## {one} and {other}", "", f"| | {' | '.join(columns)} |"]
+        lines += ["|---" * (len(columns) + 1) + "|"]
+        lines += [f"| {a} | " + " | ".join(show(cells[a, b]) for b in columns) + " |" for a in rows]
+        tables.append("\n".join(lines))
+    every = f"Every value goes with every other of: {'; '.join(plain)}.\n\n"
+    numbered = "\n".join(f"{number}. {why}" for why, number in reasons.items())
+    return INTRODUCTION + every + "\n\n".join(tables) + "\n\n## Reasons\n\n" + numbered + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

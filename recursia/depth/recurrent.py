@@ -1,0 +1,299 @@
+"""Depth drawn anew at every training step, from a state that starts as noise.
+
+Huginn: Geiping et al. 2025, arXiv 2502.05171. Training walks a random number r of recursions, one
+for all tokens, hosts and microbatches of a step, and its gradient goes through the last few only:
+memory does not grow with r, and one program serves every r. At inference the depth is any number,
+or each token's own, where the state of a token that has come to rest is kept.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from recursia import inject, kv
+from recursia.depth.policy import Aux, Call, Mode, Pass
+from recursia.layers.attention import Context
+from recursia.params import at
+from recursia.sharing.core import Core, Made
+from recursia.sharing.grid import Grid
+
+SLOTS = ()
+_THRESHOLDS = {"none": 0.0, "latent_diff": 0.03, "cosine": 1e-3}  # of the released code
+_SPREAD = np.linspace(-6, 6, 601)  # of a normal number, in deviations; finer than any Poisson's
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A depth that is drawn in training.
+
+    Attributes:
+      num_recursions: how often every token goes round outside training; in training, the mean of
+        the rate that `sampler` draws with.
+      backprop_depth: how many of a training step's last recursions its gradient goes through; with
+        0 the core is not trained.
+      sampler: "poisson_lognormal" draws 1 + Poisson(rate) recursions, the rate log-normal; its mean
+        is `num_recursions` + 1. "fixed" always walks `num_recursions`.
+      sigma: standard deviation of the logarithm of the rate; 0 makes it constant.
+      state_std: standard deviation of the first state, before it is cut at three of them; the
+        default is the embedding's, sqrt(2 / (5 D)) times the scale sqrt(D).
+      exit: when a token keeps its state from then on, outside training: never ("none"), or once a
+        recursion moves it by little, as a fraction of its length ("latent_diff") or as 1 minus the
+        cosine between before and after ("cosine").
+      exit_threshold: what is little; None takes 0.03 for "latent_diff" and 0.001 for "cosine".
+    """
+
+    num_recursions: int
+    backprop_depth: int = 8
+    sampler: Literal["poisson_lognormal", "fixed"] = "poisson_lognormal"
+    sigma: float = 0.5
+    state_std: float = math.sqrt(2 / 5)
+    exit: Literal["none", "latent_diff", "cosine"] = "none"
+    exit_threshold: float | None = None
+
+    def __post_init__(self):
+        if self.exit_threshold is None:
+            object.__setattr__(self, "exit_threshold", _THRESHOLDS[self.exit])
+        for name in ("backprop_depth", "state_std", "exit_threshold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
+        if not 0 <= self.sigma <= 1:
+            raise ValueError(f"sigma: got {self.sigma}, takes a number from 0 to 1")
+
+
+def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
+    """Returns no parameters: the depth is drawn, not learned."""
+    return {}
+
+
+def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
+    """Refuses what a walk of any length, from noise, cannot do.
+
+    Raises:
+      ValueError: for order "sequence", keys and values of the first recursion, recursions with
+        weights of their own or told apart, or not told the core's input.
+    """
+    if grid.order == "sequence":
+        raise ValueError(
+            "depth: recurrent walks recursion by recursion, and sharing 'sequence' block by block; "
+            "take a cycle, or depth.kind 'fixed'"
+        )
+    if kv.reads_first:
+        raise ValueError(
+            "kv_sharing: got 'first_recursion', and under depth recurrent the first recursion is "
+            "mostly walked without a gradient; take 'own'"
+        )
+    slots = [slot for slot, _ in (*grid.axes, *grid.tables)]
+    if varying := [slot for slot in slots if len(set(grid.table_of(slot))) > 1]:
+        raise ValueError(
+            f"depth: recurrent walks any number of recursions with the same weights, and "
+            f"{', '.join(varying)} varies along them; take sharing 'cycle', or depth.kind 'fixed'"
+        )
+    if told.input == "none" or told.step != "none":
+        raise ValueError(
+            f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, that "
+            "starts from noise and draws its length, take input 'adapter' or 'add', and step 'none'"
+        )
+
+
+@functools.lru_cache
+def odds(num_recursions: int, sigma: float) -> Float[np.ndarray, "M"]:
+    """Returns the probability that training walks 1, 2, ... recursions.
+
+    Args:
+      num_recursions: mean of the rate.
+      sigma: standard deviation of its logarithm.
+    """
+    weights = np.exp(-(_SPREAD**2) / 2)
+    rates = num_recursions * np.exp(sigma * _SPREAD - sigma**2 / 2)
+    # Beyond eight deviations of the highest rate's Poisson nothing is left.
+    counts = np.arange(math.ceil(rates.max() + 8 * math.sqrt(rates.max()) + 16))
+    factorials = np.cumsum(np.log(np.maximum(counts, 1)))
+    sums = sum(
+        weight * np.exp(counts * math.log(rate) - rate - factorials)
+        for weight, rate in zip(weights, rates, strict=True)
+    )
+    return sums / sums.sum()
+
+
+def draw(config: Config, key: Array | None) -> tuple[int | Int[Array, ""], int | Int[Array, ""]]:
+    """Returns how many recursions a training step walks without a gradient, and then with one.
+
+    Args:
+      config: the policy; with sampler "fixed" the numbers are known before the step.
+      key: of the step; None draws the same number every time.
+    """
+    if config.sampler == "fixed":
+        count = config.num_recursions
+        return max(count - config.backprop_depth, 0), min(count, config.backprop_depth)
+    key = jax.random.key(0) if key is None else key
+    number = jax.random.uniform(jax.random.fold_in(key, zlib.crc32(b"recursions")))
+    until = np.cumsum(odds(config.num_recursions, config.sigma))
+    count = 1 + jnp.searchsorted(jnp.array(until[:-1], jnp.float32), number, side="right")
+    return jnp.maximum(count - config.backprop_depth, 0), jnp.minimum(count, config.backprop_depth)
+
+
+def initial_state(
+    config: Config, call: Call, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+) -> Float[Array, "B T D"]:
+    """Returns what recursions start from: `call.state`, or noise as wide as `x`.
+
+    A token's noise depends on its row and its position in its document, and on nothing else in the
+    batch; with no key not on the row, so that a text has one score wherever it stands.
+    """
+    if call.state is not None:
+        return call.state.astype(x.dtype)
+    rows = jnp.arange(x.shape[0]) * int(call.key is not None)
+    key = jax.random.key(0) if call.key is None else call.key
+    key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(b"state")), call.part)
+
+    def noise(row: Array, position: Array) -> Array:
+        token = jax.random.fold_in(jax.random.fold_in(key, row), position)
+        return jax.random.truncated_normal(token, -3.0, 3.0, x.shape[-1:], jnp.float32)
+
+    drawn = jax.vmap(jax.vmap(noise, (None, 0)))(rows, positions)
+    return (config.state_std * drawn).astype(x.dtype)
+
+
+def run(
+    core: Core,
+    params: dict[str, Any],
+    x: Float[Array, "B T D"],
+    context: Context,
+    config: Config,
+    call: Call,
+) -> tuple[Float[Array, "B T D"], Aux]:
+    """Returns the states after the recursions of this call.
+
+    Args:
+      core: one recursion of the shared stack, told the core's input by `core.inject`.
+      params: none.
+      x: what the core is entered with; recursions start from another state.
+      context: where the tokens stand, and `x` itself.
+      config: the policy.
+      call: mode "train" draws the depth with its key; the others walk `num_recursions`, or until
+        `config.exit`. They differ in that "causal" stops when every wanted token has come to rest.
+    """
+    state = initial_state(config, call, x, context.positions)
+    if call.mode == "train":
+        return _truncated(core, state, context, config, draw(config, call.key))
+    return _adaptive(core, state, context, config, call)
+
+
+def _truncated(core: Core, x: Array, context: Context, config: Config, counts: tuple[Any, Any]):
+    """Walks some recursions without a gradient, then some with one."""
+    private = at(core.private(), 0)
+
+    def recursion(x: Array) -> tuple[Array, dict[str, Any]]:
+        y, made = core.recurse(core.enter(x, private, context), private, context)
+        return y, made.report
+
+    # A loop of unknown length has no gradient, not even a zero one: what it reads must have none.
+    alone, read = jax.closure_convert(lambda x: recursion(x)[0], x)
+    read = jax.lax.stop_gradient(read)
+    first, last = counts
+    walked = jax.lax.fori_loop(0, first, lambda _, x: alone(x, *read), jax.lax.stop_gradient(x))
+    x = jnp.where(first > 0, walked, x)
+    if config.sampler == "fixed":
+        x, report = jax.lax.scan(lambda x, _: recursion(x), x, length=last)
+    else:
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(recursion, x))
+        skip = lambda x: (x, nothing[1])
+        step = lambda x, is_walked: jax.lax.cond(is_walked, recursion, skip, x)
+        x, report = jax.lax.scan(step, x, jnp.arange(config.backprop_depth) < last)
+    depth_used = jnp.full(x.shape[:2], first + last)
+    metrics = {"token_correlation": _correlation(x)}
+    return x, Aux({}, metrics, depth_used, None, jax.tree.map(_as_first(core.grid), report))
+
+
+def _as_first(grid: Grid):
+    """Returns a function to reports [R K ...] of the grid from those of any number of recursions.
+
+    All weights are the same along recursions, so that the sum may stand for any of them.
+    """
+    rest = ((0, grid.num_recursions - 1),)
+    return lambda leaf: jnp.pad(leaf.sum(0)[None], rest + ((0, 0),) * (leaf.ndim - 1))
+
+
+def _correlation(x: Float[Array, "B T D"]) -> Float[Array, ""]:
+    """Returns the mean cosine between the states of two tokens of a row; near 1 they are alike."""
+    x = jax.lax.stop_gradient(x).astype(jnp.float32)
+    unit = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
+    return jnp.square(unit.mean(1)).sum(-1).mean()
+
+
+def _adaptive(core: Core, x: Array, context: Context, config: Config, call: Call):
+    """Walks until every token rests, or all recursions; a resting token's state stays as it is."""
+
+    def recursion(carry: tuple[Array, Array, Array], private: Any, _: None, source: Made | None):
+        x, is_resting, depth = carry
+        y, made = core.recurse(core.enter(x, private, context), private, context, source)
+        y = jnp.where(is_resting[..., None], x, y)
+        depth += (~is_resting).astype(depth.dtype)
+        return (y, is_resting | _is_near(config, x, y), depth), y, made
+
+    nobody = jnp.zeros(x.shape[:2], bool)
+    carry = (x, nobody, nobody.astype(jnp.int32))
+    if call.mode == "eval" or config.exit == "none":
+        (x, _, depth), states, report = core.each_recursion(recursion, carry, None)
+        return x, Aux({}, {}, depth, states, report)
+    wanted = ~nobody if call.wanted is None else call.wanted
+    goes_on = lambda carry: jnp.any(wanted & ~carry[1])
+    x, _, depth = core.recursions_while(recursion, carry, None, goes_on)
+    return x, Aux({}, {}, depth, None)
+
+
+def _is_near(
+    config: Config, x: Float[Array, "B T D"], y: Float[Array, "B T D"]
+) -> Bool[Array, "B T"]:
+    """Returns whether a recursion from `x` to `y` brought a token to rest."""
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    length = lambda x: jnp.linalg.norm(x, axis=-1)
+    if config.exit == "latent_diff":
+        return length(y - x) < config.exit_threshold * length(y)
+    if config.exit == "cosine":
+        return (x * y).sum(-1) > (1 - config.exit_threshold) * length(x) * length(y)
+    return jnp.zeros(x.shape[:2], bool)
+
+
+def at_depth(config: Config, num_recursions: int) -> Config:
+    """Returns the config of another depth."""
+    return dataclasses.replace(config, num_recursions=num_recursions)
+
+
+def at_step(config: Config, step: int) -> Config:
+    """Returns the config itself: one program draws every step's depth."""
+    return config
+
+
+def is_causal(config: Config, mode: Mode) -> bool:
+    """Returns True: no token looks ahead."""
+    return True
+
+
+def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
+    """Returns the recursions of a training step without and with a gradient: mean numbers."""
+    counts = draw(config, None)
+    if config.sampler != "fixed":
+        chance = odds(config.num_recursions, config.sigma)
+        walked = 1 + np.arange(len(chance))
+        trained = np.minimum(walked, config.backprop_depth)
+        counts = float(chance @ (walked - trained)), float(chance @ trained)
+    full = lambda times, is_trained: Pass(seq_len, seq_len, False, 0, times, is_trained)
+    return [full(counts[0], False), full(counts[1], True)]
+
+
+def num_exits(config: Config) -> int:
+    """Returns 1: training reads the last state through the head."""
+    return 1
+
+
+def score_flops(config: Config, embed_dim: int) -> int:
+    """Returns 0: nothing is scored."""
+    return 0

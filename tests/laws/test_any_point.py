@@ -1,0 +1,176 @@
+"""Any point on the axes trains, and obeys what every model obeys, or is refused with a reason.
+
+Hypothesis draws the points from all blocks, depth policies, patterns, sources of keys, weight kinds
+and injections that there are; a new file on an axis is drawn too.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recursia import accounting, inject, model, params
+from recursia.layers import embedding
+from tests.laws import points
+from tests.laws.copies import untied
+from tests.laws.test_causality import CUTS
+from tests.laws.tiny import (
+    BATCH,
+    LENGTH,
+    VOCAB,
+    assert_close,
+    draw,
+    forward,
+    gradient,
+    is_equal,
+    text,
+)
+
+LEGAL = 12  # points that train; those refused cost nothing and are drawn besides
+
+
+@st.composite
+def arguments(draw_from):
+    """Draws what `points.point` takes; not every draw can be combined."""
+    pick = lambda *options: draw_from(st.sampled_from(options))
+    return dict(
+        block_=pick(*points.BLOCKS),
+        depth_=pick(*points.DEPTHS),
+        sharing=pick(*points.PATTERNS),
+        recursions=pick(1, 2, 3),
+        num_blocks=pick(1, 2),
+        inject_=pick(*points.INJECTS),
+        weights=pick(*points.WEIGHTS),
+        kv_sharing=pick("own", "first_recursion"),
+        varies=pick((), (("norms", "recursion+block"),), (("norms", "one"),)),
+        loop_norm=pick("none", "none", "each", "last"),
+        remat=pick("none", "block", "recursion"),
+        embed=embedding.Config(
+            is_tied=pick(True, False), has_head_bias=pick(True, False), factor_dim=pick(0, 8)
+        ),
+    )
+
+
+@st.composite
+def legal_points(draw_from):
+    """Draws a model, discarding what is refused; the refusal must be one line with a reason."""
+    for _ in range(50):
+        try:
+            return points.point(**draw_from(arguments()))
+        except ValueError as refusal:
+            assert "\n" not in str(refusal) and ": " in str(refusal)
+    raise AssertionError("50 draws in a row were refused")
+
+
+def law_counts(config, weights):
+    assert accounting.unique_parameters(config) == sum(w.size for w in jax.tree.leaves(weights))
+    assert accounting.applied_parameters(config) >= accounting.unique_parameters(config)
+
+
+def law_flops(config, weights):
+    def run(weights, tokens):
+        out = model.apply(weights, tokens, config, mode="train", step=jnp.int32(0))
+        return model.logits(weights, out.hidden, config)
+
+    if config.depth.__class__.__module__.endswith("recurrent"):
+        return  # how often it goes round is drawn: its own tests count a fixed number
+    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+    counted = accounting.count_flops(jax.make_jaxpr(run)(weights, tokens))
+    assert BATCH * accounting.forward_flops(config, LENGTH) == counted
+
+
+def law_training(config, weights):
+    loss, grads = gradient(weights, text(), config)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def law_causality(config, weights, mode):
+    tokens, cut = text(), CUTS[1]
+    later = (tokens[:, cut + 1 :] + 1) % VOCAB
+    logits, aux = forward(weights, tokens, config, mode)
+    other, _ = forward(weights, jnp.concatenate([tokens[:, : cut + 1], later], 1), config, mode)
+    assert logits.shape == (BATCH, LENGTH, VOCAB)
+    assert model.is_causal(config, mode) or mode != "causal"
+    if model.is_causal(config, mode):
+        assert_close(logits[:, : cut + 1], other[:, : cut + 1])
+    assert not is_equal(logits[:, cut + 1 :], other[:, cut + 1 :])
+    depth = np.asarray(aux.depth_used)
+    assert depth.shape == (BATCH, LENGTH)
+    assert 0 <= depth.min() <= depth.max() <= config.grid.num_recursions
+    return logits
+
+
+def law_wanted(config, weights, logits):
+    wanted = jnp.zeros((BATCH, LENGTH), bool).at[:, 5].set(True)
+    out = jax.jit(lambda w: model.apply(w, text(), config, mode="causal", wanted=wanted).hidden)
+    assert_close(model.logits(weights, out(weights), config)[:, 5], logits[:, 5])
+
+
+def law_tying(config, weights, logits, mode):
+    try:
+        free_config, free = untied(config, weights)
+        model.check(free_config)
+    except ValueError:
+        return  # some policies have no weights of their own for every recursion
+    assert_close(forward(free, text(), free_config, mode)[0], logits)
+
+
+@settings(max_examples=LEGAL, derandomize=True, deadline=None, database=None)
+@given(legal_points())
+def test_any_point_obeys_the_laws(config):
+    weights = draw(config)
+    law_counts(config, weights)
+    law_flops(config, weights)
+    law_training(config, weights)
+    logits = law_causality(config, weights, "causal")
+    law_wanted(config, weights, logits)
+    law_tying(config, weights, logits, "causal")
+    law_causality(config, weights, "eval")
+
+
+@pytest.mark.parametrize(("block", "depth"), itertools.product(points.BLOCKS, points.DEPTHS))
+def test_every_block_goes_with_every_depth_policy(block, depth):
+    config = points.point(block, depth)
+    shapes = params.abstract(model.specs(config))
+    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+    for mode in ("train", "eval", "causal"):
+        run = lambda w, t, mode=mode: model.apply(w, t, config, mode=mode, step=jnp.int32(0))
+        assert jax.eval_shape(run, shapes, tokens).hidden.shape == (BATCH, LENGTH, 16)
+
+
+@pytest.mark.parametrize("depth", points.DEPTHS)
+def test_neutral_relaxations_are_neutral(depth):
+    pattern = "cycle" if depth == "exit_gate" else "middle_cycle"  # a gate takes no coda
+    plain = points.point("llama", depth, sharing=pattern)
+    relaxed = (
+        points.point("llama", depth, sharing=pattern, weights="lora", inject_="learned steps")
+        if _takes_private(depth)
+        else points.point("llama", depth, sharing=pattern, inject_="input by adapter")
+    )
+    weights = draw(plain)
+    more = params.init(model.specs(relaxed), jax.random.key(0))
+    core = {**more["core"], **weights["core"]}  # adapters as they start: the second factor is zero
+    told = jax.tree.map(jnp.zeros_like, more["inject"])
+    if "adapter" in told:  # passes the state on and leaves the input out
+        told["adapter"] = told["adapter"].at[:16].set(jnp.eye(16))
+    weights_of_relaxed = {**weights, "core": core, "inject": told}
+    assert_close(
+        forward(weights_of_relaxed, text(), relaxed)[0], forward(weights, text(), plain)[0]
+    )
+
+
+def _takes_private(depth):
+    try:
+        points.point("llama", depth, weights="lora", inject_="learned steps")
+        return True
+    except ValueError:
+        return False
+
+
+def test_nothing_is_told_unless_asked():
+    assert points.INJECTS["nothing"] == inject.Config()

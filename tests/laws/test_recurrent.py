@@ -1,0 +1,475 @@
+"""Recursions of a drawn number, their gradient cut, and tokens that come to rest."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from recursia import accounting, inject, kv, model, params, settings
+from recursia.blocks import llama
+from recursia.depth import recurrent
+from recursia.layers.attention import Context
+from recursia.sharing import grid as sharing
+from tests.laws import by_hand
+from tests.laws.tiny import BATCH, BLOCK, LENGTH, VOCAB, assert_close, draw, error, is_equal, text
+from tests.test_accounting import loss as traced_loss
+
+WIDTH = BLOCK.embed_dim
+
+
+def tiny(recursions=3, blocks=2, *, dtype="float32", remat="none", input="adapter", **options):
+    """Returns a model with a prelude and a coda of one block; options are the policy's."""
+    return settings.Model(
+        recursions * blocks + 2,
+        BLOCK,
+        recurrent.Config(recursions, **{"backprop_depth": 2} | options),
+        sharing="cycle",
+        prelude=1,
+        coda=1,
+        inject=inject.Config(input=input),
+        loop_norm="last",
+        dtype=dtype,
+        remat=remat,
+    ).build(VOCAB)
+
+
+FIXED = tiny(sampler="fixed")
+
+
+def weights(config, seed=0):
+    """Returns parameters under which states draw near a fixed point."""
+    drawn = draw(config, seed)
+    calm = lambda p, s: 0.5 * p if s.is_decayed else p
+    drawn = jax.tree.map(calm, drawn, model.specs(config))
+    if config.inject.input == "adapter":
+        narrow = drawn["inject"]["adapter"].at[:WIDTH].mul(0.3)
+        drawn["inject"] = {**drawn["inject"], "adapter": 1.5 * narrow}
+    return drawn
+
+
+def noise(seed=0, length=LENGTH):
+    """Returns a first state."""
+    return jax.random.normal(jax.random.key(seed), (BATCH, length, WIDTH))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def run(weights, tokens, config, mode="eval", **options):
+    """Returns logits and what the policy reports."""
+    out = model.apply(weights, tokens, config, mode=mode, **options)
+    return model.logits(weights, out.hidden, config), out.aux
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mode"))
+def gradient(weights, state, tokens, config, mode="train", key=None):
+    """Returns the gradient of a number that all logits move, by parameters and first state."""
+
+    def total(weights, state):
+        logits, _ = run(weights, tokens, config, mode, state=state, key=key)
+        return jnp.sin(logits).mean()
+
+    return jax.grad(total, (0, 1))(weights, state)
+
+
+@functools.lru_cache
+def key_of(recursions, depth):
+    """Returns a key with which training walks that many recursions."""
+    total = jax.jit(lambda seed: sum(recurrent.draw(depth, jax.random.key(seed))))
+    return next(jax.random.key(s) for s in range(10_000) if total(s) == recursions)
+
+
+def block_by_hand(p, x, part, k):
+    """Returns one block's output for a row."""
+    where = np.stack([np.arange(len(x)), np.ones(len(x))])
+    return by_hand.block(by_hand.pick(p[part], k), x, where, BLOCK)[0]
+
+
+def walk_by_hand(p, tokens, state, config, recursions):
+    """Returns logits [B T V] and depths [B T] of a loop over rows and recursions, in float64."""
+    depth, rows, depths = config.depth, [], []
+    end = np.asarray(p["final_norm"], np.float64)
+    for row, s in zip(np.asarray(tokens), np.asarray(state, np.float64), strict=True):
+        block = functools.partial(block_by_hand, p)
+        table = np.asarray(p["embed"]["table"], np.float64)
+        e = block(table[row], "prelude", 0)
+        rests, taken = np.zeros(len(row), bool), np.zeros(len(row), int)
+        for _ in range(recursions):
+            y = s + e
+            if config.inject.input == "adapter":
+                y = np.concatenate([s, e], -1) @ np.asarray(p["inject"]["adapter"], np.float64)
+            for k in range(config.grid.num_blocks):
+                y = block(y, "core", k)
+            y[rests] = s[rests]
+            taken += ~rests
+            size = lambda x: np.sqrt((x**2).sum(-1))
+            far = {
+                "none": np.ones(len(row)),
+                "latent_diff": size(y - s) / size(y),
+                "cosine": 1 - (s * y).sum(-1) / size(s) / size(y),
+            }[depth.exit]
+            rests, s = rests | (far < (depth.exit_threshold if depth.exit != "none" else 0)), y
+        x = block(by_hand.norm(s, end, BLOCK.norm_eps), "coda", 0)
+        rows.append(by_hand.norm(x, end, BLOCK.norm_eps) @ table.T)
+        depths.append(taken)
+    return np.stack(rows), np.stack(depths)
+
+
+@pytest.mark.parametrize(
+    ("mode", "input"),
+    [("train", "adapter"), ("eval", "adapter"), ("causal", "adapter"), ("train", "add")],
+)
+def test_a_fixed_number_is_a_loop(mode, input):
+    config = tiny(sampler="fixed", input=input)
+    p = weights(config)
+    logits, aux = run(p, text(), config, mode, state=noise())
+    assert_close(logits, walk_by_hand(p, text(), noise(), config, 3)[0])
+    assert np.all(aux.depth_used == 3)
+
+
+@pytest.mark.parametrize("recursions", [1, 2, 3, 7])
+def test_a_drawn_number_is_a_loop_of_that_length(recursions):
+    config = tiny()
+    p, key = weights(config), key_of(recursions, config.depth)
+    logits, aux = run(p, text(), config, "train", state=noise(), key=key)
+    assert_close(logits, walk_by_hand(p, text(), noise(), config, recursions)[0])
+    assert np.all(aux.depth_used == recursions)
+
+
+@pytest.mark.parametrize(("exit", "threshold"), [("latent_diff", 0.4), ("cosine", 0.06)])
+def test_resting_tokens_are_a_loop_that_leaves_them(exit, threshold):
+    config = tiny(5, exit=exit, exit_threshold=threshold)
+    p = weights(config)
+    theirs, depths = walk_by_hand(p, text(), noise(), config, 5)
+    for mode in ("eval", "causal"):
+        logits, aux = run(p, text(), config, mode, state=noise())
+        assert np.array_equal(aux.depth_used, depths)
+        assert_close(logits, theirs)
+    assert len(np.unique(depths)) >= 3
+
+
+def test_published_thresholds_are_taken_where_none_is_given():
+    of = lambda exit: recurrent.Config(4, exit=exit).exit_threshold
+    assert (of("latent_diff"), of("cosine")) == (0.03, 1e-3)
+
+
+def test_a_wanted_token_at_rest_stops_the_loop():
+    config = tiny(6, exit="latent_diff", exit_threshold=0.4)
+    p = weights(config)
+    logits, aux = run(p, text(), config, "causal", state=noise())
+    depths = np.asarray(aux.depth_used)
+    early = depths == depths.min()
+    assert depths.min() < depths.max()
+    some, less = run(p, text(), config, "causal", state=noise(), wanted=jnp.asarray(early))
+    assert np.all(less.depth_used == depths.min())
+    # Tokens that others see rest as early in both walks, or they would see another's state.
+    assert np.array_equal(np.minimum(depths, depths.min()), less.depth_used)
+    b, t = np.argwhere(early)[0]
+    if np.all(early[b, : t + 1]):
+        assert_close(some[b, : t + 1], logits[b, : t + 1])
+
+
+def test_a_token_read_early_is_as_in_the_whole_walk():
+    config = tiny(6, exit="latent_diff", exit_threshold=0.4)
+    p, tokens = weights(config), text()
+    whole, aux = run(p, tokens, config, "causal", state=noise())
+    for t in range(LENGTH):
+        wanted = jnp.zeros((BATCH, LENGTH), bool).at[0, t].set(True)
+        state = run_state(p, tokens, config, wanted)
+        assert_close(state[0][0, t], run_state(p, tokens, config, None)[0][0, t])
+        assert state[1][0, t] == aux.depth_used[0, t]
+    assert np.isfinite(whole).all()
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def run_state(p, tokens, config, wanted):
+    """Returns states before the coda, and depths."""
+    bare = dataclasses.replace(config, grid=dataclasses.replace(config.grid, coda=0))
+    out = model.apply({**p, "coda": {}}, tokens, bare, mode="causal", state=noise(), wanted=wanted)
+    return out.hidden, out.aux.depth_used
+
+
+def test_recursions_without_gradient_change_no_value():
+    p = weights(FIXED)
+    full = tiny(sampler="fixed", backprop_depth=3)
+    ours, all_trained = (run(p, text(), c, "train", state=noise())[0] for c in (FIXED, full))
+    assert_close(ours, all_trained)
+    assert_close(ours, run(p, text(), FIXED, "eval", state=noise())[0])
+
+
+@pytest.mark.parametrize("recursions", [1, 2, 3, 7])
+def test_the_first_state_has_a_gradient_when_all_recursions_do(recursions):
+    config = tiny()
+    p, key = weights(config), key_of(recursions, config.depth)
+    towards = gradient(p, noise(), text(), config, key=key)[1]
+    assert bool(np.any(towards)) == (recursions <= config.depth.backprop_depth)
+
+
+@pytest.mark.parametrize("recursions", [1, 2, 5])
+def test_the_gradient_is_that_of_a_loop_cut_by_hand(recursions):
+    config, tokens = tiny(), text()
+    p, key = weights(config), key_of(recursions, config.depth)
+    place = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
+    where = Context(place, jnp.ones_like(place))
+
+    def block(x, bank, k):
+        return llama.apply(jax.tree.map(lambda leaf: leaf[k], bank), x, where, BLOCK)[0]
+
+    def total(p):
+        norm = lambda x: model.normalise(p, x, config)
+        e, x = block(p["embed"]["table"][tokens], p["prelude"], 0), noise()
+        for i in range(recursions):
+            if i == recursions - config.depth.backprop_depth:
+                x = jax.lax.stop_gradient(x)
+            x = jnp.concatenate([x, e], -1) @ p["inject"]["adapter"]
+            for k in range(2):
+                x = block(x, p["core"], k)
+        x = norm(block(norm(x), p["coda"], 0))
+        return jnp.sin(x @ p["embed"]["table"].T).mean()
+
+    ours = gradient(p, noise(), tokens, config, key=key)[0]
+    assert_close(ours, jax.jit(jax.grad(total))(p), n=1024)
+    fixed = tiny(recursions, sampler="fixed")
+    assert_close(ours, gradient(p, noise(), tokens, fixed)[0], n=1024)
+
+
+@pytest.mark.parametrize("remat", ["block", "recursion"])
+def test_what_is_computed_again_changes_no_gradient(remat):
+    config, key = tiny(), key_of(3, tiny().depth)
+    p = weights(config)
+    ours = gradient(p, noise(), text(), tiny(remat=remat), key=key)
+    assert_close(ours, gradient(p, noise(), text(), config, key=key))
+
+
+def test_one_program_serves_every_depth():
+    config = tiny()
+    step = jax.jit(lambda p, key: run(p, text(), config, "train", key=key)[1].depth_used[0, 0])
+    p = weights(config)
+    depths = {int(step(p, key_of(r, config.depth))) for r in (1, 3, 7)}
+    assert depths == {1, 3, 7} and step._cache_size() == 1
+
+
+@functools.lru_cache
+def draws(count=200_000):
+    """Returns drawn numbers of recursions at the published mean."""
+    depth = recurrent.Config(32)
+    one = lambda seed: sum(recurrent.draw(depth, jax.random.key(seed)))
+    return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(count)))
+
+
+def test_the_drawn_number_has_the_published_statistics():
+    r = draws()
+    assert abs(r.mean() - 33.0) < 0.1 and np.median(r) == 29
+    assert abs(r.std() - 17.9) < 0.2 and abs((r <= 8).mean() - 0.014) < 0.002
+    assert r.min() >= 1 and 22 <= np.bincount(r).argmax() <= 25
+
+
+def test_the_drawn_number_is_one_more_than_a_poissons_of_log_normal_rate():
+    random = np.random.default_rng(0)
+    rates = np.exp(random.normal(math.log(32) - 0.5**2 / 2, 0.5, 400_000))
+    edges = np.arange(0, 400, 4)
+    theirs = np.histogram(1 + random.poisson(rates), edges)[0] / 400_000
+    chance = recurrent.odds(32, 0.5)
+    exact = np.histogram(1 + np.arange(len(chance)), edges, weights=chance)[0]
+    drawn = np.histogram(draws(), edges)[0] / len(draws())
+    assert np.abs(exact - theirs).max() < 2e-3 and np.abs(exact - drawn).max() < 2e-3
+    assert abs(chance.sum() - 1) < 1e-12
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("mean", [1, 4, 32])
+def test_the_mean_is_one_more_than_the_rates(mean, sigma):
+    chance = recurrent.odds(mean, sigma)
+    assert abs(chance @ (1 + np.arange(len(chance))) - (mean + 1)) < 1e-3 * mean
+    if sigma == 0:
+        poisson = [math.exp(-mean) * mean**n / math.factorial(n) for n in range(8)]
+        np.testing.assert_allclose(chance[:8], poisson, rtol=1e-9)
+
+
+def test_all_parts_and_processes_of_a_step_walk_alike():
+    config, p = tiny(), weights(tiny())
+    depth = lambda key, part: run(p, text(), config, "train", key=key, part=part)[1].depth_used
+    keys = [jax.random.fold_in(jax.random.key(3), step) for step in range(12)]
+    of_step = [int(depth(key, 0)[0, 0]) for key in keys]
+    assert all(np.all(depth(key, 5) == r) for key, r in zip(keys, of_step, strict=True))
+    assert len(set(of_step)) > 2
+
+
+def started(key=None, part=0, length=LENGTH, rows=BATCH, positions=None, std=None, dtype="float32"):
+    config = recurrent.Config(2) if std is None else recurrent.Config(2, state_std=std)
+    x = jnp.zeros((rows, length, WIDTH), dtype)
+    positions = jnp.arange(length) if positions is None else positions
+    positions = jnp.broadcast_to(positions, (rows, length))
+    call = recurrent.Call("train", key=key, part=part)
+    return recurrent.initial_state(config, call, x, positions)
+
+
+def test_noise_depends_on_row_position_part_and_key_only():
+    key = jax.random.key(7)
+    state = started(key)
+    assert is_equal(state[:1, :5], started(key, length=5, rows=1))
+    assert is_equal(state[:, 3:], started(key, length=LENGTH - 3, positions=3 + np.arange(9)))
+    others = [started(key, part=1), started(jax.random.key(8)), state[::-1], state[:, ::-1]]
+    assert all(error(state, other) > 0.1 for other in others)
+    assert is_equal(started(), started()) and is_equal(started()[0], started()[1])
+
+
+def test_noise_is_a_normal_cut_at_three_deviations():
+    state = np.asarray(started(jax.random.key(0), length=400, rows=8), np.float64)
+    std = math.sqrt(2 / 5)
+    assert abs(state.std() / std - 0.9866) < 0.01 and abs(state.mean()) < 0.01
+    assert 2.9 * std < np.abs(state).max() <= 3 * std * (1 + 1e-6)
+    assert abs(np.corrcoef(state[:, :-1].ravel(), state[:, 1:].ravel())[0, 1]) < 0.02
+    assert not np.any(started(std=0.0)) and started(dtype="bfloat16").dtype == jnp.bfloat16
+
+
+def test_a_text_has_one_score_wherever_it_stands():
+    p = weights(FIXED)
+    twice = jnp.concatenate([text()[:1]] * 2)
+    logits = run(p, twice, FIXED)[0]
+    assert is_equal(logits[0], logits[1]) and is_equal(logits, run(p, twice, FIXED)[0])
+
+
+CUTS = (0, 4, LENGTH - 2)
+
+
+@pytest.mark.parametrize(
+    ("exit", "mode"),
+    [("none", "train"), ("none", "eval"), ("latent_diff", "eval"), ("cosine", "causal")],
+)
+def test_no_token_sees_a_later_one(exit, mode):
+    config = tiny(6, exit=exit, exit_threshold=0.06 if exit == "cosine" else 0.4)
+    assert model.is_causal(config, mode)
+    for seed in range(2):
+        p, tokens = weights(config, seed), text(seed)
+        logits, aux = run(p, tokens, config, mode)
+        for cut in CUTS:
+            later = (text(seed + 100)[:, cut + 1 :] + 1) % VOCAB
+            changed = jnp.concatenate([tokens[:, : cut + 1], later], axis=1)
+            other, other_aux = run(p, changed, config, mode)
+            # A later token may keep the loop going; one at rest is left as it is.
+            assert is_equal(logits[:, : cut + 1], other[:, : cut + 1])
+            same = np.asarray(aux.depth_used == other_aux.depth_used)
+            assert same[:, : cut + 1].all() and not is_equal(logits, other)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "causal"])
+def test_packed_documents_have_the_logits_they_have_alone(mode):
+    config = tiny(6, sampler="fixed", exit="latent_diff", exit_threshold=0.4)
+    p, tokens, cut = weights(config), text(), 7
+    positions = jnp.array([[*range(cut), *range(LENGTH - cut)]] * BATCH)
+    segments = jnp.array([[1] * cut + [2] * (LENGTH - cut)] * BATCH)
+    packed, aux = run(p, tokens, config, mode, positions=positions, segment_ids=segments)
+    alone = [run(p, part, config, mode) for part in (tokens[:, :cut], tokens[:, cut:])]
+    assert_close(packed, jnp.concatenate([logits for logits, _ in alone], axis=1))
+    depths = np.concatenate([aux.depth_used for _, aux in alone], axis=1)
+    assert np.array_equal(aux.depth_used, depths)
+    assert error(run(p, tokens, config, mode)[0][:, cut:], packed[:, cut:]) > 1e-2
+
+
+@pytest.mark.parametrize("depth", [1, 8])
+def test_the_model_runs_at_any_depth(depth):
+    p = weights(FIXED)
+    other, q = model.at_depth(FIXED, p, depth)
+    logits, aux = run(q, text(), other, state=noise())
+    assert_close(logits, walk_by_hand(p, text(), noise(), FIXED, depth)[0])
+    assert len(aux.states) == depth
+    common = min(depth, 3)
+    whole = run(p, text(), FIXED, state=noise())[1].states
+    assert_close(aux.states[:common], whole[:common])
+
+
+@pytest.mark.parametrize(
+    ("recursions", "trained", "remat"),
+    [(5, 2, "none"), (5, 2, "block"), (5, 2, "recursion"), (2, 4, "none"), (3, 1, "none")],
+)
+def test_flops_of_a_cut_gradient_are_exact(recursions, trained, remat):
+    config = tiny(recursions, sampler="fixed", backprop_depth=trained, remat=remat)
+    p = params.abstract(model.specs(config))
+    tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
+
+    def count(transform):
+        function = transform(functools.partial(traced_loss, model_config=config))
+        return accounting.count_flops(jax.make_jaxpr(function)(p, tokens))
+
+    forward, both = count(lambda f: f), count(jax.value_and_grad)
+    assert BATCH * accounting.forward_flops(config, 13) == forward
+    assert BATCH * accounting.executed_training_flops(config, 13) == both
+    assert BATCH * accounting.training_flops(config, 13) <= min(both, 3 * forward)
+
+
+def test_costs_of_a_drawn_number_are_means():
+    config = tiny(32, backprop_depth=8)
+    free, trained = (each.times for each in config_passes(config))
+    r = draws()
+    assert abs(trained - np.minimum(r, 8).mean()) < 0.01
+    assert abs(free - np.maximum(r - 8, 0).mean()) < 0.1
+    assert abs(accounting.mean_depth(config, 8) - 33) < 1e-3
+    # FLOPs are linear in numbers of recursions, and the mean is between two numbers.
+    at = lambda n: accounting.forward_flops(tiny(n, sampler="fixed"), 8)
+    assert abs(accounting.forward_flops(config, 8) / at(33) - 1) < 1e-4
+
+
+def config_passes(config):
+    return recurrent.passes(config.depth, config.grid, config.kv, 8)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval", "causal"])
+def test_bfloat16_computes_and_float32_measures(mode):
+    config = tiny(dtype="bfloat16", exit="latent_diff", exit_threshold=0.2)
+    p = params.abstract(model.specs(config))
+    with jax.numpy_dtype_promotion("strict"):
+        shape = jax.eval_shape(lambda p: model.apply(p, text(), config, mode=mode), p)
+    assert shape.hidden.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(shape.aux.metrics)} <= {jnp.dtype("float32")}
+    if mode == "train":
+        p = weights(config)
+        near = gradient(p, noise(), text(), config, key=key_of(3, config.depth))
+        exact = gradient(p, noise(), text(), tiny(), key=key_of(3, config.depth))
+        assert error(near[0]["inject"], exact[0]["inject"]) < 0.1
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(near))
+
+
+def test_correlation_is_one_of_equal_tokens_and_small_of_noise():
+    same = jnp.broadcast_to(noise()[:, :1], (BATCH, LENGTH, WIDTH))
+    assert abs(recurrent._correlation(3 * same) - 1) < 1e-3
+    assert abs(recurrent._correlation(noise(length=400))) < 0.02
+
+
+LEARNED = dataclasses.replace(FIXED, inject=inject.Config(input="adapter", step="learned"))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (dataclasses.replace(FIXED, inject=inject.Config()), "take input 'adapter'"),
+        (LEARNED, "step 'none'"),
+        (dataclasses.replace(FIXED, kv=kv.Config("first_recursion")), "kv_sharing"),
+        (
+            dataclasses.replace(FIXED, grid=dataclasses.replace(FIXED.grid, order="sequence")),
+            "block by block",
+        ),
+        (
+            dataclasses.replace(
+                FIXED, grid=sharing.plan(6, 3, "none", (), llama.SLOTS, recurrent.SLOTS)
+            ),
+            "norms, attention, mlp varies",
+        ),
+    ],
+)
+def test_what_it_cannot_walk_is_refused_in_one_line(config, why):
+    with pytest.raises(ValueError, match=why) as refusal:
+        run(weights(config), text(), config)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("backprop_depth", -1), ("state_std", -0.1), ("exit_threshold", -1.0), ("sigma", 1.5)],
+)
+def test_a_number_out_of_range_is_refused_in_one_line(field, value):
+    with pytest.raises(ValueError, match=field) as refusal:
+        recurrent.Config(3, **{field: value})
+    assert "\n" not in str(refusal.value)
