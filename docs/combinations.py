@@ -25,8 +25,8 @@ INTRODUCTION = """# What goes together
 
 A model is a point on the axes block, depth, sharing, keys and values, weights, inject, loop_norm.
 This page is written by `python -m docs.combinations`, which builds every pair of values with the
-other axes at their plainest: block `llama`, depth `fixed`, sharing `cycle`. The numbers are the
-reasons below. A test holds the page to the code, and another draws points from all axes at once.
+other axes at their plainest: block `llama`, depth `fixed`, sharing `cycle`; depth `recurrent` is
+told the core's input unless the pair says otherwise. The numbers are the reasons below. A test holds the page to the code, and another draws points from all axes at once.
 
 """
 

@@ -33,6 +33,7 @@ INJECTS = {
     "coordinates": inject.Config(position="halves", step="interleaved"),
     "learned steps": inject.Config(step="learned"),
 }
+NEEDS = {"recurrent": "input by adapter"}
 WEIGHTS = {"tied": tied.Config(), "lora": lora.Config(rank=2)}
 
 
@@ -54,16 +55,19 @@ def point(
     sharing="cycle",
     recursions=RECURSIONS,
     num_blocks=BLOCKS_OF_CORE,
-    inject_="nothing",
+    inject_=None,
     weights="tied",
     kv_sharing="own",
     **options,
 ):
     """Returns the model at a point.
 
+    What recursions are told is nothing unless said, or the input where a policy cannot do without.
+
     Raises:
       ValueError: if its parts cannot be combined.
     """
+    inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
     return settings.Model(
         recursions * num_blocks + ends,

@@ -30,6 +30,7 @@ from tests.laws.tiny import (
     text,
 )
 
+BY_BLOCK = (("attention_lora", "block"), ("mlp_lora", "block"))
 LEGAL = 12  # points that train; those refused cost nothing and are drawn besides
 
 
@@ -133,7 +134,7 @@ def test_any_point_obeys_the_laws(config):
     law_causality(config, weights, "eval")
 
 
-@pytest.mark.parametrize(("block", "depth"), itertools.product(points.BLOCKS, points.DEPTHS))
+@pytest.mark.parametrize(("block", "depth"), list(itertools.product(points.BLOCKS, points.DEPTHS)))
 def test_every_block_goes_with_every_depth_policy(block, depth):
     config = points.point(block, depth)
     shapes = params.abstract(model.specs(config))
@@ -147,29 +148,19 @@ def test_every_block_goes_with_every_depth_policy(block, depth):
 def test_neutral_relaxations_are_neutral(depth):
     pattern = "cycle" if depth == "exit_gate" else "middle_cycle"  # a gate takes no coda
     plain = points.point("llama", depth, sharing=pattern)
-    relaxed = (
-        points.point("llama", depth, sharing=pattern, weights="lora", inject_="learned steps")
-        if _takes_private(depth)
-        else points.point("llama", depth, sharing=pattern, inject_="input by adapter")
-    )
+    how = {"weights": "lora", "sharing": pattern}
+    if depth in points.NEEDS:  # nothing may vary along its recursions
+        relaxed = points.point("llama", depth, varies=BY_BLOCK, **how)
+    else:
+        relaxed = points.point("llama", depth, inject_="learned steps", **how)
     weights = draw(plain)
     more = params.init(model.specs(relaxed), jax.random.key(0))
-    core = {**more["core"], **weights["core"]}  # adapters as they start: the second factor is zero
-    told = jax.tree.map(jnp.zeros_like, more["inject"])
-    if "adapter" in told:  # passes the state on and leaves the input out
-        told["adapter"] = told["adapter"].at[:16].set(jnp.eye(16))
-    weights_of_relaxed = {**weights, "core": core, "inject": told}
-    assert_close(
-        forward(weights_of_relaxed, text(), relaxed)[0], forward(weights, text(), plain)[0]
-    )
-
-
-def _takes_private(depth):
-    try:
-        points.point("llama", depth, weights="lora", inject_="learned steps")
-        return True
-    except ValueError:
-        return False
+    # Adapters as they start, the second factor zero; and vectors that say nothing.
+    core = {**more["core"], **weights["core"]}
+    told = {**jax.tree.map(jnp.zeros_like, more["inject"]), **weights["inject"]}
+    assert more["core"].keys() - weights["core"].keys() == {"attention_lora", "mlp_lora"}
+    relaxed_logits = forward({**weights, "core": core, "inject": told}, text(), relaxed)[0]
+    assert_close(relaxed_logits, forward(weights, text(), plain)[0])
 
 
 def test_nothing_is_told_unless_asked():
