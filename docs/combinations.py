@@ -17,7 +17,7 @@ AXES = {
     "depth": ("depth_", points.DEPTHS),
     "sharing": ("sharing", points.PATTERNS),
     "keys and values": ("kv_sharing", ("own", "first_recursion")),
-    "weights": ("weights", tuple(points.WEIGHTS)),
+    "weights": ("weights", points.WEIGHTS),
     "inject": ("inject_", tuple(points.INJECTS)),
     "loop_norm": ("loop_norm", ("none", "each", "last")),
 }
@@ -26,7 +26,8 @@ INTRODUCTION = """# What goes together
 A model is a point on the axes block, depth, sharing, keys and values, weights, inject, loop_norm.
 This page is written by `python -m docs.combinations`, which builds every pair of values with the
 other axes at their plainest: block `llama`, depth `fixed`, sharing `cycle`; depth `recurrent` is
-told the core's input unless the pair says otherwise. The numbers are the reasons below. A test holds the page to the code, and another draws points from all axes at once.
+told the core's input unless the pair says otherwise. The numbers are the reasons below. A test
+holds the page to the code, and another draws points from all axes at once.
 
 """
 

@@ -191,6 +191,30 @@ def _parity_line(path: str, result: dict) -> str:
     )
 
 
+def _recursive(options: argparse.Namespace) -> None:
+    import jax
+
+    from recursia import config
+    from recursia.convert import recursive
+    from recursia.evaluate import report
+    from recursia.train import earlier
+
+    run = config.load(options.config, options.overrides)
+    dense = report.load(options.workdir, options.step)
+    theirs = dense.trainer.model
+    places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
+    try:
+        ours = run.model.build(theirs.vocab_size)
+        how = {"norms": options.norms, "adapters": options.adapters}
+        key = jax.random.key(options.seed)
+        weights = recursive.recursive(dense.params, theirs, ours, options.start, **how, key=key)
+    except ValueError as error:
+        raise ConfigError(f"convert: {error}") from None
+    earlier.save(run, theirs.vocab_size, weights, options.output)
+    print(f"{options.output}: {options.config} made of {options.workdir} at step {dense.step}")
+
+
 def _prepare(options: argparse.Namespace) -> None:
     from recursia.data import prepare
 
@@ -254,6 +278,19 @@ def _parser() -> argparse.ArgumentParser:
     parity = verb("parity", _parity, "Compare with what the authors' code computed.")
     parity.add_argument("file", nargs="+", metavar="FILE.npz")
     parity.add_argument("--json", action="store_true", help="print one JSON object")
+
+    convert = verb("convert", lambda _: None, "Make one model of another.")
+    convert = convert.add_subparsers(dest="convert_verb", required=True, metavar="recursive")
+    about = "Make a recursive model of a dense run, or an unrolled one of a recursive run."
+    recursive = verb("recursive", _recursive, about, convert)
+    _run_options(recursive)
+    _config_option(recursive)
+    recursive.add_argument("--output", type=pathlib.Path, required=True, help="a new directory")
+    starts = ("stepwise", "average", "lower", "upper", "random")
+    recursive.add_argument("--start", choices=starts, default="stepwise", help="layers to take")
+    recursive.add_argument("--norms", choices=starts, help="the same for norms; default: --start")
+    recursive.add_argument("--adapters", choices=("nearest", "initial"), default="nearest")
+    recursive.add_argument("--seed", type=int, default=0)
 
     data = verb("data", lambda _: None, "Prepare and look at data.")
     data = data.add_subparsers(dest="data_verb", required=True, metavar="prepare|inspect")

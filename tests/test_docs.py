@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from docs import combinations
+
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(page):
@@ -32,5 +34,15 @@ def test_commands_of_a_page_run(page, tmp_path):
 
 def test_usage_shows_every_verb():
     shown = "".join("".join(blocks(page)) for page in PAGES)
-    for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect"):
+    for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect",
+                 "convert recursive"):  # fmt: skip
         assert f"recursia {verb}" in shown, verb
+
+
+def test_the_table_of_combinations_is_what_the_code_says():
+    assert combinations.PAGE.read_text() == combinations.page()
+
+
+def test_every_configuration_has_its_page():
+    pages = {page.stem for page in (ROOT / "docs" / "systems").glob("*.md")}
+    assert pages == {p.stem for p in (ROOT / "configs").glob("*.py")} - {"__init__", "base"}

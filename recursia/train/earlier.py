@@ -77,6 +77,27 @@ def start(trainer: Trainer, state: State) -> tuple[State, str]:
     return state.replace(params={**state.params, **found}), said
 
 
+def save(run: settings.Run, vocab_size: int, weights: Any, place: pathlib.Path) -> None:
+    """Writes parameters as step 0 of a run: to score, and for `train.init_from`.
+
+    Args:
+      run: whose model they are of.
+      vocab_size: rows of its embedding.
+      weights: the parameters.
+      place: a new directory.
+
+    Raises:
+      ConfigError: if it holds something.
+    """
+    if place.exists() and any(place.iterdir()):
+        raise ConfigError(f"--output={place}: is not empty; give a new directory")
+    directory.open_workdir(place)
+    directory.record(run, {}, place)
+    checkpoints = Checkpoints(place / "checkpoints", keep=1)
+    checkpoints.save(0, {"params": weights}, directory.identity(run, vocab_size, ""))
+    checkpoints.close()
+
+
 def _open(place: str, field: str) -> tuple[model.Config, Checkpoints, int]:
     """Returns a run's model, its checkpoints and the latest step."""
     try:

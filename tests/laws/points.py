@@ -34,7 +34,7 @@ INJECTS = {
     "learned steps": inject.Config(step="learned"),
 }
 NEEDS = {"recurrent": "input by adapter"}
-WEIGHTS = {"tied": tied.Config(), "lora": lora.Config(rank=2)}
+WEIGHTS = ("tied", "lora")
 
 
 def block(name):
@@ -67,6 +67,11 @@ def point(
     Raises:
       ValueError: if its parts cannot be combined.
     """
+    slots = importlib.import_module(f"recursia.blocks.{block_}").SLOTS
+    kinds = {
+        "tied": tied.Config(),
+        "lora": lora.Config(2, tuple(slot for slot in ("attention", "mlp") if slot in slots)),
+    }
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
     return settings.Model(
@@ -75,7 +80,7 @@ def point(
         policy(depth_, recursions),
         sharing=sharing,
         inject=INJECTS[inject_],
-        weights=WEIGHTS[weights],
+        weights=kinds[weights],
         kv=kv.Config(kv_sharing),
         vocab_size=VOCAB,
         **{"embed": embedding.Config(), **options},
