@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from recursia import accounting, inject, model, params
@@ -31,7 +31,7 @@ from tests.laws.tiny import (
 )
 
 BY_BLOCK = (("attention_lora", "block"), ("mlp_lora", "block"))
-LEGAL = 12  # points that train; those refused cost nothing and are drawn besides
+LEGAL, MORE = 6, 24  # points that train; those refused cost nothing and are drawn besides
 
 
 @st.composite
@@ -121,9 +121,7 @@ def law_tying(config, weights, logits, mode):
     assert_close(forward(free, text(), free_config, mode)[0], logits)
 
 
-@settings(max_examples=LEGAL, derandomize=True, deadline=None, database=None)
-@given(legal_points())
-def test_any_point_obeys_the_laws(config):
+def obeys(config):
     weights = draw(config)
     law_counts(config, weights)
     law_flops(config, weights)
@@ -132,6 +130,20 @@ def test_any_point_obeys_the_laws(config):
     law_wanted(config, weights, logits)
     law_tying(config, weights, logits, "causal")
     law_causality(config, weights, "eval")
+
+
+@settings(max_examples=LEGAL, derandomize=True, deadline=None, database=None)
+@given(legal_points())
+def test_any_point_obeys_the_laws(config):
+    obeys(config)
+
+
+@pytest.mark.slow
+@seed(1)
+@settings(max_examples=MORE, deadline=None, database=None)
+@given(legal_points())
+def test_more_points_obey_the_laws(config):
+    obeys(config)
 
 
 @pytest.mark.parametrize(("block", "depth"), list(itertools.product(points.BLOCKS, points.DEPTHS)))
