@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 from recursia.errors import ConfigError, UserError
 
+DEPTH = "Takes --config.depth.FIELD=VALUE, such as exit_threshold, besides."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. A user's mistake is one line on standard error."""
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         options = parser.parse_args(rest)
-        if overrides and not hasattr(options, "config"):
+        if overrides and not options.takes_overrides:
             raise ConfigError(f"{options.verb}: takes no --config; remove it")
         options.overrides = overrides
         _quiet()
@@ -87,6 +89,7 @@ def _eval(options: argparse.Namespace) -> None:
         modes=(options.mode,) if options.mode else (),
         num_batches=options.num_batches,
         has_baselines=options.baselines,
+        overrides=options.overrides,
     )
     print(json.dumps(result) if options.json else report.render(result))
 
@@ -101,6 +104,7 @@ def _generate(options: argparse.Namespace) -> None:
         num_tokens=options.num_tokens,
         temperature=options.temperature,
         seed=options.seed,
+        overrides=options.overrides,
     ):
         print(text, end="\n\n")
 
@@ -239,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, run: Callable, about: str, under=verbs) -> argparse.ArgumentParser:
         command = under.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, takes_overrides=False)
         return command
 
     train = verb("train", _train, "Pretrain; the same command again resumes.")
@@ -247,8 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", type=pathlib.Path, help="the run's directory")
     train.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")
 
-    evaluate = verb("eval", _eval, "Score a checkpoint on text: bits per byte, nats, recursions.")
+    evaluate = verb("eval", _eval, f"Score a checkpoint on text: bits per byte, nats. {DEPTH}")
     _run_options(evaluate)
+    evaluate.set_defaults(takes_overrides=True)
     evaluate.add_argument("--text", help="a text or jsonl file; else the run's validation split")
     evaluate.add_argument("--depths", type=_depths, default=(), help="recursions, such as 1,2,3")
     evaluate.add_argument("--mode", choices=("eval", "causal"), help="default: both if they differ")
@@ -256,8 +261,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--baselines", action="store_true", help="beside n-grams, gzip and xz")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
-    generate = verb("generate", _generate, "Continue prompts with a checkpoint, in causal mode.")
+    generate = verb("generate", _generate, f"Continue prompts with a checkpoint. {DEPTH}")
     _run_options(generate)
+    generate.set_defaults(takes_overrides=True)
     generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
     generate.add_argument("--num_tokens", type=int, default=128)
     generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token")
@@ -313,6 +319,7 @@ def _prepare_options(parser: argparse.ArgumentParser) -> None:
 def _config_option(parser: argparse.ArgumentParser) -> None:
     text = "FILE.py:PRESET or a shipped name such as mor:tiny; then --config.a.b=value"
     parser.add_argument("--config", required=True, help=text)
+    parser.set_defaults(takes_overrides=True)
 
 
 def _run_options(parser: argparse.ArgumentParser) -> None:

@@ -43,6 +43,23 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
     return build(settings.Run, values, "config")
 
 
+def override(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:
+    """Returns a trained run with fields of its depth policy changed, such as where tokens exit.
+
+    Raises:
+      ConfigError: for a field of anything else, which its parameters are bound to.
+    """
+    values = to_dict(run)
+    for field, value in overrides.items():
+        if not field.removeprefix("model.").startswith("depth."):
+            raise ConfigError(
+                f"--config.{field}: a trained model is used as it is; only fields of depth, such "
+                "as config.depth.exit_threshold, may change"
+            )
+        _set(values, field, Raw(value))
+    return build(settings.Run, values, "config")
+
+
 def _read(name: str) -> ml_collections.ConfigDict:
     """Returns what `get_config` of a configuration file gives."""
     file, _, preset = name.partition(":") if not name.endswith(".py") else (name, "", "")

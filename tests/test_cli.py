@@ -146,7 +146,7 @@ def test_a_directory_that_is_no_run_is_one_line(folder, tmp_path, capsys, verb):
 
 OTHERS = [
     (("train", "--config=mor:tiny"), 2, "train: give --workdir=DIR"),
-    (("eval", "--workdir=none", "--config.a=3"), 2, "eval: takes no --config; remove it"),
+    (("parity", "none.npz", "--config.a=3"), 2, "parity: takes no --config; remove it"),
     (("data", "inspect", "{0}/empty"), 3, "no prepared data"),
     (("data", "prepare", "--input", "{0}/none.txt", "--output={0}/new"), 3, "does not exist"),
     (("data", "prepare", "--input", "{0}/broken.jsonl", "--output={0}/new"), 3, "broken.jsonl:2"),

@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from recursia import model, settings, sharding
+from recursia import config, model, params, settings, sharding
 from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 from recursia.depth.policy import Mode
@@ -18,6 +19,8 @@ from recursia.generate import decode
 from recursia.train import workdir as directory
 from recursia.train.checkpoint import Checkpoints
 from recursia.train.step import Trainer
+
+EMPTY: Mapping[str, str] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +44,20 @@ class Trained:
     paths: tuple[str, ...]
 
 
-def load(workdir: pathlib.Path, step: int | None) -> Trained:
+def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] = EMPTY) -> Trained:
     """Returns a checkpoint of a run, laid over the devices that are here.
 
     Args:
       workdir: the run's directory.
       step: updates made; None takes the latest checkpoint.
+      overrides: fields of the depth policy that are to be other than in training, as typed.
 
     Raises:
-      ConfigError, CheckpointError: if it is no run's directory, or holds no such checkpoint.
+      ConfigError, CheckpointError: if it is no run's directory, holds no such checkpoint, or the
+        overrides make another model of it.
     """
-    run = directory.recorded(workdir)
+    trained = directory.recorded(workdir)
+    run = config.override(trained, overrides)
     paths = run.data.path or (str(workdir / "data"),)
     readers = [packing.Reader(path) for path in paths]
     checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep, is_read_only=True)
@@ -62,9 +68,13 @@ def load(workdir: pathlib.Path, step: int | None) -> Trained:
     run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, data=count, fsdp=1))
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:count])
     trainer = Trainer(run, run.model.build(vocab), mesh)
-    params = checkpoints.restore(step, {"params": trainer.abstract().params})["params"]
+    shapes = lambda run: params.abstract(model.specs(run.model.build(vocab)))
+    if overrides and shapes(run) != shapes(trained):
+        changed = " ".join(f"--config.{k}={v}" for k, v in overrides.items())
+        raise ConfigError(f"{changed}: makes a model with other parameters than {workdir} has")
+    weights = checkpoints.restore(step, {"params": trainer.abstract().params})["params"]
     checkpoints.close()
-    return Trained(run, step, trainer, params, readers[0].tokenizer, paths)
+    return Trained(run, step, trainer, weights, readers[0].tokenizer, paths)
 
 
 def evaluate(
@@ -76,6 +86,7 @@ def evaluate(
     modes: tuple[Mode, ...],
     num_batches: int,
     has_baselines: bool,
+    overrides: Mapping[str, str] = EMPTY,
 ) -> dict[str, Any]:
     """Returns scores of a checkpoint, by depth and mode.
 
@@ -88,18 +99,19 @@ def evaluate(
       num_batches: of each directory or file, to read; 0 reads all.
       has_baselines: whether n-gram models of the training split, gzip and xz are scored too, on
         the same tokens.
+      overrides: fields of the depth policy that are to be other than in training, as typed.
     """
-    trained = load(workdir, step)
-    run, config = trained.run, trained.trainer.model
-    modes = modes or model.modes(config)
+    trained = load(workdir, step, overrides)
+    run, ours = trained.run, trained.trainer.model
+    modes = modes or model.modes(ours)
     with tempfile.TemporaryDirectory() as place:
         paths = (_pack(text, trained.tokenizer, place),) if text else trained.paths
         rows = []
-        for depth in depths or (config.grid.num_recursions,):
-            at_depth, params = _at_depth(config, trained.params, depth)
+        for depth in depths or (ours.grid.num_recursions,):
+            at_depth, weights = _at_depth(ours, trained.params, depth)
             for mode in modes:
                 score = perplexity.score(
-                    params,
+                    weights,
                     at_depth,
                     perplexity.validation_batches(run, paths, num_batches),
                     trained.tokenizer.token_bytes(),
@@ -111,7 +123,7 @@ def evaluate(
             if modes == ("eval", "causal"):
                 published, causal = (row["nats_per_token"] for row in rows[-2:])
                 rows[-1]["causal_gap"] = causal - published
-        main = next((r for r in rows if r["depth"] == config.grid.num_recursions), rows[0])
+        main = next((r for r in rows if r["depth"] == ours.grid.num_recursions), rows[0])
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
         if has_baselines:
@@ -120,9 +132,9 @@ def evaluate(
     return result
 
 
-def _at_depth(config: model.Config, params: Any, depth: int) -> tuple[model.Config, Any]:
+def _at_depth(ours: model.Config, weights: Any, depth: int) -> tuple[model.Config, Any]:
     try:
-        return model.at_depth(config, params, depth)
+        return model.at_depth(ours, weights, depth)
     except ValueError as error:
         raise ConfigError(f"--depths: {error}") from None
 
@@ -168,6 +180,7 @@ def continue_prompts(
     num_tokens: int,
     temperature: float,
     seed: int,
+    overrides: Mapping[str, str] = EMPTY,
 ) -> Iterator[str]:
     """Yields each prompt with its continuation.
 
@@ -178,6 +191,7 @@ def continue_prompts(
       num_tokens: tokens to add at most.
       temperature: of the draws; 0 takes the likeliest token.
       seed: of the draws.
+      overrides: fields of the depth policy that are to be other than in training, as typed.
 
     Raises:
       ConfigError: for an empty prompt, or a number out of range.
@@ -187,7 +201,7 @@ def continue_prompts(
             f"generate: got --num_tokens={num_tokens} --temperature={temperature}, takes at least "
             "1 and 0"
         )
-    trained = load(workdir, step)
+    trained = load(workdir, step, overrides)
     for index, prompt in enumerate(prompts):
         if not (ids := trained.tokenizer.encode(prompt)):
             raise ConfigError("--prompt: is empty; give at least one token")

@@ -204,3 +204,19 @@ def test_generate_continues_every_prompt_and_repeats_itself(run, capsys):
     assert "red " in once and "blue " in once
     assert drawn("--seed=1") == once != drawn("--seed=2")
     assert drawn("--temperature=0") == drawn("--temperature=0", "--seed=3")
+
+
+def test_depth_may_differ_from_training_where_no_parameter_does(run, evaluate, capsys):
+    plain, other = evaluate("--mode=eval"), evaluate("--mode=eval", "--config.depth.alpha=0.9")
+    assert other["nats_per_token"] != plain["nats_per_token"]
+    same = evaluate("--mode=eval", "--config.model.depth.alpha=0.1")
+    assert same["nats_per_token"] == plain["nats_per_token"]
+    refused = {
+        "--config.depth.router=mlp": "other parameters",
+        "--config.model.num_layers=8": "only fields of depth",
+        "--config.depth.alfa=1": "did you mean 'alpha'",
+    }
+    for typed, why in refused.items():
+        assert cli.main(["eval", f"--workdir={run}", typed]) == 2
+        err = capsys.readouterr().err
+        assert why in err and err.count("\n") == 1
