@@ -3,14 +3,14 @@ r"""Does re-using a block over depth help with formulas longer than those of tra
 Which of seven relations holds between two formulas of propositional logic (Bowman et al. 2015,
 arXiv 1506.04834)? Models read `left ~ right ?` token by token, causally, and say the relation at
 the end; only that is trained. Training has formulas of up to four operators, the test up to
-twelve. All models are made of one block (Dehghani et al. 2018, arXiv 1807.03819), with the same
-batches, steps and learning rate, and differ in depth and sharing alone:
+twelve. All models are made of one kind of block (Dehghani et al. 2018, arXiv 1807.03819), with the
+same batches, steps and learning rate:
 
-    dense_6      six layers, no sharing; coordinates in the text at the input
-    universal_6  one block, six times; coordinates in text and depth at every step
-    adaptive_6   the same block up to six times: tokens halt by themselves
-    dense_1      one layer, the unique parameters of the two above
-    universal_wide_6   universal_6 at twice the width and four times the FLOPs
+    dense_6           six layers, no sharing; coordinates in the text at the input
+    universal_6       one block, six times; coordinates in text and depth at every step
+    adaptive_6        the same block up to six times: tokens halt by themselves
+    dense_1           one layer, the unique parameters of the two above
+    universal_wide_6  universal_6 at twice the width
 
 Coordinates count from a random offset, so that none of the test's is new. The data are the files
 of data/propositionallogic in github.com/yikangshen/Ordered-Memory, gzipped, with the columns

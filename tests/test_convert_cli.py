@@ -5,9 +5,9 @@ import json
 import pytest
 
 from recursia import cli
-from tests.train import prose, values, write_config, write_text
+from tests.train import values, write_config, write_text
 
-DENSE = {"model": {"num_layers": 4, "sharing": "none", "depth": {"kind": "fixed", "num_recursions": 1}}}  # fmt: skip
+DENSE = {"num_layers": 4, "sharing": "none", "depth": {"kind": "fixed", "num_recursions": 1}}
 RELAXED = {
     "num_layers": 4,
     "sharing": "cycle",
@@ -28,7 +28,7 @@ def written(folder, name, model):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("convert")
     write_text(folder)
-    dense = written(folder, "dense", DENSE["model"])
+    dense = written(folder, "dense", DENSE)
     assert cli.main(["train", f"--config={dense}", f"--workdir={folder / 'dense'}"]) == 0
     return folder
 
