@@ -2,9 +2,9 @@ r"""Every family at equal training FLOPs: loss, parameters, FLOPs, time.
 
 Trains each `tiny` preset on the bundled text, byte by byte, until it has spent the training FLOPs
 that the first one spends in its own steps, with every seed, each run by the command line in a
-process of its own. Runs resume: start it again after a stop. Then writes one JSON file, one table
-(Markdown) and one picture. Small models, little text, one learning rate for all: what it says is
-about this size.
+process of its own. Runs resume: start it again after a stop. Then times a step of each, in turns in
+one process, and writes one JSON file, one table (Markdown) and one picture. Small models, little
+text, one learning rate for all: what it says is about this size.
 
   python benchmarks/families.py --workdir=runs/families --out=benchmarks/results/families_cpu.json
   python benchmarks/families.py ... --table=docs/families.md --plot=docs/families.png
@@ -18,8 +18,13 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 
-from recursia import accounting, config, settings
+import jax
+import numpy as np
+
+from recursia import accounting, config, settings, sharding
+from recursia.train.step import Trainer
 
 PRESETS = (
     "vanilla:tiny,looped:tiny,recursive:tiny,relaxed:tiny,universal:tiny,huginn:tiny,ouro:tiny,"
@@ -76,14 +81,36 @@ def train(name: str, seed: int, steps: int, options: argparse.Namespace) -> dict
     subprocess.run(command, check=True, env={**os.environ, **cache})
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if "validation_loss" in row][-1]
-    speed = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row][-1]
     causal = last.get("validation_bits_per_byte_causal", last["validation_bits_per_byte"])
     return {
         "validation_bits_per_byte": last["validation_bits_per_byte"],
         "validation_bits_per_byte_causal": causal,
         "mean_depth": last.get("validation_mean_depth_causal", last["validation_mean_depth"]),
-        "tokens_per_second": speed,
     }
+
+
+def step_seconds(presets: list[str], repeats: int) -> dict[str, float]:
+    """Returns the median time of a training step of each preset, measured in turns."""
+    states, steps, batches = {}, {}, {}
+    for name in presets:
+        run = config.load(name, {})
+        made = Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh))
+        shape = (run.train.batch_size, run.train.seq_len)
+        tokens = np.random.default_rng(0).integers(0, VOCAB, shape, dtype=np.int32)
+        ones = np.ones(shape, np.int32)
+        place = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+        rows = {"tokens": tokens, "targets": np.roll(tokens, -1, 1), "positions": place}
+        rows |= {"segment_ids": ones, "weights": ones.astype(np.float32)}
+        batches[name], steps[name] = made.put(rows), made.step_function(0)
+        states[name], _ = steps[name](made.init(), batches[name])
+    times = {name: [] for name in presets}
+    for _ in range(repeats):
+        for name in presets:
+            start = time.perf_counter()
+            states[name], metrics = steps[name](states[name], batches[name])
+            jax.block_until_ready((states[name].params, metrics))
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def measure(options: argparse.Namespace) -> dict:
@@ -92,15 +119,14 @@ def measure(options: argparse.Namespace) -> dict:
     for name, costs in plan(options.presets.split(","), options.num_steps).items():
         runs = [train(name, seed, costs["steps"], options) for seed in range(options.seeds)]
         rows[name] = {**costs, "seeds": runs}
-    first = next(iter(rows.values()))
-    pace = lambda row: statistics.median(
-        run["tokens_per_second"] * row["training_flops"] / row["tokens"] for run in row["seeds"]
-    )
-    for row in rows.values():
+    seconds = step_seconds(list(rows), options.repeats)
+    first = next(iter(rows))
+    whole = {name: seconds[name] * row["steps"] for name, row in rows.items()}
+    for name, row in rows.items():
         found = [run["validation_bits_per_byte_causal"] for run in row["seeds"]]
         row["bits_per_byte"] = statistics.mean(found)
         row["spread"] = max(found) - min(found)
-        row["time_ratio"] = pace(first) / pace(row)  # of the first one's, at equal FLOPs
+        row["time_ratio"] = whole[name] / whole[first]
     return rows
 
 
@@ -152,6 +178,7 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=300, help="of the first preset")
     parser.add_argument("--learning_rate", type=float, default=3e-3)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15, help="timed steps of each")
     parser.add_argument("--eval_batches", type=int, default=32)
     parser.add_argument("--out", type=pathlib.Path, help="JSON file")
     parser.add_argument("--table", type=pathlib.Path, help="page whose table is replaced")
@@ -160,8 +187,6 @@ def main() -> None:
     rows = measure(options)
     print(table(rows))
     if options.out:
-        import jax
-
         found = {
             "command": "python " + " ".join(sys.argv),
             "device": jax.default_backend(),

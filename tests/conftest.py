@@ -24,7 +24,18 @@ OURS = None if PROGRAMS in os.environ else tempfile.mkdtemp(prefix="recursia-pro
 os.environ.setdefault(PROGRAMS, OURS or "")
 
 
+import jax  # noqa: E402 - reads what is set above
+import pytest  # noqa: E402
+
+
 def pytest_unconfigure():
     """Deletes the programs in the process that made their folder; workers inherit it."""
     if OURS:
         shutil.rmtree(OURS, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_dropped():
+    """Lets go of a module's compiled programs: thousands of them in one process crash XLA."""
+    yield
+    jax.clear_caches()

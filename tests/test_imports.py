@@ -23,7 +23,7 @@ MAY = {
     "inject": WEIGHTS | {"layers"},
     "blocks": WEIGHTS | {"layers"},
     "sharing": WEIGHTS | {"layers", "kv", "inject"},
-    "depth": WEIGHTS | {"layers", "kv", "sharing"},
+    "depth": WEIGHTS | {"layers", "kv", "inject", "sharing"},
     "model": MODEL,
     "accounting": MODEL | {"model"},
     "settings": MODEL | {"model"},
