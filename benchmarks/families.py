@@ -164,7 +164,7 @@ def draw(rows: dict[str, dict], path: pathlib.Path) -> None:
             place = (row[key], row["bits_per_byte"])
             axes.annotate(name, place, (5, 0), textcoords="offset points", fontsize=8,
                           color=dots.get_color(), va="center")  # fmt: skip
-        axes.set(xscale="log", xlabel=label)
+        axes.set(xlabel=label)
         axes.margins(x=0.25)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation, bits per byte (causal)")
