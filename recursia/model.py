@@ -177,16 +177,24 @@ def apply(
         context = context.replace(inputs=x)
     run = functools.partial(module(config.depth).run, _core(params, config), params["depth"])
     x, aux = run(x, context, config.depth, Call(mode, step, key, part, state, wanted))
+    x, after = _finish(params, x, context, config)
+    return Output(x, _with_reports(aux, before, after, config))
+
+
+def _finish(
+    params: dict[str, Any], x: Array, context: Context, config: Config
+) -> tuple[Array, dict[str, Any]]:
+    """Returns what the head takes of a last state, and what the coda reports."""
     if config.loop_norm == "last":
         x = _norm(params, x, config)
-    x, after = _ends(params["coda"], x, context.replace(inputs=None), config)
+    x, report = _ends(params["coda"], x, context.replace(inputs=None), config)
     if config.loop_norm != "each" or config.grid.coda:
         x = _norm(params, x, config)
-    aux = _with_reports(aux, before, after, config)
-    return Output(embedding.before_head(params["embed"], x), aux)
+    return embedding.before_head(params["embed"], x), report
 
 
 def _core(params: dict[str, Any], config: Config) -> Core:
+    read = lambda x, context: logits(params, _finish(params, x, context, config)[0], config)
     return Core(
         config.grid,
         module(config.block),
@@ -196,6 +204,7 @@ def _core(params: dict[str, Any], config: Config) -> Core:
         functools.partial(module(config.weights).wrap, config.weights),
         (config.inject, params["inject"]),
         functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None,
+        read,
         config.kv,
         config.dtype,
         config.remat,

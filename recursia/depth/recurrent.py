@@ -15,9 +15,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from recursia import inject, kv
+from recursia.depth import rest
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.params import at
@@ -25,7 +26,6 @@ from recursia.sharing.core import Core, Made
 from recursia.sharing.grid import Grid
 
 SLOTS = ()
-_THRESHOLDS = {"none": 0.0, "latent_diff": 0.03, "cosine": 1e-3}  # of the released code
 _SPREAD = np.linspace(-6, 6, 601)  # of a normal number, in deviations; finer than any Poisson's
 
 
@@ -44,9 +44,9 @@ class Config:
       state_std: standard deviation of the first state, before it is cut at three of them; the
         default is the embedding's, sqrt(2 / (5 D)) times the scale sqrt(D).
       exit: when a token keeps its state from then on, outside training: never ("none"), or once a
-        recursion moves it by little, as a fraction of its length ("latent_diff") or as 1 minus the
-        cosine between before and after ("cosine").
-      exit_threshold: what is little; None takes 0.03 for "latent_diff" and 0.001 for "cosine".
+        recursion changes it by little: its state ("latent_diff", "cosine"), or what coda and head
+        predict from it ("kl", "entropy"), as `rest.is_near` says.
+      exit_threshold: what is little; None takes 0.03 for "latent_diff" and 0.001 for the others.
     """
 
     num_recursions: int
@@ -54,12 +54,12 @@ class Config:
     sampler: Literal["poisson_lognormal", "fixed"] = "poisson_lognormal"
     sigma: float = 0.5
     state_std: float = math.sqrt(2 / 5)
-    exit: Literal["none", "latent_diff", "cosine"] = "none"
+    exit: rest.Criterion = "none"
     exit_threshold: float | None = None
 
     def __post_init__(self):
         if self.exit_threshold is None:
-            object.__setattr__(self, "exit_threshold", _THRESHOLDS[self.exit])
+            object.__setattr__(self, "exit_threshold", rest.THRESHOLDS[self.exit])
         for name in ("backprop_depth", "state_std", "exit_threshold"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
@@ -231,35 +231,26 @@ def _correlation(x: Float[Array, "B T D"]) -> Float[Array, ""]:
 def _adaptive(core: Core, x: Array, context: Context, config: Config, call: Call):
     """Walks until every token rests, or all recursions; a resting token's state stays as it is."""
 
-    def recursion(carry: tuple[Array, Array, Array], private: Any, _: None, source: Made | None):
-        x, is_resting, depth = carry
+    observed = lambda x: rest.observed(config.exit, core, x, context)
+
+    def recursion(carry: tuple[Array, ...], private: Any, _: None, source: Made | None):
+        x, before, is_resting, depth = carry
         y, made = core.recurse(core.enter(x, private, context), private, context, source)
         y = jnp.where(is_resting[..., None], x, y)
         depth += (~is_resting).astype(depth.dtype)
-        return (y, is_resting | _is_near(config, x, y), depth), y, made
+        after = observed(y)
+        is_near = rest.is_near(config.exit, config.exit_threshold, before, after)
+        return (y, after, is_resting | is_near, depth), y, made
 
     nobody = jnp.zeros(x.shape[:2], bool)
-    carry = (x, nobody, nobody.astype(jnp.int32))
+    carry = (x, observed(x), nobody, nobody.astype(jnp.int32))
     if call.mode == "eval" or config.exit == "none":
-        (x, _, depth), states, report = core.each_recursion(recursion, carry, None)
+        (x, *_, depth), states, report = core.each_recursion(recursion, carry, None)
         return x, Aux({}, {}, depth, states, report)
     wanted = ~nobody if call.wanted is None else call.wanted
-    goes_on = lambda carry: jnp.any(wanted & ~carry[1])
-    x, _, depth = core.recursions_while(recursion, carry, None, goes_on)
+    goes_on = lambda carry: jnp.any(wanted & ~carry[2])
+    x, *_, depth = core.recursions_while(recursion, carry, None, goes_on)
     return x, Aux({}, {}, depth, None)
-
-
-def _is_near(
-    config: Config, x: Float[Array, "B T D"], y: Float[Array, "B T D"]
-) -> Bool[Array, "B T"]:
-    """Returns whether a recursion from `x` to `y` brought a token to rest."""
-    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    length = lambda x: jnp.linalg.norm(x, axis=-1)
-    if config.exit == "latent_diff":
-        return length(y - x) < config.exit_threshold * length(y)
-    if config.exit == "cosine":
-        return (x * y).sum(-1) > (1 - config.exit_threshold) * length(x) * length(y)
-    return jnp.zeros(x.shape[:2], bool)
 
 
 def at_depth(config: Config, num_recursions: int) -> Config:

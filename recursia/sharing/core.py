@@ -71,6 +71,7 @@ class Core:
       wrap: how a step's entries become the block's weights.
       inject: what a recursion is told when it starts, and its parameters.
       norm: of a recursion's result, float32 weights within; None has none.
+      read: logits of a state, were it the last, and the context of its tokens.
       kv: whose keys and values a recursion reads.
       dtype: compute dtype; parameters are cast to it inside every step, so that a shared weight's
         gradient sums over recursions in float32.
@@ -85,6 +86,7 @@ class Core:
     wrap: Callable[[dict[str, Any]], dict[str, Any]]
     inject: tuple[inject.Config, dict[str, Array]]
     norm: Callable[[Array], Array] | None
+    read: Callable[[Array, Context], Array]
     kv: kv.Config
     dtype: Any
     remat: Remat

@@ -96,6 +96,12 @@ def walk_by_hand(p, tokens, state, config, recursions):
         table = np.asarray(p["embed"]["table"], np.float64)
         e = block(table[row], "prelude", 0)
         rests, taken = np.zeros(len(row), bool), np.zeros(len(row), int)
+
+        def predicted(s, block=block, table=table):
+            x = block(by_hand.norm(s, end, BLOCK.norm_eps), "coda", 0)
+            logits = by_hand.norm(x, end, BLOCK.norm_eps) @ table.T
+            return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
         for _ in range(recursions):
             y = s + e
             if config.inject.input == "adapter":
@@ -105,8 +111,12 @@ def walk_by_hand(p, tokens, state, config, recursions):
             y[rests] = s[rests]
             taken += ~rests
             size = lambda x: np.sqrt((x**2).sum(-1))
+            old, new = predicted(s), predicted(y)
+            entropy = lambda said: -(np.exp(said) * said).sum(-1)
             far = {
                 "none": np.ones(len(row)),
+                "kl": (np.exp(new) * (new - old)).sum(-1),
+                "entropy": np.abs(entropy(new) - entropy(old)),
                 "latent_diff": size(y - s) / size(y),
                 "cosine": 1 - (s * y).sum(-1) / size(s) / size(y),
             }[depth.exit]
@@ -138,7 +148,10 @@ def test_a_drawn_number_is_a_loop_of_that_length(recursions):
     assert np.all(aux.depth_used == recursions)
 
 
-@pytest.mark.parametrize(("exit", "threshold"), [("latent_diff", 0.4), ("cosine", 0.06)])
+@pytest.mark.parametrize(
+    ("exit", "threshold"),
+    [("latent_diff", 0.4), ("cosine", 0.06), ("kl", 0.05), ("entropy", 0.05)],
+)
 def test_resting_tokens_are_a_loop_that_leaves_them(exit, threshold):
     config = tiny(5, exit=exit, exit_threshold=threshold)
     p = weights(config)
@@ -153,6 +166,7 @@ def test_resting_tokens_are_a_loop_that_leaves_them(exit, threshold):
 def test_published_thresholds_are_taken_where_none_is_given():
     of = lambda exit: recurrent.Config(4, exit=exit).exit_threshold
     assert (of("latent_diff"), of("cosine")) == (0.03, 1e-3)
+    assert (of("kl"), of("entropy")) == (1e-3, 1e-3)
 
 
 def test_a_wanted_token_at_rest_stops_the_loop():
