@@ -187,7 +187,7 @@ def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path, sou
         ("mor:tinny", "no preset 'tinny'; there is demo, tiny"),
         ("mr:tiny", "did you mean 'mor'?"),
         ("mor", "name a preset: mor:PRESET"),
-        ("", "there is albert, huginn, looped, moeut, mor, ouro, recursive, relaxed, sut, universal"),
+        ("", "there is albert, huginn, looped, moeut, mor, ouro, recursive, relaxed, sut"),
     ],
 )
 def test_an_unknown_name_is_refused_with_those_that_are_there(name, part):
