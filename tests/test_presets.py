@@ -1,14 +1,17 @@
 """Every shipped preset is a model, and every `tiny` goes through all commands."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
 import recursia.configs
 
-from recursia import accounting, cli, config, model, params
+from recursia import accounting, config, model, params
 from recursia.errors import ConfigError
 
 FOLDER = pathlib.Path(recursia.configs.__path__[0])
@@ -50,22 +53,29 @@ def test_a_file_opens_with_its_command_and_its_paper(name):
     assert re.search(r"arXiv \d{4}\.\d{5}", about)
 
 
+def recursia(*arguments):
+    """Runs a command as a user does, on one device; returns what it prints."""
+    command = [sys.executable, "-m", "recursia", *arguments]
+    done = subprocess.run(
+        command, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
-def test_a_tiny_preset_trains_resumes_evaluates_and_samples(name, tmp_path, capsys):
+def test_a_tiny_preset_trains_resumes_evaluates_and_samples(name, tmp_path):
     workdir = f"--workdir={tmp_path}"
     short = ["--config.eval.num_batches=1", "--config.eval.sample_tokens=4"]
     short += ["--config.checkpoint.every_steps=2", "--config.log.every_steps=1"]
     train = ["train", f"--config={name}", workdir, *short]
-    assert cli.main([*train, "--config.train.num_steps=3"]) == 0
-    assert cli.main([*train, "--config.train.num_steps=5"]) == 0
+    recursia(*train, "--config.train.num_steps=3")
+    recursia(*train, "--config.train.num_steps=5")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     assert sorted(losses) == [1, 2, 3, 4, 5]
     assert losses[5] < losses[1]
-    capsys.readouterr()
-    assert cli.main(["eval", workdir, "--num_batches=1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    found = json.loads(recursia("eval", workdir, "--num_batches=1", "--json").splitlines()[-1])
     assert 0 < found["bits_per_byte"] < 9
-    assert cli.main(["generate", workdir, "--prompt=The ", "--num_tokens=3"]) == 0
-    assert capsys.readouterr().out.startswith("The ")
+    assert recursia("generate", workdir, "--prompt=The ", "--num_tokens=3").startswith("The ")

@@ -86,11 +86,10 @@ def check(path: str) -> Parity:
 
 def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
     tokens, targets = jnp.asarray(case.tokens), jnp.asarray(case.targets)
-    options = jax.tree.map(jnp.asarray, case.options)
-    params = case.params(reference.under(file, "param/"))
+    params = jax.tree.map(jnp.asarray, case.params(reference.under(file, "param/")))
 
     def loss(params: Any):
-        out = model.apply(params, tokens, case.config, mode="train", **options)
+        out = model.apply(params, tokens, case.config, mode="train", **case.options)
         logits = model.logits(params, out.hidden, case.config)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
         nats = nats.mean(where=targets >= 0)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from recursia import inject, kv, model
@@ -41,11 +42,11 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     named = under(file, "param/")
     is_tied = "lm_head.weight" in aliases(file) or "lm_head.weight" not in named
     ours = config(json.loads(str(file["config"])), named, is_tied, *map(int, file["num_steps"]))
-    tokens, options = np.asarray(file["tokens"]), {"state": np.asarray(file["initial_state"])}
+    tokens, options = np.asarray(file["tokens"]), {"state": jnp.asarray(file["initial_state"])}
     shapes = {name: array.shape for name, array in named.items()}
 
     def latent(aux: Aux, weights: Any) -> list[tuple[str, Any]]:
-        out = model.apply(weights, tokens[:, :-1], ours, mode="eval", **options)
+        out = model.apply(weights, jnp.asarray(tokens[:, :-1]), ours, mode="eval", **options)
         return [("latent_state", model.normalise(weights, out.aux.states[-1], ours))]
 
     read = functools.partial(params, ours, shapes)
