@@ -27,10 +27,10 @@ MIDDLE_FOUR = {"demo": 10, "tiny": 10, "360m": 34, "1.7b": 22}
 
 
 def get_config(preset: str) -> ConfigDict:
+    names = [f"{size}_{name}".rstrip("_") for name in STEPS for size in base.SHAPES]
+    if preset not in names:
+        raise ValueError(f"no preset {preset!r}; there is {', '.join(names)}")
     size, _, variant = preset.partition("_")
-    if variant not in STEPS:
-        kinds = ", ".join(f"{size}_{name}" for name in STEPS if name)
-        raise ValueError(f"no preset {preset!r}; there is {size}, {kinds}")
     config = base.get_config(size, num_steps=STEPS[variant])
     recursions = {"r2": 2, "r4": 4}.get(variant, 3)
     config.model.depth = dict(kind="expert_choice", num_recursions=recursions)
