@@ -1,0 +1,169 @@
+"""Which implementation of an op runs: chosen when a program is lowered, for its platform.
+
+An op stays one equation of a program until then. A program traced on a CPU can so be lowered for a
+TPU or a GPU that is not there, and its FLOPs can be counted without taking kernels apart.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+Platform = Literal["cpu", "tpu", "cuda"]
+LOG = logging.getLogger("recursia.kernels")
+
+
+@dataclasses.dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op.
+
+    Attributes:
+      name: what `backend` calls it.
+      platform: where it runs.
+      run: takes the arguments of the reference and raises NotImplementedError, with the reason, to
+        decline them.
+    """
+
+    name: str
+    platform: Platform
+    run: Callable[..., Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """A function of arrays with several implementations.
+
+    Called with `backend="auto"` it takes the first implementation of the platform that does not
+    decline, else the reference; the log of "recursia.kernels" tells which and why. With "reference"
+    or an implementation's name, it takes that one alone.
+
+    Attributes:
+      name: of the equation.
+      reference: what the others must equal; runs everywhere.
+      implementations: the best of each platform first.
+      flops: of its matrix products, from the arrays' shapes; None has none.
+    """
+
+    name: str
+    reference: Callable[..., Any]
+    implementations: tuple[Implementation, ...]
+    flops: Callable[..., int] | None = None
+
+    @functools.cached_property
+    def primitive(self) -> Primitive:
+        """The equation; its parameters are the tree of arrays, the backend and what is static."""
+        primitive = Primitive(self.name)
+        primitive.multiple_results = True
+        primitive.op = self
+        primitive.def_impl(lambda *leaves, **kept: _compiled(primitive, **kept)(*leaves))
+        primitive.def_abstract_eval(self._shapes)
+        lower = lambda platform: mlir.lower_fun(functools.partial(self._run, platform=platform))
+        mlir.register_lowering(primitive, lower("cpu"))
+        for platform in ("tpu", "cuda"):
+            mlir.register_lowering(primitive, lower(platform), platform=platform)
+        batching.primitive_batchers[primitive] = functools.partial(_one_by_one, primitive)
+        return primitive
+
+    def __call__(self, *arrays: Any, backend: str = "auto", **static: Any) -> Any:
+        """Returns the op of arrays (or None) and hashable keyword arguments.
+
+        Raises:
+          ValueError: for a backend that the op does not have.
+          NotImplementedError: when lowered, if the named backend declines.
+        """
+        names = ("auto", "reference", *(each.name for each in self.implementations))
+        if backend not in names:
+            raise ValueError(f"{self.name}: no backend {backend!r}; it has {', '.join(names)}.")
+        leaves, tree = jax.tree.flatten(arrays)
+        static = tuple(sorted(static.items()))
+        outs = self.primitive.bind(*leaves, tree=tree, backend=backend, static=static)
+        return jax.tree.unflatten(self._out(leaves, tree, static)[1], outs)
+
+    def explain(self, *arrays: Any, platform: Platform, **static: Any) -> dict[str, str]:
+        """Returns each backend of a platform in the order tried, with "accepts" or its reason."""
+        told = {}
+        for each in self.of(platform):
+            try:
+                jax.eval_shape(functools.partial(each.run, **static), *arrays)
+                told[each.name] = "accepts"
+            except NotImplementedError as reason:
+                told[each.name] = str(reason)
+        return told
+
+    def of(self, platform: Platform) -> list[Implementation]:
+        """Returns the implementations of a platform, the best first."""
+        return [each for each in self.implementations if each.platform == platform]
+
+    def _out(self, leaves: Any, tree: Any, static: Any) -> tuple[list[Any], Any]:
+        return _shapes_of(self.reference, tuple((x.shape, x.dtype) for x in leaves), tree, static)
+
+    def _shapes(self, *leaves: Any, tree: Any, backend: str, static: Any) -> list[Any]:
+        outs, _ = self._out(leaves, tree, static)
+        return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
+
+    def _run(self, *leaves: Any, tree: Any, backend: str, static: Any, platform: Any) -> list[Any]:
+        arrays = jax.tree.unflatten(tree, leaves)
+        name, outs, reasons = self.choose(arrays, dict(static), backend, platform)
+        declined = "".join(f"; {other} declines: {why}" for other, why in reasons.items())
+        # A platform that has kernels and runs none of them is worth a word; the rest is detail.
+        level = logging.WARNING if reasons and name == "reference" else logging.DEBUG
+        shapes = [leaf.shape for leaf in leaves]
+        LOG.log(level, "%s%s on %s takes %s%s", self.name, shapes, platform, name, declined)
+        return jax.tree.leaves(outs)
+
+    def choose(
+        self, arrays: Any, static: dict[str, Any], backend: str, platform: Platform
+    ) -> tuple[str, Any, dict[str, str]]:
+        """Returns the name of what runs, what it gives, and why others that were tried do not."""
+        reasons: dict[str, str] = {}
+        if backend == "auto":
+            for each in self.of(platform):
+                try:
+                    return each.name, each.run(*arrays, **static), reasons
+                except NotImplementedError as reason:
+                    reasons[each.name] = str(reason)
+        if backend in ("auto", "reference"):
+            return "reference", self.reference(*arrays, **static), reasons
+        (named,) = (each for each in self.implementations if each.name == backend)
+        if named.platform != platform:
+            raise NotImplementedError(
+                f"{self.name}: backend {backend!r} runs on {named.platform}, not on {platform}; "
+                "take 'auto' or 'reference'"
+            )
+        return named.name, named.run(*arrays, **static), reasons
+
+
+@functools.lru_cache(maxsize=4096)  # a trace asks several times of every call
+def _shapes_of(reference: Callable, given: Any, tree: Any, static: Any) -> tuple[list[Any], Any]:
+    """Returns what a reference gives, flat, and its tree."""
+    arrays = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*each) for each in given])
+    return jax.tree.flatten(jax.eval_shape(functools.partial(reference, **dict(static)), *arrays))
+
+
+@functools.lru_cache
+def _compiled(primitive: Primitive, **kept: Any) -> Callable[..., Any]:
+    return jax.jit(functools.partial(primitive.bind, **kept))
+
+
+def _one_by_one(primitive: Primitive, leaves: Any, axes: Any, **kept: Any) -> tuple[Any, Any]:
+    """Maps an op over a batch axis: one after the other, each with the whole device."""
+    moved = [
+        leaf if axis is None else jax.numpy.moveaxis(leaf, axis, 0)
+        for leaf, axis in zip(leaves, axes, strict=True)
+    ]
+    mapped = [leaf for leaf, axis in zip(moved, axes, strict=True) if axis is not None]
+
+    def one(entries: list[Any]) -> list[Any]:
+        entries = iter(entries)
+        each = [
+            leaf if axis is None else next(entries) for leaf, axis in zip(moved, axes, strict=True)
+        ]
+        return primitive.bind(*each, **kept)
+
+    outs = jax.lax.map(one, mapped)
+    return outs, [0] * len(outs)

@@ -1,0 +1,170 @@
+"""The ops and their gradients.
+
+Each function here takes the backend first. The gradient of a gather would be a scatter, though the
+places of a token's choices are known: it is a gather and a sum of `k`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ..dispatch import Implementation, Op
+from . import gpu, reference, tpu
+
+
+def _matmul_flops(rows, bank, group_sizes, take=None, *, contracted=1):
+    count = rows.shape[0] if take is None else take.shape[0]
+    return 2 * count * bank.shape[1] * bank.shape[2]
+
+
+def _outer_flops(left, right, group_sizes, take_left=None, take_right=None):
+    count = left.shape[0] if take_left is None else take_left.shape[0]
+    return 2 * count * left.shape[1] * right.shape[1]
+
+
+MATMUL = Op(
+    "grouped_matmul",
+    reference.matmul,
+    (
+        Implementation("pallas_tpu", "tpu", tpu.matmul),
+        Implementation("megablox", "tpu", tpu.megablox_matmul),
+        Implementation("pallas_triton", "cuda", gpu.matmul),
+    ),
+    _matmul_flops,
+)
+OUTER = Op(
+    "grouped_outer",
+    reference.outer,
+    (
+        Implementation("pallas_tpu", "tpu", tpu.outer),
+        Implementation("megablox", "tpu", tpu.megablox_outer),
+        Implementation("pallas_triton", "cuda", gpu.outer),
+    ),
+    _outer_flops,
+)
+COMBINE = Op(
+    "grouped_combine",
+    reference.combine,
+    (Implementation("pallas_triton", "cuda", gpu.combine),),
+)
+
+
+class Groups(NamedTuple):
+    """The choices of all tokens, ordered by group; choice `i` is one of token `i // k`."""
+
+    sizes: Int[Array, "E"]  # choices of each group
+    order: Int[Array, "N"]  # the choice at each place of the order
+    place: Int[Array, "N"]  # of each choice in the order
+
+
+def _token(groups: Groups, num_tokens: int) -> Int[Array, "N"]:
+    """Returns the token of each place of the order."""
+    return groups.order // max(1, groups.order.shape[0] // max(1, num_tokens))
+
+
+def _sum(backend: str, rows: Array, groups: Groups, weights: Array) -> Array:
+    # The product's backends are not the sum's.
+    backend = "reference" if backend == "reference" else "auto"
+    return COMBINE(rows, groups.place.reshape(weights.shape), weights, backend=backend)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def grouped(backend: str, rows: Array, bank: Array, sizes: Array) -> Array:
+    """Returns `grouped_matmul`."""
+    return MATMUL(rows, bank, sizes, backend=backend)
+
+
+def _grouped_backward(backend: str, saved: Any, gradient: Array):
+    rows, bank, sizes = saved
+    towards_rows = MATMUL(gradient, bank, sizes, contracted=2, backend=backend)
+    towards_bank = OUTER(rows, gradient, sizes, backend=backend)
+    return towards_rows, towards_bank.astype(bank.dtype), None
+
+
+grouped.defvjp(lambda backend, *args: (grouped(backend, *args), args), _grouped_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def spread(backend: str, x: Array, groups: Groups) -> Array:
+    """Returns `dispatch`."""
+    return x[_token(groups, x.shape[0])]
+
+
+def _spread_backward(backend: str, saved: Any, gradient: Array):
+    x, groups = saved
+    num_tokens = x.shape[0]
+    ones = jnp.ones((num_tokens, gradient.shape[0] // max(1, num_tokens)), jnp.float32)
+    return _sum(backend, gradient, groups, ones), None
+
+
+# Of the tokens the gradient needs the number alone.
+spread.defvjp(
+    lambda backend, x, groups: (spread(backend, x, groups), (x[:, :0], groups)), _spread_backward
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def dispatched(backend: str, x: Array, bank: Array, groups: Groups) -> Array:
+    """Returns `dispatch_matmul`."""
+    return MATMUL(x, bank, groups.sizes, _token(groups, x.shape[0]), backend=backend)
+
+
+def _dispatched_backward(backend: str, saved: Any, gradient: Array):
+    x, bank, groups = saved
+    each = MATMUL(gradient, bank, groups.sizes, contracted=2, backend=backend)
+    token = _token(groups, x.shape[0])
+    towards_bank = OUTER(x, gradient, groups.sizes, token, backend=backend)
+    towards_x = _spread_backward(backend, (x, groups), each)[0]
+    return towards_x, towards_bank.astype(bank.dtype), None
+
+
+dispatched.defvjp(lambda backend, *args: (dispatched(backend, *args), args), _dispatched_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def combined(backend: str, rows: Array, groups: Groups, weights: Array) -> Array:
+    """Returns `combine`."""
+    return _sum(backend, rows, groups, weights)
+
+
+def _combined_backward(backend: str, saved: Any, gradient: Array):
+    rows, groups, weights = saved
+    each = gradient[_token(groups, weights.shape[0])].astype(jnp.float32)
+    towards_rows = (weights.reshape(-1)[groups.order, None] * each).astype(rows.dtype)
+    towards_weights = _of_weights(rows, each, groups, weights)
+    return towards_rows, None, towards_weights
+
+
+combined.defvjp(lambda backend, *args: (combined(backend, *args), args), _combined_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def matmul_combined(
+    backend: str, rows: Array, bank: Array, groups: Groups, weights: Array
+) -> Array:
+    """Returns `combine_matmul`."""
+    return _sum(backend, MATMUL(rows, bank, groups.sizes, backend=backend), groups, weights)
+
+
+def _matmul_combined_backward(backend: str, saved: Any, gradient: Array):
+    rows, bank, groups, weights = saved
+    token, scale = _token(groups, weights.shape[0]), weights.reshape(-1)[groups.order, None]
+    each = MATMUL(gradient, bank, groups.sizes, token, contracted=2, backend=backend)
+    weighted = (rows * scale).astype(rows.dtype)
+    towards_bank = OUTER(weighted, gradient, groups.sizes, None, token, backend=backend)
+    towards_weights = _of_weights(rows, each, groups, weights)
+    return (each * scale).astype(rows.dtype), towards_bank.astype(bank.dtype), None, towards_weights
+
+
+matmul_combined.defvjp(
+    lambda backend, *args: (matmul_combined(backend, *args), args), _matmul_combined_backward
+)
+
+
+def _of_weights(rows: Array, gradient: Array, groups: Groups, weights: Array) -> Array:
+    """Returns the gradient of weights: how much each row, in order of groups, went along."""
+    each = (rows.astype(jnp.float32) * gradient.astype(jnp.float32)).sum(1)
+    return each[groups.place].reshape(weights.shape).astype(weights.dtype)

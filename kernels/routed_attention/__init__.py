@@ -1,0 +1,164 @@
+"""Attention of some tokens to some keys and values, by where the tokens stand.
+
+Flash attention (Dao, 2023, arXiv:2307.08691) whose blocks are chosen by positions and segments: the
+tokens of one recursion among themselves, or over the keys and values of another.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Int
+
+from ..dispatch import Implementation, Op
+from . import gpu, libraries, reference, tpu
+from .where import Where
+
+_TPU = Implementation("pallas_tpu", "tpu", tpu.forward)
+_TRITON = Implementation("pallas_triton", "cuda", gpu.forward)
+_SPLASH = Implementation("splash", "tpu", libraries.splash_forward)
+_CUDNN = Implementation("cudnn", "cuda", libraries.cudnn_forward)
+_TPU_BACK = Implementation("pallas_tpu", "tpu", tpu.backward)
+_TRITON_BACK = Implementation("pallas_triton", "cuda", gpu.backward)
+_SPLASH_BACK = Implementation("splash", "tpu", libraries.splash_backward)
+_CUDNN_BACK = Implementation("cudnn", "cuda", libraries.cudnn_backward)
+
+
+def _products(count: int) -> Callable[..., int]:
+    """Returns the FLOPs of so many products of all queries with all keys, unseen ones included."""
+    return lambda query, key, *_, **__: 2 * count * query.size * key.shape[1]
+
+
+# Any implementation of the one goes with any of the other, but cuDNN's forward with its own alone.
+FORWARD = Op("routed_attention", reference.forward, (_TPU, _TRITON, _SPLASH, _CUDNN), _products(2))
+BACKWARD = Op(
+    "routed_attention_backward",
+    reference.backward,
+    (_TPU_BACK, _TRITON_BACK, _SPLASH_BACK, _CUDNN_BACK),
+    _products(5),
+)
+CAUSAL = libraries.needs_devices(
+    Op("causal_attention", reference.forward, (_SPLASH, _CUDNN, _TPU, _TRITON), _products(2))
+)
+CAUSAL_BACKWARD = libraries.needs_devices(
+    Op(
+        "causal_attention_backward",
+        reference.backward,
+        (_TPU_BACK, _CUDNN_BACK, _SPLASH_BACK, _TRITON_BACK),
+        _products(5),
+    )
+)
+
+
+def routed_attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    *,
+    query_positions: Int[Array, "B T"] | None = None,
+    key_positions: Int[Array, "B S"] | None = None,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
+    relative: Float[Array, "B T N R"] | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Causal grouped-query attention: a query sees keys of its segment not later than itself.
+
+    A query that sees nothing reads zeros. Probabilities are never kept: the backward pass computes
+    them again. Kernels skip the blocks that positions and segments exclude, so time follows what
+    may be seen wherever both are nearly sorted; no order is needed for the result. Where positions
+    are None, libraries' kernels for causal attention may serve.
+
+    Args:
+      query: of N heads; head n reads key head n // (N / K).
+      key: of K heads, a divisor of N.
+      value: one for each key.
+      query_positions: where the queries stand, in tokens; None: 0, 1, 2, ...
+      key_positions: where the keys stand; None: 0, 1, 2, ...
+      query_segments: None: all are of segment 0.
+      key_segments: None: all are of segment 0.
+      relative: what each query adds to the scores of keys 0, 1, ... positions behind it; those
+        further behind take the last.
+      scale: of the scores; None: 1 / sqrt(H).
+      backend: "auto", "reference" or the name of a kernel.
+
+    Raises:
+      ValueError: for shapes that do not fit each other, or a backend that does not exist.
+    """
+    where = Where(query_positions, key_positions, query_segments, key_segments)
+    _check(query, key, value, where, relative)
+    scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
+    if not (query.size and key.size):
+        return jnp.zeros(query.shape, query.dtype)
+    return _attend(query, key, value, where, relative, scale, backend)
+
+
+def _ops(where: Where, relative: Any) -> tuple[Op, Op]:
+    """Returns the forward and the backward op: libraries come first where they may serve."""
+    plain = relative is None and all(leaf is None for leaf in where)
+    return (CAUSAL, CAUSAL_BACKWARD) if plain else (FORWARD, BACKWARD)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    where: Where,
+    relative: Array | None,
+    scale: float,
+    backend: str,
+) -> Array:
+    forward, _ = _ops(where, relative)
+    return forward(query, key, value, where, relative, scale=scale, backend=backend)[0]
+
+
+def _forward(
+    query: Array, key: Array, value: Array, where: Where, relative: Any, scale: float, backend: str
+) -> tuple[Array, Any]:
+    inputs = query, key, value, where, relative
+    forward, _ = _ops(where, relative)
+    made = forward(*inputs, scale=scale, backend=backend)
+    # By this name a rematerialisation policy may keep what the backward pass reads.
+    out, logsum = (checkpoint_name(each, "routed_attention") for each in made)
+    return out, (*inputs, out, logsum)
+
+
+def _backward(scale: float, backend: str, saved: Any, grad: Array) -> tuple[Any, ...]:
+    *_, where, relative, _, _ = saved
+    _, backward = _ops(where, relative)
+    query, key, value, relative = backward(*saved, grad, scale=scale, backend=backend)
+    return query, key, value, None, relative
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _check(query: Array, key: Array, value: Array, where: Where, relative: Array | None) -> None:
+    """Raises ValueError for shapes that do not fit each other."""
+    batch, length, heads, width = query.shape
+    if key.shape != value.shape:
+        raise ValueError(f"routed_attention: key is {key.shape} but value is {value.shape}.")
+    if (key.shape[0], key.shape[3]) != (batch, width):
+        raise ValueError(
+            f"routed_attention: query has batch {batch} and width {width} but key has "
+            f"{key.shape[0]} and {key.shape[3]}."
+        )
+    if not key.shape[2] or heads % key.shape[2]:
+        raise ValueError(
+            f"routed_attention: {heads} query heads do not divide among {key.shape[2]} key heads."
+        )
+    expected = [(batch, length), (batch, key.shape[1])] * 2
+    for name, leaf, shape in zip(where._fields, where, expected, strict=True):
+        if leaf is not None and leaf.shape != shape:
+            raise ValueError(f"routed_attention: {name} is {leaf.shape}; must be {shape}.")
+    if relative is not None and (relative.shape[:3] != query.shape[:3] or not relative.shape[3]):
+        raise ValueError(
+            f"routed_attention: relative is {relative.shape} but query is {query.shape}; all but "
+            "the last must be equal, and the last at least 1."
+        )

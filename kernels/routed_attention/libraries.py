@@ -1,0 +1,131 @@
+"""Attention that well-kept libraries have kernels for: plain causal, a query to a key."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..dispatch import Op
+from .where import Where
+
+try:
+    from jax._src.dispatch import prim_requires_devices_during_lowering as _NEED_DEVICES
+except ImportError:
+    _NEED_DEVICES = None
+
+Forward = tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]
+Backward = tuple[Array, Array, Array, None]
+
+
+def cudnn_forward(
+    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float
+) -> Forward:
+    """Returns what `reference.forward` returns, but for a rounded logarithm.
+
+    jax rounds it to the dtype of the queries. `cudnn_backward`, which takes whatever this takes,
+    does not read it.
+    """
+    _decline_unless_causal(query, key, where, relative)
+    out, logsum = _cudnn(query, key, value, scale)
+    return out, logsum.swapaxes(1, 2).astype(jnp.float32)
+
+
+def cudnn_backward(
+    query: Array, key: Array, value: Array, where: Where, relative: Any,
+    out: Array, logsum: Array, grad: Array, *, scale: float,
+) -> Backward:  # fmt: skip
+    """Returns what `reference.backward` returns.
+
+    The library runs its forward pass again for it, and XLA merges that with one of the same inputs
+    in the same computation, as there is where a step is rematerialised. Else it adds the cost of a
+    forward pass, and is about as slow as `gpu.backward` would be.
+    """
+    _decline_unless_causal(query, key, where, relative)
+    _, back = jax.vjp(lambda *x: _cudnn(*x, scale)[0], query, key, value)
+    return *back(grad), None
+
+
+def splash_forward(
+    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float
+) -> Forward:
+    """Returns what `reference.forward` returns."""
+    _decline_unless_causal(query, key, where, relative)
+    out, (logsum,) = _splash(query, key, value, scale, save_residuals=True)
+    return out.swapaxes(1, 2), logsum
+
+
+def splash_backward(
+    query: Array, key: Array, value: Array, where: Where, relative: Any,
+    out: Array, logsum: Array, grad: Array, *, scale: float,
+) -> Backward:  # fmt: skip
+    """Returns what `reference.backward` returns.
+
+    The library runs its forward pass again for it, nine matrix products for the seven of
+    `tpu.backward`, and XLA does not merge the two: "auto" prefers the latter.
+    """
+    _decline_unless_causal(query, key, where, relative)
+    run = lambda *x: _splash(*x, scale, save_residuals=False).swapaxes(1, 2)
+    _, back = jax.vjp(run, query, key, value)
+    return *back(grad), None
+
+
+def needs_devices(op: Op) -> Op:
+    """Returns an op that is lowered knowing its devices, which cuDNN's partitioning asks for.
+
+    Only primitives that a program shows are asked whether they need them, not those in an op.
+    """
+    if _NEED_DEVICES is not None:
+        _NEED_DEVICES.add(op.primitive)
+    return op
+
+
+def _decline_unless_causal(query: Array, key: Array, where: Where, relative: Any) -> None:
+    if relative is not None:
+        raise NotImplementedError("it adds no relative scores")
+    if any(leaf is not None for leaf in where):
+        raise NotImplementedError("it is told no positions or segments, and skips nothing by them")
+    if query.shape[1] != key.shape[1]:
+        raise NotImplementedError(f"{query.shape[1]} queries are not {key.shape[1]} keys")
+
+
+def _cudnn(query: Array, key: Array, value: Array, scale: float) -> tuple[Array, Array]:
+    if _NEED_DEVICES is None:
+        raise NotImplementedError("this version of jax does not lower it inside of an op")
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"it takes bfloat16 and float16, not {query.dtype}")
+    if query.shape[3] % 8 or query.shape[3] > 128:
+        raise NotImplementedError(f"heads of {query.shape[3]}: no multiple of 8 up to 128")
+    if query.shape[1] % 2:
+        raise NotImplementedError(f"{query.shape[1]} tokens are odd; its backward pass takes none")
+    try:
+        return jax.nn.dot_product_attention(
+            query, key, value, scale=scale, is_causal=True, implementation="cudnn",
+            return_residual=True,
+        )  # fmt: skip
+    except RuntimeError as error:  # of a jax without CUDA
+        raise NotImplementedError(str(error)) from error
+
+
+def _splash(query: Array, key: Array, value: Array, scale: float, *, save_residuals: bool) -> Any:
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as splash,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length, heads = query.shape[1:3]
+    if query.dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError(f"it takes float32 and bfloat16, not {query.dtype}")
+    if length % 128:
+        raise NotImplementedError(f"{length} tokens are no multiple of 128")
+    block = max(size for size in (128, 256, 512) if not length % size)
+    sizes = splash.BlockSizes(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    kernel = splash.make_splash_mha(
+        masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
+        block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=save_residuals,
+    )  # fmt: skip
+    query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    return jax.vmap(kernel)((query * scale).astype(query.dtype), key, value)

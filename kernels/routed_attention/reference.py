@@ -1,0 +1,152 @@
+"""Attention head by head: what the kernels must equal, and the path on a CPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .where import Where, visible
+
+UNSEEN = float(jnp.finfo(jnp.float32).min)  # the score of a key that a query does not see
+
+
+def forward(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    where: Where,
+    relative: Float[Array, "B T N R"] | None = None,
+    *,
+    scale: float,
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+    """Returns what each query reads, and in float32 the logarithm of its sum of exponentials.
+
+    That logarithm is +inf for a query that sees nothing, so that exp(score - it) is its
+    probabilities: zeros.
+    """
+
+    def one(query: Array, key: Array, value: Array, relative: Array | None, where: Where) -> Any:
+        scores = _scores(query, key, relative, where, scale)
+        top = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = weights.sum(-1, keepdims=True)
+        mixed = _dot("gts,sh->gth", weights.astype(value.dtype), value) / total
+        sees = top > UNSEEN
+        out = jnp.where(sees, mixed, 0).astype(query.dtype)
+        return out, jnp.where(sees, top + jnp.log(total), jnp.inf)[..., 0]
+
+    split = lambda x: _by_key_head(x, key.shape[2])
+    arrays = split(query), key.swapaxes(1, 2), value.swapaxes(1, 2), split(relative)
+    out, logsum = _over_heads(one, arrays, _written_out(where, query, key))
+    batch, length, heads, _ = query.shape
+    return _by_token(out), logsum.reshape(batch, heads, length)
+
+
+def backward(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"],
+    value: Float[Array, "B S K H"],
+    where: Where,
+    relative: Float[Array, "B T N R"] | None,
+    out: Float[Array, "B T N H"],
+    logsum: Float[Array, "B N T"],
+    grad: Float[Array, "B T N H"],
+    *,
+    scale: float,
+) -> tuple[Array, Array, Array, Array | None]:
+    """Returns the gradients of query, key, value and relative, from what `forward` returned."""
+
+    def one(
+        query: Array, key: Array, value: Array, relative: Any, out: Array, logsum: Array,
+        grad: Array, where: Where,
+    ) -> Any:  # fmt: skip
+        weights = jnp.exp(_scores(query, key, relative, where, scale) - logsum[..., None])
+        mean = _dot("gth,gth->gt", out, grad)[..., None]
+        towards = weights * (_dot("gth,sh->gts", grad, value) - mean)
+        further = None if relative is None else _towards_relative(towards, relative, where)
+        weights, towards = weights.astype(grad.dtype), towards.astype(query.dtype)
+        rows = lambda x: x.reshape(-1, x.shape[-1])
+        return (
+            (_dot("gts,sh->gth", towards, key) * scale).astype(query.dtype),
+            (_dot("rs,rh->sh", rows(towards), rows(query)) * scale).astype(key.dtype),
+            _dot("rs,rh->sh", rows(weights), rows(grad)).astype(value.dtype),
+            further,
+        )
+
+    split = lambda x: _by_key_head(x, key.shape[2])
+    logsum = logsum.reshape(len(logsum), key.shape[2], -1, logsum.shape[-1])
+    arrays = split(query), key.swapaxes(1, 2), value.swapaxes(1, 2), split(relative)
+    arrays = *arrays, split(out), logsum, split(grad)
+    query, key, value, relative = _over_heads(one, arrays, _written_out(where, query, key))
+    further = None if relative is None else _by_token(relative)
+    return _by_token(query), key.swapaxes(1, 2), value.swapaxes(1, 2), further
+
+
+def _dot(equation: str, left: Array, right: Array) -> Array:
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+
+
+def _scores(
+    query: Float[Array, "G T H"],
+    key: Float[Array, "S H"],
+    relative: Float[Array, "G T R"] | None,
+    where: Where,
+    scale: float,
+) -> Float[Array, "G T S"]:
+    scores = _dot("gth,sh->gts", query, key) * scale
+    if relative is not None:
+        behind = _behind(where, relative.shape[-1])
+        scores += jnp.take_along_axis(relative.astype(jnp.float32), behind[None], axis=-1)
+    return jnp.where(visible(where), scores, UNSEEN)
+
+
+def _behind(where: Where, count: int) -> Int[Array, "T S"]:
+    """Returns how far behind each query its keys stand, the furthest being `count - 1`."""
+    behind = where.query_positions[:, None] - where.key_positions[None, :]
+    return jnp.clip(behind, 0, count - 1)
+
+
+def _towards_relative(
+    towards: Float[Array, "G T S"], relative: Float[Array, "G T R"], where: Where
+) -> Float[Array, "G T R"]:
+    """Returns the gradient of the relative scores from that of all scores."""
+    behind = _behind(where, relative.shape[-1])
+    rows = jnp.arange(len(behind))[:, None]
+    return jnp.zeros(relative.shape).at[:, rows, behind].add(towards).astype(relative.dtype)
+
+
+def _written_out(where: Where, query: Array, key: Array) -> Where:
+    return where.written_out(query.shape[0], query.shape[1], key.shape[1])
+
+
+def _by_key_head(x: Float[Array, "B T N H"] | None, groups: int) -> Array | None:
+    """Returns [B K G T H]: the query heads that read one key head side by side."""
+    if x is None:
+        return None
+    batch, length, heads, width = x.shape
+    return x.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+
+
+def _by_token(x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
+    batch, groups, each, length, width = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * each, width)
+
+
+def _over_heads(one: Callable, arrays: tuple[Any, ...], where: Where) -> Any:
+    """Applies `one(*arrays, where)` to every row and key head of arrays [B K ...].
+
+    All at once; on a CPU one by one, since the scores of one head stay in its cache.
+    """
+
+    def walk(each: Callable) -> Callable:
+        def row(entry: Any) -> Any:
+            arrays, where = entry
+            return each(lambda arrays: one(*arrays, where), arrays)
+
+        return lambda arrays, where: each(row, (arrays, where))
+
+    one_by_one = walk(lambda f, xs: jax.lax.map(f, xs))
+    at_once = walk(lambda f, xs: jax.vmap(f)(xs))
+    return jax.lax.platform_dependent(arrays, where, cpu=one_by_one, default=at_once)

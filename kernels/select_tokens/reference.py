@@ -1,0 +1,34 @@
+"""What a choice of tokens is: the order of scores, and the two ways to choose by it."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def ordered(scores: Float[Array, "*S"]) -> Int[Array, "*S"]:
+    """Returns 32-bit integers in the order of scores of at most 32 bits.
+
+    Zeros of both signs are equal; every NaN is above infinity, whatever its sign. None is the
+    least integer, which may therefore stand for no score.
+    """
+    scores = scores.astype(jnp.float32)
+    scores = jnp.where(scores == 0, 0.0, scores)
+    bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
+    # Below zero a larger magnitude is a smaller number: flip all but the sign.
+    image = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return jnp.where(scores != scores, 0x7FFFFFFF, image)
+
+
+def select(scores: Float[Array, "B T"], *, k: int) -> Int[Array, "B k"]:
+    """Returns the places of the k best scores, ascending; ties go to the earlier."""
+    scores = jnp.where(scores == 0, 0.0, scores)
+    scores = jnp.where(scores != scores, jnp.nan, scores)
+    return jnp.sort(jax.lax.top_k(scores, k)[1], axis=-1).astype(jnp.int32)
+
+
+def above(
+    scores: Float[Array, "B T"], threshold: Float[Array, "*B"]
+) -> tuple[Bool[Array, "B T"], Int[Array, "B"]]:
+    """Returns which scores reach the threshold, and how many of each row."""
+    reach = scores >= (threshold[:, None] if threshold.ndim else threshold)
+    return reach, jnp.sum(reach, axis=-1, dtype=jnp.int32)

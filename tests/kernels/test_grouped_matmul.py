@@ -1,0 +1,301 @@
+"""Grouped products equal loops over groups, in every form and on every machine."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.test_util import check_grads
+
+from recursia.kernels.grouped_matmul import (
+    COMBINE,
+    MATMUL,
+    OUTER,
+    Groups,
+    combine,
+    combine_matmul,
+    dispatch,
+    dispatch_matmul,
+    gpu,
+    group_choices,
+    grouped_matmul,
+    reference,
+    tpu,
+)
+from tests.kernels import MACHINES, compile_for, tolerance
+
+TPU = pltpu.InterpretParams(
+    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+)
+KERNELS = {
+    "reference": (reference.matmul, reference.outer),
+    "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
+    "pallas_triton": tuple(functools.partial(f, interpret=True) for f in (gpu.matmul, gpu.outer)),
+}
+DTYPES = (jnp.float32, jnp.bfloat16)
+# Rows of each group, width of a row, width of a product.
+SHAPES = {
+    "one_row": ((1,), 1, 1),
+    "empty_groups_around": ((0, 5, 0, 0, 3, 0), 5, 9),
+    "more_groups_than_rows": ((0, 1, 0, 1, 1, 0, 0), 8, 8),
+    "one_group_has_all": ((0, 0, 150), 16, 40),
+    "several_blocks": ((130, 3, 0, 2, 155, 1), 72, 20),
+}
+
+CASES = [(shape, jnp.float32) for shape in SHAPES]
+CASES += [("empty_groups_around", jnp.bfloat16), ("several_blocks", jnp.bfloat16)]
+
+
+def normal(*shape, dtype=jnp.float32, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
+
+
+def wide(a):
+    return np.asarray(a.astype(jnp.float32), np.float64)
+
+
+def by_group(sizes):
+    """Yields each group and the slice of its rows."""
+    for group, stop in enumerate(np.cumsum(sizes)):
+        yield group, slice(stop - sizes[group], stop)
+
+
+def products(rows, bank, sizes):
+    pieces = [wide(rows)[at] @ wide(bank)[group] for group, at in by_group(sizes)]
+    return np.concatenate(pieces)
+
+
+def outers(left, right, sizes):
+    return np.stack([wide(left)[at].T @ wide(right)[at] for _, at in by_group(sizes)])
+
+
+def assert_near(ours, expected, dtype, length):
+    """Asserts equality of sums of products of about one, whose parts grow as their root does."""
+    assert ours.shape == expected.shape and ours.dtype == dtype
+    scale = np.sqrt(max(1, length))
+    np.testing.assert_allclose(wide(ours) / scale, expected / scale, **tolerance(dtype, length))
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_row_meets_its_groups_entry(kernel, shape, dtype):
+    matmul, _ = KERNELS[kernel]
+    sizes, inner, width = SHAPES[shape]
+    count, num_groups = sum(sizes), len(sizes)
+    bank = normal(num_groups, inner, width, dtype=dtype)
+    rows, back = normal(count, inner, dtype=dtype), normal(count, width, dtype=dtype)
+    expected = products(rows, bank, sizes)
+    assert_near(matmul(rows, bank, jnp.array(sizes)), expected, dtype, inner)
+    expected = products(back, bank.swapaxes(1, 2), sizes)
+    ours = matmul(back, bank, jnp.array(sizes), contracted=2)
+    assert_near(ours, expected, dtype, width)
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_outer_products_are_summed_over_each_groups_rows(kernel, shape, dtype):
+    _, outer = KERNELS[kernel]
+    sizes, inner, width = SHAPES[shape]
+    left, right = normal(sum(sizes), inner, dtype=dtype), normal(sum(sizes), width, dtype=dtype)
+    ours = outer(left, right, jnp.array(sizes))
+    assert_near(ours, outers(left, right, sizes), jnp.float32, max(sizes))
+    empty = np.array(sizes) == 0
+    assert not ours[empty].any()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_rows_are_taken_from_where_they_are(kernel):
+    matmul, outer = KERNELS[kernel]
+    sizes = jnp.array([7, 0, 40, 3])
+    x, bank, right = normal(9, 24), normal(4, 24, 12), normal(50, 12)
+    take = jnp.asarray(np.random.default_rng(0).integers(0, 9, 50))  # some often, in any order
+    assert_near(matmul(x, bank, sizes, take), products(x[take], bank, sizes), x.dtype, 24)
+    assert_near(outer(x, right, sizes, take), outers(x[take], right, sizes), x.dtype, 40)
+    assert_near(outer(right, x, sizes, None, take), outers(right, x[take], sizes), x.dtype, 40)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_not_finite_stays_in_its_group(kernel):
+    matmul, outer = KERNELS[kernel]
+    sizes = jnp.array([5, 2, 6])
+    rows, bank = normal(13, 8), normal(3, 8, 4)
+    bad = rows.at[5:7].set(jnp.nan)
+    y, expected = matmul(bad, bank, sizes), matmul(rows, bank, sizes)
+    others = np.r_[0:5, 7:13]
+    assert np.isnan(y[5:7]).all() and (y[others] == expected[others]).all()
+    y, expected = outer(bad, bad, sizes), outer(rows, rows, sizes)
+    assert np.isnan(y[1]).all() and (y[::2] == expected[::2]).all()
+
+
+@pytest.mark.parametrize(
+    "kernel", [reference.combine, functools.partial(gpu.combine, interpret=True)]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "k", "width"), [(1, 1, 1), (7, 3, 5), (5, 2, 600), (300, 1, 8)])
+def test_a_tokens_rows_are_summed_with_their_weights(kernel, dtype, tokens, k, width):
+    rows, weights = normal(tokens * k, width, dtype=dtype), normal(tokens, k)
+    slots = np.random.default_rng(0).permutation(tokens * k).reshape(tokens, k)
+    expected = np.einsum("tkm,tk->tm", wide(rows)[slots], wide(weights))
+    assert_near(kernel(rows, jnp.asarray(slots), weights), expected, dtype, k)
+
+
+def routed(tokens, k, num_groups, seed=0):
+    index = np.random.default_rng(seed).integers(0, num_groups, (tokens, k))
+    return index, group_choices(jnp.asarray(index), num_groups)
+
+
+def test_choices_are_ordered_by_group_then_token():
+    groups = group_choices(jnp.array([[2, 0], [0, 3], [2, 2]]), 5)
+    assert groups.sizes.tolist() == [2, 0, 3, 1, 0]
+    assert groups.order.tolist() == [1, 2, 0, 4, 5, 3]
+    assert groups.place.tolist() == [2, 0, 1, 5, 3, 4]
+    # With so many choices and groups, both do not fit one number.
+    index = np.random.default_rng(0).integers(0, 1 << 16, (1 << 15, 1))
+    many = group_choices(jnp.asarray(index), 1 << 16)
+    expected = np.argsort(index[:, 0], kind="stable")
+    assert (many.order == expected).all() and (many.place[expected] == np.arange(1 << 15)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_the_routed_forms_are_those_of_gathers_and_sums(dtype):
+    tokens, k, num_groups, inner, width = 11, 3, 5, 6, 10
+    index, groups = routed(tokens, k, num_groups)
+    x, up = normal(tokens, inner, dtype=dtype), normal(num_groups, inner, width, dtype=dtype)
+    down, weights = normal(num_groups, width, inner, dtype=dtype), normal(tokens, k)
+    g = normal(tokens, inner, dtype=dtype, seed=9)
+
+    def ours(x, up, down, weights):
+        rows = dispatch_matmul(x, up, groups)
+        one = combine_matmul(rows, down, groups, weights)
+        two = combine(grouped_matmul(rows, down, groups.sizes), groups, weights)
+        return one + two + combine(dispatch(x, groups), groups, weights)
+
+    def plain(x, up, down, weights):
+        rows = jnp.einsum("td,tkdm->tkm", x, up[index])
+        y = jnp.einsum("tkm,tkmd->tkd", rows, down[index])
+        return jnp.einsum("tkd,tk->td", 2 * y + x[:, None], weights)
+
+    as_float32 = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+    with_gradients = lambda g, *args: (ours(*args), jax.vjp(ours, *args)[1](g))
+    value, gradients = jax.jit(with_gradients)(g, x, up, down, weights)
+    expected, expected_vjp = jax.vjp(plain, *as_float32((x, up, down, weights)))
+    assert value.dtype == dtype
+    assert [a.dtype for a in gradients] == [dtype, dtype, dtype, jnp.float32]
+    # Each of up to four products in a row is rounded.
+    near = {"rtol": 0, "atol": tolerance(dtype, 4)["atol"]}
+    for a, b in zip((value, *gradients), (expected, *expected_vjp(as_float32(g))), strict=True):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(wide(a) / scale, wide(b) / scale, **near)
+
+
+def test_gradients_are_those_of_finite_differences():
+    _, groups = routed(4, 2, 3)
+    x, up, down = normal(4, 3), normal(3, 3, 2), normal(3, 2, 3)
+    weights, rows, y = normal(4, 2), normal(8, 2), normal(8, 3)
+    check = functools.partial(check_grads, order=1, modes=("rev",), rtol=1e-2, atol=1e-2)
+    check(lambda rows, bank: grouped_matmul(rows, bank, groups.sizes), (rows, down))
+    check(lambda x, bank: dispatch_matmul(x, bank, groups), (x, up))
+    check(lambda x: dispatch(x, groups), (x,))
+    check(lambda y, weights: combine(y, groups, weights), (y, weights))
+    check(lambda *args: combine_matmul(*args[:2], groups, args[2]), (rows, down, weights))
+
+
+def test_a_bank_in_bfloat16_has_a_gradient_summed_in_float32():
+    # In bfloat16, 256 + 1 + 1 is 256: each term is the sum of one block of rows.
+    rows = jnp.zeros((192, 1), jnp.bfloat16).at[:64].set(4).at[jnp.array([64, 128])].set(1)
+    of_bank = jax.grad(lambda bank: grouped_matmul(rows, bank, jnp.array([192])).sum())
+    assert of_bank(jnp.ones((1, 1, 1), jnp.bfloat16)).item() == 258
+
+
+def test_nothing_gives_nothing():
+    bank, none = normal(3, 4, 2), jnp.zeros(0, jnp.int32)
+    groups = Groups(jnp.zeros(3, jnp.int32), none, none)
+    loss = lambda rows, bank: grouped_matmul(rows, bank, groups.sizes).sum()
+    rows, towards_bank = jax.grad(loss, (0, 1))(jnp.zeros((0, 4)), bank)
+    assert rows.shape == (0, 4) and not towards_bank.any()
+    assert combine_matmul(jnp.zeros((0, 4)), bank, groups, jnp.zeros((0, 2))).shape == (0, 2)
+    for matmul, outer in KERNELS.values():
+        assert matmul(jnp.zeros((0, 4)), bank, groups.sizes).shape == (0, 2)
+        assert not outer(jnp.zeros((0, 4)), jnp.zeros((0, 2)), groups.sizes).any()
+
+
+def test_errors_say_both_numbers():
+    rows, bank, sizes = normal(6, 4), normal(3, 4, 2), jnp.array([2, 2, 2])
+    _, groups = routed(3, 2, 3)
+    with pytest.raises(ValueError, match="4 wide but the bank takes 2"):
+        grouped_matmul(rows, bank.swapaxes(1, 2), sizes)
+    with pytest.raises(ValueError, match="2 groups but 3 bank entries"):
+        grouped_matmul(rows, bank, sizes[:2])
+    with pytest.raises(ValueError, match="6 choices are no multiple of 4 tokens"):
+        dispatch_matmul(rows[:4], bank, groups)
+    with pytest.raises(ValueError, match="5 rows and 4 weights of 6 choices"):
+        combine(rows[:5], groups, normal(2, 2))
+
+
+def test_backends_say_why_they_decline():
+    shape = jax.ShapeDtypeStruct
+    told = lambda op, platform, *arrays: op.explain(*arrays, platform=platform)
+    of = lambda count, inner, dtype=jnp.bfloat16: (
+        shape((count, inner), dtype),
+        shape((4, inner, 256), dtype),
+        shape((4,), jnp.int32),
+    )
+    assert told(MATMUL, "tpu", *of(256, 128)) == {"pallas_tpu": "accepts", "megablox": "accepts"}
+    assert "multiples of 128 rows, not 100" in told(MATMUL, "tpu", *of(100, 128))["megablox"]
+    assert "widths 412, 256" in told(MATMUL, "tpu", *of(256, 412))["megablox"]
+    assert "not float16" in told(MATMUL, "tpu", *of(256, 128, jnp.float16))["pallas_tpu"]
+    assert "40000 bytes, more than" in told(MATMUL, "tpu", *of(256, 20000))["pallas_tpu"]
+    assert told(MATMUL, "cuda", *of(256, 412)) == {"pallas_triton": "accepts"}
+    rows, weights = shape((200, 8), jnp.bfloat16), shape((2, 100), jnp.float32)
+    slots = shape((2, 100), jnp.int32)
+    assert "not 100" in told(COMBINE, "cuda", rows, slots, weights)["pallas_triton"]
+
+
+def test_flops_are_of_the_rows_that_multiply():
+    shape = jax.ShapeDtypeStruct
+    x, bank, take = shape((8, 5), "f4"), shape((3, 5, 7), "f4"), shape((24,), "i4")
+    sizes, right = shape((3,), "i4"), shape((24, 7), "f4")
+    assert MATMUL.flops(x, bank, sizes) == 2 * 8 * 5 * 7
+    assert MATMUL.flops(x, bank, sizes, take) == OUTER.flops(x, right, sizes, take) == 2 * 24 * 35
+
+
+MEGABLOX = [
+    functools.partial(tpu.megablox_matmul, interpret=True),
+    functools.partial(tpu.megablox_outer, interpret=True),
+]
+
+
+def test_the_librarys_kernels_are_the_same_product():
+    matmul, outer = MEGABLOX
+    sizes = (0, 100, 0, 28)
+    rows, bank, back = normal(128, 128), normal(4, 128, 256), normal(128, 256)
+    ours = matmul(rows, bank, jnp.array(sizes))
+    assert_near(ours, products(rows, bank, sizes), rows.dtype, 128)
+    ours = matmul(back, bank, jnp.array(sizes), contracted=2)
+    assert_near(ours, products(back, bank.swapaxes(1, 2), sizes), rows.dtype, 256)
+    assert_near(outer(rows, back, jnp.array(sizes)), outers(rows, back, sizes), rows.dtype, 100)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_forward_and_gradients_compile_with_the_kernels_in_them(machine, caplog):
+    # 387 experts of width 128, 16 of a token of width 1024. The order is given: sorts take longer
+    # to compile than the kernels.
+    tokens, choices, num_groups, inner, width = 2048, 2048 * 16, 387, 1024, 128
+    shape = jax.ShapeDtypeStruct
+    groups = Groups(*(shape((size,), jnp.int32) for size in (num_groups, choices, choices)))
+    x = shape((tokens, inner), jnp.bfloat16)
+    bank = shape((num_groups, inner, width), jnp.bfloat16)
+
+    def run(x, bank, groups):
+        loss = lambda x, bank: dispatch_matmul(x, bank, groups).astype(jnp.float32).sum()
+        return jax.value_and_grad(loss, (0, 1))(x, bank)
+
+    program = compile_for(machine, run, x, bank, groups).as_text()
+    if machine.startswith("h100"):
+        # And the sum over a token's choices.
+        assert program.count('custom_call_target="__gpu$xla.gpu.triton"') == 4
+    else:
+        assert program.count('custom_call_target="tpu_custom_call"') == 3
+    assert not caplog.records

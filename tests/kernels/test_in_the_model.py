@@ -1,0 +1,112 @@
+"""The model trains through the kernels on a TPU and a GPU, and they change no number."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from recursia import config, sharding, topology
+from recursia.kernels.dispatch import Op
+from recursia.train.step import Trainer
+from tests.kernels import GPUS
+from tests.laws.tiny import error, tol
+
+ROUTING = ("select_tokens", "gather_tokens", "scatter_tokens", "scatter_tokens_collect")
+CAUSAL = ("causal_attention", "causal_attention_backward")
+ROUTED = ("routed_attention", "routed_attention_backward")
+GROUPED = ("grouped_matmul", "grouped_outer")
+OPS = {
+    "mor:tiny": (*ROUTING, *CAUSAL, *ROUTED),
+    "moeut:tiny": (*GROUPED, *CAUSAL),
+    "sut:tiny": GROUPED,  # its attention looks at distances, which the kernels decline
+}
+MACHINES = ("v5e:2x2", *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS))
+
+
+def trainer(name, devices, **changed):
+    changed = {"model.vocab_size": 256, "train.batch_size": 8, "train.seq_len": 256, **changed}
+    run = config.load(name, {field: str(value) for field, value in changed.items()})
+    run = dataclasses.replace(run, mesh=sharding.Config(data=1, fsdp=-1))
+    return Trainer(run, run.model.build(256), sharding.make_mesh(run.mesh, devices))
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Returns what implementation each op was lowered to, as it is chosen."""
+    found, choose = {}, Op.choose
+
+    def told(op, *how):
+        chosen = choose(op, *how)
+        found.setdefault(op.name, set()).add(chosen[0])
+        return chosen
+
+    monkeypatch.setattr(Op, "choose", told)
+    return found
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
+    made = trainer(name, topology.devices(machine), **{"model.dtype": "bfloat16"})
+    text = made.lower().compile().as_text()
+    assert "custom-call" in text
+    for op in OPS[name]:
+        assert taken[op] and "reference" not in taken[op], op
+
+
+def batch(rows=2, length=24):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 256, (rows, length + 1), dtype=np.int32)
+    along = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "positions": along,
+        "segment_ids": np.ones_like(along),
+        "weights": np.ones(along.shape, np.float32),
+    }
+
+
+def first_moments(name, cross):
+    """Returns the gradients of one step, as its first moments, and its metrics."""
+    sizes = {"train.batch_size": 2, "train.seq_len": 24, "optimizer.clip_norm": 0.0}
+    small = {"model.num_layers": {"mor:tiny": 5, "moeut:tiny": 4, "sut:tiny": 2}[name]}
+    if name == "sut:tiny":
+        small["depth.num_recursions"] = 2
+    if name == "moeut:tiny":
+        small["depth.num_recursions"] = 2
+    made = trainer(name, jax.devices()[:1], **sizes, **small,
+                   **{"data.cross_document_attention": cross})  # fmt: skip
+    state, metrics = made.step_function(0)(made.init(), made.put(batch()))
+    is_adam = lambda leaf: hasattr(leaf, "mu")
+    found = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
+    return jax.device_get((next(found).mu, metrics))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("name", OPS)
+def test_kernels_and_references_give_one_loss_and_gradient(monkeypatch, name, platform):
+    want, wanted = first_moments(name, True)
+    interpret = pltpu.InterpretParams() if platform == "tpu" else True
+    theirs = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}[platform]
+
+    def run(op, *arrays, backend="auto", **static):
+        ours = [each for each in op.implementations if each.name == theirs]
+        if not ours:
+            return op.reference(*arrays, **static)
+        try:
+            return ours[0].run(*arrays, interpret=interpret, **static)
+        except NotImplementedError:
+            return op.reference(*arrays, **static)
+
+    monkeypatch.setattr(Op, "__call__", run)
+    jax.clear_caches()
+    moments, metrics = first_moments(name, False)
+    jax.clear_caches()
+    assert error(moments, want) < tol(jnp.float32, 8 * 24 * 64)
+    for key in wanted:
+        assert np.allclose(metrics[key], wanted[key], rtol=1e-4, atol=1e-6), key

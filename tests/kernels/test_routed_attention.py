@@ -1,0 +1,373 @@
+"""Attention by where tokens stand equals its definition, and its kernels equal the reference."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.test_util import check_grads
+
+from recursia.kernels.routed_attention import (
+    BACKWARD,
+    CAUSAL,
+    CAUSAL_BACKWARD,
+    FORWARD,
+    gpu,
+    reference,
+    routed_attention,
+    tpu,
+)
+from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
+from recursia.kernels.routed_attention.gpu_grid import Tiles
+from recursia.kernels.routed_attention.tpu_grid import EVERY, FIRST, LAST, LIVE, visits
+from recursia.kernels.routed_attention.where import Where, visible
+from tests.kernels import MACHINES, compile_for, tolerance
+
+SIZES = {  # B T S N K H
+    "plain": (2, 9, 9, 4, 2, 8),
+    "subset": (2, 5, 12, 3, 1, 4),
+    "one": (1, 1, 1, 1, 1, 2),
+    "more queries": (1, 7, 3, 2, 2, 6),
+}
+
+
+def arrays(batch, length, key_length, heads, groups, width, *, dtype=jnp.float32, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    shapes = (batch, length, heads, width), *[(batch, key_length, groups, width)] * 2
+    return [
+        jax.random.normal(k, shape).astype(dtype) for k, shape in zip(keys, shapes, strict=True)
+    ]
+
+
+def places(kind, batch, length, key_length, seed=0):
+    """Returns positions and segments by name: where tokens of a kind of training stand."""
+    rng = np.random.default_rng(seed)
+    if kind == "counted":
+        return {}
+    if kind == "sorted":
+        subset = lambda n, of: np.sort([rng.permutation(of)[:n] for _ in range(batch)])
+        of = max(length, key_length)
+        return {"query_positions": subset(length, of), "key_positions": subset(key_length, of)}
+    if kind == "packed":  # documents one after the other, some tokens hidden
+        breaks = np.sort(rng.integers(0, key_length + 1, (batch, 3)))
+        segments = (np.arange(key_length) >= breaks[..., None]).sum(1)
+        starts = np.concatenate([np.zeros((batch, 1), int), breaks], 1)
+        positions = np.arange(key_length) - np.take_along_axis(starts, segments, 1)
+        segments = np.where(rng.random(segments.shape) < 0.2, -1, segments)
+        index = np.sort(rng.integers(0, key_length, (batch, length)))
+        take = lambda x: np.take_along_axis(x, index, 1)
+        return {
+            "query_positions": take(positions),
+            "key_positions": positions,
+            "query_segments": take(segments),
+            "key_segments": segments,
+        }
+    assert kind == "anywhere"  # no order, and queries that see nothing
+    draw = lambda n, of: rng.integers(0, of, (batch, n))
+    return {
+        "query_positions": draw(length, 9) - 3,
+        "key_positions": draw(key_length, 9),
+        "query_segments": draw(length, 3),
+        "key_segments": draw(key_length, 2),
+    }
+
+
+PLACES = ("counted", "sorted", "packed", "anywhere")
+
+
+def defined(query, key, value, *, relative=None, scale=None, **where):
+    """The definition, one query at a time in float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    batch, length, heads, width = query.shape
+    rows = lambda name, count: np.broadcast_to(
+        where.get(name, np.arange(count) if "positions" in name else np.zeros(count)),
+        (batch, count),
+    )
+    names = "query_positions", "key_positions", "query_segments", "key_segments"
+    counts = length, key.shape[1], length, key.shape[1]
+    here, there, mine, theirs = (rows(n, c) for n, c in zip(names, counts, strict=True))
+    scale = width**-0.5 if scale is None else scale
+    out = np.zeros(query.shape)
+    for b, t, n in np.ndindex(batch, length, heads):
+        k = n // (heads // key.shape[2])
+        sees = (there[b] <= here[b, t]) & (theirs[b] == mine[b, t])
+        if not sees.any():
+            continue
+        scores = key[b, sees, k] @ query[b, t, n] * scale
+        if relative is not None:
+            behind = (here[b, t] - there[b, sees]).astype(int)
+            scores += np.asarray(relative)[b, t, n, np.minimum(behind, relative.shape[-1] - 1)]
+        weights = np.exp(scores - scores.max())
+        out[b, t, n] = weights @ value[b, sees, k] / weights.sum()
+    return out
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("kind", PLACES)
+def test_the_reference_is_the_definition(size, kind):
+    inputs, where = arrays(*size), places(kind, *size[:3])
+    near = tolerance(jnp.float32, size[2] + size[5])
+    np.testing.assert_allclose(
+        routed_attention(*inputs, **where), defined(*inputs, **where), **near
+    )
+    np.testing.assert_allclose(
+        routed_attention(*inputs, **where, scale=0.3), defined(*inputs, **where, scale=0.3), **near
+    )
+
+
+def test_relative_scores_are_added_by_distance():
+    inputs, where = arrays(*SIZES["plain"]), places("packed", 2, 9, 9)
+    relative = jax.random.normal(jax.random.key(5), (2, 9, 4, 5))
+    np.testing.assert_allclose(
+        routed_attention(*inputs, relative=relative, **where),
+        defined(*inputs, relative=relative, **where),
+        **tolerance(jnp.float32, 17),
+    )
+
+
+@pytest.mark.parametrize("kind", PLACES)
+@pytest.mark.parametrize("further", [None, 4])
+def test_the_reference_differentiates_the_definition(kind, further):
+    inputs, where = arrays(1, 4, 6, 2, 1, 4), places(kind, 1, 4, 6)
+    if further is not None:
+        inputs.append(jax.random.normal(jax.random.key(5), (1, 4, 2, further)))
+
+    def attend(query, key, value, relative=None):
+        return routed_attention(query, key, value, relative=relative, **where)
+
+    check_grads(attend, inputs, order=1, modes=("rev",), rtol=2e-2, atol=2e-2)
+
+
+def test_a_query_that_sees_nothing_reads_zeros_and_moves_nothing():
+    inputs = arrays(1, 3, 4, 2, 1, 4)
+    positions = jnp.array([[-1, 0, 5]])
+    grads = jax.grad(
+        lambda *x: routed_attention(*x, query_positions=positions)[:, 0].sum(), argnums=(0, 1, 2)
+    )(*inputs)
+    assert not routed_attention(*inputs, query_positions=positions)[:, 0].any()
+    assert not any(grad.any() for grad in grads)
+
+
+@pytest.mark.parametrize("size", [(0, 4, 4, 2, 1, 4), (2, 0, 4, 2, 1, 4), (2, 3, 0, 2, 1, 4)])
+def test_no_tokens_are_no_error(size):
+    inputs = arrays(*size)
+    out, grads = jax.value_and_grad(lambda x: routed_attention(*x).sum())(inputs)
+    assert out == 0
+    assert [grad.shape for grad in grads] == [x.shape for x in inputs]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"key": (2, 9, 2, 6)}, r"width 8 but key has 2 and 6"),
+        ({"key": (3, 9, 2, 8)}, r"batch 2 and width 8 but key has 3"),
+        ({"key": (2, 9, 3, 8)}, r"4 query heads do not divide among 3"),
+        ({"value": (2, 8, 2, 8)}, r"key is .* but value is"),
+        ({"query_positions": (2, 8)}, r"query_positions is \(2, 8\); must be \(2, 9\)"),
+        ({"relative": (2, 9, 2, 3)}, r"relative is"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change, message):
+    shapes = {"query": (2, 9, 4, 8), "key": (2, 9, 2, 8), "value": (2, 9, 2, 8)} | change
+    if "key" in change:
+        shapes["value"] = change["key"]
+    given = {name: jnp.zeros(s, int if "pos" in name else float) for name, s in shapes.items()}
+    with pytest.raises(ValueError, match=message):
+        routed_attention(**given)
+
+
+def pulled(forward, backward, inputs, where, scale=0.3):
+    """Returns the output, the logarithms and the gradients for a fixed cotangent."""
+    grad = jax.random.normal(jax.random.key(9), inputs[0].shape).astype(inputs[0].dtype)
+
+    def run(*inputs):
+        out, logsum = forward(*inputs, where, None, scale=scale)
+        saved = out, logsum, grad
+        return out, logsum, *backward(*inputs, where, None, *saved, scale=scale)[:3]
+
+    return jax.jit(run)(*inputs)
+
+
+@functools.cache
+def referred(size, kind, dtype):
+    """Returns inputs, where they stand, and all that the reference makes of them."""
+    inputs = arrays(*size, dtype=dtype)
+    where = Where(**{name: jnp.asarray(x) for name, x in places(kind, *size[:3]).items()})
+    return inputs, where, pulled(reference.forward, reference.backward, inputs, where)
+
+
+def assert_near(results, expected, dtype, terms):
+    for result, wanted in zip(results, expected, strict=True):
+        assert result.dtype == wanted.dtype
+        near = tolerance(wanted.dtype if wanted.dtype == dtype else jnp.float32, terms)
+        result, wanted = (jnp.where(jnp.isposinf(x), 1e9, x) for x in (result, wanted))
+        np.testing.assert_allclose(*(x.astype(jnp.float32) for x in (result, wanted)), **near)
+
+
+def test_half_precision_stays_near_single():
+    size = SIZES["plain"]
+    *_, single = referred(size, "packed", jnp.float32)
+    *_, half = referred(size, "packed", jnp.bfloat16)
+    assert all(x.dtype == jnp.bfloat16 for x in (half[0], *half[2:]))
+    for one, other in zip(single, half, strict=True):
+        near = tolerance(jnp.bfloat16, 9)
+        np.testing.assert_allclose(other.astype(jnp.float32), one, **near)
+
+
+RAGGED = (1, 141, 150, 2, 1, 8)  # two blocks of 128 each way
+KERNELS = [
+    ((1, 256, 150, 2, 1, 8), "counted", jnp.float32),  # has blocks of which every token sees each
+    (RAGGED, "packed", jnp.bfloat16),
+    (RAGGED, "anywhere", jnp.float32),
+    ((1, 1, 1, 1, 1, 2), "counted", jnp.float32),
+]
+
+
+@pytest.mark.parametrize("size, kind, dtype", KERNELS)
+def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
+    inputs, where, expected = referred(size, kind, dtype)
+    simulated = pltpu.InterpretParams(
+        detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+    )
+    kept = {"blocks": (128, 128), "interpret": simulated}
+    run = lambda f: functools.partial(f, **kept)
+    results = pulled(run(tpu.forward), run(tpu.backward), inputs, where)
+    assert_near(results, expected, dtype, size[2] + size[5])
+    assert "RACE" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "size, kind, dtype",  # blocks of 16 and 32, and heads of 12 padded to 16
+    [
+        ((1, 64, 42, 2, 2, 16), "counted", jnp.float32),
+        ((2, 37, 42, 4, 2, 12), "packed", jnp.bfloat16),
+        ((2, 37, 42, 4, 2, 12), "anywhere", jnp.float32),
+        ((1, 1, 1, 1, 1, 2), "counted", jnp.float32),
+    ],
+)
+def test_the_triton_kernels_are_the_reference(size, kind, dtype):
+    inputs, where, expected = referred(size, kind, dtype)
+    kept = {"tiles": Tiles(16, 32, 4, 2), "interpret": True}
+    run = lambda f: functools.partial(f, **kept)
+    results = pulled(run(gpu.forward), run(gpu.backward), inputs, where)
+    assert_near(results, expected, dtype, size[2] + size[5])
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_blocks_that_are_left_out_see_nothing(kind):
+    where = Where(**{name: jnp.asarray(x) for name, x in places(kind, 2, 37, 42).items()})
+    where = padded(where.written_out(2, 37, 42), 8, 4)
+    sees = np.asarray(visible(where)).reshape(2, 5, 8, 11, 4)
+    some, every = meeting(where, 8, 4)
+    assert not (sees.any((2, 4)) & ~np.asarray(some)).any()
+    assert not (np.asarray(every) & ~sees.all((2, 4))).any()
+
+
+@pytest.mark.parametrize("kind", ["counted", "sorted", "packed"])
+def test_where_tokens_are_in_order_the_blocks_visited_follow_what_is_seen(kind):
+    where = Where(**{name: jnp.asarray(x) for name, x in places(kind, 1, 160, 160).items()})
+    if where.key_segments is not None:  # hidden tokens, of segment -1, may be anywhere
+        where = where._replace(
+            query_segments=jnp.maximum.accumulate(where.query_segments, axis=1),
+            key_segments=jnp.maximum.accumulate(where.key_segments, axis=1),
+        )
+    where = padded(where.written_out(1, 160, 160), 8, 8)
+    some, every = (np.asarray(x) for x in meeting(where, 8, 8))
+    sees = np.asarray(visible(where)).reshape(1, 20, 8, 20, 8).any((2, 4))
+    assert some.sum() <= sees.sum() + 20
+    first, start, stop, end = np.moveaxis(np.asarray(ranges(some, every)), -1, 0)
+    assert (end - first).sum() <= some.sum() + 20
+    assert (stop - start).sum() >= every.sum() - 20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_pair_that_meets_is_passed_once(seed):
+    rng = np.random.default_rng(seed)
+    some = rng.random((3, 5, 7)) < 0.4
+    some[1, 2] = False
+    every = some & (rng.random(some.shape) < 0.5)
+    listed = visits(jnp.asarray(some), jnp.asarray(every))
+    codes = np.asarray(listed.codes)[: int(listed.count)]
+    row, outer, inner = listed.blocks(codes)
+    live, full = (codes & LIVE) != 0, (codes & EVERY) != 0
+    passed = np.zeros_like(some, int)
+    np.add.at(passed, (row[live], outer[live], inner[live]), 1)
+    np.testing.assert_array_equal(passed, some)
+    np.testing.assert_array_equal(full[live], every[row[live], outer[live], inner[live]])
+    assert set(zip(row, outer, strict=True)) == set(np.ndindex(3, 5))
+    change = np.flatnonzero(np.diff(row * 5 + outer))
+    np.testing.assert_array_equal(np.flatnonzero(codes & LAST), [*change, len(codes) - 1])
+    np.testing.assert_array_equal(np.flatnonzero(codes & FIRST), [0, *(change + 1)])
+    first, start, stop, end = np.moveaxis(np.asarray(ranges(some, every)), -1, 0)
+    for b, o in np.ndindex(3, 5):
+        assert some[b, o].sum() == some[b, o, first[b, o] : end[b, o]].sum()
+        assert every[b, o, start[b, o] : stop[b, o]].all()
+        assert first[b, o] <= start[b, o] <= stop[b, o] <= end[b, o]
+
+
+def both_ways(query, key, value, grad, where):
+    out, back = jax.vjp(lambda *x: routed_attention(*x, **where), query, key, value)
+    return out, *back(grad)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_routed_subset_compiles_to_the_kernels(machine, caplog):
+    query = jax.ShapeDtypeStruct((2, 682, 15, 64), jnp.bfloat16)
+    key = jax.ShapeDtypeStruct((2, 2048, 5, 64), jnp.bfloat16)
+    places = lambda length: jax.ShapeDtypeStruct((2, length), jnp.int32)
+    where = {"query_positions": places(682), "key_positions": places(2048)}
+    text = compile_for(machine, both_ways, query, key, key, query, where).as_text()
+    for name in ("routed_attention", "routed_attention_query", "routed_attention_key"):
+        assert f'"{name}"' in text or f"/{name}" in text, name
+    assert text.count('custom_call_target="tpu_custom_call"') in (0, 3)
+    assert text.count("xla.gpu.triton") in (0, 3)
+    assert "declines" not in caplog.text
+
+
+@pytest.mark.gpu_compile
+def test_plain_causal_attention_is_cudnns_and_runs_forward_once():
+    query = jax.ShapeDtypeStruct((2, 2048, 15, 64), jnp.bfloat16)
+    key = jax.ShapeDtypeStruct((2, 2048, 5, 64), jnp.bfloat16)
+    text = compile_for("h100:1", both_ways, query, key, key, query, {}).as_text()
+    assert text.count('"__cudnn$fmhaSoftmax"') == 1
+    assert text.count('"__cudnn$fmhaSoftmaxBackward"') == 1
+
+
+def test_plain_causal_attention_is_splash_attentions_and_then_ours():
+    query = jax.ShapeDtypeStruct((2, 1024, 6, 64), jnp.bfloat16)
+    key = jax.ShapeDtypeStruct((2, 1024, 2, 64), jnp.bfloat16)
+    text = compile_for("v5e:2x2", both_ways, query, key, key, query, {}).as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    assert "splash" in text and "routed_attention_key" in text
+
+
+def test_backends_say_what_they_do_not_take():
+    query = jax.ShapeDtypeStruct((1, 130, 2, 64), jnp.float32)
+    row = jax.ShapeDtypeStruct((1, 130), jnp.int32)
+    told = lambda op, where, platform: op.explain(
+        query, query, query, where, platform=platform, scale=1.0
+    )
+    assert told(FORWARD, Where(row), "tpu") == {
+        "pallas_tpu": "accepts",
+        "splash": "it is told no positions or segments, and skips nothing by them",
+    }
+    plain = told(CAUSAL, Where(), "tpu") | told(CAUSAL, Where(), "cuda")
+    assert plain == {
+        "splash": "130 tokens are no multiple of 128",
+        "cudnn": "it takes bfloat16 and float16, not float32",
+        "pallas_tpu": "accepts",
+        "pallas_triton": "accepts",
+    }
+    relative = jax.ShapeDtypeStruct((1, 130, 2, 3), jnp.float32)
+    for op in (FORWARD, CAUSAL):
+        for platform in ("tpu", "cuda"):
+            told = op.explain(query, query, query, Where(), relative, platform=platform, scale=1.0)
+            assert set(told.values()) == {"it adds no relative scores"}
+
+
+def test_named_libraries_serve_both_directions():
+    for forward, backward in ((FORWARD, BACKWARD), (CAUSAL, CAUSAL_BACKWARD)):
+        names = lambda op: {(each.name, each.platform) for each in op.implementations}
+        assert names(forward) == names(backward)
