@@ -9,14 +9,40 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from recursia import inject, kv
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import Leaf, at
+from recursia.sharding import Shard, whole
 from recursia.sharing.grid import Grid
 
 Remat = Literal["none", "block", "recursion"]
+Saves = Literal["nothing", "attention", "products"]
+ENTERED = "block_entered"  # name of a block's hidden states, for policies of rematerialisation
+_MATMUL = ("grouped_matmul",)
+_POLICIES = {
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("routed_attention"),
+    "products": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        lambda primitive, *_, **__: primitive.name in _MATMUL,
+    ),
+}
+
+
+def rematerialise(f: Callable, saves: Saves, length: int = 1) -> Callable:
+    """Returns a function whose inside the backward pass computes again, but for what it saves.
+
+    Args:
+      f: a block or a recursion.
+      saves: "nothing" of its inside; what "attention" read, with the sums of its exponentials; or
+        "products" with weights.
+      length: steps of the scan that runs it. A scan of one is no loop once compiled, and there the
+        compiler must be kept from finding that it has computed all of this before.
+    """
+    return jax.checkpoint(f, prevent_cse=length == 1, policy=_POLICIES[saves])
 
 
 @struct.dataclass
@@ -53,9 +79,14 @@ def run_stack(
 
 
 def cast(block: ModuleType, weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """Returns a step's weights in the compute dtype, but for the slots that stay float32."""
-    to = lambda tree: jax.tree.map(lambda p: p.astype(dtype), tree)
-    return {slot: w if slot in block.FLOAT32 else to(w) for slot, w in weights.items()}
+    """Returns a step's weights, whole, in the compute dtype but for the slots that stay float32."""
+
+    def to(dtype: Any, tree: Any) -> Any:
+        is_leaf = lambda leaf: isinstance(leaf, Shard)
+        return jax.tree.map(lambda weight: whole(weight, dtype), tree, is_leaf=is_leaf)
+
+    kept = lambda slot: jnp.float32 if slot in block.FLOAT32 else dtype
+    return {slot: to(kept(slot), tree) for slot, tree in weights.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +107,7 @@ class Core:
       dtype: compute dtype; parameters are cast to it inside every step, so that a shared weight's
         gradient sums over recursions in float32.
       remat: what the backward pass computes again instead of keeping.
+      remat_saves: what is kept of that all the same.
     """
 
     grid: Grid
@@ -90,6 +122,7 @@ class Core:
     kv: kv.Config
     dtype: Any
     remat: Remat
+    remat_saves: Saves
 
     def private(self) -> dict[str, Any]:
         """Returns what differs between recursions, one entry each along the leading axis."""
@@ -131,17 +164,18 @@ class Core:
         def step(entry: dict[str, Any], x: Array, read: KeysValues | None):
             entry = {s: at(self.banks[s], e) if s in self.tables else e for s, e in entry.items()}
             weights = self.wrap(cast(self.block, {**common, **entry}, self.dtype))
+            x = checkpoint_name(x, ENTERED)
             read = None if read is None else (read, source.context)
             seen = None if memory is None else memory(x)
             x, made, report = self.block.apply(weights, x, context, self.config, read, seen)
             return x, (made, report)
 
-        if self.remat == "block":
-            step = jax.checkpoint(step, prevent_cse=False)
         blocks = self.grid.num_blocks
+        if self.remat == "block":
+            step = rematerialise(step, self.remat_saves, blocks)
         stack = lambda x, by_block, reads: run_stack(step, x, by_block, reads, blocks)
         if self.remat == "recursion":
-            stack = jax.checkpoint(stack, prevent_cse=False)
+            stack = rematerialise(stack, self.remat_saves)
         x, (made, report) = stack(x, by_block, None if source is None else source.keys_values)
         return x if self.norm is None else self.norm(x), Made(made, context, report)
 

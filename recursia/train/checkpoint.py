@@ -116,9 +116,13 @@ class Checkpoints:
                 f"{self.directory}/{step}: cannot be restored ({reason})"
             ) from None
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Waits until what was begun is saved."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits likewise, and lets go of the directory."""
+        self.finish()
         self._manager.close()
 
 

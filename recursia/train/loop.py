@@ -5,26 +5,29 @@ come from background threads, and saves are asynchronous.
 """
 
 import contextlib
+import hashlib
+import json
 import math
 import pathlib
-import signal
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
-from recursia import accounting, model, settings, sharding
-from recursia.data.loader import Loader
+import recursia.config
+from recursia import distributed, model, settings, sharding
+from recursia.data.loader import Loader, rows_here
 from recursia.errors import Diverged, Preempted
 from recursia.evaluate import perplexity
 from recursia.generate import decode
 from recursia.train import earlier
 from recursia.train import workdir as directory
 from recursia.train.checkpoint import Checkpoints, same
-from recursia.train.metrics import Progress, Writer, peak_flops
+from recursia.train.metrics import Ledger, Meter, Mute, Progress, Writer
 from recursia.train.step import State, Trainer
+from recursia.train.stop import Stop
 
 
 def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -> None:
@@ -39,7 +42,7 @@ def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -
       ConfigError, DataError: for what cannot run.
       CheckpointError: if the directory holds another model's, or other data's, checkpoints.
       Diverged: at a loss or gradient that is not finite; no checkpoint holds it.
-      Preempted: after SIGTERM, once the state is saved.
+      Preempted: when told to stop, once the state is saved.
     """
     directory.open_workdir(workdir)
     loop = Loop(run, workdir)
@@ -48,7 +51,8 @@ def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -
         if start >= run.train.num_steps:
             loop.progress.say(f"{workdir}: finished at step {start}; nothing to do")
             return
-        directory.record(run, overrides, workdir)
+        if distributed.is_first():
+            directory.record(run, overrides, workdir)
         loop.run_from(state, start)
     finally:
         loop.checkpoints.close()
@@ -59,25 +63,36 @@ class Loop:
 
     def __init__(self, run: settings.Run, workdir: pathlib.Path):
         """Opens data, mesh and checkpoints; nothing is computed yet."""
-        self.run, self.workdir = run, workdir
-        self.progress = Progress(run.train.num_steps)
-        mesh = sharding.make_mesh(run.mesh)
-        sharding.check_batch(run.train.batch_size // run.train.num_microbatches, mesh, run.mesh)
-        self.paths = directory.data_directories(run.data, workdir)
-        self.loader = Loader(
-            self.paths,
-            run.data.weights or (1.0,) * len(self.paths),
-            "train",
-            run.train.seq_len,
-            run.train.batch_size,
-            run.data.seed,
-            run.data.cross_document_attention,
-        )
-        vocab = directory.vocab_size(run, self.loader.vocab_size)
+        self.run, self.workdir, self.ledger = run, workdir, Ledger()
+        self.progress = Progress(run.train.num_steps) if distributed.is_first() else Mute()
+        with distributed.together():
+            mesh = sharding.make_mesh(run.mesh)
+            rows = run.train.batch_size // run.train.num_microbatches
+            sharding.check_batch(rows, run.train.seq_len, mesh)
+            self.paths = directory.data_directories(run.data, workdir)
+        with distributed.together():
+            self.loader = self.load(mesh)
+            vocab = directory.vocab_size(run, self.loader.vocab_size)
+        self.identity = directory.identity(run, vocab, self.loader.fingerprint)
+        distributed.check_same("configuration or data", _digest(run, self.identity))
         teacher = earlier.teacher(run, vocab, mesh)
         self.trainer = Trainer(run, run.model.build(vocab), mesh, teacher)
-        self.identity = directory.identity(run, vocab, self.loader.fingerprint)
         self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
+
+    def load(self, mesh: Mesh) -> Loader:
+        """Opens the training data, of which this process reads what its devices hold."""
+        data, train = self.run.data, self.run.train
+        split = sharding.partition(("batch", None), self.run.mesh.rules)
+        return Loader(
+            self.paths,
+            data.weights or (1.0,) * len(self.paths),
+            "train",
+            train.seq_len,
+            train.batch_size,
+            data.seed,
+            data.cross_document_attention,
+            rows_here(NamedSharding(mesh, split), (train.batch_size, train.seq_len)),
+        )
 
     def resume(self) -> tuple[State, int]:
         """Returns the state to start from, and the updates it has had.
@@ -85,11 +100,13 @@ class Loop:
         Raises:
           CheckpointError: if the saved run has another model or other data.
         """
-        if not self.checkpoints.steps():
+        steps = self.checkpoints.steps()
+        start = distributed.from_first(steps[-1] if steps else -1)
+        if start < 0:
             return self.first(), 0
-        start = self.checkpoints.choose(None)
         meta = self.checkpoints.meta(start)
-        same({k: meta[k] for k in self.identity}, self.identity, f"--workdir={self.workdir}")
+        with distributed.together():
+            same({k: meta[k] for k in self.identity}, self.identity, f"--workdir={self.workdir}")
         state = self.checkpoints.restore(start, self.trainer.abstract())
         self.progress.say(f"resuming {self.workdir} at step {start}")
         return state, start
@@ -112,13 +129,18 @@ class Loop:
         self.meter = Meter(self.trainer)
         with (
             contextlib.closing(Stop()) as stop,
-            contextlib.closing(Writer(self.workdir, start, run.log.tensorboard)) as self.writer,
+            contextlib.closing(self.writes(start)) as self.writer,
             contextlib.closing(self.loader.iterate(start)) as batches,
         ):
-            pending = None
+            pending, compiled = None, set()
             for step in range(start + 1, run.train.num_steps + 1):
+                self.ledger.to("data_wait")
                 batch = self.trainer.put(next(batches))
-                state, metrics = self.trainer.step_function(step - 1)(state, batch)
+                update = self.trainer.step_function(step - 1)
+                self.ledger.to("step" if update in compiled else "compile")
+                state, metrics = update(state, batch)
+                compiled.add(update)
+                self.ledger.to("step")
                 if pending:
                     self.log(*pending)
                 pending = (step, metrics)
@@ -126,19 +148,30 @@ class Loop:
                 is_due = lambda every, step=step: every and step % every == 0
                 saves = is_due(run.checkpoint.every_steps) or is_last
                 validates = is_due(run.eval.every_steps) or is_last
-                stops = stop.is_set and not is_last  # read once: it may be set at any moment
+                stops = stop.comes_after(step) and not is_last
                 if saves or validates or stops:
                     self.log(*pending)
                     pending = None
                     check(step, state)
                 if validates:  # before the save, from which a run cut off would not come back to it
                     self.meter.pause(state)
+                    self.ledger.to("eval")
                     self.validate(step, state.params)
                     self.meter.resume()
                 if saves or stops:
+                    self.ledger.to("save")
                     self.checkpoints.save(step, state, self.identity)
+                if stops or is_last:
+                    self.checkpoints.finish()
+                    self.progress.say(self.ledger.line())
                 if stops:
                     raise Preempted(f"told to stop: saved step {step}; run it again to go on")
+
+    def writes(self, start: int) -> Writer | Mute:
+        """Returns what writes rows and samples: in one process of all."""
+        if not distributed.is_first():
+            return Mute()
+        return Writer(self.workdir, start, self.run.log.tensorboard)
 
     def log(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Writes a step's numbers, which the device has had a step's time to finish.
@@ -154,7 +187,8 @@ class Loop:
         left = (self.run.train.num_steps - step) * self.meter.tokens / rate
         self.progress.show(step, loss, rate, left)
         if step % self.run.log.every_steps == 0 or step == self.run.train.num_steps:
-            self.writer.write({"step": step, **jax.device_get(metrics), **speed})
+            measured = jax.device_get(metrics)
+            self.writer.write({"step": step, **measured, **speed, **self.ledger.row()})
 
     def validate(self, step: int, params: Any) -> None:
         """Scores the validation split as published and, where that looks ahead, causally.
@@ -167,7 +201,9 @@ class Loop:
             score = perplexity.score(
                 params,
                 config,
-                perplexity.validation_batches(run, self.paths, run.eval.num_batches),
+                perplexity.validation_batches(
+                    run, self.paths, run.eval.num_batches, self.trainer.mesh
+                ),
                 self.loader.tokenizer.token_bytes(),
                 mode=mode,
                 mesh=self.trainer.mesh,
@@ -180,7 +216,7 @@ class Loop:
             row[f"validation_lens_loss{suffix}"] = score.lens_nats_per_token
         if "validation_loss_causal" in row:
             row["validation_causal_gap"] = row["validation_loss_causal"] - row["validation_loss"]
-        self.writer.write(row)
+        self.writer.write({**row, **self.ledger.row()})
         shown = "  ".join(f"{k.removeprefix('validation_')} {_show(v)}" for k, v in row.items())
         self.progress.say(f"validation  {shown}")
         self.sample(step, params)
@@ -218,6 +254,12 @@ def _is_finite(state: State) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
 
 
+def _digest(run: settings.Run, identity: dict[str, Any]) -> str:
+    """Returns a digest of what must be the same in all processes: not where they find the data."""
+    given = recursia.config.to_dict(run) | {"data": None, "identity": identity}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
 def _diverged(step: int, what: str) -> str:
     return (
         f"step {step}: {what}; the last checkpoint is from before it. Lower the learning rate, or "
@@ -229,57 +271,3 @@ def _show(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     return " ".join(f"{x:.4f}" for x in np.atleast_1d(value))
-
-
-class Meter:
-    """Speed since training began, without the time of compiling and validating."""
-
-    def __init__(self, trainer: Trainer):
-        """Reads the peak of the devices, and the FLOPs of a token from the configuration."""
-        train = trainer.run.train
-        self.tokens = train.batch_size * train.seq_len
-        flops = accounting.budget(trainer.model, train.seq_len)
-        self._executed = flops.training_flops_per_token
-        self._sixn = flops.sixn_flops_per_token
-        self._peak = peak_flops()
-        self._since: float | None = None
-
-    def tick(self, step: int) -> dict[str, float]:
-        """Returns tokens/s and FLOPs utilisation since the first step, which gives none."""
-        now = time.perf_counter()
-        if self._since is None:  # the first step holds the compilation
-            self._since, self._step, self._paused = now, step, 0.0
-            return {}
-        rate = self.tokens * (step - self._step) / max(now - self._since - self._paused, 1e-9)
-        return {
-            "tokens_per_second": rate,
-            "flops_utilization": rate * self._executed / self._peak,
-            "flops_utilization_6n": rate * self._sixn / self._peak,
-        }
-
-    def pause(self, state: State) -> None:
-        """Stops the clock once the steps under way are done."""
-        jax.block_until_ready(state.step)
-        self._stopped = time.perf_counter()
-
-    def resume(self) -> None:
-        """Starts the clock again."""
-        self._paused += time.perf_counter() - self._stopped
-
-
-class Stop:
-    """Whether the process was asked to end: SIGTERM, or SIGUSR1 as schedulers send ahead."""
-
-    def __init__(self):
-        """Listens from now on."""
-        self.is_set = False
-        numbers = (signal.SIGTERM, signal.SIGUSR1)
-        self._before = {number: signal.signal(number, self._set) for number in numbers}
-
-    def _set(self, *_: Any) -> None:
-        self.is_set = True
-
-    def close(self) -> None:
-        """Gives the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

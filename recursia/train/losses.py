@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recursia import sharding
+
 # From logits [B C V], what all tokens share and what belongs to these: what each token is charged
 # [B C], and a function that gives the gradient of that towards its logits.
 Charge = Callable[[Array, Any, Any], tuple[Array, Callable[[], Array]]]
@@ -94,10 +96,7 @@ def _forward(
         error = weight[..., None] * error()
         more = {"bias": error.sum((0, 1))} if "bias" in head else {}
         error = error.astype(h.dtype)
-        rows = lambda x: x.reshape(-1, x.shape[-1])
-        more["matrix"] = jnp.einsum(
-            "zv,zd->vd", rows(error), rows(h), preferred_element_type=jnp.float32
-        )
+        more["matrix"] = jnp.einsum("btv,btd->vd", error, h, preferred_element_type=jnp.float32)
         head_grad = jax.tree.map(jnp.add, head_grad, more)
         towards = jnp.einsum("btv,vd->btd", error, head["matrix"])
         return head_grad, (each, towards)
@@ -132,19 +131,25 @@ def logits(hidden: Float[Array, "B C D"], head: dict[str, Array]) -> Float[Array
 
 
 def _split(chunk: int, tree: Any) -> Any:
-    """Returns arrays [B T ...] as chunks of tokens [N B C ...], the last padded with zeros."""
+    """Returns arrays [B T ...] as chunks of tokens [N B C ...], the last padded with zeros.
+
+    Where devices hold parts of a sequence, a chunk has as many tokens of each: none has to travel.
+    """
     batch, length = jax.tree.leaves(tree)[0].shape[:2]
-    chunk = min(chunk, length)
-    pad = -length % chunk
+    parts = sharding.ways("length")
+    each = max(1, min(chunk, length) // parts)
+    pad = -length % (each * parts)
 
     def split(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) if pad else x
-        return jnp.moveaxis(x.reshape(batch, -1, chunk, *x.shape[2:]), 1, 0)
+        x = jnp.moveaxis(x.reshape(batch, parts, -1, each, *x.shape[2:]), 2, 0)
+        return x.reshape(-1, batch, parts * each, *x.shape[4:])
 
     return jax.tree.map(split, tree)
 
 
 def _join(chunks: Array, length: int) -> Array:
     """Undoes `_split`."""
-    x = jnp.moveaxis(chunks, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    parts, (number, batch) = sharding.ways("length"), chunks.shape[:2]
+    x = jnp.moveaxis(chunks.reshape(number, batch, parts, -1, *chunks.shape[3:]), 0, 2)
+    return x.reshape(batch, -1, *x.shape[4:])[:, :length]

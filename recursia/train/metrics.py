@@ -6,11 +6,15 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from recursia import accounting
+from recursia.train.step import State, Trainer
 
 # Peak dense bfloat16 FLOP/s of one chip, by the name its runtime gives it.
 PEAK_FLOPS = {
@@ -111,6 +115,96 @@ def _cut(path: pathlib.Path, step: int) -> None:
     part = path.with_suffix(".part")
     part.write_text("".join(kept))
     os.replace(part, path)
+
+
+class Mute:
+    """What a process that does not speak for the run has for a writer and a progress line."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Writes nothing."""
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Writes nothing."""
+
+    def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
+        """Draws nothing."""
+
+    def say(self, line: str) -> None:
+        """Prints nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
+class Meter:
+    """Speed since training began, without the time of compiling and validating."""
+
+    def __init__(self, trainer: Trainer):
+        """Reads the peak of the devices, and the FLOPs of a token from the configuration."""
+        train = trainer.run.train
+        self.tokens = train.batch_size * train.seq_len
+        flops = accounting.budget(trainer.model, train.seq_len)
+        self._executed = flops.training_flops_per_token
+        self._sixn = flops.sixn_flops_per_token
+        self._peak = peak_flops()
+        self._since: float | None = None
+
+    def tick(self, step: int) -> dict[str, float]:
+        """Returns tokens/s and FLOPs utilisation since the first step, which gives none."""
+        now = time.perf_counter()
+        if self._since is None:  # the first step holds the compilation
+            self._since, self._step, self._paused = now, step, 0.0
+            return {}
+        rate = self.tokens * (step - self._step) / max(now - self._since - self._paused, 1e-9)
+        return {
+            "tokens_per_second": rate,
+            "flops_utilization": rate * self._executed / self._peak,
+            "flops_utilization_6n": rate * self._sixn / self._peak,
+        }
+
+    def pause(self, state: State) -> None:
+        """Stops the clock once the steps under way are done."""
+        jax.block_until_ready(state.step)
+        self._stopped = time.perf_counter()
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        self._paused += time.perf_counter() - self._stopped
+
+
+class Ledger:
+    """Where the time of a process goes: it does one thing at a time, so the parts sum to all.
+
+    The parts: `init`, from opening the run to its first batch; `compile`, of steps; `data_wait`,
+    until a batch is there and on its way to the devices; `step`, sending a step off and waiting for
+    the numbers of the one before; `save`, what a save holds up, at the end until it is written;
+    `eval`, validation and samples, compilation included.
+    """
+
+    PARTS = ("init", "compile", "data_wait", "step", "save", "eval")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        """Starts with `init`."""
+        self._clock = clock
+        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+        self._doing, self._since = "init", clock()
+
+    def to(self, part: str) -> None:
+        """Begins a part, and ends the one before."""
+        now = self._clock()
+        self._seconds[self._doing] += now - self._since
+        self._doing, self._since = part, now
+
+    def row(self) -> dict[str, float]:
+        """Returns the seconds of each part until now, by their names in metrics.jsonl."""
+        self.to(self._doing)
+        return {f"seconds_{part}": seconds for part, seconds in self._seconds.items()}
+
+    def line(self) -> str:
+        """Returns the same for who watches."""
+        total = sum(self.row().values())
+        parts = "  ".join(f"{part} {seconds:.1f}" for part, seconds in self._seconds.items())
+        return f"seconds  {parts}  in all {total:.1f}"
 
 
 class Progress:

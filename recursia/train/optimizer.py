@@ -69,7 +69,8 @@ def trainable(config: settings.Optimizer, tree: Any) -> Any:
     Raises:
       ConfigError: for a path of `config.trainable` with no parameter below it.
     """
-    named = lambda path: ".".join(str(key.key) for key in path)
+    # A key without a name is within a parameter: the part of it that a device holds.
+    named = lambda path: ".".join(str(key.key) for key in path if hasattr(key, "key"))
     names = jax.tree_util.tree_map_with_path(lambda path, _: named(path), tree)
     is_below = lambda name, path: f"{name}.".startswith(f"{path}.")
     for path in config.trainable:

@@ -13,6 +13,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from recursia import batch as whole_batch
 from recursia import model, params, settings, sharding
 from recursia.layers import embedding
 from recursia.params import Leaf
@@ -113,19 +114,43 @@ class Trainer:
 
     @functools.lru_cache  # noqa: B019 - lives as long as the run
     def _compiled(self, config: model.Config) -> Callable:
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        jitted = jax.jit(
-            functools.partial(train_step, self, config),
-            in_shardings=(self.state_shardings, self.batch_sharding, None),
-            out_shardings=(self.state_shardings, everywhere),
-            donate_argnums=0,
-        )
+        jitted = self._jitted(config)
 
         def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
             with jax.set_mesh(self.mesh):
                 return jitted(state, batch, self.teacher and self.teacher.params)
 
         return run
+
+    def _jitted(self, config: model.Config) -> Any:
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(
+            functools.partial(train_step, self, config),
+            in_shardings=(self.state_shardings, self.batch_sharding, None),
+            out_shardings=(self.state_shardings, everywhere),
+            donate_argnums=0,
+        )
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes, dtypes and places of a step's batch."""
+        shape = (self.run.train.batch_size, self.run.train.seq_len)
+        array = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding)
+        ints = ("tokens", "targets", "positions", "segment_ids")
+        return {**dict.fromkeys(ints, array(jnp.int32)), "weights": array(jnp.float32)}
+
+    def trace(self, step: int = 0) -> jax.stages.Traced:
+        """Returns the program of a step, traced for the mesh's devices, which may not be here."""
+        state, batch = self.abstract(), self.abstract_batch()
+        with jax.set_mesh(self.mesh):
+            return self._jitted(model.at_step(self.model, step)).trace(
+                state, batch, self.teacher and self.teacher.params
+            )
+
+    def lower(self, step: int = 0) -> jax.stages.Lowered:
+        """Returns the same, lowered."""
+        traced = self.trace(step)
+        with jax.set_mesh(self.mesh):
+            return traced.lower()
 
 
 def train_step(
@@ -140,25 +165,15 @@ def train_step(
       batch: its rows.
       taught_by: parameters of the trainer's teacher: arguments, or they would be compiled in.
     """
-    total = jnp.maximum(batch["weights"].sum(), 1.0)
-    count = trainer.run.train.num_microbatches
-    teacher = trainer.teacher and dataclasses.replace(trainer.teacher, params=taught_by)
-    loss = functools.partial(loss_fn, trainer.run, config, teacher=teacher)
-    grad = jax.value_and_grad(loss, has_aux=True)
-    if count == 1:
-        (_, metrics), grads = grad(state.params, batch, total, state.step, 0)
-    else:
-        # Rows are dealt out in turn, so that each device's rows stay on it.
-        deal = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
-
-        def add(grads: Any, part: tuple[Batch, Array]) -> tuple[Any, dict[str, Array]]:
-            (_, metrics), more = grad(state.params, part[0], total, state.step, part[1])
-            return jax.tree.map(jnp.add, grads, more), metrics
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        parts = (jax.tree.map(deal, batch), jnp.arange(count))
-        grads, metrics = jax.lax.scan(add, zeros, parts)
-        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    by_rows = jax.tree.map(lambda where: sharding.by_rows(where.spec), trainer.state_shardings)
+    rows, everywhere = sharding.by_rows(trainer.batch_sharding.spec), PartitionSpec()
+    grads, metrics = jax.shard_map(
+        functools.partial(gradients, trainer, config),
+        in_specs=(by_rows.params, rows, everywhere, everywhere),
+        out_specs=(by_rows.params, everywhere),
+        axis_names=set(whole_batch.AXES) | {a for a, n in trainer.mesh.shape.items() if n == 1},
+        check_vma=False,
+    )(state.params, batch, state.step, taught_by)
     updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
     metrics |= {
         "gradient_norm": optax.tree.norm(grads),
@@ -171,6 +186,78 @@ def train_step(
     return State(state.step + 1, weights, opt_state), metrics
 
 
+def gradients(
+    trainer: Trainer,
+    config: model.Config,
+    weights: Any,
+    batch: Batch,
+    step: Int[Array, ""],
+    taught_by: Any,
+) -> tuple[Any, dict[str, Array]]:
+    """Returns the batch's gradients and metrics, from this device's rows and parts of parameters.
+
+    Parameters that recursions share are gathered once and their gradients summed once, over
+    microbatches, recursions and devices, in float32; the others where they are used.
+    """
+    total = jnp.maximum(whole_batch.total(batch["weights"].sum()), 1.0)
+    count = trainer.run.train.num_microbatches
+    teacher = trainer.teacher and dataclasses.replace(trainer.teacher, params=taught_by)
+    loss = functools.partial(loss_fn, trainer.run, config, teacher=teacher)
+    grad = jax.value_and_grad(loss, has_aux=True)
+    weights, scatter = jax.vjp(functools.partial(_gathered, trainer, config), weights)
+    if count == 1:
+        (_, metrics), grads = grad(weights, batch, total, step, 0)
+    else:
+        # Rows are dealt out in turn, so that each device's rows stay on it.
+        deal = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+        def add(grads: Any, part: tuple[Batch, Array]) -> tuple[Any, dict[str, Array]]:
+            (_, metrics), more = grad(weights, part[0], total, step, part[1])
+            return jax.tree.map(jnp.add, grads, more), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        parts = (jax.tree.map(deal, batch), jnp.arange(count))
+        grads, metrics = jax.lax.scan(add, zeros, parts)
+        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+    (grads,) = scatter(grads)
+    return _summed(trainer, grads), jax.tree.map(whole_batch.total, metrics)
+
+
+def _gathered(trainer: Trainer, config: model.Config, weights: Any) -> Any:
+    """Returns parameters as the model takes them: whole, or in parts where used once a step."""
+    grid, block = config.grid, model.module(config.block)
+    parts = jax.tree.map(
+        lambda spec, part: sharding.shard(spec, part, trainer.mesh, trainer.run.mesh.rules),
+        trainer.specs,
+        weights,
+    )
+
+    def is_shared(section: str, slot: str) -> bool:
+        once = grid.num_recursions == 1 or "recursion" in grid.axes_of(slot)
+        return section == "core" and not once
+
+    def gather(path: tuple[Any, ...], weight: Any) -> Any:
+        section, *slot = (key.key for key in path if hasattr(key, "key"))
+        if section in ("prelude", "coda") or (
+            section == "core" and not is_shared(section, slot[0])
+        ):
+            return weight
+        exact = block.FLOAT32 if section == "core" else ("bias",)
+        rounded = section in ("core", "embed") and slot[0] not in exact
+        moved = config.dtype if rounded else jnp.float32
+        return sharding.whole(weight, jnp.float32, moved)
+
+    is_leaf = lambda leaf: isinstance(leaf, sharding.Shard)
+    return jax.tree_util.tree_map_with_path(gather, parts, is_leaf=is_leaf)
+
+
+def _summed(trainer: Trainer, grads: Any) -> Any:
+    """Returns gradients summed over the devices that hold the same part of a parameter."""
+
+    over = lambda where, grad: sharding.summed(grad, where.spec)
+    return jax.tree.map(over, trainer.state_shardings.params, grads)
+
+
 def loss_fn(
     run: settings.Run,
     config: model.Config,
@@ -181,7 +268,7 @@ def loss_fn(
     part: int | Int[Array, ""],
     teacher: distill.Teacher | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Returns a microbatch's share of the loss, and its share of every metric.
+    """Returns these rows' share of the loss, and their share of every metric.
 
     Args:
       run: the settings.
@@ -191,19 +278,20 @@ def loss_fn(
       total: sum of the token weights of the whole batch.
       step: of training.
       part: which microbatch of the step this is; terms that are no sum over tokens are averaged
-        over all of them.
+        over all of them, and brought by each device in part.
       teacher: whose predictions are learnt from besides.
     """
     trains = optimizer.trainable(run.optimizer, weights)
     weights = jax.tree.map(lambda w, yes: w if yes else jax.lax.stop_gradient(w), weights, trains)
-    count = run.train.num_microbatches
+    count = run.train.num_microbatches * whole_batch.num_shards()
     key = jax.random.fold_in(jax.random.key(run.train.seed), zlib.crc32(b"forward"))
+    # Where rows are whole, they need not say so: kernels then know it.
+    where = {name: batch[name] for name in ("positions", "segment_ids")}
     out = model.apply(
         weights,
         batch["tokens"],
         config,
-        positions=batch["positions"],
-        segment_ids=batch["segment_ids"],
+        **({} if run.data.cross_document_attention else where),
         mode="train",
         step=step,
         key=jax.random.fold_in(key, step),

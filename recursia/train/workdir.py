@@ -5,8 +5,10 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+
 import recursia.config
-from recursia import settings
+from recursia import distributed, settings
 from recursia.data import prepare
 from recursia.errors import ConfigError, DataError
 
@@ -15,21 +17,40 @@ def open_workdir(workdir: pathlib.Path) -> None:
     """Makes the directory if it is not there.
 
     Raises:
-      ConfigError: if it cannot be made or written.
+      ConfigError: if it cannot be made or written, or is not one directory of all processes.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir}: cannot be written ({error.strerror})") from None
+    index, pid = (0 if distributed.is_first() else jax.process_index()), os.getpid()
+    probe = workdir / f".writable-{index}-{pid}"
+    with distributed.together():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            if distributed.is_alone():
+                probe.unlink()
+        except OSError as error:
+            said = f"--workdir={workdir}: cannot be written ({error.strerror})"
+            raise ConfigError(said) from None
+    if distributed.is_alone():
+        return
+    first = distributed.from_first(pid)
+    with distributed.together():
+        if not (workdir / f".writable-0-{first}").exists():
+            raise ConfigError(
+                f"--workdir={workdir}: does not hold what process 0 wrote to it; give a directory "
+                "that all processes share"
+            )
+    probe.unlink()
 
 
 def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, ...]:
-    """Returns the prepared directories of a run; text is prepared inside the workdir, once."""
+    """Returns the prepared directories of a run.
+
+    The first process prepares text inside the workdir, once; the others must wait for it.
+    """
     if data.path:
         return data.path
+    if not distributed.is_first():
+        return (str(workdir / "data"),)
     prepare.prepare(
         data.text,
         str(workdir / "data"),

@@ -5,14 +5,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from recursia import model
+from recursia import inject, model
 from recursia.blocks import llama
 from recursia.layers.attention import Context
 from recursia.params import at
+from tests import slow
 from tests.laws import by_hand
-from tests.laws.tiny import BLOCK, assert_close, counted, draw, forward, gradient, text, tiny
+from tests.laws.tiny import BLOCK, assert_close, counted, draw, forward, gradient, loss, text, tiny
 
 MIXED = (
     ("attention", "recursion+block"),
@@ -71,6 +73,43 @@ def test_scan_is_the_python_loop(pattern, varies, kv):
     assert np.all(aux.depth_used == 3)
 
 
+@pytest.mark.parametrize("remat", ["none", "block"])
+@pytest.mark.parametrize(("pattern", "varies"), WALKS.values(), ids=WALKS)
+def test_the_scan_that_training_takes_is_the_python_loop(pattern, varies, remat):
+    config = tiny(sharing_=pattern, varies=varies, remat=remat)
+    params = draw(config)
+
+    def by_loop(params):
+        nats = optax.softmax_cross_entropy_with_integer_labels(
+            loop(params, text(), config)[0][:, :-1], text()[:, 1:]
+        )
+        return nats.mean()
+
+    assert forward(params, text(), config, "train")[1].states is None
+    assert_close(gradient(params, text(), config), jax.value_and_grad(by_loop)(params), n=512)
+
+
+TOLD = [
+    ({"input": "add"}, "none"),
+    slow({"position": "halves", "step": "learned"}, "none"),
+    ({"step": "interleaved"}, "each"),
+    slow({}, "each"),
+]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(("told", "norm"), TOLD)
+def test_what_stands_between_recursions_stands_there_in_one_scan_too(told, norm, blocks):
+    """The one scan of training against the two of evaluation, which keep every state."""
+    config = tiny(sharing_="middle_cycle", blocks=blocks)
+    config = dataclasses.replace(config, inject=inject.Config(**told), loop_norm=norm)
+    params = draw(config)
+    ours, read = (gradient(params, text(), config, mode=mode) for mode in ("train", "eval"))
+    assert_close(ours, read, n=512)
+    plain = dataclasses.replace(config, inject=inject.Config(), loop_norm="none")
+    assert abs(ours[0] - loss(params, text(), plain)) > 1e-3  # all this is seen
+
+
 def test_the_first_recursions_keys_and_values_are_not_ones_own():
     own, shared = tiny(), tiny(kv="first_recursion")
     params = draw(own)
@@ -87,7 +126,7 @@ def test_with_one_recursion_the_first_recursions_keys_and_values_are_ones_own(pa
 
 @pytest.mark.parametrize(
     ("depth", "pattern", "kv"),
-    [("fixed", "middle_sequence", "first_recursion"), ("expert_choice", "cycle", "own")],
+    [slow("fixed", "middle_sequence", "first_recursion"), ("expert_choice", "cycle", "own")],
 )
 def test_what_the_backward_pass_keeps_changes_nothing(depth, pattern, kv):
     config = tiny(depth, pattern, recursions=2, kv=kv)

@@ -9,6 +9,7 @@ from recursia import model
 from recursia.errors import UserError
 from recursia.train import distill, loop
 from recursia.train.distill import Teacher
+from tests import slow
 from tests.laws.tiny import counted, error, is_equal, tol
 from tests.train import state_of, tiny_run, write_text
 from tests.train.test_exits import (
@@ -21,6 +22,7 @@ from tests.train.test_exits import (
     leaves,
     mean,
     nats_of,
+    states_of,
     trainer,
 )
 
@@ -113,22 +115,22 @@ def test_logits_of_the_whole_batch_never_exist(kind):
     assert whole(4) == 0
 
 
-def logs(made, weights):
-    """Returns log probabilities of each state [R B T V] on whole logits."""
+def logs(made, weights, mode="train"):
+    """Returns log probabilities of each state that the loss reads [R B T V], on whole logits."""
     rows = batch()
     where = {name: rows[name] for name in ("positions", "segment_ids")}
-    out = model.apply(weights, rows["tokens"], made.model, mode="train", **where)
-    return jax.nn.log_softmax(model.logits(weights, out.aux.states, made.model))
+    out = model.apply(weights, rows["tokens"], made.model, mode=mode, **where)
+    return jax.nn.log_softmax(model.logits(weights, states_of(out), made.model))
 
 
 def other_teacher():
     """Returns a model of another depth and other weights."""
     made = trainer({"kind": "fixed", "num_recursions": 2})
     weights = drawn(made, seed=9)
-    return Teacher(made.model, weights), jnp.exp(logs(made, weights)[-1])
+    return Teacher(made.model, weights), jnp.exp(logs(made, weights, "eval")[-1])
 
 
-@pytest.mark.parametrize("weight", [0.25, 1.0])
+@pytest.mark.parametrize("weight", [0.25, slow(1.0)])
 def test_a_teacher_takes_its_part_of_the_loss(weight):
     teacher, p = other_teacher()
     made = trainer(FIXED, distill={"weight": weight})

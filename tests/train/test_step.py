@@ -12,6 +12,7 @@ import pytest
 from recursia import model, sharding
 from recursia.train import step as step_lib
 from recursia.train.step import Trainer, loss_fn
+from tests import slow
 from tests.laws.tiny import error, is_equal, tol
 from tests.train import tiny_run
 
@@ -57,7 +58,7 @@ def whole(depth):
     return after(trainer(depth))
 
 
-@pytest.mark.parametrize(("depth", "count"), [("fixed", 4), ("expert_choice", 2)])
+@pytest.mark.parametrize(("depth", "count"), [slow("fixed", 4), ("expert_choice", 2)])
 def test_microbatches_change_nothing(depth, count):
     state, metrics = after(trainer(depth, num_microbatches=count))
     want, wanted = whole(depth)

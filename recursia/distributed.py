@@ -1,0 +1,258 @@
+"""Many processes as one run: how they find each other, agree, and leave.
+
+jax finds the other processes by itself under SLURM, Open MPI, Kubernetes and on TPUs; flags say
+the same by hand. A process that fails by itself must not hold the others, which would wait for it
+in a collective: what can fail alone is done `together`, and what fails alone all the same leaves at
+once, upon which the coordinator ends the others.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from recursia.errors import ConfigError, Diverged, Preempted, UserError
+
+JOIN_SECONDS = 300  # until all processes must have started
+HEARTBEAT_SECONDS = 100  # of silence, after which a process counts as dead and the others end
+GRACE_SECONDS = 5
+SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
+BY_HAND = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What the command line says about the processes of a run.
+
+    Attributes:
+      coordinator: HOST:PORT at which process 0 listens for the others.
+      num_processes: of the run. By itself it can only be 1: alone, whatever the environment says.
+      process_id: which of them this one is, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+    def __post_init__(self):
+        given = dataclasses.asdict(self)
+        missing = [f"--{name}" for name, value in given.items() if value is None]
+        count, index = self.num_processes, self.process_id
+        if 0 < len(missing) < 3 and not (len(missing) == 2 and count == 1):
+            raise ConfigError(f"{', '.join(missing)}: missing beside the others; give {BY_HAND}")
+        if count is not None and count < 1:
+            raise ConfigError(f"--num_processes={count}: takes at least 1")
+        if None not in (count, index) and not 0 <= index < count:
+            raise ConfigError(f"--process_id={index}: takes 0 to {count - 1} of {count} processes")
+        if self.coordinator is not None and not _port(self.coordinator):
+            raise ConfigError(
+                f"--coordinator={self.coordinator}: takes HOST:PORT, with a port from 1 to 65535"
+            )
+
+
+def _port(address: str) -> int:
+    """Returns the port of HOST:PORT, or 0 if it is none."""
+    found = re.fullmatch(r"(?:[^:\s]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", address)
+    return int(found[1]) if found and int(found[1]) < 65536 else 0
+
+
+@contextlib.contextmanager
+def joined(flags: Flags, *, is_preemptible: bool) -> Iterator[None]:
+    """Joins the processes of the run for the time of the block, if there are others.
+
+    Args:
+      flags: what the command line says.
+      is_preemptible: whether SIGTERM is left to `recursia.train.stop`, and ends nothing by itself.
+
+    Raises:
+      ConfigError: if they cannot be found.
+    """
+    by_hand = flags.coordinator is not None
+    surroundings = None if by_hand or flags.num_processes == 1 else _surroundings()
+    if not by_hand and surroundings is None:
+        yield
+        return
+    jax.config.update("jax_enable_preemption_service", is_preemptible)
+    _initialize(flags, surroundings)
+    try:
+        yield
+    except (Diverged, Preempted):  # decided by what all processes see alike
+        jax.distributed.shutdown()
+        raise
+    except BaseException as error:
+        if not is_alone():
+            _leave(error)
+        jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()
+
+
+def _surroundings() -> str | None:
+    """Returns what started this process as one of several, by the variables that it sets.
+
+    Raises:
+      ConfigError: if jax could not find the others there.
+    """
+    env = os.environ
+    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        if "OMPI_MCA_orte_hnp_uri" not in env:
+            raise ConfigError(
+                f"Open MPI: one of {env['OMPI_COMM_WORLD_SIZE']} processes, but this version of it "
+                f"does not say where the first is; give {BY_HAND}"
+            )
+        return "Open MPI"
+    if all(f"SLURM_{name}" in env for name in SLURM) and int(env["SLURM_NTASKS"]) > 1:
+        return "SLURM"
+    # jax names the platform if there are chips; it asks a metadata server for the others of a VM.
+    named = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & env.keys()
+    if "tpu" in (jax.config.jax_platforms or "") and (named or "TPU_SKIP_MDS_QUERY" not in env):
+        return "TPU"
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys():
+        if importlib.util.find_spec("kubernetes") is None:
+            raise ConfigError(
+                f"Kubernetes: pod {env['JOB_COMPLETION_INDEX']} of an indexed Job, but the package "
+                "that finds the others is missing; pip install 'jax[k8s]', or give "
+                f"{BY_HAND}, or --num_processes=1 for a run of its own"
+            )
+        return "Kubernetes"
+    return None
+
+
+def _initialize(flags: Flags, surroundings: str | None) -> None:
+    where = dataclasses.asdict(flags) if surroundings is None else {}
+    address = where.pop("coordinator", None)
+    if address is not None:
+        # Nothing of the environment is mixed in: under SLURM it would leave one device visible.
+        where |= {"coordinator_address": address, "cluster_detection_method": "deactivate"}
+        if address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]"):
+            where["coordinator_bind_address"] = address  # else it would listen to all the world
+    if jax.config.jax_cpu_collectives_implementation is None:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Where one is missing jax aborts with a stack trace: this line comes first.
+    watch = threading.Timer(JOIN_SECONDS, _give_up, (flags, surroundings))
+    watch.daemon = True
+    watch.start()
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=JOIN_SECONDS + 30,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy = "" if surroundings is None else f"; give {BY_HAND}, or --num_processes=1 for one"
+        raise ConfigError(
+            f"{surroundings or address}: cannot join the other processes ({reason}){remedy}"
+        ) from None
+    finally:
+        watch.cancel()
+
+
+def _give_up(flags: Flags, surroundings: str | None) -> None:
+    said = f"recursia: {surroundings}: not all processes came in {JOIN_SECONDS} s; see their output"
+    if surroundings is None:
+        host, _, port = flags.coordinator.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+            answers = "process 0 listens, but another process is missing; start all of them"
+        except OSError:
+            answers = "nothing listens there; start process 0, and open its port to the others"
+        said = (
+            f"recursia: --coordinator={flags.coordinator}: process {flags.process_id} of "
+            f"{flags.num_processes} waited {JOIN_SECONDS} s: {answers}"
+        )
+    _exit(said + "\n", ConfigError.exit_code)
+
+
+def _leave(error: BaseException) -> None:
+    """Ends this process at once: to end in order it would have to wait for the others."""
+    if is_first():  # the coordinator ends with it: others that fail alike come before
+        time.sleep(GRACE_SECONDS)
+    if isinstance(error, UserError):
+        said = f"recursia: process {jax.process_index()}: {error}\n"
+    else:
+        said = "".join(traceback.format_exception(error))
+    _exit(said, getattr(error, "exit_code", 1))
+
+
+def _exit(said: str, code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(said)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_alone() -> bool:
+    """Returns whether this process is all there is of the run."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
+
+
+def is_first() -> bool:
+    """Returns whether this process is the one that writes and speaks for the run."""
+    return is_alone() or jax.process_index() == 0
+
+
+def everyone(number: int) -> list[int]:
+    """Returns the numbers, up to 2^31, that the processes give, by process; all must call it."""
+    if is_alone():
+        return [number]
+    return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Lets all processes out of the block, or none: an error in one ends the run in all.
+
+    Nothing inside may wait for other processes.
+
+    Raises:
+      UserError: in the processes that did not fail, with the exit code of one that did.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    codes = everyone(0 if failure is None else getattr(failure, "exit_code", 1))
+    if any(codes) and not is_alone():
+        jax.distributed.shutdown()  # all come here, so none waits for another
+    if failure is not None:
+        raise failure
+    for index, code in enumerate(codes):
+        if code:
+            error = UserError(f"process {index} could not go on; see its output")
+            error.exit_code = code
+            raise error
+
+
+def check_same(what: str, digest: str) -> None:
+    """Checks that all processes have the same of something.
+
+    Args:
+      what: that thing, for the message.
+      digest: of it, in hex.
+
+    Raises:
+      ConfigError: in the processes that have another than the first.
+    """
+    ours = int(digest[:7], 16)
+    first = everyone(ours)[0]
+    with together():
+        if ours != first:
+            raise ConfigError(f"{what}: not that of process 0; give all processes the same")
+
+
+def from_first(value: int) -> int:
+    """Returns what the first process gives."""
+    return everyone(value)[0]
