@@ -1,0 +1,237 @@
+"""Writes docs/pods.md: what `recursia compile` says of large runs.
+
+  python -m docs.pods compile           # runs the commands that have no result yet: hours
+  python -m docs.pods compile h100 ...  # those whose command has one of these words, anew
+  python -m docs.pods                   # writes the page from the results
+
+NVIDIA topologies need jax's CUDA plugin, and so an environment of their own (`make
+.venv-gpu/installed`); run the second line in it.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+PAGE = pathlib.Path(__file__).with_name("pods.md")
+RESULTS = pathlib.Path(__file__).parents[1] / "benchmarks" / "results" / "pods.json"
+
+V5E = "--config=mor:1.7b --topology=v5e:16x16"
+MACHINES = (
+    V5E,
+    "--config=mor:1.7b --topology=v5p:4x4x4",
+    "--config=moeut:1b --topology=v6e:16x16",
+    "--config=mor:360m --topology=h100:8",
+)
+SHARED = (
+    "--config=vanilla:360m --topology=h100:8",
+    "--config=recursive:360m --topology=h100:8",
+    "--config=mor:360m --topology=h100:8",
+)
+NODES = "--config=mor:360m --topology=h100:8x4"
+FEW = "--config=moeut:1b --topology=v6e"
+BATCHES = (
+    f"{FEW}:16x16",
+    f"{FEW}:4x4 --config.mesh.context=1",
+    f"{FEW}:16x16 --config.mesh.context=1 --config.train.batch_size=4096",
+)
+LONG = "--config=mor:360m --topology=v5e:8x8"
+CONTEXTS = (
+    LONG,
+    f"{LONG} --config.train.seq_len=32768 --config.train.batch_size=64 --config.mesh.context=4",
+)
+MESHES = (
+    V5E,
+    f"{V5E} --config.mesh.data=16 --config.mesh.fsdp=16",
+    NODES,
+    f"{NODES} --config.mesh.data=4 --config.mesh.fsdp=8",
+    f"{NODES} --config.mesh.data=32 --config.mesh.fsdp=1",
+    f"{NODES} --config.mesh.fsdp=16 --config.mesh.data=2",
+    f"{NODES} --config.train.num_microbatches=4",
+    "--config=vanilla:360m --topology=h100:8x4 --config.train.num_microbatches=4",
+)
+COMMANDS = tuple(dict.fromkeys(MACHINES + SHARED + BATCHES + CONTEXTS + MESHES))
+
+PARTS = {
+    "machines": MACHINES,
+    "shared": SHARED,
+    "batches": BATCHES,
+    "contexts": CONTEXTS,
+    "meshes": MESHES,
+}
+TEXT = """# Before you rent the machine
+
+`recursia compile` compiles the training step that `recursia train` would run, for machines that are
+not here: TPU v4, v5e, v5p and v6e through libtpu, NVIDIA A100, H100 and H200 through jax's CUDA
+plugin. It needs neither a TPU nor a GPU, runs nothing, and says
+
+- whether the step fits, and if not, how much is missing and what to change (exit code 1);
+- what it moves between chips, each collective with its bytes and how often a step executes it, the
+  steps of loops counted;
+- the least time a step can take, by arithmetic, by memory and by network.
+
+```sh
+recursia compile --config=vanilla:tiny --topology=v5e:1x1 --output=report.json
+```
+
+A configuration names the machine it is meant for; `--topology` takes another: a TPU slice by its
+shape (`v5e:16x16`, `v5p:4x4x8`), slices that the data center's network joins (`v5e:16x16:2`), the
+GPUs of a node (`h100:8`), nodes (`h100:8x4`). Any field may be changed as for training. `--decode`
+compiles the drawing of a token too, on one chip. `--json` prints one object, `--output` writes it.
+Several such commands may run at once. Where libtpu ends with `SIGSEGV STACK OVERFLOW`, as on
+`sut:244m`, run it after `ulimit -s unlimited`: that step then compiles, and fits.
+
+`--search` takes every legal mesh over data, fsdp and tensor with every number of microbatches and
+every kind of rematerialisation, predicts the memory of each from its trace, compiles the `--tries`
+most promising ones and ranks those that fit, with what to type for each.
+
+## How the numbers come about
+
+- **Memory** is the compiler's report: arguments by kind, temporaries, results that take no
+  argument's place, code. A program fits if the sum is not above what the compiler allows a program
+  of (TPU), or nine tenths of the memory (GPU; set `XLA_CLIENT_MEM_FRACTION=0.9`).
+- What is predicted before compiling, for `--search` and for advice, is counted in the trace of the
+  step. For a GPU it is within 15 % of the compiler's temporaries of `vanilla:360m`,
+  `recursive:360m` and `moeut:244m`, which are tests, but 0.83 of those of `mor:360m` and 0.73 of
+  those of `universal:base`, too little: tests that are expected to fail. A TPU's compiler needs
+  about twice the count, and twice is what is predicted: within 15 % of the same three and of
+  `mor:360m`, which are tests.
+- **FLOPs** are the closed forms of `recursia budget`, since XLA counts a loop's body once; those
+  executed include what is computed again to save memory.
+- **Compute** is executed FLOPs / (chips x peak).
+- **Memory time** is the bytes that the fusions of the compiled program read and write, loops
+  counted, without what lies in VMEM, / bandwidth: an estimate.
+- **Network** is, for each collective, the bytes that a chip must send, / the bandwidth it has for
+  them. Of a group of g that is (g-1)/g of the array, twice that for an all-reduce. The bandwidth is
+  that of the links along the sides of the torus that the group spans, two links where a side closes
+  and one where it does not; of NVLink within a node; between slices or nodes, each chip sends its
+  share over the network.
+- **Roofline** is the longest of the three: no step is faster. Tokens per second are a range, from
+  none of the three overlapping to all.
+- **Utilisation** is useful FLOPs / (chips x peak x time).
+
+The table of chips is `recursia/preflight/chips.py`, with its sources. Nothing on this page was
+timed. What the numbers leave out makes a real step slower: matrix units that are not full, kernels
+below peak, latency of small collectives, input, checkpoints.
+
+## What runs where
+
+{machines}
+
+## What sharing buys
+
+The same width and depth with every layer its own (vanilla), with three recursions of shared layers
+(recursive), and with routing besides (mor). A shared weight is gathered once a step, before the
+recursions, and its gradient summed once after them.
+
+{shared}
+
+## Batches that are too small for a machine
+
+64 sequences, as published, leave a chip of 256 so few tokens that reading the weights and adding up
+their gradients takes 200 times as long as all products. A sixteenth of the chips takes twice as
+long. A larger batch uses them better, but experts 128 wide, 24 for each token, are bound by memory
+at any batch: a token's row is read and written for each of them.
+
+{batches}
+
+## Long sequences
+
+`context` splits the tokens of a sequence; keys and values are gathered, and routing chooses among
+all of its tokens. The same number of tokens a step in 16 times longer sequences:
+
+{contexts}
+
+What moves more is keys and values, in every block, and the tokens that routing chose, besides the
+weights' gradients: where all tokens take every recursion the compiler sums those over `context`
+once a step, and with routing in every recursion.
+
+## Choosing a mesh
+
+{meshes}
+
+- Shared weights are few: split parameters and optimizer over `fsdp` and gather them once. The bytes
+  that a chip sends hardly depend on the number of chips.
+- What a chip holds besides is the whole of the shared weights and of their gradients in float32,
+  whatever the mesh: each device sums its own over all recursions first. Where that is too much,
+  `tensor` splits it.
+- On the v5e slice above, `fsdp` along one side of 16 splits parameters and optimizer less and needs
+  2.4 GB more, sends less and takes longer for it: gradients cross the other side whole.
+- Between GPU nodes `data` instead of a part of `fsdp` saves nothing here: gradients then cross the
+  network twice in float32, where parameters would have crossed once in bfloat16.
+- More microbatches cost the network little: shared weights are gathered before all of them and
+  their gradients summed after, and only the unshared ends travel with each. Without sharing every
+  weight does, as the last row shows. Prefer them to computing more again.
+- `tensor` moves activations in every layer and recursion: it is for a batch of too few sequences
+  for the chips, or a layer that is too large.
+- `recursia compile --search` tries these for you.
+"""
+
+
+def compile_all(words: list[str]) -> None:
+    """Runs the commands and keeps what they say."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    chosen = [c for c in COMMANDS if any(w in c for w in words)] if words else COMMANDS
+    for command in chosen:
+        if command in known and not words:
+            continue
+        print(command, flush=True)
+        run = [sys.executable, "-m", "recursia", "compile", *command.split(), "--json"]
+        done = subprocess.run(run, capture_output=True, text=True)
+        if not done.stdout:
+            print(*done.stderr.strip().splitlines()[-1:], flush=True)
+            continue
+        known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        RESULTS.write_text(json.dumps({**known, command: _kept(json.loads(done.stdout))}, indent=1))
+
+
+def _kept(report: dict[str, Any]) -> dict[str, Any]:
+    """Returns a report without what no reader needs."""
+    rows = [{k: v for k, v in row.items() if k != "source"} for row in report["collectives"]]
+    return {**report, "collectives": rows[:20]}
+
+
+def table(commands: tuple[str, ...], known: dict[str, Any]) -> str:
+    """Returns one table of several commands."""
+    lines = [
+        "| | memory per chip | moves a step | compute, memory, network | M tokens/s | utilisation |"
+    ]
+    lines += ["|---|---|---|---|---|---|"]
+    for command in commands:
+        name = f"`{command.removeprefix('--')}`".replace("--", "")
+        lines += [f"| {name} | " + " | ".join(_cells(known.get(command))) + " |"]
+    return "\n".join(lines)
+
+
+def _cells(report: dict[str, Any] | None) -> list[str]:
+    if report is None:
+        return ["not compiled yet", *[""] * 4]
+    have, need = (report[f"{name}bytes_per_chip"] / 1e9 for name in ("hbm_", ""))
+    if not report["fits"]:
+        return [f"{need:.1f} of {have:.1f} GB: does not fit", *[""] * 4]
+    sent = sum(row["sent_bytes"] * row["executions"] for row in report["collectives"])
+    line = report["roofline"]
+    short = lambda number: f"{number:.0f}" if number >= 100 else f"{number:.2g}"
+    times = ", ".join(short(1e3 * line[part]) for part in ("compute", "memory", "network"))
+    slow, fast = (report[f"{name}tokens_per_second"] / 1e6 for name in ("serial_", ""))
+    use = [report[f"{name}utilisation"] for name in ("serial_", "")]
+    return [
+        f"{need:.1f} of {have:.1f} GB",
+        f"{sent / 1e9:.3g} GB",
+        f"{times} ms",
+        f"{slow:.3g} to {fast:.3g}",
+        " to ".join(f"{100 * each:.2g}%" for each in use),
+    ]
+
+
+def page() -> str:
+    """Returns the page."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return TEXT.format(**{name: table(commands, known) for name, commands in PARTS.items()})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["compile"]:
+        compile_all(sys.argv[2:])
+    PAGE.write_text(page())

@@ -1,0 +1,98 @@
+"""Reports as text."""
+
+from collections.abc import Sequence
+
+from recursia.preflight.report import Report
+
+_KINDS = ("parameters", "optimizer", "arguments", "temporaries", "output", "code")
+MOST_ROWS = 12  # collectives of a table; the rest is added up
+
+
+def in_short(report: Report) -> str:
+    """Returns a report in one line."""
+    need, have = (gigabytes(report[f"{name}bytes_per_chip"]) for name in ("", "hbm_"))
+    if not report["fits"]:
+        return f"does not fit: needs {need} of {have} per chip"
+    slow, fast = (report[f"{name}tokens_per_second"] for name in ("serial_", ""))
+    return f"fits in {need} of {have} per chip, {slow / 1e6:.3g} to {fast / 1e6:.3g} M tokens/s"
+
+
+def full(name: str, report: Report) -> str:
+    """Returns all of it."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
+    lines = [f"{name} on {report['topology']}, {report['chips']} chips, mesh {mesh or '1'}"]
+    lines += [in_short(report)]
+    if report.get("memory"):
+        parts = (f"{kind} {gigabytes(report['memory'][kind])}" for kind in _KINDS)
+        lines += ["  " + ", ".join(parts)]
+    for each in report.get("advice", ()):
+        left = gigabytes(each["bytes_per_chip"])
+        fits = "fits" if each["fits"] else "not enough"
+        lines += [f"  {each['overrides']}  about {left}, {fits}"]
+    if report["fits"]:
+        lines += ["", *_moved(report), "", *_speed(report)]
+    if "decode" in report:
+        lines += ["", _decoded(report)]
+    return "\n".join(lines)
+
+
+def _moved(report: Report) -> list[str]:
+    rows = report["collectives"]
+    lines = ["collective           axes         of      MB each   a step    MB sent  ms"]
+    for row in rows[:MOST_ROWS]:
+        times = f"{row['executions']}{'' if row['is_certain'] else '+'}"
+        sent = row["sent_bytes"] * row["executions"]
+        lines += [
+            f"{row['kind']:<20} {','.join(row['axes']):<12} {row['group_size']:<5} "
+            f"{row['bytes'] / 1e6:>9.4g}  {times:>7}  {sent / 1e6:>9.4g}  "
+            f"{1e3 * row['seconds'] * row['executions']:.3g}"
+        ]
+    if rest := rows[MOST_ROWS:]:
+        sent = sum(row["sent_bytes"] * row["executions"] for row in rest)
+        lines += [f"and {len(rest)} more, {sent / 1e6:.4g} MB sent"]
+    return lines
+
+
+def _speed(report: Report) -> list[str]:
+    line, chip = report["roofline"], report["chip"]
+    milli = {name: f"{1e3 * line[name]:.3g} ms" for name in ("compute", "memory", "network")}
+    ends = [(report[f"{n}utilisation"], report[f"{n}hours"]) for n in ("", "serial_")]
+    return [
+        f"{report['flops_per_step']:.3e} FLOPs a step, {report['executed_flops_per_step']:.3e} "
+        "with what is computed again",
+        f"compute {milli['compute']} at {chip['flops'] / 1e12:.4g} TFLOP/s, memory "
+        f"{milli['memory']} at {chip['hbm_bandwidth'] / 1e12:.3g} TB/s, network "
+        f"{milli['network']}; bound by {line['bound']}",
+        f"utilisation {ends[1][0]:.0%} if nothing overlaps, {ends[0][0]:.0%} at the roofline",
+        f"{report['num_steps']} steps, {report['tokens'] / 1e9:.4g} G tokens: "
+        f"{ends[1][1]:.3g} to {ends[0][1]:.3g} hours. Nothing was timed.",
+    ]
+
+
+def _decoded(report: Report) -> str:
+    found, have = report["decode"], gigabytes(report["hbm_bytes_per_chip"])
+    need = gigabytes(found["bytes_per_chip"])
+    if not found["fits"]:
+        return f"decoding on one chip does not fit: needs {need} of {have}"
+    return (
+        f"decoding on one chip fits in {need} of {have}, at best "
+        f"{1e3 * found['seconds_per_token']:.3g} ms a token"
+    )
+
+
+def table(reports: Sequence[Report]) -> str:
+    """Returns what a search found, the best first, with what to type."""
+    lines = ["   M tokens/s        GB  overrides"]
+    for each in reports:
+        rate = "does not fit"
+        if each["fits"]:
+            slow, fast = (each[f"{name}tokens_per_second"] / 1e6 for name in ("serial_", ""))
+            rate = f"{slow:.3g} to {fast:.3g}"
+        need = each["bytes_per_chip"] / 1e9
+        lines += [f"{rate:>14}  {need:>7.1f}  {each['overrides'] or 'as it is'}"]
+    return "\n".join(lines)
+
+
+def gigabytes(count: int) -> str:
+    """Returns bytes as a reader wants them."""
+    return f"{count / 1e9:.2f} GB"

@@ -1,0 +1,1 @@
+"""What is read off compiled programs, and the command that does it."""

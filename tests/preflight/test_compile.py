@@ -1,0 +1,225 @@
+"""`recursia compile`: what it prints, what it refuses, and that presets fit their machines."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from recursia import cli, config, settings, topology
+from recursia.preflight import advice, chips, predict, program, render, report, search
+from recursia.train.step import Trainer
+
+FIXED_KEYS = (
+    "fits bytes_per_chip hbm_bytes_per_chip flops_per_step collectives "
+    "roofline_seconds_per_step tokens_per_second"
+).split()
+# Those that a laptop compiles in a minute or so; the rest: test_presets_fit.py.
+SMALLEST = ("albert:tiny", "vanilla:tiny", "mor:tiny")
+
+
+@pytest.fixture(scope="module", params=SMALLEST)
+def compiled(request, tmp_path_factory):
+    """The JSON of a preset on its own topology, and what was printed."""
+    path = tmp_path_factory.mktemp("compile") / "report.json"
+    command = ["compile", f"--config={request.param}", f"--output={path}"]
+    assert cli.main(command) == 0
+    return config.load(request.param, {}), json.loads(path.read_text())
+
+
+def test_the_smallest_presets_fit_the_machine_they_are_meant_for(compiled):
+    run, said = compiled
+    assert set(FIXED_KEYS) <= set(said)
+    assert said["topology"] == run.topology and said["fits"]
+    assert said["bytes_per_chip"] == sum(said["memory"].values()) < said["hbm_bytes_per_chip"]
+    assert said["roofline_seconds_per_step"] == max(
+        said["roofline"][part] for part in ("compute", "memory", "network")
+    )
+    tokens = run.train.batch_size * run.train.seq_len
+    assert said["tokens_per_second"] == pytest.approx(tokens / said["roofline_seconds_per_step"])
+    assert said["flops_per_step"] <= said["executed_flops_per_step"]
+    assert said["collectives"] == []  # one chip moves nothing
+    assert said["tokens"] == tokens * run.train.num_steps
+    assert "fits in" in render.full("it", said)
+
+
+def refusal(capsys, *arguments):
+    """Returns the one line of a refused command."""
+    code = cli.main(["compile", *arguments])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return code, lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config=vanilla:tiny", "--topology=v9:2x2"], "no 'v9'"),
+        (["--config=vanilla:tiny", "--topology=v5e:3x5"], "no such slice"),
+        (["--config=vanilla:tiny", "--topology=v5e"], "no such slice"),
+        (["--config=vanilla:tiny", "--topology=h100:none"], "takes the GPUs of a node"),
+        (["--config=vanilla:tiny", "--topology=v5e:4x4"], "8 sequences at a time do not divide"),
+        (["--config=vanilla:tiny", "--config.mesh.fsdp=3"], "does not make 1 devices"),
+        (["--config=vanilla:tiny", "--config.topology=", "--decode"], "names no topology"),
+        (["--config=vanilla:none"], "no preset"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, arguments, words):
+    code, line = refusal(capsys, *arguments)
+    assert code == 2 and words in line
+
+
+@pytest.mark.parametrize(
+    ("module", "machine"), [("libtpu", "v5e:1x1"), ("jax_plugins.xla_cuda13", "h100:8")]
+)
+def test_a_compiler_that_is_not_installed_is_named(capsys, monkeypatch, module, machine):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, line = refusal(capsys, "--config=vanilla:tiny", f"--topology={machine}")
+    assert code == 2 and "pip install" in line
+
+
+class Failing:
+    """A lowered program that does not compile."""
+
+    def __init__(self, text):
+        self.text = text
+
+    def compile(self, options):
+        raise jax.errors.JaxRuntimeError(self.text)
+
+
+def test_what_the_compiler_has_no_memory_for_is_told_with_what_to_change(capsys, monkeypatch):
+    """The compiler's own message, without compiling: the run is what is too large."""
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (49.02G) exceeds available HBM (15.75G)."
+    )
+
+    monkeypatch.setattr(Trainer, "lower", lambda self, step=0: Failing(text))
+    big = ["--config.train.batch_size=64", "--config.train.seq_len=1024", "--config.remat=none"]
+    code = cli.main(["compile", "--config=vanilla:tiny", *big])
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "does not fit: needs 52.63 GB of 16.91 GB per chip" in out
+    assert "--config.train.num_microbatches=" in out and "--config.model.remat=block" in out
+
+
+def test_another_failure_of_the_compiler_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "lower", lambda self, step=0: Failing("INTERNAL: some\nthing"))
+    code, line = refusal(capsys, "--config=vanilla:tiny")
+    assert code == 1 and line.endswith("fails: INTERNAL: some thing")
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    overrides = {"train.batch_size": "64", "train.seq_len": "256", "mesh.data": "-1"}
+    run = config.load("recursive:tiny", overrides)
+    return program.trainer(run, topology.devices("v5e:2x2"))
+
+
+def by_rows(made):
+    """Temporaries that grow with the rows at a time, and less so the more is computed again."""
+    train, again = made.run.train, predict.REMATS.index(made.run.model.remat)
+    return 1000 + 1000 * train.batch_size // train.num_microbatches >> again
+
+
+def test_advice_needs_less_and_says_when_it_is_enough(trainer, monkeypatch):
+    monkeypatch.setattr(predict, "temporary_bytes", by_rows)
+    base = predict.bytes_per_chip(trainer)
+    told = advice.smaller(trainer, base, available=base - 1)
+    assert told and all(each["bytes_per_chip"] < base for each in told)
+    assert all(each["fits"] == (each["bytes_per_chip"] <= base - 1) for each in told)
+    none = advice.smaller(trainer, base, available=0)
+    assert none and not any(each["fits"] for each in none)
+
+
+def test_more_parts_and_more_recomputation_are_predicted_to_need_less(trainer):
+    sizes = []
+    for change in ({"model__remat": "none"}, {"model__remat": "block"}):
+        for parts in (1, 4):
+            run = predict.change(trainer.run, train__num_microbatches=parts, **change)
+            made = program.trainer(run, list(trainer.mesh.devices.flat))
+            sizes.append(predict.temporary_bytes(made))
+    assert sizes[0] > sizes[1] > sizes[3] and sizes[0] > sizes[2] > sizes[3]
+
+
+def test_a_search_ranks_what_fits_and_compiles_no_more_than_told(trainer, monkeypatch):
+    tried = []
+
+    def examine(run, topology, devices, *, with_advice):
+        """A report as if every parallel way were slower, and whole parameters did not fit."""
+        program.trainer(run, devices)
+        tried.append(run)
+        fits, rate = run.mesh.data < 4, 1e6 / (run.mesh.tensor + len(tried))
+        return {
+            "fits": fits,
+            "bytes_per_chip": 1e9,
+            "hbm_bytes_per_chip": 2e9,
+            "tokens_per_second": rate,
+            "serial_tokens_per_second": rate,
+        }
+
+    monkeypatch.setattr(report, "examine", examine)
+    monkeypatch.setattr(predict, "temporary_bytes", by_rows)
+    said = []
+    devices = list(trainer.mesh.devices.flat)
+    found = search.search(trainer.run, "v5e:2x2", devices, 5, said.append)
+    assert len(tried) == len(found) == 5 and len(said) == 6
+    fitting = [each for each in found if each["fits"]]
+    assert found[: len(fitting)] == fitting
+    rates = [each["serial_tokens_per_second"] for each in fitting]
+    assert rates == sorted(rates, reverse=True)
+    for each in found:  # what it says to type is legal, and is what was compiled
+        typed = dict(
+            part.removeprefix("--config.").split("=") for part in each["overrides"].split()
+        )
+        assert config.load("recursive:tiny", {
+            "train.batch_size": "64", "train.seq_len": "256", **typed
+        }) in tried  # fmt: skip
+    assert "overrides" in render.table(found)
+
+
+def test_every_topology_has_a_chip_and_every_chip_a_topology():
+    assert set(chips.CHIPS) == {*topology.TPUS, *topology.GPUS}
+
+
+def test_several_processes_compile_at_once():
+    code = (
+        "import jax; from recursia import topology; d = topology.devices('v5e:2x2')[0]; "
+        "s = jax.sharding.SingleDeviceSharding(d); "
+        "x = jax.ShapeDtypeStruct((8, 128), 'float32', sharding=s); "
+        "jax.jit(lambda x: x @ x.T).lower(x).compile(); print('compiled')"
+    )
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": ""}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    for run in runs:
+        out, error = run.communicate(timeout=300)
+        assert (run.returncode, out.strip()) == (0, "compiled"), error
+
+
+@pytest.mark.parametrize(("found", "platform"), [([], "cpu"), (["/dev/accel0"], None)])
+def test_no_device_is_looked_for_where_there_is_none(monkeypatch, found, platform):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(cli.sys, "platform", "linux")
+    monkeypatch.setattr(cli.glob, "iglob", lambda pattern: iter(found))
+    cli._quiet()
+    assert os.environ.pop("JAX_PLATFORMS", None) == platform
+
+
+def test_the_platform_that_is_asked_for_stays(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(cli.glob, "iglob", lambda pattern: iter(()))
+    cli._quiet()
+    assert os.environ["JAX_PLATFORMS"] == "cuda"
+
+
+def test_a_run_is_meant_for_some_machine():
+    assert settings.Run.__dataclass_fields__["topology"].default == ""
