@@ -12,6 +12,15 @@ SHAPES = {
     "730m": dict(num_layers=26, embed_dim=1536, num_heads=24, num_kv_heads=8, mlp_dim=4096),
     "1.7b": dict(num_layers=24, embed_dim=2048, num_heads=32, num_kv_heads=32, mlp_dim=8192),
 }
+# A machine that each is meant for; any other takes it too.
+TOPOLOGIES = {
+    "demo": "v5e:1x1",
+    "tiny": "v5e:1x1",
+    "135m": "v5e:4x4",
+    "360m": "v5e:8x8",
+    "730m": "v5e:16x16",
+    "1.7b": "v5e:16x16",
+}
 # Layers that three recursions divide between an unshared first and last. The authors' code drops
 # layers that are left over, and these depths have the unique parameters that the paper reports.
 MIDDLE_THREE = {"135m": 29, "1.7b": 23}
@@ -30,7 +39,7 @@ def get_config(preset: str, num_steps: int) -> ConfigDict:
     if preset not in SHAPES:
         raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     shape = dict(SHAPES[preset])
-    config = ConfigDict()
+    config = ConfigDict(dict(topology=TOPOLOGIES[preset]))
     config.model = dict(
         num_layers=shape.pop("num_layers"),
         block=dict(kind="llama", head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
@@ -40,6 +49,8 @@ def get_config(preset: str, num_steps: int) -> ConfigDict:
     )
     small = {"demo": demo, "tiny": tiny}
     (small[preset] if preset in small else published)(config, num_steps)
+    if preset == "135m":  # 64 sequences a chip, 32 at a time
+        config.train.num_microbatches = 2
     return config
 
 

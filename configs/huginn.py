@@ -8,6 +8,7 @@ Geiping et al. 2025, arXiv 2502.05171: adapter A [s; e], first states of noise, 
 recursions of log-normal rate with a gradient through the last 8. 3.5b is the released model,
 3,564,976,800 parameters of effective depth 132, trained on 4096 GPUs; study has blocks (1, 4, 1)
 and width 1024 of the paper's small models, with heads and an MLP of ours.
+Meant for v5p:8x8x8 (3.5b) and v5e:16x16 (study).
 
 Measured with tiny (a mean of 4, a gradient through 2), seed 0: bits per byte of the bundled
 validation text 2.810 at depth 1, 2.776 at 2, and 2.774 at 4, 8 and 16.
@@ -16,6 +17,7 @@ validation text 2.810 at depth 1, 2.776 at 2, and 2.774 at 4, 8 and 16.
 import math
 
 from ml_collections import ConfigDict
+
 from recursia.configs import base
 
 # Blocks of prelude, core and coda; widths; mean number of recursions and how many of them train.
@@ -33,7 +35,8 @@ def get_config(preset: str) -> ConfigDict:
     prelude, core, coda = shape.pop("blocks")
     mean, trained = shape.pop("mean"), shape.pop("trained")
     std = math.sqrt(2 / (5 * shape["embed_dim"]))
-    config = ConfigDict()
+    topologies = {"tiny": "v5e:1x1", "study": "v5e:16x16", "3.5b": "v5p:8x8x8"}
+    config = ConfigDict(dict(topology=topologies[preset]))
     config.model = dict(
         num_layers=prelude + mean * core + coda,
         block=dict(kind="huginn", head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
@@ -47,6 +50,10 @@ def get_config(preset: str) -> ConfigDict:
         embed=dict(init_std=std, scale=math.sqrt(shape["embed_dim"])),
     )
     base.tiny(config, 0) if preset == "tiny" else published(config)
+    if preset != "tiny":
+        config.train.num_microbatches = {"study": 2, "3.5b": 4}[preset]
+    if preset == "3.5b":  # 512 chips do not divide its width
+        config.mesh = dict(data=-1, fsdp=32)
     return config.lock()
 
 

@@ -7,13 +7,15 @@ r"""Looped transformer: a stack of Llama blocks walked several times, nothing el
 k blocks in R loops, as Saunshi et al. 2025 (arXiv 2502.17416) study; with the input added again at
 every loop, Yang et al. 2023 (arXiv 2311.12424). Four loops, or two where four do not divide the
 depth: `--config.depth.num_recursions` takes any other divisor of `num_layers`. Sizes and recipe are
-those of the vanilla model of as many layers.
+those of the vanilla model of as many layers. Meant for v5e:4x4 (135m), v5e:8x8 (360m) and v5e:16x16
+(730m, 1.7b).
 
 Measured, tiny (2 blocks, 4 loops) on 2 cores in float32: validation loss 2.399 nats per token after
 300 steps.
 """
 
 from ml_collections import ConfigDict
+
 from recursia.configs import base
 
 

@@ -6,11 +6,13 @@ r"""MoEUT: a group of layers, repeated; experts in the feed-forward layer and in
 Csordás et al. 2024, arXiv 2405.16039: sizes and recipe of the released sweeps, 100,000 steps of
 65,536 tokens (8,000 sentence pieces of C4), the cosine down to a tenth. The paper trained 244m on
 eight V100s. Of 727m the released profile has width 1024; the sweep that was trained has 1280.
+Meant for v6e:2x2, v6e:4x4 (727m) and v6e:16x16 (1b).
 
 `tiny` after 300 steps: 1.92 nats (2.77 bits) per byte of the bundled validation text.
 """
 
 from ml_collections import ConfigDict
+
 from recursia.configs import base
 
 # Steps, stored layers, width, heads, width of a head, experts, chosen, attention experts.
@@ -29,7 +31,8 @@ def get_config(preset: str) -> ConfigDict:
     if preset not in SHAPES:
         raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     steps, group, width, heads, head_dim, experts, chosen, attention_experts = SHAPES[preset]
-    config = ConfigDict()
+    topologies = {"tiny": "v5e:1x1", "727m": "v6e:4x4", "1b": "v6e:16x16"}
+    config = ConfigDict(dict(topology=topologies.get(preset, "v6e:2x2")))
     config.model = dict(
         num_layers=steps,
         block=dict(
@@ -56,6 +59,8 @@ def get_config(preset: str) -> ConfigDict:
         base.tiny(config, num_steps=300)
     else:
         _published(config, warmup_steps=0 if preset == "44m" else 4000)
+    if preset == "1b":  # 64 sequences for 256 chips: four share one's tokens
+        config.mesh = dict(data=1, fsdp=-1, context=4)
     return config.lock()
 
 

@@ -15,10 +15,14 @@ router with alpha 0.1, auxiliary loss 0.001.
   SIZE_r4        14,216   four
 
 Each equals the 9,438 steps of the vanilla model at 360m in FLOPs, as the authors count them
-(`recursia budget`).
+(`recursia budget`). Meant for v5e:4x4 (135m), v5e:8x8 (360m) and v5e:16x16 (730m, 1.7b).
+
+Measured at the FLOPs of 200 steps of vanilla:tiny, which has 3.09 bits per byte of the bundled
+validation text, two seeds: tiny 3.41 (0.17 apart), tiny_token 3.12.
 """
 
 from ml_collections import ConfigDict
+
 from recursia.configs import base
 
 STEPS = {"": 14161, "token": 14161, "kv_share": 14672, "r2": 12619, "r4": 14216}

@@ -8,9 +8,11 @@ Bae et al. 2024, arXiv 2410.20672: sharing "cycle", adapters at every linear map
 from a pretrained model: `recursia.convert.recursive` does. `2b` has the widths and depth of the
 paper's largest model and its 15 B tokens in sequences of 2048, but this library's block and the
 optimizer settings of the other presets. `tiny` ends at a validation loss of 2.12 nats per byte.
+Meant for v5e:4x4 (135m), v5e:8x8 (360m), v5e:16x16 (730m, 1.7b) and v6e:16x16 (2b).
 """
 
 from ml_collections import ConfigDict
+
 from recursia.configs import base
 
 LARGEST = dict(embed_dim=2048, num_heads=8, num_kv_heads=1, head_dim=256, mlp_dim=16384)
@@ -23,6 +25,7 @@ def get_config(preset: str) -> ConfigDict:
     if preset == "2b":
         config.model.update(num_layers=18, vocab_size=256_000)
         config.model.block.update(LARGEST)
+        config.topology = "v6e:16x16"
     config.model.depth.num_recursions = 2
     config.model.sharing = "cycle"
     config.model.weights = dict(kind="lora", rank=8 if preset in ("demo", "tiny") else 64)

@@ -14,9 +14,12 @@ Tan et al. 2023, arXiv 2310.07096, as a causal language model.
   wmt        the shape of one stack of the paper's translation base, with the recipe of `base`.
   logic      the shape of its logical inference task, on the bundled text. The paper's width is not
              known to us: 256 is ours, as are two heads of 16 in its experts of 32.
+
+Meant for v5e:4x4 (44m, 244m) and v5e:16x16 (wmt).
 """
 
 from ml_collections import ConfigDict
+
 from recursia.configs import base
 
 # Recursions; then of the block: width, key heads, head width, attention experts, those taken,
@@ -38,15 +41,20 @@ def get_config(preset: str) -> ConfigDict:
     if preset not in SHAPES:
         raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     config = base.get_config("tiny" if preset in ("tiny", "logic") else "360m", num_steps=100_000)
+    config.topology = "v5e:1x1" if preset in ("tiny", "logic") else "v5e:4x4"
     recursions, *shape = SHAPES[preset]
     config.model.update(num_layers=recursions, sharing="cycle")
     sizes = dict(zip(NAMES, shape, strict=True))
     config.model.block = dict(kind="sut", mim_weight=MIM[preset], **sizes)
     config.model.depth = dict(kind="stick_breaking", num_recursions=recursions)
+    if preset == "44m":  # 16 chips do not divide its width
+        config.mesh = dict(data=-1, fsdp=1)
     if preset in CLIP_WARMUP:
         baseline(config, *CLIP_WARMUP[preset])
     if preset == "wmt":
         config.model.depth.act_loss_weight = 0.0
+        config.topology = "v5e:16x16"  # relative scores of every pair of tokens lie in memory
+        config.train.num_microbatches = 4
     return config.lock()
 
 

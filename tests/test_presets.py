@@ -9,8 +9,8 @@ import sys
 
 import jax
 import pytest
-import recursia.configs
 
+import recursia.configs
 from recursia import accounting, config, model, params
 from recursia.errors import ConfigError
 
@@ -46,11 +46,14 @@ def test_a_preset_is_a_model_with_a_cost(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_opens_with_its_command_and_its_paper(name):
+def test_a_file_opens_with_its_command_its_paper_its_machines_and_a_result(name):
     text = (FOLDER / f"{name}.py").read_text()
     about = text.partition('"""')[2].partition('"""')[0]
     assert f"recursia train --config={name}:tiny" in about
     assert re.search(r"arXiv \d{4}\.\d{5}", about)
+    machines = {config.load(f"{name}:{preset}", {}).topology for preset in presets_of(name)}
+    assert all(machine in about for machine in machines - {config.load("mor:tiny", {}).topology})
+    assert re.search(r"nats|bits per byte", about) and re.search(r"\s\d\.\d\d", about)
 
 
 def recursia(*arguments):
