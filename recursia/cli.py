@@ -6,23 +6,24 @@ Exit codes: 0 done, 1 a check failed, 2 wrong usage or configuration, 3 data, 4 
 
 import argparse
 import dataclasses
+import glob
 import json
 import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from recursia import arguments
 from recursia.errors import ConfigError, UserError
 
-DEPTH = "Takes --config.depth.FIELD=VALUE, such as exit_threshold, besides."
+_ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(typed: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code. A user's mistake is one line on standard error."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    rest, overrides = _split(arguments)
-    parser = _parser()
+    rest, overrides = _split(list(sys.argv[1:] if typed is None else typed))
+    parser = arguments.parser(VERBS)
     try:
         options = parser.parse_args(rest)
         if overrides and not options.takes_overrides:
@@ -59,12 +60,14 @@ def _quiet() -> None:
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="Sharding info not provided")
-    if os.environ.get("JAX_PLATFORMS") is None and not os.path.exists("/dev/nvidia0"):
-        logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    # Where compilers for TPU or GPU are installed, jax looks for the devices, in vain and aloud.
+    here = (path for pattern in _ACCELERATORS for path in glob.iglob(pattern))
+    if sys.platform == "linux" and not any(here):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _train(options: argparse.Namespace) -> None:
-    from recursia import config
+    from recursia import config, distributed
     from recursia.train import loop
 
     run = config.load(options.config, options.overrides)
@@ -75,23 +78,33 @@ def _train(options: argparse.Namespace) -> None:
         return
     if options.workdir is None:
         raise ConfigError("train: give --workdir=DIR, or --dry_run to see what it would cost")
-    loop.train(run, options.workdir, options.overrides)
+    with distributed.joined(_processes(options), is_preemptible=True):
+        loop.train(run, options.workdir, options.overrides)
 
 
 def _eval(options: argparse.Namespace) -> None:
+    from recursia import distributed
     from recursia.evaluate import report
 
-    result = report.evaluate(
-        options.workdir,
-        step=options.step,
-        text=options.text,
-        depths=options.depths,
-        modes=(options.mode,) if options.mode else (),
-        num_batches=options.num_batches,
-        has_baselines=options.baselines,
-        overrides=options.overrides,
-    )
-    print(json.dumps(result) if options.json else report.render(result))
+    with distributed.joined(_processes(options), is_preemptible=False):
+        result = report.evaluate(
+            options.workdir,
+            step=options.step,
+            text=options.text,
+            depths=options.depths,
+            modes=(options.mode,) if options.mode else (),
+            num_batches=options.num_batches,
+            has_baselines=options.baselines,
+            overrides=options.overrides,
+        )
+        if distributed.is_first():
+            print(json.dumps(result) if options.json else report.render(result))
+
+
+def _processes(options: argparse.Namespace):
+    from recursia import distributed
+
+    return distributed.Flags(options.coordinator, options.num_processes, options.process_id)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -167,6 +180,31 @@ def _typed(options: argparse.Namespace) -> str:
     return " ".join([f"--config={options.config}", *changes])
 
 
+def _compile(options: argparse.Namespace) -> int:
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the machine meant is not this one
+    from recursia import config, topology
+    from recursia.preflight import render, report, search
+
+    run = config.load(options.config, options.overrides)
+    name = options.topology or run.topology
+    if not name:
+        raise ConfigError(
+            f"compile: {options.config} names no topology; give one, such as --topology=v5e:16x16"
+        )
+    devices = topology.devices(name)
+    if options.search:
+        say = lambda line: print(line, file=sys.stderr, flush=True)
+        found = search.search(run, name, devices, options.tries, say)
+        result, shown = {**found[0], "search": found}, render.table(found)
+    else:
+        result = report.examine(run, name, devices, with_decode=options.decode)
+        shown = render.full(_typed(options), result)
+    if options.output:
+        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result) if options.json else shown)
+    return 0 if result["fits"] else 1
+
+
 def _parity(options: argparse.Namespace) -> int:
     from recursia.evaluate import parity
 
@@ -234,112 +272,14 @@ def _inspect(options: argparse.Namespace) -> None:
     print(json.dumps(prepare.inspect(options.directory), indent=2, ensure_ascii=False))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="recursia",
-        description="Pretrain language models whose depth is made by using the same weights again.",
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def verb(name: str, run: Callable, about: str, under=verbs) -> argparse.ArgumentParser:
-        command = under.add_parser(name, help=about, description=about, allow_abbrev=False)
-        command.set_defaults(run=run, takes_overrides=False)
-        return command
-
-    train = verb("train", _train, "Pretrain; the same command again resumes.")
-    _config_option(train)
-    train.add_argument("--workdir", type=pathlib.Path, help="the run's directory")
-    train.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")
-
-    evaluate = verb("eval", _eval, f"Score a checkpoint on text: bits per byte, nats. {DEPTH}")
-    _run_options(evaluate)
-    evaluate.set_defaults(takes_overrides=True)
-    evaluate.add_argument("--text", help="a text or jsonl file; else the run's validation split")
-    evaluate.add_argument("--depths", type=_depths, default=(), help="recursions, such as 1,2,3")
-    evaluate.add_argument("--mode", choices=("eval", "causal"), help="default: both if they differ")
-    evaluate.add_argument("--num_batches", type=_count, default=0, help="default: the whole text")
-    evaluate.add_argument("--baselines", action="store_true", help="beside n-grams, gzip and xz")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-
-    generate = verb("generate", _generate, f"Continue prompts with a checkpoint. {DEPTH}")
-    _run_options(generate)
-    generate.set_defaults(takes_overrides=True)
-    generate.add_argument("--prompt", action="append", required=True, help="may be repeated")
-    generate.add_argument("--num_tokens", type=int, default=128)
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token")
-    generate.add_argument("--seed", type=int, default=0)
-
-    budget = verb("budget", _budget, "Parameters, FLOPs, cache and memory, side by side.")
-    _config_option(budget)
-    budget.add_argument("--versus", type=_names, default=(), help="other configs, by commas")
-    about = "change steps, widths or layers until they cost what --config costs"
-    budget.add_argument(
-        "--match", choices=("none", "flops", "params", "cache"), default="none", help=about
-    )
-    budget.add_argument("--output", type=pathlib.Path, help="a folder for their configs, as files")
-    about = "a folder for unshared models of equal parameters, FLOPs, and training FLOPs"
-    budget.add_argument("--controls", type=pathlib.Path, help=about)
-    budget.add_argument("--json", action="store_true", help="print one JSON object")
-
-    parity = verb("parity", _parity, "Compare with what the authors' code computed.")
-    parity.add_argument("file", nargs="+", metavar="FILE.npz")
-    parity.add_argument("--json", action="store_true", help="print one JSON object")
-
-    convert = verb("convert", lambda _: None, "Make one model of another.")
-    convert = convert.add_subparsers(dest="convert_verb", required=True, metavar="recursive")
-    about = "Make a recursive model of a dense run, or an unrolled one of a recursive run."
-    recursive = verb("recursive", _recursive, about, convert)
-    _run_options(recursive)
-    _config_option(recursive)
-    recursive.add_argument("--output", type=pathlib.Path, required=True, help="a new directory")
-    starts = ("stepwise", "average", "lower", "upper", "random")
-    recursive.add_argument("--start", choices=starts, default="stepwise", help="layers to take")
-    recursive.add_argument("--norms", choices=starts, help="the same for norms; default: --start")
-    recursive.add_argument("--adapters", choices=("nearest", "initial"), default="nearest")
-    recursive.add_argument("--seed", type=int, default=0)
-
-    data = verb("data", lambda _: None, "Prepare and look at data.")
-    data = data.add_subparsers(dest="data_verb", required=True, metavar="prepare|inspect")
-    _prepare_options(verb("prepare", _prepare, "Tokenise and pack text files.", data))
-    inspect = verb("inspect", _inspect, "Say what a prepared directory holds.", data)
-    inspect.add_argument("directory")
-    return parser
-
-
-def _prepare_options(parser: argparse.ArgumentParser) -> None:
-    from recursia.data.prepare import Options
-
-    parser.add_argument("--input", nargs="+", required=True, help=".txt, .jsonl; also .gz, .zst")
-    parser.add_argument("--output", required=True, help="a new directory")
-    for field in dataclasses.fields(Options):
-        how = {"nargs": "*"} if isinstance(field.default, tuple) else {"type": type(field.default)}
-        parser.add_argument(f"--{field.name}", default=field.default, **how)
-
-
-def _config_option(parser: argparse.ArgumentParser) -> None:
-    text = "FILE.py:PRESET or a shipped name such as mor:tiny; then --config.a.b=value"
-    parser.add_argument("--config", required=True, help=text)
-    parser.set_defaults(takes_overrides=True)
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="the run's directory")
-    parser.add_argument("--step", type=int, help="a checkpoint; else the latest")
-
-
-def _count(typed: str) -> int:
-    if not typed.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from 0")
-    return int(typed)
-
-
-def _names(typed: str) -> tuple[str, ...]:
-    return tuple(name for name in typed.split(",") if name)
-
-
-def _depths(typed: str) -> tuple[int, ...]:
-    if not all(depth.isdecimal() for depth in _names(typed)):
-        raise argparse.ArgumentTypeError(
-            f"got {typed!r}, takes numbers of recursions such as 1,2,3"
-        )
-    return tuple(map(int, _names(typed)))
+VERBS = {
+    "train": _train,
+    "eval": _eval,
+    "generate": _generate,
+    "budget": _budget,
+    "compile": _compile,
+    "parity": _parity,
+    "convert recursive": _recursive,
+    "data prepare": _prepare,
+    "data inspect": _inspect,
+}

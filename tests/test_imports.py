@@ -11,19 +11,24 @@ HERE = "recursia"
 
 # What each part may import, besides itself. A part is a package, or a module at the top.
 BASE = {"errors"}
-WEIGHTS = BASE | {"params"}
+WEIGHTS = BASE | {"params", "batch", "kernels"}
 CONFIGS = {"settings", "config"}
-MODEL = WEIGHTS | {"layers", "kv", "inject", "sharding", "sharing", "depth"}
+LAYERS = WEIGHTS | {"sharding", "layers"}
+MODEL = LAYERS | {"kv", "inject", "sharing", "depth"}
 MAY = {
     "errors": set(),
+    "batch": set(),
+    "kernels": set(),
+    "topology": BASE,
     "params": BASE,
-    "sharding": WEIGHTS,
-    "layers": WEIGHTS,
-    "kv": WEIGHTS | {"layers"},
-    "inject": WEIGHTS | {"layers"},
-    "blocks": WEIGHTS | {"layers"},
-    "sharing": WEIGHTS | {"layers", "kv", "inject"},
-    "depth": WEIGHTS | {"layers", "kv", "inject", "sharing"},
+    "sharding": BASE | {"params", "batch"},
+    "distributed": BASE,
+    "layers": LAYERS,
+    "kv": LAYERS,
+    "inject": LAYERS,
+    "blocks": LAYERS,
+    "sharing": LAYERS | {"kv", "inject"},
+    "depth": LAYERS | {"kv", "inject", "sharing"},
     "model": MODEL,
     "accounting": MODEL | {"model"},
     "settings": MODEL | {"model"},
@@ -33,10 +38,18 @@ MAY = {
     "convert": MODEL | {"model", "blocks"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BASE | {"accounting", "budget"} | CONFIGS,
-    "train": MODEL | {"model", "accounting", "data", "generate", "evaluate"} | CONFIGS,
+    "train": MODEL
+    | {"model", "accounting", "data", "generate", "evaluate", "distributed"}
+    | CONFIGS,
     "evaluate": MODEL | {"model", "accounting", "data", "generate", "train", "convert"} | CONFIGS,
+    "arguments": set(),
     "cli": BASE
-    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"},
+    | {"arguments", "config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
+    | {"distributed", "preflight", "topology"},
+    "activations": MODEL | {"model", "accounting"},
+    "preflight": MODEL
+    | {"model", "accounting", "activations", "budget", "topology", "train", "generate", "data"}
+    | CONFIGS,
     "__main__": {"cli"},
     "__init__": set(),
     "configs": {"configs"},
@@ -53,7 +66,8 @@ NARROW = {
 
 GENERIC = (
     "errors params kv inject layers sharing model accounting settings config data train evaluate "
-    "generate budget matching cli sharding __main__"
+    "generate budget matching cli arguments sharding distributed topology activations preflight "
+    "__main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",
@@ -74,7 +88,7 @@ def modules():
 
 
 MODULES = modules()
-NAMES = set(MODULES) | {"configs", "corpus"}
+NAMES = set(MODULES) | {"configs", "corpus", "kernels"}
 
 
 def part_of(name):
@@ -156,8 +170,8 @@ def test_no_two_modules_import_each_other():
 @pytest.mark.parametrize("name", [n for n in MODULES if part_of(n) in GENERIC and n not in CITES])
 def test_generic_parts_name_no_published_system(name):
     # What a user types to name a shipped preset is an example in the command line's help.
-    source = MODULES[name].replace("such as mor:tiny", "") if name == "cli" else MODULES[name]
-    assert systems_named(source) == []
+    example = "such as mor:tiny" if name == "arguments" else ""
+    assert systems_named(MODULES[name].replace(example, "")) == []
 
 
 PLANTED = {
@@ -166,7 +180,8 @@ PLANTED = {
     "a policy that sees a block": ("depth.fixed", "from recursia.blocks import llama"),
     "sharing that sees a block": ("sharing.core", "import recursia.blocks.llama"),
     "a layer that knows the model": ("layers.mlp", "from recursia import model"),
-    "a layer that knows the mesh": ("layers.mlp", "from recursia.sharding import constrain"),
+    "a layer that knows the step": ("layers.mlp", "from recursia.train.step import Trainer"),
+    "parameters that know the mesh": ("params", "from recursia.sharding import constrain"),
     "a model that picks a block": ("model", "from recursia.blocks.llama import Config"),
     "accounting of a trainer": ("accounting", "from recursia.train.step import Trainer"),
     "settings that train": ("settings", "from recursia.train import loop"),
@@ -205,3 +220,14 @@ def test_citations_and_words_that_only_look_alike_are_none():
     assert not systems_named('"""Mixture-of-Recursions (MoR)."""\ndef f():\n    """As MoR."""')
     assert not systems_named("more = tomorrow + memory  # as in mor")
     assert not systems_named("x = budget.mor_flops_per_token")
+
+
+def test_kernels_import_nothing_of_the_rest():
+    for path in sorted((ROOT.parent / "kernels").rglob("*.py")):
+        depth = len(path.relative_to(ROOT.parent / "kernels").parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.startswith(HERE) for alias in node.names), path
+            elif isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith(HERE), path
+                assert node.level <= depth, path
