@@ -26,8 +26,7 @@ from recursia.layers.attention import Context
 _BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
 _FLOAT32 = 4  # bytes
 _ENDLESS = 1 << 40  # tokens; a sequence so long that counts of tokens are exact fractions of it
-_GROUPED = ("grouped_matmul", "grouped_outer")  # of rows [N D] with [E D M] or [N M]
-_UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "pallas_call", "shard_map")
+_UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "pallas_call")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +148,18 @@ def executed_training_flops(config: model.Config, seq_len: int) -> int:
 
     Every block computes some again in any case, attention its scores. A rematerialised block
     computes all again but its last product, which no gradient needs; a rematerialised recursion
-    needs that too, for its next block. Prelude and coda are done block by block either way. What
-    XLA then finds computed twice and merges is not known here.
+    needs that too, for its next block. Prelude and coda are done block by block either way. Of
+    "attention" saved, its forward pass is left out; of "products", all but that. What XLA then
+    finds computed twice and merges is not known here.
     """
     scores = lambda block, keys, _: model.module(block).recomputed_flops(block, keys)
     passes = [each for each in _passes(config, seq_len) if each.is_trained]
     again = _core_flops(config, passes, scores) + _end_flops(config, seq_len, scores)
+    attention = 2 * again  # forward: as many FLOPs with values as with keys
+    if config.remat != "none" and config.remat_saves == "products":
+        return training_flops(config, seq_len) + again + attention
     if config.remat != "none":
+        again -= attention if config.remat_saves == "attention" else 0
         ends = (config.grid.prelude + config.grid.coda) * seq_len
         again += _core_flops(config, passes) + _end_flops(config, seq_len)
         again -= ends * _unneeded_flops(config, is_wrapped=False)
@@ -289,9 +293,10 @@ def _equation_flops(equation: Any) -> int:
         (contracted, _), _ = equation.params["dimension_numbers"]
         left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-    if name in _GROUPED:
-        rows, other = (each.aval.shape for each in equation.invars[:2])
-        return 2 * math.prod(rows) * other[-1]
+    if op := getattr(equation.primitive, "op", None):
+        arrays = (variable.aval for variable in equation.invars)
+        arrays = jax.tree.unflatten(equation.params["tree"], arrays)
+        return op.flops(*arrays, **dict(equation.params["static"])) if op.flops else 0
     if name in _UNCOUNTED:
         raise ValueError(f"count_flops: {name} is not counted; trace the reference path instead")
     inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
@@ -302,6 +307,9 @@ def _equation_flops(equation: Any) -> int:
         )
     if name == "cond":
         return max(inner)
+    if name == "shard_map":  # written for one device of those that it names
+        sizes = equation.params["mesh"].shape
+        return sum(inner) * math.prod(sizes[a] for a in equation.params["newly_manual_axes"])
     return sum(inner) * (equation.params["length"] if name == "scan" else 1)
 
 

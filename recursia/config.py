@@ -99,13 +99,10 @@ def _shipped() -> pathlib.Path:
 
 
 def _set(values: dict[str, Any], field: str, value: Raw) -> None:
+    first = field.partition(".")[0]
+    if first not in _names(settings.Run) and first in _names(settings.Model):
+        field = f"model.{field}"
     *sections, last = field.split(".")
-    if (
-        sections
-        and sections[0] not in _names(settings.Run)
-        and sections[0] in _names(settings.Model)
-    ):
-        sections = ["model", *sections]
     for place in sections:
         inner = values.setdefault(place, {})
         if not isinstance(inner, dict):

@@ -27,7 +27,7 @@ from recursia.params import Leaf
 from recursia.sharding import constrain
 from recursia.sharing import grid as sharing
 from recursia.sharing import tied
-from recursia.sharing.core import Core, Remat, cast, run_stack
+from recursia.sharing.core import Core, Remat, Saves, cast, rematerialise, run_stack
 
 LoopNorm = Literal["none", "each", "last"]
 
@@ -49,6 +49,7 @@ class Config:
         recursion, or after the "last". After "each" and with no coda, it is not repeated.
       dtype: compute dtype; parameters are float32.
       remat: what the backward pass computes again.
+      remat_saves: what it keeps of that all the same.
     """
 
     vocab_size: int
@@ -62,6 +63,7 @@ class Config:
     loop_norm: LoopNorm = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
+    remat_saves: Saves = "nothing"
 
 
 @struct.dataclass
@@ -89,6 +91,8 @@ def check(config: Config) -> None:
       ValueError: with the reason.
     """
     module(config.depth).check(config.depth, config.grid, config.kv, config.inject)
+    if config.block.norm_eps < 0:
+        raise ValueError(f"block.norm_eps: got {config.block.norm_eps}, takes at least 0")
     if config.loop_norm != "none" and module(config.block).final_norm(config.block) is None:
         raise ValueError(
             f"loop_norm: got {config.loop_norm!r}, and the block normalises its own result: it has "
@@ -156,7 +160,7 @@ def apply(
       tokens: ids in [0, vocab_size).
       config: the model.
       positions: of the tokens in their documents; None counts along the row.
-      segment_ids: tokens see only their own segment; None makes the row one.
+      segment_ids: tokens see only their own segment, a number from 0; None makes the row one.
       mode: "train", "eval" (as published) or "causal" (as decoding will decide).
       step: the training step, for policies whose training changes with it.
       key: of the step's random draws; None draws the same numbers every time.
@@ -165,13 +169,11 @@ def apply(
       wanted: in causal mode, the tokens whose states will be read: those of others may be wrong.
         None wants all.
     """
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    if segment_ids is None:
-        segment_ids = jnp.ones_like(tokens)
-    context = Context(positions, segment_ids)
+    along = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    is_row = positions is None
+    context = Context(along if is_row else positions, segment_ids, is_row=is_row)
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
-    x = constrain(x, ("batch", None, None))
+    x = constrain(x, ("batch", "length", None))
     x, before = _ends(params["prelude"], x, context, config)
     if injection.needs_input(config.inject):
         context = context.replace(inputs=x)
@@ -208,6 +210,7 @@ def _core(params: dict[str, Any], config: Config) -> Core:
         config.kv,
         config.dtype,
         config.remat,
+        config.remat_saves,
     )
 
 
@@ -220,12 +223,14 @@ def _ends(
     block = module(config.block)
 
     def step(weights: dict[str, Any], x: Array, _: None) -> tuple[Array, dict[str, Any]]:
-        weights = cast(block, weights, config.dtype)
+        # A single block is no loop once compiled: its weights' gradients are not to wait, with all
+        # that they are made of, until the core's backward pass is over.
+        weights, x = jax.lax.optimization_barrier((cast(block, weights, config.dtype), x))
         x, _, report = block.apply(weights, x, context, config.block)
         return x, report
 
     if config.remat != "none":
-        step = jax.checkpoint(step, prevent_cse=False)
+        step = rematerialise(step, config.remat_saves, len(jax.tree.leaves(bank)[0]))
     return run_stack(step, x, bank)
 
 

@@ -9,7 +9,7 @@ from recursia import kv as kv_source
 from recursia import model, sharding
 from recursia.layers import embedding
 from recursia.sharing import grid, tied
-from recursia.sharing.core import Remat
+from recursia.sharing.core import Remat, Saves
 
 Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
 
@@ -48,6 +48,8 @@ class Model:
       vocab_size: rows of the embedding; 0 takes the tokenizer's.
       dtype: compute dtype; parameters and optimizer are float32.
       remat: what the backward pass computes again: nothing, each block, or each recursion.
+      remat_saves: what it keeps of that all the same: "nothing", what "attention" read, or the
+        "products" with weights.
     """
 
     num_layers: int
@@ -65,6 +67,7 @@ class Model:
     vocab_size: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Remat = "none"
+    remat_saves: Saves = "nothing"
 
     def __post_init__(self):
         _at_least(1, self, "num_layers")
@@ -90,7 +93,8 @@ class Model:
             model.module(self.weights).slots(self.weights, specs),
             (self.prelude, self.coda),
         )
-        same = ("block", "depth", "kv", "embed", "weights", "inject", "loop_norm", "dtype", "remat")
+        same = ("block", "depth", "kv", "embed", "weights", "inject", "loop_norm", "dtype")
+        same += ("remat", "remat_saves")
         config = model.Config(
             vocab_size=vocab_size, grid=plan, **{name: getattr(self, name) for name in same}
         )
@@ -303,7 +307,11 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A whole configuration; one attribute a section."""
+    """A whole configuration; one attribute a section.
+
+    Attributes:
+      topology: the machine it is meant for, such as "v5e:16x16" or "h100:8"; "" is any.
+    """
 
     model: Model
     data: Data
@@ -315,9 +323,15 @@ class Run:
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     eval: Eval = dataclasses.field(default_factory=Eval)
     log: Log = dataclasses.field(default_factory=Log)
+    topology: str = ""
 
     def __post_init__(self):
         depth = self.model.depth
+        if self.train.seq_len % (parts := getattr(depth, "parts", 1)):
+            raise ValueError(
+                f"model.depth.parts: {parts} do not divide the {self.train.seq_len} tokens of "
+                "train.seq_len; change one of them"
+            )
         if self.distill.exits and model.module(depth).num_exits(depth) < 2:
             raise ValueError(
                 f"distill.exits: depth {kind(depth)!r} trains the last state alone; take depth "

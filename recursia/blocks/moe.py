@@ -91,7 +91,7 @@ def specs(config: Config, num_steps: int) -> dict[str, Any]:
             "up": Spec((e, d, m), ("experts", "embed", "mlp"), read),
             "down": Spec((e, m, d), ("experts", "mlp", "embed"), write),
         },
-        "router": Spec((d, e), ("embed", "experts"), read),
+        "router": Spec((d, e), ("embed", None), read),
     }
 
 

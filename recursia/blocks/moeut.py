@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from recursia import batch
 from recursia.layers import balance, experts
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage
@@ -63,7 +64,7 @@ class Config:
     attention_entropy_weight: float = 0.001
 
     def __post_init__(self):
-        for name in ("embed_dim", "num_heads", "head_dim", "expert_dim"):
+        for name in ("embed_dim", "num_heads", "head_dim", "expert_dim", "num_attention_experts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
         pairs = [("top_k", "num_experts")]
@@ -93,7 +94,7 @@ def specs(config: Config, num_steps: int) -> dict[str, Any]:
     if config.has_attention_experts:
         value = Spec((n * a, d, h), ("experts", "embed", None), normal(std))
         out = Spec((n * a, h, d), ("experts", None, "embed"), normal(std_out))
-        select = Spec((d, n, a), ("embed", "heads", "experts"), _alike(std, is_by_expert=True))
+        select = Spec((d, n, a), ("embed", "heads", None), _alike(std, is_by_expert=True))
         router = {"value": select, "out": select}
     else:
         value = heads
@@ -110,7 +111,7 @@ def specs(config: Config, num_steps: int) -> dict[str, Any]:
             "up": Spec((e, d, m), ("experts", "embed", "mlp"), normal(std)),
             "down": Spec((e, m, d), ("experts", "mlp", "embed"), normal(std_down)),
         },
-        "router": Spec((d, e), ("embed", "experts"), _alike(std, is_by_expert=False)),
+        "router": Spec((d, e), ("embed", None), _alike(std, is_by_expert=False)),
     }
 
 
@@ -219,8 +220,7 @@ def _values(
         return dot(x, bank, "d,dnh->nh"), None
     choice, usage = _choose(h, params["attention_router"]["value"], context, config)
     flat = choice.index.reshape(*x.shape[:2], -1)
-    each = experts.project(x, flat, bank).reshape(*choice.index.shape, -1)
-    return experts.mix(each, choice.weight), usage
+    return experts.project_and_mix(x, flat, choice.weight, bank), usage
 
 
 def _outputs(
@@ -232,9 +232,8 @@ def _outputs(
         gate = jax.nn.sigmoid(_logits(h, router, "d,dn->n"))
         return dot(mixed * gate[..., None].astype(mixed.dtype), bank, "nh,nhd->d"), None
     choice, usage = _choose(h, router, context, config)
-    each = experts.project(mixed, choice.index, bank)
-    flat = each.reshape(*h.shape[:2], -1, h.shape[-1])
-    return experts.mix(flat, choice.weight.reshape(flat.shape[:-1])), usage
+    weight = choice.weight.reshape(*h.shape[:2], -1)
+    return experts.project_and_mix(mixed, choice.index, weight, bank), usage
 
 
 def losses(config: Config, reports: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -262,7 +261,7 @@ def _evenness(usage: Usage) -> Float[Array, ""]:
 
     1 where a batch takes all experts alike; a mean over routers and heads.
     """
-    taken = usage.taken.sum(1)  # over the rows of the batch
+    taken = batch.total(usage.taken.sum(1))
     share = taken / jnp.maximum(taken.sum(-1, keepdims=True), 1.0)
     return jnp.exp(jax.scipy.special.entr(share).sum(-1)).mean() / share.shape[-1]
 

@@ -1,9 +1,10 @@
 """Training batches as a pure function of the data, the seed and the step, read through grain."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
+import jax
 import numpy as np
 
 from recursia.data.packing import Reader, canonical_hash
@@ -20,10 +21,10 @@ class Loader:
 
     Each directory's rows are shuffled anew in every epoch and repeated without end; several
     directories are mixed by weight. Step `s` holds rows `s * batch_size` and on of that order,
-    which knows nothing of processes: process `p` of `P` reads the p-th of P equal parts of them.
+    which knows nothing of processes: each reads those of a batch that its own devices hold.
 
     Attributes:
-      fingerprint: sha256, in hex, of all that determines the batches but the process.
+      fingerprint: sha256, in hex, of all that determines the batches of all processes together.
       vocab_size: ids of the tokenizer.
       tokenizer: of the first directory; all must have the same.
     """
@@ -37,8 +38,7 @@ class Loader:
         batch_size: int,
         seed: int,
         cross_document_attention: bool,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
     ):
         """Opens the directories.
 
@@ -47,24 +47,24 @@ class Loader:
           weights: share of the rows from each directory, in any unit, above 0.
           split: "train" or "validation".
           seq_len: targets in a row, tokens.
-          batch_size: rows in a step over all processes, a multiple of `process_count`.
+          batch_size: rows in a step over all processes, at least 1.
           seed: of the shuffling, 0 or more.
           cross_document_attention: whether a row counts as one document: segments all 1,
             positions 0 to T-1.
-          process_index: which part of each batch this process reads.
-          process_count: the number of parts.
+          rows: which of each batch this process reads, such as `rows_here` says; None reads all.
 
         Raises:
           ConfigError: if a number is out of range or the counts do not match.
           DataError: if a directory cannot be read or their tokenizers differ.
         """
-        _check(directories, weights, batch_size, seed, process_index, process_count)
+        rows = range(batch_size) if rows is None else rows
+        _check(directories, weights, batch_size, seed, rows)
         windows = [Windows(path, split, seq_len) for path in directories]
         readers = [rows.reader for rows in windows]
         _check_tokenizers(readers)
         self._rows = _mix(windows, weights, seed)
         self._batch_size = batch_size
-        self._part = (process_index, batch_size // process_count)
+        self._here = rows
         self._cross_document_attention = cross_document_attention
         self._reader = readers[0]
         self.vocab_size = readers[0].vocab_size
@@ -80,13 +80,11 @@ class Loader:
         return self._reader.tokenizer
 
     def batch(self, step: int) -> Batch:
-        """Returns this process's part of step `step`, counted from 0: arrays [B T] by name.
+        """Returns this process's rows of step `step`, counted from 0: arrays [B T] by name.
 
         The keys are those of a row of `Windows`.
         """
-        index, size = self._part
-        first = step * self._batch_size + index * size
-        rows = [self._rows[i] for i in range(first, first + size)]
+        rows = [self._rows[step * self._batch_size + i] for i in self._here]
         return _stack(rows, self._cross_document_attention)
 
     def iterate(self, start_step: int) -> Iterator[Batch]:
@@ -102,8 +100,34 @@ class Loader:
             batches.close()
 
 
+def rows_here(where: jax.sharding.Sharding, shape: tuple[int, int]) -> tuple[int, ...]:
+    """Returns the rows of a batch that this process's devices hold, in order.
+
+    Where devices of several processes hold the same rows, each of those processes reads them.
+
+    Args:
+      where: how the batch lies over the devices of all processes.
+      shape: of the whole batch, [B T].
+
+    Raises:
+      ConfigError: if none of these devices is this process's.
+    """
+    places = where.addressable_devices_indices_map(shape).values()
+    here = {row for place in places for row in range(shape[0])[place[0]]}
+    if not here:
+        raise ConfigError(
+            f"process {jax.process_index()}: has none of the {len(where.device_set)} devices that "
+            f"hold the {shape[0]} rows of a batch; start fewer processes, or change the batch"
+        )
+    return tuple(sorted(here))
+
+
 def evaluation_batches(
-    windows: Windows, batch_size: int, cross_document_attention: bool, limit: int | None
+    windows: Windows,
+    batch_size: int,
+    cross_document_attention: bool,
+    limit: int | None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Yields the rows of `windows` in order, `batch_size` at a time.
 
@@ -112,12 +136,14 @@ def evaluation_batches(
       batch_size: rows in a batch. The last batch is filled up with rows of weight 0.
       cross_document_attention: whether a row counts as one document.
       limit: batches at most; None for all.
+      rows: which of each batch this process reads; None reads all.
     """
     stop = len(windows) if limit is None else min(len(windows), limit * batch_size)
+    rows = range(batch_size) if rows is None else rows
+    empty = _empty(windows[0], windows.reader.end_of_text)
     for first in range(0, stop, batch_size):
-        rows = [windows[i] for i in range(first, min(first + batch_size, stop))]
-        rows += [_empty(rows[0], windows.reader.end_of_text)] * (batch_size - len(rows))
-        yield _stack(rows, cross_document_attention)
+        here = [windows[first + i] if first + i < stop else empty for i in rows]
+        yield _stack(here, cross_document_attention)
 
 
 def _mix(windows: list[Windows], weights: tuple[float, ...], seed: int) -> grain.MapDataset:
@@ -161,8 +187,7 @@ def _check(
     weights: tuple[float, ...],
     batch_size: int,
     seed: int,
-    process_index: int,
-    process_count: int,
+    rows: Sequence[int],
 ) -> None:
     if not directories or len(directories) != len(weights):
         raise ConfigError(
@@ -171,12 +196,12 @@ def _check(
         )
     if not all(0 < weight < float("inf") for weight in weights):
         raise ConfigError(f"Loader: weights {weights} must be above 0; leave out what is not.")
-    if not 0 <= process_index < process_count:
-        raise ConfigError(f"Loader: process {process_index} is not among the {process_count}.")
-    if batch_size < 1 or batch_size % process_count:
+    if batch_size < 1:
+        raise ConfigError(f"Loader: batch_size {batch_size} must be at least 1; raise it.")
+    if not rows or not set(rows) <= set(range(batch_size)):
         raise ConfigError(
-            f"Loader: batch_size {batch_size} is not a multiple of the {process_count} processes; "
-            "change one of them."
+            f"Loader: rows {tuple(rows)} are not among the {batch_size} of a batch; give some of 0 "
+            f"to {batch_size - 1}."
         )
     if seed < 0:
         raise ConfigError(f"Loader: seed {seed} must be 0 or more; choose another.")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import inject, kv
+from recursia import batch, inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -125,7 +125,7 @@ def run(
     else:
         walk, states, report = core.each_recursion(step, start, None)
     steps = walk.steps.astype(jnp.float32)
-    mean = lambda values: values.mean(where=context.is_live)
+    mean = lambda values: batch.mean(values, (0, 1), context.is_live)
     metrics = {
         "ponder_steps": mean(steps),
         "ponder_remainder": mean(walk.remainder),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import inject, kv
+from recursia import batch, inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -133,7 +133,7 @@ def run(
     walk, (states, scores, log_p), report = core.each_recursion(step, start, is_last)
     p = jnp.exp(log_p)
     entropy = -(p * log_p).sum(0)
-    mean = lambda values: values.mean((-2, -1), where=context.is_live)
+    mean = lambda values: batch.mean(values, (-2, -1), context.is_live)
     metrics = {"exit_probability": mean(p), "exit_entropy": mean(entropy)}
     aux = Aux({}, metrics, walk.steps, states, report)
     if call.mode == "train":

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import inject, kv
+from recursia import batch, inject, kv
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Mode, Pass
-from recursia.depth.routing import pick, select, statistics
+from recursia.depth.routing import pick, put, select, statistics, take
 from recursia.layers.attention import Context
 from recursia.params import at, stack
 from recursia.sharing.core import Core, Made
@@ -49,6 +49,9 @@ class Config:
       aux_loss_weight: of the cross-entropy between the logit that decides and whether its token was
         kept, summed over recursions.
       z_loss_weight: of the mean squared logit, summed over recursions.
+      parts: equal parts of a sequence, each of which keeps the same number of its own tokens. With
+        a multiple of `mesh.context`, choosing and moving tokens crosses no device; 1 compares the
+        whole sequence, which then has to come together.
       capacity_warmup_steps: training steps in which capacities fall from 1 along half a cosine;
         they compute every token, and the program is compiled once more after them.
     """
@@ -63,6 +66,7 @@ class Config:
     sampling: Literal["aux_loss", "aux_router"] = "aux_loss"
     aux_loss_weight: float = 0.001
     z_loss_weight: float = 0.0
+    parts: int = 1
     capacity_warmup_steps: int = 0
 
     def __post_init__(self):
@@ -82,9 +86,11 @@ class Config:
                 f"capacity: got {self.capacity}, takes fractions of all tokens in (0, 1] that "
                 "never grow: a recursion keeps some of those the one before kept"
             )
-        for name in ("capacity_warmup_steps", "aux_loss_weight", "z_loss_weight"):
+        for name in ("alpha", "capacity_warmup_steps", "aux_loss_weight", "z_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
+        if self.parts < 1:
+            raise ValueError(f"parts: got {self.parts}, takes at least 1")
         if self.temperature <= 0:
             raise ValueError(f"temperature: got {self.temperature}, takes more than 0")
 
@@ -119,7 +125,8 @@ def _router_entries(grid: Grid) -> tuple[int, ...]:
 
 def counts(config: Config, seq_len: int) -> tuple[int, ...]:
     """Returns how many tokens of a sequence each recursion keeps."""
-    return tuple(max(1, int(capacity * seq_len)) for capacity in config.capacity)
+    each = seq_len // config.parts
+    return tuple(config.parts * max(1, int(capacity * each)) for capacity in config.capacity)
 
 
 def run(
@@ -154,7 +161,7 @@ def run(
     if config.z_loss_weight:
         losses["router_z"] = config.z_loss_weight * out["router_z"].sum()
     state, is_kept = out.pop("state"), out.pop("is_kept")
-    metrics = {**out, "tokens_kept": is_kept.mean((1, 2))}
+    metrics = {**out, "tokens_kept": batch.mean(is_kept.astype(jnp.float32), (1, 2))}
     return x, Aux(losses, metrics, is_kept.sum(0), state, report)
 
 
@@ -203,22 +210,21 @@ def _keep_best(
     """One recursion over the best `count` of the active tokens; `carry` is (states, active)."""
     x, active = carry
     rows = jnp.arange(x.shape[0])[:, None]
-    h = pick(x, active)
+    h = take(x, active, config.parts)
     logits, predicted = _logits(weights, h, config)
     gate = routing.gate(logits, config.score, config.alpha)
-    chosen = None if count == h.shape[1] else select(gate, count)
+    chosen = None if count == h.shape[1] else select(gate, count, config.parts)
     kept = active if chosen is None else chosen if active is None else pick(active, chosen)
     where = lambda index: context if index is None else context.take(index)
     if core.kv.reads_first and source is None:
         # The first recursion makes keys and values of every token that a later query may meet.
         y, made = core.recurse(core.enter(h, private, where(active)), private, where(active))
-        y = pick(y, chosen)
+        y = take(y, chosen, config.parts)
     else:
         there = where(kept)
-        y = core.enter(pick(h, chosen), private, there)
+        y = core.enter(take(h, chosen, config.parts), private, there)
         y, made = core.recurse(y, private, there, source)
-    y = routing.update(pick(h, chosen), y, pick(gate, chosen), config.gating)
-    x = y if kept is None else x.at[rows, kept].set(y)
+    x = put(x, kept, y, pick(gate, chosen), config.gating, config.parts)
     is_chosen = jnp.ones(logits.shape, bool)
     if chosen is not None:
         is_chosen = jnp.zeros(logits.shape, bool).at[rows, chosen].set(True)
@@ -251,8 +257,9 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         if step is None:
             chosen = active & (entry["is_open"] | routing.is_above(predicted))
         else:
-            order = jnp.argsort(-jnp.where(active, gate, -jnp.inf), stable=True)
-            chosen = active & (jnp.argsort(order) < entry["count"])
+            scores = jnp.where(active, gate, -jnp.inf).reshape(x.shape[0], config.parts, -1)
+            rank = jnp.argsort(jnp.argsort(-scores, stable=True), stable=True)
+            chosen = active & (rank < entry["count"] // config.parts).reshape(active.shape)
         visible = context.count_only(chosen) if core.kv.reads_first else context.hide(~chosen)
         y, made = core.recurse(core.enter(x, private, visible), private, visible, source)
         y = routing.update(x, y, gate, config.gating)

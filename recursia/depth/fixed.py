@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from recursia import inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
+from recursia.sharing import walk
 from recursia.sharing.core import Core, Made
 from recursia.sharing.grid import Grid
 
@@ -72,6 +73,10 @@ def run(
     call: Call,
 ) -> tuple[Float[Array, "B T D"], Aux]:
     """Returns the states after all recursions; the modes do not differ."""
+    is_read = call.mode != "train" or config.exit_loss != "last"
+    if walk.can_walk(core) and (core.grid.order == "sequence" or not is_read):
+        x, report = walk.walk(core, x, context)
+        return x, Aux({}, {}, jnp.full(x.shape[:2], core.grid.num_recursions), None, report)
 
     def cycle(core: Core, x: Array) -> tuple[Array, Array, dict[str, Any]]:
         def recursion(x: Array, private: Any, _: None, source: Made | None):

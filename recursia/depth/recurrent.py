@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import inject, kv
+from recursia import batch, inject, kv
 from recursia.depth import rest
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.params import at
-from recursia.sharing.core import Core, Made
+from recursia.sharing.core import ENTERED, Core, Made
 from recursia.sharing.grid import Grid
 
 SLOTS = ()
@@ -149,7 +149,7 @@ def initial_state(
     """
     if call.state is not None:
         return call.state.astype(x.dtype)
-    rows = jnp.arange(x.shape[0]) * int(call.key is not None)
+    rows = batch.rows(x.shape[0]) * int(call.key is not None)
     key = jax.random.key(0) if call.key is None else call.key
     key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(b"state")), call.part)
 
@@ -206,6 +206,9 @@ def _truncated(core: Core, x: Array, context: Context, config: Config, counts: t
         nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(recursion, x))
         skip = lambda x: (x, nothing[1])
         step = lambda x, is_walked: jax.lax.cond(is_walked, recursion, skip, x)
+        if core.remat == "block":  # or each recursion would keep the shared weights that it read
+            kept = jax.checkpoint_policies.save_only_these_names(ENTERED)
+            step = jax.checkpoint(step, prevent_cse=False, policy=kept)
         x, report = jax.lax.scan(step, x, jnp.arange(config.backprop_depth) < last)
     depth_used = jnp.full(x.shape[:2], first + last)
     metrics = {"token_correlation": _correlation(x)}
@@ -225,7 +228,7 @@ def _correlation(x: Float[Array, "B T D"]) -> Float[Array, ""]:
     """Returns the mean cosine between the states of two tokens of a row; near 1 they are alike."""
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     unit = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
-    return jnp.square(unit.mean(1)).sum(-1).mean()
+    return batch.mean(jnp.square(unit.mean(1)).sum(-1), 0)
 
 
 def _adaptive(core: Core, x: Array, context: Context, config: Config, call: Call):

@@ -1,5 +1,6 @@
 """Scores of tokens, the choice among them, and what a chosen token's update is."""
 
+import functools
 from typing import Literal
 
 import jax
@@ -7,8 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from recursia import batch
+from recursia.kernels.gather_tokens import gather_tokens
+from recursia.kernels.scatter_tokens import scatter_tokens
+from recursia.kernels.select_tokens import select_tokens
 from recursia.layers.linear import dot
 from recursia.params import Spec, normal
+from recursia.sharding import constrain, is_split, locally
 
 Kind = Literal["linear", "mlp"]
 Score = Literal["sigmoid", "tanh", "none"]
@@ -48,6 +54,12 @@ def flops(kind: Kind, embed_dim: int, outputs: int = 1) -> int:
 
 def logits(weights: dict[str, Array], x: Float[Array, "B T D"]) -> Float[Array, "B T *R"]:
     """Returns the scores of each token, in float32 whatever the compute dtype."""
+    return _logits(weights, x)
+
+
+# The backward pass keeps the states, not a copy of them in float32.
+@functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
+def _logits(weights: dict[str, Array], x: Array) -> Array:
     h = x.astype(jnp.float32)
     if "hidden" in weights:
         h = jax.nn.gelu(dot(h, weights["hidden"], "d,df->f"), approximate=False)
@@ -89,14 +101,76 @@ def update(
             return y
 
 
-def select(scores: Float[Array, "B T"], count: int) -> Int[Array, "B C"]:
-    """Returns the places of the `count` highest scores, in order; ties go to the earlier."""
-    return jnp.sort(jax.lax.top_k(scores, count)[1], axis=-1)
+def select(scores: Float[Array, "B T"], count: int, parts: int = 1) -> Int[Array, "B C"]:
+    """Returns the places of the `count` highest scores, in order; ties go to the earlier.
+
+    Args:
+      scores: of the tokens that could go on.
+      count: how many do.
+      parts: equal parts of a row, each of which keeps as many of its own; 1 compares whole rows,
+        also where devices hold parts of them.
+    """
+    length = scores.shape[1] // parts
+
+    def run(scores: Array) -> Array:
+        among = select_tokens(scores.reshape(-1, length), k=count // parts)
+        first = length * jnp.arange(scores.shape[1] // length)[:, None]
+        found = among.reshape(scores.shape[0], -1, count // parts) + first
+        return _first(scores, parts) + found.reshape(scores.shape[0], -1)
+
+    names = ("batch", _tokens(parts))
+    return locally(run, (scores,), (names,), names)
+
+
+def _tokens(parts: int) -> str | None:
+    """Returns the name of an axis of tokens that never meet those of another device, or None."""
+    return "length" if is_split("length", parts) else None
+
+
+def _first(x: Array, parts: int) -> int | Array:
+    """Returns the place, in its row, of the first token that this device holds."""
+    return x.shape[1] * jax.lax.axis_index("context") if is_split("length", parts, True) else 0
 
 
 def pick(x: Array, index: Int[Array, "B C"] | None) -> Array:
-    """Returns the rows of `x` at `index`; None is all of them."""
-    return x if index is None else x[jnp.arange(x.shape[0])[:, None], index]
+    """Returns the entries of `x` [B T] at `index`; None is all of them."""
+    return x if index is None else jnp.take_along_axis(x, index, axis=1)
+
+
+def take(
+    x: Float[Array, "B T D"], index: Int[Array, "B C"] | None, parts: int = 1
+) -> Float[Array, "B C D"]:
+    """Returns the states of the tokens at `index`, chosen by parts; None is all of them."""
+    if index is None:
+        return x
+    names = ("batch", _tokens(parts), None), ("batch", "length")
+    run = lambda x, index: gather_tokens(x, index - _first(x, parts), is_sorted=True)
+    return locally(run, (x, index), names, ("batch", "length", None))
+
+
+def put(
+    x: Float[Array, "B T D"],
+    index: Int[Array, "B C"] | None,
+    y: Float[Array, "B C D"],
+    gate: Float[Array, "B C"],
+    gating: Gating,
+    parts: int = 1,
+) -> Float[Array, "B T D"]:
+    """Returns all states after a recursion that turned those at `index`, in order, into `y`.
+
+    The others stay as they are, bit for bit; see `update` for the rest.
+    """
+    if index is None:
+        return update(x, y, gate, gating)
+    if gating == "replace":
+        return x.at[jnp.arange(x.shape[0])[:, None], index].set(y)
+    added = y - take(x, index, parts) if gating == "delta" else y
+    scale = None if gating == "additive" else gate
+    states = "batch", _tokens(parts), None
+    run = lambda x, index, *rest: scatter_tokens(x, index - _first(x, parts), *rest, is_sorted=True)
+    names = states, states[:2], states, states[:2]
+    x = locally(run, (x, index, added, scale), names, states)
+    return constrain(x, ("batch", "length", None))
 
 
 def statistics(
@@ -118,10 +192,7 @@ def statistics(
       alpha: largest gate.
     """
 
-    def mean(values: Array, among: Array = active) -> Array:
-        count = among.sum(dtype=jnp.float32)
-        return jnp.where(among, values, 0.0).sum() / jnp.maximum(count, 1.0)
-
+    mean = lambda values, among=active: batch.mean(values, (0, 1), among)
     bce = optax.sigmoid_binary_cross_entropy(predicted, chosen.astype(jnp.float32))
     factor = gate(logits, score, alpha)
     agrees = is_above(predicted) == chosen

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia import inject, kv
+from recursia import batch, inject, kv
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -136,7 +136,7 @@ def run(
         mean = memory(stick, told, going, share)
         y, made = core.recurse(told, private, there, source, mean)
         stick = advance(stick, y, going, share, gate(params, y))
-        return stick, (stick.expected, going.mean(dtype=jnp.float32)), made
+        return stick, (stick.expected, going.astype(jnp.float32)), made
 
     start = begin(x)
     if call.mode == "causal":
@@ -146,8 +146,9 @@ def run(
         states, report, metrics = None, {}, {}
     else:
         stick, (states, kept), report = core.each_recursion(recursion, start, None)
-        metrics = {"tokens_kept": kept, "expected_depth": 1 + stick.ponder.mean()}
-    losses = {"halting": config.act_loss_weight * stick.ponder.mean()}
+        kept = batch.mean(kept, (1, 2))
+        metrics = {"tokens_kept": kept, "expected_depth": 1 + batch.mean(stick.ponder, (0, 1))}
+    losses = {"halting": config.act_loss_weight * batch.mean(stick.ponder, (0, 1))}
     return stick.expected, Aux(losses, metrics, stick.used, states, report)
 
 

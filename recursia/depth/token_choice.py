@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recursia import inject, kv
+from recursia import batch, inject, kv
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
@@ -64,7 +64,7 @@ class Config:
     def __post_init__(self):
         if self.alpha is None:
             object.__setattr__(self, "alpha", 1.0 if self.score == "softmax" else 0.1)
-        for name in ("balance_weight", "bias_rate", "z_loss_weight", "full_depth_steps"):
+        for name in ("alpha", "balance_weight", "bias_rate", "z_loss_weight", "full_depth_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
         if self.temperature <= 0:
@@ -165,7 +165,7 @@ def _reported(
     config: Config,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns losses and metrics of one choice, over all tokens."""
-    mean = lambda values: values.mean((0, 1), dtype=jnp.float32)
+    mean = lambda values: batch.mean(values.astype(jnp.float32), (0, 1))
     depths = jnp.arange(1, config.num_recursions + 1)
     share, score = mean(depth[..., None] == depths), mean(scores)
     balance = config.num_recursions * (score * share).sum()

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 
 from recursia import model
+from recursia import params as parameters
 from recursia.convert import reference
-from recursia.errors import ConfigError, DataError
+from recursia.errors import ConfigError, DataError, UserError
 
 LOGITS, LOSSES, GRADIENTS = 2e-5, 1e-5, 1e-4  # float32 on a CPU; the last relative to the largest
 
@@ -82,11 +83,17 @@ def check(path: str) -> Parity:
         return _compare(file, importlib.import_module(module).case(file))
     except KeyError as error:
         raise DataError(f"{path}: {error} is missing; the file does not fit its family") from None
+    except UserError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())
+        raise ConfigError(f"{path}: the file does not fit its family: {said}") from None
 
 
 def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
     tokens, targets = jnp.asarray(case.tokens), jnp.asarray(case.targets)
     params = jax.tree.map(jnp.asarray, case.params(reference.under(file, "param/")))
+    _check_shapes(params, case.config)
 
     def loss(params: Any):
         out = model.apply(params, tokens, case.config, mode="train", **case.options)
@@ -112,6 +119,17 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
             if f"selected/{r}" in file
         ),
     )
+
+
+def _check_shapes(params: Any, config: model.Config) -> None:
+    """Raises ConfigError where an array has not the shape that the configuration gives it."""
+    wanted = jax.tree.leaves_with_path(parameters.abstract(model.specs(config)))
+    for (path, spec), leaf in zip(wanted, jax.tree.leaves(params), strict=True):
+        if leaf.shape != spec.shape:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ConfigError(
+                f"{name}: its array becomes {leaf.shape}, and the configuration says {spec.shape}"
+            )
 
 
 def _places(index: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from recursia import model, settings, sharding
-from recursia.data.loader import evaluation_batches
+from recursia.data.loader import evaluation_batches, rows_here
 from recursia.data.windows import Windows
 from recursia.depth.policy import Mode
 from recursia.errors import DataError
@@ -43,10 +43,14 @@ class Score:
     lens_nats_per_token: tuple[float, ...]
 
 
+def _rows(mesh: Mesh, rules: sharding.Rules) -> NamedSharding:
+    return NamedSharding(mesh, sharding.partition(("batch", None), rules))
+
+
 @functools.lru_cache(maxsize=32)
 def _sums(config: model.Config, mode: Mode, mesh: Mesh, rules: sharding.Rules):
     """Returns a compiled function from parameters and a batch to sums over its tokens."""
-    rows = NamedSharding(mesh, sharding.partition(("batch", None), rules))
+    rows = _rows(mesh, rules)
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def sums(params: Any, token_bytes: Array, batch: dict[str, Array]) -> dict[str, Array]:
@@ -84,7 +88,8 @@ def score(
     Args:
       params: float32 parameters, wherever they lie.
       config: the model.
-      batches: tokens, targets, positions, segment_ids and weights, each [B T].
+      batches: tokens, targets, positions, segment_ids and weights, each [B T]; of several
+        processes, those rows of each batch that this one's devices hold.
       token_bytes: UTF-8 bytes of each id, 0 for special ones.
       mode: "eval" as published, "causal" as decoding decides.
       mesh: devices over which the rows are split.
@@ -93,11 +98,13 @@ def score(
     Raises:
       DataError: if there is nothing to predict.
     """
-    sums = _sums(config, mode, mesh, rules)
+    sums, rows = _sums(config, mode, mesh, rules), _rows(mesh, rules)
+    put = functools.partial(jax.make_array_from_process_local_data, rows)
     total: dict[str, Any] = {}
     with jax.set_mesh(mesh):
         for batch in batches:
-            part = jax.device_get(sums(params, token_bytes, batch))
+            here = {name: put(value) for name, value in batch.items()}
+            part = jax.device_get(sums(params, token_bytes, here))
             wide = {name: value.astype(np.float64) for name, value in part.items()}
             total = {name: total.get(name, 0.0) + value for name, value in wide.items()}
     if not total or not total["tokens"]:
@@ -113,19 +120,25 @@ def score(
 
 
 def validation_batches(
-    run: settings.Run, paths: tuple[str, ...], num_batches: int
+    run: settings.Run, paths: tuple[str, ...], num_batches: int, mesh: Mesh
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the validation split of prepared directories, row after row, each token once.
+
+    Of several processes, each reads the rows that its own devices hold.
 
     Args:
       run: whose rows, batches and view of other documents are taken.
       paths: the directories.
       num_batches: of each, to read; 0 reads all.
+      mesh: devices over which the rows are split.
     """
+    train = run.train
+    rows = rows_here(_rows(mesh, run.mesh.rules), (train.batch_size, train.seq_len))
     for path in paths:
         yield from evaluation_batches(
-            Windows(path, "validation", run.train.seq_len, keep_tail=True),
-            run.train.batch_size,
+            Windows(path, "validation", train.seq_len, keep_tail=True),
+            train.batch_size,
             run.data.cross_document_attention,
             num_batches or None,
+            rows,
         )

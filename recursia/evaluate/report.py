@@ -113,7 +113,7 @@ def evaluate(
                 score = perplexity.score(
                     weights,
                     at_depth,
-                    perplexity.validation_batches(run, paths, num_batches),
+                    perplexity.validation_batches(run, paths, num_batches, trained.trainer.mesh),
                     trained.tokenizer.token_bytes(),
                     mode=mode,
                     mesh=trained.trainer.mesh,

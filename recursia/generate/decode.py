@@ -8,9 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int
 
 from recursia import model
+from recursia import params as parameters
 
 
 def generate(
@@ -43,13 +45,38 @@ def generate(
         raise ValueError("generate: the prompt has 0 tokens, takes at least 1")
     text = jnp.zeros(len(prompt) + num_tokens, jnp.int32).at[: len(prompt)].set(jnp.array(prompt))
     window = min(window, text.shape[0])
-    run = _decode(config, len(prompt), window, temperature > 0)
+    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    # Parameters may lie over the devices of several processes: each then needs the whole text.
+    whole = NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
+    run = _decode(config, len(prompt), window, temperature > 0, whole)
     drawn = jax.device_get(run(params, text, key, max(temperature, 1e-6)))[len(prompt) :].tolist()
     return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
 
 
+def lower(config: model.Config, length: int, device: jax.Device) -> jax.stages.Lowered:
+    """Returns the drawing of one token after all others of a text, lowered for a device.
+
+    Args:
+      config: the model.
+      length: tokens of the text and of the window.
+      device: which need not be here.
+    """
+    where = SingleDeviceSharding(device)
+    text, key = jax.ShapeDtypeStruct((length,), jnp.int32), jax.eval_shape(jax.random.key, 0)
+    arguments = (
+        parameters.abstract(model.specs(config)),
+        text,
+        key,
+        jax.ShapeDtypeStruct((), "f4"),
+    )
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return _decode(config, length - 1, length, True, None).lower(*jax.tree.map(place, arguments))
+
+
 @functools.lru_cache(maxsize=16)
-def _decode(config: model.Config, start: int, window: int, is_random: bool):
+def _decode(
+    config: model.Config, start: int, window: int, is_random: bool, whole: NamedSharding | None
+):
     """Returns a compiled function that fills a text from place `start` on."""
 
     def fill(params: Any, text: Int[Array, "T"], key: Array, temperature: Array) -> Array:
@@ -67,4 +94,4 @@ def _decode(config: model.Config, start: int, window: int, is_random: bool):
 
         return jax.lax.fori_loop(start, text.shape[0], step, text)
 
-    return jax.jit(fill)
+    return jax.jit(fill, out_shardings=whole)

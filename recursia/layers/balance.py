@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from recursia import batch
 from recursia.params import Leaf
 
 
@@ -61,7 +62,8 @@ def sequence_loss(usage: Usage) -> Float[Array, ""]:
     From -log E where a sequence uses all experts alike, to 0 where it uses one: MoEUT's regulariser
     (arXiv 2405.16039). Heads are averaged.
     """
-    return -_entropy(_mean(usage.probability, usage.tokens)).mean()
+    entropy = _entropy(_mean(usage.probability, usage.tokens))
+    return -batch.mean(entropy, tuple(range(entropy.ndim)))
 
 
 def information(usage: Usage) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -96,7 +98,7 @@ def z_loss(usage: Usage) -> Float[Array, ""]:
 
 def _whole(usage: Usage) -> Usage:
     """Returns the sums over a batch."""
-    return jax.tree.map(lambda leaf: leaf.sum(0), usage)
+    return jax.tree.map(lambda leaf: batch.total(leaf.sum(0)), usage)
 
 
 def _mean(total: Array, count: Array) -> Array:

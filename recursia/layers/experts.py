@@ -10,18 +10,27 @@ dropped unless `limit` says so.
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
 from jaxtyping import Array, Float, Int
 
+from recursia import batch
+from recursia.kernels.grouped_matmul import (
+    Groups,
+    combine,
+    combine_matmul,
+    dispatch,
+    dispatch_matmul,
+    group_choices,
+    grouped_matmul,
+)
 from recursia.params import Leaf
+from recursia.sharding import locally
 
-_ROWS = 64  # of a block; of 32, 64 and 128 none is the fastest on a CPU for all shapes
+PEERS = "expert"  # the mesh axis along which devices hold different experts
 
 
 @struct.dataclass
@@ -110,13 +119,50 @@ def project(
     The leading axes say what shares an input: tokens `[B T]`, or also heads or earlier choices. An
     input of each choice's own is `project(x, index[..., None], bank)`.
     """
-    rows, _, sizes, restore = _sort(x, index, bank.shape[0])
-    return restore(grouped_matmul(rows, bank, sizes))
+
+    def run(x: Array, index: Array, bank: Array) -> Array:
+        x, index = _from_peers(x), _from_peers(index)
+        groups, _ = _group(x, index, bank.shape[0])
+        y = _mine(dispatch_matmul(x.reshape(-1, x.shape[-1]), bank, groups), groups)
+        y = _permute(y, groups.place, groups.order)
+        return _to_peers(y.reshape(*index.shape, y.shape[-1]))
+
+    names = *map(_tokens, (x, index)), (None,) * 3
+    return locally(run, (x, index, bank), names, (*_tokens(index), None))
 
 
 def mix(y: Float[Array, "*L k D"], weight: Float[Array, "*L k"]) -> Float[Array, "*L D"]:
     """Returns the weighted sum of what each token's experts gave, summed in float32."""
     return (y * weight[..., None]).sum(-2).astype(y.dtype)
+
+
+def project_and_mix(
+    x: Float[Array, "*L D"],
+    index: Int[Array, "*L k"],
+    weight: Float[Array, "*S j"],
+    bank: Float[Array, "E D M"],
+) -> Float[Array, "*S M"]:
+    """Returns `mix` of `project`, without the products of each choice where they are the wider.
+
+    Args:
+      x: what the choices share.
+      index: of the experts.
+      weight: of the same choices in the same order, grouped by the sum they go into.
+      bank: an entry for each expert.
+    """
+
+    def run(x: Array, index: Array, weight: Array, bank: Array) -> Array:
+        x, index, weight = map(_from_peers, (x, index, weight))
+        groups, _ = _group(x, index, bank.shape[0])
+        flat, weights = x.reshape(-1, x.shape[-1]), weight.reshape(-1, weight.shape[-1])
+        if bank.shape[2] > bank.shape[1] and not _has_peers():
+            y = combine_matmul(dispatch(flat, groups), bank, groups, weights)
+        else:
+            y = combine(_mine(dispatch_matmul(flat, bank, groups), groups), groups, weights)
+        return _to_peers(y.reshape(*weight.shape[:-1], -1))
+
+    names = *map(_tokens, (x, index, weight)), (None,) * 3
+    return locally(run, (x, index, weight, bank), names, _tokens(weight))
 
 
 def expert_mlp(
@@ -129,25 +175,70 @@ def expert_mlp(
     down_bias: Float[Array, "E D"] | None = None,
 ) -> Float[Array, "*L D"]:
     """Returns the weighted sum of chosen experts' `activation(x up + up_bias) down + down_bias`."""
-    rows, experts, sizes, restore = _sort(x, choice.index, up.shape[0])
-    rows = grouped_matmul(rows, up, sizes)
-    rows = activation(rows if up_bias is None else rows + up_bias[experts])
-    rows = grouped_matmul(rows, down, sizes)
-    rows = rows if down_bias is None else rows + down_bias[experts]
-    return mix(restore(rows), choice.weight)
+
+    def run(x, index, weight, up, down, up_bias, down_bias) -> Array:
+        x, index, weight = map(_from_peers, (x, index, weight))
+        groups, chosen = _group(x, index, up.shape[0])
+        weights = weight.reshape(-1, weight.shape[-1])
+        of_each = lambda bias: bias[chosen[groups.order]]
+        rows = dispatch_matmul(x.reshape(-1, x.shape[-1]), up, groups)
+        rows = _mine(activation(rows if up_bias is None else rows + of_each(up_bias)), groups)
+        if down_bias is None and not _has_peers():
+            y = combine_matmul(rows, down, groups, weights)
+        else:
+            rows = grouped_matmul(rows, down, groups.sizes)
+            rows = rows if down_bias is None else rows + of_each(down_bias)
+            y = combine(_mine(rows, groups), groups, weights)
+        return _to_peers(y.reshape(x.shape))
+
+    mlp = "mlp" if down_bias is None else None  # a bias would be added once for each part
+    banks = (None, None, mlp), (None, mlp, None), (None, mlp), (None, None)
+    arrays = x, choice.index, choice.weight, up, down, up_bias, down_bias
+    names = *map(_tokens, arrays[:3]), *banks
+    return locally(run, arrays, names, _tokens(x), summed=mlp)
 
 
-def _sort(x: Array, index: Array, num_experts: int):
-    """Returns the chosen inputs sorted by expert, their experts, group sizes, and the way back."""
+def _tokens(x: Array) -> tuple[str | None, ...]:
+    """Returns the logical axes of an array of which the first are a batch and its tokens."""
+    return *("batch", "length", *(None,) * x.ndim)[: x.ndim - 1], None
+
+
+def _group(x: Array, index: Array, num_experts: int) -> tuple[Groups, Int[Array, "N"]]:
+    """Returns choices by expert, and each one's entry of the bank that this device holds.
+
+    Choices of experts that others hold come last, and are in no group.
+    """
     if x.shape[:-1] != index.shape[:-1]:
         raise ValueError(f"experts: tokens are {x.shape[:-1]} but choices {index.shape[:-1]}.")
-    flat = index.reshape(-1)
-    order = jnp.argsort(flat, stable=True)
-    inverse = jnp.argsort(order)
-    rows = jnp.repeat(x.reshape(-1, x.shape[-1]), index.shape[-1], axis=0)
-    restore = lambda y: _permute(y, inverse, order).reshape(*index.shape, y.shape[-1])
-    sizes = jnp.bincount(flat, length=num_experts)
-    return _permute(rows, order, inverse), flat[order], sizes, restore
+    index = index.reshape(-1, index.shape[-1])
+    if not _has_peers():
+        return group_choices(index, num_experts), index.reshape(-1)
+    entry = index - jax.lax.axis_index(PEERS) * num_experts
+    entry = jnp.where((entry >= 0) & (entry < num_experts), entry, num_experts)
+    groups = group_choices(entry, num_experts + 1)
+    return groups._replace(sizes=groups.sizes[:-1]), jnp.minimum(entry, num_experts - 1).reshape(-1)
+
+
+def _has_peers() -> bool:
+    """Returns whether other devices hold other experts, and other rows of the batch."""
+    return PEERS in batch.axes()
+
+
+def _from_peers(x: Array) -> Array:
+    """Returns the rows of all devices among which experts are split."""
+    return jax.lax.all_gather(x, PEERS, tiled=True) if _has_peers() else x
+
+
+def _to_peers(y: Float[Array, "P ..."]) -> Float[Array, "B ..."]:
+    """Returns this device's rows, summed over what the experts of all devices gave."""
+    return jax.lax.psum_scatter(y, PEERS, tiled=True) if _has_peers() else y
+
+
+def _mine(rows: Float[Array, "N M"], groups: Groups) -> Float[Array, "N M"]:
+    """Returns products with zeros where no expert of this device was chosen."""
+    if not _has_peers():
+        return rows
+    return jnp.where((jnp.arange(rows.shape[0]) < groups.sizes.sum())[:, None], rows, 0)
 
 
 @jax.custom_vjp
@@ -160,108 +251,3 @@ _permute.defvjp(
     lambda rows, order, inverse: (rows[order], inverse),
     lambda inverse, gradient: (gradient[inverse], None, None),
 )
-
-
-@jax.custom_vjp
-def grouped_matmul(
-    rows: Float[Array, "N D"], bank: Float[Array, "E D M"], group_sizes: Int[Array, "E"]
-) -> Float[Array, "N M"]:
-    """Returns the product of each row with its group's entry of the bank, summed in float32.
-
-    A scan over blocks of rows that lie in one group each, as many as there can be. On a CPU
-    `jax.lax.ragged_dot` does the work of every expert for every row: for 2048 rows and entries of
-    64 x 64 it took 3 times as long forward and backward with 8 experts, 20 times with 64.
-
-    Args:
-      rows: sorted by group.
-      bank: an entry for each group.
-      group_sizes: rows of each group, some perhaps 0; they sum to N.
-    """
-    return _matmul.bind(rows, bank, group_sizes)
-
-
-def _forward(rows: Array, bank: Array, group_sizes: Array):
-    return _matmul.bind(rows, bank, group_sizes), (rows, bank, group_sizes)
-
-
-def _backward(saved: tuple[Array, Array, Array], gradient: Array):
-    rows, bank, group_sizes = saved
-    towards_rows = _matmul.bind(gradient, bank.swapaxes(1, 2), group_sizes)
-    towards_bank = _outer.bind(rows, gradient, group_sizes)
-    return towards_rows, towards_bank.astype(bank.dtype), None
-
-
-grouped_matmul.defvjp(_forward, _backward)
-
-
-def _matmul_reference(rows: Array, bank: Array, group_sizes: Array) -> Array:
-    count = rows.shape[0]
-    size, blocks = _blocks(group_sizes, count)
-    padded = jnp.pad(rows, ((0, size), (0, 0)))
-
-    def block(out: Array, block: tuple[Array, Array, Array]):
-        expert, start, _ = block
-        taken = jax.lax.dynamic_slice_in_dim(padded, start, size)
-        y = jnp.dot(taken, bank[expert], preferred_element_type=jnp.float32)
-        # The rows after the group's end are wrong, and the next block writes over them.
-        return jax.lax.dynamic_update_slice_in_dim(out, y.astype(out.dtype), start, 0), None
-
-    out = jnp.zeros((count + size, bank.shape[2]), rows.dtype)
-    return jax.lax.scan(block, out, blocks)[0][:count]
-
-
-def _outer_reference(left: Array, right: Array, group_sizes: Array) -> Array:
-    """Sums over each group's rows of their outer products, in float32: the gradient of a bank."""
-    size, blocks = _blocks(group_sizes, left.shape[0])
-    left, right = (jnp.pad(rows, ((0, size), (0, 0))) for rows in (left, right))
-
-    def block(out: Array, block: tuple[Array, Array, Array]):
-        expert, start, stop = block
-        is_in = start + jnp.arange(size) < stop
-        a, b = (jax.lax.dynamic_slice_in_dim(rows, start, size) for rows in (left, right))
-        a = jnp.where(is_in[:, None], a, 0)
-        return out.at[expert].add(jnp.dot(a.T, b, preferred_element_type=jnp.float32)), None
-
-    out = jnp.zeros((group_sizes.shape[0], left.shape[1], right.shape[1]), jnp.float32)
-    return jax.lax.scan(block, out, blocks)[0]
-
-
-def _blocks(group_sizes: Array, count: int) -> tuple[int, tuple[Array, Array, Array]]:
-    """Returns the rows of a block, and each block's group, first row and its group's end.
-
-    `g` groups that are not empty fill at most `(count + g (size - 1)) / size` blocks. Those left
-    over begin behind the last row.
-    """
-    size = max(1, min(_ROWS, count))
-    num_groups = group_sizes.shape[0]
-    num_blocks = (count + min(num_groups, count) * (size - 1)) // size
-    needed = -(-group_sizes // size)
-    group = jnp.repeat(jnp.arange(num_groups), needed, total_repeat_length=num_blocks)
-    stop = jnp.cumsum(group_sizes)
-    number = jnp.arange(num_blocks) - (jnp.cumsum(needed) - needed)[group]
-    start = (stop - group_sizes)[group] + size * number
-    return size, (group, jnp.minimum(start, count), stop[group])
-
-
-def _primitive(name: str, reference: Callable[..., Array]) -> Primitive:
-    """Returns a function as one equation of a program.
-
-    Nothing takes it apart then: its FLOPs can be counted without the padding of blocks, and no scan
-    around it copies a bank that does not change for every block.
-    """
-    primitive = Primitive(name)
-
-    def shape(*args: Any) -> jax.core.ShapedArray:
-        out = jax.eval_shape(reference, *args)
-        return jax.core.ShapedArray(out.shape, out.dtype)
-
-    primitive.def_impl(jax.jit(reference))
-    primitive.def_abstract_eval(shape)
-    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=False))
-    mapped = lambda args, axes: (jax.vmap(reference, axes)(*args), 0)
-    batching.primitive_batchers[primitive] = mapped
-    return primitive
-
-
-_matmul = _primitive("grouped_matmul", _matmul_reference)
-_outer = _primitive("grouped_outer", _outer_reference)

@@ -7,6 +7,7 @@ from flax import struct
 from jax import Array
 
 from recursia.params import Leaf
+from recursia.sharding import is_split
 
 
 @struct.dataclass
@@ -36,7 +37,8 @@ def dot(x: Array, weight: Array | Relaxed, einsum: str) -> Array:
     Every multiplication by a model weight goes through here, so that what a weight is (an array,
     an array with an adapter, a mixture) can be told apart without any block knowing. Tokens and
     features are flattened to one axis each: a compiler can then fold the transposes of the backward
-    pass into its products instead of copying.
+    pass into its products instead of copying. Tokens split over devices are not: rows of several
+    sequences would have to come together for it.
 
     Args:
       x: activations, in the compute dtype: any axes of tokens, then the features named.
@@ -50,12 +52,12 @@ def dot(x: Array, weight: Array | Relaxed, einsum: str) -> Array:
         thin = weight.scale * dot(x, weight.a, f"{taken},{taken}z->z")
         return dot(x, weight.base, einsum) + dot(thin, weight.b, f"z,z{given}->{given}")
     tokens, features = x.shape[: x.ndim - len(taken)], x.shape[x.ndim - len(taken) :]
-    rows = x.reshape(-1, math.prod(features))
+    rows = x.reshape(*(tokens if is_split("length") else (-1,)), math.prod(features))
     if axes == taken + given:
         y = rows @ weight.reshape(rows.shape[-1], -1)
         shape = weight.shape[len(taken) :]
     elif axes == given + taken:
-        y = jnp.einsum("zi,oi->zo", rows, weight.reshape(-1, rows.shape[-1]))
+        y = jnp.einsum("...i,oi->...o", rows, weight.reshape(-1, rows.shape[-1]))
         shape = weight.shape[: len(given)]
     else:
         raise ValueError(f"dot: {einsum!r} does not take and give features side by side.")

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from recursia import kv, model
+from recursia import inject, kv, model
 from recursia.blocks import llama
-from recursia.convert.reference import Case, aliases, under
+from recursia.convert.reference import Case, aliases, mor_routing, under
 from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
@@ -29,10 +29,20 @@ TOKEN = "model.layers.{}.block_list.{}.{}"
 STEP = "model.layers.{}"
 ROUTER = "model.layers.{}.{}.router{}.weight"
 BIAS = "model.layers.{}.router_bias"
-KINDS = {"linear": "linear", "mlp": "mlp", "wide_mlp": "mlp"}  # the last two are one code
-# A file's total loss holds the loss of the router times this, whatever coefficient it trained with,
-# and no z-loss.
-IN_TOTAL = 0.001
+# What their backbone's configuration may say, where only one thing is read.
+READ = {
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "attention_dropout": 0.0,
+}
+# One array of each slot, which tells whether the slot is shared.
+SLOTS = {
+    "norms": "input_layernorm",
+    "attention": "self_attn.q_proj",
+    "mlp": "mlp.gate_proj",
+}
 
 
 def case(file: Mapping[str, np.ndarray]) -> Case:
@@ -42,14 +52,19 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     ours = config(json.loads(str(file["config"])), owner)
     tokens = np.asarray(file["tokens"])
     targets = np.concatenate([tokens[:, 1:], np.full_like(tokens[:, :1], -1)], axis=1)
+    expert = isinstance(ours.depth, expert_choice.Config) and ours.depth.aux_loss_weight > 0
+    balancing = getattr(ours.depth, "balancing", "none")
 
+    # A loss that their model is trained without is 0 in a file, whatever its value would be.
     def losses(aux: Aux) -> list[tuple[str, Any]]:
-        names = {"router_loss": "router_cross_entropy", "balancing_loss": "router_balance"}
-        return [(k, aux.metrics[v].sum()) for k, v in names.items() if v in aux.metrics]
+        if expert:
+            return [("router_loss", aux.metrics["router_cross_entropy"].sum())]
+        is_lost = balancing == "loss"
+        return [("balancing_loss", aux.metrics["router_balance"])] if is_lost else []
 
     def arrays(aux: Aux, _: Any) -> list[tuple[str, Any]]:
-        shares = aux.metrics.get("depth_share")
-        return [] if shares is None else [("balancing_ratio", shares)]
+        is_counted = balancing != "none"
+        return [("balancing_ratio", aux.metrics["depth_share"])] if is_counted else []
 
     kept = lambda aux: [(r, aux.depth_used > r) for r in range(ours.grid.num_recursions)]
     return Case(
@@ -67,99 +82,71 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:
     """Returns our configuration of their model.
 
     Args:
-      theirs: their hyper-parameters: `llama`, `recursive`, `mor`, `kv_sharing`, `attention_shared`.
+      theirs: their hyper-parameters: `llama`, `recursive`, `mor`, `kv_sharing`.
       owner: for every parameter name of their model, the name that owns the tensor. How deep the
-        model really is stands there, for their code drops layers that do not divide.
+        model really is stands there, for their code drops layers that do not divide; and so does
+        which slots recursions share.
 
     Raises:
       ConfigError: for an option that has no counterpart here.
+      ValueError: for options that do not go together here.
     """
-    shape, mor = theirs["llama"], theirs["mor"]
-    recursions, how = theirs["recursive"]["num_recursion"], theirs["recursive"]["sharing"]
-    depth = _routing(theirs) if mor else fixed.Config(recursions)
+    shape, recursive = theirs["llama"], theirs.get("recursive") or {}
+    for option, value in READ.items():
+        if (got := shape.get(option) or value) != value:
+            raise ConfigError(f"llama.{option}: got {got!r}, and only {value!r} is read here")
+    recursions, how = recursive.get("num_recursion") or 1, recursive.get("sharing") or "none"
+    is_routed = bool(theirs.get("mor"))
+    depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Config(recursions)
     heads = shape["num_attention_heads"]
     block = llama.Config(
         embed_dim=shape["hidden_size"],
         num_heads=heads,
-        num_kv_heads=shape["num_key_value_heads"],
+        num_kv_heads=shape.get("num_key_value_heads") or heads,
         head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
         mlp_dim=shape["intermediate_size"],
-        rope_base=shape["rope_theta"],
-        norm_eps=shape["rms_norm_eps"],
+        rope_base=float(shape.get("rope_theta", 10_000)),
+        norm_eps=float(shape.get("rms_norm_eps", 1e-6)),
     )
+    keys = kv.Config("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
+    policy = model.module(depth)
+    plan = lambda varies: sharing.plan(
+        _num_layers(owner, recursions), recursions, how, varies, llama.SLOTS, policy.SLOTS
+    )
+    policy.check(depth, plan(()), keys, inject.Config())
+    private = _private_slots(depth, plan(()), owner)
     return model.Config(
         vocab_size=shape["vocab_size"],
         block=block,
         depth=depth,
-        grid=sharing.plan(
-            _num_layers(owner, recursions),
-            recursions,
-            how,
-            () if theirs["attention_shared"] else (("attention", "recursion+block"),),
-            llama.SLOTS,
-            model.module(depth).SLOTS,
-        ),
-        kv=kv.Config("first_recursion" if theirs["kv_sharing"] else "own"),
+        grid=plan(tuple((slot, "recursion+block") for slot in private)),
+        kv=keys,
         embed=embedding.Config(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
     )
 
 
-def _routing(theirs: dict[str, Any]) -> expert_choice.Config | token_choice.Config:
-    """Returns the depth policy.
+def _private_slots(depth: Any, grid: sharing.Grid, owner: dict[str, str]) -> list[str]:
+    """Returns the slots of which each recursion owns a tensor, under a pattern that shares."""
+    if grid.num_recursions == 1:
+        return []
+    name = lambda r, array: owner[f"{_step(depth, grid, r, 0)}.{array}.weight"]
+    return [slot for slot, array in SLOTS.items() if name(0, array) != name(1, array)]
+
+
+def _is_sharing_keys(theirs: dict[str, Any], recursive: dict[str, Any]) -> bool:
+    """Returns whether later recursions read the first one's keys and values.
 
     Raises:
-      ConfigError: for an option that has no counterpart here.
+      ConfigError: where these are shared in another pattern than weights.
     """
-    mor = theirs["mor"]
-    if mor["type"] not in ("expert", "token"):
-        raise ConfigError(f"mor.type: got {mor['type']!r}, takes 'expert' or 'token'")
-    if (theirs["kv_sharing"] or {}).get("update_cache"):
-        raise ConfigError("kv_sharing.update_cache: got True, and it is not read here")
-    if mor.get("rand_router"):
-        raise ConfigError("mor.rand_router: got True, and it is not read here")
-    if mor["router_type"] not in KINDS:
-        raise ConfigError(f"mor.router_type: got {mor['router_type']!r}, takes {', '.join(KINDS)}")
-    own = mor[mor["type"]]
-    for name in ("cap_warmup_step", "bal_warmup_step"):
-        if own.get(name):
-            raise ConfigError(f"mor.{mor['type']}.{name}: got {own[name]}, takes 0 or none")
-    shared = {
-        "num_recursions": theirs["recursive"]["num_recursion"],
-        "gating": "weighted" if own.get("gating", "weighted") == "weighted" else "additive",
-        "router": KINDS[mor["router_type"]],
-        "temperature": mor.get("temp") or 1.0,
-    }
-    return _expert_choice(mor, shared) if mor["type"] == "expert" else _token_choice(own, shared)
-
-
-def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice.Config:
-    own = mor["expert"]
-    if own.get("sampling") not in ("aux_loss", "aux_router", None):
-        raise ConfigError(
-            f"mor.expert.sampling: got {own['sampling']!r}, takes 'aux_loss' or 'aux_router'"
-        )
-    return expert_choice.Config(
-        capacity=tuple(float(c) for c in str(mor["capacity"]).split(",")),
-        alpha=own.get("alpha") or 1.0,
-        score=own.get("router_func") or "none",
-        sampling=own.get("sampling") or "aux_loss",
-        aux_loss_weight=IN_TOTAL if own.get("sampling") else 0.0,
-        **shared,
-    )
-
-
-def _token_choice(own: dict[str, Any], shared: dict[str, Any]) -> token_choice.Config:
-    if own.get("balancing") not in ("loss", "loss_free", None):
-        raise ConfigError(
-            f"mor.token.balancing: got {own['balancing']!r}, takes 'loss' or 'loss_free'"
-        )
-    return token_choice.Config(
-        score="sigmoid" if own.get("router_func") == "sigmoid" else "softmax",
-        alpha=own.get("alpha"),
-        balancing=own.get("balancing") or "none",
-        balance_weight=IN_TOTAL,
-        **shared,
-    )
+    own = theirs.get("kv_sharing") or {}
+    if not own or own.get("enable") is False:
+        return False
+    for option in ("num_recursion", "sharing"):
+        got, wanted = own.get(option, recursive.get(option)), recursive.get(option)
+        if got != wanted:
+            raise ConfigError(f"kv_sharing.{option}: got {got!r}, takes the {wanted!r} of weights")
+    return True
 
 
 def _num_layers(names: Iterable[str], recursions: int) -> int:
@@ -173,20 +160,22 @@ def _num_layers(names: Iterable[str], recursions: int) -> int:
     return layers
 
 
+def _step(depth: Any, grid: sharing.Grid, recursion: int, block: int) -> str:
+    """Returns the name of a step of the core."""
+    if isinstance(depth, expert_choice.Config):
+        return EXPERT.format(grid.prelude + recursion, block)
+    if isinstance(depth, token_choice.Config):
+        return TOKEN.format(grid.prelude, recursion, block)
+    if grid.order == "cycle":
+        return STEP.format(grid.prelude + recursion * grid.num_blocks + block)
+    return STEP.format(grid.prelude + block * grid.num_recursions + recursion)
+
+
 def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names, each use of a tensor named."""
     grid, specs = config.grid, model.specs(config)
-    kind = type(config.depth)
     block = lambda name: _block(config.block, named, name)
-
-    def step(recursion: int, k: int) -> dict[str, Any]:
-        if kind is expert_choice.Config:
-            return block(EXPERT.format(grid.prelude + recursion, k))
-        if kind is token_choice.Config:
-            return block(TOKEN.format(grid.prelude, recursion, k))
-        is_cycle = grid.order == "cycle"
-        at = recursion * grid.num_blocks + k if is_cycle else k * grid.num_recursions + recursion
-        return block(STEP.format(grid.prelude + at))
+    step = lambda recursion, k: block(_step(config.depth, grid, recursion, k))
 
     def bank(slot: str, specs: Any) -> Any:
         """Takes each entry from the first step that uses it."""
@@ -199,7 +188,7 @@ def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]
 
     middle = {expert_choice.Config: grid.num_recursions, token_choice.Config: 1}
     steps = grid.num_recursions * grid.num_blocks
-    last = grid.prelude + middle.get(kind, steps)
+    last = grid.prelude + middle.get(type(config.depth), steps)
     ends = lambda name, count: jax.tree.map(lambda p: p[None], block(name)) if count else {}
     embed = {"table": named["model.embed_tokens.weight"]}
     if not config.embed.is_tied:
