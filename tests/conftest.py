@@ -2,8 +2,12 @@
 
 Compiling dominates: programs are not optimised nor fused (a quarter of the time, the same laws),
 and what one worker compiled the others read. `JAX_DISABLE_MOST_OPTIMIZATIONS=0` optimises them.
+
+Of a test with several parameters the quick tier meets every value of each, the slow one the
+combinations that are left. Kernels and machines meet in all combinations in the quick one too.
 """
 
+import collections
 import os
 import shutil
 import tempfile
@@ -16,6 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_cpu_use_fusion_emitters=false",  # known to jaxlib 0.10 and 0.12
+        "--xla_cpu_parallel_codegen_split_count=1",  # small programs gain nothing from parts
     ]
 )
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -32,6 +37,27 @@ def pytest_unconfigure():
     """Deletes the programs in the process that made their folder; workers inherit it."""
     if OURS:
         shutil.rmtree(OURS, ignore_errors=True)
+
+
+WHOLE = ("kernels", "preflight")  # folders
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks as slow the combinations of a test's parameters in which no value is new."""
+    tests = collections.defaultdict(dict)
+    for item in items:
+        is_marked = item.get_closest_marker("slow") or item.get_closest_marker("gpu_compile")
+        if not is_marked and item.path.parent.name not in WHOLE and hasattr(item, "callspec"):
+            values = {(name, repr(value)) for name, value in item.callspec.params.items()}
+            tests[item.nodeid.partition("[")[0]][item] = values
+    for combinations in tests.values():
+        unmet = set().union(*combinations.values())
+        while unmet:
+            richest = max(combinations, key=lambda item: len(unmet & combinations[item]))
+            unmet -= combinations.pop(richest)
+        for item in combinations:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", autouse=True)

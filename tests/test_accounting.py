@@ -113,6 +113,16 @@ def test_what_remat_computes_again_is_exact(kv_sharing, remat):
     assert_exact(tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, **same))
 
 
+@pytest.mark.parametrize("saves", ["attention", "products"])
+@pytest.mark.parametrize("remat", ["block", "recursion"])
+def test_what_remat_saves_is_not_computed_again(remat, saves):
+    same = dict(remat=remat, remat_saves=saves)
+    assert_exact(tiny(fixed.Config(1), "none", 3, **same))
+    assert_exact(tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, **same))
+    cost = lambda **how: accounting.executed_training_flops(tiny(num_layers=6, **how), 16)
+    assert cost() < cost(**same) < cost(remat=remat)
+
+
 def test_the_trainers_loss_is_exact():
     model_config, seq_len = tiny(expert_choice.Config(3), dtype="bfloat16"), 12
 
@@ -188,25 +198,32 @@ def test_one_router_is_applied_in_each_recursion():
 
 
 @pytest.mark.parametrize(
-    ("name", "recursions", "layers", "millions"),
+    ("size", "vanilla", "recursive"),
     [
-        ("vanilla:360m", 1, 32, 315),
-        ("recursive:360m", 2, 32, 167),
-        ("recursive:360m", 3, 32, 118),
-        ("recursive:360m", 4, 34, 98),
-        ("vanilla:730m", 1, 26, 654),
-        ("recursive:730m", 3, 26, 252),
-        ("vanilla:1.7b", 1, 24, 1611),
-        ("recursive:1.7b", 3, 23, 604),
-        ("vanilla:135m", 1, 30, 106),
-        ("recursive:135m", 3, 29, 39),
+        ("135m", 106, (57, 39, 32)),
+        ("360m", 315, (167, 118, 98)),
+        ("730m", 654, (352, 252, 201)),
+        ("1.7b", 1611, (872, 604, 470)),
     ],
 )
-def test_published_parameters(name, recursions, layers, millions):
-    shape = {"model.num_layers": str(layers), "model.depth.num_recursions": str(recursions)}
-    model_config = config.load(name, shape).model.build(49152)
-    table = 49152 * model_config.block.embed_dim
-    assert round((accounting.unique_parameters(model_config) - table) / 1e6) == millions
+def test_published_parameters(size, vanilla, recursive):
+    """Millions without embedding, for 2, 3 and 4 recursions; exactly, with it and the routers."""
+
+    def count(name):
+        model_config = config.load(name, {}).model.build(49152)
+        return accounting.unique_parameters(model_config), model_config
+
+    block = count(f"vanilla:{size}")[1].block
+    d, table = block.embed_dim, 49152 * block.embed_dim
+    wide = block.num_kv_heads * block.head_dim
+    layer = 2 * d * d + 2 * d * wide + 3 * d * block.mlp_dim + 2 * d
+    assert round((count(f"vanilla:{size}")[0] - table) / 1e6) == vanilla
+    for recursions, variant, millions in zip((2, 3, 4), ("_r2", "", "_r4"), recursive, strict=True):
+        parameters, routed = count(f"mor:{size}{variant}")
+        assert parameters == (2 + routed.grid.num_blocks) * layer + table + d + recursions * d
+        assert round((parameters - table) / 1e6) == millions
+    shared = count(f"recursive:{size}")[0]
+    assert count(f"mor:{size}")[0] == count(f"mor:{size}_token")[0] == shared + 3 * d
 
 
 def test_parameters_of_the_smallest_published_model():

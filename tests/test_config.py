@@ -77,6 +77,8 @@ READ = [
     ("varies.norms=recursion", lambda run: run.model.varies, (("norms", "recursion"),)),
     ("model.varies.norms=((0,),(1,))", lambda run: run.model.varies, (("norms", ((0,), (1,))),)),
     ("mesh.fsdp=2", lambda run: run.mesh.fsdp, 2),
+    ("sharing=none", lambda run: run.model.sharing, "none"),
+    ("remat=block", lambda run: run.model.remat, "block"),
 ]
 
 
@@ -136,8 +138,9 @@ WRONG = [
     ("depth.capacity=0.5", "config.model.depth.capacity: got 0.5", "a list, each a number"),
     ("varies.norms=colour", "config.model.varies.norms: got 'colour'", "'recursion+block'"),
     ("varies.norm=one", "config.model.varies: no slot 'norm'; the slots are norms, attention"),
-    ("mesh.data=0", "config.mesh.data, fsdp: got (0, 1)"),
-    ("mesh.rules.embed=tensor", "config.mesh.rules.embed: no mesh axis 'tensor'"),
+    ("mesh.data=0", "config.mesh.data, fsdp, expert, context, tensor: got (0, 1, 1, 1, 1)"),
+    ("mesh.rules.embed=tpu", "config.mesh.rules.embed: no mesh axis 'tpu'"),
+    ("mesh.rules.mlp=expert", "config.mesh.rules.mlp: got ('expert',), and 'expert' splits"),
 ]
 
 

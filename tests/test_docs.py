@@ -11,6 +11,7 @@ import pytest
 from docs import combinations
 
 ROOT = pathlib.Path(__file__).parent.parent
+SYSTEMS = sorted((ROOT / "docs" / "systems").glob("*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -35,7 +36,7 @@ def test_commands_of_a_page_run(page, tmp_path):
 def test_usage_shows_every_verb():
     shown = "".join("".join(blocks(page)) for page in PAGES)
     for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect",
-                 "convert recursive"):  # fmt: skip
+                 "convert recursive", "compile"):  # fmt: skip
         assert f"recursia {verb}" in shown, verb
 
 
@@ -46,3 +47,11 @@ def test_the_table_of_combinations_is_what_the_code_says():
 def test_every_configuration_has_its_page():
     pages = {page.stem for page in (ROOT / "docs" / "systems").glob("*.md")}
     assert pages == {p.stem for p in (ROOT / "configs").glob("*.py")} - {"__init__", "base"}
+
+
+@pytest.mark.parametrize("page", SYSTEMS, ids=lambda page: page.stem)
+def test_a_page_of_a_system_has_its_parts(page):
+    text = page.read_text()
+    assert f"recursia train --config={page.stem}:tiny --workdir=" in text
+    for part in ("arXiv", "Checked:", "Paper and code:"):
+        assert part in text

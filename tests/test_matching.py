@@ -40,6 +40,7 @@ class Config:
     embed_dim: int = 64
     num_heads: int = 4
     head_dim: int = 16
+    norm_eps: float = 1e-5
     expert_dim: int = 192
     mlp_dim: int | None = None
     num_experts: int = 2

@@ -3,10 +3,11 @@ import itertools
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from recursia.data.loader import Loader, evaluation_batches
+from recursia.data.loader import Loader, evaluation_batches, rows_here
 from recursia.data.tokenizer import from_spec
 from recursia.data.windows import Windows
 from recursia.errors import ConfigError
@@ -65,16 +66,57 @@ def test_closing_an_iterator_ends_its_threads(data):
     assert alive() == before
 
 
-def test_batches_do_not_depend_on_process_count(data):
+@pytest.mark.parametrize("dealt", [[(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)], [(0, 2), (1, 3)]])
+def test_batches_do_not_depend_on_the_processes_that_read_them(data, dealt):
     whole = loader(data)
-    for count in (2, 4):
-        parts = [loader(data, process_index=i, process_count=count) for i in range(count)]
-        assert {part.fingerprint for part in parts} == {whole.fingerprint}
-        for step in (0, 9):
-            batches = [part.batch(step) for part in parts]
-            joined = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
-            assert same(joined, whole.batch(step))
+    parts = [loader(data, rows=rows) for rows in dealt]
+    assert {part.fingerprint for part in parts} == {whole.fingerprint}
+    for step in (0, 9):
+        for part, rows in zip(parts, dealt, strict=True):
+            assert same(part.batch(step), {k: v[list(rows)] for k, v in whole.batch(step).items()})
     assert same(next(parts[1].iterate(2)), parts[1].batch(2))
+
+
+def test_a_process_reads_only_its_own_rows(data, monkeypatch):
+    asked, real = [], Windows.__getitem__
+    monkeypatch.setattr(Windows, "__getitem__", lambda self, i: asked.append(i) or real(self, i))
+    part = loader(data, batch_size=8, rows=(5, 6))
+    part.batch(0)
+    assert len(asked) == 2
+
+
+class Devices:
+    """A sharding of which a process holds the given rows."""
+
+    def __init__(self, *places):
+        self.places, self.device_set = places, set(range(8))
+
+    def addressable_devices_indices_map(self, shape):
+        return {i: (place, slice(None)) for i, place in enumerate(self.places)}
+
+
+def test_the_rows_of_a_process_are_those_that_its_devices_hold():
+    devices = np.array(jax.devices()).reshape(2, 4)
+    mesh = jax.sharding.Mesh(devices, ("data", "tensor"))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    assert rows_here(split, (6, T)) == tuple(range(6))
+    apart = Devices(slice(4, 6), slice(0, 2))  # of a mesh that deals hosts out in turn
+    assert rows_here(apart, (8, T)) == (0, 1, 4, 5)
+    alike = Devices(slice(2, 4), slice(2, 4))  # an axis that does not split the batch
+    assert rows_here(alike, (8, T)) == (2, 3)
+    assert rows_here(Devices(slice(None)), (3, T)) == (0, 1, 2)
+    with pytest.raises(ConfigError, match=r"none of the 8 devices .* 8 rows"):
+        rows_here(Devices(), (8, T))
+
+
+def test_rows_of_evaluation_are_those_of_the_whole_batch(data):
+    windows = Windows(data, "validation", T, keep_tail=True)
+    whole = list(evaluation_batches(windows, 3, False, None))
+    assert (whole[-1]["weights"][-1] == 0).all()  # rows of nothing are dealt out too
+    for rows in ((0,), (1, 2), (2,)):
+        part = list(evaluation_batches(windows, 3, False, None, rows))
+        for ours, theirs in zip(part, whole, strict=True):
+            assert same(ours, {k: v[list(rows)] for k, v in theirs.items()})
 
 
 def test_an_epoch_holds_every_row_once_and_the_next_has_another_order(data):
@@ -147,8 +189,9 @@ def test_a_split_of_one_row_repeats(pack):
 
 def test_wrong_options_are_one_line(data, pack, refused):
     wrong = lambda call, *parts: refused(call, *parts, kind=ConfigError, code=2)
-    wrong(lambda: loader(data, process_count=3), "batch_size 4", "3 processes")
-    wrong(lambda: loader(data, process_index=2, process_count=2), "process 2", "2")
+    wrong(lambda: loader(data, batch_size=0), "batch_size 0", "at least 1")
+    wrong(lambda: loader(data, rows=(3, 4)), "(3, 4)", "4 of a batch", "0 to 3")
+    wrong(lambda: loader(data, rows=()), "()", "4 of a batch")
     wrong(lambda: loader(data, weights=(1, 2)), "1 directories", "2 weights")
     wrong(lambda: loader(data, data, weights=(1, 0)), "above 0")
     wrong(lambda: loader(data, seed=-1), "seed -1")

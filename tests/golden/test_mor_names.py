@@ -1,5 +1,7 @@
 """Names and shapes of the authors' arrays, in options that no file here has, are read as ours."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -37,6 +39,27 @@ def router(prefix, kind, outputs):
     return {f"{prefix}.router.0.weight": (16, 8), f"{prefix}.router.2.weight": (outputs, 16)}
 
 
+def is_later(name, recursions, first):
+    """Returns whether a block belongs to a recursion after the first."""
+    return any(
+        f".block_list.{r}." in name or f".layers.{first + r}.block." in name
+        for r in range(1, recursions)
+    )
+
+
+def owners(shapes, recursions, first, own=()):
+    """Returns the owner of each array: of a block, the first recursion's, but for some names."""
+
+    def owner(name):
+        if not is_later(name, recursions, first) or any(part in name for part in own):
+            return name
+        if ".block_list." in name:
+            return re.sub(r"block_list\.\d+", "block_list.0", name)
+        return re.sub(r"layers\.\d+", f"layers.{first}", name)
+
+    return {name: owner(name) for name in shapes}
+
+
 def theirs(recursions, blocks, sharing, kind, choice, kv_sharing=None, **own):
     """Returns their hyper-parameters, and the shapes of their arrays by name."""
     first = int(sharing == "middle_cycle")
@@ -67,7 +90,7 @@ def theirs(recursions, blocks, sharing, kind, choice, kv_sharing=None, **own):
         choice: own,
     }
     config = {
-        "llama": LLAMA,
+        "llama": dict(LLAMA),
         "recursive": {"num_recursion": recursions, "sharing": sharing},
         "mor": mor,
         "kv_sharing": kv_sharing,
@@ -91,7 +114,8 @@ def theirs(recursions, blocks, sharing, kind, choice, kv_sharing=None, **own):
 def test_every_array_is_taken_in_its_place(recursions, sharing, choice, own, kind, is_tied):
     config, shapes = theirs(recursions, 2, sharing, kind, choice, {"sharing": sharing}, **own)
     shapes["lm_head.weight"] = (11, 8)
-    owner = {name: name for name in shapes}
+    first = int(sharing != "cycle")
+    owner = owners(shapes, recursions, first)
     if is_tied:
         owner["lm_head.weight"] = "model.embed_tokens.weight"
     ours = mor.config(config, owner)
@@ -105,19 +129,13 @@ def test_every_array_is_taken_in_its_place(recursions, sharing, choice, own, kin
     # Every router is read, and of shared blocks the first recursion's.
     used = {int(i) for leaf in jax.tree.leaves(tree) for i in np.unique(leaf)}
     left = {name for i, name in enumerate(shapes) if i not in used}
-    is_later = lambda name: (
-        any(f".block_list.{r}." in name for r in range(1, recursions))
-        or any(
-            f".layers.{int(sharing != 'cycle') + r}.block." in name for r in range(1, recursions)
-        )
-    )
     head = {"lm_head.weight"} if is_tied else set()
-    assert left == {name for name in shapes if is_later(name)} | head
+    assert left == {name for name in shapes if is_later(name, recursions, first)} | head
 
 
 def test_options_are_read_as_what_they_do():
     read = lambda choice, **own: mor.config(*named(theirs(3, 1, "cycle", "linear", choice, **own)))
-    named = lambda pair: (pair[0], {name: name for name in pair[1]})
+    named = lambda pair: (pair[0], owners(pair[1], 3, 0))
     depth = read("token", balancing="loss_free", router_func="sigmoid").depth
     assert (depth.score, depth.alpha, depth.balancing) == ("sigmoid", 0.1, "loss_free")
     depth = read("token", balancing="loss", alpha=0.3, gating="none").depth
@@ -125,3 +143,25 @@ def test_options_are_read_as_what_they_do():
     depth = read("expert", sampling="aux_router", alpha=0.2, router_func=None).depth
     assert (depth.sampling, depth.score, depth.alpha) == ("aux_router", "none", 0.2)
     assert depth.capacity == (1.0, 2 / 3, 1 / 3)
+
+
+@pytest.mark.parametrize(
+    "own", [(), ("layernorm",), ("self_attn",), ("layernorm", "mlp.")], ids=str
+)
+@pytest.mark.parametrize("choice", ["expert", "token"])
+def test_a_slot_is_shared_where_their_arrays_are(own, choice):
+    config, shapes = theirs(3, 2, "middle_cycle", "linear", choice)
+    ours = mor.config(config, owners(shapes, 3, 1, own))
+    parts = {"norms": "layernorm", "attention": "self_attn", "mlp": "mlp."}
+    for slot, part in parts.items():
+        assert ("recursion" in ours.grid.axes_of(slot)) == (part in own)
+
+
+def test_what_a_configuration_does_not_say_is_their_default():
+    config, shapes = theirs(3, 1, "cycle", "linear", "expert", sampling="aux_loss")
+    for name in ("num_key_value_heads", "rope_theta", "rms_norm_eps"):
+        del config["llama"][name]
+    del config["attention_shared"], config["kv_sharing"]
+    ours = mor.config(config, owners(shapes, 3, 0))
+    assert (ours.block.num_kv_heads, ours.block.rope_base) == (4, 10_000)
+    assert not ours.kv.reads_first

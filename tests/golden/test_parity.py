@@ -8,6 +8,7 @@ import pytest
 
 from recursia.errors import ConfigError, DataError
 from recursia.evaluate import parity
+from tests import slow
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))
@@ -16,11 +17,11 @@ ROUTED = FOLDER / "mor_expert.npz"
 
 @pytest.fixture
 def changed(tmp_path):
-    """Returns a function that writes the routed file with one entry changed, and its path."""
+    """Returns a function that writes a file with one entry changed, and others replaced."""
 
-    def write(name, change):
-        with np.load(ROUTED) as file:
-            arrays = dict(file)
+    def write(name, change, path=ROUTED, **others):
+        with np.load(path) as file:
+            arrays = {**dict(file), **others}
         arrays[name] = change(arrays[name])
         np.savez(tmp_path / "changed.npz", **{k: v for k, v in arrays.items() if v is not None})
         return str(tmp_path / "changed.npz")
@@ -51,7 +52,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 8
+    assert len(NAMES) == 10
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +101,7 @@ def test_a_selection_of_another_size_is_seen(changed):
     assert not result.is_routed_alike
 
 
-@pytest.mark.parametrize("name", ["logits", "router_loss", "grad/model.norm.weight"])
+@pytest.mark.parametrize("name", ["logits", slow("router_loss"), "grad/model.norm.weight"])
 def test_what_is_not_a_number_is_not_equal(changed, name):
     assert not parity.check(changed(name, first_to(np.nan))).ok
 
@@ -120,6 +121,18 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(changed, name, change, 
     assert "\n" not in str(refusal.value)
 
 
+def configured(*options):
+    """Returns a change of the configuration: (section, fields of it, or None to take it away)."""
+
+    def change(config):
+        theirs = json.loads(str(config))
+        for section, fields in options:
+            theirs[section] = None if fields is None else (theirs[section] or {}) | fields
+        return np.array(json.dumps(theirs))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("section", "option"),
     [
@@ -130,20 +143,53 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(changed, name, change, 
         ("mor", {"expert": {"sampling": "dice"}}),
         ("mor", {"type": "token", "token": {"balancing": "dice"}}),
         ("mor", {"type": "token", "token": {"bal_warmup_step": 3}}),
+        ("mor", {"expert": {"router_func": "relu"}}),
         ("kv_sharing", {"update_cache": True}),
+        ("kv_sharing", {"sharing": "cycle"}),
+        ("llama", {"attention_bias": True}),
+        ("llama", {"hidden_act": "gelu"}),
     ],
     ids=str,
 )
 def test_an_option_without_counterpart_is_refused_by_name(changed, section, option):
-    def with_option(config):
-        theirs = json.loads(str(config))
-        theirs[section] = (theirs[section] or {}) | option
-        return np.array(json.dumps(theirs))
-
     *_, name = option
     with pytest.raises(ConfigError, match=name) as refusal:
-        parity.check(changed("config", with_option))
+        parity.check(changed("config", configured((section, option))))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("recursive", {"sharing": "middle_sequence"}), "recursion"),  # their code routes nothing
+        (("recursive", None), "num_layers|recursion|missing"),
+        (("mor", {"capacity": "0.5,1.0,0.5"}), "capacity"),
+        (("llama", {"hidden_size": 30}), "shape|head"),
+        (("llama", {"vocab_size": 60}), "60"),
+    ],
+    ids=str,
+)
+def test_a_configuration_that_does_not_fit_its_arrays_is_one_line(changed, change, reason):
+    with pytest.raises((ConfigError, DataError), match=reason) as refusal:
+        parity.check(changed("config", configured(change)))
+    assert "\n" not in str(refusal.value) and "changed.npz" in str(refusal.value)
+
+
+def test_a_loss_that_their_router_is_trained_without_is_not_compared(changed):
+    """Theirs is 0 then; gradients of the router are left out here, for the file has them."""
+    cases = [
+        ("mor_expert", "expert", {"sampling": None}, ("router_loss",)),
+        ("mor_token", "token", {"balancing": None}, ("balancing_loss", "balancing_ratio")),
+    ]
+    for name, kind, option, names in cases:
+        path = FOLDER / f"{name}.npz"
+        with np.load(path) as file:
+            own = json.loads(str(file["config"]))["mor"][kind] | option
+            others = dict.fromkeys(names, np.float32(0)) | {"total_loss": file["cross_entropy"]}
+        change = configured(("mor", {kind: own}))
+        result = parity.check(changed("config", change, path, **others))
+        assert result.loss_max_abs < parity.LOSSES
+        assert result.logits_max_abs < parity.LOGITS
 
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path):

@@ -113,10 +113,12 @@ def updated(depth, lr=0.01):
     return before, trainer.step_function(0)(state, trainer.put(batch))[0].params
 
 
+@pytest.mark.slow
 def test_an_update_leaves_the_rest_as_it_is_even_where_gradients_are_clipped():
     depth = expert_choice.Config(3, sampling="aux_router", aux_loss_weight=1e4)
     before, after = updated(depth)
-    _, light = updated(dataclasses.replace(depth, aux_loss_weight=1.0))
+    # Not 1: a compiler leaves out that product, and rounds others in another order.
+    _, light = updated(dataclasses.replace(depth, aux_loss_weight=2.0))
     assert is_equal(without(after), without(light))
     # Adam's first step is the learning rate, whatever the gradient's size.
     moved = np.abs(after["depth"]["aux_router"]["out"] - before["depth"]["aux_router"]["out"])

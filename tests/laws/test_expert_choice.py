@@ -138,6 +138,9 @@ def multiplications(config, mode="eval"):
     """Returns the FLOPs of all matrix multiplications of a forward pass without the head."""
 
     def flops(equation):
+        if equation.primitive.name.endswith("_attention"):  # scores, and the sums of values
+            query, key = (each.aval for each in equation.invars[:2])
+            return int(2 * 2 * query.size * key.shape[1])
         if equation.primitive.name != "dot_general":
             return 0
         (contracted, _), _ = equation.params["dimension_numbers"]

@@ -21,6 +21,7 @@ from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.rotary import rotate
 from recursia.sharing.grid import Grid
+from tests import slow
 from tests.laws import by_hand
 from tests.laws.tiny import LENGTH, VOCAB, assert_close, draw, error, forward, is_equal, text
 from tests.test_accounting import assert_exact
@@ -196,7 +197,7 @@ def rewritten(tmp_path, **changes):
     return str(tmp_path / "file.npz")
 
 
-@pytest.mark.parametrize("split", [(0, 4), (3, 1), (4, 0)])
+@pytest.mark.parametrize("split", [slow((0, 4)), (3, 1), slow((4, 0))])
 def test_where_the_gradient_starts_changes_no_value(tmp_path, split):
     result = parity.check(rewritten(tmp_path, num_steps=np.array(split)))
     assert result.logits_max_abs < parity.LOGITS and result.loss_max_abs < parity.LOSSES

@@ -264,6 +264,7 @@ def test_fillers_are_not_counted():
         assert (usage.tokens == live.sum()).all()
 
 
+@pytest.mark.slow
 def test_it_can_be_routed_in_depth():
     depth = expert_choice.Config(3, capacity=(1.0, 0.5, 0.5))
     config = build(depth=depth)

@@ -49,6 +49,7 @@ def test_blocks_do_not_lengthen_the_program():
     assert two[0] == eight[0]
 
 
+@pytest.mark.slow
 def test_falling_capacities_do_lengthen_it():
     four, eight = (size("train", r, "expert_choice", "cycle", FALLING, blocks=1) for r in (4, 8))
     assert eight[0] > 1.5 * four[0]

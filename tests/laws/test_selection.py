@@ -55,6 +55,7 @@ def test_counts_are_whole_parts_of_all_tokens_and_at_least_one(recursions, capac
         ({"capacity_warmup_steps": -1}, "capacity_warmup_steps: got -1"),
         ({"aux_loss_weight": -0.1}, "aux_loss_weight"),
         ({"z_loss_weight": -0.1}, "z_loss_weight"),
+        ({"alpha": -0.1}, "alpha"),
         ({"temperature": 0.0}, "temperature: got 0.0"),
     ],
 )

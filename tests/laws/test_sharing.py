@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recursia.blocks import llama
+from tests import slow
 from tests.laws import tiny as t
 from tests.laws.copies import entries, tied, untied
 from tests.laws.tiny import assert_close, draw, error, forward, gradient, text, tiny
@@ -40,7 +41,7 @@ def test_shared_gradient_is_the_sum_over_copies(pattern, name):
 
 
 @pytest.mark.parametrize(
-    ("depth", "kv"), [("fixed", "first_recursion"), ("expert_choice", "first_recursion")]
+    ("depth", "kv"), [("fixed", "first_recursion"), slow("expert_choice", "first_recursion")]
 )
 def test_shared_gradient_is_the_sum_over_copies_where_one_makes_the_keys(depth, kv):
     config = tiny(depth, "middle_cycle", recursions=2, kv=kv, varies=(("mlp", ((0, 1), (1, 0))),))

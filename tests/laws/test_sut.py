@@ -13,6 +13,7 @@ from recursia.blocks import sut
 from recursia.depth import fixed, stick_breaking
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.sharing import core as sharing
+from tests import slow
 from tests.laws import by_hand
 from tests.laws.test_causality import is_free_of_the_future
 from tests.laws.tiny import (
@@ -281,7 +282,7 @@ def test_halted_tokens_are_left_out_of_the_loss():
     )
 
 
-@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("norm", [slow("post"), "pre"])
 def test_flops_are_exact(norm):
     block = dataclasses.replace(BLOCK, norm=norm)
     assert_exact(small(block=block, blocks=2, remat="block"))
@@ -304,7 +305,7 @@ def test_packed_documents_do_not_see_each_other():
     assert_close(packed, jnp.concatenate(alone, axis=1))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_the_gradient_reaches_every_weight(dtype):
     config = small(dtype=dtype, recursions=2)
     value, grads = gradient(draw(config), text(), config)
