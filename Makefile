@@ -4,7 +4,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 TEST_FLAGS ?= -q -n 2 --durations=10
 
-.PHONY: demo test test-slow test-shapes lint clean
+.PHONY: demo test test-slow test-presets test-shapes test-gpu-compile lint clean
 
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
@@ -15,10 +15,19 @@ demo: .venv/installed
 	  --prompt="It was a " --prompt="My dear " --prompt="She looked at "
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow"
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile"
 
 test-slow: .venv/installed-test
-	$(BIN)/python -m pytest $(TEST_FLAGS) -m slow
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "slow and not gpu_compile"
+
+# Compiles kernels and training steps for NVIDIA GPUs, on a machine that has none (installs 5 GB).
+test-gpu-compile: .venv-gpu/installed
+	.venv-gpu/bin/python -m pytest $(TEST_FLAGS) -m gpu_compile
+
+# Compiles every preset for the machine that it names, of which test-slow takes the smaller: hours.
+# Without the limit on the stack: libtpu exceeds 8 MiB on sut:244m.
+test-presets: .venv/installed-test
+	ulimit -s unlimited; RECURSIA_PRESETS=all $(BIN)/python -m pytest $(TEST_FLAGS) -m slow tests/preflight/test_presets_fit.py
 
 # The same tests with every annotated shape and type checked as it runs.
 test-shapes: .venv/installed-test
@@ -37,5 +46,10 @@ lint: .venv/installed-test
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable ".[test]"
 	@touch $@
 
+.venv-gpu/installed: pyproject.toml requirements.txt
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --constraint requirements.txt --editable ".[cuda,test]"
+	@touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-gpu runs build *.egg-info
