@@ -42,10 +42,10 @@ MAY = {
     | {"model", "accounting", "data", "generate", "evaluate", "distributed"}
     | CONFIGS,
     "evaluate": MODEL | {"model", "accounting", "data", "generate", "train", "convert"} | CONFIGS,
-    "arguments": set(),
+    "arguments": {"data"},
     "cli": BASE
-    | {"arguments", "config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
-    | {"distributed", "preflight", "topology"},
+    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
+    | {"arguments", "distributed", "preflight", "topology"},
     "activations": MODEL | {"model", "accounting"},
     "preflight": MODEL
     | {"model", "accounting", "activations", "budget", "topology", "train", "generate", "data"}
