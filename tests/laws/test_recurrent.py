@@ -1,4 +1,4 @@
-"""Recursions of any number, their gradient cut, and tokens that come to rest."""
+"""Recursions of any number, and tokens that come to rest."""
 
 import dataclasses
 import functools
@@ -8,134 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, inject, kv, model, params, settings
+from recursia import inject, kv, model, params
 from recursia.blocks import llama
 from recursia.depth import recurrent
-from recursia.layers.attention import Context
 from recursia.sharing import grid as sharing
 from tests import slow
-from tests.laws import by_hand
-from tests.laws.tiny import (
-    BATCH,
-    BLOCK,
-    LENGTH,
-    VOCAB,
-    assert_close,
-    counted,
-    draw,
-    error,
-    is_equal,
-    text,
+from tests.laws.recurrent_by_hand import (
+    FIXED,
+    WIDTH,
+    gradient,
+    key_of,
+    noise,
+    run,
+    tiny,
+    walk_by_hand,
+    weights,
 )
-from tests.test_accounting import loss as traced_loss
-
-WIDTH = BLOCK.embed_dim
-
-
-def tiny(recursions=3, blocks=2, *, dtype="float32", remat="none", input="adapter", **options):
-    """Returns a model with a prelude and a coda of one block; options are the policy's."""
-    return settings.Model(
-        recursions * blocks + 2,
-        BLOCK,
-        recurrent.Config(recursions, **{"backprop_depth": 2} | options),
-        sharing="cycle",
-        prelude=1,
-        coda=1,
-        inject=inject.Config(input=input),
-        loop_norm="last",
-        dtype=dtype,
-        remat=remat,
-    ).build(VOCAB)
-
-
-FIXED = tiny(sampler="fixed")
-
-
-def weights(config, seed=0):
-    """Returns parameters under which states draw near a fixed point."""
-    drawn = draw(config, seed)
-    calm = lambda p, s: 0.5 * p if s.is_decayed else p
-    drawn = jax.tree.map(calm, drawn, model.specs(config))
-    if config.inject.input == "adapter":
-        narrow = drawn["inject"]["adapter"].at[:WIDTH].mul(0.3)
-        drawn["inject"] = {**drawn["inject"], "adapter": 1.5 * narrow}
-    return drawn
-
-
-def noise(seed=0, length=LENGTH):
-    """Returns a first state."""
-    return jax.random.normal(jax.random.key(seed), (BATCH, length, WIDTH))
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
-def run(weights, tokens, config, mode="eval", **options):
-    """Returns logits and what the policy reports."""
-    out = model.apply(weights, tokens, config, mode=mode, **options)
-    return model.logits(weights, out.hidden, config), out.aux
-
-
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
-def gradient(weights, state, tokens, config, mode="train", key=None):
-    """Returns the gradient of a number that all logits move, by parameters and first state."""
-
-    def total(weights, state):
-        logits, _ = run(weights, tokens, config, mode, state=state, key=key)
-        return jnp.sin(logits).mean()
-
-    return jax.grad(total, (0, 1))(weights, state)
-
-
-@functools.lru_cache
-def key_of(recursions, depth):
-    """Returns a key with which training walks that many recursions."""
-    total = jax.jit(lambda seed: sum(recurrent.draw(depth, jax.random.key(seed))))
-    return next(jax.random.key(s) for s in range(10_000) if total(s) == recursions)
-
-
-def block_by_hand(p, x, part, k):
-    """Returns one block's output for a row."""
-    where = np.stack([np.arange(len(x)), np.ones(len(x))])
-    return by_hand.block(by_hand.pick(p[part], k), x, where, BLOCK)[0]
-
-
-def walk_by_hand(p, tokens, state, config, recursions):
-    """Returns logits [B T V] and depths [B T] of a loop over rows and recursions, in float64."""
-    depth, rows, depths = config.depth, [], []
-    end = np.asarray(p["final_norm"], np.float64)
-    for row, s in zip(np.asarray(tokens), np.asarray(state, np.float64), strict=True):
-        block = functools.partial(block_by_hand, p)
-        table = np.asarray(p["embed"]["table"], np.float64)
-        e = block(table[row], "prelude", 0)
-        rests, taken = np.zeros(len(row), bool), np.zeros(len(row), int)
-
-        def predicted(s, block=block, table=table):
-            x = block(by_hand.norm(s, end, BLOCK.norm_eps), "coda", 0)
-            logits = by_hand.norm(x, end, BLOCK.norm_eps) @ table.T
-            return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-        for _ in range(recursions):
-            y = s + e
-            if config.inject.input == "adapter":
-                y = np.concatenate([s, e], -1) @ np.asarray(p["inject"]["adapter"], np.float64)
-            for k in range(config.grid.num_blocks):
-                y = block(y, "core", k)
-            y[rests] = s[rests]
-            taken += ~rests
-            size = lambda x: np.sqrt((x**2).sum(-1))
-            old, new = predicted(s), predicted(y)
-            entropy = lambda said: -(np.exp(said) * said).sum(-1)
-            far = {
-                "none": np.ones(len(row)),
-                "kl": (np.exp(new) * (new - old)).sum(-1),
-                "entropy": np.abs(entropy(new) - entropy(old)),
-                "latent_diff": size(y - s) / size(y),
-                "cosine": 1 - (s * y).sum(-1) / size(s) / size(y),
-            }[depth.exit]
-            rests, s = rests | (far < (depth.exit_threshold if depth.exit != "none" else 0)), y
-        x = block(by_hand.norm(s, end, BLOCK.norm_eps), "coda", 0)
-        rows.append(by_hand.norm(x, end, BLOCK.norm_eps) @ table.T)
-        depths.append(taken)
-    return np.stack(rows), np.stack(depths)
+from tests.laws.tiny import BATCH, LENGTH, VOCAB, assert_close, error, is_equal, text
 
 
 @pytest.mark.parametrize(
@@ -216,91 +105,6 @@ def run_state(p, tokens, config, wanted):
     return out.hidden, out.aux.depth_used
 
 
-def test_recursions_without_gradient_change_no_value():
-    p = weights(FIXED)
-    full = tiny(sampler="fixed", backprop_depth=3)
-    ours, all_trained = (run(p, text(), c, "train", state=noise())[0] for c in (FIXED, full))
-    assert_close(ours, all_trained)
-    assert_close(ours, run(p, text(), FIXED, "eval", state=noise())[0])
-
-
-@pytest.mark.parametrize("recursions", [1, 2, 3, 7])
-def test_the_first_state_has_a_gradient_when_all_recursions_do(recursions):
-    config = tiny()
-    p, key = weights(config), key_of(recursions, config.depth)
-    towards = gradient(p, noise(), text(), config, key=key)[1]
-    assert bool(np.any(towards)) == (recursions <= config.depth.backprop_depth)
-
-
-@pytest.mark.parametrize("recursions", [slow(1), 2, slow(5)])
-def test_the_gradient_is_that_of_a_loop_cut_by_hand(recursions):
-    config, tokens = tiny(), text()
-    p, key = weights(config), key_of(recursions, config.depth)
-    place = jnp.broadcast_to(jnp.arange(LENGTH), (BATCH, LENGTH))
-    where = Context(place, jnp.ones_like(place))
-
-    def block(x, bank, k):
-        return llama.apply(jax.tree.map(lambda leaf: leaf[k], bank), x, where, BLOCK)[0]
-
-    def total(p):
-        norm = lambda x: model.normalise(p, x, config)
-        e, x = block(p["embed"]["table"][tokens], p["prelude"], 0), noise()
-        for i in range(recursions):
-            if i == recursions - config.depth.backprop_depth:
-                x = jax.lax.stop_gradient(x)
-            x = jnp.concatenate([x, e], -1) @ p["inject"]["adapter"]
-            for k in range(2):
-                x = block(x, p["core"], k)
-        x = norm(block(norm(x), p["coda"], 0))
-        return jnp.sin(x @ p["embed"]["table"].T).mean()
-
-    ours = gradient(p, noise(), tokens, config, key=key)[0]
-    assert_close(ours, jax.jit(jax.grad(total))(p), n=1024)
-    fixed = tiny(recursions, sampler="fixed")
-    assert_close(ours, gradient(p, noise(), tokens, fixed)[0], n=1024)
-
-
-@pytest.mark.parametrize("remat", ["block", "recursion"])
-def test_what_is_computed_again_changes_no_gradient(remat):
-    config, key = tiny(), key_of(3, tiny().depth)
-    p = weights(config)
-    ours = gradient(p, noise(), text(), tiny(remat=remat), key=key)
-    assert_close(ours, gradient(p, noise(), text(), config, key=key))
-
-
-def program(config):
-    """Returns the program of loss and gradient."""
-    p = params.abstract(model.specs(config))
-    tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
-    run = jax.value_and_grad(functools.partial(traced_loss, model_config=config))
-    return jax.make_jaxpr(run)(p, tokens)
-
-
-def test_recursions_that_may_be_skipped_keep_no_weights_each():
-    trained, blocks = 5, 3
-    for remat in ("none", "block"):
-        config, shapes = tiny(8, blocks, backprop_depth=trained, remat=remat), set()
-        bank = {spec.shape for spec in jax.tree.leaves(model.specs(config)["core"]["mlp"])}
-        note = lambda e, to=shapes: to.update(value.aval.shape for value in e.outvars) or 0
-        counted(program(config).jaxpr, note)
-        kept = {(trained, *shape) for shape in bank} & shapes
-        assert bool(kept) == (remat == "none")
-
-
-def test_of_recursions_that_may_be_skipped_blocks_alone_are_computed_again():
-    """As many products more as where the number of recursions is known."""
-
-    def products(**how):
-        is_product = lambda equation: equation.primitive.name == "dot_general"
-        return counted(program(tiny(8, 3, backprop_depth=5, **how)).jaxpr, is_product, True)
-
-    drawn, known = (
-        products(sampler=sampler, remat="block") - products(sampler=sampler)
-        for sampler in ("poisson_lognormal", "fixed")
-    )
-    assert drawn == known > 0
-
-
 def test_one_program_serves_every_depth():
     config = tiny()
     step = jax.jit(lambda p, key: run(p, text(), config, "train", key=key)[1].depth_used[0, 0])
@@ -356,25 +160,6 @@ def test_the_model_runs_at_any_depth(depth):
     common = min(depth, 3)
     whole = run(p, text(), FIXED, state=noise())[1].states
     assert_close(aux.states[:common], whole[:common])
-
-
-@pytest.mark.parametrize(
-    ("recursions", "trained", "remat"),
-    [(5, 2, "none"), (5, 2, "block"), (5, 2, "recursion"), (2, 4, "none"), (3, 1, "none")],
-)
-def test_flops_of_a_cut_gradient_are_exact(recursions, trained, remat):
-    config = tiny(recursions, sampler="fixed", backprop_depth=trained, remat=remat)
-    p = params.abstract(model.specs(config))
-    tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
-
-    def count(transform):
-        function = transform(functools.partial(traced_loss, model_config=config))
-        return accounting.count_flops(jax.make_jaxpr(function)(p, tokens))
-
-    forward, both = count(lambda f: f), count(jax.value_and_grad)
-    assert BATCH * accounting.forward_flops(config, 13) == forward
-    assert BATCH * accounting.executed_training_flops(config, 13) == both
-    assert BATCH * accounting.training_flops(config, 13) <= min(both, 3 * forward)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "causal"])

@@ -13,8 +13,8 @@ from recursia.blocks import moe
 from recursia.depth import fixed
 from recursia.layers.attention import Context
 from tests.laws import by_hand
+from tests.laws.moeut_by_hand import layer_norm
 from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_moeut import layer_norm
 from tests.laws.tiny import (
     LENGTH,
     VOCAB,
