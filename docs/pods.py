@@ -82,9 +82,10 @@ compiles the drawing of a token too, on one chip. `--json` prints one object, `-
 Several such commands may run at once. Where libtpu ends with `SIGSEGV STACK OVERFLOW`, as on
 `sut:244m`, run it after `ulimit -s unlimited`: that step then compiles, and fits.
 
-`--search` takes every legal mesh over data, fsdp and tensor with every number of microbatches and
-every kind of rematerialisation, predicts the memory of each from its trace, compiles the `--tries`
-most promising ones and ranks those that fit, with what to type for each.
+`--search` takes every legal mesh (all five axes, by powers of two; up to 8 devices split heads, a
+sequence or experts) with every number of microbatches and every kind of rematerialisation, predicts
+the memory of each from its trace, compiles the `--tries` most promising ones and ranks those that
+fit, with what to type for each.
 
 ## How the numbers come about
 

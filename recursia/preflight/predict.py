@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from recursia import activations, settings
+from recursia import activations, settings, sharding
 from recursia.preflight import program
 from recursia.train.step import Trainer
 
@@ -41,17 +41,20 @@ def temporary_bytes(made: Trainer) -> int:
 
 def change(run: settings.Run, **values: Any) -> settings.Run:
     """Returns a run with fields of its sections changed, such as `train__num_microbatches=2`."""
+    sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, field = name.partition("__")
-        old = getattr(run, section)
-        run = dataclasses.replace(run, **{section: dataclasses.replace(old, **{field: value})})
+        sections.setdefault(section, {})[field] = value
+    for section, fields in sections.items():
+        changed = dataclasses.replace(getattr(run, section), **fields)
+        run = dataclasses.replace(run, **{section: changed})
     return run
 
 
 def overrides(run: settings.Run, changed: settings.Run) -> str:
     """Returns what to type to get from one run to the other."""
     names = {
-        "mesh": ("data", "fsdp", "tensor"),
+        "mesh": sharding.AXES,
         "train": ("batch_size", "num_microbatches"),
         "model": ("remat",),
     }

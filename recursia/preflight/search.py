@@ -7,24 +7,28 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from recursia import accounting, budget, settings
-from recursia.errors import UserError
+import jax
+
+from recursia import accounting, batch, budget, model, settings, sharding
+from recursia.errors import ConfigError
 from recursia.preflight import chips, predict, program, render, report
+
+_MOST = 8  # devices that split heads, a sequence (unless told more) or experts
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A way to run, and what it is predicted to need.
+    """A way to run.
 
     Attributes:
       run: the settings.
-      bytes_per_chip: predicted.
+      held_bytes: of the state and the batch, on one device.
       cost: what it is tried by, the least first: FLOPs executed, then devices that split products,
-        then parts of a batch, then devices that hold all parameters.
+        then parts of a batch, then devices that split experts, then those that hold all parameters.
     """
 
     run: settings.Run
-    bytes_per_chip: int
+    held_bytes: int
     cost: tuple[float, ...]
 
 
@@ -37,9 +41,9 @@ def search(
 ) -> list[report.Report]:
     """Compiles the most promising ways to run and returns their reports, the fastest first.
 
-    Every legal mesh over data, fsdp and tensor is taken with every number of microbatches that is a
-    power of two and every kind of rematerialisation; those predicted to fit are compiled, at most
-    `tries` of them.
+    Every legal mesh by powers of two is taken with every number of microbatches that is one and
+    every kind of rematerialisation. Those predicted to fit are compiled, at most `tries`, and at
+    most two of those that differ in data and fsdp alone.
 
     Args:
       run: what they change.
@@ -51,40 +55,58 @@ def search(
     Returns:
       Reports of `report.examine`, each with `overrides`; those that fit first, by tokens per second
       if nothing overlaps.
+
+    Raises:
+      ConfigError: if no mesh of these devices is legal.
     """
     chip = chips.CHIPS[topology.partition(":")[0]]
     every = sorted(_candidates(run, devices), key=lambda each: each.cost)
-    fitting = [each for each in every if each.bytes_per_chip <= chip.hbm_bytes]
-    say(f"{len(every)} ways to run, {len(fitting)} of them predicted to fit")
-    fitting = fitting or sorted(every, key=lambda each: each.bytes_per_chip)
+    predicted, fitting = [], []
+    for each, size in _sized(run, devices, every):
+        predicted.append((size, each))
+        alike = sum(other.cost[:-1] == each.cost[:-1] for _, other in fitting)
+        if size <= chip.hbm_bytes and alike < 2:
+            fitting.append((size, each))
+        if len(fitting) == tries:
+            break
+    say(f"{len(every)} ways to run, {len(fitting)} of the first {len(predicted)} to be compiled")
+    fitting = fitting or sorted(predicted, key=lambda each: each[0])[:tries]
     found = []
-    for number, each in enumerate(chosen := fitting[:tries], 1):
+    for number, (size, each) in enumerate(fitting, 1):
         typed = predict.overrides(run, each.run)
         made = report.examine(each.run, topology, devices, with_advice=False)
-        found.append({**made, "overrides": typed, "predicted_bytes_per_chip": each.bytes_per_chip})
-        say(f"{number}/{len(chosen)} {render.in_short(found[-1])}  {typed}")
+        found.append({**made, "overrides": typed, "predicted_bytes_per_chip": size})
+        say(f"{number}/{len(fitting)} {render.in_short(found[-1])}  {typed}")
     speed = lambda each: -each["serial_tokens_per_second"] if each["fits"] else math.inf
     return sorted(found, key=speed)
 
 
-def _candidates(run: settings.Run, devices: Sequence[Any]) -> Iterator[Candidate]:
-    """Every legal way to run."""
-    temporaries = functools.cache(functools.partial(_temporaries, run, devices))
-    flops = functools.cache(functools.partial(_flops, run))
-    for mesh in _meshes(len(devices)):
+def _candidates(run: settings.Run, devices: Sequence[Any]) -> list[Candidate]:
+    """Returns every legal way to run."""
+    flops, found, refused = functools.cache(functools.partial(_flops, run)), [], None
+    for mesh in _meshes(run, len(devices)):
         sizes = {f"mesh__{axis}": size for axis, size in mesh.items()}
         whole = predict.change(run, train__num_microbatches=1, **sizes)
         try:
             held = predict.held_bytes(program.trainer(whole, devices))
-        except UserError:
+        except ConfigError as error:
+            refused = error
             continue
-        rows = run.train.batch_size // mesh["data"] // mesh["fsdp"]
-        for parts, remat in itertools.product(_powers(rows), predict.REMATS):
-            first, each = temporaries(remat, parts > 1, mesh["fsdp"] > 1)
-            total = held + (first + rows // parts * each) // mesh["tensor"]
+        for parts, remat in itertools.product(_powers(_rows(whole)), predict.REMATS):
             changed = predict.change(whole, model__remat=remat, train__num_microbatches=parts)
-            cost = (flops(remat), mesh["tensor"], parts, mesh["data"])
-            yield Candidate(changed, total, cost)
+            split = mesh["tensor"] * mesh["context"], mesh["tensor"]
+            cost = (flops(remat), *split, parts, mesh["expert"], mesh["data"])
+            found.append(Candidate(changed, held, cost))
+    if not found:
+        raise ConfigError(
+            f"--search: no mesh of {len(devices)} devices is legal; the last: {refused}"
+        )
+    return found
+
+
+def _rows(run: settings.Run) -> int:
+    """Returns the sequences of a batch on one device."""
+    return run.train.batch_size // math.prod(getattr(run.mesh, axis) for axis in batch.AXES)
 
 
 def _flops(run: settings.Run, remat: str) -> int:
@@ -93,8 +115,26 @@ def _flops(run: settings.Run, remat: str) -> int:
     return accounting.executed_training_flops(config, run.train.seq_len)
 
 
+def _sized(
+    run: settings.Run, devices: Sequence[Any], candidates: list[Candidate]
+) -> Iterator[tuple[Candidate, int]]:
+    """Yields each candidate with the bytes of a device that it is predicted to need."""
+    temporaries = functools.cache(functools.partial(_temporaries, run, devices))
+    for each in candidates:
+        mesh, parts = each.run.mesh, each.run.train.num_microbatches
+        how = each.run.model.remat, parts > 1, mesh.fsdp > 1, mesh.context, mesh.expert
+        first, row = temporaries(*how)
+        yield each, each.held_bytes + (first + _rows(each.run) // parts * row) // mesh.tensor
+
+
 def _temporaries(
-    run: settings.Run, devices: Sequence[Any], remat: str, is_split: bool, is_sharded: bool
+    run: settings.Run,
+    devices: Sequence[Any],
+    remat: str,
+    is_split: bool,
+    is_sharded: bool,
+    context: int,
+    expert: int,
 ) -> tuple[int, int]:
     """Returns temporary bytes of a device without any row, and of each row, from two traces."""
     found = []
@@ -102,22 +142,38 @@ def _temporaries(
         changed = predict.change(
             run,
             model__remat=remat,
-            train__batch_size=rows * len(devices) * (1 + is_split),
+            train__batch_size=rows * len(devices) // context * (1 + is_split),
             train__num_microbatches=1 + is_split,
             mesh__data=1 if is_sharded else -1,
             mesh__fsdp=-1 if is_sharded else 1,
             mesh__tensor=1,
+            mesh__context=context,
+            mesh__expert=expert,
         )
         found.append(predict.temporary_bytes(program.trainer(changed, devices)))
     return 2 * found[0] - found[1], found[1] - found[0]
 
 
-def _meshes(count: int) -> Iterator[dict[str, int]]:
-    for tensor in _powers(min(count, 8)):
-        for fsdp in _powers(count // tensor):
-            yield {"data": count // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
+def _meshes(run: settings.Run, count: int) -> Iterator[dict[str, int]]:
+    """Yields meshes of so many devices; few devices each split heads, sequences and experts."""
+    experts = math.gcd(0, *_numbers_of_experts(run)) or 1
+    for tensor in _powers(count, _MOST):
+        for context in _powers(count // tensor, max(_MOST, run.mesh.context)):
+            for expert in _powers(math.gcd(count // tensor // context, experts), _MOST):
+                left = count // tensor // context // expert
+                for fsdp in _powers(left):
+                    sizes = left // fsdp, fsdp, expert, context, tensor
+                    yield dict(zip(sharding.AXES, sizes, strict=True))
 
 
-def _powers(count: int) -> list[int]:
+def _numbers_of_experts(run: settings.Run) -> list[int]:
+    """Returns how many experts the banks of a model have."""
+    leaves = jax.tree.leaves(model.specs(run.model.build(budget.vocab_size(run))))
+    axes = (zip(spec.axes, spec.shape, strict=True) for spec in leaves)
+    return [size for name, size in itertools.chain.from_iterable(axes) if name == "experts"]
+
+
+def _powers(count: int, most: float = math.inf) -> list[int]:
     """Returns the powers of two that divide a number."""
-    return [1 << i for i in range((count & -count).bit_length())]
+    every = [1 << i for i in range((count & -count).bit_length())]
+    return [power for power in every if power <= most]

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from recursia import cli, config, settings, topology
-from recursia.preflight import advice, chips, predict, program, render, report, search
+from recursia.preflight import advice, chips, predict, program, render
 from recursia.train.step import Trainer
 
 FIXED_KEYS = (
@@ -143,42 +143,6 @@ def test_more_parts_and_more_recomputation_are_predicted_to_need_less(trainer):
             made = program.trainer(run, list(trainer.mesh.devices.flat))
             sizes.append(predict.temporary_bytes(made))
     assert sizes[0] > sizes[1] > sizes[3] and sizes[0] > sizes[2] > sizes[3]
-
-
-def test_a_search_ranks_what_fits_and_compiles_no_more_than_told(trainer, monkeypatch):
-    tried = []
-
-    def examine(run, topology, devices, *, with_advice):
-        """A report as if every parallel way were slower, and whole parameters did not fit."""
-        program.trainer(run, devices)
-        tried.append(run)
-        fits, rate = run.mesh.data < 4, 1e6 / (run.mesh.tensor + len(tried))
-        return {
-            "fits": fits,
-            "bytes_per_chip": 1e9,
-            "hbm_bytes_per_chip": 2e9,
-            "tokens_per_second": rate,
-            "serial_tokens_per_second": rate,
-        }
-
-    monkeypatch.setattr(report, "examine", examine)
-    monkeypatch.setattr(predict, "temporary_bytes", by_rows)
-    said = []
-    devices = list(trainer.mesh.devices.flat)
-    found = search.search(trainer.run, "v5e:2x2", devices, 5, said.append)
-    assert len(tried) == len(found) == 5 and len(said) == 6
-    fitting = [each for each in found if each["fits"]]
-    assert found[: len(fitting)] == fitting
-    rates = [each["serial_tokens_per_second"] for each in fitting]
-    assert rates == sorted(rates, reverse=True)
-    for each in found:  # what it says to type is legal, and is what was compiled
-        typed = dict(
-            part.removeprefix("--config.").split("=") for part in each["overrides"].split()
-        )
-        assert config.load("recursive:tiny", {
-            "train.batch_size": "64", "train.seq_len": "256", **typed
-        }) in tried  # fmt: skip
-    assert "overrides" in render.table(found)
 
 
 def test_every_topology_has_a_chip_and_every_chip_a_topology():
