@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -84,7 +85,8 @@ def _compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", action="store_true", help="and the drawing of a token")
     about = "try meshes, microbatches and rematerialisation; rank what fits"
     parser.add_argument("--search", action="store_true", help=about)
-    parser.add_argument("--tries", type=_count, default=6, help="programs that a search compiles")
+    about = "programs that a search compiles"
+    parser.add_argument("--tries", type=functools.partial(_count, least=1), default=6, help=about)
     parser.add_argument("--output", type=pathlib.Path, help="a file for the JSON object")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -137,9 +139,9 @@ def _process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process_id", type=int, help="which of them this is, from 0")
 
 
-def _count(typed: str) -> int:
-    if not typed.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from 0")
+def _count(typed: str, least: int = 0) -> int:
+    if not typed.isdecimal() or int(typed) < least:
+        raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from {least}")
     return int(typed)
 
 

@@ -183,6 +183,7 @@ def test_mistakes_of_other_verbs_are_one_line(folder, capsys, arguments, code, p
         ("eval --workdir=x --depths=a", "--depths: got 'a', takes numbers of recursions"),
         ("eval --workdir=x --depths=1,-2", "--depths: got '1,-2'"),
         ("eval --workdir=x --num_batches=-1", "--num_batches: got '-1', takes a number from 0"),
+        ("compile --config=mor:tiny --tries=0", "--tries: got '0', takes a number from 1"),
         ("eval --workdir=x --step=last", "--step: invalid int value: 'last'"),
         ("eval --workdir=x --mode=train", "--mode: invalid choice"),
         ("generate --workdir=x", "required: --prompt"),
