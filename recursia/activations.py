@@ -13,6 +13,7 @@ in another order, and where a nearer memory than HBM takes a buffer.
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -95,14 +96,15 @@ class _Walk:
         """Returns the buffers that each result of an equation is made of."""
         name, operands = equation.primitive.name, equation.invars
         if name in _INLINED or (name == "scan" and equation.params["length"] == 1):
-            return self.call(_jaxprs(equation)[0], operands)
+            return self.call(_jaxprs(equation)[0], operands, equation.outvars)
         if name not in _FUSED and not name.startswith(self.fuses):
             self.fill(equation)
         everything = frozenset().union(*map(self.read, operands))
         if name in _FUSED:
             is_view = name in _VIEWS and not any(self.is_computed(value) for value in operands)
-            self.computed |= set() if is_view else set(equation.outvars)
+            self.mark(equation.outvars, [not is_view] * len(equation.outvars))
             return [everything] * len(equation.outvars)
+        self.mark(equation.outvars, [False] * len(equation.outvars))
         if name == "dynamic_update_slice":
             return [self.read(operands[0])]
         time = self.time
@@ -115,13 +117,13 @@ class _Walk:
             self.inner[time] = max(inside, default=0)
         return [frozenset([self.make(value, time)]) for value in equation.outvars]
 
-    def call(self, jaxpr: core.Jaxpr, operands: list[Any]) -> list[frozenset]:
+    def call(self, jaxpr: core.Jaxpr, operands: list[Any], results: list[Any]) -> list[frozenset]:
         """Walks a call as if it stood here."""
         operands = operands[len(operands) - len(jaxpr.invars) :]
-        for theirs, own in zip(operands, jaxpr.invars, strict=True):
-            if self.is_computed(theirs):
-                self.computed.add(own)
-        return self.walk(jaxpr, [self.read(value) for value in operands])
+        self.mark(jaxpr.invars, map(self.is_computed, operands))
+        found = self.walk(jaxpr, [self.read(value) for value in operands])
+        self.mark(results, map(self.is_computed, jaxpr.outvars))
+        return found
 
     def fill(self, equation: Any) -> None:
         """Gives what an equation reads a buffer where it has none, but for a loop's carries."""
@@ -129,7 +131,14 @@ class _Walk:
         for value in equation.invars:
             if self.is_computed(value) and id(value) not in carries:
                 self.computed.remove(value)
+                for buffer in self.sources[value]:
+                    buffer.last = self.time
                 self.sources[value] = frozenset([self.make(value, self.time)])
+
+    def mark(self, values: list[Any], are_computed: Iterable[bool]) -> None:
+        """Notes of each value whether no buffer holds it."""
+        for value, is_computed in zip(values, are_computed, strict=True):
+            (self.computed.add if is_computed else self.computed.discard)(value)
 
     def is_computed(self, value: Any) -> bool:
         """Returns whether no buffer holds a value."""

@@ -33,6 +33,23 @@ def test_a_library_multiplies_what_lies_in_a_buffer():
     assert read - fused == SIZE
 
 
+def test_what_a_call_computes_is_in_a_buffer_no_more_than_elsewhere():
+    called = lambda x, w: jax.jit(jnp.square)(x) @ w + 1
+    plain = lambda x, w: jnp.square(x) @ w + 1
+    shapes = (ROWS, WIDTH), (WIDTH, WIDTH)
+    for fuses in (True, False):
+        assert peak(called, *shapes, fuses=fuses) == peak(plain, *shapes, fuses=fuses)
+
+
+def test_what_a_filled_buffer_reads_lives_until_then():
+    def filled(x, w):
+        one = x @ w
+        return jnp.sin(one) @ w + 1
+
+    shapes = (ROWS, WIDTH), (WIDTH, WIDTH)
+    assert peak(filled, *shapes, fuses=False) == 3 * SIZE  # what is read, the sine, the product
+
+
 def test_a_loop_keeps_one_carry_and_stacks_what_it_saves():
     def loop(x, w, steps):
         body = lambda x, _: ((y := jnp.tanh(x @ w)), y)
