@@ -14,7 +14,7 @@ in another order, and where a nearer memory than HBM takes a buffer.
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -43,38 +43,40 @@ class _Buffer:
     last: int
 
 
-def peak_bytes(jaxpr: core.ClosedJaxpr | core.Jaxpr, *, fuses_into_products: bool) -> int:
+def peak_bytes(jaxpr: core.ClosedJaxpr | core.Jaxpr, platform: Literal["tpu", "cuda"]) -> int:
     """Returns the temporary bytes of a program at its worst moment.
 
     Arguments are the caller's and so are the results, which take their places.
 
     Args:
       jaxpr: the program.
-      fuses_into_products: whether a product, too, reads what is computed as it goes (TPUs).
+      platform: whose kernels it runs. On a TPU a product, too, reads what is computed as it goes.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-    return _Walk(jaxpr, (*_FUSES, *["dot_general"] * fuses_into_products)).peak()
+    return _Walk(jaxpr, platform).peak()
 
 
 class _Walk:
     """One level of a program, calls inlined, in the order of its equations."""
 
-    def __init__(self, jaxpr: core.Jaxpr, fuses: tuple[str, ...]):
-        self.fuses = fuses
+    def __init__(self, jaxpr: core.Jaxpr, platform: Literal["tpu", "cuda"]):
+        self.platform = platform
+        self.fuses = (*_FUSES, "dot_general") if platform == "tpu" else _FUSES
         self.buffers: list[_Buffer] = []
         self.inner: dict[int, int] = {}  # temporary bytes inside an equation
         self.carried: dict[int, frozenset] = {}  # that a loop writes its results over
         self.sources: dict[Any, frozenset] = {}
         self.computed: set[Any] = set()  # values that no buffer holds yet
         self.time = 0
-        self.walk(jaxpr, [frozenset()] * len(jaxpr.invars))
+        found = self.walk(jaxpr, [frozenset()] * len(jaxpr.invars))
+        self.results = frozenset().union(*found)
 
-    def peak(self) -> int:
-        """Returns the most bytes alive at a time."""
+    def peak(self, besides: frozenset = frozenset()) -> int:
+        """Returns the most bytes alive at a time, besides those of some buffers."""
         worst = 0
         for time in range(self.time):
             over = self.carried.get(time, frozenset())
-            alive = (b for b in self.buffers if b.first <= time <= b.last)
+            alive = (b for b in self.buffers if b.first <= time <= b.last and b not in besides)
             live = sum(b.bytes for b in alive if not (b in over and b.last == time))
             worst = max(worst, live + self.inner.get(time, 0))
         return worst
@@ -112,9 +114,7 @@ class _Walk:
         for buffer in everything:
             buffer.last = time
         self.carried[time] = frozenset().union(*map(self.read, _carries(equation)))
-        if name != "pallas_call":  # its inside is in a nearer memory
-            inside = [_Walk(jaxpr, self.fuses).peak() for jaxpr in _jaxprs(equation)]
-            self.inner[time] = max(inside, default=0)
+        self.inner[time] = self.inside(equation)
         return [frozenset([self.make(value, time)]) for value in equation.outvars]
 
     def call(self, jaxpr: core.Jaxpr, operands: list[Any], results: list[Any]) -> list[frozenset]:
@@ -124,6 +124,15 @@ class _Walk:
         found = self.walk(jaxpr, [self.read(value) for value in operands])
         self.mark(results, map(self.is_computed, jaxpr.outvars))
         return found
+
+    def inside(self, equation: Any) -> int:
+        """Returns the temporary bytes of an equation's inside, its results being outside."""
+        if equation.primitive.name == "pallas_call":
+            return 0  # in a nearer memory
+        if (op := getattr(equation.primitive, "op", None)) is not None:
+            walk = _Walk(op.program(equation, self.platform).jaxpr, self.platform)
+            return walk.peak(besides=walk.results)
+        return max((_Walk(each, self.platform).peak() for each in _jaxprs(equation)), default=0)
 
     def fill(self, equation: Any) -> None:
         """Gives what an equation reads a buffer where it has none, but for a loop's carries."""

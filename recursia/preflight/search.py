@@ -136,22 +136,19 @@ def _temporaries(
     context: int,
     expert: int,
 ) -> tuple[int, int]:
-    """Returns temporary bytes of a device without any row, and of each row, from two traces."""
-    found = []
-    for rows in (1, 2):
-        changed = predict.change(
-            run,
-            model__remat=remat,
-            train__batch_size=rows * len(devices) // context * (1 + is_split),
-            train__num_microbatches=1 + is_split,
-            mesh__data=1 if is_sharded else -1,
-            mesh__fsdp=-1 if is_sharded else 1,
-            mesh__tensor=1,
-            mesh__context=context,
-            mesh__expert=expert,
-        )
-        found.append(predict.temporary_bytes(program.trainer(changed, devices)))
-    return 2 * found[0] - found[1], found[1] - found[0]
+    """Returns temporary bytes of a device without any row, and of each row."""
+    changed = predict.change(
+        run,
+        model__remat=remat,
+        train__batch_size=len(devices) // context * (1 + is_split),
+        train__num_microbatches=1 + is_split,
+        mesh__data=1 if is_sharded else -1,
+        mesh__fsdp=-1 if is_sharded else 1,
+        mesh__tensor=1,
+        mesh__context=context,
+        mesh__expert=expert,
+    )
+    return predict.temporary_parts(program.trainer(changed, devices))
 
 
 def _meshes(run: settings.Run, count: int) -> Iterator[dict[str, int]]:

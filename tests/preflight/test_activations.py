@@ -12,7 +12,7 @@ SIZE = 4 * ROWS * WIDTH
 
 def peak(f, *shapes, fuses=True):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return activations.peak_bytes(jax.make_jaxpr(f)(*arrays), fuses_into_products=fuses)
+    return activations.peak_bytes(jax.make_jaxpr(f)(*arrays), "tpu" if fuses else "cuda")
 
 
 def test_what_is_fused_has_no_buffer():

@@ -1,15 +1,25 @@
 """What is predicted before compiling against what compilers report, of whole training steps."""
 
+import json
+import pathlib
+
 import pytest
 
 from recursia import config, topology
 from recursia.preflight import predict, program, report
 
+ROOT = pathlib.Path(__file__).parents[2]
 ON_TPU = ("vanilla:360m", "recursive:360m", "mor:360m", "moeut:244m")
-LESS = {"mor:360m": "0.83 of what is reported", "universal:base": "0.73 of what is reported"}
-ON_GPU = ["vanilla:360m", "recursive:360m", "moeut:244m"] + [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=why))
-    for name, why in LESS.items()
+ON_GPU = (*ON_TPU, "universal:base")
+# Compiled for docs/pods.md, but for two of which too little is predicted: sequences of 32 thousand
+# tokens split over context, and parameters split over a part of the devices.
+REPORTS = json.loads((ROOT / "benchmarks/results/pods.json").read_text())
+RECORDED = [
+    typed
+    for typed, report in REPORTS.items()
+    if not report["topology"].startswith("h100")
+    and "seq_len" not in typed
+    and "mesh.fsdp" not in typed
 ]
 
 
@@ -26,6 +36,17 @@ def temporaries(name, machine=None):
 def test_temporaries_are_predicted_within_15_percent_of_a_tpus_compiler(name):
     predicted, reported = temporaries(name)
     assert predicted == pytest.approx(reported, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("typed", RECORDED)
+def test_temporaries_are_predicted_within_15_percent_of_a_tpus_report(typed):
+    changes = dict(each.removeprefix("--").split("=") for each in typed.split())
+    name = changes.pop("config")
+    changes = {field.removeprefix("config."): value for field, value in changes.items()}
+    run = config.load(name, changes)
+    predicted = predict.temporary_bytes(program.trainer(run, topology.devices(run.topology)))
+    assert predicted == pytest.approx(REPORTS[typed]["memory"]["temporaries"], rel=0.15)
 
 
 @pytest.mark.gpu_compile

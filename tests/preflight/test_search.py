@@ -14,7 +14,7 @@ def by_rows(made):
     """Temporaries that grow with the tokens at a time, and less so the more is computed again."""
     train, again = made.run.train, predict.REMATS.index(made.run.model.remat)
     rows = 1000 * train.batch_size // train.num_microbatches // made.mesh.shape["context"]
-    return 1000 + rows >> again
+    return 1000 >> again, rows >> again
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def tried(monkeypatch):
         }
 
     monkeypatch.setattr(report, "examine", examine)
-    monkeypatch.setattr(predict, "temporary_bytes", by_rows)
+    monkeypatch.setattr(predict, "temporary_parts", by_rows)
     return runs
 
 
