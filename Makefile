@@ -24,10 +24,12 @@ test-slow: .venv/installed-test
 test-gpu-compile: .venv-gpu/installed
 	.venv-gpu/bin/python -m pytest $(TEST_FLAGS) -m gpu_compile
 
-# Compiles every preset for the machine that it names, of which test-slow takes the smaller: hours.
+# Compiles every preset for the machine that it names, of which test-slow takes the smaller, and what
+# predictions of memory are held to: hours.
 # Without the limit on the stack: libtpu exceeds 8 MiB on sut:244m.
 test-presets: .venv/installed-test
-	ulimit -s unlimited; RECURSIA_PRESETS=all $(BIN)/python -m pytest $(TEST_FLAGS) -m slow tests/preflight/test_presets_fit.py
+	ulimit -s unlimited; RECURSIA_PRESETS=all $(BIN)/python -m pytest $(TEST_FLAGS) -m slow \
+	  tests/preflight/test_presets_fit.py tests/preflight/test_predictions.py
 
 # The same tests with every annotated shape and type checked as it runs.
 test-shapes: .venv/installed-test

@@ -1,6 +1,10 @@
-"""What is predicted before compiling against what compilers report, of whole training steps."""
+"""What is predicted before compiling against what compilers report, of whole training steps.
+
+`make test-presets` compiles what takes many minutes; the rest is held to reports on record.
+"""
 
 import json
+import os
 import pathlib
 
 import pytest
@@ -9,8 +13,10 @@ from recursia import config, topology
 from recursia.preflight import predict, program, report
 
 ROOT = pathlib.Path(__file__).parents[2]
-ON_TPU = ("vanilla:360m", "recursive:360m", "mor:360m", "moeut:244m")
-ON_GPU = (*ON_TPU, "universal:base")
+EVERY = ("vanilla:360m", "recursive:360m", "mor:360m", "moeut:244m")
+IS_LONG = os.environ.get("RECURSIA_PRESETS") == "all"
+ON_TPU, LONG = (EVERY, ["mor:tiny", "mor:360m"]) if IS_LONG else (EVERY[:1], ["mor:tiny"])
+ON_GPU = (*EVERY, "universal:base")
 # Compiled for docs/pods.md, but for two of which too little is predicted: sequences of 32 thousand
 # tokens split over context, and parameters split over a part of the devices.
 REPORTS = json.loads((ROOT / "benchmarks/results/pods.json").read_text())
@@ -57,14 +63,16 @@ def test_temporaries_are_predicted_within_15_percent_of_a_gpus_compiler(name):
 
 
 @pytest.mark.slow
-def test_32k_tokens_compile_and_fit_where_four_chips_share_a_sequence():
+@pytest.mark.parametrize("name", LONG)
+def test_32k_tokens_compile_and_fit_where_four_chips_share_a_sequence(name):
+    machine, rows = ("v5e:2x2", "2") if name == "mor:tiny" else ("v5e:4x4", "16")
     changed = {
-        "topology": "v5e:4x4",
+        "topology": machine,
         "train.seq_len": "32768",
-        "train.batch_size": "16",
+        "train.batch_size": rows,
         "mesh.context": "4",
     }
-    run = config.load("mor:360m", changed)
+    run = config.load(name, changed)
     said = report.examine(run, run.topology, topology.devices(run.topology), with_advice=False)
     assert said["fits"] and said["mesh"]["context"] == 4
     along = {each["kind"] for each in said["collectives"] if each["axes"] == ("context",)}
