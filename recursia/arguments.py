@@ -85,8 +85,8 @@ def _compile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decode", action="store_true", help="and the drawing of a token")
     about = "try meshes, microbatches and rematerialisation; rank what fits"
     parser.add_argument("--search", action="store_true", help=about)
-    about = "programs that a search compiles"
-    parser.add_argument("--tries", type=functools.partial(_count, least=1), default=6, help=about)
+    about = "programs that a search compiles; default: 6"
+    parser.add_argument("--tries", type=functools.partial(_count, least=1), help=about)
     parser.add_argument("--output", type=pathlib.Path, help="a file for the JSON object")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

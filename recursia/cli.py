@@ -191,10 +191,16 @@ def _compile(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"compile: {options.config} names no topology; give one, such as --topology=v5e:16x16"
         )
+    if options.decode and options.search:
+        raise ConfigError("--decode: a search compiles training steps; give one of the two")
+    if options.tries and not options.search:
+        raise ConfigError(f"--tries={options.tries}: programs of a search; give --search")
+    if options.output and not options.output.parent.is_dir():
+        raise ConfigError(f"--output={options.output}: no folder {options.output.parent}; make it")
     devices = topology.devices(name)
     if options.search:
         say = lambda line: print(line, file=sys.stderr, flush=True)
-        found = search.search(run, name, devices, options.tries, say)
+        found = search.search(run, name, devices, options.tries or search.TRIES, say)
         result, shown = {**found[0], "search": found}, render.table(found)
     else:
         result = report.examine(run, name, devices, with_decode=options.decode)

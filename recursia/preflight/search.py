@@ -13,6 +13,7 @@ from recursia import accounting, batch, budget, model, settings, sharding
 from recursia.errors import ConfigError
 from recursia.preflight import chips, predict, program, render, report
 
+TRIES = 6  # programs to compile, unless told
 _MOST = 8  # devices that split heads, a sequence (unless told more) or experts
 
 
@@ -62,7 +63,7 @@ def search(
     chip = chips.CHIPS[topology.partition(":")[0]]
     every = sorted(_candidates(run, devices), key=lambda each: each.cost)
     predicted, fitting = [], []
-    for each, size in _sized(run, devices, every):
+    for each, size in _sized(devices, every):
         predicted.append((size, each))
         alike = sum(other.cost[:-1] == each.cost[:-1] for _, other in fitting)
         if size <= chip.hbm_bytes and alike < 2:
@@ -115,38 +116,27 @@ def _flops(run: settings.Run, remat: str) -> int:
     return accounting.executed_training_flops(config, run.train.seq_len)
 
 
-def _sized(
-    run: settings.Run, devices: Sequence[Any], candidates: list[Candidate]
-) -> Iterator[tuple[Candidate, int]]:
+def _sized(devices: Sequence[Any], candidates: list[Candidate]) -> Iterator[tuple[Candidate, int]]:
     """Yields each candidate with the bytes of a device that it is predicted to need."""
-    temporaries = functools.cache(functools.partial(_temporaries, run, devices))
+    temporaries: dict[tuple[Any, ...], tuple[int, int]] = {}
     for each in candidates:
         mesh, parts = each.run.mesh, each.run.train.num_microbatches
-        how = each.run.model.remat, parts > 1, mesh.fsdp > 1, mesh.context, mesh.expert
-        first, row = temporaries(*how)
+        alike = each.run.model.remat, parts > 1, mesh.fsdp > 1, mesh.context, mesh.expert
+        if alike not in temporaries:
+            temporaries[alike] = _temporaries(each.run, devices)
+        first, row = temporaries[alike]
         yield each, each.held_bytes + (first + _rows(each.run) // parts * row) // mesh.tensor
 
 
-def _temporaries(
-    run: settings.Run,
-    devices: Sequence[Any],
-    remat: str,
-    is_split: bool,
-    is_sharded: bool,
-    context: int,
-    expert: int,
-) -> tuple[int, int]:
-    """Returns temporary bytes of a device without any row, and of each row."""
+def _temporaries(run: settings.Run, devices: Sequence[Any]) -> tuple[int, int]:
+    """Returns temporary bytes of a device without any row, and of each row, nothing over tensor."""
+    parts = min(2, run.train.num_microbatches)
     changed = predict.change(
         run,
-        model__remat=remat,
-        train__batch_size=len(devices) // context * (1 + is_split),
-        train__num_microbatches=1 + is_split,
-        mesh__data=1 if is_sharded else -1,
-        mesh__fsdp=-1 if is_sharded else 1,
+        train__batch_size=len(devices) // run.mesh.context * parts,
+        train__num_microbatches=parts,
+        mesh__data=-1,
         mesh__tensor=1,
-        mesh__context=context,
-        mesh__expert=expert,
     )
     return predict.temporary_parts(program.trainer(changed, devices))
 

@@ -64,6 +64,9 @@ def refusal(capsys, *arguments):
         (["--config=vanilla:tiny", "--config.mesh.fsdp=3"], "does not make 1 devices"),
         (["--config=vanilla:tiny", "--config.topology=", "--decode"], "names no topology"),
         (["--config=vanilla:none"], "no preset"),
+        (["--config=vanilla:tiny", "--search", "--decode"], "give one of the two"),
+        (["--config=vanilla:tiny", "--tries=2"], "--tries=2: programs of a search"),
+        (["--config=vanilla:tiny", "--output=none/such/r.json"], "no folder none/such"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, words):

@@ -85,6 +85,16 @@ def test_a_batch_of_few_sequences_splits_them(tried):
     assert max(run.mesh.context for run in tried) > 1
 
 
+def test_ways_that_do_not_divide_are_left_out_and_the_others_found():
+    """Of 256 devices fsdp can have 64: 960 columns divide by no more."""
+    run, devices = config.load("vanilla:360m", {}), topology.devices("v5e:16x16")
+    every = search._candidates(run, devices)
+    assert max(each.run.mesh.fsdp for each in every) == 64
+    one = min(every, key=lambda each: (-each.run.mesh.fsdp, each.cost))
+    ((_, size),) = search._sized(devices, [one])
+    assert size > one.held_bytes > 0
+
+
 @pytest.mark.parametrize(
     ("name", "experts"), [("recursive:tiny", {1}), ("moeut:tiny", {1, 2, 4, 8})]
 )
