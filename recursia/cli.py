@@ -197,6 +197,8 @@ def _compile(options: argparse.Namespace) -> int:
         raise ConfigError(f"--tries={options.tries}: programs of a search; give --search")
     if options.output and not options.output.parent.is_dir():
         raise ConfigError(f"--output={options.output}: no folder {options.output.parent}; make it")
+    if options.output and options.output.is_dir():
+        raise ConfigError(f"--output={options.output}: is a folder; give a file in it")
     devices = topology.devices(name)
     if options.search:
         say = lambda line: print(line, file=sys.stderr, flush=True)

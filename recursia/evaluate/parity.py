@@ -6,6 +6,7 @@ name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`.
 
 import dataclasses
 import importlib
+import zipfile
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not an .npz of plain arrays ({error})") from None
     if missing := {"family", "config", "tokens", "logits", "cross_entropy"} - arrays.keys():
         raise DataError(f"{path}: not a parity file; it has no {', '.join(sorted(missing))}")

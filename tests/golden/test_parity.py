@@ -194,6 +194,9 @@ def test_a_loss_that_their_router_is_trained_without_is_not_compared(changed):
 
 def test_a_missing_or_foreign_file_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("not arrays")
-    for name in ("none.npz", "text.npz"):
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04" + bytes(40))
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    for name in ("none.npz", "text.npz", "empty.npz", "broken.npz", "one.npy"):
         with pytest.raises(DataError, match=name):
             parity.check(str(tmp_path / name))

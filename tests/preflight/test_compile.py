@@ -67,6 +67,7 @@ def refusal(capsys, *arguments):
         (["--config=vanilla:tiny", "--search", "--decode"], "give one of the two"),
         (["--config=vanilla:tiny", "--tries=2"], "--tries=2: programs of a search"),
         (["--config=vanilla:tiny", "--output=none/such/r.json"], "no folder none/such"),
+        (["--config=vanilla:tiny", "--output=."], "is a folder"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, arguments, words):
