@@ -16,7 +16,8 @@ import numpy as np
 from recursia import accounting
 from recursia.train.step import State, Trainer
 
-# Peak dense bfloat16 FLOP/s of one chip, by the name its runtime gives it.
+# Peak dense bfloat16 FLOP/s of one chip, by the name its runtime gives it; sources are in
+# preflight/chips.py.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -26,8 +27,8 @@ PEAK_FLOPS = {
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
     "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
+    "NVIDIA H100": 989.5e12,
+    "NVIDIA H200": 989.5e12,
 }
 
 
