@@ -1,0 +1,107 @@
+"""Progress bars and status lines on standard error.
+
+On a terminal rich draws them over one another; in a file or a scheduler's log they are plain lines,
+now and then. Whoever reads may leave (a closed pipe, a lost terminal): that ends no command, and
+what is said afterwards goes nowhere.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import rich.console
+import rich.progress
+
+PATIENCE = 2.0  # seconds that may pass in silence
+EVERY = 10.0  # seconds between the lines of a bar where there is no terminal
+
+
+def is_live() -> bool:
+    """Returns whether standard error is a terminal."""
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+
+
+def write(text: str) -> None:
+    """Writes to standard error; a reader that has left is no error."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def say(line: str) -> None:
+    """Prints a line that stays."""
+    write(f"\r\033[K{line}\n" if is_live() else line + "\n")
+
+
+@contextlib.contextmanager
+def doing(about: str) -> Iterator[None]:
+    """Says what takes a while: a spinner on a terminal, else one line at the start.
+
+    Args:
+      about: what is done, such as "compiling mor:tiny for 1 device".
+    """
+    if not is_live():
+        write(about + "\n")
+        yield
+        return
+    with _quietly(rich.console.Console(stderr=True).status(about)):
+        yield
+
+
+@contextlib.contextmanager
+def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callable[[float], None]]:
+    """Draws how much of a known amount is done; yields `advance(amount)`.
+
+    Nothing is drawn where all is done within two seconds. Where there is no terminal a plain line
+    comes every ten seconds.
+
+    Args:
+      about: what is done, such as "tokenising".
+      total: the whole amount, in `unit`; None if nobody knows.
+      unit: "bytes", or a plural such as "batches".
+    """
+    if not is_live():
+        yield _Lines(about, total, unit).advance
+        return
+    progress = rich.progress
+    counted = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
+    speed = (progress.TransferSpeedColumn(),) if unit == "bytes" else ()
+    columns = ("{task.description}", progress.BarColumn(), counted, *speed)
+    drawn = progress.Progress(
+        *columns,
+        progress.TimeRemainingColumn(),
+        console=rich.console.Console(stderr=True),
+        transient=True,
+    )
+    with _quietly(drawn):
+        task = drawn.add_task(about, total=total)
+        yield lambda amount: drawn.advance(task, amount)
+
+
+class _Lines:
+    """A bar as plain lines."""
+
+    def __init__(self, about: str, total: float | None, unit: str):
+        self._about, self._total, self._unit = about, total, unit
+        self._done, self._said = 0.0, time.monotonic() + PATIENCE - EVERY
+
+    def advance(self, amount: float) -> None:
+        self._done += amount
+        if (now := time.monotonic()) - self._said < EVERY:
+            return
+        self._said = now
+        of = f" of {self._total:,.0f}" if self._total else ""
+        write(f"{self._about}: {self._done:,.0f}{of} {self._unit}\n")
+
+
+@contextlib.contextmanager
+def _quietly(drawn: contextlib.AbstractContextManager) -> Iterator[None]:
+    """Enters what rich draws; a terminal that is lost meanwhile is no error."""
+    with contextlib.suppress(OSError):
+        drawn.__enter__()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            drawn.__exit__(None, None, None)
