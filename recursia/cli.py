@@ -251,7 +251,7 @@ def _recursive(options: argparse.Namespace) -> None:
 
     run = config.load(options.config, options.overrides)
     dense = report.load(options.workdir, options.step)
-    theirs = dense.trainer.model
+    theirs = dense.model
     places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
     try:
@@ -261,7 +261,7 @@ def _recursive(options: argparse.Namespace) -> None:
         weights = recursive.recursive(dense.params, theirs, ours, options.start, **how, key=key)
     except ValueError as error:
         raise ConfigError(f"convert: {error}") from None
-    earlier.save(run, theirs.vocab_size, weights, options.output)
+    earlier.save(run, theirs.vocab_size, weights, dense.tokenizer, options.output)
     print(f"{options.output}: {options.config} made of {options.workdir} at step {dense.step}")
 
 

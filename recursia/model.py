@@ -20,7 +20,7 @@ from recursia import kv as kv_source
 from recursia import params as parameters
 from recursia.depth.policy import Aux, Call, Mode
 from recursia.layers import embedding
-from recursia.layers.attention import Context
+from recursia.layers.attention import PADDING, Context
 from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf
@@ -160,7 +160,9 @@ def apply(
       tokens: ids in [0, vocab_size).
       config: the model.
       positions: of the tokens in their documents; None counts along the row.
-      segment_ids: tokens see only their own segment, a number from 0; None makes the row one.
+      segment_ids: tokens see only their own segment, a number from 1; None makes the row one. 0 is
+        padding, which is no token: it takes no place in a capacity or an expert and no part in a
+        loss or metric, and what is returned for it means nothing.
       mode: "train", "eval" (as published) or "causal" (as decoding will decide).
       step: the training step, for policies whose training changes with it.
       key: of the step's random draws; None draws the same numbers every time.
@@ -169,9 +171,7 @@ def apply(
       wanted: in causal mode, the tokens whose states will be read: those of others may be wrong.
         None wants all.
     """
-    along = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    is_row = positions is None
-    context = Context(along if is_row else positions, segment_ids, is_row=is_row)
+    context = _context(tokens.shape, positions, segment_ids)
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
     x = constrain(x, ("batch", "length", None))
     x, before = _ends(params["prelude"], x, context, config)
@@ -181,6 +181,33 @@ def apply(
     x, aux = run(x, context, config.depth, Call(mode, step, key, part, state, wanted))
     x, after = _finish(params, x, context, config)
     return Output(x, _with_reports(aux, before, after, config))
+
+
+def _context(shape: tuple[int, int], positions: Array | None, segment_ids: Array | None) -> Context:
+    along = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    return Context(
+        along if positions is None else positions,
+        segment_ids,
+        is_live=None if segment_ids is None else segment_ids != PADDING,
+        is_row=positions is None,
+    )
+
+
+def read(
+    params: dict[str, Any],
+    state: Float[Array, "B T D"],
+    config: Config,
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T E"]:
+    """Returns what the head takes of a recursion's states, were they the last (logit lens).
+
+    The state goes through loop norm, coda and final norm, as the last recursion's does. The other
+    arguments are those of `apply`.
+    """
+    context = _context(state.shape[:2], positions, segment_ids)
+    return _finish(params, state, context, config)[0]
 
 
 def _finish(
@@ -265,7 +292,7 @@ def _norm(params: dict[str, Any], x: Array, config: Config) -> Array:
 
 
 def normalise(params: dict[str, Any], x: Array, config: Config) -> Array:
-    """Returns a recursion's state as the head would take it (logit lens)."""
+    """Returns a recursion's state through the final norm alone, without loop norm or coda."""
     x = x if config.loop_norm == "each" else _norm(params, x, config)
     return embedding.before_head(params["embed"], x)
 

@@ -79,9 +79,15 @@ def init(specs: Any, key: Array) -> Any:
     return jax.tree_util.tree_map_with_path(draw, specs)
 
 
-def abstract(specs: Any) -> Any:
-    """Returns the shapes and dtypes of `init(specs, ...)` without drawing anything."""
-    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.float32), specs)
+def abstract(specs: Any, where: Any = None) -> Any:
+    """Returns the shapes, dtypes and shardings of `init(specs, ...)` without drawing anything.
+
+    Args:
+      specs: of the parameters.
+      where: the sharding of each; None leaves them open.
+    """
+    shape = lambda spec, place=None: jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=place)
+    return jax.tree.map(shape, specs, *([] if where is None else [where]))
 
 
 def count(specs: Any) -> int:

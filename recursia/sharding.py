@@ -152,6 +152,21 @@ def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
     return jax.tree_util.tree_map_with_path(place, specs)
 
 
+def fitting(specs: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Returns the sharding of every parameter, on a mesh that the model was not made for.
+
+    An axis that does not divide over the devices that would split it stays whole.
+    """
+
+    def place(spec: Spec) -> NamedSharding:
+        ways = lambda name: math.prod(mesh.shape[axis] for axis in dict(rules).get(name, ()))
+        pairs = zip(spec.shape, spec.axes, strict=True)
+        axes = tuple(name if size % ways(name) == 0 else None for size, name in pairs)
+        return NamedSharding(mesh, partition(axes, rules))
+
+    return jax.tree.map(place, specs)
+
+
 def by_rows(spec: PartitionSpec) -> PartitionSpec:
     """Returns the part of a partition that is over axes which split the batch."""
     keep = lambda names: tuple(name for name in names if name in batch.AXES) or None

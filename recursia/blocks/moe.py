@@ -139,7 +139,7 @@ def apply(
     logits = dot(h.astype(jnp.float32), params["router"], "d,de->e")
     choice = experts.choose(logits, config.top_k, score="softmax", is_renormalised=False)
     report = {"router": balance.usage(logits, choice.index, context.is_live)}
-    choice = experts.limit(choice, config.num_experts, config.capacity)
+    choice = experts.limit(choice, config.num_experts, config.capacity, context.is_live)
     up, down = params["experts"]["up"], params["experts"]["down"]
     gelu = functools.partial(jax.nn.gelu, approximate=False)
     return x + experts.expert_mlp(h, choice, up, down, gelu), made, report

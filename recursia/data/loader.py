@@ -160,7 +160,7 @@ def _stack(rows: list[Batch], cross_document_attention: bool) -> Batch:
     batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     if cross_document_attention:
         arange = np.arange(batch["tokens"].shape[1], dtype=np.int32)
-        batch["segment_ids"] = np.ones_like(batch["segment_ids"])
+        batch["segment_ids"] = np.minimum(batch["segment_ids"], 1)  # padding stays 0
         batch["positions"] = np.broadcast_to(arange, batch["positions"].shape).copy()
     return batch
 

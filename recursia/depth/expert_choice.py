@@ -1,10 +1,11 @@
 """Each recursion picks the tokens that go on: expert choice of Mixture-of-Recursions.
 
 Bae et al. 2025, arXiv 2507.10524. Recursion r keeps the best-scored `int(capacity[r] * T)` of the
-tokens that recursion r-1 kept. Shapes shrink with capacity, so recursions are unrolled where it
-falls and scanned where it does not. A token's choice looks at the scores of later tokens: training
-and the paper's evaluation are not causal. In causal mode a token goes on if its own score is above
-the middle: the router's, which the auxiliary loss trains for it, or an auxiliary router's.
+tokens that recursion r-1 kept, of a row with T tokens besides padding. Shapes shrink with capacity,
+so recursions are unrolled where it falls and scanned where it does not. A token's choice looks at
+the scores of later tokens: training and the paper's evaluation are not causal. In causal mode a
+token goes on if its own score is above the middle: the router's, which the auxiliary loss trains
+for it, or an auxiliary router's.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from recursia import batch, inject, kv
 from recursia.depth import routing
@@ -27,6 +28,7 @@ from recursia.sharing.core import Core, Made
 from recursia.sharing.grid import Grid
 
 SLOTS = ("router",)
+_Carry = tuple[Array, Array | None, Array | None]  # states, places of active tokens, is_live
 AUX_LR_SCALE = 10.0  # of the auxiliary router's learning rate, as released
 
 
@@ -124,9 +126,29 @@ def _router_entries(grid: Grid) -> tuple[int, ...]:
 
 
 def counts(config: Config, seq_len: int) -> tuple[int, ...]:
-    """Returns how many tokens of a sequence each recursion keeps."""
+    """Returns how many tokens of a sequence each recursion keeps; at least one of each part."""
     each = seq_len // config.parts
-    return tuple(config.parts * max(1, int(capacity * each)) for capacity in config.capacity)
+    return tuple(config.parts * _places(capacity, each) for capacity in config.capacity)
+
+
+def _places(capacity: float, length: int) -> int:
+    return max(1, int(capacity * length)) if length else 0
+
+
+def _limits(config: Config, is_live: Bool[Array, "B T"]) -> Int[Array, "R B P"]:
+    """Returns how many tokens each recursion keeps of each part of a row with padding."""
+    lengths = _lengths(config, is_live)
+    table = [[_places(c, n) for n in range(_each(config, is_live) + 1)] for c in config.capacity]
+    return jnp.array(table)[:, lengths]
+
+
+def _lengths(config: Config, is_live: Bool[Array, "B T"]) -> Int[Array, "B P"]:
+    """Returns how many tokens that are not padding each part of a row has."""
+    return is_live.reshape(len(is_live), config.parts, -1).sum(-1)
+
+
+def _each(config: Config, is_live: Bool[Array, "B T"]) -> int:
+    return is_live.shape[1] // config.parts
 
 
 def run(
@@ -161,7 +183,8 @@ def run(
     if config.z_loss_weight:
         losses["router_z"] = config.z_loss_weight * out["router_z"].sum()
     state, is_kept = out.pop("state"), out.pop("is_kept")
-    metrics = {**out, "tokens_kept": batch.mean(is_kept.astype(jnp.float32), (1, 2))}
+    kept = batch.mean(is_kept.astype(jnp.float32), (1, 2), context.is_live)
+    metrics = {**out, "tokens_kept": kept}
     return x, Aux(losses, metrics, is_kept.sum(0), state, report)
 
 
@@ -176,11 +199,12 @@ def _logits(weights: dict[str, Any], x: Array, config: Config) -> tuple[Array, A
 
 def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Config):
     """Processes only the tokens that each recursion keeps."""
-    everyone = counts(config, x.shape[1])
-    carry, source, outs = (x, None), None, []
+    everyone, live = counts(config, x.shape[1]), context.is_live
+    inputs = (core.private(), routers, None if live is None else _limits(config, live))
+    carry, source, outs = (x, None, live), None, []
     for count, same in itertools.groupby(range(len(everyone)), key=lambda r: everyone[r]):
         first, *rest = same
-        entry = at((core.private(), routers), first)
+        entry = at(inputs, first)
         carry, out, made = _keep_best(core, context, config, count, carry, *entry, source)
         outs.append(jax.tree.map(lambda leaf: leaf[None], (out, made.report)))
         source = made if source is None and core.kv.reads_first else source
@@ -190,8 +214,7 @@ def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Conf
                 kept = _keep_best(core, context, config, count, carry, *entry, source)
                 return kept[0], (kept[1], kept[2].report)
 
-            entries = at((core.private(), routers), slice(rest[0], rest[-1] + 1))
-            carry, out = jax.lax.scan(again, carry, entries)
+            carry, out = jax.lax.scan(again, carry, at(inputs, slice(rest[0], rest[-1] + 1)))
             outs.append(out)
     out, report = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
     return carry[0], out, report
@@ -202,38 +225,52 @@ def _keep_best(
     context: Context,
     config: Config,
     count: int,
-    carry: tuple[Array, Array | None],
+    carry: _Carry,
     private: Any,
     weights: Any,
+    limit: Int[Array, "B P"] | None,
     source: Made | None,
-) -> tuple[tuple[Array, Array | None], dict[str, Array], Made]:
-    """One recursion over the best `count` of the active tokens; `carry` is (states, active)."""
-    x, active = carry
+) -> tuple[_Carry, dict[str, Array], Made]:
+    """One recursion over the best `count` of the active tokens.
+
+    Where rows have padding, `limit` tokens of each part of a row are really kept: the others fill
+    the shape, no token sees them, and they leave their states as they are.
+    """
+    x, active, live = carry
     rows = jnp.arange(x.shape[0])[:, None]
     h = take(x, active, config.parts)
     logits, predicted = _logits(weights, h, config)
     gate = routing.gate(logits, config.score, config.alpha)
-    chosen = None if count == h.shape[1] else select(gate, count, config.parts)
+    scores = gate if live is None else jnp.where(live, gate, -jnp.inf)
+    chosen = None if count == h.shape[1] else select(scores, count, config.parts)
     kept = active if chosen is None else chosen if active is None else pick(active, chosen)
+    goes = None if live is None else _is_best(pick(scores, chosen), limit) & pick(live, chosen)
     where = lambda index: context if index is None else context.take(index)
     if core.kv.reads_first and source is None:
         # The first recursion makes keys and values of every token that a later query may meet.
         y, made = core.recurse(core.enter(h, private, where(active)), private, where(active))
         y = take(y, chosen, config.parts)
     else:
-        there = where(kept)
+        there = where(kept) if goes is None else where(kept).hide(~goes)
         y = core.enter(take(h, chosen, config.parts), private, there)
         y, made = core.recurse(y, private, there, source)
-    x = put(x, kept, y, pick(gate, chosen), config.gating, config.parts)
-    is_chosen = jnp.ones(logits.shape, bool)
-    if chosen is not None:
-        is_chosen = jnp.zeros(logits.shape, bool).at[rows, chosen].set(True)
-    is_kept = jnp.ones(x.shape[:2], bool)
-    if kept is not None:
-        is_kept = jnp.zeros(x.shape[:2], bool).at[rows, kept].set(True)
-    everyone = jnp.ones(logits.shape, bool)
-    out = statistics(logits, predicted, is_chosen, everyone, config.score, config.alpha)
-    return (x, kept), {**out, "state": x, "is_kept": is_kept}, made
+    x = put(x, kept, y, pick(gate, chosen), config.gating, config.parts, goes)
+
+    def marked(shape: tuple[int, ...], index: Array | None) -> Array:
+        is_in = jnp.ones(y.shape[:2], bool) if goes is None else goes
+        return is_in if index is None else jnp.zeros(shape, bool).at[rows, index].set(is_in)
+
+    is_chosen, is_kept = marked(logits.shape, chosen), marked(x.shape[:2], kept)
+    among = jnp.ones(logits.shape, bool) if live is None else live
+    out = statistics(logits, predicted, is_chosen, among, config.score, config.alpha)
+    return (x, kept, goes), {**out, "state": x, "is_kept": is_kept}, made
+
+
+def _is_best(scores: Float[Array, "B C"], limit: Int[Array, "B P"]) -> Bool[Array, "B C"]:
+    """Returns whether a token is among the best `limit` of its part; ties go to the earlier."""
+    parts = scores.reshape(*limit.shape, -1)
+    rank = jnp.argsort(jnp.argsort(-parts, stable=True), stable=True)
+    return (rank < limit[..., None]).reshape(scores.shape)
 
 
 def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config, step: Any):
@@ -242,12 +279,12 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
     With `step`, those of a capacity warming up; without, those above their router's threshold. A
     recursion whose capacity does not fall has nothing to decide: all its active tokens go on.
     """
-    length = x.shape[1]
     before = (1.0, *config.capacity[:-1])
+    everyone = jnp.ones(x.shape[:2], bool) if context.is_live is None else context.is_live
     entries = {
         "routers": routers,
         "is_open": jnp.array([a <= b for a, b in zip(before, config.capacity, strict=True)]),
-        "count": _warming_counts(config, length, step),
+        "limit": _limits(config, everyone) if step is None else _warming(config, everyone, step),
     }
 
     def recursion(carry, private: Any, entry: dict[str, Array], source: Made | None):
@@ -257,9 +294,7 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         if step is None:
             chosen = active & (entry["is_open"] | routing.is_above(predicted))
         else:
-            scores = jnp.where(active, gate, -jnp.inf).reshape(x.shape[0], config.parts, -1)
-            rank = jnp.argsort(jnp.argsort(-scores, stable=True), stable=True)
-            chosen = active & (rank < entry["count"] // config.parts).reshape(active.shape)
+            chosen = active & _is_best(jnp.where(active, gate, -jnp.inf), entry["limit"])
         visible = context.count_only(chosen) if core.kv.reads_first else context.hide(~chosen)
         y, made = core.recurse(core.enter(x, private, visible), private, visible, source)
         y = routing.update(x, y, gate, config.gating)
@@ -267,20 +302,22 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         x = jnp.where(chosen[..., None], y, x)
         return (x, chosen), {**out, "state": x, "is_kept": chosen}, made.replace(context=context)
 
-    everyone = jnp.ones(x.shape[:2], bool)
     (x, _), out, report = core.each_recursion(recursion, (x, everyone), entries)
     return x, out, report
 
 
-def _warming_counts(config: Config, length: int, step: Any) -> Int[Array, "R"]:
-    """Returns how many tokens each recursion keeps at a step of the warm-up."""
-    if step is None:
-        return jnp.array(counts(config, length))
+def _warming(config: Config, is_live: Bool[Array, "B T"], step: Any) -> Int[Array, "R B P"]:
+    """Returns how many tokens each recursion keeps of each part at a step of the warm-up."""
     steps = np.arange(1, config.capacity_warmup_steps + 1) / config.capacity_warmup_steps
     falls = [0.5 * (1 + math.cos(math.pi * s)) for s in steps]
-    at = lambda fall: tuple(c + (1 - c) * fall for c in config.capacity)
-    table = [counts(dataclasses.replace(config, capacity=at(fall)), length) for fall in falls]
-    return jnp.array(table)[jnp.clip(step, 0, len(table) - 1)]
+    shares = np.array([[c + (1 - c) * fall for c in config.capacity] for fall in falls])
+    each, lengths = _each(config, is_live), _lengths(config, is_live)
+    whole = np.array([[_places(share, each) for share in row] for row in shares])
+    step = jnp.clip(step, 0, len(falls) - 1)
+    share, whole = (jnp.array(of)[step][:, None, None] for of in (shares, whole))
+    # A table by length too would be large; of rows with padding, the product is in float32.
+    part = jnp.minimum(jnp.maximum((share * lengths).astype(jnp.int32), 1), lengths)
+    return jnp.where(lengths == each, whole, part)
 
 
 def at_depth(config: Config, num_recursions: int) -> Config:

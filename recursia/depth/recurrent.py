@@ -211,7 +211,7 @@ def _truncated(core: Core, x: Array, context: Context, config: Config, counts: t
             step = jax.checkpoint(step, prevent_cse=False, policy=kept)
         x, report = jax.lax.scan(step, x, jnp.arange(config.backprop_depth) < last)
     depth_used = jnp.full(x.shape[:2], first + last)
-    metrics = {"token_correlation": _correlation(x)}
+    metrics = {"token_correlation": _correlation(x, context)}
     return x, Aux({}, metrics, depth_used, None, jax.tree.map(_as_first(core.grid), report))
 
 
@@ -224,11 +224,15 @@ def _as_first(grid: Grid):
     return lambda leaf: jnp.pad(leaf.sum(0)[None], rest + ((0, 0),) * (leaf.ndim - 1))
 
 
-def _correlation(x: Float[Array, "B T D"]) -> Float[Array, ""]:
+def _correlation(x: Float[Array, "B T D"], context: Context) -> Float[Array, ""]:
     """Returns the mean cosine between the states of two tokens of a row; near 1 they are alike."""
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     unit = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
-    return batch.mean(jnp.square(unit.mean(1)).sum(-1), 0)
+    if context.is_live is None:
+        return batch.mean(jnp.square(unit.mean(1)).sum(-1), 0)
+    count = context.is_live.sum(1)
+    middle = unit.sum(1, where=context.is_live[..., None]) / jnp.maximum(count, 1)[:, None]
+    return batch.mean(jnp.square(middle).sum(-1), 0, count > 0)
 
 
 def _adaptive(core: Core, x: Array, context: Context, config: Config, call: Call):

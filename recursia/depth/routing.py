@@ -155,13 +155,19 @@ def put(
     gate: Float[Array, "B C"],
     gating: Gating,
     parts: int = 1,
+    is_live: Bool[Array, "B C"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Returns all states after a recursion that turned those at `index`, in order, into `y`.
 
-    The others stay as they are, bit for bit; see `update` for the rest.
+    The others, and those that are not live, stay as they are, bit for bit; see `update` for the
+    rest.
     """
     if index is None:
-        return update(x, y, gate, gating)
+        new = update(x, y, gate, gating)
+        return new if is_live is None else jnp.where(is_live[..., None], new, x)
+    if is_live is not None:
+        still = take(x, index, parts) if gating in ("delta", "replace") else jnp.zeros_like(y)
+        y = jnp.where(is_live[..., None], y, still)
     if gating == "replace":
         return x.at[jnp.arange(x.shape[0])[:, None], index].set(y)
     added = y - take(x, index, parts) if gating == "delta" else y

@@ -138,7 +138,7 @@ def run(
         stick = advance(stick, y, going, share, gate(params, y))
         return stick, (stick.expected, going.astype(jnp.float32)), made
 
-    start = begin(x)
+    start, mean = begin(x), lambda values, over: batch.mean(values, over, context.is_live)
     if call.mode == "causal":
         wanted = jnp.ones(x.shape[:2], bool) if call.wanted is None else call.wanted
         goes_on = lambda stick: (is_going(stick, config) & wanted).any()
@@ -146,9 +146,9 @@ def run(
         states, report, metrics = None, {}, {}
     else:
         stick, (states, kept), report = core.each_recursion(recursion, start, None)
-        kept = batch.mean(kept, (1, 2))
-        metrics = {"tokens_kept": kept, "expected_depth": 1 + batch.mean(stick.ponder, (0, 1))}
-    losses = {"halting": config.act_loss_weight * batch.mean(stick.ponder, (0, 1))}
+        expected = 1 + mean(stick.ponder, (0, 1))
+        metrics = {"tokens_kept": mean(kept, (1, 2)), "expected_depth": expected}
+    losses = {"halting": config.act_loss_weight * mean(stick.ponder, (0, 1))}
     return stick.expected, Aux(losses, metrics, stick.used, states, report)
 
 

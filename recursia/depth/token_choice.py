@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from recursia import batch, inject, kv
 from recursia.depth import routing
@@ -136,7 +136,7 @@ def run(
         goes_on = lambda carry: carry[0] <= needed
         *_, x = core.recursions_while(recursion, carry, None, goes_on)
         states, report = None, {}
-    losses, metrics = _reported(logits, scores, depth, config)
+    losses, metrics = _reported(logits, scores, depth, config, context.is_live)
     return x, Aux(losses, metrics, depth, states, report)
 
 
@@ -163,9 +163,14 @@ def _reported(
     scores: Float[Array, "B T R"],
     depth: Int[Array, "B T"],
     config: Config,
+    is_live: Bool[Array, "B T"] | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Returns losses and metrics of one choice, over all tokens."""
-    mean = lambda values: batch.mean(values.astype(jnp.float32), (0, 1))
+    """Returns losses and metrics of one choice, over all tokens that are not padding."""
+
+    def mean(values: Array) -> Array:
+        where = None if is_live is None else is_live.reshape(*depth.shape, *[1] * (values.ndim - 2))
+        return batch.mean(values.astype(jnp.float32), (0, 1), where)
+
     depths = jnp.arange(1, config.num_recursions + 1)
     share, score = mean(depth[..., None] == depths), mean(scores)
     balance = config.num_recursions * (score * share).sum()

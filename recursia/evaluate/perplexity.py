@@ -32,8 +32,8 @@ class Score:
       bits_per_byte: the same information over the UTF-8 bytes that the tokens stand for.
       tokens: predicted tokens.
       mean_depth: recursions per token.
-      lens_nats_per_token: cross-entropy of the state after each recursion, read through the final
-        norm and the head (logit lens); empty where recursions are not walked in turn.
+      lens_nats_per_token: cross-entropy of the state after each recursion, read as the model reads
+        the last (`model.read`); empty where recursions are not walked in turn.
     """
 
     nats_per_token: float
@@ -60,7 +60,7 @@ def _sums(config: model.Config, mode: Mode, mesh: Mesh, rules: sharding.Rules):
         nats = lambda x: (weights * token_nats(x, head, batch["targets"], CHUNK)).sum()
         lens = jnp.zeros(0)
         if out.aux.states is not None:
-            read = lambda state: nats(model.normalise(params, state, config))
+            read = lambda state: nats(model.read(params, state, config, **where))
             lens = jax.lax.map(read, out.aux.states)
         return {
             "nats": nats(out.hidden),

@@ -1,5 +1,6 @@
 """A trained run, loaded from its directory: scores at chosen depths, baselines, continuations."""
 
+import contextlib
 import dataclasses
 import pathlib
 import tempfile
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from recursia import config, model, params, settings, sharding
 from recursia.data import packing
@@ -18,7 +20,6 @@ from recursia.evaluate import baselines, perplexity
 from recursia.generate import decode
 from recursia.train import workdir as directory
 from recursia.train.checkpoint import Checkpoints
-from recursia.train.step import Trainer
 
 EMPTY: Mapping[str, str] = types.MappingProxyType({})
 
@@ -30,15 +31,17 @@ class Trained:
     Attributes:
       run: its settings, with the mesh of the devices here.
       step: updates made.
-      trainer: the model and mesh.
+      model: the model, at full depth.
+      mesh: those devices, all along "fsdp", whatever mesh trained it.
       params: float32 parameters.
-      tokenizer: of the data it was trained on.
-      paths: that data.
+      tokenizer: kept in the run's directory.
+      paths: the data it was trained on; not opened, and perhaps no longer there.
     """
 
     run: settings.Run
     step: int
-    trainer: Trainer
+    model: model.Config
+    mesh: Mesh
     params: Any
     tokenizer: Tokenizer
     paths: tuple[str, ...]
@@ -58,23 +61,26 @@ def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] =
     """
     trained = directory.recorded(workdir)
     run = config.override(trained, overrides)
-    paths = run.data.path or (str(workdir / "data"),)
-    readers = [packing.Reader(path) for path in paths]
+    paths = run.data.path or (str(workdir / directory.DATA),)
     checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep, is_read_only=True)
-    step = checkpoints.choose(step)
-    vocab = checkpoints.meta(step)["model"]["vocab_size"]
-    # Rows go wherever they divide; nothing else of the run's mesh matters here.
-    count = max(n for n in range(1, jax.device_count() + 1) if run.train.batch_size % n == 0)
-    run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, data=count, fsdp=1))
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:count])
-    trainer = Trainer(run, run.model.build(vocab), mesh)
-    shapes = lambda run: params.abstract(model.specs(run.model.build(vocab)))
-    if overrides and shapes(run) != shapes(trained):
-        changed = " ".join(f"--config.{k}={v}" for k, v in overrides.items())
-        raise ConfigError(f"{changed}: makes a model with other parameters than {workdir} has")
-    weights = checkpoints.restore(step, {"params": trainer.abstract().params})["params"]
-    checkpoints.close()
-    return Trained(run, step, trainer, weights, readers[0].tokenizer, paths)
+    with contextlib.closing(checkpoints):
+        step = checkpoints.choose(step)
+        meta = checkpoints.meta(step)
+        vocab = meta["model"]["vocab_size"]
+        ours, theirs = (each.model.build(vocab) for each in (run, trained))
+        specs = model.specs(ours)
+        if overrides and params.abstract(specs) != params.abstract(model.specs(theirs)):
+            changed = " ".join(f"--config.{k}={v}" for k, v in overrides.items())
+            raise ConfigError(f"{changed}: makes a model with other parameters than {workdir} has")
+        tokenizer = directory.tokenizer(workdir, run)
+        # Rows go wherever they divide, and so do parameters.
+        count = max(n for n in range(1, jax.device_count() + 1) if run.train.batch_size % n == 0)
+        here = sharding.Config(data=1, fsdp=count, rules=run.mesh.rules)
+        mesh = sharding.make_mesh(here, jax.devices()[:count])
+        where = sharding.fitting(specs, mesh, here.rules)
+        weights = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]
+    run = dataclasses.replace(run, mesh=here)
+    return Trained(run, step, ours, mesh, weights, tokenizer, paths)
 
 
 def evaluate(
@@ -102,8 +108,10 @@ def evaluate(
       overrides: fields of the depth policy that are to be other than in training, as typed.
     """
     trained = load(workdir, step, overrides)
-    run, ours = trained.run, trained.trainer.model
+    run, ours, mesh = trained.run, trained.model, trained.mesh
     modes = modes or model.modes(ours)
+    if not text or has_baselines:
+        _check_data(trained, workdir)
     with tempfile.TemporaryDirectory() as place:
         paths = (_pack(text, trained.tokenizer, place),) if text else trained.paths
         rows = []
@@ -113,10 +121,10 @@ def evaluate(
                 score = perplexity.score(
                     weights,
                     at_depth,
-                    perplexity.validation_batches(run, paths, num_batches, trained.trainer.mesh),
+                    perplexity.validation_batches(run, paths, num_batches, mesh),
                     trained.tokenizer.token_bytes(),
                     mode=mode,
-                    mesh=trained.trainer.mesh,
+                    mesh=mesh,
                     rules=run.mesh.rules,
                 )
                 rows.append({"depth": depth, "mode": mode, **dataclasses.asdict(score)})
@@ -130,6 +138,20 @@ def evaluate(
             tokens = num_batches * run.train.batch_size * run.train.seq_len
             result["baselines"] = baselines.scores(trained.paths, paths, trained.tokenizer, tokens)
     return result
+
+
+def _check_data(trained: Trained, workdir: pathlib.Path) -> None:
+    """Checks that the run's data is still there, and of its tokenizer.
+
+    Raises:
+      DataError: if it is not.
+    """
+    for path in trained.paths:
+        try:
+            reader = packing.Reader(path)
+        except DataError as error:
+            raise DataError(f"{error}; to score a text of your own, give --text=FILE") from None
+        directory.check_tokenizer(workdir, trained.run, reader.tokenizer, path)
 
 
 def _at_depth(ours: model.Config, weights: Any, depth: int) -> tuple[model.Config, Any]:
@@ -207,7 +229,7 @@ def continue_prompts(
             raise ConfigError("--prompt: is empty; give at least one token")
         drawn = decode.generate(
             trained.params,
-            trained.trainer.model,
+            trained.model,
             ids,
             num_tokens=num_tokens,
             window=trained.run.train.seq_len,

@@ -83,10 +83,12 @@ def _decode(
         def step(place: Array, text: Array) -> Array:
             first = jnp.maximum(place - window, 0)
             seen = jax.lax.dynamic_slice(text, (first,), (window,))[None]
-            # What stands after `place` is not yet text; causal mode keeps it from being seen.
             last = place - first - 1
-            wanted = jnp.arange(window)[None] == last
-            hidden = model.apply(params, seen, config, mode="causal", wanted=wanted).hidden
+            along = jnp.arange(window)[None]
+            how = {"mode": "causal", "wanted": along == last}
+            # What stands after `place` is not yet text: padding.
+            how["segment_ids"] = (along <= last).astype(jnp.int32)
+            hidden = model.apply(params, seen, config, **how).hidden
             logits = model.logits(params, hidden[0, last], config)
             drawn = jax.random.categorical(jax.random.fold_in(key, place), logits / temperature)
             token = drawn if is_random else jnp.argmax(logits)

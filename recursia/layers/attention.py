@@ -9,6 +9,8 @@ from recursia.kernels.routed_attention import routed_attention
 from recursia.params import Leaf
 from recursia.sharding import is_split, locally
 
+PADDING = 0  # segment of what is no token
+
 
 @struct.dataclass
 class Context:
@@ -16,9 +18,10 @@ class Context:
 
     Attributes:
       positions: in the document, whatever subset of its tokens is here.
-      segment_ids: tokens see only their own segment; None is one for all.
-      is_live: whether a token's step is more than a filler whose result is thrown away: what a
-        block reports of its tokens leaves the others out. None: all are.
+      segment_ids: tokens see only their own segment, a number from 1; 0 is padding. None is one
+        segment for all.
+      is_live: False for padding, and for tokens whose step is computed and thrown away: they take
+        no place and no part in what a block reports. None: all are.
       inputs: the states that the core was entered with, where a recursion reads them.
       is_row: whether these are the tokens of whole rows, at positions 0, 1, 2, ...
     """
@@ -35,13 +38,13 @@ class Context:
         return jax.tree.map(lambda leaf: leaf[rows, index], self.replace(is_row=False))
 
     def count_only(self, live: Bool[Array, "B T"]) -> "Context":
-        """Returns a context whose other tokens are fillers, still seen by all."""
+        """Returns a context in which the other tokens' steps are thrown away, yet seen by all."""
         return self.replace(is_live=live if self.is_live is None else live & self.is_live)
 
     def hide(self, hidden: Bool[Array, "B T"]) -> "Context":
-        """Returns a context in which no other token sees the hidden ones: they are fillers."""
-        segments = 0 if self.segment_ids is None else self.segment_ids
-        return self.count_only(~hidden).replace(segment_ids=jnp.where(hidden, -1, segments))
+        """Returns a context in which the hidden tokens are padding: no other token sees them."""
+        segments = 1 if self.segment_ids is None else self.segment_ids
+        return self.count_only(~hidden).replace(segment_ids=jnp.where(hidden, PADDING, segments))
 
 
 @struct.dataclass
@@ -76,8 +79,8 @@ def attend(
     if context.is_row and source_context.is_row and not is_split("length"):
         positions = [None, None]
     segments = [context.segment_ids, source_context.segment_ids]
-    if segments[0] is None or segments[1] is None:  # one for all is segment 0, as in `hide`
-        written = lambda given, at: jnp.zeros_like(at.positions) if given is None else given
+    if segments[0] is None or segments[1] is None:  # one for all is segment 1, as in `hide`
+        written = lambda given, at: jnp.ones_like(at.positions) if given is None else given
         is_one = segments[0] is segments[1]
         pairs = zip(segments, (context, source_context), strict=True)
         segments = [None, None] if is_one else [written(*pair) for pair in pairs]

@@ -60,10 +60,10 @@ def sequence_loss(usage: Usage) -> Float[Array, ""]:
     """Returns minus the entropy of a sequence's mean probabilities, a mean over sequences.
 
     From -log E where a sequence uses all experts alike, to 0 where it uses one: MoEUT's regulariser
-    (arXiv 2405.16039). Heads are averaged.
+    (arXiv 2405.16039). Heads are averaged; a row of nothing but padding is no sequence.
     """
     entropy = _entropy(_mean(usage.probability, usage.tokens))
-    return -batch.mean(entropy, tuple(range(entropy.ndim)))
+    return -batch.mean(entropy, tuple(range(entropy.ndim)), usage.tokens > 0)
 
 
 def information(usage: Usage) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -14,8 +14,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from recursia import batch
 from recursia.kernels.grouped_matmul import (
@@ -70,7 +71,12 @@ def choose(
     return Choice(index, weight)
 
 
-def limit(choice: Choice, num_experts: int, capacity: float | None) -> Choice:
+def limit(
+    choice: Choice,
+    num_experts: int,
+    capacity: float | None,
+    is_live: Bool[Array, "B T"] | None = None,
+) -> Choice:
     """Returns a choice in which no expert has more than its share of a sequence.
 
     Places go to earlier tokens first, so that none depends on a later one, but on the length of the
@@ -81,6 +87,7 @@ def limit(choice: Choice, num_experts: int, capacity: float | None) -> Choice:
       num_experts: among which it was made.
       capacity: an expert's places over its mean number of tokens, `k T / E`; the places are rounded
         up. None is no bound.
+      is_live: the T tokens that count and take places, say those that are not padding; None is all.
 
     Raises:
       ValueError: if the capacity is not positive.
@@ -91,9 +98,16 @@ def limit(choice: Choice, num_experts: int, capacity: float | None) -> Choice:
         raise ValueError(f"capacity: got {capacity}, takes a positive number")
     batch, length, k = choice.index.shape
     # In decimals: of 20 places times 1.1, a float would make 23.
-    places = math.ceil(Fraction(str(capacity)) * k * length / num_experts)
-    order = jnp.argsort(choice.index.reshape(batch, -1), axis=-1, stable=True)
-    experts = jnp.take_along_axis(choice.index.reshape(batch, -1), order, axis=-1)
+    shares = (Fraction(str(capacity)) * k * n / num_experts for n in range(length + 1))
+    places = np.array([math.ceil(share) for share in shares], np.int32)
+    index = choice.index
+    if is_live is None:
+        places = places[-1]
+    else:
+        places = jnp.array(places)[is_live.sum(1)][:, None, None]
+        index = jnp.where(is_live[..., None], index, num_experts)  # behind those that take places
+    order = jnp.argsort(index.reshape(batch, -1), axis=-1, stable=True)
+    experts = jnp.take_along_axis(index.reshape(batch, -1), order, axis=-1)
     here = jnp.arange(length * k)
     is_first = jnp.diff(experts, axis=-1, prepend=-1) > 0
     rank = here - jax.lax.cummax(jnp.where(is_first, here, 0), axis=1)

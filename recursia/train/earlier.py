@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from recursia import model, params, settings, sharding
+from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError, UserError
 from recursia.train import workdir as directory
 from recursia.train.checkpoint import Checkpoints
@@ -14,12 +15,13 @@ from recursia.train.distill import Teacher
 from recursia.train.step import State, Trainer
 
 
-def teacher(run: settings.Run, vocab_size: int, mesh: Mesh) -> Teacher | None:
+def teacher(run: settings.Run, vocab_size: int, tokenizer: Tokenizer, mesh: Mesh) -> Teacher | None:
     """Returns the model that `distill.teacher` names, laid over the mesh as the run's own is.
 
     Args:
       run: the settings.
-      vocab_size: tokens that both models must have.
+      vocab_size: rows of the embedding that both models must have.
+      tokenizer: of this run, which must be the teacher's too.
       mesh: the devices.
 
     Raises:
@@ -27,25 +29,20 @@ def teacher(run: settings.Run, vocab_size: int, mesh: Mesh) -> Teacher | None:
     """
     if not (place := run.distill.teacher):
         return None
-    config, checkpoints, step = _open(place, "distill.teacher")
+    config, checkpoints, step = _open(place, "distill.teacher", tokenizer)
     if config.vocab_size != vocab_size:
         raise ConfigError(
             f"config.distill.teacher: {place} has {config.vocab_size} tokens, this run "
             f"{vocab_size}; take one of the same tokenizer"
         )
     specs = model.specs(config)
-    where = sharding.shardings(specs, mesh, run.mesh.rules)
-    abstract = jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        params.abstract(specs),
-        where,
-    )
-    found = checkpoints.restore(step, {"params": abstract})["params"]
+    where = sharding.fitting(specs, mesh, run.mesh.rules)
+    found = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]
     checkpoints.close()
     return Teacher(config, found)
 
 
-def start(trainer: Trainer, state: State) -> tuple[State, str]:
+def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, str]:
     """Returns the first state with the parameters of `train.init_from`, and a line that says so.
 
     What this model has besides that one, by the names at the top of the tree (a depth policy's own
@@ -54,12 +51,13 @@ def start(trainer: Trainer, state: State) -> tuple[State, str]:
     Args:
       trainer: of the run that starts.
       state: its first, drawn.
+      tokenizer: of the run, which must be that one's too.
 
     Raises:
       ConfigError, CheckpointError: if that is no run, holds no checkpoint, or another model's.
     """
     place = trainer.run.train.init_from
-    config, checkpoints, step = _open(place, "train.init_from")
+    config, checkpoints, step = _open(place, "train.init_from", tokenizer)
     ours, theirs = trainer.specs, model.specs(config)
     drawn = [name for name in ours if jax.tree.leaves(ours[name]) and not _has(theirs, name)]
     wanted, given = (_shapes(tree, drawn) for tree in (ours, theirs))
@@ -77,13 +75,16 @@ def start(trainer: Trainer, state: State) -> tuple[State, str]:
     return state.replace(params={**state.params, **found}), said
 
 
-def save(run: settings.Run, vocab_size: int, weights: Any, place: pathlib.Path) -> None:
+def save(
+    run: settings.Run, vocab_size: int, weights: Any, tokenizer: Tokenizer, place: pathlib.Path
+) -> None:
     """Writes parameters as step 0 of a run: to score, and for `train.init_from`.
 
     Args:
       run: whose model they are of.
       vocab_size: rows of its embedding.
       weights: the parameters.
+      tokenizer: of its text.
       place: a new directory.
 
     Raises:
@@ -92,16 +93,17 @@ def save(run: settings.Run, vocab_size: int, weights: Any, place: pathlib.Path) 
     if place.exists() and any(place.iterdir()):
         raise ConfigError(f"--output={place}: is not empty; give a new directory")
     directory.open_workdir(place)
-    directory.record(run, {}, place)
+    directory.record(run, {}, tokenizer, place)
     checkpoints = Checkpoints(place / "checkpoints", keep=1)
     checkpoints.save(0, {"params": weights}, directory.identity(run, vocab_size, ""))
     checkpoints.close()
 
 
-def _open(place: str, field: str) -> tuple[model.Config, Checkpoints, int]:
-    """Returns a run's model, its checkpoints and the latest step."""
+def _open(place: str, field: str, tokenizer: Tokenizer) -> tuple[model.Config, Checkpoints, int]:
+    """Returns a run's model, its checkpoints and the latest step, if its tokenizer is this."""
     try:
         run = directory.recorded(pathlib.Path(place))
+        directory.check_tokenizer(pathlib.Path(place), run, tokenizer, "this run")
         checkpoints = Checkpoints(pathlib.Path(place) / "checkpoints", 1, is_read_only=True)
         step = checkpoints.choose(None)
         vocab_size = checkpoints.meta(step)["model"]["vocab_size"]

@@ -1,10 +1,8 @@
 """What a run writes down: metrics.jsonl, TensorBoard, and a line for who watches."""
 
-import json
 import math
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia import accounting
+from recursia import accounting, console, jsonlines
 from recursia.train.step import State, Trainer
 
 # Peak dense bfloat16 FLOP/s of one chip, by the name its runtime gives it; sources are in
@@ -68,8 +66,8 @@ class Writer:
         self.path = workdir / "metrics.jsonl"
         _cut(self.path, start)
         _cut(workdir / "samples.jsonl", start)
-        self._file = self.path.open("a")
-        self._samples = (workdir / "samples.jsonl").open("a")
+        self._file = self.path.open("a", encoding="utf-8", newline="\n")
+        self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8", newline="\n")
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -79,7 +77,7 @@ class Writer:
     def write(self, row: dict[str, Any]) -> None:
         """Writes one row; an array becomes a list, and one curve per entry."""
         plain = {name: np.asarray(value).tolist() for name, value in row.items()}
-        self._file.write(json.dumps(plain) + "\n")
+        self._file.write(jsonlines.line(plain))
         self._file.flush()
         if self._board:
             for name, value in plain.items():
@@ -91,7 +89,7 @@ class Writer:
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Writes one sample to samples.jsonl."""
         row = {"step": step, "prompt": prompt, "text": text}
-        self._samples.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._samples.write(jsonlines.line(row))
         self._samples.flush()
 
     def close(self) -> None:
@@ -106,15 +104,10 @@ def _cut(path: pathlib.Path, step: int) -> None:
     """Drops rows after `step`, and a last line cut short; the file is replaced whole."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
-            continue
+    kept = (row for row in jsonlines.values(path) if isinstance(row, dict) and "step" in row)
     part = path.with_suffix(".part")
-    part.write_text("".join(kept))
+    text = "".join(jsonlines.line(row) for row in kept if row["step"] <= step)
+    part.write_text(text, encoding="utf-8", newline="\n")
     os.replace(part, path)
 
 
@@ -214,7 +207,6 @@ class Progress:
     def __init__(self, num_steps: int):
         """Starts with nothing done of `num_steps`."""
         self.num_steps = num_steps
-        self._is_live = sys.stderr.isatty()
         self._shown = -math.inf
 
     def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
@@ -228,23 +220,18 @@ class Progress:
         """
         now = time.monotonic()
         is_last = step == self.num_steps
-        if now - self._shown < (0.2 if self._is_live else 10.0) and not is_last:
+        if now - self._shown < (0.2 if console.is_live() else console.EVERY) and not is_last:
             return
         self._shown = now
         line = (
             f"step {step}/{self.num_steps}  loss {loss:.4f}  {_round(tokens_per_second)} tokens/s  "
             f"{_clock(seconds_left)} left"
         )
-        if self._is_live:
-            sys.stderr.write(f"\r\033[K{line}")
-        else:
-            sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+        console.write(f"\r\033[K{line}" if console.is_live() else line + "\n")
 
     def say(self, line: str) -> None:
         """Prints a line that stays."""
-        sys.stderr.write(f"\r\033[K{line}\n" if self._is_live else line + "\n")
-        sys.stderr.flush()
+        console.say(line)
 
 
 def _round(value: float) -> str:

@@ -338,7 +338,7 @@ def _prediction_losses(
     shares = aux.exit_weights * batch["weights"]
     last, nats = score(out.hidden, shares[-1], taught)
     inner = jax.lax.stop_gradient((out.hidden, head)) if learnt.exits else None
-    one = lambda exit: score(model.normalise(weights, exit[0], config), exit[1], inner)
+    one = lambda exit: score(model.read(weights, exit[0], config), exit[1], inner)
     earlier, earlier_nats = jax.lax.map(one, (aux.states[:-1], shares[:-1]))
     if aux.exits is None:
         return last + earlier.sum(), nats, {}

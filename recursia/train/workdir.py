@@ -3,14 +3,19 @@
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 
 import recursia.config
 from recursia import distributed, settings
-from recursia.data import prepare
+from recursia.data import packing, prepare
+from recursia.data.tokenizer import Tokenizer
+from recursia.data.tokenizer import load as load_tokenizer
 from recursia.errors import ConfigError, DataError
+
+TOKENIZER, DATA = "tokenizer", "data"  # folders of a run's directory
 
 
 def open_workdir(workdir: pathlib.Path) -> None:
@@ -78,8 +83,19 @@ def vocab_size(run: settings.Run, tokenizer_size: int) -> int:
     return run.model.vocab_size or tokenizer_size
 
 
-def record(run: settings.Run, overrides: dict[str, str], workdir: pathlib.Path) -> None:
-    """Writes config.json, every field resolved, and overrides.json, what was typed."""
+def record(
+    run: settings.Run, overrides: dict[str, str], tokenizer: Tokenizer, workdir: pathlib.Path
+) -> None:
+    """Writes what the directory needs to stand alone, besides checkpoints.
+
+    That is config.json, every field resolved; overrides.json, what was typed; and tokenizer/.
+    """
+    part = workdir / f"{TOKENIZER}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    tokenizer.save(str(part))
+    shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
+    os.replace(part, workdir / TOKENIZER)
     for name, values in (
         ("config.json", recursia.config.to_dict(run)),
         ("overrides.json", overrides),
@@ -105,6 +121,44 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     return recursia.config.build(settings.Run, values, str(path))
+
+
+def tokenizer(workdir: pathlib.Path, run: settings.Run) -> Tokenizer:
+    """Returns the tokenizer that a run's directory holds.
+
+    Of a directory written before it held one, the tokenizer of its data.
+
+    Raises:
+      DataError: if it is missing, broken, or not the one that was saved.
+    """
+    if (workdir / TOKENIZER).is_dir():
+        return load_tokenizer(str(workdir / TOKENIZER))
+    return packing.Reader((run.data.path or (str(workdir / DATA),))[0]).tokenizer
+
+
+def check_tokenizer(workdir: pathlib.Path, run: settings.Run, ours: Tokenizer, who: str) -> None:
+    """Compares a run's tokenizer with another by all that determines its ids, not by its size.
+
+    Args:
+      workdir: the run's directory.
+      run: its settings.
+      ours: the other.
+      who: whose that is, for the message.
+
+    Raises:
+      DataError: if they differ.
+    """
+    theirs = tokenizer(workdir, run)
+    if theirs.fingerprint != ours.fingerprint:
+        raise DataError(
+            f"{workdir} has the tokenizer {_named(theirs)}, {who} has {_named(ours)}: the same "
+            "numbers are other words; take one of the same tokenizer"
+        )
+
+
+def _named(tokenizer: Tokenizer) -> str:
+    kind, size, name = tokenizer.kind, tokenizer.vocab_size, tokenizer.fingerprint[:8]
+    return f"{kind} of {size:,} tokens ({name})"
 
 
 def identity(run: settings.Run, vocab: int, fingerprint: str) -> dict[str, Any]:
