@@ -79,7 +79,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.workdir is None:
         raise ConfigError("train: give --workdir=DIR, or --dry_run to see what it would cost")
     with distributed.joined(_processes(options), is_preemptible=True):
-        loop.train(run, options.workdir, options.overrides)
+        loop.train(run, options.workdir, options.overrides, options.config)
 
 
 def _eval(options: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 import rich.console
 import rich.progress
 
-PATIENCE = 2.0  # seconds that may pass in silence
 EVERY = 10.0  # seconds between the lines of a bar where there is no terminal
 
 
@@ -53,8 +52,7 @@ def doing(about: str) -> Iterator[None]:
 def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callable[[float], None]]:
     """Draws how much of a known amount is done; yields `advance(amount)`.
 
-    Nothing is drawn where all is done within two seconds. Where there is no terminal a plain line
-    comes every ten seconds.
+    Where there is no terminal a plain line comes at the start, and then every ten seconds.
 
     Args:
       about: what is done, such as "tokenising".
@@ -79,12 +77,19 @@ def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callab
         yield lambda amount: drawn.advance(task, amount)
 
 
+@contextlib.contextmanager
+def no_bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callable]:
+    """Draws nothing: for a process that does not speak for the others. Arguments as of `bar`."""
+    yield lambda amount: None
+
+
 class _Lines:
     """A bar as plain lines."""
 
     def __init__(self, about: str, total: float | None, unit: str):
         self._about, self._total, self._unit = about, total, unit
-        self._done, self._said = 0.0, time.monotonic() + PATIENCE - EVERY
+        self._done, self._said = 0.0, time.monotonic()
+        write(about + (f": {total:,.0f} {unit}\n" if total else "\n"))
 
     def advance(self, amount: float) -> None:
         self._done += amount

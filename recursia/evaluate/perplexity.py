@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from recursia import model, settings, sharding
+from recursia import console, distributed, model, settings, sharding
 from recursia.data.loader import evaluation_batches, rows_here
 from recursia.data.windows import Windows
 from recursia.depth.policy import Mode
@@ -134,11 +134,18 @@ def validation_batches(
     """
     train = run.train
     rows = rows_here(_rows(mesh, run.mesh.rules), (train.batch_size, train.seq_len))
-    for path in paths:
-        yield from evaluation_batches(
-            Windows(path, "validation", train.seq_len, keep_tail=True),
-            train.batch_size,
-            run.data.cross_document_attention,
-            num_batches or None,
-            rows,
-        )
+    windows = [Windows(path, "validation", train.seq_len, keep_tail=True) for path in paths]
+    each = [-(-len(of) // train.batch_size) for of in windows]
+    total = sum(min(count, num_batches or count) for count in each)
+    draws = console.bar if distributed.is_first() else console.no_bar
+    with draws("scoring", total, "batches") as advance:
+        for of in windows:
+            for batch in evaluation_batches(
+                of,
+                train.batch_size,
+                run.data.cross_document_attention,
+                num_batches or None,
+                rows,
+            ):
+                yield batch
+                advance(1)

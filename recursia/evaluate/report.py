@@ -237,4 +237,4 @@ def continue_prompts(
             end_of_text=trained.tokenizer.end_of_text,
             key=jax.random.fold_in(jax.random.key(seed), index),
         )
-        yield prompt + trained.tokenizer.decode(drawn)
+        yield prompt + trained.tokenizer.continuation(ids, drawn)

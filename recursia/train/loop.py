@@ -5,6 +5,7 @@ come from background threads, and saves are asynchronous.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -18,8 +19,10 @@ from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
 from recursia import distributed, model, settings, sharding
+from recursia import params as parameters
+from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
-from recursia.errors import Diverged, Preempted
+from recursia.errors import ConfigError, Diverged, Preempted
 from recursia.evaluate import perplexity
 from recursia.generate import decode
 from recursia.train import earlier
@@ -30,13 +33,19 @@ from recursia.train.step import State, Trainer
 from recursia.train.stop import Stop
 
 
-def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -> None:
+def train(
+    run: settings.Run,
+    workdir: pathlib.Path,
+    overrides: dict[str, str],
+    name: str = "the training step",
+) -> None:
     """Trains, or goes on where the directory's last checkpoint stands.
 
     Args:
       run: the settings.
       workdir: where everything is written.
       overrides: what the user changed, to be recorded.
+      name: of the configuration, for who watches.
 
     Raises:
       ConfigError, DataError: for what cannot run.
@@ -45,14 +54,14 @@ def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -
       Preempted: when told to stop, once the state is saved.
     """
     directory.open_workdir(workdir)
-    loop = Loop(run, workdir)
+    loop = Loop(run, workdir, name)
     try:
         state, start = loop.resume()
         if start >= run.train.num_steps:
             loop.progress.say(f"{workdir}: finished at step {start}; nothing to do")
             return
         if distributed.is_first():
-            directory.record(run, overrides, workdir)
+            directory.record(run, overrides, loop.loader.tokenizer, workdir)
         loop.run_from(state, start)
     finally:
         loop.checkpoints.close()
@@ -61,9 +70,9 @@ def train(run: settings.Run, workdir: pathlib.Path, overrides: dict[str, str]) -
 class Loop:
     """A run in progress."""
 
-    def __init__(self, run: settings.Run, workdir: pathlib.Path):
+    def __init__(self, run: settings.Run, workdir: pathlib.Path, name: str):
         """Opens data, mesh and checkpoints; nothing is computed yet."""
-        self.run, self.workdir, self.ledger = run, workdir, Ledger()
+        self.run, self.workdir, self.name, self.ledger = run, workdir, name, Ledger()
         self.progress = Progress(run.train.num_steps) if distributed.is_first() else Mute()
         with distributed.together():
             mesh = sharding.make_mesh(run.mesh)
@@ -73,11 +82,30 @@ class Loop:
         with distributed.together():
             self.loader = self.load(mesh)
             vocab = directory.vocab_size(run, self.loader.vocab_size)
+            self.prompts = [self._ids(prompt) for prompt in run.eval.prompts]
         self.identity = directory.identity(run, vocab, self.loader.fingerprint)
         distributed.check_same("configuration or data", _digest(run, self.identity))
-        teacher = earlier.teacher(run, vocab, mesh)
+        for split, paths in zip(packing.SPLITS, (self.paths, self.scored), strict=True):
+            self.progress.say(directory.described(paths, split))
+        teacher = earlier.teacher(run, vocab, self.loader.tokenizer, mesh)
         self.trainer = Trainer(run, run.model.build(vocab), mesh, teacher)
         self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
+
+    @functools.cached_property
+    def scored(self) -> tuple[str, ...]:
+        """The data directories that have a validation split."""
+        has = lambda path: "validation" in packing.Reader(path).manifest["splits"]
+        return tuple(filter(has, self.paths))
+
+    def _ids(self, prompt: str) -> list[int]:
+        """Returns the ids of a prompt.
+
+        Raises:
+          ConfigError: if it has none.
+        """
+        if ids := self.loader.tokenizer.encode(prompt):
+            return ids
+        raise ConfigError(f"config.eval.prompts: {prompt!r} has 0 tokens; give at least 1")
 
     def load(self, mesh: Mesh) -> Loader:
         """Opens the training data, of which this process reads what its devices hold."""
@@ -107,9 +135,8 @@ class Loop:
         meta = self.checkpoints.meta(start)
         with distributed.together():
             same({k: meta[k] for k in self.identity}, self.identity, f"--workdir={self.workdir}")
-        state = self.checkpoints.restore(start, self.trainer.abstract())
         self.progress.say(f"resuming {self.workdir} at step {start}")
-        return state, start
+        return self.checkpoints.restore(start, self.trainer.abstract()), start
 
     def first(self) -> State:
         """Returns the state before the first step.
@@ -117,9 +144,10 @@ class Loop:
         Raises:
           ConfigError, CheckpointError: if it is to start from a run that cannot be read.
         """
-        state = self.trainer.init()
+        with self.progress.doing(f"drawing {parameters.count(self.trainer.specs):,} parameters"):
+            state = self.trainer.init()
         if self.run.train.init_from:
-            state, said = earlier.start(self.trainer, state)
+            state, said = earlier.start(self.trainer, state, self.loader.tokenizer)
             self.progress.say(said)
         return state
 
@@ -138,7 +166,9 @@ class Loop:
                 batch = self.trainer.put(next(batches))
                 update = self.trainer.step_function(step - 1)
                 self.ledger.to("step" if update in compiled else "compile")
-                state, metrics = update(state, batch)
+                is_new = update not in compiled
+                with self.progress.doing(self.compiling()) if is_new else contextlib.nullcontext():
+                    state, metrics = update(state, batch)
                 compiled.add(update)
                 self.ledger.to("step")
                 if pending:
@@ -162,10 +192,19 @@ class Loop:
                     self.ledger.to("save")
                     self.checkpoints.save(step, state, self.identity)
                 if stops or is_last:
-                    self.checkpoints.finish()
+                    with self.progress.doing(f"saving step {step}"):
+                        self.checkpoints.finish()
                     self.progress.say(self.ledger.line())
                 if stops:
                     raise Preempted(f"told to stop: saved step {step}; run it again to go on")
+
+    def compiling(self) -> str:
+        """Returns what the first call of a step takes its time for."""
+        count = self.trainer.mesh.size
+        place = jax.config.jax_compilation_cache_dir
+        kept = f"then cached in {place}" if place else "and not cached"
+        devices = f"{count} device" + "s" * (count > 1)
+        return f"compiling {self.name} for {devices}: half a minute or more, {kept}"
 
     def writes(self, start: int) -> Writer | Mute:
         """Returns what writes rows and samples: in one process of all."""
@@ -197,12 +236,14 @@ class Loop:
         """
         run, config = self.run, self.trainer.model
         row: dict[str, Any] = {"step": step}
+        if not self.scored:
+            return self.sample(step, params)
         for mode in model.modes(config):
             score = perplexity.score(
                 params,
                 config,
                 perplexity.validation_batches(
-                    run, self.paths, run.eval.num_batches, self.trainer.mesh
+                    run, self.scored, run.eval.num_batches, self.trainer.mesh
                 ),
                 self.loader.tokenizer.token_bytes(),
                 mode=mode,
@@ -224,19 +265,19 @@ class Loop:
     def sample(self, step: int, params: Any) -> None:
         """Continues each prompt of the configuration."""
         run, tokenizer = self.run, self.loader.tokenizer
-        for index, prompt in enumerate(run.eval.prompts):
+        for index, (prompt, ids) in enumerate(zip(run.eval.prompts, self.prompts, strict=True)):
             key = jax.random.fold_in(jax.random.key(run.train.seed), step)
             drawn = decode.generate(
                 params,
                 self.trainer.model,
-                tokenizer.encode(prompt),
+                ids,
                 num_tokens=run.eval.sample_tokens,
                 window=run.train.seq_len,
                 temperature=run.eval.temperature,
                 end_of_text=tokenizer.end_of_text,
                 key=jax.random.fold_in(key, index),
             )
-            self.writer.sample(step, prompt, tokenizer.decode(drawn))
+            self.writer.sample(step, prompt, tokenizer.continuation(ids, drawn))
 
 
 def check(step: int, state: State) -> None:

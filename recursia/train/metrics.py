@@ -1,5 +1,6 @@
 """What a run writes down: metrics.jsonl, TensorBoard, and a line for who watches."""
 
+import contextlib
 import math
 import os
 import pathlib
@@ -104,9 +105,10 @@ def _cut(path: pathlib.Path, step: int) -> None:
     """Drops rows after `step`, and a last line cut short; the file is replaced whole."""
     if not path.exists():
         return
-    kept = (row for row in jsonlines.values(path) if isinstance(row, dict) and "step" in row)
+    is_row = lambda row: isinstance(row, dict) and isinstance(row.get("step"), int)
+    kept = (row for row in jsonlines.values(path) if is_row(row) and row["step"] <= step)
     part = path.with_suffix(".part")
-    text = "".join(jsonlines.line(row) for row in kept if row["step"] <= step)
+    text = "".join(map(jsonlines.line, kept))
     part.write_text(text, encoding="utf-8", newline="\n")
     os.replace(part, path)
 
@@ -125,6 +127,10 @@ class Mute:
 
     def say(self, line: str) -> None:
         """Prints nothing."""
+
+    def doing(self, about: str) -> contextlib.AbstractContextManager:
+        """Shows nothing."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Has nothing to close."""
@@ -232,6 +238,10 @@ class Progress:
     def say(self, line: str) -> None:
         """Prints a line that stays."""
         console.say(line)
+
+    def doing(self, about: str) -> contextlib.AbstractContextManager:
+        """Says what takes a while."""
+        return console.doing(about)
 
 
 def _round(value: float) -> str:

@@ -69,6 +69,26 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
     return (str(workdir / "data"),)
 
 
+def described(paths: tuple[str, ...], split: str) -> str:
+    """Returns a line on what a run trains on or validates on: files, documents, tokens."""
+    doing = {"train": "training on", "validation": "validating on"}[split]
+    if not paths:
+        return f"{doing} nothing: the data has no such split"
+    told = []
+    for path in paths:
+        reader = packing.Reader(path)
+        counts = reader.split(split)
+        sources = reader.manifest.get("sources", [])
+        # A file without a split of its own gave documents to both.
+        files = [s["name"] for s in sources if s["split"] == split]
+        files = files or [source["name"] for source in sources]
+        named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        told.append(
+            f"{named or path} ({counts['documents']:,} documents, {counts['tokens']:,} tokens)"
+        )
+    return f"{doing} {'; '.join(told)}"
+
+
 def vocab_size(run: settings.Run, tokenizer_size: int) -> int:
     """Returns the rows of the embedding.
 
