@@ -253,7 +253,7 @@ class Reader:
         if name not in splits:
             raise DataError(
                 f"{self.directory}: has no split {name!r}, only {', '.join(splits)}; name one it "
-                "has, or prepare it elsewhere, with validation files or a validation_fraction over 0."
+                "has, or prepare it elsewhere, with validation files or validation_fraction over 0."
             )
         return splits[name]
 

@@ -19,6 +19,7 @@ from recursia.data.vocabulary import (
     ByteTokenizer,
     Tokenizer,
     one_line,
+    told,
     words,
 )
 from recursia.errors import ConfigError, DataError
@@ -145,10 +146,8 @@ def _from_gpt2(encoder: str, merges: str, end_of_text: str) -> BPETokenizer:
     vocabulary = _object(encoder)
     lines = [line.rstrip("\r") for line in _read(merges).split("\n")]
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    try:
+    with told(f"{encoder}, {merges}", "no vocabulary", "fetch them again"):
         library = _byte_level(models.BPE(vocab=vocabulary, merges=pairs))
-    except Exception as error:  # the library raises no narrower class
-        raise DataError(f"{encoder}, {merges}: {one_line(error)}; fetch them again.") from None
     return BPETokenizer(library, encoder, end_of_text)
 
 
@@ -158,13 +157,8 @@ def _from_file(path: str, end_of_text: str) -> BPETokenizer:
 
 def _library(path: str) -> tokenizers.Tokenizer:
     text = _read(path)
-    try:
+    with told(path, "not in the tokenizers library's format", "use a tokenizer.json"):
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises no narrower class
-        raise DataError(
-            f"{path}: not in the tokenizers library's format ({one_line(error)}); "
-            "use a tokenizer.json."
-        ) from None
 
 
 def _read(path: str) -> str:

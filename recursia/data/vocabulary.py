@@ -1,6 +1,7 @@
 """Tokenizers: bytes as they are, or a vocabulary of the `tokenizers` library."""
 
 import abc
+import contextlib
 import difflib
 import hashlib
 import json
@@ -26,6 +27,7 @@ END_OF_TEXT = (
     "[EOS]",
 )
 CONFIG, LIBRARY = "tokenizer_config.json", "tokenizer.json"
+_IDS = 1 << 26  # a vocabulary has fewer, and an array of one number for each is no burden
 _GROUP = 1 << 12  # ids decoded at once
 _BEFORE = 16  # ids that are decoded again, for what follows them
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a byte, as SentencePiece spells it
@@ -94,9 +96,15 @@ class Tokenizer(abc.ABC):
         the one before it, such as a space, or the first half of a character, which then counts as
         drawn.
         """
-        first, both = self.decode(before), self.decode([*before, *drawn])
-        pairs = enumerate(zip(first, both, strict=False))
-        return both[next((at for at, (a, b) in pairs if a != b), len(first)) :]
+        both = self.decode([*before, *drawn])
+        same = 0
+        for unfinished in range(4):  # last ids of `before` that may be bytes of one character
+            first = self.decode(before[: len(before) - unfinished])
+            if both.startswith(first):
+                return both[max(same, len(first)) :]
+            pairs = enumerate(zip(first, both, strict=False))
+            same = max(same, next((at for at, (a, b) in pairs if a != b), 0))
+        return both[same:]
 
     def stream(self, before: Sequence[int], ids: Iterable[int]) -> Iterator[str]:
         """Yields text as `ids` come, which all together is `continuation(before, ids)`.
@@ -185,6 +193,8 @@ class BPETokenizer(Tokenizer):
         self._library, self._origin = library, origin
         self._canonical = json.loads(library.to_str())
         self.vocab_size = max(library.get_vocab(with_added_tokens=True).values()) + 1
+        if self.vocab_size > _IDS:
+            raise DataError(f"{origin}: an id of {self.vocab_size - 1}, takes less than {_IDS}.")
         self.end_of_text = library.token_to_id(name)
         canonical = [self._canonical, self.end_of_text]
         dumped = json.dumps(canonical, sort_keys=True, separators=(",", ":"))
@@ -199,13 +209,8 @@ class BPETokenizer(Tokenizer):
         return [start for _, (start, _) in words(self._library)(part)]
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        try:
+        with told(self._origin, "cannot spell a text", "take one with bytes or an unknown token"):
             found = self._library.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises no narrower class
-            raise DataError(
-                f"{self._origin}: cannot spell a text ({one_line(error)}); take a tokenizer with "
-                "bytes or an unknown token"
-            ) from None
         return [np.array(each.ids, np.int32) for each in found]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -243,6 +248,17 @@ def words(library: tokenizers.Tokenizer) -> Callable[[str], list[tuple[str, tupl
     """Returns what cuts a text into words, each with its start and end in characters."""
     cutter = library.pre_tokenizer
     return cutter.pre_tokenize_str if cutter else lambda part: [(part, (0, len(part)))]
+
+
+@contextlib.contextmanager
+def told(origin: str, what: str, advice: str) -> Iterator[None]:
+    """Tells in one line what the library raises, which is no narrower class than Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise DataError(f"{origin}: {what} ({one_line(error)}); {advice}.") from None
+        raise
 
 
 def one_line(error: BaseException) -> str:
