@@ -91,7 +91,7 @@ def vocab_size(run: settings.Run) -> int:
     if run.data.path:
         return packing.Reader(run.data.path[0]).vocab_size
     if not name.startswith("bpe:"):
-        return tokenizer.from_spec(name, lambda: iter(())).vocab_size
+        return tokenizer.from_spec(name, lambda: iter(()), run.data.end_of_text).vocab_size
     if not (size := name.removeprefix("bpe:")).isdecimal():
         raise ConfigError(f"tokenizer {name}: {size!r} is not a number of ids")
     return int(size)

@@ -113,8 +113,10 @@ class Data:
       text: files to prepare inside the workdir when there is no `path`; "bundled:train" is the
         bundled corpus.
       validation_text: files of the validation split; empty sets documents of `text` aside.
-      validation_fraction: of the documents of `text`, where no validation files are given.
+      validation_fraction: of the documents of `text`, where no validation files are given, in
+        [0, 1); 0 validates on nothing.
       tokenizer: for `text`: "byte", "bpe:SIZE", a tokenizer.json, or a folder with GPT-2's files.
+      end_of_text: name of the token that ends a text, in such a file; empty looks for the usual.
       cross_document_attention: whether tokens see earlier documents of their row.
       on_error: "stop" at a broken line, or "skip" it.
       seed: of the order of rows.
@@ -126,6 +128,7 @@ class Data:
     validation_text: tuple[str, ...] = ()
     validation_fraction: float = 0.05
     tokenizer: str = "byte"
+    end_of_text: str = ""
     cross_document_attention: bool = True
     on_error: Literal["stop", "skip"] = "stop"
     seed: int = 0
@@ -135,10 +138,13 @@ class Data:
             raise ValueError("path: no data; give folders as data.path, or text files as data.text")
         if self.weights and len(self.weights) != len(self.path):
             raise ValueError(f"weights: got {len(self.weights)} for {len(self.path)} paths")
-        if any(weight <= 0 for weight in self.weights):
-            raise ValueError(f"weights: got {self.weights}, takes numbers above 0")
+        if not all(0 < weight < float("inf") for weight in self.weights):
+            raise ValueError(f"weights: got {self.weights}, takes finite numbers above 0")
         _at_least(0, self, "seed")
-        _fraction(self, "validation_fraction")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction: got {self.validation_fraction}, takes a number in [0, 1)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -176,9 +176,9 @@ def _check_tokenizers(readers: list[Reader]) -> None:
     for reader in readers[1:]:
         if reader.tokenizer_fingerprint != first.tokenizer_fingerprint:
             raise DataError(
-                f"{reader.directory}: its tokenizer is {reader.tokenizer_fingerprint[:12]} "
-                f"but {first.directory} has {first.tokenizer_fingerprint[:12]}; "
-                "prepare both with the same tokenizer."
+                f"{reader.directory}: its tokenizer is {reader.tokenizer_name}, but that of "
+                f"{first.directory} is {first.tokenizer_name}; prepare one of them again with the "
+                "tokenizer of the other, --tokenizer=FOLDER."
             )
 
 

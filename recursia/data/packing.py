@@ -24,6 +24,7 @@ from recursia.errors import DataError
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation")
 _OFFSET = np.dtype("<i8")
+_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 
 def canonical_hash(value: Any) -> str:
@@ -52,9 +53,12 @@ class Writer:
         self._folder = f"{os.path.abspath(output)}.partial-{uuid.uuid4().hex[:8]}"
         self._tokenizer = tokenizer
         self._shard_tokens = shard_tokens
-        self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._dtype = _DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
         self._open: dict[str, _Shard] = {}
         self._done: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        self._waiting: list[np.ndarray] = []  # ids of a document that is in no shard yet
+        self._waiting_tokens = self._waiting_bytes = 0
+        self._is_inside = False  # a document that is in one already
         parents = pathlib.Path(self._folder).parents
         self._made = [parent for parent in parents if not parent.exists()]  # the nearest first
         os.makedirs(self._folder)
@@ -73,17 +77,44 @@ class Writer:
 
     def add(self, split: str, ids: Sequence[int], num_bytes: int) -> None:
         """Appends one document, without its end of text, that stands for `num_bytes` of UTF-8."""
-        tokens = np.append(
-            np.asarray(ids, self._dtype), self._dtype.type(self._tokenizer.end_of_text)
-        )
+        self.extend(split, ids, num_bytes)
+        self.end(split)
+
+    def extend(self, split: str, ids: Sequence[int], num_bytes: int) -> None:
+        """Appends the next ids of a document, whose `end` comes before the next document."""
+        self._waiting.append(np.asarray(ids, self._dtype))
+        self._waiting_tokens += len(ids)
+        self._waiting_bytes += num_bytes
         shard = self._open.get(split)
-        if shard is not None and shard.tokens + len(tokens) > self._shard_tokens:
+        if self._is_inside or shard is None or not self._fits(shard):
+            self._flush(split)  # else what is to come may be too much for this shard
+
+    def end(self, split: str) -> None:
+        """Ends a document."""
+        self.extend(split, [self._tokenizer.end_of_text], 0)
+        self._flush(split)
+        self._is_inside = False
+
+    def _fits(self, shard: "_Shard") -> bool:
+        return shard.tokens + self._waiting_tokens <= self._shard_tokens
+
+    def _flush(self, split: str) -> None:
+        """Writes what waits: into the split's shard, or a new one if a new document is too long."""
+        shard = self._open.get(split)
+        if shard is not None and not self._is_inside and not self._fits(shard):
             self._done[split].append(self._open.pop(split).close())
             shard = None
         if shard is None:
             name = f"{split}-{len(self._done[split]):05d}"
             shard = self._open[split] = _Shard(os.path.join(self._folder, name))
-        shard.add(tokens, num_bytes)
+        if not self._is_inside:
+            shard.begin()
+        self._is_inside = True
+        for tokens in self._waiting:
+            shard.add(tokens)
+        shard.bytes += self._waiting_bytes
+        self._waiting.clear()
+        self._waiting_tokens = self._waiting_bytes = 0
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Completes the folder and returns its manifest, which also holds `record` as it is."""
@@ -123,14 +154,15 @@ class _Shard:
         self._files = {ending: open(f"{stem}.{ending}", "wb") for ending in ("tokens", "documents")}
         self._digests = {ending: hashlib.sha256() for ending in self._files}
         self._name = os.path.basename(stem)
-        self.tokens = self._documents = self._bytes = 0
+        self.tokens = self.bytes = self._documents = 0
 
-    def add(self, tokens: np.ndarray, num_bytes: int) -> None:
-        self._write("tokens", tokens.tobytes())
+    def begin(self) -> None:
         self._write("documents", np.array(self.tokens, _OFFSET).tobytes())
-        self.tokens += len(tokens)
         self._documents += 1
-        self._bytes += num_bytes
+
+    def add(self, tokens: np.ndarray) -> None:
+        self._write("tokens", tokens.tobytes())
+        self.tokens += len(tokens)
 
     def _write(self, ending: str, raw: bytes) -> None:
         self._files[ending].write(raw)
@@ -144,7 +176,7 @@ class _Shard:
             "name": self._name,
             "tokens": self.tokens,
             "documents": self._documents,
-            "bytes": self._bytes,
+            "bytes": self.bytes,
             "sha256": self._digests["tokens"].hexdigest(),
             "documents_sha256": self._digests["documents"].hexdigest(),
         }
@@ -170,10 +202,10 @@ class Reader:
           DataError: if the folder or manifest is missing or damaged, is of another format, or a
             file has not the bytes it should.
         """
-        self.directory = directory
+        self.directory = directory = os.path.expanduser(directory)
         self.manifest = _manifest(directory)
         try:
-            self._dtype = np.dtype(self.manifest["dtype"]).newbyteorder("<")
+            self._dtype = _DTYPES[self.manifest["dtype"]]
             for entry in self.manifest["splits"].values():
                 for shard in entry["shards"]:
                     self._check(shard["name"] + ".tokens", shard["tokens"] * self._dtype.itemsize)
@@ -205,6 +237,12 @@ class Reader:
         """The tokenizer the data was prepared with."""
         return tokenizer_lib.load(self.directory)
 
+    @property
+    def tokenizer_name(self) -> str:
+        """What to call the tokenizer: its kind, its size, and the start of its fingerprint."""
+        kind = self.manifest["tokenizer"].get("kind")
+        return f"{kind} of {self.vocab_size} tokens ({self.tokenizer_fingerprint[:6]}..)"
+
     def split(self, name: str) -> dict[str, Any]:
         """Returns the manifest's entry of a split: tokens, documents, bytes, shards.
 
@@ -214,8 +252,8 @@ class Reader:
         splits = self.manifest["splits"]
         if name not in splits:
             raise DataError(
-                f"{self.directory}: has no split {name!r} but {len(splits)} others "
-                f"({', '.join(splits)}); name one of those or prepare it."
+                f"{self.directory}: has no split {name!r}, only {', '.join(splits)}; name one it "
+                "has, or prepare it elsewhere, with validation files or validation_fraction over 0."
             )
         return splits[name]
 
@@ -245,7 +283,7 @@ def _manifest(directory: str) -> dict[str, Any]:
             f"{directory}: holds no manifest.json, so no prepared data; "
             "make it with recursia data prepare."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(repr(error).split())
         raise DataError(
             f"{path}: damaged ({reason}); remove the folder and prepare again."

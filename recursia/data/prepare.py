@@ -1,18 +1,18 @@
 """Prepares data: documents are split, tokenised and packed once, ahead of training."""
 
-import collections
 import dataclasses
-import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from recursia.data import packing, source
+from recursia import console
+from recursia.data import held_out, packing, source
 from recursia.data.tokenizer import Tokenizer, from_spec
 from recursia.errors import ConfigError, DataError
 
-_BATCH_BYTES = 1 << 22  # text tokenised at once
+_BATCH = 1 << 20  # characters of text tokenised at once, by all cores
+_CHUNK = 1 << 20  # bytes read at a time
 _EXCERPT_TOKENS = 64
 
 
@@ -24,11 +24,13 @@ class Options:
       tokenizer: what `recursia.data.tokenizer.from_spec` takes. "bpe:N" learns from the training
         split only.
       validation: files of the validation split, as `recursia.data.source.expand` takes them.
-      validation_fraction: without such files, the share of the documents to hold out, in [0, 1).
-        A document's own hash decides, so the split does not depend on order or other documents.
+      validation_fraction: without such files, the share of the documents to hold out, in [0, 1);
+        0 makes no validation split. See `recursia.data.held_out.survey`.
       on_error: "stop" at a broken document, or "skip" it.
       text_field: key of a JSON line's text.
       shard_tokens: tokens in a shard at most, unless one document alone is longer.
+      end_of_text: name of the token that ends a text, in the file of a tokenizer; empty looks for
+        the usual ones.
     """
 
     tokenizer: str = "bpe:4096"
@@ -37,6 +39,7 @@ class Options:
     on_error: source.OnError = "stop"
     text_field: str = "text"
     shard_tokens: int = 1 << 27
+    end_of_text: str = ""
 
     def __post_init__(self):
         if not 0 <= self.validation_fraction < 1:
@@ -60,20 +63,24 @@ def prepare(
     on_error: source.OnError,
     text_field: str,
     shard_tokens: int,
+    end_of_text: str,
 ) -> dict[str, Any]:
     """Writes the folder `output` and returns its manifest; documents of white space are left out.
 
-    If `output` already holds what these options and files would give, nothing is done.
+    If `output` already holds what these options and files would give, nothing is done. Memory
+    does not go with the size of a text file, only with that of a line and a tokenizer's words.
 
     Args:
       inputs: files as `recursia.data.source.expand` takes them.
-      output: folder to make; absent or empty. It appears whole or not at all.
+      output: folder to make; absent or empty, or a symbolic link to such a one. It appears whole
+        or not at all.
       tokenizer: see `Options`, as for all that follow.
       validation: see `Options`.
       validation_fraction: see `Options`.
       on_error: see `Options`.
       text_field: see `Options`.
       shard_tokens: see `Options`.
+      end_of_text: see `Options`.
 
     Raises:
       ConfigError: if an option is out of its range.
@@ -81,25 +88,79 @@ def prepare(
         holds something else or cannot be written.
     """
     options = Options(
-        tokenizer, tuple(validation), validation_fraction, on_error, text_field, shard_tokens
+        tokenizer,
+        tuple(validation),
+        validation_fraction,
+        on_error,
+        text_field,
+        shard_tokens,
+        end_of_text,
     )
     files = _files(inputs, options.validation)
-    given = None if tokenizer.startswith("bpe:") else from_spec(tokenizer, lambda: iter(()))
+    learns = tokenizer.startswith("bpe:")
+    given = None if learns else from_spec(tokenizer, lambda: iter(()), end_of_text)
     record = _record(files, options, given)
+    output = os.path.realpath(os.path.expanduser(output))  # of a link, what it points to
     if (manifest := _finished(output, record)) is not None:
         return manifest
-    texts = functools.partial(_documents, files, options)
+    corpus = held_out.survey(
+        lambda warn: _documents(files, options, warn),
+        validation_fraction,
+        is_named=bool(files["validation"]),
+    )
     if given is None:
-        train = lambda: (text for split, text in texts(warn=False) if split == "train")
-        given = from_spec(tokenizer, train)
+        train = lambda: (
+            document.parts() for split, document in corpus.documents() if split == "train"
+        )
+        with console.doing(
+            f"learning {tokenizer} from {corpus.num_documents:,} documents, "
+            f"{corpus.num_bytes / 1e6:,.1f} MB"
+        ):
+            given = from_spec(tokenizer, train, end_of_text)
     try:
-        with packing.Writer(output, given, shard_tokens) as writer:
-            _write(writer, given, texts(warn=True))
+        with (
+            packing.Writer(output, given, shard_tokens) as writer,
+            console.bar("tokenising", corpus.num_bytes) as advance,
+        ):
+            for size in pack(writer, given, corpus.documents(warn=True)):
+                advance(size)
             return writer.finish(record)
     except OSError as error:
         raise DataError(
             f"{output}: cannot be written ({error.strerror or error}); give another output."
         ) from None
+
+
+def pack(
+    writer: packing.Writer, tokenizer: Tokenizer, documents: held_out.Labelled
+) -> Iterator[int]:
+    """Writes documents as they are asked for; yields the bytes of text done, some at a time."""
+    waiting, size = [], 0
+    for split, document in documents:
+        for piece in tokenizer.pieces(document.parts()):
+            waiting.append((split, piece))
+            size += len(piece)
+            if size >= _BATCH:
+                yield _encode(writer, tokenizer, waiting)
+                waiting, size = [], 0
+        waiting.append((split, None))
+    yield _encode(writer, tokenizer, waiting)
+
+
+def _encode(
+    writer: packing.Writer, tokenizer: Tokenizer, waiting: list[tuple[str, str | None]]
+) -> int:
+    """Writes pieces of documents, None at the end of each; returns their bytes."""
+    ids = iter(tokenizer.encode_batch([piece for _, piece in waiting if piece is not None]))
+    total = 0
+    for split, piece in waiting:
+        if piece is None:
+            writer.end(split)
+        else:
+            size = len(piece.encode("utf-8"))
+            writer.extend(split, next(ids), size)
+            total += size
+    return total
 
 
 def inspect(directory: str) -> dict[str, Any]:
@@ -129,7 +190,9 @@ def _excerpt(reader: packing.Reader, split: str, shard: int, document: int) -> s
     start = int(reader.documents(split)[shard][document])
     ids = reader.tokens(split)[shard][start : start + _EXCERPT_TOKENS].tolist()
     end = reader.end_of_text
-    return reader.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+    if end in ids:
+        return reader.tokenizer.decode(ids[: ids.index(end)])
+    return reader.tokenizer.decode(ids).rstrip("\ufffd")  # the last character may be cut in two
 
 
 def _files(inputs: Sequence[str], validation: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -150,27 +213,37 @@ def _record(
 ) -> dict[str, Any]:
     """Returns what the manifest says of the request; names and hashes, no paths."""
     asked = dataclasses.asdict(options)
-    del asked["validation"]  # the sources say it
+    del asked["validation"], asked["end_of_text"]  # the sources and the tokenizer say it
     asked["tokenizer"] = options.tokenizer if given is None else given.fingerprint
-    sources = [
-        {"split": split, "name": os.path.basename(path), "sha256": _digest(path)}
-        for split, paths in files.items()
-        for path in paths
-    ]
+    every = [path for paths in files.values() for path in paths]
+    with console.bar(
+        "digesting", sum(os.path.getsize(path) for path in every if os.path.exists(path))
+    ) as advance:
+        sources = [
+            {"split": split, "name": os.path.basename(path), "sha256": _digest(path, advance)}
+            for split, paths in files.items()
+            for path in paths
+        ]
     return {"sources": sources, "options": asked}
 
 
-def _digest(path: str) -> str:
+def _digest(path: str, advance: Callable[[float], None]) -> str:
+    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                advance(len(chunk))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the file.") from None
+    return digest.hexdigest()
 
 
 def _finished(output: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the manifest if `output` is this preparation already, None if there is nothing."""
-    if not os.path.lexists(output):
+    if os.path.islink(output):
+        raise DataError(f"{output}: is a link that leads back to itself; give another output.")
+    if not os.path.exists(output):
         return None
     if not os.path.isdir(output):
         raise DataError(f"{output}: is a file, not a folder; give another output.")
@@ -190,51 +263,12 @@ def _finished(output: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _documents(
-    files: Mapping[str, Sequence[str]], options: Options, *, warn: bool
-) -> Iterator[tuple[str, str]]:
-    """Yields (split, text) and, at the end, raises if a split got nothing."""
-    counts: collections.Counter[str] = collections.Counter()
+    files: Mapping[str, Sequence[str]], options: Options, warn: bool
+) -> held_out.Labelled:
+    """Yields the documents that hold text, each with the split that its file was named for."""
+    how = {"on_error": options.on_error, "text_field": options.text_field, "warn": warn}
     for named, paths in files.items():
         for path in paths:
-            for text in source.documents(
-                path, on_error=options.on_error, text_field=options.text_field, warn=warn
-            ):
-                if text.strip():
-                    split = named if files["validation"] else _split(text, options)
-                    counts[split] += 1
-                    yield split, text
-    if not counts:
-        raise DataError("prepare: 0 documents hold any text; give inputs that do.")
-    if len(counts) < len(packing.SPLITS):
-        raise DataError(
-            f"prepare: {counts['train']} documents fell to train and {counts['validation']} to "
-            "validation, each needs 1 or more; name validation files with --validation, or "
-            f"change --validation_fraction from {options.validation_fraction}."
-        )
-
-
-def _split(text: str, options: Options) -> str:
-    drawn = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:8], "big") / 2**64
-    return "validation" if drawn < options.validation_fraction else "train"
-
-
-def _write(
-    writer: packing.Writer, tokenizer: Tokenizer, documents: Iterator[tuple[str, str]]
-) -> None:
-    for batch in _batches(documents):
-        ids = tokenizer.encode_batch([text for _, text in batch])
-        for (split, text), document in zip(batch, ids, strict=True):
-            writer.add(split, document, len(text.encode("utf-8")))
-
-
-def _batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Groups documents into batches large enough to keep all cores at work."""
-    batch, size = [], 0
-    for split, text in documents:
-        batch.append((split, text))
-        size += len(text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+            for document in source.documents(path, **how):
+                if any(part and not part.isspace() for part in document.parts()):
+                    yield named, document

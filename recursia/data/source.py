@@ -1,19 +1,25 @@
 """Documents out of plain text and JSON Lines files, gzip or Zstandard compressed or not."""
 
+import collections
+import contextlib
+import dataclasses
+import functools
 import glob
 import gzip
 import importlib.resources
 import io
+import itertools
 import json
 import os
-import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Literal
 
 import zstandard
 
+from recursia import console
+from recursia.data import text as text_lib
 from recursia.errors import DataError
 
 OnError = Literal["stop", "skip"]
@@ -22,6 +28,24 @@ _TEXT_ENDINGS = tuple(".txt" + packed for packed in _PACKED)
 ENDINGS = (*_TEXT_ENDINGS, *(".jsonl" + packed for packed in _PACKED))
 BUNDLED = {f"bundled:{name}": f"{name}.jsonl.gz" for name in ("train", "validation")}
 _CHUNK = 1 << 20  # bytes read at a time
+_PACKED_CHUNK = 1 << 14  # of Zstandard, which may stand for thousands of times as many
+_LINE = 1 << 28  # bytes of a line at most, since a line is read whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One text, read in parts so that it need not be in memory whole.
+
+    Attributes:
+      parts: gives the text's parts anew at each call.
+    """
+
+    parts: Callable[[], Iterator[str]]
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(self.parts())
 
 
 def expand(paths: Iterable[str]) -> tuple[str, ...]:
@@ -29,7 +53,8 @@ def expand(paths: Iterable[str]) -> tuple[str, ...]:
 
     Args:
       paths: files, glob patterns (`**` crosses folders), folders (every accepted file directly in
-        them), or "bundled:train" and "bundled:validation", the demo corpus.
+        them), each with `~` for the home; or "bundled:train" and "bundled:validation", the demo
+        corpus.
 
     Raises:
       DataError: if a path names nothing, has an ending that is not accepted, or comes twice.
@@ -47,8 +72,10 @@ def expand(paths: Iterable[str]) -> tuple[str, ...]:
 
 def documents(
     path: str, *, on_error: OnError, text_field: str = "text", warn: bool = True
-) -> Iterator[str]:
+) -> Iterator[Document]:
     """Yields the documents of one file: all of a `.txt`, one for each line of a `.jsonl`.
+
+    Lines end at line feeds only. A byte-order mark is no part of a text.
 
     Args:
       path: a file with one of `ENDINGS`. Blank lines of a `.jsonl` are no documents.
@@ -57,39 +84,42 @@ def documents(
       warn: whether to print, at the end, how many were skipped to stderr.
 
     Raises:
-      DataError: if the file cannot be read, holds no document, or is broken under "stop".
+      DataError: if the file cannot be read, holds no document, or is broken under "stop"; for a
+        `.txt` that may come while its parts are read.
     """
     _check_ending(path)
     skipped, found = [], 0
-    try:
-        with _open(path) as file:
-            for number, raw in _records(path, file):
-                try:
-                    text = _parse(raw, None if number is None else text_field)
-                except _BrokenError as error:
-                    where = path if number is None else f"{path}:{number}"
-                    if on_error == "stop":
-                        raise DataError(
-                            f"{where}: {error}; fix it, or pass --on_error=skip."
-                        ) from None
-                    skipped.append(where)
-                else:
-                    found += 1
-                    yield text
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise _unreadable(path, error) from None
+    is_text = path.lower().endswith(_TEXT_ENDINGS)
+    for document in (_file if is_text else _lines)(path, text_field):
+        try:
+            if isinstance(document, _BrokenError):
+                raise document
+            if is_text and on_error == "skip":  # parts are used before a later one proves broken
+                collections.deque(document.parts(), maxlen=0)
+        except _BrokenError as error:
+            if on_error == "stop":
+                raise
+            skipped.append(error.where)
+        else:
+            found += 1
+            yield document
     if skipped and warn:
-        print(f"{path}: skipped {len(skipped)} broken, the first at {skipped[0]}", file=sys.stderr)
+        console.say(f"{path}: skipped {len(skipped)} broken, the first at {skipped[0]}")
     if not found:
         why = f"{len(skipped)} broken skipped" if skipped else "it is empty"
         raise DataError(f"{path}: 0 documents ({why}); give it text or leave it out of the inputs.")
 
 
-class _BrokenError(Exception):
+class _BrokenError(DataError):
     """Why one record is no document."""
+
+    def __init__(self, where: str, reason: str):
+        super().__init__(f"{where}: {reason}; fix it, or prepare with on_error=skip.")
+        self.where = where
 
 
 def _expand(path: str) -> list[str]:
+    path = os.path.expanduser(path)
     if path.startswith("bundled:"):
         if path not in BUNDLED:
             raise DataError(f"{path}: no such corpus; the bundled ones are {', '.join(BUNDLED)}.")
@@ -148,13 +178,13 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         while not self._output:
-            self._input = self._input or self._file.read(_CHUNK)
+            self._input = self._input or self._file.read(_PACKED_CHUNK)
             if not self._input:
                 if self._frame is not None:
                     raise EOFError("the compressed data ends before its end marker")
                 return 0
             self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._output = self._frame.decompress(self._input)
+            self._output = memoryview(self._frame.decompress(self._input))
             self._input = self._frame.unused_data if self._frame.eof else b""
             if self._frame.eof:
                 self._frame = None
@@ -163,40 +193,75 @@ class _Zstandard(io.RawIOBase):
         return count
 
 
-def _records(path: str, file: IO[bytes]) -> Iterator[tuple[int | None, bytes]]:
-    """Yields (line number, bytes); the number is None for a whole text file."""
-    if path.lower().endswith(_TEXT_ENDINGS):
-        if raw := file.read():
-            yield None, raw
-        return
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield number, line
+def _file(path: str, _: str) -> Iterator[Document]:
+    """Yields a text file, unless it is empty."""
+    parts = functools.partial(_parts, path)
+    try:
+        is_empty = next(parts(), None) is None
+    except _BrokenError:
+        is_empty = False
+    if not is_empty:
+        yield Document(parts)
 
 
-def _parse(raw: bytes, text_field: str | None) -> str:
-    """Returns the text of one record; `text_field` is None for a whole text file."""
+def _parts(path: str) -> Iterator[str]:
+    decoder = text_lib.Decoder()
+    with _opened(path) as file:
+        while True:
+            raw = file.read(_CHUNK)
+            try:
+                text = decoder.decode(raw, is_last=not raw)
+            except text_lib.NotTextError as error:
+                raise _BrokenError(path, str(error)) from None
+            if text:
+                yield text
+            if not raw:
+                return
+
+
+def _lines(path: str, text_field: str) -> Iterator[Document | _BrokenError]:
+    """Yields each line that is not blank."""
+    with _opened(path) as file:
+        for number in itertools.count(1):
+            if not (raw := file.readline(_LINE + 1)):
+                return
+            where = f"{path}:{number}"
+            if len(raw) > _LINE:
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(_CHUNK)
+                yield _BrokenError(where, f"longer than {_LINE} bytes, the most of a line")
+            elif raw.strip():
+                try:
+                    yield Document(functools.partial(iter, (_parse(raw, text_field),)))
+                except text_lib.NotTextError as error:
+                    yield _BrokenError(where, str(error))
+
+
+def _parse(raw: bytes, text_field: str) -> str:
+    """Returns the text of one line."""
+    wrong = text_lib.NotTextError
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _BrokenError(f"invalid UTF-8 at byte {error.start}") from None
-    if text_field is None:
-        return text
-    try:
-        row = json.loads(text)
+        row = json.loads(text_lib.decode(raw))
     except (ValueError, RecursionError) as error:
-        raise _BrokenError(f"bad JSON, {' '.join(str(error).split())}") from None
+        raise wrong(f"bad JSON, {' '.join(str(error).split())}") from None
     if not isinstance(row, dict):
-        raise _BrokenError(f"a JSON {type(row).__name__} where an object is expected")
+        raise wrong(f"a JSON {type(row).__name__} where an object is expected")
     if text_field not in row:
-        raise _BrokenError(f"no field {text_field!r}, the fields are {sorted(row)[:8]}")
+        raise wrong(f"no field {text_field!r}, the fields are {sorted(row)[:8]}")
     if not isinstance(row[text_field], str):
-        raise _BrokenError(f"field {text_field!r} is {type(row[text_field]).__name__}, not text")
-    try:
-        row[text_field].encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
-        raise _BrokenError(f"a lone surrogate at character {error.start}") from None
+        raise wrong(f"field {text_field!r} is {type(row[text_field]).__name__}, not text")
+    if (place := text_lib.lone_surrogate(row[text_field])) is not None:  # JSON can escape half one
+        raise wrong(f"a lone surrogate at character {place}")
     return row[text_field]
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    try:
+        with _open(path) as file:
+            yield file
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: str, error: Exception) -> DataError:

@@ -15,7 +15,7 @@ from recursia import config, model, params, settings, sharding
 from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 from recursia.depth.policy import Mode
-from recursia.errors import ConfigError, DataError
+from recursia.errors import ConfigError
 from recursia.evaluate import baselines, perplexity
 from recursia.generate import decode
 from recursia.train import workdir as directory
@@ -163,16 +163,13 @@ def _at_depth(ours: model.Config, weights: Any, depth: int) -> tuple[model.Confi
 
 def _pack(text: str, tokenizer: Tokenizer, place: str) -> str:
     """Returns a prepared directory that holds a text file as its validation split."""
-    from recursia.data import source
+    from recursia.data import prepare, source
 
     output = str(pathlib.Path(place) / "text")
     with packing.Writer(output, tokenizer, 1 << 27) as writer:
-        count = 0
-        for document in source.documents(text, on_error="stop"):
-            writer.add("validation", tokenizer.encode(document), len(document.encode()))
-            count += 1
-        if not count:
-            raise DataError(f"{text}: holds 0 documents")
+        documents = source.documents(text, on_error="stop")
+        for _ in prepare.pack(writer, tokenizer, (("validation", each) for each in documents)):
+            pass
         writer.finish({})
     return output
 

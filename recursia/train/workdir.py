@@ -65,6 +65,7 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
         on_error=data.on_error,
         text_field=prepare.Options.text_field,
         shard_tokens=prepare.Options.shard_tokens,
+        end_of_text=data.end_of_text,
     )
     return (str(workdir / "data"),)
 

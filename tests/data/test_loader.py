@@ -198,7 +198,9 @@ def test_wrong_options_are_one_line(data, pack, refused):
     wrong(lambda: loader(), "0 directories")
     texts = ["some other text to learn from"]
     bpe = pack("bpe", texts, tokenizer=from_spec("bpe:258", lambda: iter(texts)))
-    refused(lambda: loader(data, bpe), "bpe", "same tokenizer")
+    refused(
+        lambda: loader(data, bpe), "bpe of 258 tokens (", "byte of 257 tokens (", "--tokenizer="
+    )
     refused(lambda: loader(data, seq_len=10**4), "10001")
 
 

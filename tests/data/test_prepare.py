@@ -1,9 +1,13 @@
 import dataclasses
 import json
 import pathlib
+from unittest.mock import patch
 
 import pytest
+import tokenizers
 
+from recursia import console
+from recursia.data import pieces
 from recursia.data import prepare as prepare_lib
 from recursia.data.packing import Reader
 from recursia.data.tokenizer import from_spec
@@ -111,11 +115,10 @@ def test_each_user_error_is_one_line_and_writes_nothing(put, tmp_path, refused):
         )
         refused(run(), "0 input files")
         refused(run(str(tmp_path / "none.txt")), "does not exist")
-        refused(run(good, broken, out=out / "deep"), "broken.jsonl:2: ", "--on_error=skip")
+        refused(run(good, broken, out=out / "deep"), "broken.jsonl:2: ", "on_error=skip")
         refused(run(blank), "0 documents")
-        refused(run(put("one.txt", "one")), "each needs 1 or more", "--validation")
-        refused(run(good, validation_fraction=0.0), "40 documents", "0 to validation")
-        refused(run(good, validation=(blank,)), "40 documents", "0 to validation")
+        refused(run(good, validation=(blank,)), "0 documents of the validation files")
+        refused(run(blank, validation=(good,)), "0 documents of the inputs")
         refused(run(good, validation=(good,)), "named 2 times")
         refused(run(good, text_field="body"), "good.jsonl:1: no field 'body'")
         refused(run(good, out=pathlib.Path(other).parent), "1 entries", "remove it")
@@ -142,3 +145,68 @@ def test_inspect_shows_totals_and_excerpts(put, tmp_path, refused):
         assert len(entry["excerpts"]) == 2 and set(entry["excerpts"]) <= set(TEXTS)
     assert shown["fingerprint"] == manifest["fingerprint"]
     refused(lambda: prepare_lib.inspect(str(tmp_path)), "holds no manifest.json")
+
+
+def test_an_output_may_be_a_link(put, tmp_path, refused):
+    path, there = put("a.jsonl", TEXTS), tmp_path / "there"
+    link = lambda name, to: (tmp_path / name).symlink_to(to) or tmp_path / name
+    there.mkdir()
+    whole = prepare([path], link("to a folder", "there"))
+    assert (tmp_path / "to a folder").is_symlink() and (there / "manifest.json").is_file()
+    assert prepare([path], there) == prepare([path], tmp_path / "to a folder") == whole
+    refused(lambda: prepare([path], tmp_path / "to a folder", tokenizer="bpe:257"), "other options")
+    prepare([path], link("to nothing", "deep/new"))
+    assert (tmp_path / "deep/new/manifest.json").is_file()
+    loop, file = link("to itself", "to itself"), link("to a file", path)
+    refused(lambda: prepare([path], loop), "leads back to itself")
+    refused(lambda: prepare([path], file), "is a file")
+
+
+def test_a_tilde_is_the_home(put, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put("a.jsonl", TEXTS)
+    put("v.txt", "held out")
+    learnt = prepare(["~/a.jsonl"], "~/learnt", tokenizer="bpe:258", validation=("~/v.txt",))
+    prepare(["~/*.jsonl"], "~/out", tokenizer="~/learnt", validation=("~/v.txt",))
+    assert texts("~/out", "validation") == ["held out"] and (tmp_path / "out").is_dir()
+    assert Reader("~/out").tokenizer_fingerprint == learnt["tokenizer"]["fingerprint"]
+    assert prepare_lib.inspect("~/out")["fingerprint"]
+
+
+def test_the_end_of_text_is_named_by_an_option(put, tmp_path):
+    library = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "<stop>": 1}, []))
+    library.save(str(tmp_path / "tokenizer.json"))
+    how = {"tokenizer": str(tmp_path / "tokenizer.json"), "end_of_text": "<stop>"}
+    path = put("a.jsonl", ["a" * (1 + i) for i in range(40)])
+    manifest = prepare([path], tmp_path / "out", **how)
+    assert manifest["tokenizer"]["end_of_text"] == 1
+    assert Reader(str(tmp_path / "out")).tokenizer.end_of_text == 1
+    assert prepare([path], tmp_path / "out", **how) == manifest
+
+
+def test_it_says_what_it_does(put, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    monkeypatch.setattr(console, "EVERY", 0.0)
+    path = put("a.jsonl", TEXTS)
+    prepare([path], tmp_path / "out", tokenizer="bpe:260")
+    said, size = capsys.readouterr().err, sum(map(len, TEXTS))
+    assert "learning bpe:260 from 40 documents" in said
+    assert f"tokenising: {size:,} of {size:,} bytes\n" in said
+    assert f"reading: {size:,} bytes\n" in said
+    size = pathlib.Path(path).stat().st_size
+    assert f"digesting: {size:,} of {size:,} bytes\n" in said
+
+
+def test_a_text_in_many_parts_is_packed_as_it_is_in_one(put, tmp_path):
+    rows = ["0123456789" * (1 + 200 * (i % 4)) for i in range(20)]
+    whole = prepare([put("a.jsonl", rows)], tmp_path / "a", shard_tokens=5000)
+    with patch.object(pieces, "PIECE", 100):
+        cut = prepare([put("a.jsonl", rows)], tmp_path / "b", shard_tokens=5000)
+    assert cut["splits"] == whole["splits"] and cut["fingerprint"] == whole["fingerprint"]
+    assert len(cut["splits"]["train"]["shards"]) > 2
+
+
+def test_an_excerpt_ends_with_a_whole_character(put, tmp_path):
+    prepare([put("a.txt", "é日🙂x" * 99)], tmp_path / "out")
+    for entry in prepare_lib.inspect(str(tmp_path / "out"))["splits"].values():
+        assert all("\ufffd" not in excerpt[1:] for excerpt in entry["excerpts"])

@@ -39,7 +39,9 @@ def tokenizer(request, tmp_path):
 def test_decoding_gives_the_text_back(tokenizer):
     for text in HARD + TRAINING:
         assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.encode_batch(HARD) == [tokenizer.encode(text) for text in HARD]
+    assert [ids.tolist() for ids in tokenizer.encode_batch(HARD)] == [
+        tokenizer.encode(text) for text in HARD
+    ]
 
 
 def test_token_bytes_sum_to_the_text(tokenizer):
@@ -68,7 +70,7 @@ def test_load_gives_what_save_wrote(tokenizer, tmp_path):
     for again in (load(str(folder)), from_spec(str(folder), lambda: iter(()))):
         assert again.fingerprint == tokenizer.fingerprint
         assert (again.kind, again.end_of_text) == (tokenizer.kind, tokenizer.end_of_text)
-        assert again.encode_batch(HARD) == tokenizer.encode_batch(HARD)
+        assert all(again.encode(text) == tokenizer.encode(text) for text in HARD)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert config["kind"] == tokenizer.kind and config["end_of_text"] == tokenizer.end_of_text
 
@@ -138,7 +140,7 @@ def test_wrong_specs_are_one_line(refused, tmp_path):
     (tmp_path / "bad.json.gz").write_bytes(b"nonsense")
     refused(make(tmp_path / "bad.json.gz"), "bad.json.gz", "cannot be read")
     tokenizers.Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "no.json"))
-    refused(make(tmp_path / "no.json"), "<|endoftext|>, </s>, <eos>", "1 tokens")
+    refused(make(tmp_path / "no.json"), "<|endoftext|>, </s>, <eos>", "end_of_text", "1 tokens")
     folder = gpt2_files(tmp_path / "gpt2")
     (tmp_path / "gpt2/vocab.bpe").write_text("#version: 0.2\nno pe\n")
     refused(make(folder), "encoder.json", "vocab.bpe")
@@ -153,3 +155,58 @@ def test_a_tokenizer_changed_after_saving_is_refused(refused, tmp_path):
     refused(lambda: load(str(tmp_path)), "fingerprint")
     (tmp_path / "tokenizer_config.json").write_text('{"kind": "char"}')
     refused(lambda: load(str(tmp_path)), "char")
+
+
+def test_the_end_of_text_may_be_named(refused, tmp_path):
+    library = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "<|stop|>": 1}, merges=[]))
+    library.add_special_tokens(["<|pad|>", "</s>"])
+    path = str(tmp_path / "tokenizer.json")
+    library.save(path)
+    make = lambda *name: from_spec(path, lambda: iter(()), *name)
+    found, named = make(), make("<|stop|>")
+    assert (found.end_of_text, named.end_of_text) == (3, 1)
+    assert found.fingerprint != named.fingerprint
+    assert named.encode("a<|stop|>").count(1) == 0 and named.token_bytes()[1] == 0
+    named.save(str(tmp_path))
+    assert load(str(tmp_path)).end_of_text == 1 == from_spec(str(tmp_path), iter).end_of_text
+    assert load(str(tmp_path)).fingerprint == named.fingerprint
+    refused(lambda: make("<|stopp|>"), "<|stopp|>", "did you mean <|stop|>")
+    refused(lambda: make("x"), "4 tokens")
+    for spec in ("byte", "bpe:300"):
+        call = lambda spec=spec: from_spec(spec, iter, "</s>")
+        refused(call, "end_of_text", spec, kind=ConfigError, code=2)
+    other = tokenizers.Tokenizer(models.BPE(vocab={"a": 0, "<|done|>": 1}, merges=[]))
+    other.save(path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    refused(make, "<|end_of_text|>", "such as <|done|>")
+
+
+DEEP = "[" * 100_000
+BROKEN = {
+    "tokenizer.json": ["", "{", "[]", "3", "null", DEEP, '{"model": {"type": "Other"}}'],
+    "tokenizer_config.json": ["", "{", "[]", "3", "null", DEEP, '{"kind": ["byte"]}'],
+    "encoder.json": ["", "{", "[]", "3", DEEP, '{"a": -1}', '{"a": "b"}', '{"a": 4294967295}'],
+    "vocab.bpe": ["a", "a b c", "a  b", "\x00", DEEP],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_told_in_one_line(refused, tmp_path, name):
+    folder = tmp_path / "folder"
+    if name in ("encoder.json", "vocab.bpe"):
+        gpt2_files(folder)
+    else:
+        folder.mkdir()
+        from_spec("bpe:260", lambda: iter(TRAINING)).save(str(folder))
+    for content in BROKEN[name]:
+        (folder / name).write_text(content)
+        refused(lambda: from_spec(str(folder), iter).token_bytes(), folder)
+        if name.startswith("tokenizer"):
+            refused(lambda: load(str(folder)), folder)
+
+
+def test_a_text_that_no_token_spells_is_told_in_one_line(refused, tmp_path):
+    library = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1}, unk_token="<unk>"))
+    library.save(str(tmp_path / "tokenizer.json"))
+    made = from_spec(str(tmp_path), iter)
+    refused(lambda: made.encode("b"), tmp_path, "cannot spell a text")

@@ -1,0 +1,109 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from recursia import settings
+from recursia.data import prepare as prepare_lib
+from recursia.data.packing import Reader
+from recursia.data.windows import Windows
+from recursia.errors import ConfigError
+
+PROSE = "".join(f"Line {i} says a few words.\n" for i in range(400))
+
+
+def prepare(inputs, output, fraction, **changed):
+    options = {"tokenizer": "byte", "validation_fraction": fraction} | changed
+    prepare_lib.prepare(tuple(inputs), str(output), **vars(prepare_lib.Options(**options)))
+    return Reader(str(output))
+
+
+def texts(reader, split):
+    ids = np.concatenate(reader.tokens(split))
+    return bytes(np.where(ids < 256, ids, 0).astype(np.uint8)).decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_a_single_document_is_split_at_its_end(put, tmp_path, name, fraction):
+    path = put(name, [PROSE] if name.endswith("jsonl") else PROSE)
+    reader = prepare([path], tmp_path / "out", fraction)
+    (train,), (held_out,) = texts(reader, "train"), texts(reader, "validation")
+    assert train + held_out == PROSE and train.endswith("\n")
+    assert len(held_out) / len(PROSE) == pytest.approx(fraction, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    "text, held_out",
+    [
+        ("one two three four five six", "five six"),  # no line ends: at a space
+        ("一二三四五六七八九十", "八九十"),
+        ("ab", "b"),
+        ("  a  b\n", "b\n"),  # both hold more than white space
+        (" \n\n a\n\n\n\n\nb \n\n\n ", "\nb \n\n\n "),
+    ],
+)
+def test_it_is_cut_where_a_line_or_a_word_ends_if_one_does(put, tmp_path, text, held_out):
+    reader = prepare([put("a.txt", text)], tmp_path / "out", 0.3)
+    assert texts(reader, "train")[0] + texts(reader, "validation")[0] == text
+    assert texts(reader, "validation") == [held_out]
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.01, 0.5, 0.999999])
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_small_corpora_always_have_two_splits(put, tmp_path, count, fraction):
+    documents = [f"document {i} " * (1 + i) for i in range(count)]
+    reader = prepare([put("a.jsonl", documents)], tmp_path / "out", fraction)
+    train, held_out = texts(reader, "train"), texts(reader, "validation")
+    assert train and held_out and sorted(train + held_out) == sorted(documents)
+    turned = prepare([put("b.jsonl", documents[::-1])], tmp_path / "turned", fraction)
+    assert sorted(texts(turned, "validation")) == sorted(held_out)
+
+
+def test_the_one_that_is_set_aside_is_as_large_as_was_asked_for(put, tmp_path):
+    documents = [put("in/a.txt", "a" * 900), put("in/b.txt", "b" * 10), put("in/c.txt", "c" * 90)]
+    assert texts(prepare(documents, tmp_path / "x", 1e-9), "validation") == ["b" * 10]
+    assert texts(prepare(documents, tmp_path / "y", 0.0001), "validation") == ["b" * 10]
+    assert texts(prepare(documents, tmp_path / "z", 1 - 1e-9), "train") == ["a" * 900]
+    alike = [put("d.jsonl", ["the same"] * 3)]
+    assert len(texts(prepare(alike, tmp_path / "alike", 0.1), "validation")) == 1
+
+
+@pytest.mark.parametrize("content", [PROSE, ["one", "two"]], ids=["one document", "two"])
+def test_a_fraction_of_0_makes_no_validation_split(put, tmp_path, refused, content):
+    path = put("a.txt" if isinstance(content, str) else "a.jsonl", content)
+    reader = prepare([path], tmp_path / "out", 0.0)
+    assert list(reader.manifest["splits"]) == ["train"]
+    assert "".join(texts(reader, "train")) == "".join(content)
+    shown = prepare_lib.inspect(str(tmp_path / "out"))
+    assert list(shown["splits"]) == ["train"] and all(shown["splits"]["train"]["excerpts"])
+    refused(lambda: Windows(reader.directory, "validation", 4), "only train", "validation_fraction")
+
+
+def test_a_document_of_one_character_cannot_be_split_and_the_advice_works(put, tmp_path, refused):
+    path = put("a.txt", " a \n")
+    call = lambda: prepare([path], tmp_path / "out", 0.1)
+    refused(call, "1 characters", "0.1", "0 for none")
+    assert texts(prepare([path], tmp_path / "out", 0.0), "train") == [" a \n"]
+
+
+@pytest.mark.parametrize("fraction", [1.0, -0.1, float("nan"), float("inf")])
+def test_a_fraction_out_of_range_is_refused_alike_by_both(fraction):
+    with pytest.raises(ConfigError, match=r"\[0, 1\)"):
+        prepare_lib.Options(validation_fraction=fraction)
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        settings.Data(text=("a.txt",), validation_fraction=fraction)
+    assert settings.Data(text=("a.txt",), validation_fraction=0.0).validation_fraction == 0
+
+
+def test_memory_does_not_go_with_the_size_of_a_text_file(put, tmp_path):
+    def peak(lines):
+        path = put(f"{lines}.txt", "a line of the text\n" * lines)
+        tracemalloc.start()
+        try:
+            prepare([path], tmp_path / f"{lines}", 0.01)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak(800_000) < 1.1 * peak(200_000)  # 15 MB and 4 MB
