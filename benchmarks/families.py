@@ -79,7 +79,7 @@ def train(name: str, seed: int, steps: int, options: argparse.Namespace) -> dict
     command += [f"--config.{field}={value}" for field, value in settings_.items()]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(options.workdir / "compiled")}
     subprocess.run(command, check=True, env={**os.environ, **cache})
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().split("\n")[:-1]]
     last = [row for row in rows if "validation_loss" in row][-1]
     causal = last.get("validation_bits_per_byte_causal", last["validation_bits_per_byte"])
     return {

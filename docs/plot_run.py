@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--title", default="")
     options = parser.parse_args()
-    lines = (options.workdir / "metrics.jsonl").read_text().splitlines()
+    lines = (options.workdir / "metrics.jsonl").read_text().split("\n")[:-1]
     draw([json.loads(line) for line in lines], options.title).savefig(options.out, dpi=110)
 
 

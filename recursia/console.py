@@ -7,12 +7,14 @@ what is said afterwards goes nowhere.
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 import rich.console
 import rich.progress
 
+PATIENCE = 2.0  # seconds that may pass in silence
 EVERY = 10.0  # seconds between the lines of a bar where there is no terminal
 
 
@@ -35,14 +37,14 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def doing(about: str) -> Iterator[None]:
-    """Says what takes a while: a spinner on a terminal, else one line at the start.
+    """Says what takes over two seconds: a spinner on a terminal, else one line.
 
     Args:
       about: what is done, such as "compiling mor:tiny for 1 device".
     """
     if not is_live():
-        write(about + "\n")
-        yield
+        with _later(about):
+            yield
         return
     with _quietly(rich.console.Console(stderr=True).status(about)):
         yield
@@ -52,7 +54,7 @@ def doing(about: str) -> Iterator[None]:
 def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callable[[float], None]]:
     """Draws how much of a known amount is done; yields `advance(amount)`.
 
-    Where there is no terminal a plain line comes at the start, and then every ten seconds.
+    Where there is no terminal a plain line comes after two seconds, and then every ten.
 
     Args:
       about: what is done, such as "tokenising".
@@ -60,7 +62,8 @@ def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callab
       unit: "bytes", or a plural such as "batches".
     """
     if not is_live():
-        yield _Lines(about, total, unit).advance
+        with _later(about + (f": {total:,.0f} {unit}" if total else "")):
+            yield _Lines(about, total, unit).advance
         return
     progress = rich.progress
     counted = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
@@ -83,13 +86,24 @@ def no_bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Cal
     yield lambda amount: None
 
 
+@contextlib.contextmanager
+def _later(line: str) -> Iterator[None]:
+    """Prints a line unless the block ends before."""
+    timer = threading.Timer(PATIENCE, write, (line + "\n",))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 class _Lines:
     """A bar as plain lines."""
 
     def __init__(self, about: str, total: float | None, unit: str):
         self._about, self._total, self._unit = about, total, unit
         self._done, self._said = 0.0, time.monotonic()
-        write(about + (f": {total:,.0f} {unit}\n" if total else "\n"))
 
     def advance(self, amount: float) -> None:
         self._done += amount

@@ -1,10 +1,14 @@
 """Decoding draws what full forward passes in causal mode say."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from recursia.generate import decode
+from recursia.layers import embedding
+from tests.laws.points import block, point
 from tests.laws.tiny import VOCAB, draw, forward, tiny
 
 PROMPT, COUNT = [3, 1, 4], 6
@@ -43,6 +47,19 @@ def test_greedy_decoding_is_the_argmax_of_full_forwards(config, window):
     drawn = generate(config, window=window)
     assert drawn == by_hand(config, window)
     assert len(set(drawn)) > 1  # or any model would pass
+
+
+def test_the_places_of_an_expert_are_those_of_the_text_and_not_of_the_window():
+    config = dataclasses.replace(
+        point("moe", num_blocks=1),
+        block=dataclasses.replace(block("moe"), capacity=0.4),
+        embed=embedding.Config(is_tied=False),
+    )
+    key, text = jax.random.key(0), list(PROMPT)
+    for place in range(len(PROMPT), len(PROMPT) + 10):
+        logits, _ = forward(draw(config), jnp.array([text]), config, "causal")
+        text.append(int(jax.random.categorical(jax.random.fold_in(key, place), logits[0, -1] / 2)))
+    assert generate(config, temperature=2.0, count=10) == text[len(PROMPT) :]
 
 
 def test_tokens_decide_alone_how_deep_they_go():

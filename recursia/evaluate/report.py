@@ -15,7 +15,7 @@ from recursia import config, model, params, settings, sharding
 from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 from recursia.depth.policy import Mode
-from recursia.errors import ConfigError
+from recursia.errors import ConfigError, DataError
 from recursia.evaluate import baselines, perplexity
 from recursia.generate import decode
 from recursia.train import workdir as directory
@@ -110,10 +110,11 @@ def evaluate(
     trained = load(workdir, step, overrides)
     run, ours, mesh = trained.run, trained.model, trained.mesh
     modes = modes or model.modes(ours)
-    if not text or has_baselines:
-        _check_data(trained, workdir)
+    scored = _scored(trained, workdir) if not text or has_baselines else ()
+    if not text and not scored:
+        raise DataError(f"{workdir}: its data has no validation split; give --text=FILE to score")
     with tempfile.TemporaryDirectory() as place:
-        paths = (_pack(text, trained.tokenizer, place),) if text else trained.paths
+        paths = (_pack(text, trained.tokenizer, place),) if text else scored
         rows = []
         for depth in depths or (ours.grid.num_recursions,):
             at_depth, weights = _at_depth(ours, trained.params, depth)
@@ -140,18 +141,19 @@ def evaluate(
     return result
 
 
-def _check_data(trained: Trained, workdir: pathlib.Path) -> None:
-    """Checks that the run's data is still there, and of its tokenizer.
+def _scored(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
+    """Returns the directories of the run's data that have a validation split.
 
     Raises:
-      DataError: if it is not.
+      DataError: if the data is no longer there, or of another tokenizer.
     """
-    for path in trained.paths:
-        try:
-            reader = packing.Reader(path)
-        except DataError as error:
-            raise DataError(f"{error}; to score a text of your own, give --text=FILE") from None
-        directory.check_tokenizer(workdir, trained.run, reader.tokenizer, path)
+    try:
+        readers = [packing.Reader(path) for path in trained.paths]
+    except DataError as error:
+        raise DataError(f"{error}; to score a text of your own, give --text=FILE") from None
+    for reader in readers:
+        directory.check_tokenizer(workdir, trained.run, reader.tokenizer, reader.directory)
+    return tuple(r.directory for r in readers if "validation" in r.manifest["splits"])
 
 
 def _at_depth(ours: model.Config, weights: Any, depth: int) -> tuple[model.Config, Any]:

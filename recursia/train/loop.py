@@ -166,9 +166,9 @@ class Loop:
                 batch = self.trainer.put(next(batches))
                 update = self.trainer.step_function(step - 1)
                 self.ledger.to("step" if update in compiled else "compile")
-                is_new = update not in compiled
-                with self.progress.doing(self.compiling()) if is_new else contextlib.nullcontext():
-                    state, metrics = update(state, batch)
+                if update not in compiled:
+                    self.progress.say(self.compiling())
+                state, metrics = update(state, batch)
                 compiled.add(update)
                 self.ledger.to("step")
                 if pending:

@@ -72,7 +72,7 @@ def write_config(path: pathlib.Path, contents: dict) -> str:
 
 def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
     """Returns the rows of a file, but for how fast they came and what took the time."""
-    lines = [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / name).read_text().split("\n")[:-1]]
     is_timing = lambda name: name in SPEED or name.startswith("seconds_")
     return [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
 

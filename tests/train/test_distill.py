@@ -1,12 +1,15 @@
 """Distances from a teacher by their formulas, and runs that learn from one."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from recursia import model
-from recursia.errors import UserError
+from recursia.data import tokenizer
+from recursia.errors import DataError, UserError
 from recursia.train import distill, loop
 from recursia.train.distill import Teacher
 from tests import slow
@@ -187,7 +190,21 @@ def short(folder, **sections):
     few = {"every_steps": 0, "num_batches": 1}
     train = {"num_steps": 1, "batch_size": 8, "seq_len": 16}
     log = {"every_steps": 1, "tensorboard": False}
-    return tiny_run(folder, "fixed", train=train, eval=few, log=log, **sections)
+    return tiny_run(folder, "fixed", **{"train": train, "eval": few, "log": log, **sections})
+
+
+@pytest.mark.parametrize("field", ["distill.teacher", "train.init_from"])
+def test_an_earlier_run_of_as_many_other_words_is_refused(runs, tmp_path, field):
+    other = tokenizer.from_spec("bpe:257", lambda: iter(["word"]))
+    directory = shutil.copytree(runs / "teacher", tmp_path / "teacher") / "tokenizer"
+    other.save(str(directory))
+    section, name = field.split(".")
+    sections = {section: {name: str(tmp_path / "teacher")}}
+    if section == "train":
+        sections["train"] |= {"num_steps": 1, "batch_size": 8, "seq_len": 16}
+    with pytest.raises(DataError, match=r"bpe of 257 tokens .* byte of 257 tokens") as refusal:
+        loop.train(short(runs, **sections), tmp_path / "pupil", {})
+    assert f"config.{field}: " in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_a_run_learns_from_a_run_and_saves_itself_alone(runs):
