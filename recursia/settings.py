@@ -4,28 +4,20 @@ import dataclasses
 import functools
 import importlib
 import pkgutil
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from recursia import inject as injection
 from recursia import kv as kv_source
-from recursia import model, sharding
+from recursia import model, sharding, typed
 from recursia.layers import embedding
+from recursia.ranges import LARGEST_SEED, MOST_LAYERS, at_least, between, fraction
 from recursia.sharing import grid, tied
 from recursia.sharing.core import Remat, Saves
 
+Place = Annotated[str, typed.Path()]
+Texts = Annotated[str, typed.Path("bundled:.*")]
+Tokens = Annotated[str, typed.Path("byte|bpe:.*")]
 Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
-
-
-def _at_least(least: float, settings: Any, *names: str) -> None:
-    for name in names:
-        if (value := getattr(settings, name)) < least:
-            raise ValueError(f"{name}: got {value}, takes at least {least}")
-
-
-def _fraction(settings: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= (value := getattr(settings, name)) <= 1:
-            raise ValueError(f"{name}: got {value}, takes a fraction from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +64,10 @@ class Model:
     remat_saves: Saves = "nothing"
 
     def __post_init__(self):
-        _at_least(1, self, "num_layers")
-        _at_least(0, self, "vocab_size")
-        _at_least(0, self, *(end for end in ("prelude", "coda") if getattr(self, end) is not None))
+        between(1, MOST_LAYERS, self, "num_layers")
+        at_least(0, self, "vocab_size")
+        ends = (end for end in ("prelude", "coda") if getattr(self, end) is not None)
+        between(0, MOST_LAYERS, self, *ends)
         self.build(max(self.vocab_size, 1))  # refuses what cannot be combined
 
     def build(self, vocab_size: int) -> model.Config:
@@ -122,12 +115,12 @@ class Data:
       seed: of the order of rows.
     """
 
-    path: tuple[str, ...] = ()
+    path: tuple[Place, ...] = ()
     weights: tuple[float, ...] = ()
-    text: tuple[str, ...] = ()
-    validation_text: tuple[str, ...] = ()
+    text: tuple[Texts, ...] = ()
+    validation_text: tuple[Texts, ...] = ()
     validation_fraction: float = 0.05
-    tokenizer: str = "byte"
+    tokenizer: Tokens = "byte"
     cross_document_attention: bool = True
     on_error: Literal["stop", "skip"] = "stop"
     seed: int = 0
@@ -139,8 +132,8 @@ class Data:
             raise ValueError(f"weights: got {len(self.weights)} for {len(self.path)} paths")
         if any(weight <= 0 for weight in self.weights):
             raise ValueError(f"weights: got {self.weights}, takes numbers above 0")
-        _at_least(0, self, "seed")
-        _fraction(self, "validation_fraction")
+        between(0, LARGEST_SEED, self, "seed")
+        fraction(self, "validation_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +160,11 @@ class Optimizer:
     trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _at_least(0, self, "learning_rate", "eps", "weight_decay", "clip_norm")
-        _fraction(self, "b1", "b2")
+        at_least(0, self, "learning_rate", "weight_decay", "clip_norm")
+        at_least(1e-37, self, "eps")  # less is 0 in float32, and divides what has no gradient
+        for name in ("b1", "b2"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: got {value}, takes 0 or more, and less than 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +184,8 @@ class Schedule:
     final_fraction: float = 0.0
 
     def __post_init__(self):
-        _at_least(0, self, "warmup_steps")
-        _fraction(self, "decay_fraction", "final_fraction")
+        at_least(0, self, "warmup_steps")
+        fraction(self, "decay_fraction", "final_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +209,11 @@ class Train:
     num_microbatches: int = 1
     loss_chunk: int = 128
     seed: int = 0
-    init_from: str = ""
+    init_from: Place = ""
 
     def __post_init__(self):
-        _at_least(1, self, "num_steps", "batch_size", "seq_len", "num_microbatches", "loss_chunk")
+        at_least(1, self, "num_steps", "batch_size", "seq_len", "num_microbatches", "loss_chunk")
+        between(0, LARGEST_SEED, self, "seed")
         if self.batch_size % self.num_microbatches:
             raise ValueError(
                 f"num_microbatches: {self.num_microbatches} parts do not divide batch_size "
@@ -238,13 +235,13 @@ class Distill:
       weight: of that distance, from 0 to 1.
     """
 
-    teacher: str = ""
+    teacher: Place = ""
     exits: bool = False
     kind: Distance = "forward_kl"
     weight: float = 0.5
 
     def __post_init__(self):
-        _fraction(self, "weight")
+        fraction(self, "weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,8 +257,8 @@ class Checkpoint:
     keep: int = 3
 
     def __post_init__(self):
-        _at_least(0, self, "every_steps")
-        _at_least(1, self, "keep")
+        at_least(0, self, "every_steps")
+        at_least(1, self, "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,13 +275,13 @@ class Eval:
 
     every_steps: int = 1000
     num_batches: int = 0
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Annotated[str, typed.Text()], ...] = ()
     sample_tokens: int = 64
     temperature: float = 0.8
 
     def __post_init__(self):
-        _at_least(0, self, "every_steps", "num_batches", "temperature")
-        _at_least(1, self, "sample_tokens")
+        at_least(0, self, "every_steps", "num_batches", "temperature")
+        at_least(1, self, "sample_tokens")
         if not all(self.prompts):
             raise ValueError(
                 "prompts: one is empty; give each at least one character, or no prompts"
@@ -304,7 +301,7 @@ class Log:
     tensorboard: bool = True
 
     def __post_init__(self):
-        _at_least(1, self, "every_steps")
+        at_least(1, self, "every_steps")
 
 
 @dataclasses.dataclass(frozen=True)
