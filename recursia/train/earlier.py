@@ -94,7 +94,9 @@ def save(run: settings.Run, vocab_size: int, weights: Any, place: pathlib.Path) 
     directory.open_workdir(place)
     directory.record(run, {}, place)
     checkpoints = Checkpoints(place / "checkpoints", keep=1)
-    checkpoints.save(0, {"params": weights}, directory.identity(run, vocab_size, ""))
+    checkpoints.save(
+        0, {"params": weights}, directory.identity(run, vocab_size, {"fingerprint": ""})
+    )
     checkpoints.close()
 
 

@@ -97,7 +97,7 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
     """
     path = workdir / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"--workdir={workdir}: no config.json; is it a run's directory?"
@@ -107,11 +107,17 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
     return recursia.config.build(settings.Run, values, str(path))
 
 
-def identity(run: settings.Run, vocab: int, fingerprint: str) -> dict[str, Any]:
-    """Returns what a checkpoint and the run that goes on from it must share."""
-    values = json.loads(json.dumps(recursia.config.to_dict(run.model)))
+def identity(run: settings.Run, vocab: int, data: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint and the run that goes on from it must share.
+
+    Args:
+      run: the settings.
+      vocab: rows of the embedding.
+      data: what determines the batches, as `Loader.identity` has it.
+    """
+    model = json.loads(json.dumps(recursia.config.to_dict(run.model))) | {"vocab_size": vocab}
     sees = {"cross_document_attention": run.data.cross_document_attention}
     return {
-        "model": values | {"vocab_size": vocab},
-        "data": {"fingerprint": fingerprint, **sees},
+        "model": {k: value for k, value in model.items() if k not in settings.EXECUTION},
+        "data": {**data, **sees},
     }
