@@ -28,12 +28,18 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
       overrides: dotted field to value, as typed.
 
     Raises:
-      ConfigError: for anything that is not as it must be, in one line.
+      ConfigError: for anything that is not as it must be, in one line. A run that was only made
+        shorter than its schedule goes on; `settings.notes` says so.
     """
     values = read(name).to_dict()
     for field, value in overrides.items():
         _set(values, field, Raw(value))
-    return build(settings.Run, values, "config")
+    run = build(settings.Run, values, "config")
+    named = set(map(configuration.full, overrides))
+    is_cut = "train.num_steps" in named and not any(f.startswith("schedule.") for f in named)
+    if (conflict := run.schedule.conflict(run.train.num_steps)) and not is_cut:
+        raise ConfigError(f"config.{conflict}")
+    return run
 
 
 def override(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:

@@ -186,6 +186,24 @@ class Schedule:
     def __post_init__(self):
         at_least(0, self, "warmup_steps")
         fraction(self, "decay_fraction", "final_fraction")
+        if self.kind == "wsd" and not self.decay_fraction:
+            raise ValueError("decay_fraction: got 0.0, takes more; kind 'constant' has no decay")
+
+    def conflict(self, num_steps: int) -> str:
+        """Returns what keeps it from its course in so many steps, field first; "" if nothing."""
+        warm, decay = self.warmup_steps, max(round(self.decay_fraction * num_steps), 1)
+        if warm and warm >= num_steps:
+            return (
+                f"schedule.warmup_steps: {warm} steps of the {num_steps} of train.num_steps warm "
+                "up, and the learning rate never comes to its peak; lower it, or take more steps"
+            )
+        if self.kind == "wsd" and warm + decay > num_steps:
+            return (
+                f"schedule.decay_fraction: {self.decay_fraction} of the {num_steps} steps of "
+                f"train.num_steps is a decay of {decay}, which begins in the {warm} of "
+                "schedule.warmup_steps; lower one"
+            )
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +214,9 @@ class Train:
       num_steps: updates of the parameters.
       batch_size: sequences of an update, over all devices.
       seq_len: tokens of a sequence.
-      num_microbatches: parts of a batch whose gradients are summed one after the other.
+      num_microbatches: parts of a batch whose gradients are summed one after the other. Losses
+        that are no sums over tokens, such as those that even out experts, are means over the parts:
+        they differ a little with the number of parts.
       loss_chunk: tokens of each sequence whose logits exist at a time.
       seed: of the parameters.
       init_from: another run's directory, whose latest parameters this one starts from; empty draws
@@ -338,6 +358,8 @@ class Run:
             )
 
 
+# Fields of the model that say how a step is computed, and nothing of what.
+EXECUTION = ("remat", "remat_saves")
 # Fields that name a module.
 KINDS = {"block": "recursia.blocks", "depth": "recursia.depth", "weights": "recursia.sharing"}
 
@@ -361,3 +383,30 @@ def kind_config(package: str, name: str) -> type | None:
         return getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
     except ModuleNotFoundError:
         return None
+
+
+def notes(run: Run) -> list[str]:
+    """Returns what is no mistake, but may not be meant: a line each, with its field first."""
+    steps, depth, said = run.train.num_steps, run.model.depth, []
+    if conflict := run.schedule.conflict(steps):
+        said.append(conflict)
+    for name in ("capacity_warmup_steps", "full_depth_steps"):
+        if (phase := getattr(depth, name, 0)) >= steps:
+            said.append(
+                f"model.depth.{name}: {phase} steps, and train.num_steps is {steps}: training ends "
+                "before they do"
+            )
+    parts = {"block": run.model.block, "depth": depth}
+    uneven = [
+        f"model.{part}.{name}"
+        for part, config in parts.items()
+        if hasattr(module := model.module(config), "batch_losses")
+        for name in module.batch_losses(config)
+    ]
+    if uneven and run.train.num_microbatches > 1:
+        said.append(
+            f"train.num_microbatches: {' and '.join(uneven)} weighs a loss that is no sum over "
+            f"tokens; it is a mean over {run.train.num_microbatches} parts of the batch, and "
+            "differs a little from that of another number of parts"
+        )
+    return said

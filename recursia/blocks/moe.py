@@ -141,6 +141,11 @@ def apply(
     return x + experts.expert_mlp(h, choice, up, down, gelu), made, report
 
 
+def batch_losses(config: Config) -> tuple[str, ...]:
+    """Returns the weights in force of losses that are no sums over tokens."""
+    return ("balance_loss_weight",) if config.balance_loss_weight else ()
+
+
 def losses(config: Config, reports: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns how unevenly each stored router's experts are taken, over all its uses in the batch.
 

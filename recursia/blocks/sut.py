@@ -214,6 +214,11 @@ def _gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+def batch_losses(config: Config) -> tuple[str, ...]:
+    """Returns the weights in force of losses that are no sums over tokens."""
+    return ("mim_weight",) if config.mim_weight else ()
+
+
 def losses(config: Config, reports: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns the loss of all routers, and the mean entropies that it is made of, in nats."""
     if not reports:

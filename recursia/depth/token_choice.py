@@ -184,6 +184,11 @@ def _reported(
     return losses, metrics
 
 
+def batch_losses(config: Config) -> tuple[str, ...]:
+    """Returns the weights in force of losses that are no sums over tokens."""
+    return ("balance_weight",) if config.balancing == "loss" and config.balance_weight else ()
+
+
 def after_step(config: Config, params: dict[str, Any], metrics: dict[str, Array]) -> dict[str, Any]:
     """Returns the parameters with each bias moved towards an even share, by its sign alone."""
     if config.balancing != "loss_free" or config.full_depth_steps:
