@@ -87,8 +87,13 @@ def _split(name: str) -> tuple[str, str]:
 
 def _run(name: str) -> ModuleType:
     """Returns a configuration file as a module."""
-    path = _path(name)
-    if (path.parent == _folder() and path.stem in ("__init__", "base")) or not path.is_file():
+    try:
+        path = _path(name)
+        is_hidden = path.parent == _folder() and path.stem in ("__init__", "base")
+        is_there = path.is_file() and not is_hidden
+    except (OSError, RuntimeError) as error:  # a name that is too long, a home of no one
+        raise ConfigError(f"--config={name}: {error}") from None
+    if not is_there:
         known = hint(_split(name)[0], shipped())
         raise ConfigError(f"--config={name}: no file {path.name}{known}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)

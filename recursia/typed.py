@@ -140,20 +140,28 @@ def _literal(typed: str) -> Any:
 
 def _integer(value: Any) -> int:
     if isinstance(value, Raw):
-        try:
-            value = int(value, 0)
-        except ValueError:
-            try:
-                value = decimal.Decimal(value)
-            except decimal.InvalidOperation:
-                raise _Wrong from None
+        value = _decimal(value)
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise _Wrong
-    if not math.isfinite(value) or abs(value) >= _BOUND:
+    if not isinstance(value, int):
+        value = decimal.Decimal(value)
+        if not value.is_finite() or (abs(value) < _BOUND and value != int(value)):
+            raise _Wrong
+    if not -_BOUND < value < _BOUND:
         raise _Wrong("an integer of at most 63 bits")
-    if value != int(value):
-        raise _Wrong
     return int(value)
+
+
+def _decimal(typed: Raw) -> int | decimal.Decimal:
+    """Returns a number as Python writes integers, or as 1e3 or 1000.0."""
+    try:
+        return int(typed, 0)
+    except ValueError:
+        pass
+    try:
+        return decimal.Decimal(typed)
+    except decimal.InvalidOperation:
+        raise _Wrong from None
 
 
 def _number(value: Any) -> float:

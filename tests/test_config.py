@@ -141,6 +141,11 @@ WRONG = [
     ("quux.x=3", "config.quux: no such field; there is model, data"),
     ("model.dept=3", "config.model.dept", "did you mean 'depth'?"),
     ("depth.alhpa=3", "config.model.depth.alhpa", "did you mean 'alpha'?"),
+    ("train.num_steps=1e3.5", "config.train.num_steps: got '1e3.5', takes an integer"),
+    ("train.num_steps=nan", "config.train.num_steps: got 'nan', takes an integer"),
+    ("eval.temperature=nan", "config.eval.temperature: got 'nan', takes a finite number"),
+    ("data.weights=(1, nan)", "config.data.weights: got '(1, nan)', takes a list, each a number"),
+    ("data.path=~no_such_user/x", "config.data.path: got '~no_such_user/x', takes a path"),
     ("=3", "config.: no such field"),
     ("train.num_steps=abc", "config.train.num_steps: got 'abc', takes an integer"),
     ("train.num_steps=1.5", "config.train.num_steps: got 1.5, takes an integer"),
@@ -232,6 +237,8 @@ def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path, sou
         ("mor:tinny", "no preset 'tinny'; did you mean 'tiny'? There is demo, tiny"),
         ("mr:tiny", "did you mean 'mor'?"),
         ("mor", "name a preset: mor:PRESET; there is demo, tiny, 135m"),
+        ("~no_such_user/x.py", "home directory"),
+        ("x" * 5000 + ".py", "too long"),
         ("base:tiny", "no file base.py; there is albert"),
         ("", "there is albert, huginn, looped, moeut, mor, ouro, recursive, relaxed, sut"),
     ],
@@ -240,6 +247,21 @@ def test_an_unknown_name_is_refused_with_those_that_are_there(name, part):
     with pytest.raises(ConfigError) as refusal:
         load(name)
     assert part in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "tiny.py"
+    write_config(path, values(FOLDER))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(str(path)).train.num_steps == 6
+
+
+def test_a_trained_run_keeps_the_kind_of_its_depth():
+    run = load("mor:tiny")
+    assert config.override(run, {"depth.alpha": "0.3"}).model.depth.alpha == 0.3
+    for field in ("depth.kind", "model.depth.kind", "depth", "train.num_steps", "block.mlp_dim"):
+        with pytest.raises(ConfigError, match="a trained model is used as it is"):
+            config.override(run, {field: "fixed"})
 
 
 def test_activations_are_split_over_all_devices_or_refused():

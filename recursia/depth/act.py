@@ -40,7 +40,8 @@ class Config:
 
     Attributes:
       num_recursions: how often a token goes round at most.
-      update: how a state enters what a token gives, as above.
+      update: how a state s of weight u enters what a token gives, S: "basic", u s + (1 - u) S, as
+        published; or "accumulated", S + u s.
       halted_state: what later recursions do with a halted token: "live" go on changing its state,
         which others attend to, as released; "copied" keep the state it halted with, as the paper
         says, and add to it only where they stand, before others attend to it.

@@ -44,8 +44,8 @@ class Config:
 
     Attributes:
       num_recursions: how often a token goes round at most.
-      stage: of training, 1 or 2 as above. In stage 2 nothing but the gate has a gradient; let
-        `optimizer.trainable` be "depth", or weight decay moves the rest.
+      stage: of training: 1 trains model and gate, 2 the gate alone, by whether a recursion helped.
+        In stage 2 let `optimizer.trainable` be "depth", or weight decay moves the rest.
       entropy_weight: of the entropy over depths in stage 1.
       slope: how sharply stage 2 tells an improvement from none, per nat.
       margin: the improvement that stage 2 holds to be half worth a recursion, in nats.
