@@ -174,7 +174,7 @@ class Schedule:
     Attributes:
       kind: after the warm-up, "constant", "cosine", or "wsd": stable, then a linear decay.
       warmup_steps: steps of the linear warm-up from 0.
-      decay_fraction: of all steps, the length of the decay of "wsd".
+      decay_fraction: of all steps, the length of the decay of "wsd"; 0 has none.
       final_fraction: of the peak, what is left at the end.
     """
 
@@ -186,8 +186,6 @@ class Schedule:
     def __post_init__(self):
         at_least(0, self, "warmup_steps")
         fraction(self, "decay_fraction", "final_fraction")
-        if self.kind == "wsd" and not self.decay_fraction:
-            raise ValueError("decay_fraction: got 0.0, takes more; kind 'constant' has no decay")
 
     def conflict(self, num_steps: int) -> str:
         """Returns what keeps it from its course in so many steps, field first; "" if nothing."""

@@ -18,14 +18,13 @@ def load(name, *typed):
         (["schedule.warmup_steps=300"], "schedule.warmup_steps: 300 steps of the 300"),
         (["schedule.warmup_steps=20", "train.num_steps=9"], "schedule.warmup_steps: 20 steps of"),
         (["schedule.decay_fraction=0.95"], "decay of 285, which begins in the 20 of schedule.wa"),
-        (["schedule.decay_fraction=0"], "schedule.decay_fraction: got 0.0, takes more"),
         (["schedule.kind=cosine", "schedule.warmup_steps=400"], "schedule.warmup_steps: 400"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_refused_with_both_numbers(typed, said):
     with pytest.raises(ConfigError) as refusal:
         load("mor:tiny", *typed)
-    assert f"config.{said.partition(':')[0]}" in str(refusal.value) or said in str(refusal.value)
+    assert str(refusal.value).startswith("config.schedule.")
     assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
