@@ -15,6 +15,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recursia import ranges
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
 from recursia.params import Spec, normal
@@ -37,6 +38,9 @@ class Config:
     position: Wave = "none"
     step: Literal["none", "interleaved", "halves", "learned"] = "none"
     init_std: float = 0.02
+
+    def __post_init__(self):
+        ranges.at_least(0, self, "init_std")
 
     def check_depth(self, trained: int, num_recursions: int) -> None:
         """Refuses recursions that have no learned vector.

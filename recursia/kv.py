@@ -15,7 +15,8 @@ class Config:
     """Sharing of keys and values across recursions.
 
     Attributes:
-      kv_sharing: "own" or "first_recursion", as above.
+      kv_sharing: "own", every recursion makes its own; or "first_recursion", later ones read the
+        first one's.
     """
 
     kv_sharing: Literal["own", "first_recursion"] = "own"

@@ -91,8 +91,6 @@ def check(config: Config) -> None:
       ValueError: with the reason.
     """
     module(config.depth).check(config.depth, config.grid, config.kv, config.inject)
-    if config.block.norm_eps < 0:
-        raise ValueError(f"block.norm_eps: got {config.block.norm_eps}, takes at least 0")
     if config.loop_norm != "none" and module(config.block).final_norm(config.block) is None:
         raise ValueError(
             f"loop_norm: got {config.loop_norm!r}, and the block normalises its own result: it has "

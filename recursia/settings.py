@@ -1,29 +1,23 @@
 """Every setting of a run and its default; a preset says where it differs, nothing else does."""
 
 import dataclasses
+import functools
 import importlib
-from typing import Any, Literal
+import pkgutil
+from typing import Annotated, Any, Literal
 
 from recursia import inject as injection
 from recursia import kv as kv_source
-from recursia import model, sharding
+from recursia import model, sharding, typed
 from recursia.layers import embedding
+from recursia.ranges import LARGEST_SEED, MOST_LAYERS, at_least, between, fraction
 from recursia.sharing import grid, tied
 from recursia.sharing.core import Remat, Saves
 
+Place = Annotated[str, typed.Path()]
+Texts = Annotated[str, typed.Path("bundled:.*")]
+Tokens = Annotated[str, typed.Path("byte|bpe:.*")]
 Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
-
-
-def _at_least(least: float, settings: Any, *names: str) -> None:
-    for name in names:
-        if (value := getattr(settings, name)) < least:
-            raise ValueError(f"{name}: got {value}, takes at least {least}")
-
-
-def _fraction(settings: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= (value := getattr(settings, name)) <= 1:
-            raise ValueError(f"{name}: got {value}, takes a fraction from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +64,10 @@ class Model:
     remat_saves: Saves = "nothing"
 
     def __post_init__(self):
-        _at_least(1, self, "num_layers")
-        _at_least(0, self, "vocab_size")
-        _at_least(0, self, *(end for end in ("prelude", "coda") if getattr(self, end) is not None))
+        between(1, MOST_LAYERS, self, "num_layers")
+        at_least(0, self, "vocab_size")
+        ends = (end for end in ("prelude", "coda") if getattr(self, end) is not None)
+        between(0, MOST_LAYERS, self, *ends)
         self.build(max(self.vocab_size, 1))  # refuses what cannot be combined
 
     def build(self, vocab_size: int) -> model.Config:
@@ -122,12 +117,12 @@ class Data:
       seed: of the order of rows.
     """
 
-    path: tuple[str, ...] = ()
+    path: tuple[Place, ...] = ()
     weights: tuple[float, ...] = ()
-    text: tuple[str, ...] = ()
-    validation_text: tuple[str, ...] = ()
+    text: tuple[Texts, ...] = ()
+    validation_text: tuple[Texts, ...] = ()
     validation_fraction: float = 0.05
-    tokenizer: str = "byte"
+    tokenizer: Tokens = "byte"
     end_of_text: str = ""
     cross_document_attention: bool = True
     on_error: Literal["stop", "skip"] = "stop"
@@ -138,9 +133,9 @@ class Data:
             raise ValueError("path: no data; give folders as data.path, or text files as data.text")
         if self.weights and len(self.weights) != len(self.path):
             raise ValueError(f"weights: got {len(self.weights)} for {len(self.path)} paths")
-        if not all(0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"weights: got {self.weights}, takes finite numbers above 0")
-        _at_least(0, self, "seed")
+        if not all(weight > 0 for weight in self.weights):
+            raise ValueError(f"weights: got {self.weights}, takes numbers above 0")
+        between(0, LARGEST_SEED, self, "seed")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"validation_fraction: got {self.validation_fraction}, takes a number in [0, 1)"
@@ -171,8 +166,11 @@ class Optimizer:
     trainable: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _at_least(0, self, "learning_rate", "eps", "weight_decay", "clip_norm")
-        _fraction(self, "b1", "b2")
+        at_least(0, self, "learning_rate", "weight_decay", "clip_norm")
+        at_least(1e-37, self, "eps")  # less is 0 in float32, and divides what has no gradient
+        for name in ("b1", "b2"):
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: got {value}, takes 0 or more, and less than 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +180,7 @@ class Schedule:
     Attributes:
       kind: after the warm-up, "constant", "cosine", or "wsd": stable, then a linear decay.
       warmup_steps: steps of the linear warm-up from 0.
-      decay_fraction: of all steps, the length of the decay of "wsd".
+      decay_fraction: of all steps, the length of the decay of "wsd"; 0 has none.
       final_fraction: of the peak, what is left at the end.
     """
 
@@ -192,8 +190,24 @@ class Schedule:
     final_fraction: float = 0.0
 
     def __post_init__(self):
-        _at_least(0, self, "warmup_steps")
-        _fraction(self, "decay_fraction", "final_fraction")
+        at_least(0, self, "warmup_steps")
+        fraction(self, "decay_fraction", "final_fraction")
+
+    def conflict(self, num_steps: int) -> str:
+        """Returns what keeps it from its course in so many steps, field first; "" if nothing."""
+        warm, decay = self.warmup_steps, max(round(self.decay_fraction * num_steps), 1)
+        if warm and warm >= num_steps:
+            return (
+                f"schedule.warmup_steps: {warm} steps of the {num_steps} of train.num_steps warm "
+                "up, and the learning rate never comes to its peak; lower it, or take more steps"
+            )
+        if self.kind == "wsd" and warm + decay > num_steps:
+            return (
+                f"schedule.decay_fraction: {self.decay_fraction} of the {num_steps} steps of "
+                f"train.num_steps is a decay of {decay}, which begins in the {warm} of "
+                "schedule.warmup_steps; lower one"
+            )
+        return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +218,9 @@ class Train:
       num_steps: updates of the parameters.
       batch_size: sequences of an update, over all devices.
       seq_len: tokens of a sequence.
-      num_microbatches: parts of a batch whose gradients are summed one after the other.
+      num_microbatches: parts of a batch whose gradients are summed one after the other. Losses
+        that are no sums over tokens, such as those that even out experts, are means over the parts:
+        they differ a little with the number of parts.
       loss_chunk: tokens of each sequence whose logits exist at a time.
       seed: of the parameters.
       init_from: another run's directory, whose latest parameters this one starts from; empty draws
@@ -217,10 +233,11 @@ class Train:
     num_microbatches: int = 1
     loss_chunk: int = 128
     seed: int = 0
-    init_from: str = ""
+    init_from: Place = ""
 
     def __post_init__(self):
-        _at_least(1, self, "num_steps", "batch_size", "seq_len", "num_microbatches", "loss_chunk")
+        at_least(1, self, "num_steps", "batch_size", "seq_len", "num_microbatches", "loss_chunk")
+        between(0, LARGEST_SEED, self, "seed")
         if self.batch_size % self.num_microbatches:
             raise ValueError(
                 f"num_microbatches: {self.num_microbatches} parts do not divide batch_size "
@@ -242,13 +259,13 @@ class Distill:
       weight: of that distance, from 0 to 1.
     """
 
-    teacher: str = ""
+    teacher: Place = ""
     exits: bool = False
     kind: Distance = "forward_kl"
     weight: float = 0.5
 
     def __post_init__(self):
-        _fraction(self, "weight")
+        fraction(self, "weight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,8 +281,8 @@ class Checkpoint:
     keep: int = 3
 
     def __post_init__(self):
-        _at_least(0, self, "every_steps")
-        _at_least(1, self, "keep")
+        at_least(0, self, "every_steps")
+        at_least(1, self, "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,13 +299,13 @@ class Eval:
 
     every_steps: int = 1000
     num_batches: int = 0
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Annotated[str, typed.Text()], ...] = ()
     sample_tokens: int = 64
     temperature: float = 0.8
 
     def __post_init__(self):
-        _at_least(0, self, "every_steps", "num_batches", "temperature")
-        _at_least(1, self, "sample_tokens")
+        at_least(0, self, "every_steps", "num_batches", "temperature")
+        at_least(1, self, "sample_tokens")
         if not all(self.prompts):
             raise ValueError(
                 "prompts: one is empty; give each at least one character, or no prompts"
@@ -308,7 +325,7 @@ class Log:
     tensorboard: bool = True
 
     def __post_init__(self):
-        _at_least(1, self, "every_steps")
+        at_least(1, self, "every_steps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,6 +362,8 @@ class Run:
             )
 
 
+# Fields of the model that say how a step is computed, and nothing of what.
+EXECUTION = ("remat", "remat_saves")
 # Fields that name a module.
 KINDS = {"block": "recursia.blocks", "depth": "recursia.depth", "weights": "recursia.sharing"}
 
@@ -354,9 +373,44 @@ def kind(config: Any) -> str:
     return type(config).__module__.rpartition(".")[2]
 
 
+@functools.cache
+def kinds(field: str) -> tuple[str, ...]:
+    """Returns the names that `kind` takes in a field of `KINDS`, in order."""
+    package = importlib.import_module(KINDS[field])
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return tuple(sorted(name for name in names if kind_config(KINDS[field], name)))
+
+
 def kind_config(package: str, name: str) -> type | None:
     """Returns the `Config` of a module, or None if there is no such block or policy."""
     try:
         return getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
     except ModuleNotFoundError:
         return None
+
+
+def notes(run: Run) -> list[str]:
+    """Returns what is no mistake, but may not be meant: a line each, with its field first."""
+    steps, depth, said = run.train.num_steps, run.model.depth, []
+    if conflict := run.schedule.conflict(steps):
+        said.append(conflict)
+    for name in ("capacity_warmup_steps", "full_depth_steps"):
+        if (phase := getattr(depth, name, 0)) >= steps:
+            said.append(
+                f"model.depth.{name}: {phase} steps, and train.num_steps is {steps}: training ends "
+                "before they do"
+            )
+    parts = {"block": run.model.block, "depth": depth}
+    uneven = [
+        f"model.{part}.{name}"
+        for part, config in parts.items()
+        if hasattr(module := model.module(config), "batch_losses")
+        for name in module.batch_losses(config)
+    ]
+    if uneven and run.train.num_microbatches > 1:
+        said.append(
+            f"train.num_microbatches: {' and '.join(uneven)} weighs a loss that is no sum over "
+            f"tokens; it is a mean over {run.train.num_microbatches} parts of the batch, and "
+            "differs a little from that of another number of parts"
+        )
+    return said

@@ -21,7 +21,7 @@ from flax import struct
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from recursia import batch
+from recursia import batch, ranges
 from recursia.errors import ConfigError
 from recursia.params import Leaf, Spec
 
@@ -62,10 +62,12 @@ class Config:
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple({**dict(RULES), **dict(self.rules)}.items()))
-        sizes = tuple(self.sizes.values())
-        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        for axis, size in self.sizes.items():
+            if not (size == -1 or 1 <= size <= ranges.LARGEST):
+                raise ValueError(f"{axis}: got {size}, takes a number from 1, or -1 for all left")
+        if len(left := [axis for axis, size in self.sizes.items() if size == -1]) > 1:
             raise ValueError(
-                f"{', '.join(self.sizes)}: got {sizes}, takes numbers from 1, one of them -1"
+                f"{left[1]}: got -1, and so has {left[0]}; all devices left go along one axis"
             )
         for name, axes in self.rules:
             if unknown := set(axes) - set(AXES):

@@ -100,7 +100,7 @@ WRONG = {
     "a broken line": ("--config.data.text={0}/broken.jsonl", 3, "broken.jsonl:2: bad JSON", "skip"),
     "another kind of file": ("--config.data.text={0}/tiny.py", 3, "tiny.py: not a kind of file"),
     "too little text": ("--config.train.seq_len=100000", 3, "lower seq_len or prepare more text"),
-    "no such tokenizer": ("--config.data.tokenizer=nope", 3, "tokenizer nope: neither 'byte'"),
+    "no such tokenizer": ("--config.data.tokenizer=nope", 3, "nope: neither 'byte'"),
     "a tokenizer of no size": ("--config.data.tokenizer=bpe:x", 2, "'x' is not a number of ids"),
     "a vocabulary below the tokenizer's": (
         "--config.model.vocab_size=100",

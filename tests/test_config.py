@@ -6,10 +6,11 @@ import pathlib
 import ml_collections
 import pytest
 
-from recursia import config, model, params, settings
+from recursia import config, model, params, presets, settings
 from recursia.errors import ConfigError
 from tests.train import values, write_config
 
+HERE, BUNDLED = pathlib.Path.cwd(), "bundled:train"
 FOLDER = pathlib.Path("no-data-is-read")
 SHIPPED = ("vanilla", "recursive", "mor")
 PRESETS = ("demo", "tiny", "135m", "360m", "730m", "1.7b")
@@ -27,7 +28,7 @@ def load(path, *typed):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_preset_is_locked_loads_and_survives_json(name, preset):
-    given = config._read(f"{name}:{preset}")
+    given = presets.read(f"{name}:{preset}")
     assert isinstance(given, ml_collections.ConfigDict) and given.is_locked
     run = config.load(f"{name}:{preset}", {})
     plain = json.loads(json.dumps(config.to_dict(run)))
@@ -69,14 +70,33 @@ READ = [
     ("block.mlp_dim=48", lambda run: run.model.block.mlp_dim, 48),
     ("kv.kv_sharing=first_recursion", lambda run: run.model.kv.kv_sharing, "first_recursion"),
     ("embed.is_tied=false", lambda run: run.model.embed.is_tied, False),
-    ("data.path=a,b", lambda run: run.data.path, ("a", "b")),
-    ("data.path=a", lambda run: run.data.path, ("a",)),
-    ("data.path=('a','b c')", lambda run: run.data.path, ("a", "b c")),
-    ("data.tokenizer=123", lambda run: run.data.tokenizer, "123"),
+    ("data.path=a,b", lambda run: run.data.path, (f"{HERE}/a", f"{HERE}/b")),
+    ("data.path=a", lambda run: run.data.path, (f"{HERE}/a",)),
+    ("data.path=('a','b c')", lambda run: run.data.path, (f"{HERE}/a", f"{HERE}/b c")),
+    ("data.path=~/x", lambda run: run.data.path, (f"{pathlib.Path.home()}/x",)),
+    ("data.text=*.txt,bundled:train", lambda run: run.data.text, (f"{HERE}/*.txt", BUNDLED)),
+    ("data.text=gs://bucket/x", lambda run: run.data.text, ("gs://bucket/x",)),
+    ("data.tokenizer=123", lambda run: run.data.tokenizer, f"{HERE}/123"),
+    ("data.tokenizer=bpe:300", lambda run: run.data.tokenizer, "bpe:300"),
+    ("train.init_from=runs/a", lambda run: run.train.init_from, f"{HERE}/runs/a"),
+    ("distill.teacher=~/a", lambda run: run.distill.teacher, f"{pathlib.Path.home()}/a"),
+    ("train.num_steps=1e3", lambda run: run.train.num_steps, 1000),
+    ("train.num_steps=1_000", lambda run: run.train.num_steps, 1000),
+    ("train.num_steps=1000.0", lambda run: run.train.num_steps, 1000),
+    ("train.seed=4294967295", lambda run: run.train.seed, 4294967295),
+    ("eval.prompts=Hello, world", lambda run: run.eval.prompts, ("Hello, world",)),
+    ("eval.prompts= 1984", lambda run: run.eval.prompts, (" 1984",)),
+    ("eval.prompts=1984", lambda run: run.eval.prompts, ("1984",)),
+    ("eval.prompts=None", lambda run: run.eval.prompts, ("None",)),
+    ("eval.prompts=[1, 2]", lambda run: run.eval.prompts, ("[1, 2]",)),
+    ("eval.prompts=['a, b', ' c']", lambda run: run.eval.prompts, ("a, b", " c")),
+    ("topology=none", lambda run: run.topology, "none"),
+    ("optimizer.trainable=depth, core", lambda run: run.optimizer.trainable, ("depth", "core")),
     ("eval.prompts=", lambda run: run.eval.prompts, ()),
     ("varies.norms=recursion", lambda run: run.model.varies, (("norms", "recursion"),)),
     ("model.varies.norms=((0,),(1,))", lambda run: run.model.varies, (("norms", ((0,), (1,))),)),
     ("mesh.fsdp=2", lambda run: run.mesh.fsdp, 2),
+    ("model.depth=fixed", lambda run: settings.kind(run.model.depth), "fixed"),
     ("sharing=none", lambda run: run.model.sharing, "none"),
     ("remat=block", lambda run: run.model.remat, "block"),
 ]
@@ -92,9 +112,26 @@ def test_what_is_typed_is_read_by_the_type_of_its_field(path, typed, get, value)
 
 def test_a_depth_policy_is_changed_with_its_fields():
     run = load("mor:tiny", "model.depth.kind=fixed")
-    assert settings.kind(run.model.depth) == "fixed"
+    assert settings.kind(run.model.depth) == "fixed" and run.model.depth.num_recursions == 3
     with pytest.raises(ConfigError, match=r"config\.model\.depth\.alpha: no such field"):
         load("mor:tiny", "model.depth.kind=fixed", "depth.alpha=0.1")
+    with pytest.raises(ConfigError, match=r"config\.model\.weights\.rank: must be set \(an int"):
+        load("mor:tiny", "weights.kind=lora")
+
+
+def test_a_kind_that_is_typed_says_what_it_takes_and_lacks():
+    with pytest.raises(ConfigError) as refusal:
+        load("vanilla:tiny", "block.kind=moe")
+    missing, _, takes = str(refusal.value).partition("; ")
+    assert missing == (
+        "config.model.block.num_experts: must be set (an integer), and so must top_k (an integer), "
+        "expert_dim (an integer)"
+    )
+    takes, _, gone = takes.partition(", and not ")
+    assert takes.startswith("block 'moe' takes embed_dim, num_heads, head_dim, num_experts, top_k")
+    assert set(gone.split(", ")) == {"num_kv_heads", "mlp_dim"}
+    typed = ("block.num_experts=4", "block.top_k=2", "block.expert_dim=32")
+    assert load("vanilla:tiny", "block.kind=moe", *typed).model.block.embed_dim == 64
 
 
 # What is typed, and the parts of the one line that answers: the field, what it got, the remedy.
@@ -104,6 +141,11 @@ WRONG = [
     ("quux.x=3", "config.quux: no such field; there is model, data"),
     ("model.dept=3", "config.model.dept", "did you mean 'depth'?"),
     ("depth.alhpa=3", "config.model.depth.alhpa", "did you mean 'alpha'?"),
+    ("train.num_steps=1e3.5", "config.train.num_steps: got '1e3.5', takes an integer"),
+    ("train.num_steps=nan", "config.train.num_steps: got 'nan', takes an integer"),
+    ("eval.temperature=nan", "config.eval.temperature: got 'nan', takes a finite number"),
+    ("data.weights=(1, nan)", "config.data.weights: got '(1, nan)', takes a list, each a number"),
+    ("data.path=~no_such_user/x", "config.data.path: got '~no_such_user/x', takes a path"),
     ("=3", "config.: no such field"),
     ("train.num_steps=abc", "config.train.num_steps: got 'abc', takes an integer"),
     ("train.num_steps=1.5", "config.train.num_steps: got 1.5, takes an integer"),
@@ -114,11 +156,15 @@ WRONG = [
     ("train.num_steps.x=3", "--config.train.num_steps.x: 'num_steps' is 6, not a section"),
     ("optimizer.learning_rate=fast", "config.optimizer.learning_rate: got 'fast', takes a number"),
     ("optimizer.learning_rate=-1", "config.optimizer.learning_rate: got -1.0, takes at least 0"),
-    ("optimizer.b1=1.5", "config.optimizer.b1: got 1.5, takes a fraction from 0 to 1"),
+    ("optimizer.b1=1", "config.optimizer.b1: got 1.0, takes 0 or more, and less than 1"),
+    ("optimizer.learning_rate=1e400", "config.optimizer.learning_rate: got 1e400, takes a finite"),
+    ("train.seed=4294967296", "config.train.seed: got 4294967296, takes 0 to 4294967295"),
+    ("depth.num_recursions=0", "config.model.depth.num_recursions: got 0, takes 1 to 10000"),
+    ("eval.prompts=\udcff", "config.eval.prompts: got '\\udcff', takes text in UTF-8"),
     ("log.tensorboard=maybe", "config.log.tensorboard: got 'maybe', takes true or false"),
     ("schedule.kind=linear", "config.schedule.kind", "'constant' or 'cosine' or 'wsd'"),
     ("eval.prompts=['a','']", "config.eval.prompts: one is empty"),
-    ("data.seed=-1", "config.data.seed: got -1, takes at least 0"),
+    ("data.seed=-1", "config.data.seed: got -1, takes 0 to 4294967295"),
     ("data.text=", "config.data.path: no data; give folders as data.path, or text files"),
     ("data.weights=(1.0,2.0)", "config.data.weights: got 2 for 0 paths"),
     ("model.sharing=cicle", "config.model.sharing: got 'cicle'", "'cycle' or 'sequence'"),
@@ -129,7 +175,6 @@ WRONG = [
     ("block.kind=lama", "config.model.block.kind: no block 'lama'", "did you mean 'llama'?"),
     ("depth.kind=acts", "config.model.depth.kind: no depth 'acts'", "did you mean 'act'?"),
     ("depth.kind=routing", "config.model.depth.kind: no depth 'routing'"),
-    ("model.depth=fixed", "config.model.depth.num_recursions: must be set"),
     ("block.head_dim=7", "config.model.block.head_dim: got 7, takes an even number"),
     ("block.num_kv_heads=3", "config.model.block.num_heads: 2 query heads", "multiple of 3"),
     ("depth.capacity=(1.0,)", "config.model.depth.capacity: got 1 numbers for num_recursions 2"),
@@ -138,7 +183,7 @@ WRONG = [
     ("depth.capacity=0.5", "config.model.depth.capacity: got 0.5", "a list, each a number"),
     ("varies.norms=colour", "config.model.varies.norms: got 'colour'", "'recursion+block'"),
     ("varies.norm=one", "config.model.varies: no slot 'norm'; the slots are norms, attention"),
-    ("mesh.data=0", "config.mesh.data, fsdp, expert, context, tensor: got (0, 1, 1, 1, 1)"),
+    ("mesh.data=0", "config.mesh.data: got 0, takes a number from 1, or -1"),
     ("mesh.rules.embed=tpu", "config.mesh.rules.embed: no mesh axis 'tpu'"),
     ("mesh.rules.mlp=expert", "config.mesh.rules.mlp: got ('expert',), and 'expert' splits"),
 ]
@@ -162,7 +207,9 @@ FILES = {
     "no Python": ("def get_config(:\n", "SyntaxError"),
     "an error": ("def get_config():\n\n    return 1 / 0\n", "line 3: ZeroDivisionError"),
     "a missing module": ("import no_such_module\n", "line 1: ModuleNotFoundError"),
-    "a required preset": ("def get_config(preset):\n    return 1\n", "name a preset: tiny:PRESET"),
+    "a required preset": ("def get_config(preset):\n    return 1\n", "tiny.py:PRESET"),
+    "presets that are no names": ("PRESETS = 3\n\ndef get_config(p):\n    pass\n", "PRESETS is 3"),
+    "an exit": ("raise SystemExit('no')\n", "line 1: SystemExit: no"),
     "a field after the lock": (
         "from ml_collections import ConfigDict\n\ndef get_config():\n"
         "    config = ConfigDict().lock()\n    config.modle = 1\n    return config\n",
@@ -187,9 +234,12 @@ def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path, sou
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("mor:tinny", "no preset 'tinny'; there is demo, tiny"),
+        ("mor:tinny", "no preset 'tinny'; did you mean 'tiny'? There is demo, tiny"),
         ("mr:tiny", "did you mean 'mor'?"),
-        ("mor", "name a preset: mor:PRESET"),
+        ("mor", "name a preset: mor:PRESET; there is demo, tiny, 135m"),
+        ("~no_such_user/x.py", "home directory"),
+        ("x" * 5000 + ".py", "too long"),
+        ("base:tiny", "no file base.py; there is albert"),
         ("", "there is albert, huginn, looped, moeut, mor, ouro, recursive, relaxed, sut"),
     ],
 )
@@ -197,6 +247,21 @@ def test_an_unknown_name_is_refused_with_those_that_are_there(name, part):
     with pytest.raises(ConfigError) as refusal:
         load(name)
     assert part in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "tiny.py"
+    write_config(path, values(FOLDER))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load(str(path)).train.num_steps == 6
+
+
+def test_a_trained_run_keeps_the_kind_of_its_depth():
+    run = load("mor:tiny")
+    assert config.override(run, {"depth.alpha": "0.3"}).model.depth.alpha == 0.3
+    for field in ("depth.kind", "model.depth.kind", "depth", "train.num_steps", "block.mlp_dim"):
+        with pytest.raises(ConfigError, match="a trained model is used as it is"):
+            config.override(run, {field: "fixed"})
 
 
 def test_activations_are_split_over_all_devices_or_refused():

@@ -10,13 +10,14 @@ ROOT = pathlib.Path(__file__).parents[1] / "recursia"
 HERE = "recursia"
 
 # What each part may import, besides itself. A part is a package, or a module at the top.
-BASE = {"errors"}
+BASE = {"errors", "ranges"}
 WEIGHTS = BASE | {"params", "batch", "kernels"}
 CONFIGS = {"settings", "config"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 MODEL = LAYERS | {"kv", "inject", "sharing", "depth"}
 MAY = {
     "errors": set(),
+    "ranges": set(),
     "batch": set(),
     "kernels": set(),
     "topology": BASE,
@@ -31,8 +32,11 @@ MAY = {
     "depth": LAYERS | {"kv", "inject", "sharing"},
     "model": MODEL,
     "accounting": MODEL | {"model"},
-    "settings": MODEL | {"model"},
-    "config": MODEL | {"model", "settings", "configs"},
+    "settings": MODEL | {"model", "typed"},
+    "typed": BASE,
+    "presets": BASE | {"configs"},
+    "fields": MODEL | {"model", "settings", "typed"},
+    "config": MODEL | {"model", "settings", "typed", "presets", "fields"},
     "data": BASE | {"corpus"},
     "generate": MODEL | {"model"},
     "convert": MODEL | {"model", "blocks"},
@@ -65,9 +69,9 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors params kv inject layers sharing model accounting settings config data train evaluate "
-    "generate budget matching cli arguments sharding distributed topology activations preflight "
-    "__main__"
+    "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
+    "config data train evaluate generate budget matching cli arguments sharding distributed "
+    "topology activations preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

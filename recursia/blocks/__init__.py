@@ -11,6 +11,8 @@ A block module offers
     final_norm(config)            -> spec of the norm before the head, or None
     apply(params, x, context, config, source, memory) -> (x, keys and values made, report)
     losses(config, reports)       -> terms of the training loss in nats per token, and metrics
+    batch_losses(config)          names of weights in force of losses that are no sums over tokens,
+                                  for a block that has such losses
     forward_flops(config, keys, is_reading), recomputed_flops(config, keys), cache_entries(config)
                                   for accounting
 

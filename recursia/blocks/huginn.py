@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from recursia import ranges
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.linear import dot
 from recursia.layers.mlp import swiglu
@@ -44,9 +45,9 @@ class Config:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        for name in ("embed_dim", "num_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
+        ranges.at_least(1, self, "embed_dim", "num_heads", "head_dim", "mlp_dim")
+        ranges.above(0, self, "rope_base")
+        ranges.at_least(0, self, "norm_eps")
         if self.head_dim % 2:
             raise ValueError(f"head_dim: got {self.head_dim}, takes an even number (rotary pairs)")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from recursia import ranges
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.linear import dot
 from recursia.layers.mlp import swiglu
@@ -45,9 +46,9 @@ class Config:
     init_std: float = 0.02
 
     def __post_init__(self):
-        for name in ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
+        ranges.at_least(1, self, "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+        ranges.above(0, self, "rope_base")
+        ranges.at_least(0, self, "norm_eps", "init_std")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads: {self.num_heads} query heads do not divide over num_kv_heads "

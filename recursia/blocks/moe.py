@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from recursia import ranges
 from recursia.layers import balance, experts
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.linear import dot
@@ -59,15 +60,10 @@ class Config:
     init_std: float = 0.02
 
     def __post_init__(self):
-        for name in ("embed_dim", "num_heads", "head_dim", "expert_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
-        if not 1 <= self.top_k <= self.num_experts:
-            raise ValueError(
-                f"top_k: got {self.top_k}, takes 1 to the {self.num_experts} of num_experts"
-            )
-        if self.capacity is not None and self.capacity <= 0:
-            raise ValueError(f"capacity: got {self.capacity}, takes a number above 0, or None")
+        ranges.at_least(1, self, "embed_dim", "num_heads", "head_dim", "expert_dim", "num_experts")
+        ranges.choice(self, "top_k", "num_experts")
+        ranges.above(0, self, "rope_base", *(("capacity",) if self.capacity is not None else ()))
+        ranges.at_least(0, self, "balance_loss_weight", "norm_eps", "init_std")
         if self.head_dim % 2:
             raise ValueError(f"head_dim: got {self.head_dim}, takes an even number (rotary halves)")
 
@@ -143,6 +139,11 @@ def apply(
     up, down = params["experts"]["up"], params["experts"]["down"]
     gelu = functools.partial(jax.nn.gelu, approximate=False)
     return x + experts.expert_mlp(h, choice, up, down, gelu), made, report
+
+
+def batch_losses(config: Config) -> tuple[str, ...]:
+    """Returns the weights in force of losses that are no sums over tokens."""
+    return ("balance_loss_weight",) if config.balance_loss_weight else ()
 
 
 def losses(config: Config, reports: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import batch
+from recursia import batch, ranges
 from recursia.layers import balance, experts
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage
@@ -64,19 +64,14 @@ class Config:
     attention_entropy_weight: float = 0.001
 
     def __post_init__(self):
-        for name in ("embed_dim", "num_heads", "head_dim", "expert_dim", "num_attention_experts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
-        pairs = [("top_k", "num_experts")]
+        ranges.at_least(1, self, "embed_dim", "num_heads", "head_dim", "expert_dim")
+        ranges.at_least(1, self, "num_experts", "num_attention_experts", "attention_top_k")
+        ranges.choice(self, "top_k", "num_experts")
         if self.num_attention_experts != 1:
-            pairs.append(("attention_top_k", "num_attention_experts"))
-        for name, of in pairs:
-            if not 1 <= getattr(self, name) <= getattr(self, of):
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)}, takes 1 to the {getattr(self, of)} of {of}"
-                )
-        if not 0 <= self.rope_fraction <= 1:
-            raise ValueError(f"rope_fraction: got {self.rope_fraction}, takes 0 to 1")
+            ranges.choice(self, "attention_top_k", "num_attention_experts")
+        ranges.fraction(self, "rope_fraction")
+        ranges.above(0, self, "rope_base")
+        ranges.at_least(0, self, "norm_eps", "entropy_weight", "attention_entropy_weight")
 
     @property
     def has_attention_experts(self) -> bool:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from recursia import ranges
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage, information, usage
 from recursia.layers.experts import Choice, choose, expert_mlp, mix, project
@@ -73,18 +74,11 @@ class Config:
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        widths = ("embed_dim", "num_heads", "head_dim", "expert_dim", "num_distances")
-        for name in (*widths, "num_attention_experts", "num_experts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
-        for name, among in (("attention_top_k", "num_attention_experts"), ("top_k", "num_experts")):
-            most = getattr(self, among)
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)}, takes 1 to {most}, the {among}"
-                )
-        if self.mim_weight < 0:
-            raise ValueError(f"mim_weight: got {self.mim_weight}, takes at least 0")
+        ranges.at_least(1, self, "embed_dim", "num_heads", "head_dim", "expert_dim")
+        ranges.at_least(1, self, "num_distances", "num_attention_experts", "num_experts")
+        ranges.choice(self, "attention_top_k", "num_attention_experts")
+        ranges.choice(self, "top_k", "num_experts")
+        ranges.at_least(0, self, "mim_weight", "norm_eps")
 
 
 def specs(config: Config, num_steps: int) -> dict[str, Any]:
@@ -218,6 +212,11 @@ def _attention(
 
 def _gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
+
+
+def batch_losses(config: Config) -> tuple[str, ...]:
+    """Returns the weights in force of losses that are no sums over tokens."""
+    return ("mim_weight",) if config.mim_weight else ()
 
 
 def losses(config: Config, reports: dict[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:

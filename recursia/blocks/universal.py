@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 from jaxtyping import Array, Float
 
+from recursia import ranges
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.linear import dot
 from recursia.layers.norm import layer_specs, normalise, zeros
@@ -51,9 +52,8 @@ class Config:
     init_scale: float = 1.0
 
     def __post_init__(self):
-        for name in ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 1")
+        ranges.at_least(1, self, "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+        ranges.at_least(0, self, "norm_eps", "init_scale")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads: {self.num_heads} query heads do not divide over num_kv_heads "

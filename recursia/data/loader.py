@@ -25,6 +25,7 @@ class Loader:
 
     Attributes:
       fingerprint: sha256, in hex, of all that determines the batches of all processes together.
+      identity: the fingerprint, and in words what it is made of.
       vocab_size: ids of the tokenizer.
       tokenizer: of the first directory; all must have the same.
     """
@@ -73,6 +74,13 @@ class Loader:
             "weights": [weight / sum(weights) for weight in weights],
         } | {"split": split, "seq_len": seq_len, "seed": seed, "batch_size": batch_size}
         self.fingerprint = canonical_hash(determining)
+        named = {name: determining[name] for name in ("weights", "seed", "seq_len", "batch_size")}
+        self.identity = {
+            "fingerprint": self.fingerprint,
+            "files": [_files(reader, split) for reader in readers],
+            "tokenizer": readers[0].tokenizer_name,
+            **named,
+        }
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -169,6 +177,13 @@ def _empty(row: Batch, end_of_text: int) -> Batch:
     """Returns a row of nothing but padding."""
     empty = {key: np.zeros_like(value) for key, value in row.items()}
     return empty | {key: np.full_like(row[key], end_of_text) for key in ("tokens", "targets")}
+
+
+def _files(reader: Reader, split: str) -> str:
+    """Returns what a directory was made of; the same whatever the tokenizer."""
+    entry, sources = reader.split(split), reader.manifest.get("sources", ())
+    names = ", ".join(source["name"] for source in sources if source["split"] == split)
+    return f"{entry['documents']} documents, {entry['bytes']} bytes{names and f' of {names}'}"
 
 
 def _check_tokenizers(readers: list[Reader]) -> None:

@@ -239,9 +239,9 @@ class Reader:
 
     @property
     def tokenizer_name(self) -> str:
-        """What to call the tokenizer: its kind, its size, and the start of its fingerprint."""
+        """What to call the tokenizer, as `Tokenizer.name`."""
         kind = self.manifest["tokenizer"].get("kind")
-        return f"{kind} of {self.vocab_size} tokens ({self.tokenizer_fingerprint[:6]}..)"
+        return tokenizer_lib.named(kind, self.vocab_size, self.tokenizer_fingerprint)
 
     def split(self, name: str) -> dict[str, Any]:
         """Returns the manifest's entry of a split: tokens, documents, bytes, shards.

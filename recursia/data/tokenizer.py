@@ -18,13 +18,14 @@ from recursia.data.vocabulary import (
     BPETokenizer,
     ByteTokenizer,
     Tokenizer,
+    named,
     one_line,
     told,
     words,
 )
 from recursia.errors import ConfigError, DataError
 
-__all__ = ["BPETokenizer", "ByteTokenizer", "Tokenizer", "from_spec", "load"]
+__all__ = ["BPETokenizer", "ByteTokenizer", "Tokenizer", "from_spec", "load", "named"]
 
 
 def from_spec(

@@ -33,6 +33,11 @@ _BEFORE = 16  # ids that are decoded again, for what follows them
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a byte, as SentencePiece spells it
 
 
+def named(kind: str, vocab_size: int, fingerprint: str) -> str:
+    """Returns what to call a tokenizer: its kind, its size, and the start of its fingerprint."""
+    return f"{kind} of {vocab_size} tokens ({fingerprint[:12]})"
+
+
 class Tokenizer(abc.ABC):
     """Text to token ids and back; not changed after it is made.
 
@@ -47,6 +52,11 @@ class Tokenizer(abc.ABC):
     vocab_size: int
     end_of_text: int
     fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """What to call it: its kind, its size, and the start of its fingerprint."""
+        return named(self.kind, self.vocab_size, self.fingerprint)
 
     @abc.abstractmethod
     def pieces(self, parts: Iterable[str]) -> Iterator[str]:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import batch, inject, kv
+from recursia import batch, inject, kv, ranges
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -40,7 +40,8 @@ class Config:
 
     Attributes:
       num_recursions: how often a token goes round at most.
-      update: how a state enters what a token gives, as above.
+      update: how a state s of weight u enters what a token gives, S: "basic", u s + (1 - u) S, as
+        published; or "accumulated", S + u s.
       halted_state: what later recursions do with a halted token: "live" go on changing its state,
         which others attend to, as released; "copied" keep the state it halted with, as the paper
         says, and add to it only where they stand, before others attend to it.
@@ -59,10 +60,10 @@ class Config:
     halt_bias_init: float = 1.0
 
     def __post_init__(self):
+        ranges.recursions(self)
         if not 0 < self.epsilon < 1:
             raise ValueError(f"epsilon: got {self.epsilon}, takes a number between 0 and 1")
-        if self.act_loss_weight < 0:
-            raise ValueError(f"act_loss_weight: got {self.act_loss_weight}, takes at least 0")
+        ranges.at_least(0, self, "act_loss_weight")
 
 
 def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:

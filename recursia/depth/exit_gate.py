@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import batch, inject, kv
+from recursia import batch, inject, kv, ranges
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -44,8 +44,8 @@ class Config:
 
     Attributes:
       num_recursions: how often a token goes round at most.
-      stage: of training, 1 or 2 as above. In stage 2 nothing but the gate has a gradient; let
-        `optimizer.trainable` be "depth", or weight decay moves the rest.
+      stage: of training: 1 trains model and gate, 2 the gate alone, by whether a recursion helped.
+        In stage 2 let `optimizer.trainable` be "depth", or weight decay moves the rest.
       entropy_weight: of the entropy over depths in stage 1.
       slope: how sharply stage 2 tells an improvement from none, per nat.
       margin: the improvement that stage 2 holds to be half worth a recursion, in nats.
@@ -61,11 +61,10 @@ class Config:
     exit_threshold: float = 1.0
 
     def __post_init__(self):
+        ranges.recursions(self)
         if self.stage not in (1, 2):
             raise ValueError(f"stage: got {self.stage}, takes 1 or 2")
-        for name in ("entropy_weight", "slope"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
+        ranges.at_least(0, self, "entropy_weight", "slope")
         if not 0 <= self.exit_threshold <= 1:
             raise ValueError(
                 f"exit_threshold: got {self.exit_threshold}, takes a probability from 0 to 1"

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia import batch, inject, kv
+from recursia import batch, inject, kv, ranges
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.depth.routing import pick, put, select, statistics, take
@@ -72,6 +72,7 @@ class Config:
     capacity_warmup_steps: int = 0
 
     def __post_init__(self):
+        ranges.recursions(self)
         count = self.num_recursions
         if self.capacity is None:
             linear = tuple((count - r) / count for r in range(count))
@@ -88,13 +89,10 @@ class Config:
                 f"capacity: got {self.capacity}, takes fractions of all tokens in (0, 1] that "
                 "never grow: a recursion keeps some of those the one before kept"
             )
-        for name in ("alpha", "capacity_warmup_steps", "aux_loss_weight", "z_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
-        if self.parts < 1:
-            raise ValueError(f"parts: got {self.parts}, takes at least 1")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: got {self.temperature}, takes more than 0")
+        weights = ("aux_loss_weight", "z_loss_weight")
+        ranges.at_least(0, self, "alpha", "capacity_warmup_steps", *weights)
+        ranges.at_least(1, self, "parts")
+        ranges.above(0, self, "temperature")
 
 
 def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import inject, kv
+from recursia import inject, kv, ranges
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.sharing import walk
@@ -37,8 +37,8 @@ class Config:
     exit_alpha: float = 0.1
 
     def __post_init__(self):
-        if self.exit_alpha < 0:
-            raise ValueError(f"exit_alpha: got {self.exit_alpha}, takes at least 0")
+        ranges.recursions(self)
+        ranges.at_least(0, self, "exit_alpha")
 
 
 def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:

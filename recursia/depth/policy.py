@@ -13,6 +13,8 @@ A policy is a module with
     after_step(config, params, metrics) -> params of its own after an update, for a policy that
                                   changes some without a gradient; from those the optimizer left
                                   and the step's metrics
+    batch_losses(config)          names of weights in force of losses that are no sums over tokens,
+                                  for a policy that has such losses
     at_depth(config, num_recursions) -> the config of a model that stops there
     at_step(config, step) -> the config of this training step; the trainer compiles one per value
     is_causal(config, mode)       whether a token's state is free of later tokens

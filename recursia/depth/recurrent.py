@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import batch, inject, kv
+from recursia import batch, inject, kv, ranges
 from recursia.depth import rest
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
@@ -60,9 +60,8 @@ class Config:
     def __post_init__(self):
         if self.exit_threshold is None:
             object.__setattr__(self, "exit_threshold", rest.THRESHOLDS[self.exit])
-        for name in ("backprop_depth", "state_std", "exit_threshold"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
+        ranges.recursions(self)
+        ranges.at_least(0, self, "backprop_depth", "state_std", "exit_threshold")
         if not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma: got {self.sigma}, takes a number from 0 to 1")
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia import batch, inject, kv
+from recursia import batch, inject, kv, ranges
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -48,10 +48,10 @@ class Config:
     act_loss_weight: float = 0.01
 
     def __post_init__(self):
+        ranges.recursions(self)
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold: got {self.threshold}, takes more than 0, to 1")
-        if self.act_loss_weight < 0:
-            raise ValueError(f"act_loss_weight: got {self.act_loss_weight}, takes at least 0")
+        ranges.at_least(0, self, "act_loss_weight")
 
 
 @struct.dataclass

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia import batch, inject, kv
+from recursia import batch, inject, kv, ranges
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.layers.attention import Context
@@ -64,11 +64,10 @@ class Config:
     def __post_init__(self):
         if self.alpha is None:
             object.__setattr__(self, "alpha", 1.0 if self.score == "softmax" else 0.1)
-        for name in ("alpha", "balance_weight", "bias_rate", "z_loss_weight", "full_depth_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, takes at least 0")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: got {self.temperature}, takes more than 0")
+        ranges.recursions(self)
+        rates = ("balance_weight", "bias_rate", "z_loss_weight")
+        ranges.at_least(0, self, "alpha", *rates, "full_depth_steps")
+        ranges.above(0, self, "temperature")
 
 
 def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
@@ -188,6 +187,11 @@ def _reported(
     if config.z_loss_weight:
         losses["router_z"] = config.z_loss_weight * z
     return losses, metrics
+
+
+def batch_losses(config: Config) -> tuple[str, ...]:
+    """Returns the weights in force of losses that are no sums over tokens."""
+    return ("balance_weight",) if config.balancing == "loss" and config.balance_weight else ()
 
 
 def after_step(config: Config, params: dict[str, Any], metrics: dict[str, Array]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from recursia import config, model, params, settings, sharding
 from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 from recursia.depth.policy import Mode
-from recursia.errors import ConfigError, DataError
+from recursia.errors import CheckpointError, ConfigError, DataError
 from recursia.evaluate import baselines, perplexity
 from recursia.generate import decode
 from recursia.train import workdir as directory
@@ -73,6 +73,11 @@ def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] =
             changed = " ".join(f"--config.{k}={v}" for k, v in overrides.items())
             raise ConfigError(f"{changed}: makes a model with other parameters than {workdir} has")
         tokenizer = directory.tokenizer(workdir, run)
+        if (saved := meta["data"].get("tokenizer")) not in (None, tokenizer.name):
+            raise CheckpointError(
+                f"{workdir}: has the tokenizer {tokenizer.name}, its checkpoints {saved}; put back "
+                f"what {directory.TOKENIZER}/ held"
+            )
         # Rows go wherever they divide, and so do parameters.
         count = max(n for n in range(1, jax.device_count() + 1) if run.train.batch_size % n == 0)
         here = sharding.Config(data=1, fsdp=count, rules=run.mesh.rules)

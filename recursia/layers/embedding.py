@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recursia import ranges
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
 from recursia.params import Spec, normal
@@ -33,8 +34,10 @@ class Config:
     factor_dim: int = 0
 
     def __post_init__(self):
-        if self.factor_dim < 0:
-            raise ValueError(f"factor_dim: got {self.factor_dim}, takes a width, or 0 for none")
+        has_own = self.head_init_std is not None
+        ranges.at_least(0, self, "init_std", *(("head_init_std",) if has_own else ()))
+        ranges.above(0, self, "scale")
+        ranges.at_least(0, self, "factor_dim")
 
 
 def specs(config: Config, vocab_size: int, embed_dim: int) -> dict[str, Spec]:

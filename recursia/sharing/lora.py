@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from recursia import ranges
 from recursia.layers.linear import Relaxed
 from recursia.layers.norm import zeros
 from recursia.params import Spec, normal
@@ -37,10 +38,9 @@ class Config:
     init_std: float = 0.02
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank: got {self.rank}, takes at least 1")
-        if self.scale <= 0:
-            raise ValueError(f"scale: got {self.scale}, takes a number above 0")
+        ranges.at_least(1, self, "rank")
+        ranges.above(0, self, "scale")
+        ranges.at_least(0, self, "init_std")
         if not self.slots or len(set(self.slots)) < len(self.slots):
             raise ValueError(f"slots: got {self.slots}, takes at least one, each once")
 

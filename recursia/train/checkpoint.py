@@ -7,12 +7,13 @@ orbax by default trusts directory names, and would choose a save that was cut of
 import pathlib
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
+from recursia import settings
 from recursia.errors import CheckpointError
 
 FORMAT_VERSION = 1
+_SHOWN = 5  # fields that differ
 
 
 class Checkpoints:
@@ -130,19 +131,55 @@ def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Compares what a checkpoint was made with and what a run asks for.
 
     Raises:
-      CheckpointError: naming the first field that differs, and both values.
+      CheckpointError: naming the kinds that differ, else the fields, each with both values.
     """
-    theirs, ours = (
-        dict(jax.tree_util.tree_leaves_with_path(m, is_leaf=_is_leaf)) for m in (meta, wanted)
+    theirs, ours = meta["model"], wanted["model"]
+    said = [
+        f"{name}.kind is {theirs[name]['kind']} in its checkpoints, {mine} in this run"
+        for name in settings.KINDS
+        if theirs[name]["kind"] != (mine := ours[name]["kind"])
+    ]
+    if not said:
+        said = _other(_flat(theirs, "model."), _flat(ours, "model."))
+        said += _other_data(meta["data"], wanted["data"])
+    if said:
+        more = f"; and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
+        raise CheckpointError(
+            f"{where}: {'; '.join(said[:_SHOWN])}{more}; use another workdir, or the same "
+            "configuration"
+        )
+
+
+def _other_data(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Returns how the data differs; older checkpoints say little more than whether it does."""
+    name = "cross_document_attention"
+    said = _other({f"data.{name}": theirs[name]}, {f"data.{name}": ours[name]})
+    if theirs["fingerprint"] == ours["fingerprint"]:  # of the contents: names may have changed
+        return said
+    named = [field for field in ours if field in theirs and field not in ("fingerprint", name)]
+    section = lambda name: f"{'train' if name in ('seq_len', 'batch_size') else 'data'}.{name}"
+    of = lambda data: {section(name): data[name] for name in named}
+    return said + (
+        _other(of(theirs), of(ours))
+        or ["its checkpoints have seen other data (files, tokenizer, seq_len, batch_size or seed)"]
     )
-    for path in ours | theirs:
-        if theirs.get(path) != ours.get(path):
-            field = ".".join(str(getattr(part, "key", part)) for part in path)
-            raise CheckpointError(
-                f"{where}: its checkpoints have {field} {theirs.get(path)!r}, this run "
-                f"{ours.get(path)!r}; use another workdir, or the same configuration"
-            )
 
 
-def _is_leaf(value: Any) -> bool:
-    return not isinstance(value, dict)
+def _other(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Returns a line for each field that differs."""
+    return [
+        f"{name} {theirs.get(name)!r} in its checkpoints, {ours.get(name)!r} in this run"
+        for name in ours | theirs
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def _flat(model: dict[str, Any], path: str) -> dict[str, Any]:
+    """Returns the fields of a model by their dotted names, but for how it is computed."""
+    found = {}
+    for name, value in model.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{path}{name}.")
+        elif name not in settings.EXECUTION:
+            found[f"{path}{name}"] = value
+    return found

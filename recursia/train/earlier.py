@@ -95,7 +95,8 @@ def save(
     directory.open_workdir(place)
     directory.record(run, {}, tokenizer, place)
     checkpoints = Checkpoints(place / "checkpoints", keep=1)
-    checkpoints.save(0, {"params": weights}, directory.identity(run, vocab_size, ""))
+    data = {"fingerprint": "", "tokenizer": tokenizer.name}
+    checkpoints.save(0, {"params": weights}, directory.identity(run, vocab_size, data))
     checkpoints.close()
 
 

@@ -83,7 +83,7 @@ class Loop:
             self.loader = self.load(mesh)
             vocab = directory.vocab_size(run, self.loader.vocab_size)
             self.prompts = [self._ids(prompt) for prompt in run.eval.prompts]
-        self.identity = directory.identity(run, vocab, self.loader.fingerprint)
+        self.identity = directory.identity(run, vocab, self.loader.identity)
         distributed.check_same("configuration or data", _digest(run, self.identity))
         for split, paths in zip(packing.SPLITS, (self.paths, self.scored), strict=True):
             self.progress.say(directory.described(paths, split))
@@ -134,7 +134,7 @@ class Loop:
             return self.first(), 0
         meta = self.checkpoints.meta(start)
         with distributed.together():
-            same({k: meta[k] for k in self.identity}, self.identity, f"--workdir={self.workdir}")
+            same(meta, self.identity, f"--workdir={self.workdir}")
         self.progress.say(f"resuming {self.workdir} at step {start}")
         return self.checkpoints.restore(start, self.trainer.abstract()), start
 
@@ -182,7 +182,7 @@ class Loop:
                 if saves or validates or stops:
                     self.log(*pending)
                     pending = None
-                    check(step, state)
+                    check(step, state, self.checkpoints.steps())
                 if validates:  # before the save, from which a run cut off would not come back to it
                     self.meter.pause(state)
                     self.ledger.to("eval")
@@ -220,7 +220,8 @@ class Loop:
         """
         loss, norm = (float(metrics[name]) for name in ("loss", "gradient_norm"))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(_diverged(step, f"loss {loss}, gradient norm {norm}"))
+            what = f"loss {loss}, gradient norm {norm}"
+            raise Diverged(_diverged(step, what, self.checkpoints.steps()))
         speed = self.meter.tick(step)
         rate = speed.get("tokens_per_second", math.nan)
         left = (self.run.train.num_steps - step) * self.meter.tokens / rate
@@ -280,14 +281,19 @@ class Loop:
             self.writer.sample(step, prompt, tokenizer.continuation(ids, drawn))
 
 
-def check(step: int, state: State) -> None:
+def check(step: int, state: State, saved: list[int]) -> None:
     """Checks the state after a step whose loss and gradient are known to be finite.
+
+    Args:
+      step: the updates it has had.
+      state: to be checked.
+      saved: steps with a checkpoint.
 
     Raises:
       Diverged: if the update made something that is not.
     """
     if not _is_finite(state):
-        raise Diverged(_diverged(step, "its update is not finite"))
+        raise Diverged(_diverged(step, "its update is not finite", saved))
 
 
 @jax.jit
@@ -301,11 +307,9 @@ def _digest(run: settings.Run, identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
-def _diverged(step: int, what: str) -> str:
-    return (
-        f"step {step}: {what}; the last checkpoint is from before it. Lower the learning rate, or "
-        "look at the batch"
-    )
+def _diverged(step: int, what: str, saved: list[int]) -> str:
+    last = f"the last checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved yet"
+    return f"step {step}: {what}; {last}. Lower the learning rate, or look at the batch"
 
 
 def _show(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -88,7 +89,7 @@ class Trainer:
         # This runs once: on a CPU, optimising its code takes longer than it takes.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         start = jax.jit(self._start, out_shardings=self.state_shardings, compiler_options=quick)
-        return start(self.run.train.seed)
+        return start(np.uint32(self.run.train.seed))  # an int would have 31 bits
 
     def _start(self, seed: Int[Array, ""]) -> State:
         weights = params.init(self.specs, jax.random.key(seed))

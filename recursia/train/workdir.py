@@ -134,7 +134,7 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
     """
     path = workdir / "config.json"
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
             f"--workdir={workdir}: no config.json; is it a run's directory?"
@@ -172,21 +172,22 @@ def check_tokenizer(workdir: pathlib.Path, run: settings.Run, ours: Tokenizer, w
     theirs = tokenizer(workdir, run)
     if theirs.fingerprint != ours.fingerprint:
         raise DataError(
-            f"{workdir} has the tokenizer {_named(theirs)}, {who} has {_named(ours)}: the same "
-            "numbers are other words; take one of the same tokenizer"
+            f"{workdir} has the tokenizer {theirs.name}, {who} has {ours.name}: the same numbers "
+            "are other words; take one of the same tokenizer"
         )
 
 
-def _named(tokenizer: Tokenizer) -> str:
-    kind, size, name = tokenizer.kind, tokenizer.vocab_size, tokenizer.fingerprint[:8]
-    return f"{kind} of {size:,} tokens ({name})"
+def identity(run: settings.Run, vocab: int, data: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a checkpoint and the run that goes on from it must share.
 
-
-def identity(run: settings.Run, vocab: int, fingerprint: str) -> dict[str, Any]:
-    """Returns what a checkpoint and the run that goes on from it must share."""
-    values = json.loads(json.dumps(recursia.config.to_dict(run.model)))
+    Args:
+      run: the settings.
+      vocab: rows of the embedding.
+      data: what determines the batches, as `Loader.identity` has it.
+    """
+    model = json.loads(json.dumps(recursia.config.to_dict(run.model))) | {"vocab_size": vocab}
     sees = {"cross_document_attention": run.data.cross_document_attention}
     return {
-        "model": values | {"vocab_size": vocab},
-        "data": {"fingerprint": fingerprint, **sees},
+        "model": {k: value for k, value in model.items() if k not in settings.EXECUTION},
+        "data": {**data, **sees},
     }

@@ -301,8 +301,11 @@ def test_experts_start_at_their_published_scales():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 7}, "top_k: got 7, takes 1 to 6, the num_experts"),
-        ({"attention_top_k": 0}, "attention_top_k: got 0, takes 1 to 5"),
+        ({"top_k": 7}, "top_k: got 7, takes 1 to the 6 of num_experts"),
+        (
+            {"attention_top_k": 0},
+            "attention_top_k: got 0, takes 1 to the 5 of num_attention_experts",
+        ),
         ({"num_distances": 0}, "num_distances: got 0"),
         ({"mim_weight": -1.0}, "mim_weight: got -1.0"),
     ],

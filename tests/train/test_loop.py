@@ -164,7 +164,7 @@ def test_a_run_killed_ends_where_the_unbroken_one_does(folder, unbroken, tmp_pat
 
 def test_a_finished_run_says_so_and_changes_nothing(folder, unbroken, capsys):
     before = hashes(unbroken)
-    assert train(folder, unbroken) == 0
+    assert train(folder, unbroken, "--config.model.remat=block") == 0  # no part of what it is
     assert f"{unbroken}: finished at step {STEPS}; nothing to do" in capsys.readouterr().err
     assert hashes(unbroken) == before
 
@@ -172,9 +172,9 @@ def test_a_finished_run_says_so_and_changes_nothing(folder, unbroken, capsys):
 REFUSED = {
     "model": ("--config.model.block.mlp_dim=48", 5, ("model.block.mlp_dim", "32", "48")),
     "depth": ("--config.depth.alpha=0.1", 5, ("model.depth.alpha", "0.2", "0.1")),
-    "seq_len": ("--config.train.seq_len=8", 5, ("data.fingerprint",)),
-    "seed of the data": ("--config.data.seed=1", 5, ("data.fingerprint",)),
-    "data": ("--config.data.path={other}", 5, ("data.fingerprint",)),
+    "seq_len": ("--config.train.seq_len=8", 5, ("train.seq_len 16", "8 in this run")),
+    "seed of the data": ("--config.data.seed=1", 5, ("data.seed 0", "1 in this run")),
+    "data": ("--config.data.path={other}", 5, ("data.files", "of train.txt", "of other.txt")),
     "text": ("--config.data.text={text}", 3, ("prepared with other sources",)),
 }
 
@@ -221,13 +221,13 @@ def test_a_batch_that_is_not_finite_ends_the_run_and_reaches_no_checkpoint(
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # the rate itself
 def test_an_update_that_is_not_finite_reaches_no_checkpoint(folder, tmp_path, capsys):
     # Loss and gradient of the first step are finite; what it makes of the parameters is not.
-    changed = ("checkpoint.every_steps=1", "optimizer.learning_rate=1e39")
+    changed = ("checkpoint.every_steps=1", "optimizer.learning_rate=3e38")
+    changed += ("optimizer.weight_decay=1e9",)
     assert train(folder, tmp_path, *(f"--config.{override}" for override in changed)) == 4
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("recursia: step 1: its update is not finite")
+    assert message.startswith("recursia: step 1: its update is not finite; no checkpoint was saved")
     assert saved(tmp_path) == []
 
 

@@ -1,0 +1,101 @@
+"""Every number of every configuration is in its range, or refused by name in one line."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from recursia import config, settings
+from recursia.errors import ConfigError
+from tests.train import values
+
+ODD = (float("nan"), float("inf"), float("-inf"), "1e400", "nan", -1, 0, 2**31, 2**40, 10**30)
+ODD += (10**400, "sNaN", "9" * 5000, "1e-999999999")
+BLOCK = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32, "expert_dim": 8}
+BLOCK |= {"num_kv_heads": 1, "num_experts": 4, "top_k": 2, "num_attention_experts": 4}
+BLOCK |= {"attention_top_k": 2}
+SECTION = {"block": BLOCK, "depth": {"num_recursions": 2}, "weights": {"rank": 2}}
+
+
+def plain(folder, field="depth", kind="fixed"):
+    """Returns a run as plain values, with one of its parts of another kind."""
+    cls = settings.kind_config(settings.KINDS[field], kind)
+    names = {f.name for f in dataclasses.fields(cls)}
+    part = {"kind": kind} | {k: v for k, v in SECTION[field].items() if k in names}
+    more = {"inject": {"input": "add"}, field: part} if kind == "recurrent" else {field: part}
+    given = values(folder, "fixed", model=more)
+    return config.to_dict(config.build(settings.Run, given, "config"))
+
+
+def numbers(tree, path=()):
+    """Yields where numbers, and what may be one, stand in plain values."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from numbers(value, (*path, name))
+        elif isinstance(value, tuple):
+            if value and isinstance(value[0], int | float):
+                yield (*path, name)
+        elif value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+            yield (*path, name)
+
+
+def changed(tree, path, value):
+    first, *rest = path
+    of = tree[first]
+    return {**tree, first: changed(of, rest, value) if rest else (value,) * is_list(of) or value}
+
+
+def at(tree, path):
+    return functools.reduce(lambda tree, name: tree[name], path, tree)
+
+
+def is_list(value):
+    return len(value) if isinstance(value, tuple) else 0
+
+
+KINDS = [(field, kind) for field in settings.KINDS for kind in settings.kinds(field)]
+
+
+@pytest.mark.parametrize(("field", "kind"), KINDS)
+def test_a_number_out_of_range_is_refused_by_name(tmp_path, field, kind):
+    given = plain(tmp_path, field, kind)
+    whole = (field, kind) == ("depth", "fixed")
+    part = given["model"][field]
+    places = list(numbers(given)) if whole else [("model", field, n) for (n,) in numbers(part)]
+    known = {f.path for f in config.fields(config.build(settings.Run, given, "config"))}
+    for path in places:
+        for odd in ODD:
+            odd = config.Raw(odd) if isinstance(odd, str) else odd
+            try:
+                run = config.build(settings.Run, changed(given, path, odd), "config")
+            except ConfigError as refusal:
+                said = str(refusal)
+                named = re.match(r"config\.([\w.]+): ", said)
+                assert named and named[1] in known, said
+                assert "\n" not in said
+            else:
+                assert np.isfinite(float(odd)), (path, odd)
+                assert not isinstance(at(given, path), int) or float(odd) < 2**32, (path, odd)
+                assert config.build(settings.Run, config.to_dict(run), "config") == run
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "context", "expert"])
+def test_a_mesh_says_which_axis_is_wrong(tmp_path, name):
+    with pytest.raises(ConfigError, match=rf"config\.mesh\.{name}: got 0, takes a number from 1"):
+        config.build(settings.Run, changed(plain(tmp_path), ("mesh", name), 0), "config")
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**31 - 1])
+def test_a_seed_means_the_same_inside_a_program_and_out(seed):
+    inside = jax.jit(lambda seed: jax.random.key_data(jax.random.key(seed)))
+    assert (inside(np.uint32(seed)) == jax.random.key_data(jax.random.key(seed))).all()
+    assert (inside(np.uint32(seed)) == inside(seed)).all()
+
+
+def test_a_large_seed_is_one_of_its_own():
+    draw = lambda seed: np.asarray(jax.random.key_data(jax.random.key(seed)))
+    assert (draw(2**31 + 5) == draw(np.uint32(2**31 + 5))).all()
+    assert (draw(2**32 - 1) != draw(2**31 - 1)).any()
