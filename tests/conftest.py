@@ -19,7 +19,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false",  # known to jaxlib 0.10 and 0.12
         "--xla_cpu_parallel_codegen_split_count=1",  # small programs gain nothing from parts
     ]
 )
