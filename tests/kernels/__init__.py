@@ -11,7 +11,11 @@ from recursia.kernels.dispatch import Op
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 GPUS = ("h100:1",)
-MACHINES = (*TPUS, *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS))
+MACHINES = (
+    TPUS[0],
+    *(pytest.param(tpu, marks=pytest.mark.slow) for tpu in TPUS[1:]),
+    *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS),
+)
 
 
 def compile_for(machine, f, *shapes):
