@@ -38,7 +38,7 @@ test-newest:
 test-gpu-compile: .venv-gpu/installed
 	.venv-gpu/bin/python -m pytest $(TEST_FLAGS) -m gpu_compile
 
-# Compiles every preset for the machine that it names, of which test-slow takes the smaller, and what
+# Compiles every preset for the machine that it names, of which test-slow takes a few, and what
 # predictions of memory are held to: hours.
 # Without the limit on the stack: libtpu exceeds 8 MiB on sut:244m.
 test-presets: .venv/installed-test
