@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 TEST_FLAGS ?= -q -n 2 --durations=10
+NEWEST = $(shell .ci/newest-python $(PYTHON))
 
-.PHONY: demo test test-slow test-presets test-shapes test-gpu-compile lint clean
+.PHONY: .venv-newest/tested demo test test-slow test-newest test-presets test-shapes test-gpu-compile lint clean
 
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
@@ -20,11 +21,24 @@ test: .venv/installed-test
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS) -m "slow and not gpu_compile"
 
+# A few minutes with the newest Python that is found and the newest packages that pyproject.toml
+# takes: published numbers, the command line, a training that resumes, a program compiled for a TPU.
+test-newest:
+	@if [ -n "$(NEWEST)" ]; then $(MAKE) .venv-newest/tested; else \
+	  echo "test-newest: skipped, no Python is found that is newer than that of $(PYTHON)"; fi
+
+.venv-newest/tested: .venv-newest/installed
+	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile" \
+	  tests/golden/test_parity.py tests/test_cli.py tests/preflight/test_activations.py \
+	  "tests/train/test_loop.py::test_a_run_told_to_stop_ends_where_the_unbroken_one_does" \
+	  "tests/preflight/test_compile.py::test_the_smallest_presets_fit_the_machine_they_are_meant_for" \
+	  "tests/preflight/test_compile.py::test_advice_needs_less_and_says_when_it_is_enough"
+
 # Compiles kernels and training steps for NVIDIA GPUs, on a machine that has none (installs 5 GB).
 test-gpu-compile: .venv-gpu/installed
 	.venv-gpu/bin/python -m pytest $(TEST_FLAGS) -m gpu_compile
 
-# Compiles every preset for the machine that it names, of which test-slow takes the smaller, and what
+# Compiles every preset for the machine that it names, of which test-slow takes a few, and what
 # predictions of memory are held to: hours.
 # Without the limit on the stack: libtpu exceeds 8 MiB on sut:244m.
 test-presets: .venv/installed-test
@@ -48,10 +62,15 @@ lint: .venv/installed-test
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable ".[test]"
 	@touch $@
 
+.venv-newest/installed: pyproject.toml
+	$(NEWEST) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install --quiet --editable ".[test]"
+	@touch $@
+
 .venv-gpu/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv-gpu
 	.venv-gpu/bin/pip install --quiet --constraint requirements.txt --editable ".[cuda,test]"
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-gpu runs build *.egg-info
+	rm -rf .venv .venv-gpu .venv-newest runs build *.egg-info

@@ -160,13 +160,21 @@ class _Walk:
 
 
 def _carries(equation: Any) -> list[Any]:
-    """Returns what a loop starts from and writes over; nothing for another equation."""
-    name, sizes = equation.primitive.name, equation.params
-    if name == "scan":
-        return equation.invars[sizes["num_consts"] :][: sizes["num_carry"]]
-    return (
-        equation.invars[sizes["cond_nconsts"] + sizes["body_nconsts"] :] if name == "while" else []
-    )
+    """Returns what a loop starts from and writes over; nothing for another equation.
+
+    By shape: how an equation's parameters number them changes from one jax to the next. A step has
+    one axis less of what a scan takes apart and puts together, and a loop's carries come before.
+    """
+    if equation.primitive.name not in ("scan", "while"):
+        return []
+    carries = len(equation.outvars)
+    if equation.primitive.name == "while":  # all that it gives, and what it takes last
+        return equation.invars[len(equation.invars) - carries :]
+    (step,) = _jaxprs(equation)
+    is_whole = lambda outer, inner: len(outer.aval.shape) == len(inner.aval.shape)
+    behind = sum(map(is_whole, equation.invars, step.invars))
+    carries = sum(map(is_whole, equation.outvars, step.outvars))
+    return equation.invars[behind - carries : behind]
 
 
 def _jaxprs(equation: Any) -> list[core.Jaxpr]:

@@ -8,21 +8,24 @@ combinations that are left. Kernels and machines meet in all combinations in the
 """
 
 import collections
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 
+FLAGS = [
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_parallel_codegen_split_count=1",  # small programs gain nothing from parts
+]
+# A flag that XLA does not know ends the process. Where it knows this one, compiling takes half.
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false",  # known to jaxlib 0.10 and 0.12
-        "--xla_cpu_parallel_codegen_split_count=1",  # small programs gain nothing from parts
-    ]
-)
+os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 OURS = None if PROGRAMS in os.environ else tempfile.mkdtemp(prefix="recursia-programs-")

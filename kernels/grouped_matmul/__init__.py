@@ -3,7 +3,9 @@
 Rows of a group follow one another; groups are ragged, some are empty, and none is padded to a
 capacity. Tokens that choose `k` of `E` groups are ordered by `group_choices`; then
 `dispatch_matmul` reads each token `k` times instead of copying it, and `combine_matmul` sums what
-its groups gave. For N = k T choices, widths D of a token and M < D of a group, in items of memory:
+its groups gave. Rows behind the last group are in none, as choices of groups that another device
+holds: every op here takes them for zeros, whatever they hold, gives zeros for them, and so do the
+gradients. For N = k T choices, widths D of a token and M < D of a group, in items of memory:
 
   dispatch_matmul: N D read and N M written; copies in between would add 2 N D.
   combine_matmul: N D written by the product, read again by the sum. Adding to the T D sums from
@@ -40,12 +42,13 @@ def group_choices(index: Int[Array, "T k"], num_groups: int) -> Groups:
     """Returns tokens' choices in the order of groups, those of one group by token.
 
     Args:
-      index: groups chosen, each in [0, num_groups).
+      index: groups chosen, each in [0, num_groups), or `num_groups` for none: such choices come
+        last and are in no group.
       num_groups: from which they are chosen.
     """
     flat = index.reshape(-1).astype(jnp.int32)
     number = jnp.arange(flat.shape[0], dtype=jnp.int32)
-    if num_groups * flat.shape[0] < 2**31:
+    if (num_groups + 1) * flat.shape[0] < 2**31:
         # Numbers alone sort faster than pairs: on a CPU 7 times, of 2**17 choices.
         order = jnp.sort(flat * flat.shape[0] + number, stable=False) % max(1, flat.shape[0])
     else:
@@ -76,7 +79,8 @@ def grouped_matmul(
     Args:
       rows: sorted by group.
       bank: an entry for each group.
-      group_sizes: rows of each group, some perhaps 0; they sum to N.
+      group_sizes: rows of each group, some perhaps 0; they sum to N or less, and rows behind are
+        in no group: their products are zero and so are their gradients.
       backend: "auto", "reference", or the name of an implementation.
 
     Raises:
@@ -89,7 +93,7 @@ def grouped_matmul(
 def dispatch(
     x: Float[Array, "T D"], groups: Groups, *, backend: str = "auto"
 ) -> Float[Array, "N D"]:
-    """Returns each token once for each of its choices, in the order of groups.
+    """Returns each token once for each of its choices, in the order of groups; zeros for none.
 
     Args:
       x: the tokens, each of which made the same number of the choices.
@@ -111,6 +115,8 @@ def dispatch_matmul(
     backend: str = "auto",
 ) -> Float[Array, "N M"]:
     """Returns each token's product with each of its groups' entries, in the order of groups.
+
+    Choices of no group have products of zero.
 
     Args:
       x: the tokens, each of which made the same number of the choices.
@@ -134,6 +140,8 @@ def combine(
     backend: str = "auto",
 ) -> Float[Array, "T M"]:
     """Returns each token's weighted sum of its rows, in float32, in the rows' dtype.
+
+    Rows in no group add nothing.
 
     Args:
       rows: one for each choice, in the order of groups.

@@ -37,7 +37,9 @@ def matmul(
     if 0 in (count, inner, width):
         return jnp.zeros((count, width), out_dtype)
     size, across = _rows_of(count, bank.shape[0]), _side(width)
-    tables = blocks(group_sizes, count, size)
+    # What is in no group is one more.
+    sizes = jnp.append(group_sizes, count - group_sizes.sum())
+    tables = blocks(sizes, count, size)
     body = functools.partial(
         _matmul_body,
         size=size,
@@ -81,13 +83,16 @@ def _matmul_body(
             b = _load(bank.at[entry, column[:, None], k[None, :]], is_column, is_k)
         return total + _dot(a, b, trans_b=contracted == 2)
 
-    @pl.when(first < end)
-    def _():
-        zeros = jnp.zeros((size, across), jnp.float32)
-        total = jax.lax.fori_loop(0, pl.cdiv(inner, chunk), step, zeros)
+    zeros = jnp.zeros((size, across), jnp.float32)
+
+    def write(y):
         mask = (row < end)[:, None] & (column < width)[None, :]
-        at = out.at[row[:, None], column[None, :]]
-        plgpu.store(at, total.astype(out.dtype), mask=mask)
+        plgpu.store(out.at[row[:, None], column[None, :]], y.astype(out.dtype), mask=mask)
+
+    is_in_group = entry < bank.shape[0]
+    product = lambda: jax.lax.fori_loop(0, pl.cdiv(inner, chunk), step, zeros)
+    pl.when((first < end) & is_in_group)(lambda: write(product()))
+    pl.when((first < end) & ~is_in_group)(lambda: write(zeros))
 
 
 def outer(
@@ -182,7 +187,8 @@ def _combine_body(rows, slots, weights, out, *, size, across):
     for choice in range(slots.shape[1]):
         slot = plgpu.load(slots.at[token, choice], mask=is_token, other=0)
         weight = plgpu.load(weights.at[token, choice], mask=is_token, other=0)
-        row = _load(rows.at[slot[:, None], column[None, :]], is_token, is_column)
+        is_row = is_token & (slot < rows.shape[0])
+        row = _load(rows.at[slot[:, None], column[None, :]], is_row, is_column)
         total += weight.astype(jnp.float32)[:, None] * row.astype(jnp.float32)
     mask = is_token[:, None] & is_column[None, :]
     plgpu.store(out.at[token[:, None], column[None, :]], total.astype(out.dtype), mask=mask)

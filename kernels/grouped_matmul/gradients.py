@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from ..dispatch import Implementation, Op
 from . import gpu, reference, tpu
@@ -53,7 +53,10 @@ COMBINE = Op(
 
 
 class Groups(NamedTuple):
-    """The choices of all tokens, ordered by group; choice `i` is one of token `i // k`."""
+    """The choices of all tokens, ordered by group; choice `i` is one of token `i // k`.
+
+    Where the sizes sum to less than N, the last choices of the order are in no group.
+    """
 
     sizes: Int[Array, "E"]  # choices of each group
     order: Int[Array, "N"]  # the choice at each place of the order
@@ -65,10 +68,32 @@ def _token(groups: Groups, num_tokens: int) -> Int[Array, "N"]:
     return groups.order // max(1, groups.order.shape[0] // max(1, num_tokens))
 
 
+def _each(a: Array, at: Array, is_in: Array) -> Array:
+    """Returns the entries of `a` at some places, and zeros where none is to be read."""
+    at = jnp.where(is_in, at, a.shape[0])
+    return jnp.take(a, at, axis=0, mode="fill", fill_value=0)
+
+
+def _are_in(groups: Groups) -> Bool[Array, "N"]:
+    """Returns of each place of the order whether it is in a group."""
+    return jnp.arange(groups.order.shape[0]) < groups.sizes.sum()
+
+
+def _of_tokens(a: Array, groups: Groups, num_tokens: int) -> Array:
+    """Returns what each place of the order has of its token."""
+    return _each(a, _token(groups, num_tokens), _are_in(groups))
+
+
+def _scales(groups: Groups, weights: Array) -> Array:
+    """Returns the weight of each place of the order."""
+    return _each(weights.reshape(-1), groups.order, _are_in(groups))[:, None]
+
+
 def _sum(backend: str, rows: Array, groups: Groups, weights: Array) -> Array:
     # The product's backends are not the sum's.
     backend = "reference" if backend == "reference" else "auto"
-    return COMBINE(rows, groups.place.reshape(weights.shape), weights, backend=backend)
+    slots = jnp.where(groups.place < groups.sizes.sum(), groups.place, rows.shape[0])
+    return COMBINE(rows, slots.reshape(weights.shape), weights, backend=backend)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -90,7 +115,7 @@ grouped.defvjp(lambda backend, *args: (grouped(backend, *args), args), _grouped_
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def spread(backend: str, x: Array, groups: Groups) -> Array:
     """Returns `dispatch`."""
-    return x[_token(groups, x.shape[0])]
+    return _of_tokens(x, groups, x.shape[0])
 
 
 def _spread_backward(backend: str, saved: Any, gradient: Array):
@@ -132,8 +157,8 @@ def combined(backend: str, rows: Array, groups: Groups, weights: Array) -> Array
 
 def _combined_backward(backend: str, saved: Any, gradient: Array):
     rows, groups, weights = saved
-    each = gradient[_token(groups, weights.shape[0])].astype(jnp.float32)
-    towards_rows = (weights.reshape(-1)[groups.order, None] * each).astype(rows.dtype)
+    each = _of_tokens(gradient, groups, weights.shape[0]).astype(jnp.float32)
+    towards_rows = (_scales(groups, weights) * each).astype(rows.dtype)
     towards_weights = _of_weights(rows, each, groups, weights)
     return towards_rows, None, towards_weights
 
@@ -151,7 +176,7 @@ def matmul_combined(
 
 def _matmul_combined_backward(backend: str, saved: Any, gradient: Array):
     rows, bank, groups, weights = saved
-    token, scale = _token(groups, weights.shape[0]), weights.reshape(-1)[groups.order, None]
+    token, scale = _token(groups, weights.shape[0]), _scales(groups, weights)
     each = MATMUL(gradient, bank, groups.sizes, token, contracted=2, backend=backend)
     weighted = (rows * scale).astype(rows.dtype)
     towards_bank = OUTER(weighted, gradient, groups.sizes, None, token, backend=backend)
@@ -167,4 +192,5 @@ matmul_combined.defvjp(
 def _of_weights(rows: Array, gradient: Array, groups: Groups, weights: Array) -> Array:
     """Returns the gradient of weights: how much each row, in order of groups, went along."""
     each = (rows.astype(jnp.float32) * gradient.astype(jnp.float32)).sum(1)
-    return each[groups.place].reshape(weights.shape).astype(weights.dtype)
+    each = _each(each, groups.place, groups.place < groups.sizes.sum())
+    return each.reshape(weights.shape).astype(weights.dtype)

@@ -29,7 +29,8 @@ def matmul(
     Args:
       rows: to multiply.
       bank: an entry for each group.
-      group_sizes: rows of each group, which follow one another.
+      group_sizes: rows of each group, which follow one another; rows behind them are in no group
+        and give zero, whatever they hold.
       take: which of `rows` each row of the product multiplies; None takes them in order.
       contracted: axis of the bank that meets the rows' width: 1, or 2 for entries transposed.
     """
@@ -39,12 +40,13 @@ def matmul(
     read = _reader(rows, take, size)
 
     def block(out: Array, block: tuple[Array, Array, Array]):
-        group, start, _ = block
+        group, start, stop = block
         contract = ((1,), (contracted - 1,)), ((), ())
         y = jax.lax.dot_general(
             read(start), bank[group], contract, preferred_element_type=jnp.float32
         )
-        # The rows after the group's end are wrong, and the next block writes over them.
+        # Where a group follows, its blocks write over these zeros.
+        y = jnp.where((start + jnp.arange(size) < stop)[:, None], y, 0)
         return jax.lax.dynamic_update_slice_in_dim(out, y.astype(out.dtype), start, 0), None
 
     out = jnp.zeros((count + size, bank.shape[3 - contracted]), rows.dtype)
@@ -63,7 +65,8 @@ def outer(
     Args:
       left: rows of the first factor.
       right: rows of the second.
-      group_sizes: rows of each group, which follow one another; of none the sum is zero.
+      group_sizes: rows of each group, which follow one another; of none the sum is zero. Rows
+        behind them are in no group and are not read.
       take_left: which of `left` each row is; None takes them in order.
       take_right: the same of `right`.
     """
@@ -85,11 +88,18 @@ def outer(
 def combine(
     rows: Float[Array, "N M"], slots: Int[Array, "T k"], weights: Float[Array, "T k"]
 ) -> Float[Array, "T M"]:
-    """Returns each token's weighted sum of its `k` rows, in float32, in the rows' dtype."""
+    """Returns each token's weighted sum of its `k` rows, in float32, in the rows' dtype.
+
+    Args:
+      rows: to sum.
+      slots: of a token's rows; one behind the last row adds nothing.
+      weights: of each.
+    """
 
     def add(total: Array, choice: tuple[Array, Array]):
         slot, weight = choice
-        return total + rows[slot].astype(jnp.float32) * weight[:, None], None
+        row = jnp.take(rows, slot, axis=0, mode="fill", fill_value=0)
+        return total + row.astype(jnp.float32) * weight[:, None], None
 
     # On a CPU three times as fast as the sum of what one gather gives.
     total = jnp.zeros((slots.shape[0], rows.shape[1]), jnp.float32)

@@ -47,19 +47,28 @@ def matmul(
         raise NotImplementedError(f"a row takes {inner * item} bytes, more than {_WIDEST}")
     size = _size(count, inner * item)
     tile = _tile(width, min(_ENTRY_BYTES // (inner * item), _ENTRY_BYTES // (4 * size)))
-    tables = _visits(group_sizes, count, size, of_empty=0)
+    # What is in no group is one more, which reads neither rows nor an entry of its own.
+    in_groups = group_sizes.sum()
+    group, block, *bounds = _visits(
+        jnp.append(group_sizes, count - in_groups), count, size, of_empty=0
+    )
+    read = jnp.minimum(block, jnp.maximum(in_groups - 1, 0) // size)
+    tables = group, block, *bounds, read
+    own = lambda group, v: jnp.minimum(group[v], bank.shape[0] - 1)
     if contracted == 1:
-        entry = pl.BlockSpec((None, inner, tile), lambda m, v, group, *_: (group[v], 0, m))
+        entry = pl.BlockSpec((None, inner, tile), lambda m, v, group, *_: (own(group, v), 0, m))
     else:
-        entry = pl.BlockSpec((None, tile, inner), lambda m, v, group, *_: (group[v], m, 0))
-    body = functools.partial(_matmul_body, size=size, contracted=contracted)
+        entry = pl.BlockSpec((None, tile, inner), lambda m, v, group, *_: (own(group, v), m, 0))
+    body = functools.partial(
+        _matmul_body, size=size, num_groups=bank.shape[0], contracted=contracted
+    )
     return pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tables),
             grid=(pl.cdiv(width, tile), tables[0].shape[0]),
             in_specs=[
-                pl.BlockSpec((size, inner), lambda m, v, _, block, *__: (block[v], 0)),
+                pl.BlockSpec((size, inner), lambda m, v, *tables: (tables[-1][v], 0)),
                 entry,
             ],
             out_specs=pl.BlockSpec((size, tile), lambda m, v, _, block, *__: (block[v], m)),
@@ -72,22 +81,28 @@ def matmul(
     )(*tables, rows.astype(dtype), bank.astype(dtype))
 
 
-def _matmul_body(_, block, start, stop, rows, entry, out, *, size, contracted):
-    first = block[pl.program_id(1)] * size
-    begin, end = start[pl.program_id(1)] - first, stop[pl.program_id(1)] - first
+def _matmul_body(group, block, start, stop, _, rows, entry, out, *, size, num_groups, contracted):
+    visit = pl.program_id(1)
+    first = block[visit] * size
+    begin, end = start[visit] - first, stop[visit] - first
+    is_in_group = group[visit] < num_groups
     dot = functools.partial(_dot, axes=(1, contracted - 1))
 
-    @pl.when((begin <= 0) & (end >= size))
-    def _():
-        out[...] = dot(rows[...], entry[...]).astype(out.dtype)
+    def write(product):
+        @pl.when((begin <= 0) & (end >= size))
+        def _():
+            out[...] = product(pl.ds(0, size)).astype(out.dtype)
 
-    def part(at):
-        # The other rows are those of groups before, or will be of groups after.
-        y = dot(rows[at, :], entry[...])
-        y = jnp.where(_is_in(at, begin, end), y, out[at, :].astype(jnp.float32))
-        out[at, :] = y.astype(out.dtype)
+        def part(at):
+            # The other rows are those of groups before, or will be of groups after.
+            y = jnp.where(_is_in(at, begin, end), product(at), out[at, :].astype(jnp.float32))
+            out[at, :] = y.astype(out.dtype)
 
-    _parts(part, begin, end, size)
+        _parts(part, begin, end, size)
+
+    pl.when(is_in_group)(lambda: write(lambda at: dot(rows[at, :], entry[...])))
+    zeros = lambda at: jnp.zeros((at.size, out.shape[1]), jnp.float32)
+    pl.when(~is_in_group)(lambda: write(zeros))
 
 
 def outer(
@@ -166,7 +181,7 @@ def megablox_matmul(
     """Returns what the reference does, by a kernel that comes with jax."""
     rows = rows if take is None else rows[take]
     tiling = _megablox_tiling(rows, bank, bank.shape[contracted], bank.shape[3 - contracted])
-    return _megablox().gmm(
+    y = _megablox().gmm(
         rows,
         bank,
         group_sizes.astype(jnp.int32),
@@ -175,6 +190,7 @@ def megablox_matmul(
         transpose_rhs=contracted == 2,
         interpret=interpret,
     )
+    return jnp.where((jnp.arange(rows.shape[0]) < group_sizes.sum())[:, None], y, 0)
 
 
 def megablox_outer(

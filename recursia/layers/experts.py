@@ -137,7 +137,7 @@ def project(
     def run(x: Array, index: Array, bank: Array) -> Array:
         x, index = _from_peers(x), _from_peers(index)
         groups, _ = _group(x, index, bank.shape[0])
-        y = _mine(dispatch_matmul(x.reshape(-1, x.shape[-1]), bank, groups), groups)
+        y = dispatch_matmul(x.reshape(-1, x.shape[-1]), bank, groups)
         y = _permute(y, groups.place, groups.order)
         return _to_peers(y.reshape(*index.shape, y.shape[-1]))
 
@@ -169,10 +169,10 @@ def project_and_mix(
         x, index, weight = map(_from_peers, (x, index, weight))
         groups, _ = _group(x, index, bank.shape[0])
         flat, weights = x.reshape(-1, x.shape[-1]), weight.reshape(-1, weight.shape[-1])
-        if bank.shape[2] > bank.shape[1] and not _has_peers():
+        if bank.shape[2] > bank.shape[1]:
             y = combine_matmul(dispatch(flat, groups), bank, groups, weights)
         else:
-            y = combine(_mine(dispatch_matmul(flat, bank, groups), groups), groups, weights)
+            y = combine(dispatch_matmul(flat, bank, groups), groups, weights)
         return _to_peers(y.reshape(*weight.shape[:-1], -1))
 
     names = *map(_tokens, (x, index, weight)), (None,) * 3
@@ -193,16 +193,17 @@ def expert_mlp(
     def run(x, index, weight, up, down, up_bias, down_bias) -> Array:
         x, index, weight = map(_from_peers, (x, index, weight))
         groups, chosen = _group(x, index, up.shape[0])
+        entry = chosen[groups.order]
         weights = weight.reshape(-1, weight.shape[-1])
-        of_each = lambda bias: bias[chosen[groups.order]]
+        of_each = lambda bias: jnp.take(bias, entry, axis=0, mode="fill", fill_value=0)
         rows = dispatch_matmul(x.reshape(-1, x.shape[-1]), up, groups)
-        rows = _mine(activation(rows if up_bias is None else rows + of_each(up_bias)), groups)
-        if down_bias is None and not _has_peers():
+        rows = activation(rows if up_bias is None else rows + of_each(up_bias))
+        if down_bias is None:
             y = combine_matmul(rows, down, groups, weights)
         else:
             rows = grouped_matmul(rows, down, groups.sizes)
             rows = rows if down_bias is None else rows + of_each(down_bias)
-            y = combine(_mine(rows, groups), groups, weights)
+            y = combine(rows, groups, weights)
         return _to_peers(y.reshape(x.shape))
 
     mlp = "mlp" if down_bias is None else None  # a bias would be added once for each part
@@ -220,17 +221,16 @@ def _tokens(x: Array) -> tuple[str | None, ...]:
 def _group(x: Array, index: Array, num_experts: int) -> tuple[Groups, Int[Array, "N"]]:
     """Returns choices by expert, and each one's entry of the bank that this device holds.
 
-    Choices of experts that others hold come last, and are in no group.
+    Choices of experts that others hold come last, are in no group and have an entry behind the
+    last.
     """
     if x.shape[:-1] != index.shape[:-1]:
         raise ValueError(f"experts: tokens are {x.shape[:-1]} but choices {index.shape[:-1]}.")
     index = index.reshape(-1, index.shape[-1])
-    if not _has_peers():
-        return group_choices(index, num_experts), index.reshape(-1)
-    entry = index - jax.lax.axis_index(PEERS) * num_experts
-    entry = jnp.where((entry >= 0) & (entry < num_experts), entry, num_experts)
-    groups = group_choices(entry, num_experts + 1)
-    return groups._replace(sizes=groups.sizes[:-1]), jnp.minimum(entry, num_experts - 1).reshape(-1)
+    if _has_peers():
+        index = index - jax.lax.axis_index(PEERS) * num_experts
+        index = jnp.where((index >= 0) & (index < num_experts), index, num_experts)
+    return group_choices(index, num_experts), index.reshape(-1)
 
 
 def _has_peers() -> bool:
@@ -246,13 +246,6 @@ def _from_peers(x: Array) -> Array:
 def _to_peers(y: Float[Array, "P ..."]) -> Float[Array, "B ..."]:
     """Returns this device's rows, summed over what the experts of all devices gave."""
     return jax.lax.psum_scatter(y, PEERS, tiled=True) if _has_peers() else y
-
-
-def _mine(rows: Float[Array, "N M"], groups: Groups) -> Float[Array, "N M"]:
-    """Returns products with zeros where no expert of this device was chosen."""
-    if not _has_peers():
-        return rows
-    return jnp.where((jnp.arange(rows.shape[0]) < groups.sizes.sum())[:, None], rows, 0)
 
 
 @jax.custom_vjp

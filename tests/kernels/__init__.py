@@ -3,13 +3,19 @@
 import jax
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import SingleDeviceSharding
 
 from recursia import topology
+from recursia.kernels.dispatch import Op
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 GPUS = ("h100:1",)
-MACHINES = (*TPUS, *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS))
+MACHINES = (
+    TPUS[0],
+    *(pytest.param(tpu, marks=pytest.mark.slow) for tpu in TPUS[1:]),
+    *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS),
+)
 
 
 def compile_for(machine, f, *shapes):
@@ -22,3 +28,23 @@ def tolerance(dtype, length=1):
     """Returns rtol and atol of sums of `length` terms of about one, each rounded to `dtype`."""
     eps = float(jax.numpy.finfo(dtype).eps)
     return {"rtol": 4 * eps, "atol": 4 * eps * np.sqrt(length)}
+
+
+def run_interpreted(monkeypatch, platform):
+    """Makes every op take its kernel for a platform, interpreted in memory that starts as NaN.
+
+    Ops or arguments without one take the reference, as they do on that platform.
+    """
+    name = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}[platform]
+    how = pltpu.InterpretParams(uninitialized_memory="nan") if platform == "tpu" else True
+
+    def run(op, *arrays, backend="auto", **static):
+        for each in op.implementations:
+            if each.name == name:
+                try:
+                    return each.run(*arrays, interpret=how, **static)
+                except NotImplementedError:
+                    break
+        return op.reference(*arrays, **static)
+
+    monkeypatch.setattr(Op, "__call__", run)

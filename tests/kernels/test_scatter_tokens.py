@@ -19,6 +19,7 @@ CAREFUL = pltpu.InterpretParams(
 )
 KERNELS = {"tpu": (tpu, CAREFUL), "gpu": (gpu, True)}
 SIZES = [(1, 1, 1, 1), (2, 5, 3, 16), (1, 3, 7, 200), (2, 33, 2, 40)]  # B T C D
+CASES = [*((sizes, jnp.float32) for sizes in SIZES), *((s, jnp.bfloat16) for s in SIZES[1:3])]
 
 
 def draw(batch, length, count, width, dtype):
@@ -38,8 +39,7 @@ def one_by_one(y, index, update, gate):
     return out.astype(y.dtype)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sizes, dtype", CASES)
 @pytest.mark.parametrize("gated", [True, False])
 def test_rows_are_added_at_the_index(sizes, dtype, gated):
     y, index, update, gate = draw(*sizes, dtype)
@@ -51,9 +51,13 @@ def test_rows_are_added_at_the_index(sizes, dtype, gated):
 
 
 @pytest.mark.parametrize(
-    "sizes, given", [*((sizes, "both") for sizes in SIZES), (SIZES[1], "y"), (SIZES[3], "gate")]
+    "sizes, dtype, given",
+    [
+        *((*case, "both") for case in CASES),
+        (SIZES[1], jnp.float32, "y"),
+        (SIZES[3], jnp.bfloat16, "gate"),
+    ],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_add_as_the_reference(kernel, sizes, given, dtype):
     module, interpret = KERNELS[kernel]
@@ -71,8 +75,7 @@ def test_kernels_add_as_the_reference(kernel, sizes, given, dtype):
             break  # which takes no notice
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("sizes, dtype", CASES)
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_collect_both_gradients_as_the_reference(kernel, sizes, dtype):
     module, interpret = KERNELS[kernel]
@@ -95,10 +98,14 @@ def test_slabs_and_steps_add_up(monkeypatch):
         assert (cut.count, cut.steps, cut.lanes, cut.slabs) == (16, 2, 16, 3)
     static = {"length": 35, "is_sorted": False}
     ours = tpu.scatter(y, index, update, gate, **static, interpret=CAREFUL)
-    np.testing.assert_array_equal(ours, reference.scatter(y, index, update, gate, **static))
+    # A processor may multiply and add in one, and round once.
+    theirs = reference.scatter(y, index, update, gate, **static)
+    near = tolerance(jnp.bfloat16, 20)
+    np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32), **near)
     ours = tpu.collect(y, index, update, gate, interpret=CAREFUL)
     theirs = reference.collect(y, index, update, gate)
-    np.testing.assert_array_equal(ours[0], theirs[0])
+    rows = (np.asarray(each[0], np.float32) for each in (ours, theirs))
+    np.testing.assert_allclose(*rows, **near)
     np.testing.assert_allclose(ours[1], theirs[1], **tolerance(jnp.float32, 40))
 
 

@@ -1,0 +1,173 @@
+"""Rows in no group are zero, forward and backward, whatever they hold and memory held before.
+
+Sizes that sum to less than the rows are those of a device whose peers hold the other groups.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec as P
+
+from recursia import sharding
+from recursia.kernels.grouped_matmul import (
+    combine,
+    combine_matmul,
+    dispatch,
+    dispatch_matmul,
+    gpu,
+    group_choices,
+    grouped_matmul,
+    reference,
+    tpu,
+)
+from recursia.layers import experts
+from tests.kernels import run_interpreted, tolerance
+
+TPU = pltpu.InterpretParams(
+    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+)
+KERNELS = {
+    "reference": (reference.matmul, reference.outer),
+    "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
+    "pallas_triton": tuple(functools.partial(f, interpret=True) for f in (gpu.matmul, gpu.outer)),
+    "megablox": tuple(
+        functools.partial(f, interpret=True) for f in (tpu.megablox_matmul, tpu.megablox_outer)
+    ),
+}
+PLATFORMS = (None, "tpu", "cuda")
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), jnp.float32)
+
+
+def assert_near(ours, expected):
+    scale = np.abs(expected).max(initial=1.0)
+    near = {"rtol": 0, "atol": tolerance(jnp.float32, 64)["atol"]}
+    np.testing.assert_allclose(np.asarray(ours) / scale, expected / scale, **near)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_write_zeros_behind_the_last_group_and_read_nothing_there(kernel):
+    # 384 rows are, on a TPU, three parts of a block; 130 end within one and 256 with one.
+    count, inner, width = (384, 128, 128) if kernel == "megablox" else (384, 8, 12)
+    rows, back, bank = normal(count, inner), normal(count, width), normal(3, inner, width)
+    matmul, outer = KERNELS[kernel]
+
+    @jax.jit
+    def run(rows, back, sizes):
+        products = matmul(rows, bank, sizes), matmul(back, bank, sizes, contracted=2)
+        return *products, outer(rows, back, sizes)
+
+    for sizes in ((0, 0, 0), (130, 0, 3), (0, 256, 0), (1, 200, 182), (384, 0, 0)):
+        group = np.repeat(np.arange(3), sizes)
+        behind = (jnp.arange(count) >= len(group))[:, None]
+        spoilt = (jnp.where(behind, jnp.nan, a) for a in (rows, back))
+        forward, backward, outers = run(*spoilt, jnp.array(sizes))
+        assert not forward[len(group) :].any() and not backward[len(group) :].any()
+        a, b = (np.asarray(a, np.float64)[: len(group)] for a in (rows, back))
+        of_rows = np.asarray(bank)[group]
+        assert_near(forward[: len(group)], np.einsum("nd,ndm->nm", a, of_rows))
+        assert_near(backward[: len(group)], np.einsum("nm,ndm->nd", b, of_rows))
+        hot = group[:, None] == np.arange(3)
+        assert_near(outers, np.einsum("ne,nd,nm->edm", hot, a, b))
+
+
+@jax.custom_vjp
+def spoil(rows, is_in):
+    """Returns rows, and their gradient, with NaN where they are in no group."""
+    return jnp.where(is_in[:, None], rows, jnp.nan)
+
+
+spoil.defvjp(
+    lambda rows, is_in: (spoil(rows, is_in), is_in), lambda is_in, g: (spoil(g, is_in), None)
+)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_ops_and_their_gradients_are_those_of_the_choices_in_groups(monkeypatch, platform):
+    tokens, k, num_groups, inner, width = 47, 3, 4, 6, 10
+    x, up = normal(tokens, inner), normal(num_groups, inner, width)
+    down, weights, g = normal(num_groups, width, inner), normal(tokens, k), normal(tokens, inner)
+    probes = tuple(jnp.zeros((tokens * k, size)) for size in (width, inner, width, inner))
+    if platform:
+        run_interpreted(monkeypatch, platform)
+
+    @jax.jit
+    def ours(index, *args):
+        groups = group_choices(index, num_groups)
+        is_in = jnp.arange(tokens * k) < groups.sizes.sum()
+
+        def run(x, up, down, weights, probes):
+            first, second, third, fourth = probes
+            rows, copies = dispatch_matmul(x, up, groups), dispatch(x, groups)
+            y = grouped_matmul(spoil(rows, is_in) + first, down, groups.sizes)
+            total = combine(spoil(y, is_in) + second, groups, weights)
+            total += combine_matmul(spoil(rows, is_in) + third, down, groups, weights)
+            total += combine(spoil(copies, is_in) + fourth, groups, weights)
+            return total, (rows, copies, y)
+
+        value, vjp, rows = jax.vjp(run, *args, probes, has_aux=True)
+        *gradients, of_rows = vjp(g)
+        outside = [jnp.where(is_in[:, None], 0, a) for a in (*rows, *of_rows)]
+        return (value, *gradients), outside
+
+    @jax.jit
+    def plain(index, *args):
+        def run(x, up, down, weights):
+            weights = jnp.where(index < num_groups, weights, 0)
+            entry = jnp.minimum(index, num_groups - 1)
+            rows = jnp.einsum("td,tkdm->tkm", x, up[entry])
+            y = jnp.einsum("tkm,tkmd->tkd", rows, down[entry])
+            return jnp.einsum("tkd,tk->td", 2 * y + x[:, None], weights)
+
+        value, vjp = jax.vjp(run, *args)
+        return value, *vjp(g)
+
+    index = np.random.default_rng(0).integers(0, num_groups, (tokens, k))
+    one = np.where(np.arange(tokens * k).reshape(index.shape) == 17, num_groups, index)
+    some = np.where(index < 2, index, num_groups)
+    for choices in (index, one, some, np.full_like(index, num_groups)):
+        args = jnp.asarray(choices), x, up, down, weights
+        got, outside = ours(*args)
+        for a, b in zip(got, plain(*args), strict=True):
+            assert_near(a, b)
+        assert not any(np.any(a) for a in outside)  # NaN is something
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_experts_of_another_device_are_as_if_they_were_here(monkeypatch, platform):
+    rows, length, inner, width, num_experts, k = 4, 9, 8, 16, 4, 2
+    index = np.random.default_rng(0).integers(0, num_experts, (rows, length, k))
+    index[:2] = 0  # no choice of one device's tokens is of the other device's experts
+    arrays = normal(rows, length, inner), jnp.asarray(index), normal(rows, length, k)
+    shapes = (inner, width), (width, inner), (width,), (inner,)
+    banks = tuple(normal(num_experts, *shape) for shape in shapes)
+
+    def loss(x, weight, banks, index):
+        up, down, up_bias, down_bias = banks
+        choice = experts.Choice(index, weight)
+        mlp = functools.partial(experts.expert_mlp, x, choice, up, down, jnp.tanh)
+        y = mlp() + mlp(up_bias, down_bias)
+        wide = experts.mix(experts.project(x, index, up), weight)
+        return (y**2).sum() + ((wide + experts.project_and_mix(x, index, weight, up)) ** 2).sum()
+
+    def step(x, index, weight, *banks):
+        value, gradients = jax.value_and_grad(loss, (0, 1, 2))(x, weight, banks, index)
+        return value[None], gradients
+
+    value, expected = jax.jit(step)(*arrays, *banks)
+    if platform:
+        run_interpreted(monkeypatch, platform)
+    sizes = dict.fromkeys(sharding.AXES, 1) | {"expert": 2}
+    mesh = sharding.make_mesh(sharding.Config(**sizes), jax.devices()[:2])
+    split = jax.shard_map(
+        step, mesh=mesh, in_specs=P("expert"), out_specs=P("expert"), check_vma=False
+    )
+    values, gradients = jax.jit(split)(*arrays, *banks)
+    assert_near(values.sum(), value[0])
+    jax.tree.map(assert_near, gradients, expected)
