@@ -33,7 +33,7 @@ MAY = {
     "accounting": MODEL | {"model"},
     "settings": MODEL | {"model"},
     "config": MODEL | {"model", "settings", "configs"},
-    "data": BASE | {"corpus"},
+    "data": BASE | {"corpus", "console"},
     "generate": MODEL | {"model"},
     "convert": MODEL | {"model", "blocks"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recursia import console
 from recursia.data import held_out, packing, source
+from recursia.data import tokenizer as tokenizer_lib
 from recursia.data.tokenizer import Tokenizer, from_spec
 from recursia.errors import ConfigError, DataError
 
@@ -97,6 +99,7 @@ def prepare(
         end_of_text,
     )
     files = _files(inputs, options.validation)
+    tokenizer_lib.check(tokenizer, end_of_text)
     learns = tokenizer.startswith("bpe:")
     given = None if learns else from_spec(tokenizer, lambda: iter(()), end_of_text)
     record = _record(files, options, given)
@@ -252,14 +255,30 @@ def _finished(output: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
     what = "not prepared data"
     if os.path.isfile(os.path.join(output, "manifest.json")):
         manifest = packing.Reader(output).manifest
-        different = [key for key in record if manifest.get(key) != record[key]]
-        if not different:
+        if not (different := _different(manifest, record)):
             return manifest
-        what = f"prepared with other {' and '.join(different)}"
+        what = f"prepared with other {', '.join(different)}"
     raise DataError(
-        f"{output}: holds {entries} entries, {what}, where 0 are expected; "
-        "give another output or remove it."
+        f"{output}: holds {entries} entries, {what}; give another output, or remove what it holds."
     )
+
+
+def _different(manifest: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Returns what another preparation was asked for, in words."""
+    theirs, ours = manifest.get("options"), record["options"]
+    theirs = theirs if isinstance(theirs, dict) else {}
+    said = [
+        f"{name} ({theirs.get(name)!r:.20}, now {ours[name]!r:.20})"
+        for name in ours
+        if theirs.get(name) != ours[name]
+    ]
+    theirs, ours = manifest.get("sources"), record["sources"]
+    if theirs == ours:
+        return said
+    known = {json.dumps(source) for source in theirs} if isinstance(theirs, list) else set()
+    names = [source["name"] for source in ours if json.dumps(source) not in known]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [*said, f"sources ({', '.join(names[:3]) or 'fewer, or another order'}{more})"]
 
 
 def _documents(
