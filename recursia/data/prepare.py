@@ -116,7 +116,7 @@ def prepare(
             document.parts() for split, document in corpus.documents() if split == "train"
         )
         with console.doing(
-            f"learning {tokenizer} from {corpus.num_documents:,} documents, "
+            f"learning {tokenizer} from the training split of {corpus.num_documents:,} documents, "
             f"{corpus.num_bytes / 1e6:,.1f} MB"
         ):
             given = from_spec(tokenizer, train, end_of_text)

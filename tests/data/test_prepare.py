@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -195,17 +196,31 @@ def test_the_end_of_text_is_named_by_an_option(put, tmp_path):
     assert prepare([path], tmp_path / "out", **how) == manifest
 
 
-def test_it_says_what_it_does(put, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console, "PATIENCE", 0.0)
-    monkeypatch.setattr(console, "EVERY", 0.0)
-    path = put("a.jsonl", TEXTS)
+def test_it_says_what_it_does(put, tmp_path, monkeypatch):
+    said = []
+
+    @contextlib.contextmanager
+    def bar(about, total, unit="bytes"):
+        done = []
+        yield done.append
+        said.append((about, total, sum(done), unit))
+
+    @contextlib.contextmanager
+    def doing(about):
+        said.append(about)
+        yield
+
+    monkeypatch.setattr(console, "bar", bar)
+    monkeypatch.setattr(console, "doing", doing)
+    path, size = put("a.jsonl", TEXTS), sum(map(len, TEXTS))
+    raw = pathlib.Path(path).stat().st_size
     prepare([path], tmp_path / "out", tokenizer="bpe:260")
-    said, size = capsys.readouterr().err, sum(map(len, TEXTS))
-    assert "learning bpe:260 from 40 documents" in said
-    assert f"tokenising: {size:,} of {size:,} bytes\n" in said
-    assert f"reading: {size:,} bytes\n" in said
-    size = pathlib.Path(path).stat().st_size
-    assert f"digesting: {size:,} of {size:,} bytes\n" in said
+    assert said == [
+        ("digesting", raw, raw, "bytes"),
+        ("reading", None, size, "bytes"),
+        "learning bpe:260 from the training split of 40 documents, 0.0 MB",
+        ("tokenising", size, size, "bytes"),
+    ]
 
 
 def test_a_text_in_many_parts_is_packed_as_it_is_in_one(put, tmp_path):
