@@ -138,32 +138,39 @@ def pack(
     writer: packing.Writer, tokenizer: Tokenizer, documents: held_out.Labelled
 ) -> Iterator[int]:
     """Writes documents as they are asked for; yields the bytes of text done, some at a time."""
-    waiting, size = [], 0
+    waiting, size, done = [], 0, 0
+
+    def counted(parts: Iterator[str]) -> Iterator[str]:
+        nonlocal num_bytes
+        for part in parts:
+            num_bytes += len(part.encode("utf-8"))
+            yield part
+
     for split, document in documents:
-        for piece in tokenizer.pieces(document.parts()):
+        num_bytes = 0
+        for piece in tokenizer.pieces(counted(document.parts())):
             waiting.append((split, piece))
             size += len(piece)
             if size >= _BATCH:
-                yield _encode(writer, tokenizer, waiting)
-                waiting, size = [], 0
-        waiting.append((split, None))
-    yield _encode(writer, tokenizer, waiting)
+                _encode(writer, tokenizer, waiting)
+                yield done + num_bytes
+                waiting, size, done = [], 0, -num_bytes
+        waiting.append((split, num_bytes))
+        done += num_bytes
+    _encode(writer, tokenizer, waiting)
+    yield done
 
 
 def _encode(
-    writer: packing.Writer, tokenizer: Tokenizer, waiting: list[tuple[str, str | None]]
-) -> int:
-    """Writes pieces of documents, None at the end of each; returns their bytes."""
-    ids = iter(tokenizer.encode_batch([piece for _, piece in waiting if piece is not None]))
-    total = 0
-    for split, piece in waiting:
-        if piece is None:
-            writer.end(split)
+    writer: packing.Writer, tokenizer: Tokenizer, waiting: list[tuple[str, str | int]]
+) -> None:
+    """Writes pieces of documents, each ended by its bytes."""
+    ids = iter(tokenizer.encode_batch([each for _, each in waiting if isinstance(each, str)]))
+    for split, each in waiting:
+        if isinstance(each, str):
+            writer.extend(split, next(ids))
         else:
-            size = len(piece.encode("utf-8"))
-            writer.extend(split, next(ids), size)
-            total += size
-    return total
+            writer.end(split, each)
 
 
 def inspect(directory: str) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def test_a_document_may_come_in_parts(tmp_path, pack):
             for text in TEXTS:
                 ids = ByteTokenizer().encode(text)
                 for at in range(0, len(ids), size):
-                    writer.extend("train", ids[at : at + size], len(ids[at : at + size]))
-                writer.end("train")
+                    writer.extend("train", ids[at : at + size])
+                writer.end("train", len(ids))
             return writer.finish({})
 
     for shard_tokens in (1, 4, 5, 9, 10, 14, 100):
