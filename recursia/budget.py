@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 from recursia import accounting, settings
 from recursia.data import packing, tokenizer
-from recursia.errors import ConfigError
 
 Match = Literal["none", "flops", "params", "cache"]
 QUANTITIES = {"params": "unique_parameters", "cache": "cache_bytes_per_token"}
@@ -92,9 +91,7 @@ def vocab_size(run: settings.Run) -> int:
         return packing.Reader(run.data.path[0]).vocab_size
     if not name.startswith("bpe:"):
         return tokenizer.from_spec(name, lambda: iter(()), run.data.end_of_text).vocab_size
-    if not (size := name.removeprefix("bpe:")).isdecimal():
-        raise ConfigError(f"tokenizer {name}: {size!r} is not a number of ids")
-    return int(size)
+    return tokenizer.bpe_size(name)
 
 
 def render(rows: list[Row]) -> str:

@@ -37,7 +37,7 @@ MAY = {
     "presets": BASE | {"configs"},
     "fields": MODEL | {"model", "settings", "typed"},
     "config": MODEL | {"model", "settings", "typed", "presets", "fields"},
-    "data": BASE | {"corpus"},
+    "data": BASE | {"corpus", "console"},
     "generate": MODEL | {"model"},
     "convert": MODEL | {"model", "blocks"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,

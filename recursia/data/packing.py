@@ -57,7 +57,7 @@ class Writer:
         self._open: dict[str, _Shard] = {}
         self._done: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self._waiting: list[np.ndarray] = []  # ids of a document that is in no shard yet
-        self._waiting_tokens = self._waiting_bytes = 0
+        self._waiting_tokens = 0
         self._is_inside = False  # a document that is in one already
         parents = pathlib.Path(self._folder).parents
         self._made = [parent for parent in parents if not parent.exists()]  # the nearest first
@@ -77,22 +77,22 @@ class Writer:
 
     def add(self, split: str, ids: Sequence[int], num_bytes: int) -> None:
         """Appends one document, without its end of text, that stands for `num_bytes` of UTF-8."""
-        self.extend(split, ids, num_bytes)
-        self.end(split)
+        self.extend(split, ids)
+        self.end(split, num_bytes)
 
-    def extend(self, split: str, ids: Sequence[int], num_bytes: int) -> None:
+    def extend(self, split: str, ids: Sequence[int]) -> None:
         """Appends the next ids of a document, whose `end` comes before the next document."""
         self._waiting.append(np.asarray(ids, self._dtype))
         self._waiting_tokens += len(ids)
-        self._waiting_bytes += num_bytes
         shard = self._open.get(split)
         if self._is_inside or shard is None or not self._fits(shard):
             self._flush(split)  # else what is to come may be too much for this shard
 
-    def end(self, split: str) -> None:
-        """Ends a document."""
-        self.extend(split, [self._tokenizer.end_of_text], 0)
+    def end(self, split: str, num_bytes: int) -> None:
+        """Ends a document that stands for `num_bytes` of UTF-8."""
+        self.extend(split, [self._tokenizer.end_of_text])
         self._flush(split)
+        self._open[split].bytes += num_bytes
         self._is_inside = False
 
     def _fits(self, shard: "_Shard") -> bool:
@@ -112,9 +112,8 @@ class Writer:
         self._is_inside = True
         for tokens in self._waiting:
             shard.add(tokens)
-        shard.bytes += self._waiting_bytes
         self._waiting.clear()
-        self._waiting_tokens = self._waiting_bytes = 0
+        self._waiting_tokens = 0
 
     def finish(self, record: dict[str, Any]) -> dict[str, Any]:
         """Completes the folder and returns its manifest, which also holds `record` as it is."""

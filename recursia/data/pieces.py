@@ -26,8 +26,10 @@ def pieces(
     """Yields the text of `parts` in pieces of at most PIECE + LOOK characters.
 
     The pieces do not depend on how the text was parted. Each cut leaves what `split` gives the text
-    around it unchanged. Where no cut in the second half of PIECE characters does, as inside a word
-    that is longer than that, the text is cut after PIECE characters all the same.
+    around it unchanged. Where the tokenizer puts a space before a text, the space at a cut may be
+    left out for that, and the pieces are that much shorter than the text. Where no cut in the
+    second half of PIECE characters is harmless, as inside a word that is longer than that, the text
+    is cut after PIECE characters all the same.
 
     Args:
       parts: a text, in parts of any length.
@@ -38,32 +40,36 @@ def pieces(
     for part in parts:
         rest, start = rest + part, 0
         while len(rest) - start > PIECE + LOOK:
-            end = start + _cut(rest[start : start + PIECE + LOOK], split, starts)
-            yield rest[start:end]
-            start = end
+            end, after = _cut(rest[start : start + PIECE + LOOK], split, starts)
+            yield rest[start : start + end]
+            start += after
         rest = rest[start:]
     if rest:
         yield rest
 
 
-def _cut(text: str, split: Callable[[str], Sequence], starts: Callable[[str], Sequence]) -> int:
-    """Returns where to cut, from half of PIECE to PIECE."""
+def _cut(
+    text: str, split: Callable[[str], Sequence], starts: Callable[[str], Sequence]
+) -> tuple[int, int]:
+    """Returns where a piece ends, from half of PIECE to PIECE, and where the next one starts."""
 
-    def is_harmless(first: int, place: int) -> bool:
+    def harmless(first: int, place: int) -> tuple[int, int] | None:
         before, after = text[first:place], text[place : place + LOOK]
-        return [*split(before), *split(after)] == [*split(before + after)]
+        whole, begun = [*split(before + after)], [*split(before)]
+        if [*begun, *split(after)] == whole:
+            return place, place
+        if after[0] == " " and [*begun, *split(after[1:])] == whole:
+            return place, place + 1
+        return None
 
     for pattern in _PLACES:
         found = [place.start() for place in pattern.finditer(text, PIECE // 2, PIECE)]
         for place in reversed(found[-_TRIES:]):
-            if is_harmless(place - LOOK, place):
-                return place
+            if cut := harmless(place - LOOK, place):
+                return cut
     words = [0, *(start for start in starts(text) if 0 < start <= PIECE)]
-    for number in range(len(words) - 1, max(len(words) - 1 - _TRIES, 0), -1):
-        place = words[number]
-        if place < PIECE // 2:
-            break
-        first = next(start for start in reversed(words) if start <= place - LOOK)
-        if is_harmless(first, place):
-            return place
-    return PIECE
+    for place in reversed(words[1:][-_TRIES:]):
+        first = next(start for start in reversed(words) if start <= max(place - LOOK, 0))
+        if place >= PIECE // 2 and (cut := harmless(first, place)):
+            return cut
+    return PIECE, PIECE

@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recursia import console
 from recursia.data import held_out, packing, source
+from recursia.data import tokenizer as tokenizer_lib
 from recursia.data.tokenizer import Tokenizer, from_spec
 from recursia.errors import ConfigError, DataError
 
@@ -97,6 +99,7 @@ def prepare(
         end_of_text,
     )
     files = _files(inputs, options.validation)
+    tokenizer_lib.check(tokenizer, end_of_text)
     learns = tokenizer.startswith("bpe:")
     given = None if learns else from_spec(tokenizer, lambda: iter(()), end_of_text)
     record = _record(files, options, given)
@@ -113,7 +116,7 @@ def prepare(
             document.parts() for split, document in corpus.documents() if split == "train"
         )
         with console.doing(
-            f"learning {tokenizer} from {corpus.num_documents:,} documents, "
+            f"learning {tokenizer} from the training split of {corpus.num_documents:,} documents, "
             f"{corpus.num_bytes / 1e6:,.1f} MB"
         ):
             given = from_spec(tokenizer, train, end_of_text)
@@ -135,32 +138,39 @@ def pack(
     writer: packing.Writer, tokenizer: Tokenizer, documents: held_out.Labelled
 ) -> Iterator[int]:
     """Writes documents as they are asked for; yields the bytes of text done, some at a time."""
-    waiting, size = [], 0
+    waiting, size, done = [], 0, 0
+
+    def counted(parts: Iterator[str]) -> Iterator[str]:
+        nonlocal num_bytes
+        for part in parts:
+            num_bytes += len(part.encode("utf-8"))
+            yield part
+
     for split, document in documents:
-        for piece in tokenizer.pieces(document.parts()):
+        num_bytes = 0
+        for piece in tokenizer.pieces(counted(document.parts())):
             waiting.append((split, piece))
             size += len(piece)
             if size >= _BATCH:
-                yield _encode(writer, tokenizer, waiting)
-                waiting, size = [], 0
-        waiting.append((split, None))
-    yield _encode(writer, tokenizer, waiting)
+                _encode(writer, tokenizer, waiting)
+                yield done + num_bytes
+                waiting, size, done = [], 0, -num_bytes
+        waiting.append((split, num_bytes))
+        done += num_bytes
+    _encode(writer, tokenizer, waiting)
+    yield done
 
 
 def _encode(
-    writer: packing.Writer, tokenizer: Tokenizer, waiting: list[tuple[str, str | None]]
-) -> int:
-    """Writes pieces of documents, None at the end of each; returns their bytes."""
-    ids = iter(tokenizer.encode_batch([piece for _, piece in waiting if piece is not None]))
-    total = 0
-    for split, piece in waiting:
-        if piece is None:
-            writer.end(split)
+    writer: packing.Writer, tokenizer: Tokenizer, waiting: list[tuple[str, str | int]]
+) -> None:
+    """Writes pieces of documents, each ended by its bytes."""
+    ids = iter(tokenizer.encode_batch([each for _, each in waiting if isinstance(each, str)]))
+    for split, each in waiting:
+        if isinstance(each, str):
+            writer.extend(split, next(ids))
         else:
-            size = len(piece.encode("utf-8"))
-            writer.extend(split, next(ids), size)
-            total += size
-    return total
+            writer.end(split, each)
 
 
 def inspect(directory: str) -> dict[str, Any]:
@@ -252,14 +262,30 @@ def _finished(output: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
     what = "not prepared data"
     if os.path.isfile(os.path.join(output, "manifest.json")):
         manifest = packing.Reader(output).manifest
-        different = [key for key in record if manifest.get(key) != record[key]]
-        if not different:
+        if not (different := _different(manifest, record)):
             return manifest
-        what = f"prepared with other {' and '.join(different)}"
+        what = f"prepared with other {', '.join(different)}"
     raise DataError(
-        f"{output}: holds {entries} entries, {what}, where 0 are expected; "
-        "give another output or remove it."
+        f"{output}: holds {entries} entries, {what}; give another output, or remove what it holds."
     )
+
+
+def _different(manifest: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Returns what another preparation was asked for, in words."""
+    theirs, ours = manifest.get("options"), record["options"]
+    theirs = theirs if isinstance(theirs, dict) else {}
+    said = [
+        f"{name} ({theirs.get(name)!r:.20}, now {ours[name]!r:.20})"
+        for name in ours
+        if theirs.get(name) != ours[name]
+    ]
+    theirs, ours = manifest.get("sources"), record["sources"]
+    if theirs == ours:
+        return said
+    known = {json.dumps(source) for source in theirs} if isinstance(theirs, list) else set()
+    names = [source["name"] for source in ours if json.dumps(source) not in known]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [*said, f"sources ({', '.join(names[:3]) or 'fewer, or another order'}{more})"]
 
 
 def _documents(

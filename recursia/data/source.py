@@ -247,7 +247,7 @@ def _parse(raw: bytes, text_field: str) -> str:
     if not isinstance(row, dict):
         raise wrong(f"a JSON {type(row).__name__} where an object is expected")
     if text_field not in row:
-        raise wrong(f"no field {text_field!r}, the fields are {sorted(row)[:8]}")
+        raise wrong(f"no field {text_field!r}, text_field may name one of {sorted(row)[:8]}")
     if not isinstance(row[text_field], str):
         raise wrong(f"field {text_field!r} is {type(row[text_field]).__name__}, not text")
     if (place := text_lib.lone_surrogate(row[text_field])) is not None:  # JSON can escape half one

@@ -25,7 +25,16 @@ from recursia.data.vocabulary import (
 )
 from recursia.errors import ConfigError, DataError
 
-__all__ = ["BPETokenizer", "ByteTokenizer", "Tokenizer", "from_spec", "load", "named"]
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "Tokenizer",
+    "bpe_size",
+    "check",
+    "from_spec",
+    "load",
+    "named",
+]
 
 
 def from_spec(
@@ -48,11 +57,7 @@ def from_spec(
       DataError: if the files are missing or broken, or the text is too little for N ids, or no
         token has that name.
     """
-    if end_of_text and (spec == "byte" or spec.startswith("bpe:")):
-        raise ConfigError(
-            f"end_of_text is {end_of_text!r} but tokenizer {spec} makes its own; leave it out, or "
-            "give a tokenizer.json"
-        )
+    check(spec, end_of_text)
     spec = os.path.expanduser(spec)
     if spec == "byte":
         return ByteTokenizer()
@@ -91,13 +96,38 @@ def load(directory: str) -> Tokenizer:
     return tokenizer
 
 
-def _train(spec: str, texts: Callable[[], Iterator[str]]) -> BPETokenizer:
+def check(spec: str, end_of_text: str) -> None:
+    """Refuses what `from_spec` would refuse whatever the text and the files.
+
+    Raises:
+      ConfigError: as `from_spec` does.
+    """
+    if spec.startswith("bpe:"):
+        bpe_size(spec)
+    if end_of_text and (spec == "byte" or spec.startswith("bpe:")):
+        raise ConfigError(
+            f"end_of_text is {end_of_text!r} but tokenizer {spec} makes its own; leave it out, or "
+            "give a tokenizer.json"
+        )
+
+
+def bpe_size(spec: str) -> int:
+    """Returns the N of "bpe:N".
+
+    Raises:
+      ConfigError: if it is no number, or below the 257 that bytes and the end of text need.
+    """
     size, least = spec.removeprefix("bpe:"), 256 + 1
-    if not size.isdecimal() or int(size) < least:
+    if not (size.isascii() and size.isdecimal() and len(size) < 10 and int(size) >= least):
         raise ConfigError(f"tokenizer {spec}: {size!r} is not a number of ids of {least} or more.")
+    return int(size)
+
+
+def _train(spec: str, texts: Callable[[], Iterator[str]]) -> BPETokenizer:
+    size = bpe_size(spec)
     library = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=int(size),
+        vocab_size=size,
         special_tokens=[END_OF_TEXT[0]],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -109,7 +139,7 @@ def _train(spec: str, texts: Callable[[], Iterator[str]]) -> BPETokenizer:
     library.train_from_iterator(
         (piece for text in parts for piece in pieces.pieces(text, split, starts)), trainer
     )
-    if (found := library.get_vocab_size()) != int(size):
+    if (found := library.get_vocab_size()) != size:
         raise DataError(
             f"tokenizer {spec}: the training text gives {found} of {size} ids; "
             f"ask for bpe:{found} or fewer, or give more text."

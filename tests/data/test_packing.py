@@ -98,6 +98,9 @@ def test_damage_is_one_line(pack, refused):
         (json.dumps(manifest | {"format_version": 7}), "format_version is 7 but 1"),
         (json.dumps({"format_version": 1}), "damaged", "dtype"),
         (json.dumps(manifest | {"splits": 3}), "damaged"),
+        (json.dumps(manifest | {"dtype": "O"}), "damaged", "'O'"),
+        (json.dumps(manifest | {"dtype": ["uint16"]}), "damaged"),
+        ("[" * 100_000, "damaged"),
         ("{", "damaged"),
         ("[]", "damaged"),
     ):
@@ -105,3 +108,20 @@ def test_damage_is_one_line(pack, refused):
         refused(read, "manifest.json", *parts)
     (folder / "manifest.json").unlink()
     refused(read, "holds no manifest.json")
+
+
+def test_a_document_may_come_in_parts(tmp_path, pack):
+    def parted(shard_tokens, size):
+        folder = tmp_path / f"{shard_tokens} by {size}"
+        with Writer(str(folder), ByteTokenizer(), shard_tokens) as writer:
+            for text in TEXTS:
+                ids = ByteTokenizer().encode(text)
+                for at in range(0, len(ids), size):
+                    writer.extend("train", ids[at : at + size])
+                writer.end("train", len(ids))
+            return writer.finish({})
+
+    for shard_tokens in (1, 4, 5, 9, 10, 14, 100):
+        whole = Reader(pack(f"{shard_tokens}", TEXTS, (), shard_tokens)).manifest
+        for size in (1, 2, 3):
+            assert parted(shard_tokens, size)["splits"] == whole["splits"]

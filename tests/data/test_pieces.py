@@ -1,3 +1,4 @@
+import json
 import random
 
 import pytest
@@ -75,6 +76,21 @@ TOKENIZERS = {
 }
 
 
+def without_words():
+    """As SentencePiece has it: no pre-tokenizer, a space before the text, no token across one."""
+    library = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    library.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(BLOCK), normalizers.Replace(" ", BLOCK)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=["</s>", "<unk>"], show_progress=False
+    )
+    library.train_from_iterator([random_text(99, 20_000)], trainer)
+    raw = json.loads(library.to_str()) | {"pre_tokenizer": None}
+    return BPETokenizer(tokenizers.Tokenizer.from_str(json.dumps(raw)), "here")
+
+
 @pytest.fixture(params=TOKENIZERS)
 def tokenizer(request):
     return TOKENIZERS[request.param]()
@@ -89,6 +105,15 @@ def test_ids_of_the_pieces_are_those_of_the_text(tokenizer):
         text = random_text(seed, 60_000)
         pieces = list(tokenizer.pieces([text]))
         assert "".join(pieces) == text and len(pieces) >= 3
+        assert tokenizer.encode(text) == whole(tokenizer, text)
+
+
+def test_a_space_that_the_tokenizer_puts_first_is_not_there_twice():
+    tokenizer = without_words()
+    for seed in range(3):
+        text = random_text(seed, 60_000)
+        pieces = list(tokenizer.pieces([text]))
+        assert " ".join(pieces) == text and len(pieces) >= 3
         assert tokenizer.encode(text) == whole(tokenizer, text)
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -72,9 +73,14 @@ def test_the_same_preparation_is_returned_and_another_refused(put, tmp_path, ref
     written = {p: p.stat().st_mtime_ns for p in out.iterdir()}
     assert prepare([path], out) == first == json.loads((out / "manifest.json").read_text())
     assert {p: p.stat().st_mtime_ns for p in out.iterdir()} == written
-    refused(lambda: prepare([path], out, tokenizer="bpe:257"), "out", "other options")
+    refused(
+        lambda: prepare([path], out, tokenizer="bpe:257"), "out", "tokenizer ('", "now 'bpe:257'"
+    )
     put("a.jsonl", [*TEXTS, "one more"])
-    refused(lambda: prepare([path], out), "other sources")
+    refused(lambda: prepare([path], out), "other sources (a.jsonl)")
+    both = [put("b.jsonl", TEXTS), put("c.jsonl", TEXTS)]
+    prepare(both, tmp_path / "both")
+    refused(lambda: prepare(both[::-1], tmp_path / "both"), "sources (fewer, or another order)")
     tokens = out / "train-00000.tokens"
     tokens.write_bytes(tokens.read_bytes() + b"x")
     refused(lambda: prepare([path], out), "train-00000.tokens", "bytes")
@@ -121,11 +127,17 @@ def test_each_user_error_is_one_line_and_writes_nothing(put, tmp_path, refused):
         refused(run(blank, validation=(good,)), "0 documents of the inputs")
         refused(run(good, validation=(good,)), "named 2 times")
         refused(run(good, text_field="body"), "good.jsonl:1: no field 'body'")
-        refused(run(good, out=pathlib.Path(other).parent), "1 entries", "remove it")
+        refused(run(good, out=pathlib.Path(other).parent), "1 entries", "another output")
         refused(run(good, out=other), "is a file")
         refused(run(good, out=other + "/out"), "cannot be written")
     refused(lambda: prepare([good], out, tokenizer=str(tmp_path)), "no tokenizer here")
-    for name, value in (("validation_fraction", 1.0), ("on_error", "go"), ("shard_tokens", 0)):
+    wrong = ("validation_fraction", 1.0), ("on_error", "go"), ("shard_tokens", 0)
+    for name, value in (
+        *wrong,
+        ("tokenizer", "bpe:9"),
+        ("tokenizer", "bpe:²"),
+        ("end_of_text", "x"),
+    ):
         wrong = lambda name=name, value=value: prepare([good], out, **{name: value})
         refused(wrong, name, value, kind=ConfigError, code=2)
 
@@ -154,7 +166,7 @@ def test_an_output_may_be_a_link(put, tmp_path, refused):
     whole = prepare([path], link("to a folder", "there"))
     assert (tmp_path / "to a folder").is_symlink() and (there / "manifest.json").is_file()
     assert prepare([path], there) == prepare([path], tmp_path / "to a folder") == whole
-    refused(lambda: prepare([path], tmp_path / "to a folder", tokenizer="bpe:257"), "other options")
+    refused(lambda: prepare([path], tmp_path / "to a folder", tokenizer="bpe:257"), "bpe:257")
     prepare([path], link("to nothing", "deep/new"))
     assert (tmp_path / "deep/new/manifest.json").is_file()
     loop, file = link("to itself", "to itself"), link("to a file", path)
@@ -184,17 +196,31 @@ def test_the_end_of_text_is_named_by_an_option(put, tmp_path):
     assert prepare([path], tmp_path / "out", **how) == manifest
 
 
-def test_it_says_what_it_does(put, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(console, "PATIENCE", 0.0)
-    monkeypatch.setattr(console, "EVERY", 0.0)
-    path = put("a.jsonl", TEXTS)
+def test_it_says_what_it_does(put, tmp_path, monkeypatch):
+    said = []
+
+    @contextlib.contextmanager
+    def bar(about, total, unit="bytes"):
+        done = []
+        yield done.append
+        said.append((about, total, sum(done), unit))
+
+    @contextlib.contextmanager
+    def doing(about):
+        said.append(about)
+        yield
+
+    monkeypatch.setattr(console, "bar", bar)
+    monkeypatch.setattr(console, "doing", doing)
+    path, size = put("a.jsonl", TEXTS), sum(map(len, TEXTS))
+    raw = pathlib.Path(path).stat().st_size
     prepare([path], tmp_path / "out", tokenizer="bpe:260")
-    said, size = capsys.readouterr().err, sum(map(len, TEXTS))
-    assert "learning bpe:260 from 40 documents" in said
-    assert f"tokenising: {size:,} of {size:,} bytes\n" in said
-    assert f"reading: {size:,} bytes\n" in said
-    size = pathlib.Path(path).stat().st_size
-    assert f"digesting: {size:,} of {size:,} bytes\n" in said
+    assert said == [
+        ("digesting", raw, raw, "bytes"),
+        ("reading", None, size, "bytes"),
+        "learning bpe:260 from the training split of 40 documents, 0.0 MB",
+        ("tokenising", size, size, "bytes"),
+    ]
 
 
 def test_a_text_in_many_parts_is_packed_as_it_is_in_one(put, tmp_path):

@@ -133,6 +133,7 @@ def test_wrong_specs_are_one_line(refused, tmp_path):
     for spec in ("bpe:256", "bpe:many", "bpe:"):
         refused(make(spec), spec, "257", kind=ConfigError, code=2)
     refused(make("bpe:4096"), "258 of 4096", "bpe:258")
+    assert make("bpe:258")().vocab_size == 258  # as it was told
     refused(make(tmp_path / "none"), "none", "bpe:4096")
     refused(make(tmp_path), "encoder.json", "vocab.bpe")
     (tmp_path / "bad.json").write_text('{"model": 3}')
