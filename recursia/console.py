@@ -7,11 +7,9 @@ what is said afterwards goes nowhere.
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-
-import rich.console
-import rich.progress
 
 PATIENCE = 2.0  # seconds that may pass in silence
 EVERY = 10.0  # seconds between the lines of a bar where there is no terminal
@@ -36,15 +34,22 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def doing(about: str) -> Iterator[None]:
-    """Says what takes a while: a spinner on a terminal, else one line at the start.
+    """Says what takes a while: a spinner on a terminal, else one line after two seconds.
 
     Args:
       about: what is done, such as "compiling mor:tiny for 1 device".
     """
     if not is_live():
-        write(about + "\n")
-        yield
+        timer = threading.Timer(PATIENCE, write, (about + "\n",))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
         return
+    import rich.console  # 0.1 s, which most commands need not spend
+
     with _quietly(rich.console.Console(stderr=True).status(about)):
         yield
 
@@ -53,8 +58,7 @@ def doing(about: str) -> Iterator[None]:
 def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callable[[float], None]]:
     """Draws how much of a known amount is done; yields `advance(amount)`.
 
-    Nothing is drawn where all is done within two seconds. Where there is no terminal a plain line
-    comes every ten seconds.
+    Where there is no terminal a plain line comes after two seconds, and then every ten.
 
     Args:
       about: what is done, such as "tokenising".
@@ -62,8 +66,12 @@ def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callab
       unit: "bytes", or a plural such as "batches".
     """
     if not is_live():
-        yield _Lines(about, total, unit).advance
+        with doing(about):
+            yield _Lines(about, total, unit).advance
         return
+    import rich.console
+    import rich.progress
+
     progress = rich.progress
     counted = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
     speed = (progress.TransferSpeedColumn(),) if unit == "bytes" else ()
@@ -84,7 +92,7 @@ class _Lines:
 
     def __init__(self, about: str, total: float | None, unit: str):
         self._about, self._total, self._unit = about, total, unit
-        self._done, self._said = 0.0, time.monotonic() + PATIENCE - EVERY
+        self._done, self._said = 0.0, time.monotonic()
 
     def advance(self, amount: float) -> None:
         self._done += amount

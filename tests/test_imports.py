@@ -18,6 +18,12 @@ MODEL = LAYERS | {"kv", "inject", "sharing", "depth"}
 MAY = {
     "errors": set(),
     "batch": set(),
+    "console": set(),
+    "jsonlines": set(),
+    "typed": BASE,
+    "streams": BASE,
+    "signals": BASE | {"console"},
+    "compiled": BASE | {"console"},
     "kernels": set(),
     "topology": BASE,
     "params": BASE,
@@ -39,18 +45,21 @@ MAY = {
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BASE | {"accounting", "budget"} | CONFIGS,
     "train": MODEL
-    | {"model", "accounting", "data", "generate", "evaluate", "distributed"}
+    | {"model", "accounting", "data", "generate", "evaluate", "distributed", "console", "signals"}
     | CONFIGS,
-    "evaluate": MODEL | {"model", "accounting", "data", "generate", "train", "convert"} | CONFIGS,
-    "arguments": {"data"},
-    "cli": BASE
+    "evaluate": MODEL
+    | {"model", "accounting", "data", "generate", "train", "convert", "console"}
+    | CONFIGS,
+    "arguments": {"data", "typed", "presets"},
+    "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
-    | {"arguments", "distributed", "preflight", "topology"},
+    | {"console", "streams", "distributed", "preflight", "topology", "presets"},
+    "cli": BASE | {"arguments", "compiled", "console", "typed", "verbs"},
     "activations": MODEL | {"model", "accounting"},
     "preflight": MODEL
     | {"model", "accounting", "activations", "budget", "topology", "train", "generate", "data"}
     | CONFIGS,
-    "__main__": {"cli"},
+    "__main__": {"cli", "console", "signals", "streams"},
     "__init__": set(),
     "configs": {"configs"},
     "corpus": set(),
@@ -66,8 +75,8 @@ NARROW = {
 
 GENERIC = (
     "errors params kv inject layers sharing model accounting settings config data train evaluate "
-    "generate budget matching cli arguments sharding distributed topology activations preflight "
-    "__main__"
+    "generate budget matching cli verbs arguments typed streams signals compiled console sharding "
+    "distributed topology activations preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",
