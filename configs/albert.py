@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 
 from recursia.configs import base
 
+PRESETS = base.PRESETS
+
 
 def get_config(preset: str) -> ConfigDict:
     config = base.get_config(preset, num_steps=9438)

@@ -24,6 +24,7 @@ TOPOLOGIES = {
 # Layers that three recursions divide between an unshared first and last. The authors' code drops
 # layers that are left over, and these depths have the unique parameters that the paper reports.
 MIDDLE_THREE = {"135m": 29, "1.7b": 23}
+PRESETS = tuple(SHAPES)
 
 
 def get_config(preset: str, num_steps: int) -> ConfigDict:
@@ -32,12 +33,7 @@ def get_config(preset: str, num_steps: int) -> ConfigDict:
     Args:
       preset: a key of SHAPES.
       num_steps: updates of the published run; the small presets have their own.
-
-    Raises:
-      ValueError: for a preset that is not there.
     """
-    if preset not in SHAPES:
-        raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     shape = dict(SHAPES[preset])
     config = ConfigDict(dict(topology=TOPOLOGIES[preset]))
     config.model = dict(

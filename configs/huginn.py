@@ -26,11 +26,10 @@ SHAPES = {
     "study": dict(blocks=(1, 4, 1), embed_dim=1024, num_heads=8, mlp_dim=3520, mean=32, trained=8),
     "3.5b": dict(blocks=(2, 4, 2), embed_dim=5280, num_heads=55, mlp_dim=17920, mean=32, trained=8),
 }
+PRESETS = tuple(SHAPES)
 
 
 def get_config(preset: str) -> ConfigDict:
-    if preset not in SHAPES:
-        raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     shape = dict(SHAPES[preset])
     prelude, core, coda = shape.pop("blocks")
     mean, trained = shape.pop("mean"), shape.pop("trained")

@@ -25,11 +25,10 @@ SHAPES = {
     "1b": (36, 4, 1536, 6, 128, 565, 24, 12),
     "tiny": (8, 2, 64, 2, 32, 32, 4, 4),
 }
+PRESETS = tuple(SHAPES)
 
 
 def get_config(preset: str) -> ConfigDict:
-    if preset not in SHAPES:
-        raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     steps, group, width, heads, head_dim, experts, chosen, attention_experts = SHAPES[preset]
     topologies = {"tiny": "v5e:1x1", "727m": "v6e:4x4", "1b": "v6e:16x16"}
     config = ConfigDict(dict(topology=topologies.get(preset, "v6e:2x2")))

@@ -28,12 +28,10 @@ from recursia.configs import base
 STEPS = {"": 14161, "token": 14161, "kv_share": 14672, "r2": 12619, "r4": 14216}
 # As base.MIDDLE_THREE: layers that four recursions divide between an unshared first and last.
 MIDDLE_FOUR = {"demo": 10, "tiny": 10, "360m": 34, "1.7b": 22}
+PRESETS = tuple(f"{size}_{name}".rstrip("_") for name in STEPS for size in base.PRESETS)
 
 
 def get_config(preset: str) -> ConfigDict:
-    names = [f"{size}_{name}".rstrip("_") for name in STEPS for size in base.SHAPES]
-    if preset not in names:
-        raise ValueError(f"no preset {preset!r}; there is {', '.join(names)}")
     size, _, variant = preset.partition("_")
     config = base.get_config(size, num_steps=STEPS[variant])
     recursions = {"r2": 2, "r4": 4}.get(variant, 3)

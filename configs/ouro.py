@@ -27,11 +27,10 @@ SHAPES = {
     "1.4b": (24, 2048, 16, 5632),
     "2.6b": (48, 2048, 16, 5632),
 }
+PRESETS = tuple(SHAPES)
 
 
 def get_config(preset: str) -> ConfigDict:
-    if preset not in SHAPES:
-        raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     layers, width, heads, hidden = SHAPES[preset]
     config = ConfigDict(dict(topology="v5e:1x1" if preset == "tiny" else "v5p:4x4x8"))
     config.model = dict(

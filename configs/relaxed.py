@@ -16,11 +16,10 @@ from ml_collections import ConfigDict
 from recursia.configs import base
 
 LARGEST = dict(embed_dim=2048, num_heads=8, num_kv_heads=1, head_dim=256, mlp_dim=16384)
+PRESETS = (*base.PRESETS, "2b")
 
 
 def get_config(preset: str) -> ConfigDict:
-    if preset not in (presets := (*base.SHAPES, "2b")):
-        raise ValueError(f"no preset {preset!r}; there is {', '.join(presets)}")
     config = base.get_config("1.7b" if preset == "2b" else preset, num_steps=7153)
     if preset == "2b":
         config.model.update(num_layers=18, vocab_size=256_000)

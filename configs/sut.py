@@ -35,11 +35,10 @@ NAMES = ("embed_dim", "num_heads", "head_dim", "num_attention_experts", "attenti
 NAMES += ("num_experts", "top_k", "expert_dim")
 MIM = {"tiny": 0.01, "logic": 0.01, "wmt": 0.1, "44m": 0.001, "244m": 0.01}
 CLIP_WARMUP = {"44m": (0.1, 0), "244m": (0.25, 4000)}
+PRESETS = tuple(SHAPES)
 
 
 def get_config(preset: str) -> ConfigDict:
-    if preset not in SHAPES:
-        raise ValueError(f"no preset {preset!r}; there is {', '.join(SHAPES)}")
     config = base.get_config("tiny" if preset in ("tiny", "logic") else "360m", num_steps=100_000)
     config.topology = "v5e:1x1" if preset in ("tiny", "logic") else "v5e:4x4"
     recursions, *shape = SHAPES[preset]

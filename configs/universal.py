@@ -34,11 +34,10 @@ SHAPES = {
     "big": (6, 2048, 16, 8192),
 }
 ADAPTIVE = {f"adaptive_{name}": name for name in ("small", "base", "big")}
+PRESETS = (*SHAPES, *ADAPTIVE)
 
 
 def get_config(preset: str) -> ConfigDict:
-    if preset not in {**SHAPES, **ADAPTIVE}:
-        raise ValueError(f"no preset {preset!r}; there is {', '.join({**SHAPES, **ADAPTIVE})}")
     steps, width, heads, hidden = SHAPES[ADAPTIVE.get(preset, preset)]
     steps *= 2 if preset in ADAPTIVE else 1
     depth = dict(kind="act" if preset in ADAPTIVE else "fixed", num_recursions=steps)

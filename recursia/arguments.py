@@ -5,25 +5,25 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
-import re
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recursia import typed
+from recursia import parsing
+from recursia.meanings import meanings
 
 DEPTH = "Takes --config.depth.FIELD=VALUE, such as exit_threshold, besides."
 SEEDS = 2**31 - 1
 
 
-def parser(runs: dict[str, Callable]) -> typed.Parser:
+def parser(runs: dict[str, Callable]) -> parsing.Parser:
     """Returns the parser of all verbs.
 
     Args:
       runs: what each verb calls with its options, by the words that are typed.
     """
     about = "Pretrain language models whose depth is made by using the same weights again."
-    made = typed.Parser(prog="recursia", description=about)
+    made = parsing.Parser(prog="recursia", description=about)
     made.add_argument("--version", action=_Version, help="versions of recursia, jax and Python")
     verbs = made.add_subparsers(dest="verb", required=True, metavar="VERB")
     groups = {}
@@ -43,12 +43,12 @@ def parser(runs: dict[str, Callable]) -> typed.Parser:
     return made
 
 
-def complete(parser: typed.Parser) -> None:
+def complete(parser: parsing.Parser) -> None:
     """Answers a shell that asks for completions, and ends; does nothing else."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
-        argcomplete.safe_actions.update((typed.Once, typed.Add))
+        argcomplete.safe_actions.update((parsing.Once, parsing.Add))
         argcomplete.autocomplete(parser)
 
 
@@ -64,60 +64,60 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _train(parser: typed.Parser) -> None:
+def _train(parser: parsing.Parser) -> None:
     _config_option(parser)
-    parser.add_argument("--workdir", type=typed.path, help="the run's directory")
+    parser.add_argument("--workdir", type=parsing.path, help="the run's directory")
     parser.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")
     _compiling_option(parser)
     _process_options(parser)
 
 
-def _eval(parser: typed.Parser) -> None:
+def _eval(parser: parsing.Parser) -> None:
     _run_options(parser)
     parser.set_defaults(takes_overrides=True)
     about = "a text or jsonl file; default: the run's validation split"
-    parser.add_argument("--text", type=typed.place, help=about)
+    parser.add_argument("--text", type=parsing.place, help=about)
     about = "recursions, such as 1,2,3; may be repeated; default: as trained"
-    parser.add_argument("--depths", type=typed.depths, action="add", default=(), help=about)
+    parser.add_argument("--depths", type=parsing.depths, action="add", default=(), help=about)
     about = "route as published, or as decoding must; default: both if they differ"
     parser.add_argument("--mode", choices=("eval", "causal"), help=about)
     about = "of batch_size sequences, to read at most; 0: the whole text"
-    parser.add_argument("--num_batches", type=typed.whole(0), default=0, help=about)
+    parser.add_argument("--num_batches", type=parsing.whole(0), default=0, help=about)
     parser.add_argument("--baselines", action="store_true", help="beside n-grams, gzip and xz")
     _json_option(parser)
     _compiling_option(parser)
     _process_options(parser)
 
 
-def _generate(parser: typed.Parser) -> None:
+def _generate(parser: parsing.Parser) -> None:
     _run_options(parser)
     parser.set_defaults(takes_overrides=True)
     about = "a text to continue; may be repeated"
-    how = {"type": typed.something, "action": "append", "required": True}
+    how = {"type": parsing.something, "action": "append", "required": True}
     parser.add_argument("--prompt", help=about, **how)
-    parser.add_argument("--num_tokens", type=typed.whole(1), default=128, help="to draw at most")
+    parser.add_argument("--num_tokens", type=parsing.whole(1), default=128, help="to draw at most")
     about = "of the draws; 0: the likeliest token"
-    parser.add_argument("--temperature", type=typed.real(0), default=0.8, help=about)
+    parser.add_argument("--temperature", type=parsing.real(0), default=0.8, help=about)
     _seed_option(parser, "of the draws")
     _compiling_option(parser)
 
 
-def _budget(parser: typed.Parser) -> None:
+def _budget(parser: parsing.Parser) -> None:
     _config_option(parser)
     about = "other configurations, by commas; may be repeated"
-    parser.add_argument("--versus", type=typed.names, action="add", default=(), help=about)
+    parser.add_argument("--versus", type=parsing.names, action="add", default=(), help=about)
     about = "change steps, widths or layers until they cost what --config costs"
     parser.add_argument(
         "--match", choices=("none", "flops", "params", "cache"), default="none", help=about
     )
     about = "a folder for the configurations of --versus as they were changed"
-    parser.add_argument("--output", type=typed.path, help=about)
+    parser.add_argument("--output", type=parsing.path, help=about)
     about = "a folder for unshared models of equal parameters, FLOPs, and training FLOPs"
-    parser.add_argument("--controls", type=typed.path, help=about)
+    parser.add_argument("--controls", type=parsing.path, help=about)
     _json_option(parser)
 
 
-def _compile(parser: typed.Parser) -> None:
+def _compile(parser: parsing.Parser) -> None:
     _config_option(parser)
     about = "v4, v5e, v5p or v6e and a slice (v5e:16x16), or GPUs (h100:8, h100:8x4)"
     parser.add_argument("--topology", help=f"{about}; default: the configuration's")
@@ -125,23 +125,23 @@ def _compile(parser: typed.Parser) -> None:
     about = "try meshes, microbatches and rematerialisation; rank what fits"
     parser.add_argument("--search", action="store_true", help=about)
     about = "programs that a search compiles; default: 6"
-    parser.add_argument("--tries", type=typed.whole(1), help=about)
-    parser.add_argument("--output", type=typed.path, help="a file for the JSON object")
+    parser.add_argument("--tries", type=parsing.whole(1), help=about)
+    parser.add_argument("--output", type=parsing.path, help="a file for the JSON object")
     _json_option(parser)
     _compiling_option(parser)
 
 
-def _parity(parser: typed.Parser) -> None:
+def _parity(parser: parsing.Parser) -> None:
     about = "what the authors' code computed, and with which weights"
-    parser.add_argument("file", nargs="+", metavar="FILE.npz", type=typed.place, help=about)
+    parser.add_argument("file", nargs="+", metavar="FILE.npz", type=parsing.place, help=about)
     _json_option(parser)
     _compiling_option(parser)
 
 
-def _recursive(parser: typed.Parser) -> None:
+def _recursive(parser: parsing.Parser) -> None:
     _run_options(parser)
     _config_option(parser)
-    parser.add_argument("--output", type=typed.path, required=True, help="a new directory")
+    parser.add_argument("--output", type=parsing.path, required=True, help="a new directory")
     starts = ("stepwise", "average", "lower", "upper", "random")
     about = "layers that a shared entry is made of"
     parser.add_argument("--start", choices=starts, default="stepwise", help=about)
@@ -152,47 +152,41 @@ def _recursive(parser: typed.Parser) -> None:
     _compiling_option(parser)
 
 
-def _inspect(parser: typed.Parser) -> None:
-    parser.add_argument("directory", type=typed.place, help="what `data prepare` wrote")
+def _inspect(parser: parsing.Parser) -> None:
+    parser.add_argument("directory", type=parsing.place, help="what `data prepare` wrote")
 
 
-def _prepare(parser: typed.Parser) -> None:
+def _prepare(parser: parsing.Parser) -> None:
     from recursia.data.prepare import Options
 
     about = "documents: .txt, .jsonl, also .gz and .zst; may be repeated"
-    how = {"nargs": "+", "action": "add", "type": typed.place}
+    how = {"nargs": "+", "action": "add", "type": parsing.place}
     parser.add_argument("--input", required=True, help=about, **how)
-    parser.add_argument("--output", type=typed.place, required=True, help="a new directory")
-    meanings, hints = _meanings(Options), typing.get_type_hints(Options)
+    parser.add_argument("--output", type=parsing.place, required=True, help="a new directory")
+    about, hints = meanings(Options), typing.get_type_hints(Options)
     for field in dataclasses.fields(Options):
-        hint, how = hints[field.name], {"type": typed.something}
+        hint, how = hints[field.name], {"type": parsing.something}
         if isinstance(field.default, tuple):
-            how = {"nargs": "*", "action": "add", "type": typed.place}
+            how = {"nargs": "*", "action": "add", "type": parsing.place}
         elif choices := typing.get_args(hint):
             how = {"choices": choices}
         elif hint in (int, float):
-            how = {"type": typed.whole(1) if hint is int else typed.real(0, 1)}
+            how = {"type": parsing.whole(1) if hint is int else parsing.real(0, 1)}
         elif field.name == "tokenizer":
-            how = {"type": typed.place}
-        about = PREPARE.get(field.name) or meanings[field.name].replace("%", "%%")
-        parser.add_argument(f"--{field.name}", default=field.default, help=about, **how)
+            how = {"type": parsing.place}
+        text = PREPARE.get(field.name) or about[field.name].replace("%", "%%")
+        parser.add_argument(f"--{field.name}", default=field.default, help=text, **how)
 
 
-def _meanings(cls: type) -> dict[str, str]:
-    """Returns what the docstring of a class says of each attribute, but for what is code to say."""
-    entries = re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", cls.__doc__ or "", flags=re.MULTILINE)
-    return {name: " ".join(text.replace("`", "").split()) for name, text in entries}
-
-
-def _presets(parser: typed.Parser) -> None:
+def _presets(parser: parsing.Parser) -> None:
     about = "a shipped configuration's name; default: all of them"
     parser.add_argument("name", nargs="?", metavar="NAME", help=about).completer = _shipped
     _json_option(parser)
 
 
-def _fields(parser: typed.Parser) -> None:
+def _fields(parser: parsing.Parser) -> None:
     about = "FILE.py:PRESET or a shipped name such as mor:tiny"
-    chosen = parser.add_argument("config", metavar="CONFIG", type=typed.place, help=about)
+    chosen = parser.add_argument("config", metavar="CONFIG", type=parsing.place, help=about)
     chosen.completer = _configs
     about = "show what starts with it, such as train or model.depth; default: all"
     parser.add_argument("prefix", nargs="?", metavar="PREFIX", default="", help=about)
@@ -200,9 +194,9 @@ def _fields(parser: typed.Parser) -> None:
     _json_option(parser)
 
 
-def _config_option(parser: typed.Parser) -> None:
+def _config_option(parser: parsing.Parser) -> None:
     text = "FILE.py:PRESET or a shipped name such as mor:tiny; then --config.a.b=value"
-    how = {"type": typed.place, "required": True, "help": text}
+    how = {"type": parsing.place, "required": True, "help": text}
     parser.add_argument("--config", **how).completer = _configs
     parser.set_defaults(takes_overrides=True)
 
@@ -224,32 +218,32 @@ def _shipped(prefix: str, **_: Any) -> tuple[str, ...]:
     return presets.shipped()
 
 
-def _run_options(parser: typed.Parser) -> None:
-    parser.add_argument("--workdir", type=typed.path, required=True, help="the run's directory")
-    parser.add_argument("--step", type=typed.whole(0), help="a checkpoint; default: the latest")
+def _run_options(parser: parsing.Parser) -> None:
+    parser.add_argument("--workdir", type=parsing.path, required=True, help="the run's directory")
+    parser.add_argument("--step", type=parsing.whole(0), help="a checkpoint; default: the latest")
 
 
-def _json_option(parser: typed.Parser) -> None:
+def _json_option(parser: parsing.Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _seed_option(parser: typed.Parser, of: str) -> None:
-    parser.add_argument("--seed", type=typed.whole(0, SEEDS), default=0, help=of)
+def _seed_option(parser: parsing.Parser, of: str) -> None:
+    parser.add_argument("--seed", type=parsing.whole(0, SEEDS), default=0, help=of)
 
 
-def _compiling_option(parser: typed.Parser) -> None:
+def _compiling_option(parser: parsing.Parser) -> None:
     parser.set_defaults(compiles=True)
     about = "keep no compiled program for next time, and take none"
     parser.add_argument("--no_compilation_cache", action="store_true", help=about)
 
 
-def _process_options(parser: typed.Parser) -> None:
+def _process_options(parser: parsing.Parser) -> None:
     about = "HOST:PORT of process 0 of several; default: as the environment says"
     parser.add_argument("--coordinator", help=about)
     about = "of the run; 1 by itself: no others; default: as the environment says"
-    parser.add_argument("--num_processes", type=typed.whole(1), help=about)
+    parser.add_argument("--num_processes", type=parsing.whole(1), help=about)
     about = "which of them this is, from 0; default: as the environment says"
-    parser.add_argument("--process_id", type=typed.whole(0), help=about)
+    parser.add_argument("--process_id", type=parsing.whole(0), help=about)
 
 
 PREPARE = {

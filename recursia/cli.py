@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from recursia import arguments, compiled, console, typed, verbs
+from recursia import arguments, compiled, console, parsing, verbs
 from recursia.errors import ConfigError, OutputLost, UserError
 
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
@@ -41,7 +41,7 @@ def main(given: Sequence[str] | None = None) -> int:
 def _command(given: list[str]) -> int:
     parser = arguments.parser(verbs.RUNS)
     arguments.complete(parser)
-    rest, overrides = typed.split(given)
+    rest, overrides = parsing.split(given)
     options = parser.parse_args(rest)
     if overrides and not options.takes_overrides:
         raise ConfigError(f"{options.verb}: takes no --config; remove it")

@@ -5,26 +5,19 @@ file's `get_config(preset)` returns an `ml_collections.ConfigDict` of sections. 
 may be named without its section: `--config.depth.capacity` is `--config.model.depth.capacity`.
 """
 
-import ast
 import dataclasses
-import difflib
-import importlib.util
-import pathlib
-import pkgutil
-import traceback
-import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-import ml_collections
-
-from recursia import settings
+from recursia import fields as configuration
+from recursia import settings, typed
 from recursia.errors import ConfigError
+from recursia.fields import Field, fields
+from recursia.presets import hint, presets, read, shipped
+from recursia.typed import Raw
 
-
-class Raw(str):
-    """A value as it was typed, still to be read by the type of its field."""
+__all__ = ["Field", "build", "fields", "load", "override", "presets", "shipped", "to_dict"]
 
 
 def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
@@ -37,7 +30,7 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
     Raises:
       ConfigError: for anything that is not as it must be, in one line.
     """
-    values = _read(name).to_dict()
+    values = read(name).to_dict()
     for field, value in overrides.items():
         _set(values, field, Raw(value))
     return build(settings.Run, values, "config")
@@ -51,7 +44,8 @@ def override(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:
     """
     values = to_dict(run)
     for field, value in overrides.items():
-        if not field.removeprefix("model.").startswith("depth."):
+        place = configuration.full(field)
+        if not place.startswith("model.depth.") or place == "model.depth.kind":
             raise ConfigError(
                 f"--config.{field}: a trained model is used as it is; only fields of depth, such "
                 "as config.depth.exit_threshold, may change"
@@ -60,55 +54,17 @@ def override(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:
     return build(settings.Run, values, "config")
 
 
-def _read(name: str) -> ml_collections.ConfigDict:
-    """Returns what `get_config` of a configuration file gives."""
-    file, _, preset = name.partition(":") if not name.endswith(".py") else (name, "", "")
-    path = pathlib.Path(file) if file.endswith(".py") else _shipped() / f"{file}.py"
-    if not path.is_file():
-        known = sorted(
-            p.stem for p in _shipped().glob("*.py") if p.stem not in ("__init__", "base")
-        )
-        raise ConfigError(f"--config={name}: no file {path.name}{_hint(file, known)}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(preset) if preset else module.get_config()
-    except TypeError as error:
-        raise ConfigError(f"--config={name}: name a preset: {path.stem}:PRESET ({error})") from None
-    except ValueError as error:
-        raise ConfigError(f"--config={name}: {error}") from None
-    except Exception as error:  # whatever a user's file may raise
-        lines = [
-            f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)
-        ]
-        where = f"line {lines[-1]}: " if lines else ""
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"--config={name}: {where}{what}") from None
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(
-            f"--config={name}: get_config gave {type(config).__name__}, not ConfigDict"
-        )
-    return config
-
-
-def _shipped() -> pathlib.Path:
-    import recursia.configs
-
-    return pathlib.Path(recursia.configs.__path__[0])
-
-
 def _set(values: dict[str, Any], field: str, value: Raw) -> None:
-    first = field.partition(".")[0]
-    if first not in _names(settings.Run) and first in _names(settings.Model):
-        field = f"model.{field}"
-    *sections, last = field.split(".")
+    *sections, last = configuration.full(field).split(".")
     for place in sections:
         inner = values.setdefault(place, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"--config.{field}: {place!r} is {inner!r}, not a section")
         values = inner
-    values[last] = value
+    if last in settings.KINDS and isinstance(values.get(last), dict):
+        values[last]["kind"] = value
+    else:
+        values[last] = value
 
 
 def build(cls: type, values: Any, path: str) -> Any:
@@ -122,18 +78,34 @@ def build(cls: type, values: Any, path: str) -> Any:
     Raises:
       ConfigError: for an unknown, missing or mistyped field, or a value out of range.
     """
+    return _build(cls, values, path, tuple(configuration.tree(cls, values)))
+
+
+def _build(cls: type, values: Any, path: str, tree: tuple[str, ...], about: str = "") -> Any:
+    """Does as `build`; `tree` is every field there may be, `about` the end of some refusals."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: got {values!r}, takes a section with {', '.join(_names(cls))}")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+        raise ConfigError(f"{path}: got {values!r}, takes a section with {', '.join(names)}")
     for name in values:
-        if name not in fields:
-            raise ConfigError(f"{path}.{name}: no such field{_hint(name, list(fields))}")
-    given = {name: _field(hints, name, value, f"{path}.{name}") for name, value in values.items()}
-    missing = dataclasses.MISSING
-    for name, field in fields.items():
-        if name not in given and field.default is missing and field.default_factory is missing:
-            raise ConfigError(f"{path}.{name}: must be set")
+        if name not in names:
+            end = configuration.near(str(name), list(names), tree)
+            raise ConfigError(f"{path}.{name}: no such field{end}")
+    given = {}
+    for name, value in values.items():
+        place = f"{path}.{name}"
+        if configuration.is_part(name, hints[name]):
+            given[name] = _part(name, value, place, tree)
+        elif dataclasses.is_dataclass(hints[name]):
+            given[name] = _build(hints[name], value, place, tree)
+        else:
+            given[name] = typed.read(hints[name], value, place)
+    missing = [name for name in names if name not in given and _is_required(names[name])]
+    if missing:
+        of = [_in_words(hints[name]) for name in missing]
+        more = [f"{name}{words}" for name, words in zip(missing[1:], of[1:], strict=True)]
+        rest = f", and so must {', '.join(more)}" if more else ""
+        raise ConfigError(f"{path}.{missing[0]}: must be set{of[0]}{rest}{about}")
     try:
         return cls(**given)
     except ConfigError:
@@ -142,102 +114,33 @@ def build(cls: type, values: Any, path: str) -> Any:
         raise ConfigError(f"{path}.{error}") from None
 
 
-def _field(hints: dict[str, Any], name: str, value: Any, path: str) -> Any:
-    if name not in settings.KINDS or hints[name] is not Any:
-        return _value(hints[name], value, path)
-    package = settings.KINDS[name]
-    known = [
-        module.name
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
-        if settings.kind_config(package, module.name)
-    ]
+def _part(name: str, value: Any, path: str, tree: tuple[str, ...]) -> Any:
+    """Returns the config of a module that a section names by its kind.
+
+    A kind that was typed replaces the file's: fields of the file that it does not have go.
+    """
     fields = dict(value) if isinstance(value, Mapping) else {"kind": value}
-    kind = str(fields.pop("kind", ""))
-    if kind not in known:
-        raise ConfigError(f"{path}.kind: no {name} {kind!r}{_hint(kind, known)}")
-    return build(settings.kind_config(package, kind), fields, path)
+    kind = fields.pop("kind", "")
+    if kind not in (known := settings.kinds(name)):
+        raise ConfigError(f"{path}.kind: no {name} {str(kind)!r}{hint(str(kind), known)}")
+    cls = settings.kind_config(settings.KINDS[name], str(kind))
+    own = [field.name for field in dataclasses.fields(cls)]
+    about = f"; {name} {str(kind)!r} takes {', '.join(own)}"
+    if isinstance(kind, Raw):
+        gone = [n for n, given in fields.items() if n not in own and not isinstance(given, Raw)]
+        fields = {n: given for n, given in fields.items() if n not in gone}
+        about += f", and not {', '.join(gone)}" if gone else ""
+    return _build(cls, fields, path, tree, about)
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
-    """Returns a value as the type of its field."""
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, path)
-    if isinstance(value, Mapping):  # entries of a table, each typed by itself
-        value = {k: _literal(v) if isinstance(v, Raw) else v for k, v in value.items()}
-    if isinstance(value, Raw) and hint is not str and not _is_choice(hint):
-        value = _literal(value)
-    try:
-        return _convert(hint, value)
-    except TypeError:
-        shown = str(value) if isinstance(value, str) else value
-        raise ConfigError(f"{path}: got {shown!r}, takes {_describe(hint)}") from None
+def _is_required(field: dataclasses.Field) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
-def _literal(typed: Raw) -> Any:
-    named = {"true": True, "false": False, "none": None}
-    if typed.lower() in named:
-        return named[typed.lower()]
-    try:
-        return ast.literal_eval(typed)
-    except (ValueError, SyntaxError):
-        return str(typed)
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for option in arguments:
-            try:
-                return _convert(option, value)
-            except TypeError:
-                continue
-    elif origin is Literal:
-        if str(value) in arguments:
-            return str(value)
-    elif origin is tuple:
-        items = tuple(value.items()) if isinstance(value, Mapping) else value
-        if isinstance(items, str) and arguments[0] is str:
-            items = tuple(part.strip() for part in items.split(",")) if items else ()
-        if isinstance(items, list | tuple):
-            if len(arguments) == 2 and arguments[1] is Ellipsis:
-                return tuple(_convert(arguments[0], item) for item in items)
-            if len(items) == len(arguments):
-                return tuple(map(_convert, arguments, items))
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint is str and isinstance(value, str):
-        return str(value)
-    elif hint in (int, bool, types.NoneType) and type(value) is hint:
-        return value
-    raise TypeError
-
-
-def _is_choice(hint: Any) -> bool:
-    return typing.get_origin(hint) is Literal
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    plain = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-    if hint in plain:
-        return plain[hint]
-    if hint is types.NoneType:
-        return "none"
-    if origin is Literal:
-        return " or ".join(map(repr, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_describe, arguments))
-    return f"a list, each {_describe(arguments[0])}" if arguments[1:] == (...,) else "a pair"
-
-
-def _names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
-
-
-def _hint(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    there = f"is {', '.join(known)}"
-    return f"; did you mean {close[0]!r}? There {there}" if close else f"; there {there}"
+def _in_words(hint: Any) -> str:
+    is_section = hint is Any or dataclasses.is_dataclass(hint)
+    return "" if is_section else f" ({typed.describe(hint)})"
 
 
 def to_dict(config: Any) -> dict[str, Any]:

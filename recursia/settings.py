@@ -1,7 +1,9 @@
 """Every setting of a run and its default; a preset says where it differs, nothing else does."""
 
 import dataclasses
+import functools
 import importlib
+import pkgutil
 from typing import Any, Literal
 
 from recursia import inject as injection
@@ -346,6 +348,14 @@ KINDS = {"block": "recursia.blocks", "depth": "recursia.depth", "weights": "recu
 def kind(config: Any) -> str:
     """Returns the name of the module that a block's or depth policy's config belongs to."""
     return type(config).__module__.rpartition(".")[2]
+
+
+@functools.cache
+def kinds(field: str) -> tuple[str, ...]:
+    """Returns the names that `kind` takes in a field of `KINDS`, in order."""
+    package = importlib.import_module(KINDS[field])
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return tuple(sorted(name for name in names if kind_config(KINDS[field], name)))
 
 
 def kind_config(package: str, name: str) -> type | None:

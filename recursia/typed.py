@@ -1,173 +1,210 @@
-"""How values are typed: each reader refuses what makes no sense, and says the range."""
+"""What was typed, or stands in a file, as a value of the type of its field."""
 
-import argparse
+import ast
+import dataclasses
+import decimal
 import math
-import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from recursia.errors import ConfigError
 
-
-class Parser(argparse.ArgumentParser):
-    """A parser that refuses an option given twice, unless it adds ("add", "append")."""
-
-    def __init__(self, **how: Any):
-        how.setdefault("formatter_class", _Formatter)
-        super().__init__(allow_abbrev=False, **how)
-        self.register("action", None, Once)
-        self.register("action", "add", Add)
+_LARGEST = float.fromhex("0x1.fffffep127")  # float32
+_BOUND = 2**63
 
 
-class Once(argparse.Action):
-    """Keeps the value of an option; a second, other one is refused."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        """Reads one occurrence."""
-        given = vars(namespace).setdefault("_given", {})
-        if self.dest in given and given[self.dest] != values:
-            raise argparse.ArgumentError(
-                self, f"given twice, as {given[self.dest]} and as {values}; give one"
-            )
-        given[self.dest] = values
-        setattr(namespace, self.dest, values)
+class Raw(str):
+    """A value as it was typed, still to be read by the type of its field."""
 
 
-class Add(argparse.Action):
-    """Adds the values of every occurrence of an option, in order."""
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """Marks text that names a file or folder: `~` and relative paths are resolved when given.
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        """Reads one occurrence."""
-        setattr(namespace, self.dest, (*(getattr(namespace, self.dest) or ()), *values))
+    Attributes:
+      keeps: a pattern of what is no path, and stays as it is.
+    """
 
-
-class _Formatter(argparse.HelpFormatter):
-    """Help that says every default which says something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        has_none = action.default is None or action.default is False or action.default == ()
-        if has_none or "default" in text or action.default == argparse.SUPPRESS:
-            return text
-        return f"{text} (default: %(default)s)"
+    keeps: str = ""
 
 
-def split(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.a.b=v` and `--config.a.b v` out of the arguments, wherever they stand.
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Marks text that is taken as it is typed, commas included."""
 
-    Returns:
-      The other arguments, and the values by field, both as typed.
+
+class _Wrong(Exception):
+    """Says what the field takes, where its type does not say enough."""
+
+
+def read(hint: Any, value: Any, path: str) -> Any:
+    """Returns a value as the type of its field.
+
+    Args:
+      hint: the type.
+      value: as typed, if `Raw`, or as a file gave it.
+      path: of the field, for messages.
 
     Raises:
-      ConfigError: for bytes that are not UTF-8, or a field given twice.
+      ConfigError: if the type does not take it.
     """
-    typed = [_decoded(each, before) for before, each in zip(["", *typed], typed, strict=False)]
-    rest, overrides, names = [], {}, {}
-    items = iter(typed)
-    for item in items:
-        if not item.startswith("--config."):
-            rest.append(item)
-            continue
-        name, equals, value = item.removeprefix("--config.").partition("=")
-        value = value if equals else next(items, "")
-        # The section of the model may be left out.
-        first = names.setdefault(name.removeprefix("model."), name)
-        if overrides.setdefault(first, value) != value:
-            raise ConfigError(
-                f"--config.{name}: given twice, as {overrides[first]!r} and as {value!r}; give one"
-            )
-    return rest, overrides
-
-
-def _decoded(item: str, before: str) -> str:
-    """Returns an argument as text, which Python reads by the locale, odd bytes as surrogates."""
-    if not any("\ud800" <= letter <= "\udfff" for letter in item):
-        return item
-    name, equals, _ = item.partition("=") if item.startswith("--") else ("", "", "")
-    skipped = len(os.fsencode(name + equals))
-    raw = os.fsencode(item)[skipped:]
     try:
-        return name + equals + raw.decode()
-    except UnicodeDecodeError as error:
-        named = name or (before if before.startswith("--") else "an argument")
-        raise ConfigError(
-            f"{named}: byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8"
-        ) from None
+        return _convert(hint, value)
+    except _Wrong as wrong:
+        takes = str(wrong) or describe(hint)
+        raise ConfigError(f"{path}: got {_shown(value)}, takes {takes}") from None
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Returns the reader of an integer in a range; 1e3 is one."""
+def describe(hint: Any) -> str:
+    """Returns a type in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    plain = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+    if hint in plain:
+        return plain[hint]
+    if hint is types.NoneType:
+        return "none"
+    if origin is Annotated:
+        return "a path" if isinstance(arguments[1], Path) else describe(arguments[0])
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (typing.Union, types.UnionType):
+        first = sorted(arguments, key=lambda one: one is not types.NoneType)
+        return " or ".join(map(describe, first))
+    return f"a list, each {describe(arguments[0])}" if arguments[1:] == (...,) else "a pair"
 
-    def read(typed: str) -> int:
+
+def _convert(hint: Any, value: Any) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _place(arguments[1], value) if isinstance(arguments[1], Path) else _text(value)
+    if origin in (typing.Union, types.UnionType):
+        return _any(arguments, value)
+    if origin is Literal:
+        if str(value) in arguments:
+            return str(value)
+        raise _Wrong
+    if origin is tuple:
+        return _tuple(arguments, value)
+    convert = {int: _integer, float: _number, bool: _truth, str: _text, types.NoneType: _none}
+    return convert[hint](value)
+
+
+def _any(options: tuple[Any, ...], value: Any) -> Any:
+    """Returns a value as the first type that takes it; text, which takes all, comes last."""
+    said = ""
+    for option in sorted(options, key=lambda one: (one is not types.NoneType, one is str)):
         try:
-            value = int(typed)
+            return _convert(option, value)
+        except _Wrong as wrong:
+            said = said or str(wrong)
+    raise _Wrong(said)
+
+
+def _tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    is_list = arguments[1:] == (...,)
+    if isinstance(value, Mapping):
+        value = tuple(value.items())
+    if isinstance(value, str):
+        value = _items(arguments[0] if is_list else None, value)
+    if not isinstance(value, list | tuple) or not (is_list or len(value) == len(arguments)):
+        raise _Wrong
+    return tuple(map(_convert, arguments[:1] * len(value) if is_list else arguments, value))
+
+
+def _items(item: Any, value: str) -> Any:
+    """Returns the entries of a list that is typed as Python writes it, or as names by commas."""
+    is_marked = typing.get_origin(item) is Annotated
+    listed = _literal(value)
+    if item is not str and not is_marked:
+        return listed
+    if isinstance(listed, list | tuple) and (
+        value.lstrip()[:1] in "[(" and all(isinstance(one, str) for one in listed)
+    ):
+        return listed
+    if is_marked and isinstance(typing.get_args(item)[1], Text):
+        return (value,) if value else ()
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+def _literal(typed: str) -> Any:
+    """Returns what Python reads, or the text itself."""
+    try:
+        return ast.literal_eval(typed.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return typed
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, Raw):
+        try:
+            value = int(value, 0)
         except ValueError:
-            value = _number(typed)
-        if value is None or value != value // 1 or not least <= value <= (most or math.inf):
-            to = f" to {most}" if most else ""
-            raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from {least}{to}")
-        return int(value)
-
-    return read
-
-
-def real(least: float, most: float | None = None) -> Callable[[str], float]:
-    """Returns the reader of a finite number in a range."""
-
-    def read(typed: str) -> float:
-        value = _number(typed)
-        if value is None or not least <= value <= (math.inf if most is None else most):
-            to = "" if most is None else f" to {most}"
-            raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from {least}{to}")
-        return value
-
-    return read
+            try:
+                value = decimal.Decimal(value)
+            except decimal.InvalidOperation:
+                raise _Wrong from None
+    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
+        raise _Wrong
+    if not math.isfinite(value) or abs(value) >= _BOUND:
+        raise _Wrong("an integer of at most 63 bits")
+    if value != int(value):
+        raise _Wrong
+    return int(value)
 
 
-def _number(typed: str) -> float | None:
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Raw | int | float):
+        raise _Wrong
     try:
-        value = float(typed)
+        number = float(value)
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        raise _Wrong from None
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= _LARGEST:
+        raise _Wrong("a finite number, at most 3.4e38")
+    return number
 
 
-def something(typed: str) -> str:
-    """Reads text that is not empty."""
-    if not typed:
-        raise argparse.ArgumentTypeError("is empty")
-    return typed
+def _truth(value: Any) -> bool:
+    if isinstance(value, Raw) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if not isinstance(value, bool):
+        raise _Wrong
+    return value
 
 
-def place(typed: str) -> str:
-    """Reads a path as text; `~` is the home directory."""
+def _none(value: Any) -> None:
+    if value is not None and not (isinstance(value, Raw) and value.lower() == "none"):
+        raise _Wrong
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong
     try:
-        return str(pathlib.Path(something(typed)).expanduser()) if typed[:1] == "~" else typed
-    except RuntimeError:  # of a user who is not there
-        raise argparse.ArgumentTypeError(f"got {typed!r}, which is nobody's home") from None
+        return str(value.encode().decode())
+    except UnicodeEncodeError:
+        raise _Wrong("text in UTF-8") from None
 
 
-def path(typed: str) -> pathlib.Path:
-    """Reads a path; `~` is the home directory."""
-    return pathlib.Path(something(place(typed)))
-
-
-def names(typed: str) -> tuple[str, ...]:
-    """Reads names of configurations, by commas."""
-    if not (found := tuple(place(name) for name in typed.split(",") if name)):
-        raise argparse.ArgumentTypeError(f"got {typed!r}, takes configurations, by commas")
-    return found
-
-
-def depths(typed: str) -> tuple[int, ...]:
-    """Reads numbers of recursions, by commas."""
+def _place(mark: Path, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong
+    if not value or re.fullmatch(mark.keeps, value) or "://" in value:
+        return str(value)
     try:
-        found = tuple(whole(1)(depth) for depth in typed.split(",") if depth)
-    except argparse.ArgumentTypeError:
-        found = ()
-    if not found:
-        raise argparse.ArgumentTypeError(
-            f"got {typed!r}, takes numbers of recursions such as 1,2,3"
-        )
-    return found
+        return str(pathlib.Path(value).expanduser().absolute())
+    except (RuntimeError, OSError):
+        raise _Wrong("a path, and here it has no home or working directory") from None
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as a message shows it: numbers as they were typed, text in quotes."""
+    is_plain = isinstance(value, Raw) and not isinstance(_literal(value), str)
+    shown = str(value) if is_plain else repr(str(value) if isinstance(value, str) else value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -6,7 +6,7 @@ import pathlib
 import ml_collections
 import pytest
 
-from recursia import config, model, params, settings
+from recursia import config, model, params, presets, settings
 from recursia.errors import ConfigError
 from tests.train import values, write_config
 
@@ -27,7 +27,7 @@ def load(path, *typed):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_preset_is_locked_loads_and_survives_json(name, preset):
-    given = config._read(f"{name}:{preset}")
+    given = presets.read(f"{name}:{preset}")
     assert isinstance(given, ml_collections.ConfigDict) and given.is_locked
     run = config.load(f"{name}:{preset}", {})
     plain = json.loads(json.dumps(config.to_dict(run)))
@@ -77,6 +77,7 @@ READ = [
     ("varies.norms=recursion", lambda run: run.model.varies, (("norms", "recursion"),)),
     ("model.varies.norms=((0,),(1,))", lambda run: run.model.varies, (("norms", ((0,), (1,))),)),
     ("mesh.fsdp=2", lambda run: run.mesh.fsdp, 2),
+    ("model.depth=fixed", lambda run: settings.kind(run.model.depth), "fixed"),
     ("sharing=none", lambda run: run.model.sharing, "none"),
     ("remat=block", lambda run: run.model.remat, "block"),
 ]
@@ -92,9 +93,26 @@ def test_what_is_typed_is_read_by_the_type_of_its_field(path, typed, get, value)
 
 def test_a_depth_policy_is_changed_with_its_fields():
     run = load("mor:tiny", "model.depth.kind=fixed")
-    assert settings.kind(run.model.depth) == "fixed"
+    assert settings.kind(run.model.depth) == "fixed" and run.model.depth.num_recursions == 3
     with pytest.raises(ConfigError, match=r"config\.model\.depth\.alpha: no such field"):
         load("mor:tiny", "model.depth.kind=fixed", "depth.alpha=0.1")
+    with pytest.raises(ConfigError, match=r"config\.model\.weights\.rank: must be set \(an int"):
+        load("mor:tiny", "weights.kind=lora")
+
+
+def test_a_kind_that_is_typed_says_what_it_takes_and_lacks():
+    with pytest.raises(ConfigError) as refusal:
+        load("vanilla:tiny", "block.kind=moe")
+    missing, _, takes = str(refusal.value).partition("; ")
+    assert missing == (
+        "config.model.block.num_experts: must be set (an integer), and so must top_k (an integer), "
+        "expert_dim (an integer)"
+    )
+    takes, _, gone = takes.partition(", and not ")
+    assert takes.startswith("block 'moe' takes embed_dim, num_heads, head_dim, num_experts, top_k")
+    assert set(gone.split(", ")) == {"num_kv_heads", "mlp_dim"}
+    typed = ("block.num_experts=4", "block.top_k=2", "block.expert_dim=32")
+    assert load("vanilla:tiny", "block.kind=moe", *typed).model.block.embed_dim == 64
 
 
 # What is typed, and the parts of the one line that answers: the field, what it got, the remedy.
@@ -129,7 +147,6 @@ WRONG = [
     ("block.kind=lama", "config.model.block.kind: no block 'lama'", "did you mean 'llama'?"),
     ("depth.kind=acts", "config.model.depth.kind: no depth 'acts'", "did you mean 'act'?"),
     ("depth.kind=routing", "config.model.depth.kind: no depth 'routing'"),
-    ("model.depth=fixed", "config.model.depth.num_recursions: must be set"),
     ("block.head_dim=7", "config.model.block.head_dim: got 7, takes an even number"),
     ("block.num_kv_heads=3", "config.model.block.num_heads: 2 query heads", "multiple of 3"),
     ("depth.capacity=(1.0,)", "config.model.depth.capacity: got 1 numbers for num_recursions 2"),
@@ -162,7 +179,9 @@ FILES = {
     "no Python": ("def get_config(:\n", "SyntaxError"),
     "an error": ("def get_config():\n\n    return 1 / 0\n", "line 3: ZeroDivisionError"),
     "a missing module": ("import no_such_module\n", "line 1: ModuleNotFoundError"),
-    "a required preset": ("def get_config(preset):\n    return 1\n", "name a preset: tiny:PRESET"),
+    "a required preset": ("def get_config(preset):\n    return 1\n", "tiny.py:PRESET"),
+    "presets that are no names": ("PRESETS = 3\n\ndef get_config(p):\n    pass\n", "PRESETS is 3"),
+    "an exit": ("raise SystemExit('no')\n", "line 1: SystemExit: no"),
     "a field after the lock": (
         "from ml_collections import ConfigDict\n\ndef get_config():\n"
         "    config = ConfigDict().lock()\n    config.modle = 1\n    return config\n",
@@ -187,9 +206,10 @@ def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path, sou
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("mor:tinny", "no preset 'tinny'; there is demo, tiny"),
+        ("mor:tinny", "no preset 'tinny'; did you mean 'tiny'? There is demo, tiny"),
         ("mr:tiny", "did you mean 'mor'?"),
-        ("mor", "name a preset: mor:PRESET"),
+        ("mor", "name a preset: mor:PRESET; there is demo, tiny, 135m"),
+        ("base:tiny", "no file base.py; there is albert"),
         ("", "there is albert, huginn, looped, moeut, mor, ouro, recursive, relaxed, sut"),
     ],
 )

@@ -20,7 +20,8 @@ MAY = {
     "batch": set(),
     "console": set(),
     "jsonlines": set(),
-    "typed": BASE,
+    "parsing": BASE,
+    "meanings": set(),
     "streams": BASE,
     "signals": BASE | {"console"},
     "compiled": BASE | {"console"},
@@ -37,8 +38,11 @@ MAY = {
     "depth": LAYERS | {"kv", "inject", "sharing"},
     "model": MODEL,
     "accounting": MODEL | {"model"},
-    "settings": MODEL | {"model"},
-    "config": MODEL | {"model", "settings", "configs"},
+    "settings": MODEL | {"model", "typed"},
+    "typed": BASE,
+    "presets": BASE | {"configs"},
+    "fields": MODEL | {"model", "settings", "typed", "meanings"},
+    "config": MODEL | {"model", "settings", "typed", "presets", "fields"},
     "data": BASE | {"corpus"},
     "generate": MODEL | {"model"},
     "convert": MODEL | {"model", "blocks"},
@@ -50,11 +54,12 @@ MAY = {
     "evaluate": MODEL
     | {"model", "accounting", "data", "generate", "train", "convert", "console"}
     | CONFIGS,
-    "arguments": {"data", "typed", "presets"},
+    "arguments": {"data", "parsing", "presets", "meanings"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
-    | {"console", "streams", "distributed", "preflight", "topology", "presets"},
-    "cli": BASE | {"arguments", "compiled", "console", "typed", "verbs"},
+    | {"console", "streams", "distributed", "preflight", "topology"}
+    | {"presets", "fields", "accounting"},
+    "cli": BASE | {"arguments", "compiled", "console", "parsing", "verbs"},
     "activations": MODEL | {"model", "accounting"},
     "preflight": MODEL
     | {"model", "accounting", "activations", "budget", "topology", "train", "generate", "data"}
@@ -74,9 +79,9 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors params kv inject layers sharing model accounting settings config data train evaluate "
-    "generate budget matching cli verbs arguments typed streams signals compiled console sharding "
-    "distributed topology activations preflight __main__"
+    "errors params kv inject layers sharing model accounting settings typed presets fields config "
+    "data train evaluate generate budget matching cli verbs arguments parsing streams signals "
+    "compiled console sharding distributed topology activations preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

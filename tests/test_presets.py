@@ -12,21 +12,10 @@ import pytest
 
 import recursia.configs
 from recursia import accounting, config, model, params
-from recursia.errors import ConfigError
 
 FOLDER = pathlib.Path(recursia.configs.__path__[0])
-FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
-
-
-def presets_of(name):
-    """Returns the presets of a file, from what it says to a wrong one."""
-    with pytest.raises(ConfigError) as refusal:
-        config.load(f"{name}:none such", {})
-    assert "\n" not in str(refusal.value)
-    return re.search(r"there is (.*)", str(refusal.value))[1].split(", ")
-
-
-PRESETS = [f"{name}:{preset}" for name in FILES for preset in presets_of(name)]
+FILES = config.shipped()
+PRESETS = [preset for name in FILES for preset in config.presets(name)]
 TINY = [name for name in PRESETS if name.partition(":")[2].startswith("tiny")]
 
 
@@ -51,7 +40,7 @@ def test_a_file_opens_with_its_command_its_paper_its_machines_and_a_result(name)
     about = text.partition('"""')[2].partition('"""')[0]
     assert f"recursia train --config={name}:tiny" in about
     assert re.search(r"arXiv \d{4}\.\d{5}", about)
-    machines = {config.load(f"{name}:{preset}", {}).topology for preset in presets_of(name)}
+    machines = {config.load(preset, {}).topology for preset in config.presets(name)}
     assert all(machine in about for machine in machines - {config.load("mor:tiny", {}).topology})
     assert re.search(r"nats|bits per byte", about) and re.search(r"\s\d\.\d\d", about)
 

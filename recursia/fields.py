@@ -1,0 +1,157 @@
+"""The fields of a configuration: where each stands, what it means, and what a typo meant."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from recursia import settings, typed
+from recursia.errors import ConfigError
+from recursia.meanings import meanings
+
+# What other libraries call a field of this one.
+_SYNONYMS = {
+    "accumulation": "num_microbatches",
+    "accumulation_steps": "num_microbatches",
+    "batch": "batch_size",
+    "beta1": "b1",
+    "beta2": "b2",
+    "clip": "clip_norm",
+    "context": "seq_len",
+    "context_length": "seq_len",
+    "d_model": "embed_dim",
+    "dim": "embed_dim",
+    "experts": "num_experts",
+    "grad_clip": "clip_norm",
+    "gradient_accumulation_steps": "num_microbatches",
+    "heads": "num_heads",
+    "hidden_dim": "embed_dim",
+    "hidden_size": "embed_dim",
+    "intermediate_size": "mlp_dim",
+    "iterations": "num_steps",
+    "layers": "num_layers",
+    "length": "seq_len",
+    "lr": "learning_rate",
+    "max_steps": "num_steps",
+    "precision": "dtype",
+    "recursions": "num_recursions",
+    "sequence_length": "seq_len",
+    "steps": "num_steps",
+    "vocab": "vocab_size",
+    "warmup": "warmup_steps",
+    "wd": "weight_decay",
+    "width": "embed_dim",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a configuration.
+
+    Attributes:
+      path: dotted, as it is typed after `--config.`.
+      meaning: one sentence or more.
+      type: in words.
+      default: what it is where no one sets it, or "required".
+      value: what it is here.
+    """
+
+    path: str
+    meaning: str
+    type: str
+    default: Any
+    value: Any
+
+
+def fields(run: settings.Run, prefix: str = "") -> list[Field]:
+    """Returns every field of a configuration, those of the kinds in force included, in order.
+
+    Args:
+      run: the configuration.
+      prefix: a section or field, such as "optimizer" or "depth.kind"; empty takes all.
+
+    Raises:
+      ConfigError: if there is no such section or field.
+    """
+    found, under = list(_walk(run, "")), full(prefix)
+    of = [f for f in found if not under or f"{f.path}.".startswith(f"{under}.")]
+    if not of:
+        sections = list(dict.fromkeys(f.path.partition(".")[0] for f in found))
+        raise ConfigError(
+            f"{prefix}: no such field{near(under, sections, [f.path for f in found])}"
+        )
+    return of
+
+
+def full(field: str) -> str:
+    """Returns a dotted field with its section: a field of the model may be named without."""
+    first, names = field.partition(".")[0], lambda cls: [f.name for f in dataclasses.fields(cls)]
+    is_short = first not in names(settings.Run) and first in names(settings.Model)
+    return f"model.{field}" if is_short else field
+
+
+def is_part(name: str, hint: Any) -> bool:
+    """Returns whether a field names a module by its kind."""
+    return name in settings.KINDS and hint is Any
+
+
+def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
+    """Yields the dotted paths of all fields that a tree of values may have, given its kinds."""
+    values = values if isinstance(values, Mapping) else {}
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = values.get(name)
+        if is_part(name, hint):
+            yield f"{path}{name}.kind"
+            kind = inner.get("kind") if isinstance(inner, Mapping) else inner
+            if str(kind) in settings.kinds(name):
+                of = settings.kind_config(settings.KINDS[name], str(kind))
+                yield from tree(of, inner, f"{path}{name}.")
+        elif dataclasses.is_dataclass(hint):
+            yield from tree(hint, inner, f"{path}{name}.")
+        else:
+            yield f"{path}{name}"
+
+
+def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
+    """Returns the end of a refusal: which field may be meant, and which there are beside it.
+
+    Args:
+      field: as it was typed, of which the last part is wrong.
+      siblings: names that would be right there.
+      known: dotted paths of the whole configuration, which are searched too.
+    """
+    name = field.rpartition(".")[2]
+    wanted = _SYNONYMS.get(name, name)
+    lasts = [path.rpartition(".")[2] for path in known]
+    meant = [wanted] if wanted in siblings else []
+    meant = meant or [path for path, last in zip(known, lasts, strict=True) if last == wanted]
+    meant = meant or difflib.get_close_matches(name, siblings, n=1)
+    for close in [] if meant else difflib.get_close_matches(name, lasts, n=1, cutoff=0.75):
+        meant = [path for path, last in zip(known, lasts, strict=True) if last == close]
+    there = f"is {', '.join(siblings)}"
+    asked = " or ".join(map(repr, meant[:3]))
+    return f"; did you mean {asked}? There {there}" if meant else f"; there {there}"
+
+
+def _walk(config: Any, path: str) -> Iterator[Field]:
+    cls = type(config)
+    hints, about = typing.get_type_hints(cls, include_extras=True), meanings(cls)
+    for field in dataclasses.fields(cls):
+        value, meaning = getattr(config, field.name), about.get(field.name, "")
+        default = _default(field)
+        place = f"{path}{field.name}"
+        if is_part(field.name, hints[field.name]):
+            default = default if isinstance(default, str) else settings.kind(default)
+            kinds = " or ".join(map(repr, settings.kinds(field.name)))
+            yield Field(f"{place}.kind", meaning, kinds, default, settings.kind(value))
+        if dataclasses.is_dataclass(value):
+            yield from _walk(value, f"{place}.")
+        else:
+            yield Field(place, meaning, typed.describe(hints[field.name]), default, value)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    return "required" if field.default_factory is dataclasses.MISSING else field.default_factory()
