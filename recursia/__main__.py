@@ -15,7 +15,6 @@ def main() -> int:
     """Runs the command that was typed; returns its exit code."""
     is_run = sys.argv[1:2] == ["train"]
     listener = signals.Listener(signals.ENDINGS if is_run else (signal.SIGINT,))
-    code = 1  # of an error that is ours
     try:
         streams.outlive_readers()
         from recursia import cli
@@ -24,10 +23,12 @@ def main() -> int:
     except KeyboardInterrupt as error:
         code = getattr(error, "exit_code", signals.INTERRUPTED)
         console.say(f"recursia: {error or 'interrupted'}")
-        # All is closed but for threads of libraries, which do not bear to be interrupted.
+    listener.outlast(code)
+    if code:
+        # What we opened is closed. Threads of libraries that read ahead or save do not bear to be
+        # cut short by the interpreter's own end, and say so at length.
+        console.flush()
         os._exit(code)
-    finally:
-        listener.outlast(code)
     return code
 
 

@@ -209,7 +209,10 @@ def _configs(prefix: str, **_: Any) -> Iterator[str]:
     if colon:
         yield from presets.presets(name)
     else:
+        from argcomplete import completers
+
         yield from (f"{name}:" for name in presets.shipped())
+        yield from completers.FilesCompleter(("py",))(prefix)
 
 
 def _shipped(prefix: str, **_: Any) -> tuple[str, ...]:

@@ -27,6 +27,13 @@ def write(text: str) -> None:
         sys.stderr.flush()
 
 
+def flush() -> None:
+    """Writes what is still to be written on both streams; readers that have left are no error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
 def say(line: str) -> None:
     """Prints a line that stays."""
     write(f"\r\033[K{line}\n" if is_live() else line + "\n")

@@ -6,7 +6,6 @@ of this page at once, even while the main thread compiles.
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -137,8 +136,7 @@ def leave(why: Left) -> NoReturn:
     if console.is_live():
         console.write("\033[?25h")  # the cursor, which a spinner hides
     console.say(f"recursia: {why}")
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    console.flush()
     os._exit(why.exit_code)
 
 
