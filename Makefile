@@ -1,7 +1,9 @@
 # Needs python3 (3.11 or later) with venv and pip; everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-DEMO := runs/demo
+DEMO ?= runs/demo
+DEMO_FLAGS ?=
+DEMO_BATCHES ?= 32
 TEST_FLAGS ?= -q -n 2 --durations=10
 NEWEST = $(shell .ci/newest-python $(PYTHON))
 
@@ -10,9 +12,9 @@ NEWEST = $(shell .ci/newest-python $(PYTHON))
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
 demo: .venv/installed
-	@JAX_COMPILATION_CACHE_DIR=$(DEMO)/compiled $(BIN)/recursia train --config=mor:demo --workdir=$(DEMO)
-	@JAX_COMPILATION_CACHE_DIR=$(DEMO)/compiled $(BIN)/recursia eval --workdir=$(DEMO) --baselines --num_batches=32
-	@JAX_COMPILATION_CACHE_DIR=$(DEMO)/compiled $(BIN)/recursia generate --workdir=$(DEMO) --num_tokens=80 \
+	@$(BIN)/recursia train --config=mor:demo --workdir=$(DEMO) $(DEMO_FLAGS)
+	@$(BIN)/recursia eval --workdir=$(DEMO) --baselines --num_batches=$(DEMO_BATCHES)
+	@$(BIN)/recursia generate --workdir=$(DEMO) --num_tokens=80 \
 	  --prompt="It was a " --prompt="My dear " --prompt="She looked at "
 
 test: .venv/installed-test

@@ -1,6 +1,7 @@
 """Models side by side: what they cost, and the steps that make them cost the same."""
 
 import dataclasses
+import textwrap
 from typing import Any, Literal
 
 from recursia import accounting, settings
@@ -13,6 +14,15 @@ Row = dict[str, Any]  # a quantity's value by its name; `name` is the model's
 # How a table shows what a name ends with: the base of its units, and the units from one upwards.
 _DECIMAL = (1000, ("", "k", "M", "G", "T", "P", "E", "Z", "Y"))
 _BINARY = (1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+_CHOOSING = ("expert_choice", "token_choice")  # kinds of depth that `mor_` counts are made for
+_NOTES = {
+    "applied_": "parameters of the same model with nothing shared",
+    "executed_": "with what the backward pass computes again to save memory",
+    "sixn_": "six for each unique parameter, forward and backward; it sees neither attention nor "
+    "that weights are used again",
+    "mor_": "as arXiv 2507.10524 counts: forward only, without embedding, head and router, with "
+    "half of attention; the steps of its released runs follow from it",
+}
 _NAME_WIDTH = 14  # characters of a model's name in a table; four models fit 100 columns
 
 
@@ -26,7 +36,7 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
 
     Returns:
       For each run its `name`, the fields of `accounting.Budget` at its sequence length, and
-        vocab_size, seq_len, num_steps: of the run.
+        depth_kind, vocab_size, seq_len, num_steps: of the run.
         tokens_per_step: over all devices.
         training_flops, mor_flops: of all its steps, exactly and as `mor_flops_per_token` counts.
         matched_steps, mor_matched_steps: steps that give the reference's total of each, rounded.
@@ -54,6 +64,7 @@ def _row(name: str, run: settings.Run) -> Row:
     cost = accounting.budget(config, train.seq_len)
     return {
         "name": name,
+        "depth_kind": settings.kind(run.model.depth),
         **dataclasses.asdict(cost),
         "vocab_size": config.vocab_size,
         "seq_len": train.seq_len,
@@ -95,19 +106,39 @@ def vocab_size(run: settings.Run) -> int:
 
 
 def render(rows: list[Row]) -> str:
-    """Returns what `compare` gives as a table of text, a model to a column."""
+    """Returns what `compare` gives as a table of text, a model to a column, and notes.
+
+    What says nothing about any of these models is left out.
+    """
     names = [row["name"] for row in rows]
     names = [n if len(n) <= _NAME_WIDTH else f"…{n[1 - _NAME_WIDTH :]}" for n in names]
-    table = [["", *names]]
-    for key in rows[0]:
-        if key != "name":
-            table.append([key.replace("_", " "), *(_shown(key, row[key]) for row in rows)])
+    table, keys = [["", *names]], [key for key in rows[0] if _applies(key, rows)]
+    for key in keys:
+        label = key.replace("_", " ").replace("sixn", "6N")
+        table.append([label, *(_shown(key, row[key]) for row in rows)])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for label, *cells in table:
         cells = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
         lines.append("  ".join([label.ljust(widths[0]), *cells]))
+    lines.append("")
+    for prefix, note in _NOTES.items():
+        if any(key.startswith(prefix) for key in keys):
+            named = f"{prefix[:-1].replace('sixn', '6N')}: {note}."
+            lines += textwrap.wrap(named, 100, subsequent_indent="  ")
     return "\n".join(lines)
+
+
+def _applies(key: str, rows: list[Row]) -> bool:
+    """Returns whether a quantity says something about one of the models at least."""
+    if key in ("name", "depth_kind"):
+        return False
+    if key.startswith("mor_"):
+        return any(row["depth_kind"] in _CHOOSING for row in rows)
+    if key == "mean_depth":
+        return any(row[key] != 1 for row in rows)
+    same_as = {"applied_parameters": "unique_parameters", "matched_steps": "num_steps"}.get(key)
+    return same_as is None or any(row[key] != row[same_as] for row in rows)
 
 
 def _shown(key: str, value: float) -> str:

@@ -11,9 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import rich.console
-import rich.progress
-
 PATIENCE = 2.0  # seconds that may pass in silence
 EVERY = 10.0  # seconds between the lines of a bar where there is no terminal
 
@@ -30,6 +27,13 @@ def write(text: str) -> None:
         sys.stderr.flush()
 
 
+def flush() -> None:
+    """Writes what is still to be written on both streams; readers that have left are no error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
 def say(line: str) -> None:
     """Prints a line that stays."""
     write(f"\r\033[K{line}\n" if is_live() else line + "\n")
@@ -37,15 +41,22 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def doing(about: str) -> Iterator[None]:
-    """Says what takes over two seconds: a spinner on a terminal, else one line.
+    """Says what takes a while: a spinner on a terminal, else one line after two seconds.
 
     Args:
       about: what is done, such as "compiling mor:tiny for 1 device".
     """
     if not is_live():
-        with _later(about):
+        timer = threading.Timer(PATIENCE, write, (about + "\n",))
+        timer.daemon = True
+        timer.start()
+        try:
             yield
+        finally:
+            timer.cancel()
         return
+    import rich.console  # 0.1 s, which most commands need not spend
+
     with _quietly(rich.console.Console(stderr=True).status(about)):
         yield
 
@@ -62,9 +73,12 @@ def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callab
       unit: "bytes", or a plural such as "batches".
     """
     if not is_live():
-        with _later(about + (f": {total:,.0f} {unit}" if total else "")):
+        with doing(about + (f": {total:,.0f} {unit}" if total else "")):
             yield _Lines(about, total, unit).advance
         return
+    import rich.console
+    import rich.progress
+
     progress = rich.progress
     counted = progress.DownloadColumn() if unit == "bytes" else progress.MofNCompleteColumn()
     speed = (progress.TransferSpeedColumn(),) if unit == "bytes" else ()
@@ -78,24 +92,6 @@ def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callab
     with _quietly(drawn):
         task = drawn.add_task(about, total=total)
         yield lambda amount: drawn.advance(task, amount)
-
-
-@contextlib.contextmanager
-def no_bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callable]:
-    """Draws nothing: for a process that does not speak for the others. Arguments as of `bar`."""
-    yield lambda amount: None
-
-
-@contextlib.contextmanager
-def _later(line: str) -> Iterator[None]:
-    """Prints a line unless the block ends before."""
-    timer = threading.Timer(PATIENCE, write, (line + "\n",))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class _Lines:

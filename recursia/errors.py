@@ -1,5 +1,8 @@
 """Errors a user can cause: one line each, with the exit code of the process that meets them."""
 
+import errno
+import os
+
 
 class UserError(ValueError):
     """Something the user can mend; the command line prints its message and no traceback."""
@@ -33,3 +36,21 @@ class Preempted(UserError):
     """The run was told to stop, and saved itself first; schedulers requeue on this code."""
 
     exit_code = 75
+
+
+class OutputLost(UserError):
+    """Nobody reads what a command prints as its product, or there is no place for it.
+
+    Attributes:
+      is_closed: whether the reader left, which goes without saying.
+    """
+
+    def __init__(self, number: int):
+        """Says why.
+
+        Args:
+          number: of the system's error.
+        """
+        self.is_closed = number in (errno.EPIPE, errno.EBADF)
+        self.exit_code = 141 if self.is_closed else 6  # 141: of a process that SIGPIPE ends
+        super().__init__(f"standard output: cannot be written ({os.strerror(number)})")

@@ -2,14 +2,13 @@
 
 import dataclasses
 import difflib
-import inspect
-import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from recursia import settings, typed
 from recursia.errors import ConfigError
+from recursia.meanings import meanings
 
 # What other libraries call a field of this one.
 _SYNONYMS = {
@@ -137,9 +136,9 @@ def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
 
 def _walk(config: Any, path: str) -> Iterator[Field]:
     cls = type(config)
-    hints, meanings = typing.get_type_hints(cls, include_extras=True), _meanings(cls)
+    hints, about = typing.get_type_hints(cls, include_extras=True), meanings(cls)
     for field in dataclasses.fields(cls):
-        value, meaning = getattr(config, field.name), meanings.get(field.name, "")
+        value, meaning = getattr(config, field.name), about.get(field.name, "")
         default = _default(field)
         place = f"{path}{field.name}"
         if is_part(field.name, hints[field.name]):
@@ -156,13 +155,3 @@ def _default(field: dataclasses.Field) -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
     return "required" if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _meanings(cls: type) -> dict[str, str]:
-    """Returns what the docstring of a class, or of one it is made from, says of each attribute."""
-    found = {}
-    for one in reversed(cls.__mro__):
-        about = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")[2]
-        for name, meaning in re.findall(r"^  (\w+): (.*(?:\n    .*)*)", about, re.MULTILINE):
-            found[name] = " ".join(meaning.split())
-    return found

@@ -20,7 +20,7 @@ def split(text: str) -> list[str]:
 
 
 def values(path: pathlib.Path) -> Iterator[Any]:
-    """Yields the value of each line that is JSON: a last one cut short is left out.
+    """Yields the value of each line; one that is no JSON is left out.
 
     Args:
       path: a file of UTF-8.

@@ -3,6 +3,7 @@
 A file has `get_config()`, or `get_config(preset)` and the names it takes as `PRESETS`.
 """
 
+import ast
 import difflib
 import importlib.util
 import inspect
@@ -34,6 +35,12 @@ def presets(name: str) -> tuple[str, ...]:
     file, _ = _split(name)
     known = _known(name, _run(name))
     return tuple(f"{file}:{preset}" for preset in known) or (file,)
+
+
+def about(name: str) -> str:
+    """Returns the first line of what a shipped file says of itself."""
+    tree = ast.parse(_path(name).read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def read(name: str) -> ml_collections.ConfigDict:

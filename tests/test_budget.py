@@ -12,6 +12,7 @@ FIXED_KEYS = (
     "unique_parameters applied_parameters forward_flops_per_token training_flops_per_token "
     "mor_flops_per_token cache_bytes_per_token optimizer_bytes"
 ).split()
+WORDS = ("name", "depth_kind")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_rows_are_json_with_the_fixed_keys(rows):
     for row in rows:
         assert set(FIXED_KEYS) < set(row)
         assert json.loads(json.dumps(row)) == row
-        assert all(type(value) in (int, float) for key, value in row.items() if key != "name")
+        assert all(type(value) in (int, float) for key, value in row.items() if key not in WORDS)
 
 
 def test_vocabulary_is_the_tokenizers_unless_given():
@@ -71,8 +72,16 @@ def test_vocabulary_is_the_tokenizers_unless_given():
 
 
 def test_table_of_four_models_fits_100_columns(rows):
-    head, *lines = budget.render(rows).split("\n")
-    assert len(lines) == len(rows[0]) - 1
+    table, _, notes = budget.render(rows).partition("\n\n")
+    head, *lines = table.split("\n")
+    assert len(lines) == len(rows[0]) - len(WORDS)
+    assert max(map(len, notes.split("\n"))) <= 100
+    assert [note.partition(":")[0] for note in notes.split("\n") if ":" in note] == [
+        "applied",
+        "executed",
+        "6N",
+        "mor",
+    ]
     assert max(map(len, lines)) == len(head) <= 100
     assert head.split() == ["vanilla:360m", "recursive:360m", "mor:360m", "…s/mor.py:360m"]
     cells = {line[:34].strip(): line[34:].split("  ") for line in lines}
@@ -82,3 +91,20 @@ def test_table_of_four_models_fits_100_columns(rows):
     assert shown["mor matched steps"] == ["9,438", "9,438", "28,320", "14,672"]
     assert shown["mor flops"][0] == "16.50 E"
     assert shown["mean depth"][1] == "3.000"
+
+
+def test_what_does_not_apply_is_left_out():
+    labels = lambda *names: "\n".join(
+        line[:34]
+        for line in budget.render(
+            budget.compare({name: config.load(name, {}) for name in names}, "flops")
+        ).split("\n")
+    )
+    alone = labels("vanilla:tiny")
+    assert not any(word in alone for word in ("applied", "mean depth", "mor", "matched steps"))
+    assert "6N flops per token" in alone and "matched error" in alone
+    shared = labels("vanilla:tiny", "recursive:tiny")
+    assert all(word in shared for word in ("applied", "mean depth"))
+    assert "mor" not in shared
+    routed = labels("vanilla:tiny", "mor:tiny")
+    assert all(word in routed for word in ("\nmatched steps", "mor matched steps"))

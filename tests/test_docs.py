@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,31 +13,70 @@ from docs import combinations
 
 ROOT = pathlib.Path(__file__).parent.parent
 SYSTEMS = sorted((ROOT / "docs" / "systems").glob("*.md"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+HERE = pathlib.Path(sys.executable).parent
 
 
 def blocks(page):
     return re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
+def run(page, folder, path, **variables):
+    """Runs the commands of a page, in order, in one shell."""
+    script = "set -eux\n" + "\n".join(blocks(page))
+    variables |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "PATH": path}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **variables}
+    env.pop("VIRTUAL_ENV", None)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_commands_of_a_page_run(page, tmp_path):
-    script = "set -eux\n" + "\n".join(blocks(page))
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")}
-    env = {**os.environ, "PATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **cache}
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
+    run(page, tmp_path, os.pathsep.join([str(HERE), os.environ["PATH"]]))
+
+
+@pytest.mark.slow
+def test_the_readme_works_as_pasted_on_a_fresh_machine(tmp_path):
+    """In a clone, with python3 and no recursia; the demo makes few steps, `make test` one file."""
+    asked = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(tmp_path / "pip")]
+    if subprocess.run([*asked, "argcomplete"], capture_output=True).returncode:
+        pytest.skip("pip reaches no index")
+    clone = tmp_path / "clone"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listed, cwd=ROOT, text=True).split("\0"):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, clone / name)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    base = pathlib.Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
+    (tools / "python3").write_text(f'#!/bin/sh\nexec "{base}" "$@"\n')
+    (tools / "python3").chmod(0o755)
+    kept = [place for place in os.environ["PATH"].split(os.pathsep) if place != str(HERE)]
+    path = os.pathsep.join([str(tools), *kept])
+    assert shutil.which("recursia", path=path) is None
+    few = "--config.train.num_steps=4 --config.eval.every_steps=0 --config.eval.num_batches=1"
+    run(
+        ROOT / "README.md",
+        clone,
+        path,
+        DEMO_FLAGS=few,
+        DEMO_BATCHES="1",
+        TEST_FLAGS="-q tests/test_budget.py",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (clone / "runs/tiny/config.json").exists()
 
 
 def test_usage_shows_every_verb():
-    shown = "".join("".join(blocks(page)) for page in PAGES)
+    shown = "".join("".join(blocks(page)) for page in [ROOT / "README.md", *PAGES])
     for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect",
-                 "convert recursive", "compile"):  # fmt: skip
+                 "convert recursive", "compile", "presets", "fields"):  # fmt: skip
         assert f"recursia {verb}" in shown, verb
 
 

@@ -19,6 +19,13 @@ MAY = {
     "errors": set(),
     "ranges": set(),
     "batch": set(),
+    "console": set(),
+    "jsonlines": set(),
+    "parsing": BASE,
+    "meanings": set(),
+    "streams": BASE,
+    "signals": BASE | {"console"},
+    "compiled": BASE | {"console"},
     "kernels": set(),
     "topology": BASE,
     "params": BASE,
@@ -35,7 +42,7 @@ MAY = {
     "settings": MODEL | {"model", "typed"},
     "typed": BASE,
     "presets": BASE | {"configs"},
-    "fields": MODEL | {"model", "settings", "typed"},
+    "fields": MODEL | {"model", "settings", "typed", "meanings"},
     "config": MODEL | {"model", "settings", "typed", "presets", "fields"},
     "data": BASE | {"corpus", "console"},
     "generate": MODEL | {"model"},
@@ -43,18 +50,22 @@ MAY = {
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BASE | {"accounting", "budget"} | CONFIGS,
     "train": MODEL
-    | {"model", "accounting", "data", "generate", "evaluate", "distributed"}
+    | {"model", "accounting", "data", "generate", "evaluate", "distributed", "console", "signals"}
     | CONFIGS,
-    "evaluate": MODEL | {"model", "accounting", "data", "generate", "train", "convert"} | CONFIGS,
-    "arguments": {"data"},
-    "cli": BASE
+    "evaluate": MODEL
+    | {"model", "accounting", "data", "generate", "train", "convert", "console"}
+    | CONFIGS,
+    "arguments": {"data", "parsing", "presets", "meanings"},
+    "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
-    | {"arguments", "distributed", "preflight", "topology"},
+    | {"console", "streams", "distributed", "preflight", "topology"}
+    | {"presets", "fields", "accounting"},
+    "cli": BASE | {"arguments", "compiled", "console", "parsing", "verbs"},
     "activations": MODEL | {"model", "accounting"},
     "preflight": MODEL
     | {"model", "accounting", "activations", "budget", "topology", "train", "generate", "data"}
     | CONFIGS,
-    "__main__": {"cli"},
+    "__main__": {"cli", "console", "signals", "streams"},
     "__init__": set(),
     "configs": {"configs"},
     "corpus": set(),
@@ -70,8 +81,8 @@ NARROW = {
 
 GENERIC = (
     "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
-    "config data train evaluate generate budget matching cli arguments sharding distributed "
-    "topology activations preflight __main__"
+    "config data train evaluate generate budget matching cli verbs arguments parsing streams signals "
+    "compiled console jsonlines sharding distributed topology activations preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from recursia import config, model, params, settings, sharding
+from recursia import config, console, model, params, settings, sharding
 from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 from recursia.depth.policy import Mode
@@ -111,8 +111,16 @@ def evaluate(
       has_baselines: whether n-gram models of the training split, gzip and xz are scored too, on
         the same tokens.
       overrides: fields of the depth policy that are to be other than in training, as typed.
+
+    Returns:
+      `step`, the scores of the trained depth, `table` with a row for each depth and mode, and
+      `missing`: why, for each depth that the model cannot walk.
+
+    Raises:
+      ConfigError: if no depth can be walked.
     """
-    trained = load(workdir, step, overrides)
+    with console.doing(f"loading {workdir}"):
+        trained = load(workdir, step, overrides)
     run, ours, mesh = trained.run, trained.model, trained.mesh
     modes = modes or model.modes(ours)
     scored = _scored(trained, workdir) if not text or has_baselines else ()
@@ -120,9 +128,13 @@ def evaluate(
         raise DataError(f"{workdir}: its data has no validation split; give --text=FILE to score")
     with tempfile.TemporaryDirectory() as place:
         paths = (_pack(text, trained.tokenizer, place),) if text else scored
-        rows = []
-        for depth in depths or (ours.grid.num_recursions,):
-            at_depth, weights = _at_depth(ours, trained.params, depth)
+        rows, missing = [], {}
+        for depth in dict.fromkeys(depths or (ours.grid.num_recursions,)):
+            try:
+                at_depth, weights = model.at_depth(ours, trained.params, depth)
+            except ValueError as error:
+                missing[depth] = str(error)
+                continue
             for mode in modes:
                 score = perplexity.score(
                     weights,
@@ -137,9 +149,12 @@ def evaluate(
             if modes == ("eval", "causal"):
                 published, causal = (row["nats_per_token"] for row in rows[-2:])
                 rows[-1]["causal_gap"] = causal - published
+        if not rows:
+            raise ConfigError(f"--depths: {'; '.join(dict.fromkeys(missing.values()))}")
         main = next((r for r in rows if r["depth"] == ours.grid.num_recursions), rows[0])
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
+        result["missing"] = missing
         if has_baselines:
             tokens = num_batches * run.train.batch_size * run.train.seq_len
             result["baselines"] = baselines.scores(trained.paths, paths, trained.tokenizer, tokens)
@@ -159,13 +174,6 @@ def _scored(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
     for reader in readers:
         directory.check_tokenizer(workdir, trained.run, reader.tokenizer, reader.directory)
     return tuple(r.directory for r in readers if "validation" in r.manifest["splits"])
-
-
-def _at_depth(ours: model.Config, weights: Any, depth: int) -> tuple[model.Config, Any]:
-    try:
-        return model.at_depth(ours, weights, depth)
-    except ValueError as error:
-        raise ConfigError(f"--depths: {error}") from None
 
 
 def _pack(text: str, tokenizer: Tokenizer, place: str) -> str:
@@ -195,6 +203,8 @@ def render(result: dict[str, Any]) -> str:
             lines.append(f"{'  causal gap':22} {'':10} {row['causal_gap']:+11.4f}")
     for name, bits in result.get("baselines", {}).items():
         lines.append(f"{name:22} {bits:10.4f}")
+    for depth, why in result["missing"].items():
+        lines.append(f"depth {depth} is missing: {why}")
     return "\n".join(lines)
 
 
@@ -227,18 +237,20 @@ def continue_prompts(
             f"generate: got --num_tokens={num_tokens} --temperature={temperature}, takes at least "
             "1 and 0"
         )
-    trained = load(workdir, step, overrides)
+    with console.doing(f"loading {workdir}"):
+        trained = load(workdir, step, overrides)
     for index, prompt in enumerate(prompts):
         if not (ids := trained.tokenizer.encode(prompt)):
             raise ConfigError("--prompt: is empty; give at least one token")
-        drawn = decode.generate(
-            trained.params,
-            trained.model,
-            ids,
-            num_tokens=num_tokens,
-            window=trained.run.train.seq_len,
-            temperature=temperature,
-            end_of_text=trained.tokenizer.end_of_text,
-            key=jax.random.fold_in(jax.random.key(seed), index),
-        )
+        with console.doing(f"continuing prompt {index + 1} of {len(prompts)}"):
+            drawn = decode.generate(
+                trained.params,
+                trained.model,
+                ids,
+                num_tokens=num_tokens,
+                window=trained.run.train.seq_len,
+                temperature=temperature,
+                end_of_text=trained.tokenizer.end_of_text,
+                key=jax.random.fold_in(jax.random.key(seed), index),
+            )
         yield prompt + trained.tokenizer.continuation(ids, drawn)

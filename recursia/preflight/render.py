@@ -65,7 +65,7 @@ def _speed(report: Report) -> list[str]:
         f"{milli['network']}; bound by {line['bound']}",
         f"utilisation {ends[1][0]:.0%} if nothing overlaps, {ends[0][0]:.0%} at the roofline",
         f"{report['num_steps']} steps, {report['tokens'] / 1e9:.4g} G tokens: "
-        f"{ends[1][1]:.3g} to {ends[0][1]:.3g} hours. Nothing was timed.",
+        f"{ends[0][1]:.3g} to {ends[1][1]:.3g} hours. Nothing was timed.",
     ]
 
 

@@ -156,7 +156,7 @@ class Loop:
         run = self.run
         self.meter = Meter(self.trainer)
         with (
-            contextlib.closing(Stop()) as stop,
+            contextlib.closing(Stop(start, run.train.num_steps)) as stop,
             contextlib.closing(self.writes(start)) as self.writer,
             contextlib.closing(self.loader.iterate(start)) as batches,
         ):

@@ -10,36 +10,53 @@ second.
 
 import os
 import signal
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from recursia import console, signals
+
 
 class Stop:
-    """Listens for SIGTERM, and for SIGUSR1 as schedulers send ahead."""
+    """Listens for SIGTERM, SIGUSR1 as schedulers send ahead, Ctrl-C, and SIGHUP.
 
-    def __init__(self):
-        """Listens from now on."""
-        self._is_told = False
+    Before the first step is made there is nothing to save: a signal ends the run at once.
+    """
+
+    def __init__(self, start: int, num_steps: int):
+        """Listens from now on.
+
+        Args:
+          start: updates already made.
+          num_steps: updates after which the run ends by itself.
+        """
+        self._step, self._num_steps = start, num_steps
         # Once processes are joined jax listens to SIGTERM, from before the first step on.
         self._is_joined = jax.distributed.is_initialized()
-        if self._is_joined:
-            handlers = {signal.SIGUSR1: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-        else:
-            handlers = dict.fromkeys((signal.SIGTERM, signal.SIGUSR1), self._set)
-        self._before = {number: signal.signal(number, call) for number, call in handlers.items()}
+        theirs = {signal.SIGTERM} if self._is_joined else set()
+        numbers = [number for number in signals.ENDINGS if number not in theirs]
+        self._listener = signals.Listener(numbers, self._pass_on if theirs else self._say)
+        self._listener.has_work = self._is_joined
 
-    def _set(self, *_: Any) -> None:
-        self._is_told = True
+    def _pass_on(self, number: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _say(self, number: int) -> None:
+        step = min(self._step + 1, self._num_steps)
+        again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
+        try:
+            console.say(f"saving step {step}{again}")
+        except RuntimeError:  # the signal came while a line was written
+            os.write(2, f"\nsaving step {step}{again}\n".encode())
 
     def comes_after(self, step: int) -> bool:
         """Returns whether the run ends after this step; to be asked once at every step."""
+        self._step = step
         if self._is_joined:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._is_told
+        self._listener.has_work = True
+        return self._listener.told is not None
 
     def close(self) -> None:
         """Gives the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._listener.close()

@@ -1,0 +1,62 @@
+"""Where compiled programs are kept from one command to the next.
+
+jax keeps them, under keys that hold its versions and the program; on a CPU also what this CPU can
+do must be the same, so each kind of CPU has a folder of its own.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import platform
+import sys
+
+from recursia import console
+
+VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def use(*, is_on: bool = True) -> pathlib.Path | None:
+    """Turns the cache on or off for this process; returns its folder, None if there is none.
+
+    A folder that cannot be written is told in a line, and the command goes on without.
+    """
+    if not is_on:
+        os.environ[VARIABLE] = ""
+    elif VARIABLE not in os.environ:
+        folder = default()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(13, os.strerror(13))
+        except OSError as error:
+            console.say(f"{folder}: compiled programs cannot be kept here ({error.strerror})")
+            return None
+        os.environ[VARIABLE] = str(folder)
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_compilation_cache_dir", os.environ[VARIABLE] or None)
+    return where()
+
+
+def where() -> pathlib.Path | None:
+    """Returns the folder that is in use; None if programs are not kept."""
+    name = os.environ.get(VARIABLE)
+    return pathlib.Path(name) if name else None
+
+
+def default() -> pathlib.Path:
+    """Returns the folder in the user's cache directory, for this kind of CPU."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with contextlib.suppress(RuntimeError):  # no home
+        cache = pathlib.Path(cache).expanduser()
+    return pathlib.Path(cache) / "recursia" / "compiled" / _cpu()
+
+
+def _cpu() -> str:
+    """Returns a name of what the CPU is and can do."""
+    said = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
+        keys = ("model name", "flags", "Features", "CPU part")
+        said = "\n".join(line for line in lines.splitlines() if line.startswith(keys))
+    return f"{platform.machine()}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"

@@ -1,0 +1,173 @@
+"""How values are typed: each reader refuses what makes no sense, and says the range."""
+
+import argparse
+import math
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from recursia.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that refuses an option given twice, unless it adds ("add", "append")."""
+
+    def __init__(self, **how: Any):
+        how.setdefault("formatter_class", _Formatter)
+        super().__init__(allow_abbrev=False, **how)
+        self.register("action", None, Once)
+        self.register("action", "add", Add)
+
+
+class Once(argparse.Action):
+    """Keeps the value of an option; a second, other one is refused."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Reads one occurrence."""
+        given = vars(namespace).setdefault("_given", {})
+        if self.dest in given and given[self.dest] != values:
+            raise argparse.ArgumentError(
+                self, f"given twice, as {given[self.dest]} and as {values}; give one"
+            )
+        given[self.dest] = values
+        setattr(namespace, self.dest, values)
+
+
+class Add(argparse.Action):
+    """Adds the values of every occurrence of an option, in order."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Reads one occurrence."""
+        setattr(namespace, self.dest, (*(getattr(namespace, self.dest) or ()), *values))
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Help that says every default which says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        has_none = action.default is None or action.default is False or action.default == ()
+        if has_none or "default" in text or action.default == argparse.SUPPRESS:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+def split(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=v` and `--config.a.b v` out of the arguments, wherever they stand.
+
+    Returns:
+      The other arguments, and the values by field, both as typed.
+
+    Raises:
+      ConfigError: for bytes that are not UTF-8, or a field given twice.
+    """
+    typed = [_decoded(each, before) for before, each in zip(["", *typed], typed, strict=False)]
+    rest, overrides, names = [], {}, {}
+    items = iter(typed)
+    for item in items:
+        if not item.startswith("--config."):
+            rest.append(item)
+            continue
+        name, equals, value = item.removeprefix("--config.").partition("=")
+        value = value if equals else next(items, "")
+        # The section of the model may be left out.
+        first = names.setdefault(name.removeprefix("model."), name)
+        if overrides.setdefault(first, value) != value:
+            raise ConfigError(
+                f"--config.{name}: given twice, as {overrides[first]!r} and as {value!r}; give one"
+            )
+    return rest, overrides
+
+
+def _decoded(item: str, before: str) -> str:
+    """Returns an argument as text, which Python reads by the locale, odd bytes as surrogates."""
+    if not any("\ud800" <= letter <= "\udfff" for letter in item):
+        return item
+    name, equals, _ = item.partition("=") if item.startswith("--") else ("", "", "")
+    skipped = len(os.fsencode(name + equals))
+    raw = os.fsencode(item)[skipped:]
+    try:
+        return name + equals + raw.decode()
+    except UnicodeDecodeError as error:
+        named = name or (before if before.startswith("--") else "an argument")
+        raise ConfigError(
+            f"{named}: byte {error.start + 1} (0x{raw[error.start]:02x}) is not UTF-8"
+        ) from None
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Returns the reader of an integer in a range; 1e3 is one."""
+
+    def read(typed: str) -> int:
+        try:
+            value = int(typed)
+        except ValueError:
+            value = _number(typed)
+        if value is None or value != value // 1 or not least <= value <= (most or math.inf):
+            to = f" to {most}" if most else ""
+            raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from {least}{to}")
+        return int(value)
+
+    return read
+
+
+def real(least: float, most: float | None = None) -> Callable[[str], float]:
+    """Returns the reader of a finite number in a range."""
+
+    def read(typed: str) -> float:
+        value = _number(typed)
+        if value is None or not least <= value <= (math.inf if most is None else most):
+            to = "" if most is None else f" to {most}"
+            raise argparse.ArgumentTypeError(f"got {typed!r}, takes a number from {least}{to}")
+        return value
+
+    return read
+
+
+def _number(typed: str) -> float | None:
+    try:
+        value = float(typed)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def something(typed: str) -> str:
+    """Reads text that is not empty."""
+    if not typed:
+        raise argparse.ArgumentTypeError("is empty")
+    return typed
+
+
+def place(typed: str) -> str:
+    """Reads a path as text; `~` is the home directory."""
+    try:
+        return str(pathlib.Path(something(typed)).expanduser()) if typed[:1] == "~" else typed
+    except RuntimeError:  # of a user who is not there
+        raise argparse.ArgumentTypeError(f"got {typed!r}, which is nobody's home") from None
+
+
+def path(typed: str) -> pathlib.Path:
+    """Reads a path; `~` is the home directory."""
+    return pathlib.Path(something(place(typed)))
+
+
+def names(typed: str) -> tuple[str, ...]:
+    """Reads names of configurations, by commas."""
+    if not (found := tuple(place(name) for name in typed.split(",") if name)):
+        raise argparse.ArgumentTypeError(f"got {typed!r}, takes configurations, by commas")
+    return found
+
+
+def depths(typed: str) -> tuple[int, ...]:
+    """Reads numbers of recursions, by commas."""
+    try:
+        found = tuple(whole(1)(depth) for depth in typed.split(",") if depth)
+    except argparse.ArgumentTypeError:
+        found = ()
+    if not found:
+        raise argparse.ArgumentTypeError(
+            f"got {typed!r}, takes numbers of recursions such as 1,2,3"
+        )
+    return found

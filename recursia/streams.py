@@ -1,0 +1,67 @@
+"""Standard output and error of a program whose readers may leave.
+
+What a command says on the way is lost with its reader and ends nothing; a command whose product is
+what it prints ends with 141, as a program that SIGPIPE kills. A character that the stream's
+encoding lacks is written as an escape.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+
+from recursia.errors import OutputLost
+
+
+class _Raw(io.FileIO):
+    """Bytes to a descriptor, until its reader is lost."""
+
+    def __init__(self, descriptor: int, is_product: bool, is_lost: bool):
+        super().__init__(descriptor, "w", closefd=False)
+        self.is_product, self._is_lost = is_product, is_lost
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self._is_lost:
+                raise OSError(errno.EBADF, "closed")
+            while (count := super().write(data)) is None:  # a pipe that is full and does not block
+                select.select([], [self], [])
+            return count
+        except OSError as error:
+            if self.is_product:
+                self.is_product = False  # said once
+                raise OutputLost(error.errno) from None
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """Replaces both streams, but for one that somebody captures."""
+    lost = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
+    # A descriptor that is closed would be given to the next file that is opened.
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(spare)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        given = getattr(sys, name)
+        if given is not getattr(sys, f"__{name}__"):
+            continue
+        raw = _Raw(descriptor, name == "stdout", name in lost)
+        with contextlib.suppress(OutputLost):
+            given and given.flush()
+        made = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=given.encoding if given else "utf-8",
+            errors="backslashreplace",
+            line_buffering=name == "stderr" or raw.isatty(),
+        )
+        setattr(sys, name, made)
+        setattr(sys, f"__{name}__", made)
+
+
+def print_nothing_of_note() -> None:
+    """Says that a command's product is not what it prints: a lost reader ends it no more."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Raw):
+        raw.is_product = False
