@@ -81,8 +81,9 @@ NARROW = {
 
 GENERIC = (
     "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
-    "config data train evaluate generate budget matching cli verbs arguments parsing streams signals "
-    "compiled console jsonlines sharding distributed topology activations preflight __main__"
+    "config data train evaluate generate budget matching cli verbs arguments parsing streams "
+    "signals compiled console jsonlines sharding distributed topology activations preflight "
+    "__main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

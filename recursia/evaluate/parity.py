@@ -5,6 +5,7 @@ name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`.
 """
 
 import dataclasses
+import functools
 import importlib
 import zipfile
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from recursia import model
 from recursia import params as parameters
@@ -92,18 +94,11 @@ def check(path: str) -> Parity:
 
 
 def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
-    tokens, targets = jnp.asarray(case.tokens), jnp.asarray(case.targets)
     params = jax.tree.map(jnp.asarray, case.params(reference.under(file, "param/")))
     _check_shapes(params, case.config)
-
-    def loss(params: Any):
-        out = model.apply(params, tokens, case.config, mode="train", **case.options)
-        logits = model.logits(params, out.hidden, case.config)
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
-        nats = nats.mean(where=targets >= 0)
-        return nats + sum(out.aux.losses.values()), (logits, nats, out.aux)
-
-    (total, (logits, nats, aux)), ours = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    (total, (logits, nats, aux)), ours = _graded(
+        params, case.tokens, case.targets, case.options, case.config
+    )
     pairs = [("total_loss", total), ("cross_entropy", nats), *case.losses(aux)]
     losses = [abs(float(value) - float(file[name])) for name, value in pairs if name in file]
     arrays = [("logits", logits), *case.arrays(aux, params)]
@@ -120,6 +115,19 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
             if f"selected/{r}" in file
         ),
     )
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@functools.partial(jax.value_and_grad, has_aux=True)
+def _graded(
+    params: Any, tokens: Array, targets: Array, options: dict[str, Any], config: model.Config
+) -> Any:
+    """Returns the loss, what it is made of, and its gradient: one program for all files alike."""
+    out = model.apply(params, tokens, config, mode="train", **options)
+    logits = model.logits(params, out.hidden, config)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+    nats = nats.mean(where=targets >= 0)
+    return nats + sum(out.aux.losses.values()), (logits, nats, out.aux)
 
 
 def _check_shapes(params: Any, config: model.Config) -> None:

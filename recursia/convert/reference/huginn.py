@@ -46,11 +46,17 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     shapes = {name: array.shape for name, array in named.items()}
 
     def latent(aux: Aux, weights: Any) -> list[tuple[str, Any]]:
-        out = model.apply(weights, jnp.asarray(tokens[:, :-1]), ours, mode="eval", **options)
-        return [("latent_state", model.normalise(weights, out.aux.states[-1], ours))]
+        return [("latent_state", _latent(weights, tokens[:, :-1], options["state"], ours))]
 
     read = functools.partial(params, ours, shapes)
     return Case(ours, read, tokens[:, :-1], tokens[:, 1:], options, arrays=latent)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _latent(weights: Any, tokens: Any, state: Any, config: model.Config) -> Any:
+    """Returns the normalised state after the last recursion."""
+    out = model.apply(weights, tokens, config, mode="eval", state=state)
+    return model.normalise(weights, out.aux.states[-1], config)
 
 
 def config(
