@@ -67,3 +67,15 @@ def test_text_that_an_encoding_lacks_is_escaped(variables):
     body = "    print('\\u00e9 \\udcff')\n    print('\\u00e9', file=sys.stderr)\n    return 0"
     done = run(body, **variables)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\\xe9 \\udcff\n", "\\xe9\n")
+
+
+def test_a_refusal_is_one_line_though_threads_of_libraries_go_on():
+    # As those that read ahead or save: they would speak in the midst of the interpreter's end.
+    body = """    import concurrent.futures, threading, time
+    from recursia.errors import DataError
+    pool = concurrent.futures.ThreadPoolExecutor()
+    late = lambda: (time.sleep(0.3), pool.submit(print))
+    threading.Thread(target=late).start()
+    raise DataError('other data')"""
+    done = run(body)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "recursia: other data\n")
