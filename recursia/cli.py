@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 wrong usage or configuration, 3 data, 4 
 """
 
 import glob
+import importlib
 import os
 import sys
 import warnings
@@ -49,6 +50,9 @@ def _command(given: list[str]) -> int:
     _quiet()
     if options.compiles:
         compiled.use(is_on=not options.no_compilation_cache)
+    if options.compiles and console.is_live():
+        with console.doing("starting"):
+            importlib.import_module("jax")
     return options.run(options) or 0
 
 

@@ -179,7 +179,7 @@ def _leave(error: BaseException) -> None:
     """Ends this process at once: to end in order it would have to wait for the others."""
     if is_first():  # the coordinator ends with it: others that fail alike come before
         time.sleep(GRACE_SECONDS)
-    if isinstance(error, UserError):
+    if hasattr(error, "exit_code"):  # a user's mistake, or a signal before there was a step
         said = f"recursia: process {jax.process_index()}: {error}\n"
     else:
         said = "".join(traceback.format_exception(error))

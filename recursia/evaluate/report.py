@@ -114,7 +114,7 @@ def evaluate(
 
     Returns:
       `step`, the scores of the trained depth, `table` with a row for each depth and mode, and
-      `missing`: why, for each depth that the model cannot walk.
+      where the model cannot walk a depth `missing`: why, by depth.
 
     Raises:
       ConfigError: if no depth can be walked.
@@ -154,7 +154,8 @@ def evaluate(
         main = next((r for r in rows if r["depth"] == ours.grid.num_recursions), rows[0])
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
-        result["missing"] = missing
+        if missing:
+            result["missing"] = missing
         if has_baselines:
             tokens = num_batches * run.train.batch_size * run.train.seq_len
             result["baselines"] = baselines.scores(trained.paths, paths, trained.tokenizer, tokens)
@@ -203,7 +204,7 @@ def render(result: dict[str, Any]) -> str:
             lines.append(f"{'  causal gap':22} {'':10} {row['causal_gap']:+11.4f}")
     for name, bits in result.get("baselines", {}).items():
         lines.append(f"{name:22} {bits:10.4f}")
-    for depth, why in result["missing"].items():
+    for depth, why in result.get("missing", {}).items():
         lines.append(f"depth {depth} is missing: {why}")
     return "\n".join(lines)
 

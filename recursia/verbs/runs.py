@@ -46,7 +46,7 @@ def evaluate(options: argparse.Namespace) -> int:
         )
         if distributed.is_first():
             print(json.dumps(result) if options.json else report.render(result))
-    return 1 if result["missing"] else 0
+    return 1 if "missing" in result else 0
 
 
 def _processes(options: argparse.Namespace) -> Any:

@@ -92,6 +92,18 @@ def test_eval_walks_the_depths_it_is_told(evaluate):
     assert shallow["nats_per_token"] == pytest.approx(deep["lens_nats_per_token"][0], rel=1e-5)
 
 
+def test_eval_prints_the_depths_that_there_are_and_why_others_are_missing(run, capsys):
+    asked = ["eval", f"--workdir={run}", "--depths=1,3,2,3", "--mode=causal", "--num_batches=1"]
+    assert cli.main(asked) == 1
+    *table, last = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in table[-2:]] == ["depth 1", "depth 2"]
+    assert last.startswith("depth 3 is missing: depth 3")
+    assert cli.main([*asked, "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert names(result) == [(1, "causal"), (2, "causal")]
+    assert list(result["missing"]) == ["3"] and "depth 3" in result["missing"]["3"]
+
+
 def test_eval_of_a_step_is_of_that_step(evaluate, run, capsys):
     first, second = (evaluate("--mode=eval", f"--step={step}") for step in (1, 2))
     assert (first["step"], second["step"]) == (1, 2)
@@ -202,10 +214,6 @@ def test_a_checkpoint_of_eight_devices_is_read_by_one(evaluate, run):
     ("arguments", "code", "part"),
     [
         (("eval", "--depths=3"), 2, "--depths: depth 3"),
-        (("eval", "--depths=0"), 2, "--depths: depth 0"),
-        (("generate", "--prompt=a", "--num_tokens=0"), 2, "--num_tokens=0"),
-        (("generate", "--prompt=a", "--temperature=-1"), 2, "--temperature=-1"),
-        (("generate", "--prompt="), 2, "--prompt: is empty"),
     ],
 )
 def test_what_cannot_be_asked_of_a_run_is_one_line(run, capsys, arguments, code, part):
