@@ -34,7 +34,7 @@ from tests.laws.tiny import (
 )
 
 BY_BLOCK = (("attention_lora", "block"), ("mlp_lora", "block"))
-LEGAL, MORE = 3, 27  # points that train; those refused cost nothing and are drawn besides
+LEGAL, MORE = 3, 12  # points that train; those refused cost nothing and are drawn besides
 DEPTHS = [d if d in ("fixed", "act", "expert_choice") else slow(d) for d in points.DEPTHS]
 BLOCKS = [b if b in ("llama", "moeut") else slow(b) for b in points.BLOCKS]
 
