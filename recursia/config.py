@@ -84,18 +84,20 @@ def build(cls: type, values: Any, path: str) -> Any:
     Raises:
       ConfigError: for an unknown, missing or mistyped field, or a value out of range.
     """
-    return _build(cls, values, path, tuple(configuration.tree(cls, values)))
+    return _build(cls, values, path, (path, *configuration.tree(cls, values)))
 
 
 def _build(cls: type, values: Any, path: str, tree: tuple[str, ...], about: str = "") -> Any:
-    """Does as `build`; `tree` is every field there may be, `about` the end of some refusals."""
+    """Does as `build`; `tree` is its path and every field, `about` the end of some refusals."""
     hints = typing.get_type_hints(cls, include_extras=True)
     names = {field.name: field for field in dataclasses.fields(cls)}
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: got {values!r}, takes a section with {', '.join(names)}")
     for name in values:
         if name not in names:
-            end = configuration.near(str(name), list(names), tree)
+            root, *known = tree
+            field = f"{path}.{name}".removeprefix(f"{root}.")
+            end = configuration.near(field, list(names), known)
             raise ConfigError(f"{path}.{name}: no such field{end}")
     given = {}
     for name, value in values.items():

@@ -117,14 +117,15 @@ def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
     """Returns the end of a refusal: which field may be meant, and which there are beside it.
 
     Args:
-      field: as it was typed, of which the last part is wrong.
+      field: dotted, of which the last part is wrong.
       siblings: names that would be right there.
       known: dotted paths of the whole configuration, which are searched too.
     """
     name = field.rpartition(".")[2]
     wanted = _SYNONYMS.get(name, name)
     lasts = [path.rpartition(".")[2] for path in known]
-    meant = [wanted] if wanted in siblings else []
+    section = field.removesuffix(name)
+    meant = [f"{section}{wanted}"] if wanted in siblings else []
     meant = meant or [path for path, last in zip(known, lasts, strict=True) if last == wanted]
     meant = meant or difflib.get_close_matches(name, siblings, n=1)
     for close in [] if meant else difflib.get_close_matches(name, lasts, n=1, cutoff=0.75):

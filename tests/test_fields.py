@@ -62,16 +62,16 @@ def test_a_prefix_takes_a_section_or_a_field_and_a_wrong_one_is_refused(run):
 
 
 MEANT = {
-    "optimizer.lr": "did you mean 'learning_rate'?",
+    "optimizer.lr": "did you mean 'optimizer.learning_rate'?",
     "lr": "did you mean 'optimizer.learning_rate'?",
     "train.lr": "did you mean 'optimizer.learning_rate'?",
     "learning_rate": "did you mean 'optimizer.learning_rate'?",
     "model.width": "did you mean 'model.block.embed_dim'?",
     "model.embed_dim": "did you mean 'model.block.embed_dim'?",
-    "block.width": "did you mean 'embed_dim'?",
-    "model.layers": "did you mean 'num_layers'?",
+    "block.width": "did you mean 'model.block.embed_dim'?",
+    "model.layers": "did you mean 'model.num_layers'?",
     "capacity": "did you mean 'model.depth.capacity'?",
-    "train.steps": "did you mean 'num_steps'?",
+    "train.steps": "did you mean 'train.num_steps'?",
     "train.learningrate": "did you mean 'optimizer.learning_rate'?",
     "depth.num_recursion": "did you mean 'num_recursions'?",
     "temperature": "did you mean 'model.depth.temperature' or 'eval.temperature'?",
