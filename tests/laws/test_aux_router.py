@@ -10,7 +10,7 @@ import pytest
 from recursia import accounting, config, model, params, sharding
 from recursia.depth import expert_choice, routing
 from recursia.train import step
-from tests import test_accounting
+from tests import slow, test_accounting
 from tests.laws import by_hand
 from tests.laws.test_causality import is_free_of_the_future
 from tests.laws.test_expert_choice import assert_is_by_hand
@@ -68,7 +68,7 @@ def test_it_is_what_decides_in_causal_mode():
     assert is_free_of_the_future(routed(recursions=2), "causal", seeds=range(1))
 
 
-@pytest.mark.parametrize("router", ["linear", "mlp"])
+@pytest.mark.parametrize("router", ["linear", slow("mlp")])
 def test_no_gradient_passes_through_it(router):
     made, tokens = routed(recursions=2, router=router, aux_loss_weight=50.0), text()
     weights = draw(made)

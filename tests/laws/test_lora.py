@@ -88,7 +88,9 @@ def test_a_step_multiplies_by_the_sum(options):
         assert_close(logits, by_hand.forward(weights, text(), free, mode)[0])
 
 
-@pytest.mark.parametrize("name", ["cycle", "sequence", "adapters by recursion", slow("routed")])
+@pytest.mark.parametrize(
+    "name", ["cycle", slow("sequence"), "adapters by recursion", slow("routed")]
+)
 def test_gradients_are_those_of_the_sums(name):
     """Of an adapter, what its own steps give; of a shared weight, what all steps give."""
     model_config = relaxed(**{"weights": lora.Config(5, scale=0.5), **POINTS[name]})

@@ -69,7 +69,8 @@ def test_it_is_the_equations(block, group, kv_sharing):
     config = build(block, group, kv_sharing=kv_sharing)
     weights, tokens = draw(config), text()
     logits, records = run(weights, tokens, config)
-    for mode in ("eval", "train", "causal"):
+    # Of one block every mode; what a mode changes, no other width does.
+    for mode in ("eval", "train", "causal") if block is BLOCK else ("train",):
         ours, aux = forward(weights, tokens, config, mode)
         assert_close(ours, logits, 256)
         expected = block.entropy_weight * regulariser(records, ("router",))

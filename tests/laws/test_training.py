@@ -17,10 +17,7 @@ from recursia.params import Spec, normal
 from tests.laws.tiny import VOCAB, assert_close, draw, gradient, loss, text, tiny
 
 init = jax.jit(model.init, static_argnums=0)
-MODELS = {
-    "fixed": tiny(sharing_="middle_cycle", recursions=2),
-    "expert_choice": tiny("expert_choice", recursions=2, blocks=1),
-}
+MODEL = tiny(sharing_="middle_cycle", recursions=2)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -37,9 +34,9 @@ def train(params, tokens, config):
     return jax.lax.scan(step, (params, optimizer.init(params)), length=60)[1]
 
 
-@pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
-def test_a_new_model_knows_nothing_and_learns_one_batch(config):
-    losses = train(init(config, jax.random.key(0)), text(), config)
+# One that is routed does by a trainer, in tests/train/test_step.py.
+def test_a_new_model_knows_nothing_and_learns_one_batch():
+    losses = train(init(MODEL, jax.random.key(0)), text(), MODEL)
     assert abs(losses[0] - math.log(VOCAB)) < 0.02 * math.log(VOCAB)
     assert losses[-1] < 0.5 * losses[0]
 
@@ -126,7 +123,7 @@ def test_copies_in_a_bank_start_different():
 
 @pytest.mark.parametrize("seed", [0])
 def test_matrices_start_with_their_standard_deviation_and_norms_at_one(seed):
-    params = init(MODELS["fixed"], jax.random.key(seed))
+    params = init(MODEL, jax.random.key(seed))
     assert abs(params["core"]["mlp"]["gate"].std() - 0.02) < 0.002
     assert abs(params["embed"]["table"].std() - 0.02) < 0.002
     assert jnp.all(params["final_norm"] == 1) and jnp.all(params["core"]["norms"]["mlp"] == 1)
