@@ -174,6 +174,8 @@ def _prepare(parser: parsing.Parser) -> None:
             how = {"type": parsing.whole(1) if hint is int else parsing.real(0, 1)}
         elif field.name == "tokenizer":
             how = {"type": parsing.place}
+        elif not field.default:
+            how = {"type": str}
         text = PREPARE.get(field.name) or about[field.name].replace("%", "%%")
         parser.add_argument(f"--{field.name}", default=field.default, help=text, **how)
 

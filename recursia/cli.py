@@ -61,6 +61,7 @@ def _quiet() -> None:
     import logging
 
     logging.getLogger("absl").setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's warnings
     warnings.filterwarnings("ignore", message="Sharding info not provided")
     # Where compilers for TPU or GPU are installed, jax looks for the devices, in vain and aloud.
     here = (path for pattern in _ACCELERATORS for path in glob.iglob(pattern))

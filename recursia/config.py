@@ -32,14 +32,29 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
         shorter than its schedule goes on; `settings.notes` says so.
     """
     values = read(name).to_dict()
+    named = set(map(configuration.full, overrides))
+    _drop_data(values, named)
     for field, value in overrides.items():
         _set(values, field, Raw(value))
     run = build(settings.Run, values, "config")
-    named = set(map(configuration.full, overrides))
     is_cut = "train.num_steps" in named and not any(f.startswith("schedule.") for f in named)
     if (conflict := run.schedule.conflict(run.train.num_steps)) and not is_cut:
         raise ConfigError(f"config.{conflict}")
     return run
+
+
+def _drop_data(values: dict[str, Any], named: set[str]) -> None:
+    """Takes all of a file's data away where other data was typed.
+
+    Raises:
+      ConfigError: if both prepared folders and text to prepare were typed.
+    """
+    texts = [field for field in ("data.text", "data.validation_text") if field in named]
+    if "data.path" in named and texts:
+        raise ConfigError(f"config.{texts[0]}: is not read beside data.path; give one of the two")
+    if named & {"data.path", "data.text"} and isinstance(data := values.get("data"), dict):
+        for field in ("path", "weights", "text", "validation_text"):
+            data.pop(field, None)
 
 
 def override(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:

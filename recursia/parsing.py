@@ -5,19 +5,28 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from recursia.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses an option given twice, unless it adds ("add", "append")."""
+    """A parser that refuses in one line; also an option given twice, unless it adds."""
 
     def __init__(self, **how: Any):
         how.setdefault("formatter_class", _Formatter)
         super().__init__(allow_abbrev=False, **how)
         self.register("action", None, Once)
         self.register("action", "add", Add)
+
+    def error(self, message: str) -> NoReturn:
+        """Refuses what was typed, in one line.
+
+        Raises:
+          ConfigError: always.
+        """
+        verb = self.prog.partition(" ")[2]
+        raise ConfigError(f"{verb and f'{verb}: '}{message}; see {self.prog} --help")
 
 
 class Once(argparse.Action):

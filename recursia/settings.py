@@ -103,7 +103,7 @@ class Data:
 
     Attributes:
       path: directories written by `recursia data prepare`, mixed by `weights`; `text` is then
-        not read.
+        not read. Where `path` or `text` is typed, no data of the configuration's file is read.
       weights: relative number of rows drawn from each path; empty draws alike.
       text: files to prepare inside the workdir when there is no `path`; "bundled:train" is the
         bundled corpus.

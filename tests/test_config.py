@@ -267,3 +267,20 @@ def test_a_trained_run_keeps_the_kind_of_its_depth():
 def test_activations_are_split_over_all_devices_or_refused():
     with pytest.raises(ConfigError, match=r"config.mesh.rules.batch: got \('data',\), takes"):
         config.load("mor:tiny", {"mesh.rules.batch": "('data',)", "mesh.rules.embed": "('fsdp',)"})
+
+
+def test_data_that_is_typed_replaces_all_of_the_files(tmp_path):
+    of = lambda **typed: config.load("mor:tiny", {f"data.{k}": v for k, v in typed.items()}).data
+    preset, mine = of(), str(tmp_path / "mine.txt")
+    assert preset.text and preset.validation_text
+    assert (of(text=mine).text, of(text=mine).validation_text) == ((mine,), ())
+    assert of(text=mine, validation_text=mine).validation_text == (mine,)
+    assert (of(path=mine).path, of(path=mine).text, of(path=mine).validation_text) == (
+        (mine,),
+        (),
+        (),
+    )
+    assert of(validation_text=mine).text == preset.text
+    assert of(text=mine).tokenizer == preset.tokenizer
+    with pytest.raises(ConfigError, match=r"config\.data\.text: is not read beside data\.path"):
+        of(path=mine, text=mine)

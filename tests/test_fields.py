@@ -7,6 +7,7 @@ import pytest
 
 from recursia import config, settings
 from recursia.errors import ConfigError
+from recursia.meanings import meanings
 from tests.train import values, write_config
 
 KINDS = [(field, kind) for field in settings.KINDS for kind in settings.kinds(field)]
@@ -48,9 +49,8 @@ def test_every_field_has_a_meaning_a_type_and_its_value(run):
 @pytest.mark.parametrize(("field", "kind"), KINDS)
 def test_every_field_of_every_kind_has_a_meaning(field, kind):
     cls = settings.kind_config(settings.KINDS[field], kind)
-    from recursia.fields import _meanings
 
-    assert {f.name for f in dataclasses.fields(cls)} <= _meanings(cls).keys()
+    assert {f.name for f in dataclasses.fields(cls)} <= meanings(cls).keys()
 
 
 def test_a_prefix_takes_a_section_or_a_field_and_a_wrong_one_is_refused(run):

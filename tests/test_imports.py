@@ -50,10 +50,11 @@ MAY = {
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BASE | {"accounting", "budget"} | CONFIGS,
     "train": MODEL
-    | {"model", "accounting", "data", "generate", "evaluate", "distributed", "console", "signals"}
+    | {"model", "accounting", "data", "generate", "evaluate", "distributed"}
+    | {"console", "jsonlines", "signals"}
     | CONFIGS,
     "evaluate": MODEL
-    | {"model", "accounting", "data", "generate", "train", "convert", "console"}
+    | {"model", "accounting", "data", "generate", "train", "convert", "distributed", "console"}
     | CONFIGS,
     "arguments": {"data", "parsing", "presets", "meanings"},
     "verbs": BASE

@@ -85,8 +85,6 @@ class Loop:
             self.prompts = [self._ids(prompt) for prompt in run.eval.prompts]
         self.identity = directory.identity(run, vocab, self.loader.identity)
         distributed.check_same("configuration or data", _digest(run, self.identity))
-        for split, paths in zip(packing.SPLITS, (self.paths, self.scored), strict=True):
-            self.progress.say(directory.described(paths, split))
         teacher = earlier.teacher(run, vocab, self.loader.tokenizer, mesh)
         self.trainer = Trainer(run, run.model.build(vocab), mesh, teacher)
         self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
@@ -154,6 +152,10 @@ class Loop:
     def run_from(self, state: State, start: int) -> None:
         """Makes the steps from `start` on."""
         run = self.run
+        for split, paths in zip(packing.SPLITS, (self.paths, self.scored), strict=True):
+            self.progress.say(directory.described(paths, split))
+        for note in settings.notes(run):
+            self.progress.say(f"note: {note}")
         self.meter = Meter(self.trainer)
         with (
             contextlib.closing(Stop(start, run.train.num_steps)) as stop,

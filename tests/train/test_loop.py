@@ -64,7 +64,10 @@ def handlers():
 
 
 def command(folder, workdir, *overrides):
-    typed = [item for name, value in TYPED.items() for item in (f"--config.{name}", value)]
+    """Returns what is typed: overrides replace what all runs here have."""
+    names = {override.removeprefix("--config.").partition("=")[0] for override in overrides}
+    own = {name: value for name, value in TYPED.items() if name not in names}
+    typed = [item for name, value in own.items() for item in (f"--config.{name}", value)]
     return ["train", f"--config={folder / 'tiny.py'}", *typed, f"--workdir={workdir}", *overrides]
 
 
@@ -98,15 +101,14 @@ def signals(number):
 def test_a_run_told_to_stop_ends_where_the_unbroken_one_does(
     folder, unbroken, tmp_path, monkeypatch, capsys
 ):
-    # While it waits for a step after which it validates, and would not save by itself.
-    once(monkeypatch, loop.Loop, "log", lambda step, _: step == 3, signals(signal.SIGTERM))
+    # While it waits for a step: it stops after the next, which it would not save by itself.
+    once(monkeypatch, loop.Loop, "log", lambda step, _: step == 2, signals(signal.SIGTERM))
     assert train(folder, tmp_path) == 75
     assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: told to stop: saved step")
-    stopped = saved(tmp_path)[-1]
-    assert stopped in (3, 4) and rows(tmp_path)[-1]["step"] == stopped
+    assert saved(tmp_path)[-1] == rows(tmp_path)[-1]["step"] == 3
     monkeypatch.undo()
     # Between two steps, by the signal that schedulers send ahead.
-    fifth = iter(step == 5 for step in range(stopped + 1, STEPS))
+    fifth = iter([False, True])
     once(monkeypatch, Trainer, "put", lambda _: next(fifth), signals(signal.SIGUSR1))
     assert train(folder, tmp_path) == 75
     assert saved(tmp_path)[-1] == 5
@@ -260,7 +262,7 @@ def test_validation_rows_say_what_causal_decisions_cost(unbroken):
             last = row[f"validation_lens_loss{mode}"][-1]
             assert abs(last - row[f"validation_loss{mode}"]) < 1e-5
             assert row[f"validation_bits_per_byte{mode}"] > 0
-        assert 1.5 <= row["validation_mean_depth"] < 1.6  # padded rows keep as many tokens
+        assert row["validation_mean_depth"] == 1.5  # of 2 tokens beside padding, 1 goes on
         assert 1 <= row["validation_mean_depth_causal"] <= 2
 
 
@@ -272,7 +274,7 @@ def test_samples_continue_every_prompt(unbroken):
     assert all(isinstance(sample["text"], str) for sample in samples)
 
 
-def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path):
+def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path, capsys):
     sections = {"log": {"every_steps": 4, "tensorboard": False}, "checkpoint": {"every_steps": 0}}
     run = tiny_run(folder, "fixed", **sections, eval={"every_steps": 0})
     loop.train(run, tmp_path, {})
@@ -286,9 +288,25 @@ def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path):
     assert len(written[-1]["validation_lens_loss"]) == 2
     assert not (tmp_path / "tensorboard").exists()
     assert saved(tmp_path) == [STEPS]
-    assert (
-        recursia.config.to_dict(run)["depth"] if "depth" in recursia.config.to_dict(run) else True
-    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == [
+        f"training on train.txt (1 documents, {len(prose(0, 800)) + 1:,} tokens)",
+        f"validating on validation.txt (1 documents, {len(prose(1, 60)) + 1:,} tokens)",
+    ]
+    assert any(line.startswith("compiling the training step for 8 devices") for line in said)
+
+
+def test_a_run_without_a_validation_split_trains_and_says_so(folder, tmp_path, capsys):
+    data = {"validation_text": [], "validation_fraction": 0.0}
+    few = {"every_steps": 0, "prompts": ["red"], "sample_tokens": 2}
+    train = {"num_steps": 2, "batch_size": 8, "seq_len": 16}
+    data["text"] = [str(folder / "train.txt")]
+    loop.train(tiny_run(folder, "fixed", data=data, eval=few, train=train), tmp_path, {})
+    assert "validating on nothing" in capsys.readouterr().err
+    assert not any("validation_loss" in row for row in rows(tmp_path)) and saved(tmp_path) == [2]
+    assert len(rows(tmp_path, "samples.jsonl")) == 1
+    assert cli.main(["eval", f"--workdir={tmp_path}"]) == 3
+    assert "no validation split; give --text=FILE" in capsys.readouterr().err
 
 
 def test_config_json_makes_the_same_run_and_overrides_json_is_what_was_typed(folder, unbroken):
