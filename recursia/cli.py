@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from recursia import arguments, compiled, console, parsing, verbs
+from recursia import arguments, compiled, console, parsing, signals, verbs
 from recursia.errors import ConfigError, OutputLost, UserError
 
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
@@ -32,7 +32,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if not error.is_closed:
             console.say(f"recursia: {error}")
         return error.exit_code
-    except UserError as error:
+    except (UserError, signals.Left) as error:
         console.say(f"recursia: {error}")
         return error.exit_code
     except SystemExit as error:  # argparse: --help, or a wrong option

@@ -61,7 +61,7 @@ MAY = {
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
     | {"console", "streams", "distributed", "preflight", "topology"}
     | {"presets", "fields", "accounting"},
-    "cli": BASE | {"arguments", "compiled", "console", "parsing", "verbs"},
+    "cli": BASE | {"arguments", "compiled", "console", "parsing", "signals", "verbs"},
     "activations": MODEL | {"model", "accounting"},
     "preflight": MODEL
     | {"model", "accounting", "activations", "budget", "topology", "train", "generate", "data"}

@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -11,6 +12,7 @@ from recursia.data.packing import SPLITS
 from recursia.data.source import Document
 from recursia.errors import DataError
 
+_LEAST = 1024  # bytes that a validation split must have, for one of several documents to be cut
 _REACH = 4096  # characters around the place asked for in which a single document's cut is sought
 
 Labelled = Iterator[tuple[str, Document]]
@@ -29,15 +31,17 @@ class Corpus:
     num_documents: int
     _read: Callable[[bool], Labelled]
     _held: bytearray | None = None  # per document, whether it validates; None: its files say it
-    _cut: int | None = None  # characters of a single document that are for training
+    _cut: tuple[int, int] | None = None  # a document, and how many of its characters train
 
     def documents(self, *, warn: bool = False) -> Labelled:
         """Yields (split, document); `warn` says what was skipped."""
         held = iter(self._held or ())
-        for named, document in self._read(warn):
-            if self._cut is not None:
-                yield SPLITS[0], Document(partial(_part, document, 0, self._cut))
-                yield SPLITS[1], Document(partial(_part, document, self._cut, None))
+        where, cut = self._cut or (-1, 0)
+        for number, (named, document) in enumerate(self._read(warn)):
+            if number == where:
+                next(held, None)
+                yield SPLITS[0], Document(partial(_part, document, 0, cut))
+                yield SPLITS[1], Document(partial(_part, document, cut, None))
             elif self._held is None:
                 yield named, document
             elif (held_out := next(held, None)) is None:
@@ -51,7 +55,8 @@ def survey(read: Callable[[bool], Labelled], fraction: float, *, is_named: bool)
 
     A document's own hash decides, so that the split depends neither on order nor on the others.
     Where that leaves validation nothing, the document whose size is nearest to the share asked for
-    validates; where it leaves training nothing, the largest trains; a single one is cut at its end.
+    validates, or its end if it is far larger; where it leaves training nothing, the largest trains.
+    A single one is cut at its end.
 
     Args:
       read: gives the documents with the split that their files were named for, anew at each call;
@@ -85,11 +90,14 @@ def survey(read: Callable[[bool], Labelled], fraction: float, *, is_named: bool)
     known = Corpus(total, len(sizes), read)
     if is_named:
         return known
-    if fraction and len(sizes) == 1:
-        ((_, document),) = read(False)
-        return dataclasses.replace(known, _cut=_place(document, fraction))
-    if fraction and not any(held):
-        held[min(range(len(sizes)), key=lambda i: abs(sizes[i] - fraction * total))] = True
+    share = fraction * total
+    if fraction and (len(sizes) == 1 or not any(held)):
+        nearest = min(range(len(sizes)), key=lambda i: abs(sizes[i] - share))
+        if len(sizes) == 1 or sizes[nearest] > 2 * share >= 2 * _LEAST:
+            _, document = next(itertools.islice(read(False), nearest, None))
+            cut = nearest, _place(document, share / sizes[nearest])
+            return dataclasses.replace(known, _held=held, _cut=cut)
+        held[nearest] = True
     elif all(held):
         held[max(range(len(sizes)), key=sizes.__getitem__)] = False
     return dataclasses.replace(known, _held=held)

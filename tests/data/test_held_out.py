@@ -70,6 +70,18 @@ def test_the_one_that_is_set_aside_is_as_large_as_was_asked_for(put, tmp_path):
 
 
 @pytest.mark.parametrize("content", [PROSE, ["one", "two"]], ids=["one document", "two"])
+def test_of_a_few_large_documents_the_end_of_one_is_set_aside(put, tmp_path):
+    books = [put(f"{name}.txt", PROSE.replace("Line", name) * 3) for name in ("One", "Two", "Six")]
+    reader = prepare(books, tmp_path / "out", 0.05)
+    (held_out,), train = texts(reader, "validation"), texts(reader, "train")
+    assert len(held_out) == pytest.approx(0.05 * 3 * 3 * len(PROSE), rel=0.05)
+    whole = [open(book).read() for book in books]
+    assert sum(text in whole for text in train) == 2
+    assert any(text + held_out in whole for text in train)
+    turned = prepare(books[::-1], tmp_path / "turned", 0.05)
+    assert len(texts(turned, "train")) == 3 and len(texts(turned, "validation")) == 1
+
+
 def test_a_fraction_of_0_makes_no_validation_split(put, tmp_path, refused, content):
     path = put("a.txt" if isinstance(content, str) else "a.jsonl", content)
     reader = prepare([path], tmp_path / "out", 0.0)

@@ -17,9 +17,15 @@ WRONG = {
     "a part of the flags": ([AT], ("--num_processes, --process_id: missing", "HOST:PORT")),
     "no coordinator": (["--num_processes=2", "--process_id=0"], ("--coordinator: missing",)),
     "a count alone": (["--num_processes=2"], ("--coordinator, --process_id: missing",)),
-    "no process": ([AT, "--num_processes=0", "--process_id=0"], ("=0: takes at least 1",)),
+    "no process": (
+        [AT, "--num_processes=0", "--process_id=0"],
+        ("got '0', takes a number from 1",),
+    ),
     "one too many": ([AT, "--num_processes=2", "--process_id=2"], ("0 to 1 of 2",)),
-    "below zero": ([AT, "--num_processes=2", "--process_id=-1"], ("0 to 1 of 2",)),
+    "below zero": (
+        [AT, "--num_processes=2", "--process_id=-1"],
+        ("got '-1', takes a number from 0",),
+    ),
     "no port": (
         ["--coordinator=host", "--num_processes=2", "--process_id=0"],
         ("--coordinator=host: takes HOST:PORT",),
@@ -28,7 +34,10 @@ WRONG = {
         ["--coordinator=host:65536", "--num_processes=2", "--process_id=0"],
         ("from 1 to 65535",),
     ),
-    "no number": ([AT, "--num_processes=two", "--process_id=0"], ("invalid int value: 'two'",)),
+    "no number": (
+        [AT, "--num_processes=two", "--process_id=0"],
+        ("got 'two', takes a number from 1",),
+    ),
 }
 
 

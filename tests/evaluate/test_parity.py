@@ -29,8 +29,8 @@ def parity(capsys, *arguments):
 
 
 def test_files_that_agree_exit_with_0(capsys):
-    code, out, _ = parity(capsys, *FILES, "--json")
-    assert code == 0
+    code, out, err = parity(capsys, *FILES, "--json")
+    assert code == 0 and all(line.startswith("comparing ") for line in err.splitlines())
     results = json.loads(out)
     assert list(results) == FILES
     for result in results.values():
