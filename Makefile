@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
-TEST_FLAGS ?= -q -n 2 --durations=10
+# A worker keeps to whole files, whose programs its tests share, until the other has none left.
+TEST_FLAGS ?= -q -n 2 --dist=worksteal --durations=10
 
 .PHONY: demo test test-slow test-presets test-shapes test-gpu-compile lint clean
 

@@ -8,6 +8,7 @@ combinations that are left. Kernels and machines meet in all combinations in the
 """
 
 import collections
+import gc
 import os
 import shutil
 import tempfile
@@ -58,6 +59,13 @@ def pytest_collection_modifyitems(items):
             unmet -= combinations.pop(richest)
         for item in combinations:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """Looks for garbage seldom, and not among modules and tests: a twentieth of all the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)
