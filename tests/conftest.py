@@ -8,7 +8,11 @@ combinations that are left. Kernels and machines meet in all combinations in the
 """
 
 import collections
+<<<<<<< HEAD
 import importlib.metadata
+=======
+import gc
+>>>>>>> suite
 import os
 import shutil
 import tempfile
@@ -61,6 +65,13 @@ def pytest_collection_modifyitems(items):
             unmet -= combinations.pop(richest)
         for item in combinations:
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    """Looks for garbage seldom, and not among modules and tests: a twentieth of all the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -69,7 +69,6 @@ def test_the_one_that_is_set_aside_is_as_large_as_was_asked_for(put, tmp_path):
     assert len(texts(prepare(alike, tmp_path / "alike", 0.1), "validation")) == 1
 
 
-@pytest.mark.parametrize("content", [PROSE, ["one", "two"]], ids=["one document", "two"])
 def test_of_a_few_large_documents_the_end_of_one_is_set_aside(put, tmp_path):
     books = [put(f"{name}.txt", PROSE.replace("Line", name) * 3) for name in ("One", "Two", "Six")]
     reader = prepare(books, tmp_path / "out", 0.05)
@@ -82,6 +81,7 @@ def test_of_a_few_large_documents_the_end_of_one_is_set_aside(put, tmp_path):
     assert len(texts(turned, "train")) == 3 and len(texts(turned, "validation")) == 1
 
 
+@pytest.mark.parametrize("content", [PROSE, ["one", "two"]], ids=["one document", "two"])
 def test_a_fraction_of_0_makes_no_validation_split(put, tmp_path, refused, content):
     path = put("a.txt" if isinstance(content, str) else "a.jsonl", content)
     reader = prepare([path], tmp_path / "out", 0.0)
