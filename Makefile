@@ -1,17 +1,12 @@
 # Needs python3 (3.11 or later) with venv and pip; everything else is installed into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-<<<<<<< HEAD
 DEMO ?= runs/demo
 DEMO_FLAGS ?=
 DEMO_BATCHES ?= 32
-TEST_FLAGS ?= -q -n 2 --durations=10
-NEWEST = $(shell .ci/newest-python $(PYTHON))
-=======
-DEMO := runs/demo
 # A worker keeps to whole files, whose programs its tests share, until the other has none left.
 TEST_FLAGS ?= -q -n 2 --dist=worksteal --durations=10
->>>>>>> suite
+NEWEST = $(shell .ci/newest-python $(PYTHON))
 
 .PHONY: .venv-newest/tested demo test test-slow test-newest test-presets test-shapes test-gpu-compile lint clean
 

@@ -8,11 +8,8 @@ combinations that are left. Kernels and machines meet in all combinations in the
 """
 
 import collections
-<<<<<<< HEAD
-import importlib.metadata
-=======
 import gc
->>>>>>> suite
+import importlib.metadata
 import os
 import shutil
 import tempfile
