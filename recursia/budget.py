@@ -72,6 +72,7 @@ def _row(name: str, run: settings.Run) -> Row:
         "tokens_per_step": train.batch_size * train.seq_len,
         "training_flops": training_flops(run),
         "mor_flops": train.num_steps * train.batch_size * train.seq_len * cost.mor_flops_per_token,
+        "notes": settings.notes(run),
     }
 
 
@@ -126,12 +127,15 @@ def render(rows: list[Row]) -> str:
         if any(key.startswith(prefix) for key in keys):
             named = f"{prefix[:-1].replace('sixn', '6N')}: {note}."
             lines += textwrap.wrap(named, 100, subsequent_indent="  ")
+    for row in rows:
+        for note in row["notes"]:
+            lines += textwrap.wrap(f"{row['name']}: {note}.", 100, subsequent_indent="  ")
     return "\n".join(lines)
 
 
 def _applies(key: str, rows: list[Row]) -> bool:
     """Returns whether a quantity says something about one of the models at least."""
-    if key in ("name", "depth_kind"):
+    if key in ("name", "depth_kind", "notes"):
         return False
     if key.startswith("mor_"):
         return any(row["depth_kind"] in _CHOOSING for row in rows)

@@ -12,7 +12,7 @@ FIXED_KEYS = (
     "unique_parameters applied_parameters forward_flops_per_token training_flops_per_token "
     "mor_flops_per_token cache_bytes_per_token optimizer_bytes"
 ).split()
-WORDS = ("name", "depth_kind")
+WORDS = ("name", "depth_kind", "notes")
 
 
 @pytest.fixture(scope="module")

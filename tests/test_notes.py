@@ -2,7 +2,7 @@
 
 import pytest
 
-from recursia import config, settings
+from recursia import budget, config, settings
 from recursia.errors import ConfigError
 from tests.train import tiny_run, values
 
@@ -68,7 +68,10 @@ def test_a_phase_that_outlasts_training_is_told(tmp_path):
     ],
 )
 def test_losses_that_are_no_sums_over_tokens_are_named_with_microbatches(name, typed, field):
-    (said,) = settings.notes(load(name, "train.num_microbatches=2"))
+    run = load(name, "train.num_microbatches=2")
+    (said,) = settings.notes(run)
     assert said.startswith(f"train.num_microbatches: {field} weighs a loss")
+    table = budget.render(budget.compare({name: run}, "none"))
+    assert f"{name}: {said}." in " ".join(table.split())
     assert settings.notes(load(name, "train.num_microbatches=2", f"{typed}=0")) == []
     assert settings.notes(load(name)) == []

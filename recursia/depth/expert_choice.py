@@ -314,7 +314,8 @@ def _warming(config: Config, is_live: Bool[Array, "B T"], step: Any) -> Int[Arra
     step = jnp.clip(step, 0, len(falls) - 1)
     share, whole = (jnp.array(of)[step][:, None, None] for of in (shares, whole))
     # A table by length too would be large; of rows with padding, the product is in float32.
-    part = jnp.minimum(jnp.maximum((share * lengths).astype(jnp.int32), 1), lengths)
+    kept = (share * lengths.astype(share.dtype)).astype(jnp.int32)
+    part = jnp.minimum(jnp.maximum(kept, 1), lengths)
     return jnp.where(lengths == each, whole, part)
 
 

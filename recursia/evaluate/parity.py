@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib
 import zipfile
+import zlib
 from typing import Any
 
 import jax
@@ -51,6 +52,9 @@ class Parity:
         )
 
 
+_UNREADABLE = (ValueError, OSError, KeyError, TypeError, EOFError, MemoryError, RecursionError)
+
+
 def read(path: str) -> dict[str, np.ndarray]:
     """Returns the arrays of a file.
 
@@ -62,7 +66,7 @@ def read(path: str) -> dict[str, np.ndarray]:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (ValueError, OSError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz of plain arrays ({error})") from None
     if missing := {"family", "config", "tokens", "logits", "cross_entropy"} - arrays.keys():
         raise DataError(f"{path}: not a parity file; it has no {', '.join(sorted(missing))}")

@@ -1,5 +1,6 @@
 """How well a model predicts text: nats per token, bits per byte, recursions used."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -137,8 +138,8 @@ def validation_batches(
     windows = [Windows(path, "validation", train.seq_len, keep_tail=True) for path in paths]
     each = [-(-len(of) // train.batch_size) for of in windows]
     total = sum(min(count, num_batches or count) for count in each)
-    draws = console.bar if distributed.is_first() else console.no_bar
-    with draws("scoring", total, "batches") as advance:
+    bar = console.bar("scoring", total, "batches")
+    with bar if distributed.is_first() else contextlib.nullcontext(lambda _: None) as advance:
         for of in windows:
             for batch in evaluation_batches(
                 of,

@@ -84,8 +84,8 @@ class Checkpoints:
         try:
             items = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = dict(self._manager.restore(step, args=items)["meta"])
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self.directory}/{step}: cannot be read ({error})") from None
+        except Exception as error:  # the library raises no narrower class for a file cut short
+            raise self._refusal(step, "read", error) from None
         if meta.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"{self.directory}/{step}: format {meta.get('format_version')}, this is a reader "
@@ -111,11 +111,12 @@ class Checkpoints:
             )
             items = ocp.args.Composite(state=arguments)
             return self._manager.restore(step, args=items)["state"]
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{self.directory}/{step}: cannot be restored ({reason})"
-            ) from None
+        except Exception as error:  # likewise
+            raise self._refusal(step, "restored", error) from None
+
+    def _refusal(self, step: int, done: str, error: Exception) -> CheckpointError:
+        reason = next(iter(str(error).split("\n")), "")[:200] or type(error).__name__
+        return CheckpointError(f"{self.directory}/{step}: cannot be {done} ({reason})")
 
     def finish(self) -> None:
         """Waits until what was begun is saved."""

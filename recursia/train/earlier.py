@@ -1,6 +1,8 @@
 """Another run's parameters: to start from, or to learn from."""
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,16 +31,15 @@ def teacher(run: settings.Run, vocab_size: int, tokenizer: Tokenizer, mesh: Mesh
     """
     if not (place := run.distill.teacher):
         return None
-    config, checkpoints, step = _open(place, "distill.teacher", tokenizer)
-    if config.vocab_size != vocab_size:
-        raise ConfigError(
-            f"config.distill.teacher: {place} has {config.vocab_size} tokens, this run "
-            f"{vocab_size}; take one of the same tokenizer"
-        )
-    specs = model.specs(config)
-    where = sharding.fitting(specs, mesh, run.mesh.rules)
-    found = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]
-    checkpoints.close()
+    with _opened(place, "distill.teacher", tokenizer) as (config, checkpoints, step):
+        if config.vocab_size != vocab_size:
+            raise ConfigError(
+                f"config.distill.teacher: {place} has {config.vocab_size} tokens, this run "
+                f"{vocab_size}; take one of the same tokenizer"
+            )
+        specs = model.specs(config)
+        where = sharding.fitting(specs, mesh, run.mesh.rules)
+        found = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]
     return Teacher(config, found)
 
 
@@ -57,19 +58,18 @@ def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, 
       ConfigError, CheckpointError: if that is no run, holds no checkpoint, or another model's.
     """
     place = trainer.run.train.init_from
-    config, checkpoints, step = _open(place, "train.init_from", tokenizer)
-    ours, theirs = trainer.specs, model.specs(config)
-    drawn = [name for name in ours if jax.tree.leaves(ours[name]) and not _has(theirs, name)]
-    wanted, given = (_shapes(tree, drawn) for tree in (ours, theirs))
-    for name in wanted | given:
-        if wanted.get(name) != given.get(name):
-            raise CheckpointError(
-                f"config.train.init_from: {place} has {name} {given.get(name)}, this model "
-                f"{wanted.get(name)}; take a run of the same model"
-            )
-    abstract = {n: tree for n, tree in trainer.abstract().params.items() if n not in drawn}
-    found = checkpoints.restore(step, {"params": abstract})["params"]
-    checkpoints.close()
+    with _opened(place, "train.init_from", tokenizer) as (config, checkpoints, step):
+        ours, theirs = trainer.specs, model.specs(config)
+        drawn = [name for name in ours if jax.tree.leaves(ours[name]) and not _has(theirs, name)]
+        wanted, given = (_shapes(tree, drawn) for tree in (ours, theirs))
+        for name in wanted | given:
+            if wanted.get(name) != given.get(name):
+                raise CheckpointError(
+                    f"config.train.init_from: {place} has {name} {given.get(name)}, this model "
+                    f"{wanted.get(name)}; take a run of the same model"
+                )
+        abstract = {n: tree for n, tree in trainer.abstract().params.items() if n not in drawn}
+        found = checkpoints.restore(step, {"params": abstract})["params"]
     besides = f"; drawn: {', '.join(drawn)}" if drawn else ""
     said = f"starting from {place} at step {step}{besides}"
     return state.replace(params={**state.params, **found}), said
@@ -100,17 +100,24 @@ def save(
     checkpoints.close()
 
 
-def _open(place: str, field: str, tokenizer: Tokenizer) -> tuple[model.Config, Checkpoints, int]:
-    """Returns a run's model, its checkpoints and the latest step, if its tokenizer is this."""
+@contextlib.contextmanager
+def _opened(
+    place: str, field: str, tokenizer: Tokenizer
+) -> Iterator[tuple[model.Config, Checkpoints, int]]:
+    """Gives a run's model, its checkpoints and the latest step, if its tokenizer is this."""
     try:
         run = directory.recorded(pathlib.Path(place))
         directory.check_tokenizer(pathlib.Path(place), run, tokenizer, "this run")
         checkpoints = Checkpoints(pathlib.Path(place) / "checkpoints", 1, is_read_only=True)
-        step = checkpoints.choose(None)
-        vocab_size = checkpoints.meta(step)["model"]["vocab_size"]
     except UserError as error:
         raise type(error)(f"config.{field}: {error}") from None
-    return run.model.build(vocab_size), checkpoints, step
+    with contextlib.closing(checkpoints):
+        try:
+            step = checkpoints.choose(None)
+            vocab_size = checkpoints.meta(step)["model"]["vocab_size"]
+        except UserError as error:
+            raise type(error)(f"config.{field}: {error}") from None
+        yield run.model.build(vocab_size), checkpoints, step
 
 
 def _has(tree: dict[str, Any], name: str) -> bool:

@@ -139,7 +139,7 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
         raise ConfigError(
             f"--workdir={workdir}: no config.json; is it a run's directory?"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     return recursia.config.build(settings.Run, values, str(path))
 

@@ -1,5 +1,6 @@
 """A run of several processes is the run of one process with as many devices."""
 
+import json
 import shutil
 
 import jax
@@ -133,6 +134,6 @@ def test_evaluation_by_two_processes_equals_that_by_one(two, tmp_path, capsys):
     theirs = capsys.readouterr().out
     found = [line for line in first.said if line.startswith("{")]
     assert not any(line.startswith("{") for line in second.said)
-    ours, theirs = (cli.json.loads(text) for text in (*found, theirs))
+    ours, theirs = (json.loads(text) for text in (*found, theirs))
     for name in ("step", "tokens", "nats_per_token", "bits_per_byte", "mean_depth"):
         np.testing.assert_allclose(ours[name], theirs[name], **CLOSE)

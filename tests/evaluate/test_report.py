@@ -235,7 +235,18 @@ def overwritten(pattern):
     return damage
 
 
+def cut_short(pattern):
+    def damage(step):
+        for path in step.glob(pattern):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return damage
+
+
 DAMAGES = {
+    "arrays cut short": cut_short("state/d/*"),
+    "a manifest cut short": cut_short("state/manifest.ocdbt"),
+    "an empty record": cut_short("meta/*"),
     "no state": lost("state"),
     "no arrays": lost("state/d"),
     "other arrays": overwritten("state/d/*"),

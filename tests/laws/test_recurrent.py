@@ -11,6 +11,7 @@ import pytest
 from recursia import inject, kv, model, params
 from recursia.blocks import llama
 from recursia.depth import recurrent
+from recursia.layers.attention import Context
 from recursia.sharing import grid as sharing
 from tests import slow
 from tests.laws.recurrent_by_hand import (
@@ -180,8 +181,9 @@ def test_bfloat16_computes_and_float32_measures(mode):
 
 def test_correlation_is_one_of_equal_tokens_and_small_of_noise():
     same = jnp.broadcast_to(noise()[:, :1], (BATCH, LENGTH, WIDTH))
-    assert abs(recurrent._correlation(3 * same) - 1) < 1e-3
-    assert abs(recurrent._correlation(noise(length=400))) < 0.02
+    whole = Context(jnp.zeros((BATCH, LENGTH)))
+    assert abs(recurrent._correlation(3 * same, whole) - 1) < 1e-3
+    assert abs(recurrent._correlation(noise(length=400), whole)) < 0.02
 
 
 LEARNED = dataclasses.replace(FIXED, inject=inject.Config(input="adapter", step="learned"))
