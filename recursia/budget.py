@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from recursia import accounting, settings
 from recursia.data import packing, tokenizer
+from recursia.notes import notes
 
 Match = Literal["none", "flops", "params", "cache"]
 QUANTITIES = {"params": "unique_parameters", "cache": "cache_bytes_per_token"}
@@ -72,7 +73,7 @@ def _row(name: str, run: settings.Run) -> Row:
         "tokens_per_step": train.batch_size * train.seq_len,
         "training_flops": training_flops(run),
         "mor_flops": train.num_steps * train.batch_size * train.seq_len * cost.mor_flops_per_token,
-        "notes": settings.notes(run),
+        "notes": notes(run),
     }
 
 

@@ -29,7 +29,7 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
 
     Raises:
       ConfigError: for anything that is not as it must be, in one line. A run that was only made
-        shorter than its schedule goes on; `settings.notes` says so.
+        shorter than its schedule goes on; `recursia.notes` says so.
     """
     values = read(name).to_dict()
     named = set(map(configuration.full, overrides))

@@ -12,7 +12,7 @@ HERE = "recursia"
 # What each part may import, besides itself. A part is a package, or a module at the top.
 BASE = {"errors", "ranges"}
 WEIGHTS = BASE | {"params", "batch", "kernels"}
-CONFIGS = {"settings", "config"}
+CONFIGS = {"settings", "config", "notes"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 MODEL = LAYERS | {"kv", "inject", "sharing", "depth"}
 MAY = {
@@ -44,6 +44,7 @@ MAY = {
     "presets": BASE | {"configs"},
     "fields": MODEL | {"model", "settings", "typed", "meanings"},
     "config": MODEL | {"model", "settings", "typed", "presets", "fields"},
+    "notes": MODEL | {"model", "settings"},
     "data": BASE | {"corpus", "console"},
     "generate": MODEL | {"model"},
     "convert": MODEL | {"model", "blocks"},
@@ -83,7 +84,7 @@ NARROW = {
 GENERIC = (
     "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
     "config data train evaluate generate budget matching cli verbs arguments parsing streams "
-    "signals compiled console jsonlines sharding distributed topology activations preflight "
+    "signals compiled console jsonlines notes sharding distributed topology activations preflight "
     "__main__"
 ).split()
 SYSTEMS = re.compile(

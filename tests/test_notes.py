@@ -4,6 +4,7 @@ import pytest
 
 from recursia import budget, config, settings
 from recursia.errors import ConfigError
+from recursia.notes import notes
 from tests.train import tiny_run, values
 
 
@@ -32,7 +33,7 @@ def test_a_schedule_that_does_not_fit_is_refused_with_both_numbers(typed, said):
 @pytest.mark.parametrize("name", [f"{name}:tiny" for name in config.shipped()])
 def test_a_preset_that_is_only_cut_short_runs_and_says_what_that_does(name, steps):
     run = load(name, f"train.num_steps={steps}")
-    (said,) = settings.notes(run)
+    (said,) = notes(run)
     assert said.startswith("schedule.") and f" {steps} " in said
     assert config.build(settings.Run, config.to_dict(run), "config") == run
 
@@ -43,7 +44,7 @@ def test_a_preset_that_is_only_cut_short_runs_and_says_what_that_does(name, step
 def test_no_shipped_schedule_contradicts_itself(name):
     run = config.load(name, {})
     assert run.schedule.conflict(run.train.num_steps) == ""
-    assert all("num_microbatches" in note for note in settings.notes(run))
+    assert all("num_microbatches" in note for note in notes(run))
 
 
 def test_a_phase_that_outlasts_training_is_told(tmp_path):
@@ -53,10 +54,10 @@ def test_a_phase_that_outlasts_training_is_told(tmp_path):
     ):
         model = values(tmp_path)["model"]
         model["depth"] = {"kind": kind, "num_recursions": 2, phase: 6}
-        (said,) = settings.notes(tiny_run(tmp_path, model=model))
+        (said,) = notes(tiny_run(tmp_path, model=model))
         assert said.startswith(f"model.depth.{phase}: 6 steps, and train.num_steps is 6")
         model["depth"][phase] = 5
-        assert settings.notes(tiny_run(tmp_path, model=model)) == []
+        assert notes(tiny_run(tmp_path, model=model)) == []
 
 
 @pytest.mark.parametrize(
@@ -69,9 +70,9 @@ def test_a_phase_that_outlasts_training_is_told(tmp_path):
 )
 def test_losses_that_are_no_sums_over_tokens_are_named_with_microbatches(name, typed, field):
     run = load(name, "train.num_microbatches=2")
-    (said,) = settings.notes(run)
+    (said,) = notes(run)
     assert said.startswith(f"train.num_microbatches: {field} weighs a loss")
     table = budget.render(budget.compare({name: run}, "none"))
     assert f"{name}: {said}." in " ".join(table.split())
-    assert settings.notes(load(name, "train.num_microbatches=2", f"{typed}=0")) == []
-    assert settings.notes(load(name)) == []
+    assert notes(load(name, "train.num_microbatches=2", f"{typed}=0")) == []
+    assert notes(load(name)) == []

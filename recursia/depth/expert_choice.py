@@ -10,15 +10,15 @@ for it, or an auxiliary router's.
 
 import dataclasses
 import itertools
-import math
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from recursia import batch, inject, kv, ranges
+from recursia.depth import capacity as places
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Mode, Pass
 from recursia.depth.routing import pick, put, select, statistics, take
@@ -124,29 +124,8 @@ def _router_entries(grid: Grid) -> tuple[int, ...]:
 
 
 def counts(config: Config, seq_len: int) -> tuple[int, ...]:
-    """Returns how many tokens of a sequence each recursion keeps; at least one of each part."""
-    each = seq_len // config.parts
-    return tuple(config.parts * _places(capacity, each) for capacity in config.capacity)
-
-
-def _places(capacity: float, length: int) -> int:
-    return max(1, int(capacity * length)) if length else 0
-
-
-def _limits(config: Config, is_live: Bool[Array, "B T"]) -> Int[Array, "R B P"]:
-    """Returns how many tokens each recursion keeps of each part of a row with padding."""
-    lengths = _lengths(config, is_live)
-    table = [[_places(c, n) for n in range(_each(config, is_live) + 1)] for c in config.capacity]
-    return jnp.array(table)[:, lengths]
-
-
-def _lengths(config: Config, is_live: Bool[Array, "B T"]) -> Int[Array, "B P"]:
-    """Returns how many tokens that are not padding each part of a row has."""
-    return is_live.reshape(len(is_live), config.parts, -1).sum(-1)
-
-
-def _each(config: Config, is_live: Bool[Array, "B T"]) -> int:
-    return is_live.shape[1] // config.parts
+    """Returns how many tokens of a sequence each recursion keeps."""
+    return places.counts(config.capacity, config.parts, seq_len)
 
 
 def run(
@@ -198,7 +177,8 @@ def _logits(weights: dict[str, Any], x: Array, config: Config) -> tuple[Array, A
 def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Config):
     """Processes only the tokens that each recursion keeps."""
     everyone, live = counts(config, x.shape[1]), context.is_live
-    inputs = (core.private(), routers, None if live is None else _limits(config, live))
+    limits = None if live is None else places.limits(config.capacity, config.parts, live)
+    inputs = (core.private(), routers, limits)
     carry, source, outs = (x, None, live), None, []
     for count, same in itertools.groupby(range(len(everyone)), key=lambda r: everyone[r]):
         first, *rest = same
@@ -242,7 +222,9 @@ def _keep_best(
     scores = gate if live is None else jnp.where(live, gate, -jnp.inf)
     chosen = None if count == h.shape[1] else select(scores, count, config.parts)
     kept = active if chosen is None else chosen if active is None else pick(active, chosen)
-    goes = None if live is None else _is_best(pick(scores, chosen), limit) & pick(live, chosen)
+    goes = None if live is None else pick(live, chosen)
+    if goes is not None:
+        goes &= places.is_best(pick(scores, chosen), limit)
     where = lambda index: context if index is None else context.take(index)
     if core.kv.reads_first and source is None:
         # The first recursion makes keys and values of every token that a later query may meet.
@@ -264,13 +246,6 @@ def _keep_best(
     return (x, kept, goes), {**out, "state": x, "is_kept": is_kept}, made
 
 
-def _is_best(scores: Float[Array, "B C"], limit: Int[Array, "B P"]) -> Bool[Array, "B C"]:
-    """Returns whether a token is among the best `limit` of its part; ties go to the earlier."""
-    parts = scores.reshape(*limit.shape, -1)
-    rank = jnp.argsort(jnp.argsort(-parts, stable=True), stable=True)
-    return (rank < limit[..., None]).reshape(scores.shape)
-
-
 def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config, step: Any):
     """Processes every token and keeps the result for some: for numbers of them not known ahead.
 
@@ -279,10 +254,13 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
     """
     before = (1.0, *config.capacity[:-1])
     everyone = jnp.ones(x.shape[:2], bool) if context.is_live is None else context.is_live
+    kept = config.capacity, config.parts
     entries = {
         "routers": routers,
         "is_open": jnp.array([a <= b for a, b in zip(before, config.capacity, strict=True)]),
-        "limit": _limits(config, everyone) if step is None else _warming(config, everyone, step),
+        "limit": places.limits(*kept, everyone)
+        if step is None
+        else places.warming(*kept, config.capacity_warmup_steps, everyone, step),
     }
 
     def recursion(carry, private: Any, entry: dict[str, Array], source: Made | None):
@@ -292,7 +270,7 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         if step is None:
             chosen = active & (entry["is_open"] | routing.is_above(predicted))
         else:
-            chosen = active & _is_best(jnp.where(active, gate, -jnp.inf), entry["limit"])
+            chosen = active & places.is_best(jnp.where(active, gate, -jnp.inf), entry["limit"])
         visible = context.count_only(chosen) if core.kv.reads_first else context.hide(~chosen)
         y, made = core.recurse(core.enter(x, private, visible), private, visible, source)
         y = routing.update(x, y, gate, config.gating)
@@ -302,21 +280,6 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
 
     (x, _), out, report = core.each_recursion(recursion, (x, everyone), entries)
     return x, out, report
-
-
-def _warming(config: Config, is_live: Bool[Array, "B T"], step: Any) -> Int[Array, "R B P"]:
-    """Returns how many tokens each recursion keeps of each part at a step of the warm-up."""
-    steps = np.arange(1, config.capacity_warmup_steps + 1) / config.capacity_warmup_steps
-    falls = [0.5 * (1 + math.cos(math.pi * s)) for s in steps]
-    shares = np.array([[c + (1 - c) * fall for c in config.capacity] for fall in falls])
-    each, lengths = _each(config, is_live), _lengths(config, is_live)
-    whole = np.array([[_places(share, each) for share in row] for row in shares])
-    step = jnp.clip(step, 0, len(falls) - 1)
-    share, whole = (jnp.array(of)[step][:, None, None] for of in (shares, whole))
-    # A table by length too would be large; of rows with padding, the product is in float32.
-    kept = (share * lengths.astype(share.dtype)).astype(jnp.int32)
-    part = jnp.minimum(jnp.maximum(kept, 1), lengths)
-    return jnp.where(lengths == each, whole, part)
 
 
 def at_depth(config: Config, num_recursions: int) -> Config:

@@ -25,6 +25,7 @@ from recursia.data.loader import Loader, rows_here
 from recursia.errors import ConfigError, Diverged, Preempted
 from recursia.evaluate import perplexity
 from recursia.generate import decode
+from recursia.notes import notes
 from recursia.train import earlier
 from recursia.train import workdir as directory
 from recursia.train.checkpoint import Checkpoints, same
@@ -154,7 +155,7 @@ class Loop:
         run = self.run
         for split, paths in zip(packing.SPLITS, (self.paths, self.scored), strict=True):
             self.progress.say(directory.described(paths, split))
-        for note in settings.notes(run):
+        for note in notes(run):
             self.progress.say(f"note: {note}")
         self.meter = Meter(self.trainer)
         with (
