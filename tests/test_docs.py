@@ -26,7 +26,8 @@ def run(page, folder, path, **variables):
     script = "set -eux\n" + "\n".join(blocks(page))
     variables |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "PATH": path}
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **variables}
-    env.pop("VIRTUAL_ENV", None)
+    for name in ("VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS"):  # of who runs the tests
+        env.pop(name, None)
     done = subprocess.run(
         ["bash", "-c", script], cwd=folder, env=env, capture_output=True, text=True
     )
