@@ -32,7 +32,7 @@ class Trained:
       run: its settings, with the mesh of the devices here.
       step: updates made.
       model: the model, at full depth.
-      mesh: those devices, all along "fsdp", whatever mesh trained it.
+      mesh: those devices, along "fsdp" if training split parameters, else along "data".
       params: float32 parameters.
       tokenizer: kept in the run's directory.
       paths: the data it was trained on; not opened, and perhaps no longer there.
@@ -78,9 +78,11 @@ def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] =
                 f"{workdir}: has the tokenizer {tokenizer.name}, its checkpoints {saved}; put back "
                 f"what {directory.TOKENIZER}/ held"
             )
-        # Rows go wherever they divide, and so do parameters.
+        # Rows go wherever they divide, and so do parameters that training split.
         count = max(n for n in range(1, jax.device_count() + 1) if run.train.batch_size % n == 0)
-        here = sharding.Config(data=1, fsdp=count, rules=run.mesh.rules)
+        is_split = any(run.mesh.sizes[axis] != 1 for axis in ("fsdp", "tensor", "expert"))
+        sizes = {"data": 1, "fsdp": count} if is_split else {"data": count, "fsdp": 1}
+        here = sharding.Config(**sizes, rules=run.mesh.rules)
         mesh = sharding.make_mesh(here, jax.devices()[:count])
         where = sharding.fitting(specs, mesh, here.rules)
         weights = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]

@@ -83,6 +83,8 @@ def recursive(options: argparse.Namespace) -> None:
     run = config.load(options.config, options.overrides)
     with console.doing(f"loading {options.workdir}"):
         dense = report.load(options.workdir, options.step)
+        # One matrix after another: over several devices each would be a program of its own.
+        params = jax.device_put(dense.params, jax.local_devices()[0])
     theirs = dense.model
     places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
@@ -91,7 +93,7 @@ def recursive(options: argparse.Namespace) -> None:
         how = {"norms": options.norms, "adapters": options.adapters}
         key = jax.random.key(options.seed)
         with console.doing(f"making {options.config} of it"):
-            weights = recursive.recursive(dense.params, theirs, ours, options.start, **how, key=key)
+            weights = recursive.recursive(params, theirs, ours, options.start, **how, key=key)
     except ValueError as error:
         raise ConfigError(f"convert: {error}") from None
     earlier.save(run, theirs.vocab_size, weights, dense.tokenizer, options.output)
