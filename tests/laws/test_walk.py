@@ -88,7 +88,9 @@ def test_the_scan_that_training_takes_is_the_python_loop(name, remat):
         return nats.mean()
 
     assert forward(params, text(), config, "train")[1].states is None
-    assert_close(gradient(params, text(), config), jax.value_and_grad(by_loop)(params), n=512)
+    assert_close(
+        gradient(params, text(), config), jax.jit(jax.value_and_grad(by_loop))(params), n=512
+    )
 
 
 TOLD = [
