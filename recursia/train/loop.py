@@ -205,9 +205,9 @@ class Loop:
         """Returns what the first call of a step takes its time for."""
         count = self.trainer.mesh.size
         place = jax.config.jax_compilation_cache_dir
-        kept = f"then cached in {place}" if place else "and not cached"
+        kept = f"the first time, then read from {place}" if place else "each time: there is no cache"
         devices = f"{count} device" + "s" * (count > 1)
-        return f"compiling {self.name} for {devices}: half a minute or more, {kept}"
+        return f"compiling {self.name} for {devices}: half a minute or more {kept}"
 
     def writes(self, start: int) -> Writer | Mute:
         """Returns what writes rows and samples: in one process of all."""
