@@ -62,7 +62,9 @@ def doing(about: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callable[[float], None]]:
+def bar(
+    about: str, total: int | float | None, unit: str = "bytes"
+) -> Iterator[Callable[[int | float], None]]:
     """Draws how much of a known amount is done; yields `advance(amount)`.
 
     Where there is no terminal a plain line comes after two seconds, and then every ten.
@@ -97,11 +99,11 @@ def bar(about: str, total: float | None, unit: str = "bytes") -> Iterator[Callab
 class _Lines:
     """A bar as plain lines."""
 
-    def __init__(self, about: str, total: float | None, unit: str):
+    def __init__(self, about: str, total: int | float | None, unit: str):
         self._about, self._total, self._unit = about, total, unit
         self._done, self._said = 0.0, time.monotonic()
 
-    def advance(self, amount: float) -> None:
+    def advance(self, amount: int | float) -> None:
         self._done += amount
         if (now := time.monotonic()) - self._said < EVERY:
             return

@@ -121,7 +121,7 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return read
 
 
-def real(least: float, most: float | None = None) -> Callable[[str], float]:
+def real(least: int | float, most: int | float | None = None) -> Callable[[str], float]:
     """Returns the reader of a finite number in a range."""
 
     def read(typed: str) -> float:

@@ -8,7 +8,7 @@ LARGEST_SEED = 2**32 - 1
 MOST_LAYERS = 10_000  # each is planned by itself
 
 
-def at_least(least: float, config: Any, *names: str) -> None:
+def at_least(least: int | float, config: Any, *names: str) -> None:
     """Refuses fields below a number.
 
     Raises:
@@ -22,14 +22,14 @@ def at_least(least: float, config: Any, *names: str) -> None:
             raise ValueError(f"{name}: got {value}, takes at most {LARGEST}")
 
 
-def above(bound: float, config: Any, *names: str) -> None:
+def above(bound: int | float, config: Any, *names: str) -> None:
     """Refuses fields that are not above a number."""
     for name in names:
         if not bound < (value := getattr(config, name)) < math.inf:
             raise ValueError(f"{name}: got {value}, takes a number above {bound}")
 
 
-def between(least: float, most: float, config: Any, *names: str) -> None:
+def between(least: int | float, most: int | float, config: Any, *names: str) -> None:
     """Refuses fields that are not between two numbers, of which both are taken."""
     for name in names:
         if not least <= (value := getattr(config, name)) <= most:
