@@ -14,18 +14,13 @@ def line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def split(text: str) -> list[str]:
-    """Returns the lines of a text without their line feeds; a last one cut short is among them."""
-    return [each for each in text.split("\n") if each]
-
-
 def values(path: pathlib.Path) -> Iterator[Any]:
     """Yields the value of each line; one that is no JSON is left out.
 
     Args:
       path: a file of UTF-8.
     """
-    for each in split(path.read_bytes().decode("utf-8", errors="replace")):
+    for each in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
         try:
             yield json.loads(each)
         except (ValueError, RecursionError):

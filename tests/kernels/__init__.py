@@ -1,5 +1,7 @@
 """Every kernel against its reference, and through the compilers of machines that are not here."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from jax.sharding import SingleDeviceSharding
 
 from recursia import topology
 from recursia.kernels.dispatch import Op
+from recursia.kernels.grouped_matmul import gpu, reference, tpu
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 GPUS = ("h100:1",)
@@ -16,6 +19,14 @@ MACHINES = (
     *(pytest.param(tpu, marks=pytest.mark.slow) for tpu in TPUS[1:]),
     *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS),
 )
+TPU = pltpu.InterpretParams(
+    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+)
+GROUPED = {  # products of rows and banks, and of rows and rows, by backend
+    "reference": (reference.matmul, reference.outer),
+    "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
+    "pallas_triton": tuple(functools.partial(f, interpret=True) for f in (gpu.matmul, gpu.outer)),
+}
 
 
 def compile_for(machine, f, *shapes):

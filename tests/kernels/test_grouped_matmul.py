@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from recursia.kernels.grouped_matmul import (
@@ -24,16 +23,9 @@ from recursia.kernels.grouped_matmul import (
     reference,
     tpu,
 )
+from tests.kernels import GROUPED as KERNELS
 from tests.kernels import MACHINES, compile_for, tolerance
 
-TPU = pltpu.InterpretParams(
-    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
-)
-KERNELS = {
-    "reference": (reference.matmul, reference.outer),
-    "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
-    "pallas_triton": tuple(functools.partial(f, interpret=True) for f in (gpu.matmul, gpu.outer)),
-}
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Rows of each group, width of a row, width of a product.
 SHAPES = {

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec as P
 
 from recursia import sharding
@@ -18,22 +17,15 @@ from recursia.kernels.grouped_matmul import (
     combine_matmul,
     dispatch,
     dispatch_matmul,
-    gpu,
     group_choices,
     grouped_matmul,
-    reference,
     tpu,
 )
 from recursia.layers import experts
-from tests.kernels import run_interpreted, tolerance
+from tests.kernels import GROUPED, run_interpreted, tolerance
 
-TPU = pltpu.InterpretParams(
-    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
-)
 KERNELS = {
-    "reference": (reference.matmul, reference.outer),
-    "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
-    "pallas_triton": tuple(functools.partial(f, interpret=True) for f in (gpu.matmul, gpu.outer)),
+    **GROUPED,
     "megablox": tuple(
         functools.partial(f, interpret=True) for f in (tpu.megablox_matmul, tpu.megablox_outer)
     ),
