@@ -156,7 +156,7 @@ def trainer(options: argparse.Namespace, name: str, seed: int) -> Trainer:
         "schedule": {"kind": "cosine", "warmup_steps": options.steps // 20},
     }
     run = config.build(settings.Run, values, "config")
-    return Trainer(run, run.model.build(len(VOCAB)), sharding.make_mesh(run.mesh))
+    return Trainer(run, run.model.sized(len(VOCAB)), sharding.make_mesh(run.mesh))
 
 
 def train(
@@ -182,7 +182,7 @@ def train(
 
 
 def evaluate(
-    options: argparse.Namespace, made: model.Config, weights: dict, test: dict[int, list[Example]]
+    options: argparse.Namespace, made: model.Model, weights: dict, test: dict[int, list[Example]]
 ) -> dict[str, list[float]]:
     """Returns, by operators, the fraction answered right and the recursions taken.
 
@@ -200,7 +200,7 @@ def evaluate(
     return found
 
 
-def _answers(found: model.Config, weights: dict, batch: dict) -> jax.Array:
+def _answers(found: model.Model, weights: dict, batch: dict) -> jax.Array:
     out = model.apply(
         weights,
         batch["tokens"],

@@ -68,7 +68,7 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Tokens and targets to the mean cross-entropy, in nats per token."""
 
-    def __init__(self, model: settings.Model, vocab_size: int, seq_len: int):
+    def __init__(self, model: model.Model, vocab_size: int, seq_len: int):
         super().__init__()
         widths, self.dtype = model.block, getattr(torch, model.dtype)
         self.embedding = nn.Embedding(vocab_size, widths.embed_dim)

@@ -48,7 +48,7 @@ class Shape:
         return dataclasses.replace(run, model=model, train=train)
 
 
-def _deep(model: settings.Model, wanted: int) -> settings.Model:
+def _deep(model: model.Model, wanted: int) -> model.Model:
     """Returns the model with the number of layers nearest to `wanted` that it can have."""
     for layers in sorted(range(1, 2 * (wanted + model.num_layers)), key=lambda n: abs(n - wanted)):
         try:

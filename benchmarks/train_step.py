@@ -55,7 +55,7 @@ def batch(run: settings.Run, vocab_size: int) -> dict[str, np.ndarray]:
 def ours(run: settings.Run) -> tuple[Turn, dict[str, Any], dict[str, float]]:
     """Returns a run's turns, the weights it starts from, and the metrics of its first step."""
     vocab_size = budget.vocab_size(run)
-    trainer = Trainer(run, run.model.build(vocab_size), sharding.make_mesh(run.mesh))
+    trainer = Trainer(run, run.model.sized(vocab_size), sharding.make_mesh(run.mesh))
     step, rows = trainer.step_function(run.train.num_steps), trainer.put(batch(run, vocab_size))
     state = trainer.init()
     weights = jax.device_get(state.params)
@@ -85,7 +85,7 @@ def timed(turns: dict[str, Turn], rounds: int, steps: int) -> dict[str, list[flo
 
 def described(run: settings.Run, seconds: list[float], peak: float) -> dict[str, Any]:
     """Returns what a model is and how fast: FLOPs per token, tokens per second, utilisation."""
-    model, train = run.model.build(budget.vocab_size(run)), run.train
+    model, train = run.model.sized(budget.vocab_size(run)), run.train
     cost = accounting.budget(model, train.seq_len)
     step = statistics.median(seconds)
     rate = train.batch_size * train.seq_len / step

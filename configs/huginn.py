@@ -62,7 +62,7 @@ def published(config: ConfigDict) -> None:
     Global batch 4096 x 4096 tokens, 800 B in all, decoupled weight decay of 4e-5 a step, a warm-up
     and then a constant rate.
     """
-    config.model.update(vocab_size=65536, dtype="bfloat16", remat="block")
+    config.model.update(vocab_size=65536, dtype="bfloat16")
     config.data = dict(path=("data/fineweb-edu",))
     config.train = dict(num_steps=47684, batch_size=4096, seq_len=4096)
     config.optimizer = dict(learning_rate=4e-5, weight_decay=1.0, b1=0.9, b2=0.95, clip_norm=1.0)

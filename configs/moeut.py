@@ -64,9 +64,9 @@ def get_config(preset: str) -> ConfigDict:
 
 
 def _published(config: ConfigDict, warmup_steps: int) -> None:
-    config.model.update(vocab_size=8000, dtype="bfloat16", remat="block")
+    config.model.update(vocab_size=8000, dtype="bfloat16")
     config.data = dict(path=("data/c4",))
-    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024)
+    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024, remat="block")
     clip = 0.25 if warmup_steps else 0.1
     config.optimizer = dict(learning_rate=2.5e-4, weight_decay=0.01, b2=0.999, clip_norm=clip)
     config.schedule = dict(kind="cosine", warmup_steps=warmup_steps, final_fraction=0.1)

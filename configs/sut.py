@@ -64,6 +64,6 @@ def baseline(config: ConfigDict, clip_norm: float, warmup_steps: int) -> None:
     config.model.embed = dict(
         is_tied=False, has_head_bias=True, init_std=width**-0.5, head_init_std=(3 * width) ** -0.5
     )
-    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024)
+    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024, remat="block")
     config.optimizer = dict(learning_rate=2.5e-4, weight_decay=0.01, b2=0.999, clip_norm=clip_norm)
     config.schedule = dict(kind="cosine", warmup_steps=warmup_steps, final_fraction=0.1)

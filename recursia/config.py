@@ -146,7 +146,7 @@ def _part(name: str, value: Any, path: str, tree: tuple[str, ...]) -> Any:
     kind = fields.pop("kind", "")
     if kind not in (known := settings.kinds(name)):
         raise ConfigError(f"{path}.kind: no {name} {str(kind)!r}{hint(str(kind), known)}")
-    cls = settings.kind_config(settings.KINDS[name], str(kind))
+    cls = settings.kind_config(name, str(kind))
     own = [field.name for field in dataclasses.fields(cls)]
     about = f"; {name} {str(kind)!r} takes {', '.join(own)}"
     if isinstance(kind, Raw):

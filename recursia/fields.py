@@ -45,6 +45,10 @@ _SYNONYMS = {
 }
 
 
+# Fields that had another name before.
+_RENAMED = {"model.remat": "train.remat", "model.remat_saves": "train.remat_saves"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """A field of a configuration.
@@ -87,13 +91,13 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
 def full(field: str) -> str:
     """Returns a dotted field with its section: a field of the model may be named without."""
     first, names = field.partition(".")[0], lambda cls: [f.name for f in dataclasses.fields(cls)]
-    is_short = first not in names(settings.Run) and first in names(settings.Model)
+    is_short = first not in names(settings.Run) and first in names(model.Model)
     return f"model.{field}" if is_short else field
 
 
 def is_part(name: str, hint: Any) -> bool:
     """Returns whether a field names a module by its kind."""
-    return name in settings.KINDS and hint is Any
+    return hint is settings.KINDS.get(name)
 
 
 def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
@@ -105,7 +109,7 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
             yield f"{path}{name}.kind"
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner
             if str(kind) in settings.kinds(name):
-                of = settings.kind_config(settings.KINDS[name], str(kind))
+                of = settings.kind_config(name, str(kind))
                 yield from tree(of, inner, f"{path}{name}.")
         elif dataclasses.is_dataclass(hint):
             yield from tree(hint, inner, f"{path}{name}.")
@@ -121,6 +125,8 @@ def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
       siblings: names that would be right there.
       known: dotted paths of the whole configuration, which are searched too.
     """
+    if field in _RENAMED:
+        return f"; it is now {_RENAMED[field]}"
     name = field.rpartition(".")[2]
     wanted = _SYNONYMS.get(name, name)
     lasts = [path.rpartition(".")[2] for path in known]

@@ -19,6 +19,7 @@ from typing import Any
 
 from recursia import accounting, budget, config, settings
 from recursia.errors import ConfigError
+from recursia.model import Model
 
 TOLERANCE = 0.01  # relative
 _ROUND = 0.0025  # relative: what a width that divides by more powers of two may leave
@@ -46,7 +47,7 @@ CONTROLS = {
     "equal_flops": "forward_flops_per_token",
     "equal_training": "training_flops",
 }
-Cost = Callable[[settings.Model], float]
+Cost = Callable[[Model], float]
 
 
 def matched(runs: dict[str, settings.Run], match: budget.Match) -> dict[str, settings.Run]:
@@ -160,16 +161,17 @@ def _matched(run: settings.Run, reference: settings.Run, match: budget.Match) ->
 def _control(run: settings.Run, quantity: str) -> settings.Run:
     """Returns the run with a plain stack that costs as much, at most as deep."""
     model = _plain(run.model)
-    plain = dataclasses.replace(run, model=model)
+    unit = "none" if run.train.remat == "none" else "block"  # one recursion is the whole stack
+    plain = dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, remat=unit))
     cost, target = _cost(plain, quantity), _cost(run, quantity)(run.model)
     model = _by_depth(model, cost, target, run.model.num_layers)
     return _checked(plain, _by_width(model, cost, target), quantity, target)
 
 
-def _plain(model: settings.Model) -> settings.Model:
+def _plain(model: Model) -> Model:
     """Returns the model as a stack of unshared Llama blocks, of its widths where they are named."""
     block, stack = (
-        settings.kind_config(settings.KINDS[field], kind)
+        settings.kind_config(field, kind)
         for field, kind in (("block", "llama"), ("depth", "fixed"))
     )
     names = [field.name for field in dataclasses.fields(block)]
@@ -179,21 +181,20 @@ def _plain(model: settings.Model) -> settings.Model:
     widths.setdefault("num_kv_heads", widths["num_heads"])
     widths.setdefault("head_dim", 2 * max(1, widths["embed_dim"] // widths["num_heads"] // 2))
     widths.setdefault("mlp_dim", 8 * widths["embed_dim"] // 3)
-    return settings.Model(
+    return Model(
         num_layers=model.num_layers,
         block=block(**widths),
         depth=stack(num_recursions=1),
         embed=model.embed,
         vocab_size=model.vocab_size,
         dtype=model.dtype,
-        remat="none" if model.remat == "none" else "block",  # one recursion is the whole stack
     )
 
 
 def _cost(run: settings.Run, quantity: str) -> Cost:
     """Returns what gives a model's cost with the run's vocabulary and sequences."""
     vocab_size = budget.vocab_size(run)
-    return lambda model: _COSTS[quantity](model.build(vocab_size), run.train.seq_len)
+    return lambda model: _COSTS[quantity](model.sized(vocab_size), run.train.seq_len)
 
 
 def _off(cost: float, target: float) -> float:
@@ -205,7 +206,7 @@ def _equal(cost: float, target: float) -> bool:
 
 
 def _checked(
-    run: settings.Run, found: settings.Model, quantity: str, target: float
+    run: settings.Run, found: Model, quantity: str, target: float
 ) -> settings.Run:
     """Returns the run with the model found, or refuses it."""
     made = dataclasses.replace(run, model=found)
@@ -229,7 +230,7 @@ def _by_steps(run: settings.Run, reference: settings.Run) -> settings.Run:
     return dataclasses.replace(run, train=dataclasses.replace(run.train, num_steps=steps))
 
 
-def _by_depth(model: settings.Model, cost: Cost, target: float, most: int) -> settings.Model:
+def _by_depth(model: Model, cost: Cost, target: float, most: int) -> Model:
     """Returns the model with the layers, at most so many, that come nearest."""
     if _equal(cost(model), target):
         return model
@@ -245,7 +246,7 @@ def _by_depth(model: settings.Model, cost: Cost, target: float, most: int) -> se
     return best
 
 
-def _by_width(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+def _by_width(model: Model, cost: Cost, target: float) -> Model:
     """Returns the model with the widths that come nearest."""
     if _equal(cost(model), target):
         return model
@@ -271,7 +272,7 @@ def _unit(width: int) -> int:
     return math.gcd(width, 1 << max(0, (width // 16).bit_length() - 1))
 
 
-def _tuned(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+def _tuned(model: Model, cost: Cost, target: float) -> Model:
     """Returns the model with the hidden width, as round as may be, that costs the target."""
     now = cost(model)
     if _equal(now, target):
@@ -289,7 +290,7 @@ def _tuned(model: settings.Model, cost: Cost, target: float) -> settings.Model:
     return model
 
 
-def _by_heads(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+def _by_heads(model: Model, cost: Cost, target: float) -> Model:
     """Returns the model with the key and value heads that come nearest, head_dim kept if it may."""
     counts, width = [{}], getattr(model.block, "head_dim", None)
     if not width:
@@ -308,7 +309,7 @@ def _by_heads(model: settings.Model, cost: Cost, target: float) -> settings.Mode
     return min(found, key=lambda model: _off(cost(model), target))
 
 
-def _with(model: settings.Model, **widths: int) -> settings.Model | None:
+def _with(model: Model, **widths: int) -> Model | None:
     """Returns the model with other widths of its block, or None where its parts refuse them."""
     try:
         return dataclasses.replace(model, block=dataclasses.replace(model.block, **widths))

@@ -23,7 +23,7 @@ KV = ("own", "first_recursion")
 
 def tiny(depth=None, sharing="cycle", num_layers=6, kv_sharing="own", is_tied=True, **options):
     depth = depth or fixed.Config(3)
-    return settings.Model(
+    return model.Model(
         num_layers,
         BLOCK,
         depth,
@@ -144,7 +144,7 @@ def test_the_trainers_loss_is_exact():
 def test_a_train_step_is_its_sequences_and_no_more(name):
     run = config.load(name, {"train.num_microbatches": "2", "train.batch_size": "4"})
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="block"))
-    model_config = run.model.build(VOCAB)
+    model_config = run.model.sized(VOCAB)
     mesh = sharding.make_mesh(sharding.Config(), jax.devices()[:1])
     trainer = step.Trainer(run, model_config, mesh)
     shape = (run.train.batch_size, run.train.seq_len)
@@ -159,7 +159,7 @@ def test_a_train_step_is_its_sequences_and_no_more(name):
 
 
 def test_published_size_is_exact():
-    model_config = config.load("mor:360m", {}).model.build(49152)
+    model_config = config.load("mor:360m", {}).model.sized(49152)
     forward = traced(lambda f: f, model_config, 2048)
     assert BATCH * accounting.forward_flops(model_config, 2048) == forward
 
@@ -210,7 +210,7 @@ def test_published_parameters(size, vanilla, recursive):
     """Millions without embedding, for 2, 3 and 4 recursions; exactly, with it and the routers."""
 
     def count(name):
-        model_config = config.load(name, {}).model.build(49152)
+        model_config = config.load(name, {}).model.sized(49152)
         return accounting.unique_parameters(model_config), model_config
 
     block = count(f"vanilla:{size}")[1].block
@@ -227,7 +227,7 @@ def test_published_parameters(size, vanilla, recursive):
 
 
 def test_parameters_of_the_smallest_published_model():
-    model_config = config.load("vanilla:135m", {}).model.build(49152)
+    model_config = config.load("vanilla:135m", {}).model.sized(49152)
     assert accounting.unique_parameters(model_config) == 134_515_008
 
 
@@ -244,7 +244,7 @@ def test_parameters_of_the_smallest_published_model():
     ],
 )
 def test_released_steps_follow_from_the_published_convention(name, overrides, released):
-    flops = lambda run: accounting.mor_flops_per_token(run.model.build(49152), 2048)
+    flops = lambda run: accounting.mor_flops_per_token(run.model.sized(49152), 2048)
     vanilla = config.load("vanilla:360m", {})
     predicted = 9438 * flops(vanilla) / flops(config.load(name, overrides))
     assert abs(predicted / released - 1) <= 1.1e-4  # 14161 alone is off by 8.5e-5

@@ -33,7 +33,7 @@ def test_every_shipped_preset_is_locked_loads_and_survives_json(name, preset):
     run = config.load(f"{name}:{preset}", {})
     plain = json.loads(json.dumps(config.to_dict(run)))
     assert config.build(settings.Run, plain, "config") == run
-    built = run.model.build(run.model.vocab_size or 257)
+    built = run.model.sized(run.model.vocab_size or 257)
     assert params.count(model.specs(built)) > 0
     assert built.grid.num_steps == run.model.num_layers
     assert built.grid.num_recursions == (1 if name == "vanilla" else 3)
@@ -42,7 +42,7 @@ def test_every_shipped_preset_is_locked_loads_and_survives_json(name, preset):
 
 def test_a_larger_preset_has_more_parameters():
     sizes = [
-        params.count(model.specs(config.load(f"vanilla:{p}", {}).model.build(49152)))
+        params.count(model.specs(config.load(f"vanilla:{p}", {}).model.sized(49152)))
         for p in PRESETS
         if p not in ("demo", "tiny")
     ]

@@ -23,7 +23,7 @@ KEY = jax.random.key(7)
 def build(pattern="cycle", num_layers=6, recursions=3, depth=fixed, **options):
     """Returns a model of six layers."""
     policy = depth.Config(recursions)
-    return settings.Model(num_layers, BLOCK, policy, sharing=pattern, **options).build(VOCAB)
+    return model.Model(num_layers, BLOCK, policy, sharing=pattern, **options).build(VOCAB)
 
 
 def relaxed(pattern="cycle", rank=99, scale=2.0, num_layers=6, varies=PRIVATE):
@@ -112,7 +112,7 @@ def test_every_leaf_of_any_block_is_the_mean_of_its_layers(name):
     target = points.point(name, sharing="middle_cycle", recursions=3, num_blocks=2)
     params = draw(dense)
     found = recursive(params, dense, target, "average", norms="upper", key=KEY)
-    specs = model.block_specs(target)
+    specs = target.block_specs
     for slot, tree in specs.items():
         theirs = params["core"][slot]
         for end, layer in (("prelude", 0), ("coda", 7)):
@@ -216,12 +216,12 @@ WIDE = dataclasses.replace(BLOCK, mlp_dim=32)
 REFUSED = {
     "depth": (build(num_layers=9), {}, "num_layers: got 9, and the model to start from has 6"),
     "width": (
-        settings.Model(6, WIDE, fixed.Config(3), sharing="cycle").build(VOCAB),
+        model.Model(6, WIDE, fixed.Config(3), sharing="cycle").build(VOCAB),
         {},
         "mlp_dim: got 32, and the model to start from has 24",
     ),
     "vocabulary": (
-        settings.Model(6, BLOCK, fixed.Config(3), sharing="cycle").build(VOCAB + 1),
+        model.Model(6, BLOCK, fixed.Config(3), sharing="cycle").build(VOCAB + 1),
         {},
         "vocab_size: got 33",
     ),

@@ -78,7 +78,7 @@ def load(name, **overrides):
 def measured(run, match):
     """Returns what a match makes equal, from the accounts of the run's model alone."""
     vocab_size = run.model.vocab_size or 257
-    model, train = run.model.build(vocab_size), run.train
+    model, train = run.model.sized(vocab_size), run.train
     if match == "params":
         return accounting.unique_parameters(model)
     if match == "cache":

@@ -39,7 +39,7 @@ def test_every_file_has_a_tiny_preset():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_model_with_a_cost(name):
     run = config.load(name, {})
-    made = run.model.build(run.model.vocab_size or 257)
+    made = run.model.sized(run.model.vocab_size or 257)
     shapes = params.abstract(model.specs(made))
     count = accounting.unique_parameters(made)
     assert count == sum(leaf.size for leaf in jax.tree.leaves(shapes))

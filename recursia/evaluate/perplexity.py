@@ -49,7 +49,7 @@ def _rows(mesh: Mesh, rules: sharding.Rules) -> NamedSharding:
 
 
 @functools.lru_cache(maxsize=32)
-def _sums(config: model.Config, mode: Mode, mesh: Mesh, rules: sharding.Rules):
+def _sums(config: model.Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
     """Returns a compiled function from parameters and a batch to sums over its tokens."""
     rows = _rows(mesh, rules)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -76,7 +76,7 @@ def _sums(config: model.Config, mode: Mode, mesh: Mesh, rules: sharding.Rules):
 
 def score(
     params: Any,
-    config: model.Config,
+    config: model.Model,
     batches: Iterable[dict[str, np.ndarray]],
     token_bytes: np.ndarray,
     *,

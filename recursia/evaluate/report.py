@@ -40,7 +40,7 @@ class Trained:
 
     run: settings.Run
     step: int
-    model: model.Config
+    model: model.Model
     mesh: Mesh
     params: Any
     tokenizer: Tokenizer
@@ -67,7 +67,7 @@ def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] =
         step = checkpoints.choose(step)
         meta = checkpoints.meta(step)
         vocab = meta["model"]["vocab_size"]
-        ours, theirs = (each.model.build(vocab) for each in (run, trained))
+        ours, theirs = (each.model.sized(vocab) for each in (run, trained))
         specs = model.specs(ours)
         if overrides and params.abstract(specs) != params.abstract(model.specs(theirs)):
             changed = " ".join(f"--config.{k}={v}" for k, v in overrides.items())
@@ -124,14 +124,14 @@ def evaluate(
     with console.doing(f"loading {workdir}"):
         trained = load(workdir, step, overrides)
     run, ours, mesh = trained.run, trained.model, trained.mesh
-    modes = modes or model.modes(ours)
+    modes = modes or ours.modes
     scored = _scored(trained, workdir) if not text or has_baselines else ()
     if not text and not scored:
         raise DataError(f"{workdir}: its data has no validation split; give --text=FILE to score")
     with tempfile.TemporaryDirectory() as place:
         paths = (_pack(text, trained.tokenizer, place),) if text else scored
         rows, missing = [], {}
-        for depth in dict.fromkeys(depths or (ours.grid.num_recursions,)):
+        for depth in dict.fromkeys(depths or (ours.schedule.num_recursions,)):
             try:
                 at_depth, weights = model.at_depth(ours, trained.params, depth)
             except ValueError as error:
@@ -153,7 +153,7 @@ def evaluate(
                 rows[-1]["causal_gap"] = causal - published
         if not rows:
             raise ConfigError(f"--depths: {'; '.join(dict.fromkeys(missing.values()))}")
-        main = next((r for r in rows if r["depth"] == ours.grid.num_recursions), rows[0])
+        main = next((r for r in rows if r["depth"] == ours.schedule.num_recursions), rows[0])
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
         if missing:

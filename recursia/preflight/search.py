@@ -112,7 +112,7 @@ def _rows(run: settings.Run) -> int:
 
 def _flops(run: settings.Run, remat: str) -> int:
     run = predict.change(run, model__remat=remat)
-    config = run.model.build(budget.vocab_size(run))
+    config = run.model.sized(budget.vocab_size(run))
     return accounting.executed_training_flops(config, run.train.seq_len)
 
 
@@ -155,7 +155,7 @@ def _meshes(run: settings.Run, count: int) -> Iterator[dict[str, int]]:
 
 def _numbers_of_experts(run: settings.Run) -> list[int]:
     """Returns how many experts the banks of a model have."""
-    leaves = jax.tree.leaves(model.specs(run.model.build(budget.vocab_size(run))))
+    leaves = jax.tree.leaves(model.specs(run.model.sized(budget.vocab_size(run))))
     axes = (zip(spec.axes, spec.shape, strict=True) for spec in leaves)
     return [size for name, size in itertools.chain.from_iterable(axes) if name == "experts"]
 

@@ -176,11 +176,11 @@ def _other(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
 
 
 def _flat(model: dict[str, Any], path: str) -> dict[str, Any]:
-    """Returns the fields of a model by their dotted names, but for how it is computed."""
+    """Returns the fields of a model by their dotted names."""
     found = {}
     for name, value in model.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{path}{name}.")
-        elif name not in settings.EXECUTION:
+        else:
             found[f"{path}{name}"] = value
     return found

@@ -33,7 +33,7 @@ class Teacher:
       params: its float32 parameters.
     """
 
-    model: model.Config
+    model: model.Model
     params: Any
 
     def read(self, batch: dict[str, Array]) -> Taught:

@@ -103,7 +103,7 @@ def save(
 @contextlib.contextmanager
 def _opened(
     place: str, field: str, tokenizer: Tokenizer
-) -> Iterator[tuple[model.Config, Checkpoints, int]]:
+) -> Iterator[tuple[model.Model, Checkpoints, int]]:
     """Gives a run's model, its checkpoints and the latest step, if its tokenizer is this."""
     try:
         run = directory.recorded(pathlib.Path(place))
@@ -117,7 +117,7 @@ def _opened(
             vocab_size = checkpoints.meta(step)["model"]["vocab_size"]
         except UserError as error:
             raise type(error)(f"config.{field}: {error}") from None
-        yield run.model.build(vocab_size), checkpoints, step
+        yield run.model.sized(vocab_size), checkpoints, step
 
 
 def _has(tree: dict[str, Any], name: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
-from recursia import distributed, model, settings, sharding
+from recursia import distributed, settings, sharding
 from recursia import params as parameters
 from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
@@ -87,7 +87,7 @@ class Loop:
         self.identity = directory.identity(run, vocab, self.loader.identity)
         distributed.check_same("configuration or data", _digest(run, self.identity))
         teacher = earlier.teacher(run, vocab, self.loader.tokenizer, mesh)
-        self.trainer = Trainer(run, run.model.build(vocab), mesh, teacher)
+        self.trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
         self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
 
     @functools.cached_property
@@ -242,7 +242,7 @@ class Loop:
         row: dict[str, Any] = {"step": step}
         if not self.scored:
             return self.sample(step, params)
-        for mode in model.modes(config):
+        for mode in config.modes:
             score = perplexity.score(
                 params,
                 config,

@@ -188,6 +188,6 @@ def identity(run: settings.Run, vocab: int, data: dict[str, Any]) -> dict[str, A
     model = json.loads(json.dumps(recursia.config.to_dict(run.model))) | {"vocab_size": vocab}
     sees = {"cross_document_attention": run.data.cross_document_attention}
     return {
-        "model": {k: value for k, value in model.items() if k not in settings.EXECUTION},
+        "model": model,
         "data": {**data, **sees},
     }

@@ -89,7 +89,7 @@ def recursive(options: argparse.Namespace) -> None:
     places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
     try:
-        ours = run.model.build(theirs.vocab_size)
+        ours = run.model.sized(theirs.vocab_size)
         how = {"norms": options.norms, "adapters": options.adapters}
         key = jax.random.key(options.seed)
         with console.doing(f"making {options.config} of it"):

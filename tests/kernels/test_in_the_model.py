@@ -29,7 +29,7 @@ def trainer(name, devices, **changed):
     changed = {"model.vocab_size": 256, "train.batch_size": 8, "train.seq_len": 256, **changed}
     run = config.load(name, {field: str(value) for field, value in changed.items()})
     run = dataclasses.replace(run, mesh=sharding.Config(data=1, fsdp=-1))
-    return Trainer(run, run.model.build(256), sharding.make_mesh(run.mesh, devices))
+    return Trainer(run, run.model.sized(256), sharding.make_mesh(run.mesh, devices))
 
 
 @pytest.fixture

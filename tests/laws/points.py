@@ -74,7 +74,7 @@ def point(
     }
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
-    return settings.Model(
+    return model.Model(
         recursions * num_blocks + ends,
         block(block_),
         policy(depth_, recursions),

@@ -16,7 +16,7 @@ WIDTH = BLOCK.embed_dim
 
 def tiny(recursions=3, blocks=2, *, dtype="float32", remat="none", input="adapter", **options):
     """Returns a model with a prelude and a coda of one block; options are the policy's."""
-    return settings.Model(
+    return model.Model(
         recursions * blocks + 2,
         BLOCK,
         recurrent.Config(recursions, **{"backprop_depth": 2} | options),

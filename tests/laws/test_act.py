@@ -25,7 +25,7 @@ MOST = 5
 def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype="float32", **depth):
     """Returns a model that halts; options are the policy's."""
     block, told = FORMS[form]
-    return settings.Model(
+    return model.Model(
         layers,
         block,
         act.Config(MOST, **depth),
@@ -172,7 +172,7 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
 def test_certain_halting_is_one_recursion_and_none_gives_nothing(update, halted_state):
     of = tiny(update=update, halted_state=halted_state)
     same = dict(sharing="cycle", inject=of.inject, embed=of.embed)
-    once = settings.Model(1, of.block, fixed.Config(1), **same).build(VOCAB)
+    once = model.Model(1, of.block, fixed.Config(1), **same).build(VOCAB)
     params = constant(of, 20)
     first = {**params, "depth": {}, "inject": {"step": params["inject"]["step"][:1]}}
     logits, aux = forward(params, text(), of)
@@ -213,7 +213,7 @@ def test_what_halted_tokens_become_is_seen_by_others():
 )
 def test_halting_is_causal(halted_state, kv_sharing, mode):
     of = tiny(halted_state=halted_state, kv_sharing=kv_sharing)
-    assert model.is_causal(of, mode)
+    assert of.is_causal(mode)
     assert is_free_of_the_future(of, mode, seeds=[1])
 
 
@@ -320,6 +320,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, why):
 
 
 def test_any_block_may_halt():
-    of = settings.Model(6, llamas.BLOCK, act.Config(3), sharing="cycle").build(VOCAB)
+    of = model.Model(6, llamas.BLOCK, act.Config(3), sharing="cycle").build(VOCAB)
     eval_, causal = (forward(draw(of), text(), of, mode)[0] for mode in ("eval", "causal"))
     assert_close(eval_, causal)

@@ -101,8 +101,8 @@ def law_causality(config, weights, mode):
     logits, aux = forward(weights, tokens, config, mode)
     other, _ = forward(weights, jnp.concatenate([tokens[:, : cut + 1], later], 1), config, mode)
     assert logits.shape == (BATCH, LENGTH, VOCAB)
-    assert model.is_causal(config, mode) or mode != "causal"
-    if model.is_causal(config, mode):
+    assert config.is_causal(mode) or mode != "causal"
+    if config.is_causal(mode):
         assert_close(logits[:, : cut + 1], other[:, : cut + 1])
     assert not is_equal(logits[:, cut + 1 :], other[:, cut + 1 :])
     depth = np.asarray(aux.depth_used)

@@ -104,7 +104,7 @@ def updated(depth, lr=0.01):
     shape = dataclasses.replace(run.model, num_layers=5, block=BLOCK, depth=depth)
     run = dataclasses.replace(run, model=shape, optimizer=optimizer, schedule=schedule)
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    trainer = step.Trainer(run, run.model.build(VOCAB), mesh)
+    trainer = step.Trainer(run, run.model.sized(VOCAB), mesh)
     tokens = text()
     batch = {"tokens": tokens, "targets": tokens, "weights": jnp.ones(tokens.shape)}
     batch |= {"segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(12) + 0 * tokens}

@@ -69,7 +69,7 @@ def test_the_config_changes_once_when_the_warmup_is_over():
         assert model.at_step(WARM, step) == COLD
     assert model.at_step(COLD, 0) == COLD
     fixed = tiny()
-    assert model.at_step(fixed, 7) == fixed
+    assert fixed.at_step(7) == fixed
 
 
 def test_training_does_not_warm_up_without_knowing_its_step():

@@ -27,7 +27,7 @@ MODES = ("train", "eval", "causal")
 
 def build(recursions=3, sharing="cycle", varies=(), kv_sharing="own", loop_norm="each", **options):
     depth = exit_gate.Config(recursions, **options)
-    return settings.Model(
+    return model.Model(
         2 * recursions,
         BLOCK,
         depth,
@@ -128,7 +128,7 @@ def test_the_loop_waits_for_wanted_tokens_only():
 @pytest.mark.parametrize("mode", MODES)
 def test_no_mode_looks_ahead(mode, kv_sharing):
     made = build(exit_threshold=0.6, kv_sharing=kv_sharing)
-    assert model.is_causal(made, mode)
+    assert made.is_causal(mode)
     assert is_free_of_the_future(made, mode, seeds=range(1))
 
 
@@ -233,5 +233,5 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, said):
 
 def test_a_coda_is_refused():
     with pytest.raises(ValueError, match="2 blocks of a coda stand between") as refusal:
-        settings.Model(8, BLOCK, exit_gate.Config(3), sharing="cycle", coda=2)
+        model.Model(8, BLOCK, exit_gate.Config(3), sharing="cycle", coda=2)
     assert "\n" not in str(refusal.value)

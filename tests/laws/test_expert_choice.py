@@ -222,7 +222,7 @@ RELEASED = {
 @pytest.mark.parametrize("preset", RELEASED)
 def test_a_released_size_has_the_published_parameters(preset):
     layers, recursions, millions = RELEASED[preset]
-    made = load(f"mor:{preset}", {}).model.build(49152)
+    made = load(f"mor:{preset}", {}).model.sized(49152)
     wide, grid = made.block, made.grid
     d, heads = wide.embed_dim, 2 * (wide.num_heads + wide.num_kv_heads) * wide.head_dim
     layer = d * heads + 3 * d * wide.mlp_dim + 2 * d

@@ -33,7 +33,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "huginn.npz"
 def tiny(recursions=3, blocks=2, **options):
     """Returns a model as published but for its size."""
     options = {"backprop_depth": 2, "sampler": "fixed"} | options
-    return model.Config(
+    return model.Model(
         vocab_size=VOCAB,
         block=BLOCK,
         depth=recurrent.Config(recursions, **options),
@@ -151,7 +151,7 @@ def test_initial_scales_follow_the_effective_depth(num_steps):
 
 
 def built(preset):
-    return config.load(f"huginn:{preset}", {}).model.build(65536)
+    return config.load(f"huginn:{preset}", {}).model.sized(65536)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def relaxed(weights=None, depth="fixed", sharing="cycle", kv_sharing="own", **op
     named = {} if weights is None else {"weights": weights}
     layers = 8 if sharing.startswith("middle_") else 6
     policy = POLICIES[depth].Config(3)
-    return settings.Model(
+    return model.Model(
         layers, BLOCK, policy, sharing=sharing, kv=kv.Config(kv_sharing), **named, **options
     ).build(VOCAB)
 
@@ -83,7 +83,7 @@ def test_a_step_multiplies_by_the_sum(options):
     model_config = relaxed(**{"weights": lora.Config(5), **options})
     params = draw(model_config)
     free, weights = merged(model_config, params)
-    for mode in model.modes(model_config):
+    for mode in model_config.modes:
         logits, _ = forward(params, text(), model_config, mode)
         assert_close(logits, by_hand.forward(weights, text(), free, mode)[0])
 
@@ -202,7 +202,7 @@ def test_bfloat16_sums_gradients_in_float32_and_is_near():
 def test_sharing_of_adapters_can_be_typed():
     typed = {"model.varies.mlp_lora": "recursion", "model.weights.slots": "mlp"}
     run = config.load("relaxed:tiny", typed)
-    specs = model.specs(run.model.build(11))["core"]
+    specs = model.specs(run.model.sized(11))["core"]
     assert specs["mlp_lora"]["up"]["a"].shape == (2, 64, 8)
     assert "attention_lora" not in specs
 

@@ -59,7 +59,7 @@ def trainer(name, mesh=(), more=()):
     sizes = {**dict.fromkeys(sharding.AXES, 1), **dict(mesh)}
     run = dataclasses.replace(run, mesh=sharding.Config(**sizes))
     devices = jax.devices()[: np.prod(list(sizes.values()))]
-    return Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh, devices))
+    return Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh, devices))
 
 
 @functools.cache

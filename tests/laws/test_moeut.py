@@ -42,7 +42,7 @@ SEGMENTS = jnp.array([[1] * 5 + [2] * 7] * 2)
 
 
 def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=VOCAB, **options):
-    return settings.Model(
+    return model.Model(
         group * repeats,
         block,
         depth or fixed.Config(repeats),
@@ -93,7 +93,7 @@ def test_packed_documents_do_not_see_each_other():
 @pytest.mark.parametrize("mode", ["eval", "causal"])
 def test_it_is_causal(mode):
     config = build()
-    assert model.is_causal(config, mode)
+    assert config.is_causal(mode)
     assert is_free_of_the_future(config, mode)
 
 
@@ -224,12 +224,12 @@ def test_flops_are_exact(block, kv_sharing, remat):
 )
 def test_published_sizes_are_exact(preset, millions):
     run = config.load(f"moeut:{preset}", {})
-    block, grid = run.model.block, run.model.build(8000).grid
+    block, grid = run.model.block, run.model.sized(8000).grid
     d, wide = block.embed_dim, block.num_heads * block.head_dim
     ffn = block.num_experts * (2 * d * block.expert_dim + d)
     each = 2 * block.num_attention_experts * (d * wide + block.num_heads * d)
     layer = ffn + 2 * d * wide + each + 4 * d
-    count = accounting.unique_parameters(run.model.build(8000))
+    count = accounting.unique_parameters(run.model.sized(8000))
     assert count == grid.num_blocks * layer + 2 * 8000 * d + 8000 + 2 * d
     assert f"{count / 1e6:.{len(millions.partition('.')[2])}f}" == millions
 

@@ -21,7 +21,7 @@ def build(depth=None, recursions=3, blocks=2, block=BLOCK, kv_sharing="own", **o
     depth = depth or exit_gate.Config(recursions, exit_threshold=0.6)
     options = {"loop_norm": "each", "sharing": "cycle", **options}
     layers = recursions * blocks
-    return settings.Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).build(VOCAB)
+    return model.Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).build(VOCAB)
 
 
 def block_by_hand(w, x, where, block):
@@ -111,7 +111,7 @@ def test_flops_are_exact(kv_sharing):
 @pytest.mark.parametrize(("preset", "count"), [("1.4b", 1_434_652_673), ("2.6b", 2_667_974_657)])
 def test_published_parameters(preset, count):
     run = config.load(f"ouro:{preset}", {})
-    made = run.model.build(run.model.vocab_size)
+    made = run.model.sized(run.model.vocab_size)
     assert accounting.unique_parameters(made) == count
     assert made.grid.num_recursions == 4 and made.loop_norm == "each"
     assert made.grid.num_blocks == (24 if preset == "1.4b" else 48)

@@ -123,7 +123,7 @@ CUTS = (0, 4, LENGTH - 2)
 )
 def test_no_token_sees_a_later_one(exit, mode):
     config = tiny(6, exit=exit, exit_threshold=0.06 if exit == "cosine" else 0.4)
-    assert model.is_causal(config, mode)
+    assert config.is_causal(mode)
     for seed in range(2):
         p, tokens = weights(config, seed), text(seed)
         logits, aux = run(p, tokens, config, mode)

@@ -34,7 +34,7 @@ def sticks(recursions=4, blocks=1, threshold=0.75, weight=0.5, **options):
     depth = stick_breaking.Config(recursions, threshold, weight)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
     layers = recursions * blocks + options.get("prelude", 0)
-    return settings.Model(layers, BLOCK, depth, **options).build(VOCAB)
+    return model.Model(layers, BLOCK, depth, **options).build(VOCAB)
 
 
 def forced(params, logit):
@@ -197,7 +197,7 @@ def test_a_gate_that_never_halts_is_full_depth(blocks):
     config = sticks(blocks=blocks, weight=1.0)
     params = forced(draw(config), -100.0)
     logits, aux = forward(params, text(), config)
-    plain = settings.Model(
+    plain = model.Model(
         4 * blocks, BLOCK, settings.kind_config("recursia.depth", "fixed")(4), sharing="cycle"
     ).build(VOCAB)
     assert_close(logits, forward({**params, "depth": {}}, text(), plain)[0])
@@ -252,7 +252,7 @@ def test_decoding_stops_when_no_wanted_token_goes_on():
 @pytest.mark.parametrize("mode", ["eval", "causal"])
 def test_no_token_sees_a_later_one(mode):
     config = sticks(blocks=2)
-    assert model.is_causal(config, mode)
+    assert config.is_causal(mode)
     assert is_free_of_the_future(config, mode, seeds=range(2))
 
 

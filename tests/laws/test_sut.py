@@ -52,7 +52,7 @@ def small(depth=None, recursions=3, blocks=1, block=BLOCK, **options):
     """Returns a model of one or more such blocks, halting unless told otherwise."""
     depth = depth or stick_breaking.Config(recursions)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
-    return settings.Model(recursions * blocks, block, depth, **options).build(VOCAB)
+    return model.Model(recursions * blocks, block, depth, **options).build(VOCAB)
 
 
 def weights_of(block, seed=0):
@@ -281,7 +281,7 @@ def parameters(config):
 )
 def test_presets_have_their_parameters(name, millions):
     run = config.load(f"sut:{name}", {})
-    built = run.model.build(run.model.vocab_size or 256)
+    built = run.model.sized(run.model.vocab_size or 256)
     count = accounting.unique_parameters(built)
     assert count == parameters(built)
     assert millions is None or round(count / 1e6, 1) == millions

@@ -103,15 +103,15 @@ def test_while_all_go_to_the_end_the_result_is_the_gated_stack(kv):
     assert_close(forward(params, tokens, config, "eval", step=jnp.int32(0))[0], free[0])
     with pytest.raises(ValueError, match="step"):
         forward(params, tokens, config, "train")
-    assert model.at_step(config, 2) == config
-    assert model.at_step(config, 3) == routed(kv=kv)
+    assert config.at_step(2) == config
+    assert config.at_step(3) == routed(kv=kv)
 
 
 @pytest.mark.parametrize("kv", KV)
 @pytest.mark.parametrize("mode", MODES)
 def test_no_token_looks_ahead(mode, kv):
     config = routed(blocks=1, kv=kv)
-    assert model.is_causal(config, mode)
+    assert config.is_causal(mode)
     assert test_causality.is_free_of_the_future(config, mode)
 
 
@@ -193,7 +193,7 @@ def trained(**options):
     tokens = text(batch=4)
     batch = {"tokens": tokens, "targets": tokens, "weights": jnp.ones(tokens.shape)}
     batch |= {"segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(12) + 0 * tokens}
-    return step.Trainer(run, run.model.build(tiny.VOCAB), mesh), batch
+    return step.Trainer(run, run.model.sized(tiny.VOCAB), mesh), batch
 
 
 def test_an_update_moves_each_bias_towards_an_even_share_and_nothing_else_does():

@@ -34,7 +34,7 @@ def compiled(name, recursions, machine="cpu", **changed):
         changed["depth.capacity"] = tuple([1.0] + [0.5] * (recursions - 1))
     run = config.load(name, {field: str(value) for field, value in changed.items()})
     devices = jax.devices() if machine == "cpu" else topology.devices(machine)
-    made = Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh, devices))
+    made = Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh, devices))
     return made, made.lower().compile()
 
 

@@ -33,7 +33,7 @@ GROUPED = dataclasses.replace(BLOCK, num_kv_heads=2, head_dim=6)
 
 def tiny(form="released", depth=None, layers=4, sharing="cycle", kv_sharing="own", **options):
     block, told = FORMS[form]
-    return settings.Model(
+    return model.Model(
         layers,
         block,
         depth or fixed.Config(4),
@@ -222,7 +222,7 @@ def test_presets_have_the_published_parameters(preset, shape):
 
 def test_the_papers_form_is_a_few_overrides_away():
     wanted = {"block.norm": "post", "inject.position": "interleaved", "inject.step": "interleaved"}
-    paper = config.load("universal:tiny", wanted).model.build(257)
+    paper = config.load("universal:tiny", wanted).model.sized(257)
     assert "final_norm" not in model.specs(paper) and model.specs(paper)["inject"] == {}
 
 

@@ -33,7 +33,7 @@ PRIVATE = (("norms", "recursion+block"),)
 
 
 def build(block=BLOCK, steps=4, varies=PRIVATE, kv_sharing="own", vocab=VOCAB, **options):
-    return settings.Model(
+    return model.Model(
         steps,
         block,
         fixed.Config(steps),
@@ -162,7 +162,7 @@ def test_a_token_without_a_place_keeps_what_attention_gave_it():
 @pytest.mark.parametrize("capacity", [None, 0.75])
 def test_it_is_causal(capacity):
     config = build(dataclasses.replace(BLOCK, capacity=capacity), steps=3)
-    assert model.is_causal(config, "causal")
+    assert config.is_causal("causal")
     assert is_free_of_the_future(config, "causal")
 
 
@@ -188,7 +188,7 @@ def test_every_parameter_has_a_finite_gradient():
 
 
 def test_the_grouped_plan_shares_neighbours_attention_and_experts_alone():
-    grid = config.load("widenet:tiny_grouped", {}).model.build(VOCAB).grid
+    grid = config.load("widenet:tiny_grouped", {}).model.sized(VOCAB).grid
     in_order = lambda slot: np.array(grid.table_of(slot)).T.reshape(-1).tolist()
     assert grid.order == "sequence"
     for slot in ("attention", "experts"):
@@ -200,7 +200,7 @@ def test_the_grouped_plan_shares_neighbours_attention_and_experts_alone():
 @pytest.mark.parametrize(("recursions", "groups"), [("8", 1), ("2", 4)])
 def test_albert_shares_within_a_group_of_neighbours(recursions, groups):
     run = config.load("albert:tiny", {"model.depth.num_recursions": recursions})
-    built = run.model.build(VOCAB)
+    built = run.model.sized(VOCAB)
     for slot in ("attention", "mlp", "norms"):
         entries = np.array(built.grid.table_of(slot)).T.reshape(-1)
         assert entries.tolist() == [layer // (8 // groups) for layer in range(8)]
@@ -212,7 +212,7 @@ def test_albert_shares_within_a_group_of_neighbours(recursions, groups):
 
 
 def test_a_factorised_table_is_the_product_of_its_factors():
-    built = config.load("albert:tiny", {}).model.build(VOCAB)
+    built = config.load("albert:tiny", {}).model.sized(VOCAB)
     weights = draw(built)
     whole = dataclasses.replace(built, embed=dataclasses.replace(built.embed, factor_dim=0))
     product = {"table": weights["embed"]["table"] @ weights["embed"]["projection"]}

@@ -32,11 +32,11 @@ def tiny(
     dtype="float32",
     remat="none",
     **options,
-) -> model.Config:
+) -> model.Model:
     """Returns a model of `blocks` blocks walked `recursions` times; options are the policy's."""
     policy = POLICIES[depth]
     ends = 2 if sharing_.startswith("middle_") else 0
-    return model.Config(
+    return model.Model(
         vocab_size=VOCAB,
         block=BLOCK,
         depth=policy.Config(recursions, **options),
@@ -50,7 +50,7 @@ def tiny(
     )
 
 
-def draw(config: model.Config, seed: int = 0):
+def draw(config: model.Model, seed: int = 0):
     """Returns parameters large enough that every one of them matters, norms included."""
 
     def leaf(path, spec):

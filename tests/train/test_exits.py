@@ -33,7 +33,7 @@ def trainer(depth, folder=FOLDER, teacher=None, **sections):
     shape = {"num_layers": 2 * depth["num_recursions"], "depth": depth, "loop_norm": "each"}
     run = tiny_run(folder, model=shape, **sections)
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    return Trainer(run, run.model.build(VOCAB), mesh, teacher)
+    return Trainer(run, run.model.sized(VOCAB), mesh, teacher)
 
 
 def drawn(made, seed=1):
@@ -92,7 +92,7 @@ def test_stage_one_is_the_expected_loss_less_the_entropy(is_tied):
     made = trainer({**GATE, "entropy_weight": 0.3}, train={"loss_chunk": 5})
     shape = dataclasses.replace(made.run.model.embed, is_tied=is_tied)
     run = dataclasses.replace(made.run, model=dataclasses.replace(made.run.model, embed=shape))
-    made = dataclasses.replace(made, run=run, model=run.model.build(VOCAB))
+    made = dataclasses.replace(made, run=run, model=run.model.sized(VOCAB))
 
     def formula(nats, aux, weights):
         score = aux.states @ weights["depth"]["gate"]["weight"] + weights["depth"]["gate"]["bias"]

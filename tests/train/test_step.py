@@ -26,7 +26,7 @@ def trainer(depth, devices=1, changed=(), mesh=(), **train):
     run = tiny_run(FOLDER, depth, train=train, mesh=dict(mesh), optimizer=fields)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, **dict(changed)))
     where = sharding.make_mesh(run.mesh, jax.devices()[:devices])
-    return Trainer(run, run.model.build(VOCAB), where)
+    return Trainer(run, run.model.sized(VOCAB), where)
 
 
 def batch(seed=0):
@@ -129,7 +129,7 @@ def test_each_distinct_model_is_compiled_once(monkeypatch):
     monkeypatch.setattr(step_lib, "train_step", counted)
     warming = {"kind": "expert_choice", "num_recursions": 2, "capacity_warmup_steps": 3}
     run = tiny_run(FOLDER, model={"depth": warming}, train={"num_steps": 6})
-    made = Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh, jax.devices()[:1]))
+    made = Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh, jax.devices()[:1]))
     functions = [made.step_function(step) for step in range(6)]
     assert functions[0] is functions[1] is functions[2]
     assert functions[3] is functions[4] is functions[5] is not functions[0]

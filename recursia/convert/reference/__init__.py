@@ -36,7 +36,7 @@ class Case:
       kept: from the same, the tokens that each recursion processed, (recursion, mask [B T]).
     """
 
-    config: model.Config
+    config: model.Model
     params: Callable[[Mapping[str, np.ndarray]], Any]
     tokens: np.ndarray  # [B T]
     targets: np.ndarray  # [B T]

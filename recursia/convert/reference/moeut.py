@@ -12,14 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from recursia import kv, model
+from recursia import model
 from recursia.blocks import moeut
 from recursia.convert.reference import Case, under
 from recursia.depth import fixed
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
 from recursia.layers import embedding
-from recursia.sharing import grid as sharing
 
 # What their constructors take where a file does not say, as our fields; widths have no default.
 DEFAULTS = {
@@ -44,7 +43,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     return Case(ours, convert, tokens[:, :-1], tokens[:, 1:], losses=losses)
 
 
-def config(theirs: dict[str, Any]) -> model.Config:
+def config(theirs: dict[str, Any]) -> model.Model:
     """Returns our configuration of their model.
 
     Raises:
@@ -64,22 +63,21 @@ def config(theirs: dict[str, Any]) -> model.Config:
         **{ours: theirs.get(name, default) for name, (ours, default) in DEFAULTS.items()},
     )
     repeats = theirs["n_layers"] // group  # layers that do not divide are left out
-    plan = sharing.plan(group * repeats, repeats, "cycle", (), moeut.SLOTS, fixed.SLOTS)
-    return model.Config(
+    return model.Model(
+        num_layers=group * repeats,
+        sharing="cycle",
         vocab_size=theirs["n_tokens"],
         block=block,
-        depth=fixed.Config(repeats),
-        grid=plan,
-        kv=kv.Config("own"),
+        depth=fixed.Fixed(repeats),
         embed=embedding.Config(is_tied=False, has_head_bias=True),
     )
 
 
-def params(config: model.Config, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params(config: model.Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names."""
     layers = [
         _layer(config.block, under(named, f"transformer.layers.{i}."))
-        for i in range(config.grid.num_blocks)
+        for i in range(config.schedule.num_blocks)
     ]
     return {
         "embed": {
