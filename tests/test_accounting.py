@@ -22,7 +22,7 @@ KV = ("own", "first_recursion")
 
 
 def tiny(depth=None, sharing="cycle", num_layers=6, kv_sharing="own", is_tied=True, **options):
-    depth = depth or fixed.Config(3)
+    depth = depth or fixed.Fixed(3)
     return model.Model(
         num_layers,
         BLOCK,
@@ -66,7 +66,7 @@ def test_flops_of_full_depth_are_exact(sharing, kv_sharing):
 
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_flops_of_a_plain_stack_are_exact(is_tied):
-    assert_exact(tiny(fixed.Config(1), "none", 3, is_tied=is_tied))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3, is_tied=is_tied))
 
 
 @pytest.mark.parametrize("kv_sharing", KV)
@@ -82,7 +82,7 @@ def test_flops_of_a_plain_stack_are_exact(is_tied):
     ids=str,
 )
 def test_flops_of_routed_tokens_are_exact(seq_len, options, kv_sharing):
-    depth = expert_choice.Config(3, **options)
+    depth = expert_choice.ExpertChoice(3, **options)
     assert_exact(tiny(depth, "middle_cycle", 8, kv_sharing), seq_len)
 
 
@@ -97,7 +97,7 @@ def test_flops_of_routed_tokens_are_exact(seq_len, options, kv_sharing):
     ids=str,
 )
 def test_flops_do_not_depend_on_what_is_shared(varies):
-    plain = tiny(expert_choice.Config(3, router="mlp"))
+    plain = tiny(expert_choice.ExpertChoice(3, router="mlp"))
     varied = tiny(plain.depth, varies=varies)
     assert_exact(varied)
     assert accounting.forward_flops(plain, 13) == accounting.forward_flops(varied, 13)
@@ -108,23 +108,23 @@ def test_flops_do_not_depend_on_what_is_shared(varies):
 @pytest.mark.parametrize("kv_sharing", KV)
 def test_what_remat_computes_again_is_exact(kv_sharing, remat):
     same = dict(kv_sharing=kv_sharing, remat=remat)
-    assert_exact(tiny(fixed.Config(1), "none", 3, **same))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3, **same))
     assert_exact(tiny(sharing="middle_sequence", num_layers=8, **same))
-    assert_exact(tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, **same))
+    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **same))
 
 
 @pytest.mark.parametrize("saves", ["attention", "products"])
 @pytest.mark.parametrize("remat", ["block", "recursion"])
 def test_what_remat_saves_is_not_computed_again(remat, saves):
     same = dict(remat=remat, remat_saves=saves)
-    assert_exact(tiny(fixed.Config(1), "none", 3, **same))
-    assert_exact(tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, **same))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3, **same))
+    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **same))
     cost = lambda **how: accounting.executed_training_flops(tiny(num_layers=6, **how), 16)
     assert cost() < cost(**same) < cost(remat=remat)
 
 
 def test_the_trainers_loss_is_exact():
-    model_config, seq_len = tiny(expert_choice.Config(3), dtype="bfloat16"), 12
+    model_config, seq_len = tiny(expert_choice.ExpertChoice(3), dtype="bfloat16"), 12
 
     def chunked(weights, tokens):
         out = model.apply(weights, tokens, model_config, mode="train")
@@ -170,7 +170,7 @@ def test_parameters_are_those_of_the_trees(is_tied):
     size = lambda c: sum(leaf.size for leaf in jax.tree.leaves(tree(c)))
     for model_config in (
         tiny(is_tied=is_tied),
-        tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, is_tied=is_tied),
+        tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, is_tied=is_tied),
         tiny(varies=(("mlp", "block/2"), ("attention", "recursion+block")), is_tied=is_tied),
     ):
         cost = accounting.budget(model_config, 16)
@@ -184,14 +184,14 @@ def test_parameters_are_those_of_the_trees(is_tied):
 @pytest.mark.parametrize("sharing", PATTERNS)
 def test_applied_parameters_are_unique_where_nothing_is_shared(sharing):
     shared = tiny(sharing=sharing, num_layers=PATTERNS[sharing])
-    private = tiny(fixed.Config(1), "none", PATTERNS[sharing])
+    private = tiny(fixed.Fixed(1), "none", PATTERNS[sharing])
     unique = accounting.unique_parameters(private)
     assert accounting.applied_parameters(shared) == unique
     assert accounting.applied_parameters(private) == unique
 
 
 def test_one_router_is_applied_in_each_recursion():
-    depth = expert_choice.Config(3)
+    depth = expert_choice.ExpertChoice(3)
     routed = tiny(depth, varies=(("router", "one"),))
     assert accounting.unique_parameters(routed) - accounting.unique_parameters(tiny()) == 8
     assert accounting.applied_parameters(routed) - accounting.applied_parameters(tiny()) == 3 * 8
@@ -255,7 +255,7 @@ def test_released_steps_follow_from_the_published_convention(name, overrides, re
 @pytest.mark.parametrize("recursions", [1, 2, 3, 4])
 def test_cache_is_the_published_part_of_a_plain_models(recursions):
     seq_len, layers, ends = 24, 2 + 12, 2
-    plain = tiny(fixed.Config(1), "none", layers)
+    plain = tiny(fixed.Fixed(1), "none", layers)
     entry = accounting.cache_bytes_per_token(plain, seq_len) / layers
     assert entry == 2 * BLOCK.num_kv_heads * BLOCK.head_dim * 4
     core = lambda depth, kv_sharing: (
@@ -268,7 +268,7 @@ def test_cache_is_the_published_part_of_a_plain_models(recursions):
         )
         / (layers - ends)
     )
-    routed, full = expert_choice.Config(recursions), fixed.Config(recursions)
+    routed, full = expert_choice.ExpertChoice(recursions), fixed.Fixed(recursions)
     assert core(full, "own") == 1
     assert core(routed, "own") == pytest.approx((recursions + 1) / (2 * recursions))
     assert core(routed, "first_recursion") == pytest.approx(1 / recursions)
@@ -283,7 +283,7 @@ def test_cache_takes_the_compute_dtype_or_a_size():
 
 def test_mean_depth_is_what_tokens_take():
     tokens = jnp.zeros((BATCH, 13), jnp.int32)
-    for depth in (fixed.Config(3), expert_choice.Config(3, capacity=(0.9, 0.5, 0.2))):
+    for depth in (fixed.Fixed(3), expert_choice.ExpertChoice(3, capacity=(0.9, 0.5, 0.2))):
         model_config = tiny(depth)
         weights = params.abstract(model.specs(model_config))
         weights = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), weights)

@@ -27,7 +27,7 @@ def build(pattern="cycle", num_layers=6, recursions=3, depth=fixed, **options):
 
 
 def relaxed(pattern="cycle", rank=99, scale=2.0, num_layers=6, varies=PRIVATE):
-    weights = lora.Config(rank, scale=scale)
+    weights = lora.Lora(rank, scale=scale)
     return build(pattern, num_layers, weights=weights, varies=varies)
 
 
@@ -216,12 +216,12 @@ WIDE = dataclasses.replace(BLOCK, mlp_dim=32)
 REFUSED = {
     "depth": (build(num_layers=9), {}, "num_layers: got 9, and the model to start from has 6"),
     "width": (
-        model.Model(6, WIDE, fixed.Config(3), sharing="cycle").build(VOCAB),
+        model.Model(6, WIDE, fixed.Fixed(3), sharing="cycle").build(VOCAB),
         {},
         "mlp_dim: got 32, and the model to start from has 24",
     ),
     "vocabulary": (
-        model.Model(6, BLOCK, fixed.Config(3), sharing="cycle").build(VOCAB + 1),
+        model.Model(6, BLOCK, fixed.Fixed(3), sharing="cycle").build(VOCAB + 1),
         {},
         "vocab_size: got 33",
     ),
@@ -241,5 +241,5 @@ def test_models_that_do_not_fit_are_refused_in_one_line(target, how, why):
 
 def test_initial_scales_may_differ():
     narrow = dataclasses.replace(BLOCK, init_std=0.1)
-    target = dataclasses.replace(build(), block=narrow, weights=tied.Config())
+    target = dataclasses.replace(build(), block=narrow, weights=tied.Tied())
     assert recursive(draw(DENSE), DENSE, target, "lower", key=KEY)

@@ -69,8 +69,8 @@ def point(
     """
     slots = importlib.import_module(f"recursia.blocks.{block_}").SLOTS
     kinds = {
-        "tied": tied.Config(),
-        "lora": lora.Config(2, tuple(slot for slot in ("attention", "mlp") if slot in slots)),
+        "tied": tied.Tied(),
+        "lora": lora.Lora(2, tuple(slot for slot in ("attention", "mlp") if slot in slots)),
     }
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0

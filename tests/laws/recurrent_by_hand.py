@@ -19,7 +19,7 @@ def tiny(recursions=3, blocks=2, *, dtype="float32", remat="none", input="adapte
     return model.Model(
         recursions * blocks + 2,
         BLOCK,
-        recurrent.Config(recursions, **{"backprop_depth": 2} | options),
+        recurrent.Recurrent(recursions, **{"backprop_depth": 2} | options),
         sharing="cycle",
         prelude=1,
         coda=1,

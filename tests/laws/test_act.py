@@ -28,7 +28,7 @@ def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype=
     return model.Model(
         layers,
         block,
-        act.Config(MOST, **depth),
+        act.Act(MOST, **depth),
         sharing=sharing,
         kv=kv.Config(kv_sharing),
         inject=told,
@@ -113,7 +113,7 @@ def test_some_tokens_halt_and_some_never_do(halted_state):
 def test_states_weigh_what_the_table_says(update, wanted):
     """p = (.5, .4, ...) halts at the third step, whose u is the remainder .1."""
     walk = HandMadeCore([0.5, 0.4, 0.7, 0.6, 0.3])
-    x, aux = walk.run(act.Config(MOST, update=update))
+    x, aux = walk.run(act.Act(MOST, update=update))
     np.testing.assert_allclose(x[0, 0], (*wanted, 0, 0), atol=1e-6)
     assert aux.depth_used[0, 0] == 3
     np.testing.assert_allclose(aux.losses["ponder"], 0.01 * 3.1, rtol=1e-6)
@@ -122,7 +122,7 @@ def test_states_weigh_what_the_table_says(update, wanted):
 @pytest.mark.parametrize("update", ["basic", "accumulated"])
 def test_a_token_that_never_halts_weighs_its_states_by_their_probabilities(update):
     p = np.array([0.1, 0.2, 0.1, 0.2, 0.1])
-    x, aux = HandMadeCore(p).run(act.Config(MOST, update=update))
+    x, aux = HandMadeCore(p).run(act.Act(MOST, update=update))
     later = np.array([np.prod(1 - p[t + 1 :]) for t in range(MOST)])
     np.testing.assert_allclose(x[0, 0], p * later if update == "basic" else p, atol=1e-6)
     assert aux.depth_used[0, 0] == MOST
@@ -162,9 +162,9 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
         np.testing.assert_allclose(report["shares"].sum(0)[halted], 1, atol=1e-12)
     # The library's: every state the same vector of ones, so that the output is the sum of shares.
     for p, total in (([0.3, 0.4, 0.5, 0.1, 0.1], 1), ([0.9] * MOST, 1), ([0.1] * MOST, 0.5)):
-        x, _ = HandMadeCore(p).run(act.Config(MOST, update="accumulated"))
+        x, _ = HandMadeCore(p).run(act.Act(MOST, update="accumulated"))
         np.testing.assert_allclose(x[0, 0].sum(), total, atol=1e-6)
-        assert HandMadeCore(p).run(act.Config(MOST))[0][0, 0].sum() <= 1
+        assert HandMadeCore(p).run(act.Act(MOST))[0][0, 0].sum() <= 1
 
 
 @pytest.mark.parametrize("update", ["basic", "accumulated"])
@@ -172,7 +172,7 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
 def test_certain_halting_is_one_recursion_and_none_gives_nothing(update, halted_state):
     of = tiny(update=update, halted_state=halted_state)
     same = dict(sharing="cycle", inject=of.inject, embed=of.embed)
-    once = model.Model(1, of.block, fixed.Config(1), **same).build(VOCAB)
+    once = model.Model(1, of.block, fixed.Fixed(1), **same).build(VOCAB)
     params = constant(of, 20)
     first = {**params, "depth": {}, "inject": {"step": params["inject"]["step"][:1]}}
     logits, aux = forward(params, text(), of)
@@ -320,6 +320,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, why):
 
 
 def test_any_block_may_halt():
-    of = model.Model(6, llamas.BLOCK, act.Config(3), sharing="cycle").build(VOCAB)
+    of = model.Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").build(VOCAB)
     eval_, causal = (forward(draw(of), text(), of, mode)[0] for mode in ("eval", "causal"))
     assert_close(eval_, causal)

@@ -115,7 +115,7 @@ def updated(depth, lr=0.01):
 
 @pytest.mark.slow
 def test_an_update_leaves_the_rest_as_it_is_even_where_gradients_are_clipped():
-    depth = expert_choice.Config(3, sampling="aux_router", aux_loss_weight=1e4)
+    depth = expert_choice.ExpertChoice(3, sampling="aux_router", aux_loss_weight=1e4)
     before, after = updated(depth)
     # Not 1: a compiler leaves out that product, and rounds others in another order.
     _, light = updated(dataclasses.replace(depth, aux_loss_weight=2.0))
@@ -138,7 +138,7 @@ def test_a_shallower_model_has_the_first_of_its_routers():
 @pytest.mark.parametrize("router", ["linear", "mlp"])
 def test_it_costs_as_much_as_the_router_and_its_products_towards_its_input_are_not_made(router):
     made = test_accounting.tiny(
-        expert_choice.Config(3, router=router, sampling="aux_router"), "middle_cycle", 8
+        expert_choice.ExpertChoice(3, router=router, sampling="aux_router"), "middle_cycle", 8
     )
     count = test_accounting.traced
     assert 2 * accounting.forward_flops(made, 12) == count(lambda f: f, made, 12)
@@ -149,6 +149,6 @@ def test_it_costs_as_much_as_the_router_and_its_products_towards_its_input_are_n
     assert 2 * (accounting.executed_training_flops(made, 12) - towards) == both
     single = routing.specs(router, d)
     more = accounting.unique_parameters(made) - accounting.unique_parameters(
-        test_accounting.tiny(expert_choice.Config(3, router=router), "middle_cycle", 8)
+        test_accounting.tiny(expert_choice.ExpertChoice(3, router=router), "middle_cycle", 8)
     )
     assert more == 3 * params.count(single)

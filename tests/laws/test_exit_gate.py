@@ -26,7 +26,7 @@ MODES = ("train", "eval", "causal")
 
 
 def build(recursions=3, sharing="cycle", varies=(), kv_sharing="own", loop_norm="each", **options):
-    depth = exit_gate.Config(recursions, **options)
+    depth = exit_gate.ExitGate(recursions, **options)
     return model.Model(
         2 * recursions,
         BLOCK,
@@ -174,7 +174,7 @@ def test_a_gate_that_is_certain_has_a_finite_gradient(bias):
 
 def test_stage_two_teaches_the_gate_whether_a_recursion_helped():
     rng = np.random.default_rng(0)
-    config = exit_gate.Config(4, stage=2)
+    config = exit_gate.ExitGate(4, stage=2)
     nats = rng.normal(3, 0.02, (4, 2, 5))
     scores = rng.normal(size=(4, 2, 5))
     exits = {"scores": jnp.asarray(scores, jnp.float32)}
@@ -194,7 +194,7 @@ def test_stage_two_teaches_the_gate_whether_a_recursion_helped():
 
 
 def test_stage_one_charges_certainty():
-    config = exit_gate.Config(4, entropy_weight=0.25)
+    config = exit_gate.ExitGate(4, entropy_weight=0.25)
     entropy = jnp.arange(6.0).reshape(2, 3)
     got = exit_gate.exit_loss(config, {"entropy": entropy}, jnp.zeros((4, 2, 3)))
     assert np.array_equal(got, -0.25 * entropy)
@@ -233,5 +233,5 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, said):
 
 def test_a_coda_is_refused():
     with pytest.raises(ValueError, match="2 blocks of a coda stand between") as refusal:
-        model.Model(8, BLOCK, exit_gate.Config(3), sharing="cycle", coda=2)
+        model.Model(8, BLOCK, exit_gate.ExitGate(3), sharing="cycle", coda=2)
     assert "\n" not in str(refusal.value)

@@ -36,7 +36,7 @@ def tiny(recursions=3, blocks=2, **options):
     return model.Model(
         vocab_size=VOCAB,
         block=BLOCK,
-        depth=recurrent.Config(recursions, **options),
+        depth=recurrent.Recurrent(recursions, **options),
         grid=Grid(recursions, blocks, prelude=1, coda=2),
         kv=Keys(),
         embed=embedding.Config(scale=4.0),

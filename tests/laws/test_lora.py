@@ -61,7 +61,7 @@ def merged(model_config, params):
     axes = tuple((slot, ("recursion", "block")) for slot in llama.SLOTS)
     axes += tuple((slot, ("recursion",)) for slot in params["depth"])
     free = dataclasses.replace(grid, tables=(), axes=axes)
-    free = dataclasses.replace(model_config, grid=free, weights=tied.Config())
+    free = dataclasses.replace(model_config, grid=free, weights=tied.Tied())
     return free, {**params, "core": core}
 
 
@@ -70,7 +70,7 @@ POINTS = {
     "sequence": dict(sharing="sequence"),
     "ends of their own": dict(sharing="middle_cycle"),
     "first keys": dict(kv_sharing="first_recursion"),
-    "one slot, scaled": dict(weights=lora.Config(3, slots=("mlp",), scale=2.5)),
+    "one slot, scaled": dict(weights=lora.Lora(3, slots=("mlp",), scale=2.5)),
     "adapters by recursion": dict(varies=(("mlp_lora", "recursion"), ("attention_lora", "one"))),
     "adapters by table": dict(varies=(("mlp_lora", ((0, 1), (2, 0), (1, 1))),)),
     "routed": dict(depth="expert_choice", kv_sharing="first_recursion"),
@@ -80,7 +80,7 @@ POINTS = {
 
 @pytest.mark.parametrize("options", POINTS.values(), ids=POINTS)
 def test_a_step_multiplies_by_the_sum(options):
-    model_config = relaxed(**{"weights": lora.Config(5), **options})
+    model_config = relaxed(**{"weights": lora.Lora(5), **options})
     params = draw(model_config)
     free, weights = merged(model_config, params)
     for mode in model_config.modes:
@@ -93,7 +93,7 @@ def test_a_step_multiplies_by_the_sum(options):
 )
 def test_gradients_are_those_of_the_sums(name):
     """Of an adapter, what its own steps give; of a shared weight, what all steps give."""
-    model_config = relaxed(**{"weights": lora.Config(5, scale=0.5), **POINTS[name]})
+    model_config = relaxed(**{"weights": lora.Lora(5, scale=0.5), **POINTS[name]})
     params = draw(model_config)
     free, _ = merged(model_config, params)
     by_sums = jax.jit(jax.grad(lambda p: loss(merged(model_config, p)[1], text(), free)))
@@ -102,14 +102,14 @@ def test_gradients_are_those_of_the_sums(name):
 
 @pytest.mark.parametrize("name", ["cycle", "sequence", "routed"])
 def test_a_new_relaxed_model_is_the_new_tied_model_bit_for_bit(name):
-    wide, plain = relaxed(lora.Config(4), **POINTS[name]), relaxed(**POINTS[name])
+    wide, plain = relaxed(lora.Lora(4), **POINTS[name]), relaxed(**POINTS[name])
     ours, theirs = (model.init(c, jax.random.key(1)) for c in (wide, plain))
     assert all(np.any(leaf["a"]) for leaf in ours["core"]["mlp_lora"].values())
     assert is_equal(forward(ours, text(), wide)[0], forward(theirs, text(), plain)[0])
 
 
 def test_zero_adapters_leave_the_gradient_and_are_left_by_it():
-    wide, plain = relaxed(lora.Config(4)), relaxed()
+    wide, plain = relaxed(lora.Lora(4)), relaxed()
     ours, theirs = (model.init(c, jax.random.key(1)) for c in (wide, plain))
     found = gradient(ours, text(), wide)[1]
     core = found["core"]
@@ -122,15 +122,15 @@ def test_zero_adapters_leave_the_gradient_and_are_left_by_it():
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])
 def test_flops_are_exact(remat, kv_sharing):
-    assert_exact(relaxed(lora.Config(3), remat=remat, kv_sharing=kv_sharing))
+    assert_exact(relaxed(lora.Lora(3), remat=remat, kv_sharing=kv_sharing))
 
 
 @pytest.mark.parametrize(
     ("weights", "options"),
     [
-        (lora.Config(7, slots=("attention",)), dict(sharing="middle_cycle", remat="block")),
-        (lora.Config(99, slots=("mlp",)), dict(sharing="sequence")),
-        (lora.Config(2), dict(depth="expert_choice", kv_sharing="first_recursion")),
+        (lora.Lora(7, slots=("attention",)), dict(sharing="middle_cycle", remat="block")),
+        (lora.Lora(99, slots=("mlp",)), dict(sharing="sequence")),
+        (lora.Lora(2), dict(depth="expert_choice", kv_sharing="first_recursion")),
     ],
     ids=str,
 )
@@ -139,7 +139,7 @@ def test_flops_of_some_slots_and_some_tokens_are_exact(weights, options):
 
 
 def test_flops_of_a_token_are_twice_the_parameters_of_its_adapters():
-    model_config = relaxed(lora.Config(5))
+    model_config = relaxed(lora.Lora(5))
     added = [relaxed(weights) for weights in (None, model_config.weights)]
     seq_len = 9
     flops = np.subtract(*(accounting.forward_flops(c, seq_len) for c in reversed(added)))
@@ -158,7 +158,7 @@ PUBLISHED = {
 def test_published_parameters(recursions, rank):
     typed = {"model.depth.num_recursions": str(recursions), "model.weights.rank": str(rank or 1)}
     run = config.load("relaxed:2b", typed)
-    plain = {"weights": tied.Config()} if rank is None else {}
+    plain = {"weights": tied.Tied()} if rank is None else {}
     model_config = dataclasses.replace(run.model, **plain).build(run.model.vocab_size)
     d, kv_dim, f, layers = 2048, 256, 16384, 18
     linears = [(d, d), (d, kv_dim), (d, kv_dim), (d, d), (d, f), (d, f), (f, d)]
@@ -170,7 +170,7 @@ def test_published_parameters(recursions, rank):
 
 
 def test_ends_have_no_adapters_and_a_thin_matrix_has_its_own_rank():
-    specs = model.specs(relaxed(lora.Config(10), sharing="middle_cycle"))
+    specs = model.specs(relaxed(lora.Lora(10), sharing="middle_cycle"))
     assert set(specs["prelude"]) == set(specs["coda"]) == set(llama.SLOTS)
     assert set(specs["core"]) == {*llama.SLOTS, "attention_lora", "mlp_lora"}
     pairs = specs["core"]["attention_lora"]
@@ -179,7 +179,7 @@ def test_ends_have_no_adapters_and_a_thin_matrix_has_its_own_rank():
 
 
 def test_fewer_recursions_take_the_first_adapters_and_more_are_refused():
-    model_config = relaxed(lora.Config(2))
+    model_config = relaxed(lora.Lora(2))
     params = draw(model_config)
     shorter, fewer = model.at_depth(model_config, params, 2)
     free, weights = merged(model_config, params)
@@ -190,7 +190,7 @@ def test_fewer_recursions_take_the_first_adapters_and_more_are_refused():
 
 
 def test_bfloat16_sums_gradients_in_float32_and_is_near():
-    exact = relaxed(lora.Config(4))
+    exact = relaxed(lora.Lora(4))
     rounded = dataclasses.replace(exact, dtype="bfloat16")
     params = draw(exact)
     with jax.numpy_dtype_promotion("strict"):
@@ -220,5 +220,5 @@ def test_sharing_of_adapters_can_be_typed():
 )
 def test_what_cannot_be_relaxed_is_refused_in_one_line(fields, why):
     with pytest.raises(ValueError, match=why) as refusal:
-        relaxed(lora.Config(**fields))
+        relaxed(lora.Lora(**fields))
     assert "\n" not in str(refusal.value)

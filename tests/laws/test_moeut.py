@@ -45,7 +45,7 @@ def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=V
     return model.Model(
         group * repeats,
         block,
-        depth or fixed.Config(repeats),
+        depth or fixed.Fixed(repeats),
         sharing="cycle",
         kv=kv.Config(kv_sharing),
         embed=embedding.Config(is_tied=False, has_head_bias=True),
@@ -177,7 +177,7 @@ def test_fillers_are_not_counted():
 
 @pytest.mark.slow
 def test_it_can_be_routed_in_depth():
-    depth = expert_choice.Config(3, capacity=(1.0, 0.5, 0.5))
+    depth = expert_choice.ExpertChoice(3, capacity=(1.0, 0.5, 0.5))
     config = build(depth=depth)
     value, grads = gradient(draw(config), text(), config)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))

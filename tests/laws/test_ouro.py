@@ -18,7 +18,7 @@ BLOCK = ouro.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_d
 
 
 def build(depth=None, recursions=3, blocks=2, block=BLOCK, kv_sharing="own", **options):
-    depth = depth or exit_gate.Config(recursions, exit_threshold=0.6)
+    depth = depth or exit_gate.ExitGate(recursions, exit_threshold=0.6)
     options = {"loop_norm": "each", "sharing": "cycle", **options}
     layers = recursions * blocks
     return model.Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).build(VOCAB)
@@ -84,14 +84,14 @@ def test_the_model_is_its_formula(mode):
 
 
 def test_the_final_norm_feeds_the_next_recursion():
-    made = build(fixed.Config(2), recursions=2)
+    made = build(fixed.Fixed(2), recursions=2)
     params = draw(made)
     plain = dataclasses.replace(made, loop_norm="none")
     assert error(forward(params, text(), made)[0], forward(params, text(), plain)[0]) > 0.01
 
 
 def test_outer_norms_bound_what_a_block_adds():
-    made = build(fixed.Config(1), recursions=1, blocks=1)
+    made = build(fixed.Fixed(1), recursions=1, blocks=1)
     params = draw(made)
     loud = jax.tree.map(lambda x: 100 * x, params["core"]["attention"])
     loud = {**params, "core": {**params["core"], "attention": loud}}
@@ -102,9 +102,9 @@ def test_outer_norms_bound_what_a_block_adds():
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 def test_flops_are_exact(kv_sharing):
     block = ouro.Config(embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
-    assert_exact(build(fixed.Config(3), block=block, kv_sharing=kv_sharing, vocab_size=VOCAB))
+    assert_exact(build(fixed.Fixed(3), block=block, kv_sharing=kv_sharing, vocab_size=VOCAB))
     for remat in ("block", "recursion"):
-        assert_exact(build(fixed.Config(2), 2, block=block, remat=remat))
+        assert_exact(build(fixed.Fixed(2), 2, block=block, remat=remat))
     assert ouro.forward_flops(block, 9, False) == llama.forward_flops(block, 9, False)
 
 

@@ -21,7 +21,7 @@ def routed(block="llama", kv="own", **options):
     """Returns a model of expert choice, whose last two capacities differ in short rows alone."""
     capacity = (1.0, 0.5, 0.45)
     found = point(block, "expert_choice", kv_sharing=kv)
-    depth = expert_choice.Config(3, capacity=capacity, **options)
+    depth = expert_choice.ExpertChoice(3, capacity=capacity, **options)
     return dataclasses.replace(found, depth=depth)
 
 

@@ -65,7 +65,7 @@ def test_resting_tokens_are_a_loop_that_leaves_them(exit, threshold):
 
 
 def test_published_thresholds_are_taken_where_none_is_given():
-    of = lambda exit: recurrent.Config(4, exit=exit).exit_threshold
+    of = lambda exit: recurrent.Recurrent(4, exit=exit).exit_threshold
     assert (of("latent_diff"), of("cosine")) == (0.03, 1e-3)
     assert (of("kl"), of("entropy")) == (1e-3, 1e-3)
 
@@ -219,5 +219,5 @@ def test_what_it_cannot_walk_is_refused_in_one_line(config, why):
 )
 def test_a_number_out_of_range_is_refused_in_one_line(field, value):
     with pytest.raises(ValueError, match=field) as refusal:
-        recurrent.Config(3, **{field: value})
+        recurrent.Recurrent(3, **{field: value})
     assert "\n" not in str(refusal.value)

@@ -31,7 +31,7 @@ BLOCK = llama.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_
 
 def sticks(recursions=4, blocks=1, threshold=0.75, weight=0.5, **options):
     """Returns a model whose tokens halt at different recursions."""
-    depth = stick_breaking.Config(recursions, threshold, weight)
+    depth = stick_breaking.StickBreaking(recursions, threshold, weight)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
     layers = recursions * blocks + options.get("prelude", 0)
     return model.Model(layers, BLOCK, depth, **options).build(VOCAB)
@@ -162,7 +162,7 @@ def test_the_gradient_is_that_of_the_recurrence():
 @functools.partial(jax.jit, static_argnames="threshold")
 def walk(states, log_gates, threshold):
     """Returns the sticks after each of some recursions that gave these states and gates."""
-    config = stick_breaking.Config(len(states), threshold)
+    config = stick_breaking.StickBreaking(len(states), threshold)
     stick, sticks = stick_breaking.begin(jnp.zeros_like(states[0])), []
     for y, log_gate in zip(states, log_gates, strict=True):
         going = stick_breaking.is_going(stick, config)

@@ -50,14 +50,14 @@ USES = ("attention_router", "router")
 
 def small(depth=None, recursions=3, blocks=1, block=BLOCK, **options):
     """Returns a model of one or more such blocks, halting unless told otherwise."""
-    depth = depth or stick_breaking.Config(recursions)
+    depth = depth or stick_breaking.StickBreaking(recursions)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
     return model.Model(recursions * blocks, block, depth, **options).build(VOCAB)
 
 
 def weights_of(block, seed=0):
     """Returns one block's weights, large enough that all matter."""
-    config = small(fixed.Config(1), 1, block=block)
+    config = small(fixed.Fixed(1), 1, block=block)
     return jax.tree.map(lambda leaf: leaf[0], draw(config, seed)["core"])
 
 
@@ -176,7 +176,7 @@ def information_by_hand(p):
 @pytest.mark.parametrize("sign", ["intended", "released"])
 def test_the_loss_joins_all_uses_of_a_router(sign):
     block = dataclasses.replace(BLOCK, mim_sign=sign, mim_weight=0.7)
-    whole = small(fixed.Config(3), block=block)
+    whole = small(fixed.Fixed(3), block=block)
     weights, tokens = draw(whole), text()
     aux = forward(weights, tokens, whole, "train")[1]
     w, seen = by_hand.step_weights(weights, whole.grid, 0, 0), {name: [] for name in USES}
@@ -206,9 +206,9 @@ def test_sure_and_even_routing_gives_minus_log_of_the_experts():
 
 
 def test_halted_tokens_are_left_out_of_the_loss():
-    config = small(stick_breaking.Config(3, threshold=0.6), recursions=3)
+    config = small(stick_breaking.StickBreaking(3, threshold=0.6), recursions=3)
     weights = draw(config)
-    once = small(fixed.Config(1), 1)
+    once = small(fixed.Fixed(1), 1)
     gate = jax.tree.map(jnp.zeros_like, weights["depth"])
     gate = {**gate, "bias": gate["bias"] + 1.0, "out": gate["out"].at[:, 1].set(100.0)}
     aux = forward({**weights, "depth": gate}, text(), config)[1]
@@ -222,12 +222,12 @@ def test_halted_tokens_are_left_out_of_the_loss():
 def test_flops_are_exact(norm):
     block = dataclasses.replace(BLOCK, norm=norm)
     assert_exact(small(block=block, blocks=2, remat="block"))
-    assert_exact(small(fixed.Config(3), block=block, kv=kv.Config("first_recursion")))
+    assert_exact(small(fixed.Fixed(3), block=block, kv=kv.Config("first_recursion")))
 
 
 @pytest.mark.parametrize("mode", ["eval", "causal"])
 def test_no_token_sees_a_later_one(mode):
-    config = small(stick_breaking.Config(3, threshold=0.6))
+    config = small(stick_breaking.StickBreaking(3, threshold=0.6))
     assert is_free_of_the_future(config, mode, seeds=range(2))
 
 

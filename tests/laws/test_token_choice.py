@@ -25,7 +25,7 @@ def routed(
 ):
     """Returns a tiny model whose tokens choose their depth; options are the policy's."""
     fixed = tiny.tiny("fixed", sharing, recursions, blocks, varies, kv, dtype=dtype)
-    return dataclasses.replace(fixed, depth=token_choice.Config(recursions, **options))
+    return dataclasses.replace(fixed, depth=token_choice.TokenChoice(recursions, **options))
 
 
 def assert_is_by_hand(config, mode="eval", **where):
@@ -183,7 +183,7 @@ def test_a_bias_chooses_and_is_not_weighed():
 def trained(**options):
     """Returns a trainer of two microbatches whose tokens choose their depth, and a batch."""
     run = config.load("mor:tiny_token", {"train.batch_size": "4", "train.seq_len": "12"})
-    depth = token_choice.Config(3, balancing="loss_free", **options)
+    depth = token_choice.TokenChoice(3, balancing="loss_free", **options)
     run = dataclasses.replace(
         run,
         train=dataclasses.replace(run.train, num_microbatches=2),
@@ -209,7 +209,7 @@ def test_an_update_moves_each_bias_towards_an_even_share_and_nothing_else_does()
 
 
 def test_biases_even_out_a_router_that_prefers_one_depth():
-    policy = token_choice.Config(3, balancing="loss_free", bias_rate=0.01)
+    policy = token_choice.TokenChoice(3, balancing="loss_free", bias_rate=0.01)
     lean = np.random.default_rng(0).normal(size=(512, 3)) + np.array([2.0, 0.0, -1.0])
     scores = np.exp(lean) / np.exp(lean).sum(-1, keepdims=True)
     params, shares = {"bias": jnp.zeros(3)}, []
@@ -246,7 +246,7 @@ def test_scores_are_float32_in_bfloat16():
 @pytest.mark.parametrize("remat", ["none", "block"])
 @pytest.mark.parametrize("options", [{}, {"router": "mlp", "score": "sigmoid"}], ids=str)
 def test_flops_are_exact(options, remat, kv):
-    depth = token_choice.Config(3, **options)
+    depth = token_choice.TokenChoice(3, **options)
     made = test_accounting.tiny(depth, "middle_cycle", 8, kv, remat=remat)
     test_accounting.assert_exact(made)
 
@@ -272,7 +272,7 @@ def test_another_depth_and_a_sequence_are_refused_in_one_line():
         model.specs(routed("sequence"))
     for name in ("temperature", "balance_weight", "bias_rate", "full_depth_steps"):
         with pytest.raises(ValueError, match=name):
-            token_choice.Config(3, **{name: -1})
+            token_choice.TokenChoice(3, **{name: -1})
 
 
 def test_parameters_are_one_router_for_all_depths():

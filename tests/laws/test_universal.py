@@ -36,7 +36,7 @@ def tiny(form="released", depth=None, layers=4, sharing="cycle", kv_sharing="own
     return model.Model(
         layers,
         block,
-        depth or fixed.Config(4),
+        depth or fixed.Fixed(4),
         sharing=sharing,
         kv=kv.Config(kv_sharing),
         inject=told,

@@ -36,7 +36,7 @@ def build(block=BLOCK, steps=4, varies=PRIVATE, kv_sharing="own", vocab=VOCAB, *
     return model.Model(
         steps,
         block,
-        fixed.Config(steps),
+        fixed.Fixed(steps),
         sharing="cycle",
         varies=varies,
         kv=kv.Config(kv_sharing),
