@@ -91,7 +91,7 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
 def full(field: str) -> str:
     """Returns a dotted field with its section: a field of the model may be named without."""
     first, names = field.partition(".")[0], lambda cls: [f.name for f in dataclasses.fields(cls)]
-    is_short = first not in names(settings.Run) and first in names(model.Model)
+    is_short = first not in names(settings.Run) and first in names(settings.Model)
     return f"model.{field}" if is_short else field
 
 

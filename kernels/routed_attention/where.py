@@ -43,8 +43,14 @@ class Where(NamedTuple):
         )
 
 
-def visible(where: Where) -> Bool[Array, "*B T S"]:
-    """Returns which keys each query sees, of positions and segments that are written out."""
+def visible(where: Where, window: int = 0) -> Bool[Array, "*B T S"]:
+    """Returns which keys each query sees, of positions and segments that are written out.
+
+    Args:
+      where: they stand.
+      window: how many positions behind a query it sees, its own included; 0 is no bound.
+    """
     query_positions, key_positions, query_segments, key_segments = where
-    behind = query_positions[..., :, None] >= key_positions[..., None, :]
-    return behind & (query_segments[..., :, None] == key_segments[..., None, :])
+    behind = query_positions[..., :, None] - key_positions[..., None, :]
+    is_near = (behind >= 0) & (behind < window) if window else behind >= 0
+    return is_near & (query_segments[..., :, None] == key_segments[..., None, :])
