@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.extend import core as jax_core
 
 from recursia import inject, model, params
+from recursia.blocks.block import Block
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
 
@@ -90,7 +91,7 @@ def applied_parameters(config: model.Config) -> int:
     it is applied and a router once for each recursion, the tables as they are (a tied one once).
     """
     slots = model.module(config.weights).slots(config.weights, model.block_specs(config))
-    private = [(s, ("recursion", "block")) for s in (*model.module(config.block).SLOTS, *slots)]
+    private = [(s, ("recursion", "block")) for s in (*config.block.slots, *slots)]
     private += [(slot, ("recursion",)) for slot in model.module(config.depth).SLOTS]
     grid = dataclasses.replace(config.grid, axes=tuple(private), tables=())
     return params.count(model.unchecked_specs(dataclasses.replace(config, grid=grid)))
@@ -152,7 +153,7 @@ def executed_training_flops(config: model.Config, seq_len: int) -> int:
     "attention" saved, its forward pass is left out; of "products", all but that. What XLA then
     finds computed twice and merges is not known here.
     """
-    scores = lambda block, keys, _: model.module(block).recomputed_flops(block, keys)
+    scores = lambda block, keys, _: block.recomputed_flops(keys)
     passes = [each for each in _passes(config, seq_len) if each.is_trained]
     again = _core_flops(config, passes, scores) + _end_flops(config, seq_len, scores)
     attention = 2 * again  # forward: as many FLOPs with values as with keys
@@ -189,10 +190,11 @@ def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
     their own depth as if they chose evenly. A recursion that reads keys and values processes its
     fraction against all keys and projects none. A third of what training costs, and less.
     """
-    block, wide = model.module(config.block), config.block
-    if hasattr(wide, "num_kv_heads"):
-        wide = dataclasses.replace(wide, num_kv_heads=wide.num_heads)
-    causal = lambda keys, is_reading: block.forward_flops(wide, keys * seq_len / 2, is_reading)
+    wide, mixer = config.block, config.block.mixer
+    if hasattr(mixer, "num_kv_heads"):
+        mixer = dataclasses.replace(mixer, num_kv_heads=mixer.num_heads)
+        wide = dataclasses.replace(wide, mixer=mixer)
+    causal = lambda keys, is_reading: wide.forward_flops(keys * seq_len / 2, is_reading)
     core = sum(
         each.times * each.queries / _ENDLESS * causal(each.keys / _ENDLESS, each.is_reading)
         for each in map(_needed, _passes(config, _ENDLESS))
@@ -225,7 +227,7 @@ def cache_bytes_per_token(config: model.Config, seq_len: int, itemsize: int | No
     passes = [each for each in _passes(config, seq_len) if not each.is_reading]
     made = sum(each.times * each.keys for each in passes)
     kept = (config.grid.prelude + config.grid.coda) * seq_len + config.grid.num_blocks * made
-    return itemsize * model.module(config.block).cache_entries(config.block) * kept / seq_len
+    return itemsize * config.block.cache_entries() * kept / seq_len
 
 
 def _passes(config: model.Config, seq_len: int) -> list[Pass]:
@@ -234,13 +236,12 @@ def _passes(config: model.Config, seq_len: int) -> list[Pass]:
 
 def _core_flops(config: model.Config, passes: list[Pass], flops: Callable | None = None) -> int:
     """FLOPs of the blocks of some recursions, by default forward with what relaxes weights."""
-    block, kind = model.module(config.block), model.module(config.weights)
-    specs = model.block_specs(config)
+    kind, specs = model.module(config.weights), model.block_specs(config)
 
-    def forward(wide: Any, keys: float, is_reading: bool) -> float:
-        skipped = block.SOURCE if is_reading else ()
+    def forward(block: Block, keys: float, is_reading: bool) -> float:
+        skipped = block.key_weights if is_reading else ()
         added = kind.flops(config.weights, specs, skipped)
-        return block.forward_flops(wide, keys, is_reading) + added
+        return block.forward_flops(keys, is_reading) + added
 
     flops = flops or forward
     return config.grid.num_blocks * sum(
@@ -251,14 +252,14 @@ def _core_flops(config: model.Config, passes: list[Pass], flops: Callable | None
 
 def _end_flops(config: model.Config, seq_len: int, flops: Callable | None = None) -> int:
     """FLOPs of a sequence in prelude and coda, by default forward."""
-    flops = flops or model.module(config.block).forward_flops
+    flops = flops or (lambda block, keys, is_reading: block.forward_flops(keys, is_reading))
     each = seq_len * flops(config.block, seq_len, False)
     return (config.grid.prelude + config.grid.coda) * each
 
 
 def _unneeded_flops(config: model.Config, is_wrapped: bool) -> int:
     """Forward FLOPs of one token in a block that its backward pass does not compute again."""
-    block, kind = model.module(config.block), model.module(config.weights)
+    block, kind = config.block, model.module(config.weights)
     specs = model.block_specs(config)
     if is_wrapped:
         specs = {**specs, **kind.specs(config.weights, specs)}
@@ -266,7 +267,7 @@ def _unneeded_flops(config: model.Config, is_wrapped: bool) -> int:
     def run(weights: Any, x: jax.Array) -> jax.Array:
         place = jnp.zeros((1, 1), jnp.int32)
         weights = kind.wrap(config.weights, weights) if is_wrapped else weights
-        return block.apply(weights, x, Context(place, place), config.block)[0].sum()
+        return block.apply(weights, x, Context(place, place))[0].sum()
 
     token = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), jnp.float32)
     trace = lambda f: jax.make_jaxpr(f)(params.abstract(specs), token)

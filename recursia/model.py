@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from recursia import inject as injection
 from recursia import kv as kv_source
 from recursia import params as parameters
+from recursia.blocks.block import Block
 from recursia.depth.policy import Aux, Call, Mode
 from recursia.layers import embedding
 from recursia.layers.attention import PADDING, Context
@@ -38,7 +39,7 @@ class Config:
 
     Attributes:
       vocab_size: rows of the embedding.
-      block: the `Config` of a module in `recursia.blocks`.
+      block: what one step does.
       depth: the `Config` of a module in `recursia.depth`.
       grid: which steps share which weights.
       kv: whose keys and values a step reads.
@@ -53,7 +54,7 @@ class Config:
     """
 
     vocab_size: int
-    block: Any
+    block: Block
     depth: Any
     grid: sharing.Grid
     kv: kv_source.Config
@@ -80,7 +81,7 @@ class Output:
 
 
 def module(config: Any) -> ModuleType:
-    """Returns the block, depth policy or weight kind whose config this is."""
+    """Returns the depth policy or weight kind whose config this is."""
     return importlib.import_module(type(config).__module__)
 
 
@@ -91,7 +92,7 @@ def check(config: Config) -> None:
       ValueError: with the reason.
     """
     module(config.depth).check(config.depth, config.grid, config.kv, config.inject)
-    if config.loop_norm != "none" and module(config.block).final_norm(config.block) is None:
+    if config.loop_norm != "none" and config.block.final_norm() is None:
         raise ValueError(
             f"loop_norm: got {config.loop_norm!r}, and the block normalises its own result: it has "
             "no final norm; take 'none'"
@@ -110,7 +111,7 @@ def check(config: Config) -> None:
 
 def block_specs(config: Config) -> dict[str, Any]:
     """Returns the specs of one block by slot, with initial scales for the model's depth."""
-    return module(config.block).specs(config.block, config.grid.num_steps)
+    return config.block.specs(config.grid.num_steps)
 
 
 def specs(config: Config) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def unchecked_specs(config: Config) -> dict[str, Any]:
         "depth": module(config.depth).specs(config.depth, grid, d),
         "inject": injection.specs(config.inject, grid.num_recursions, d),
     }
-    final = module(config.block).final_norm(config.block)
+    final = config.block.final_norm()
     return found if final is None else {**found, "final_norm": final}
 
 
@@ -224,7 +225,6 @@ def _core(params: dict[str, Any], config: Config) -> Core:
     read = lambda x, context: logits(params, _finish(params, x, context, config)[0], config)
     return Core(
         config.grid,
-        module(config.block),
         config.block,
         params["core"],
         {slot: jnp.array(table) for slot, table in config.grid.tables if slot in params["core"]},
@@ -245,13 +245,13 @@ def _ends(
     """Applies the blocks of a prelude or coda, each with its own weights."""
     if not bank:
         return x, {}
-    block = module(config.block)
+    block = config.block
 
     def step(weights: dict[str, Any], x: Array, _: None) -> tuple[Array, dict[str, Any]]:
         # A single block is no loop once compiled: its weights' gradients are not to wait, with all
         # that they are made of, until the core's backward pass is over.
         weights, x = jax.lax.optimization_barrier((cast(block, weights, config.dtype), x))
-        x, _, report = block.apply(weights, x, context, config.block)
+        x, _, report = block.apply(weights, x, context)
         return x, report
 
     if config.remat != "none":
@@ -278,7 +278,7 @@ def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], confi
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), summed, *ends)
 
     reports = {slot: joined(slot, tree) for slot, tree in aux.report.items()}
-    losses, metrics = module(config.block).losses(config.block, reports)
+    losses, metrics = config.block.losses(reports)
     return aux.replace(losses={**aux.losses, **losses}, metrics={**aux.metrics, **metrics})
 
 

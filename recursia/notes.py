@@ -14,13 +14,9 @@ def notes(run: settings.Run) -> list[str]:
                 f"model.depth.{name}: {phase} steps, and train.num_steps is {steps}: training ends "
                 "before they do"
             )
-    parts = {"block": run.model.block, "depth": depth}
-    uneven = [
-        f"model.{part}.{name}"
-        for part, config in parts.items()
-        if hasattr(module := model.module(config), "batch_losses")
-        for name in module.batch_losses(config)
-    ]
+    uneven = [f"model.block.{name}" for name in run.model.block.batch_losses()]
+    if hasattr(module := model.module(depth), "batch_losses"):
+        uneven += [f"model.depth.{name}" for name in module.batch_losses(depth)]
     if uneven and run.train.num_microbatches > 1:
         said.append(
             f"train.num_microbatches: {' and '.join(uneven)} weighs a loss that is no sum over "

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from recursia import inject as injection
 from recursia import kv as kv_source
 from recursia import model, sharding, typed
+from recursia.blocks.block import Block
 from recursia.layers import embedding
 from recursia.ranges import LARGEST_SEED, MOST_LAYERS, at_least, between, fraction
 from recursia.sharing import grid, tied
@@ -26,7 +27,8 @@ class Model:
 
     Attributes:
       num_layers: effective depth: block applications of a token that takes every recursion.
-      block: what one step does; `kind` names a module of `recursia.blocks`.
+      block: what one step does; `kind` names a module of `recursia.blocks`, and its `mixer` and
+        `feedforward` name theirs. A field of these may be named without them.
       depth: how often each token goes round; `kind` names a module of `recursia.depth`.
       sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
       varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
@@ -47,7 +49,7 @@ class Model:
     """
 
     num_layers: int
-    block: Any
+    block: Block
     depth: Any
     sharing: grid.Pattern = "none"
     varies: tuple[tuple[str, str | grid.Table], ...] = ()
@@ -76,14 +78,13 @@ class Model:
         Raises:
           ValueError: for a depth that does not divide, or parts that cannot be combined.
         """
-        block, depth = model.module(self.block), model.module(self.depth)
-        specs = block.specs(self.block, self.num_layers)
+        depth, specs = model.module(self.depth), self.block.specs(self.num_layers)
         plan = grid.plan(
             self.num_layers,
             self.depth.num_recursions,
             self.sharing,
             self.varies,
-            block.SLOTS,
+            self.block.slots,
             depth.SLOTS,
             model.module(self.weights).slots(self.weights, specs),
             (self.prelude, self.coda),

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Literal
 
 import jax
@@ -13,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from recursia import inject, kv
+from recursia.blocks.block import Block
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import Leaf, at
 from recursia.sharding import Shard, whole
@@ -78,14 +78,14 @@ def run_stack(
     return jax.lax.scan(lambda x, entry: step(entry[0], x, entry[1]), x, (stacked, reads), length)
 
 
-def cast(block: ModuleType, weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
+def cast(block: Block, weights: dict[str, Any], dtype: Any) -> dict[str, Any]:
     """Returns a step's weights, whole, in the compute dtype but for the slots that stay float32."""
 
     def to(dtype: Any, tree: Any) -> Any:
         is_leaf = lambda leaf: isinstance(leaf, Shard)
         return jax.tree.map(lambda weight: whole(weight, dtype), tree, is_leaf=is_leaf)
 
-    kept = lambda slot: jnp.float32 if slot in block.FLOAT32 else dtype
+    kept = lambda slot: jnp.float32 if slot in block.exact else dtype
     return {slot: to(kept(slot), tree) for slot, tree in weights.items()}
 
 
@@ -95,8 +95,7 @@ class Core:
 
     Attributes:
       grid: which steps share.
-      block: a module of `recursia.blocks`.
-      config: that block's.
+      block: what one step does.
       banks: float32 parameters by slot.
       tables: bank entries by slot [R K], for slots that have a table.
       wrap: how a step's entries become the block's weights.
@@ -111,8 +110,7 @@ class Core:
     """
 
     grid: Grid
-    block: ModuleType
-    config: Any
+    block: Block
     banks: dict[str, Any]
     tables: dict[str, Array]
     wrap: Callable[[dict[str, Any]], dict[str, Any]]
@@ -167,7 +165,7 @@ class Core:
             x = checkpoint_name(x, ENTERED)
             read = None if read is None else (read, source.context)
             seen = None if memory is None else memory(x)
-            x, made, report = self.block.apply(weights, x, context, self.config, read, seen)
+            x, made, report = self.block.apply(weights, x, context, read, seen)
             return x, (made, report)
 
         blocks = self.grid.num_blocks

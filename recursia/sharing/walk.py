@@ -61,7 +61,7 @@ def walk(
             x = only(is_first, enter, x)
         weights = weights | {slot: at(banks[slot], i) for slot, i in index.items()}
         weights = core.wrap(cast(core.block, weights, core.dtype))
-        x, _, report = core.block.apply(weights, x, context, core.config)
+        x, _, report = core.block.apply(weights, x, context)
         return x if core.norm is None else only(is_last, core.norm, x), report
 
     if core.remat == "block":

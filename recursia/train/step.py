@@ -226,7 +226,7 @@ def gradients(
 
 def _gathered(trainer: Trainer, config: model.Config, weights: Any) -> Any:
     """Returns parameters as the model takes them: whole, or in parts where used once a step."""
-    grid, block = config.grid, model.module(config.block)
+    grid, block = config.grid, config.block
     parts = jax.tree.map(
         lambda spec, part: sharding.shard(spec, part, trainer.mesh, trainer.run.mesh.rules),
         trainer.specs,
@@ -243,7 +243,7 @@ def _gathered(trainer: Trainer, config: model.Config, weights: Any) -> Any:
             section == "core" and not is_shared(section, slot[0])
         ):
             return weight
-        exact = block.FLOAT32 if section == "core" else ("bias",)
+        exact = block.exact if section == "core" else ("bias",)
         rounded = section in ("core", "embed") and slot[0] not in exact
         moved = config.dtype if rounded else jnp.float32
         return sharding.whole(weight, jnp.float32, moved)

@@ -16,12 +16,15 @@ import jax
 import numpy as np
 
 from recursia import inject, kv, model
-from recursia.blocks import llama
+from recursia.blocks.block import Block
+from recursia.blocks.pre_norm import PreNorm
 from recursia.convert.reference import Case, aliases, mor_routing, under
 from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
+from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
+from recursia.mixers.grouped_query import GroupedQuery
 from recursia.sharing import grid as sharing
 
 EXPERT = "model.layers.{}.block.{}"
@@ -99,19 +102,21 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:
     is_routed = bool(theirs.get("mor"))
     depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Config(recursions)
     heads = shape["num_attention_heads"]
-    block = llama.Config(
+    block = PreNorm(
         embed_dim=shape["hidden_size"],
-        num_heads=heads,
-        num_kv_heads=shape.get("num_key_value_heads") or heads,
-        head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
-        mlp_dim=shape["intermediate_size"],
-        rope_base=float(shape.get("rope_theta", 10_000)),
+        mixer=GroupedQuery(
+            num_heads=heads,
+            num_kv_heads=shape.get("num_key_value_heads") or heads,
+            head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
+            rope_base=float(shape.get("rope_theta", 10_000)),
+        ),
+        feedforward=SwiGLU(mlp_dim=shape["intermediate_size"]),
         norm_eps=float(shape.get("rms_norm_eps", 1e-6)),
     )
     keys = kv.Config("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
     policy = model.module(depth)
     plan = lambda varies: sharing.plan(
-        _num_layers(owner, recursions), recursions, how, varies, llama.SLOTS, policy.SLOTS
+        _num_layers(owner, recursions), recursions, how, varies, block.slots, policy.SLOTS
     )
     policy.check(depth, plan(()), keys, inject.Config())
     private = _private_slots(depth, plan(()), owner)
@@ -206,16 +211,17 @@ def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]
     }
 
 
-def _block(config: llama.Config, named: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+def _block(block: Block, named: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    d, mixer = block.embed_dim, block.mixer
     w = lambda name: named[f"{prefix}.{name}.weight"]
-    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(config.embed_dim, n, config.head_dim)
-    out = w("self_attn.o_proj").T.reshape(config.num_heads, config.head_dim, config.embed_dim)
+    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(d, n, mixer.head_dim)
+    out = w("self_attn.o_proj").T.reshape(mixer.num_heads, mixer.head_dim, d)
     return {
         "norms": {"attention": w("input_layernorm"), "mlp": w("post_attention_layernorm")},
         "attention": {
-            "query": heads("q_proj", config.num_heads),
-            "key": heads("k_proj", config.num_kv_heads),
-            "value": heads("v_proj", config.num_kv_heads),
+            "query": heads("q_proj", mixer.num_heads),
+            "key": heads("k_proj", mixer.num_kv_heads),
+            "value": heads("v_proj", mixer.num_kv_heads),
             "out": out,
         },
         "mlp": {name: w(f"mlp.{name}_proj").T for name in ("gate", "up", "down")},
