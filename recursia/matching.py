@@ -205,9 +205,7 @@ def _equal(cost: float, target: float) -> bool:
     return _off(cost, target) <= TOLERANCE
 
 
-def _checked(
-    run: settings.Run, found: Model, quantity: str, target: float
-) -> settings.Run:
+def _checked(run: settings.Run, found: Model, quantity: str, target: float) -> settings.Run:
     """Returns the run with the model found, or refuses it."""
     made = dataclasses.replace(run, model=found)
     if not _equal(cost := _cost(run, quantity)(found), target):

@@ -41,7 +41,8 @@ class Model:
 
     Attributes:
       num_layers: effective depth: block applications of a token that takes every recursion.
-      block: what one step does; `kind` names a module of `recursia.blocks`.
+      block: what one step does; `kind` names a module of `recursia.blocks`, and its `mixer` and
+        `feedforward` name theirs. A field of these may be named without them.
       depth: how often each token goes round; `kind` names a module of `recursia.depth`.
       sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
       varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",

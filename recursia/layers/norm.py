@@ -1,6 +1,6 @@
 """Normalisation; what its weights are tells which."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,13 @@ from jaxtyping import Array, Float
 
 from recursia.params import Spec, ones
 
+Kind = Literal["rms", "layer"]
 zeros = jax.nn.initializers.zeros
+
+
+def specs(kind: Kind, embed_dim: int) -> Spec | dict[str, Spec]:
+    """Returns the weights of a root-mean-square or of a layer normalisation."""
+    return rms_specs(embed_dim) if kind == "rms" else layer_specs(embed_dim)
 
 
 def rms_specs(embed_dim: int) -> Spec:
