@@ -95,7 +95,7 @@ class Model:
         slots = private | dict.fromkeys(self.depth.slots, "recursion") | own
         plan = patterns.schedule(
             self.num_layers,
-            self.depth.num_recursions,
+            self.depth.groups,
             self.sharing,
             tuple(self.ends.values()),
             slots,
@@ -249,7 +249,7 @@ def apply(
     if injection.needs_input(config.inject):
         context = context.replace(inputs=x)
     call = Call(mode, step, key, part, state, wanted)
-    x, aux = config.depth.run(stacks, params["depth"], x, context, call)
+    x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
 

@@ -30,7 +30,7 @@ class Block(abc.ABC):
       mixer: what lets tokens see each other; `kind` names a module of `recursia.mixers`.
       feedforward: what a token does alone; `kind` names a module of `recursia.feedforward`.
       norm: "rms" (Zhang & Sennrich 2019, arXiv 1910.07467) or "layer" (Ba et al. 2016, arXiv
-        1607.06450).
+        1607.06450), or "unscaled": "rms" without weights.
       norm_eps: added to the mean square or the variance that a norm divides by.
     """
 

@@ -86,14 +86,13 @@ class ExitGate(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
         call: Call,
     ) -> tuple[Float[Array, "B T D"], Aux]:
         """Returns each token's state where it stopped; in mode "train" that after all recursions."""
-        stack = stacks["core"]
         start = _Walk(
             state=x,
             chosen=x,

@@ -130,7 +130,7 @@ class ExpertChoice(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -139,14 +139,13 @@ class ExpertChoice(Policy):
         """Returns the states after routing.
 
         Args:
-          stacks: of which the core is walked.
+          stack: the core.
           params: the routers.
           x: hidden states of all tokens.
           context: where they stand.
           call: in modes "train" and "eval" recursions keep the best tokens, in "causal" each token
             decides alone; the step of training is read while capacities warm up.
         """
-        stack = stacks["core"]
         routers = at(params, np.array(_router_entries(stack.schedule)))
         is_warming = call.mode == "train" and self.capacity_warmup_steps > 0
         if is_warming and call.step is None:

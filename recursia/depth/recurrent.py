@@ -90,7 +90,7 @@ class Recurrent(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -99,7 +99,7 @@ class Recurrent(Policy):
         """Returns the states after the recursions of this call.
 
         Args:
-          stacks: of which the core is walked, with its input injected.
+          stack: the core.
           params: none.
           x: what the core is entered with; recursions start from another state.
           context: where the tokens stand, and `x` itself.
@@ -108,8 +108,8 @@ class Recurrent(Policy):
         """
         state = initial_state(self, call, x, context.positions)
         if call.mode == "train":
-            return _truncated(stacks["core"], state, context, self, draw(self, call.key))
-        return _adaptive(stacks["core"], state, context, self, call)
+            return _truncated(stack, state, context, self, draw(self, call.key))
+        return _adaptive(stack, state, context, self, call)
 
     def at_depth(self, num_recursions: int) -> Self:
         """Returns the policy of another depth."""

@@ -74,7 +74,7 @@ class StickBreaking(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -83,7 +83,7 @@ class StickBreaking(Policy):
         """Returns the expected states.
 
         Args:
-          stacks: of which the core is walked.
+          stack: the core.
           params: the gate.
           x: hidden states of all tokens.
           context: where they stand.
@@ -105,10 +105,10 @@ class StickBreaking(Policy):
         if call.mode == "causal":
             wanted = jnp.ones(x.shape[:2], bool) if call.wanted is None else call.wanted
             goes_on = lambda stick: (is_going(stick, self) & wanted).any()
-            stick = stacks["core"].loop_while(step, start, None, goes_on)
+            stick = stack.loop_while(step, start, None, goes_on)
             states, report, metrics = None, {}, {}
         else:
-            stick, (states, kept), report, _ = stacks["core"].loop(step, start)
+            stick, (states, kept), report, _ = stack.loop(step, start)
             expected = 1 + mean(stick.ponder, (0, 1))
             metrics = {"tokens_kept": mean(kept, (1, 2)), "expected_depth": expected}
         losses = {"halting": self.act_loss_weight * mean(stick.ponder, (0, 1))}

@@ -77,7 +77,7 @@ class TokenChoice(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -86,7 +86,7 @@ class TokenChoice(Policy):
         """Returns the states after each token's own number of recursions; the modes do not differ.
 
         Args:
-          stacks: of which the core is walked.
+          stack: the core.
           params: the router, and its biases.
           x: hidden states of all tokens.
           context: where they stand.
@@ -111,11 +111,11 @@ class TokenChoice(Policy):
 
         carry = (jnp.int32(1), x, x)
         if call.wanted is None:
-            (*_, x), states, report, _ = stacks["core"].loop(step, carry)
+            (*_, x), states, report, _ = stack.loop(step, carry)
         else:
             needed = jnp.where(call.wanted, depth, 0).max()
             goes_on = lambda carry: carry[0] <= needed
-            *_, x = stacks["core"].loop_while(step, carry, None, goes_on)
+            *_, x = stack.loop_while(step, carry, None, goes_on)
             states, report = None, {}
         losses, metrics = _reported(logits, scores, depth, self, context.is_live)
         return x, Aux(losses, metrics, depth, states, report)

@@ -5,6 +5,7 @@ With as many key heads as query heads it is multi-head attention.
 
 import dataclasses
 
+import jax
 from jaxtyping import Array, Float
 
 from recursia import ranges
@@ -30,6 +31,8 @@ class GroupedQuery(Mixer):
       rope_layout: which numbers of a head are rotated as a pair: of its two "halves", or
         "interleaved" neighbours.
       has_bias: whether queries and keys have biases.
+      is_gated: whether what a head read is multiplied by the sigmoid of a projection of the token's
+        normalised state (Qiu et al. 2025, arXiv 2505.06708).
       init: scales of its matrices at the start.
     """
 
@@ -39,6 +42,7 @@ class GroupedQuery(Mixer):
     rope_base: float | None = 10_000.0
     rope_layout: Layout = "halves"
     has_bias: bool = False
+    is_gated: bool = False
     init: Init = dataclasses.field(default_factory=Init)
 
     slots = ("attention",)
@@ -87,6 +91,8 @@ class GroupedQuery(Mixer):
             "value": keys,
             "out": Spec((n, h, d), ("heads", None, "embed"), write, inputs=2),
         }
+        if self.is_gated:
+            weights["gate"] = weights["query"]
         return {"attention": {**weights, **(biases if self.has_bias else {})}}
 
     def _heads(self, params: Params, name: str, h: Array, context: Context) -> Array:
@@ -117,10 +123,13 @@ class GroupedQuery(Mixer):
         queries: Queries,
         context: Context,
     ) -> tuple[Float[Array, "B T D"], Usage | None]:
-        """Returns the heads, projected to the stream."""
+        """Returns the heads, gated if so, projected to the stream."""
+        if self.is_gated:
+            mixed = mixed * jax.nn.sigmoid(dot(h, params["attention"]["gate"], "d,dnh->nh"))
         return dot(mixed, params["attention"]["out"], "nh,nhd->d"), None
 
     def forward_flops(self, width: int, keys: int | float, is_reading: bool) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""
         kv = 0 if is_reading else self.key_width
-        return 4 * width * (self.query_width + kv) + 4 * self.query_width * keys
+        gate = 2 * width * self.query_width if self.is_gated else 0
+        return 4 * width * (self.query_width + kv) + gate + 4 * self.query_width * keys
