@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import inspect
 import pkgutil
 from typing import Annotated, Any, Literal
 
@@ -365,12 +366,18 @@ class Run:
 
 # Fields of the model that say how a step is computed, and nothing of what.
 EXECUTION = ("remat", "remat_saves")
-# Fields that name a module.
-KINDS = {"block": "recursia.blocks", "depth": "recursia.depth", "weights": "recursia.sharing"}
+# Fields that name a module by its kind, and where these are.
+KINDS = {
+    "block": "recursia.blocks",
+    "mixer": "recursia.mixers",
+    "feedforward": "recursia.feedforward",
+    "depth": "recursia.depth",
+    "weights": "recursia.sharing",
+}
 
 
 def kind(config: Any) -> str:
-    """Returns the name of the module that a block's or depth policy's config belongs to."""
+    """Returns the name of the module that the class of a field of `KINDS` belongs to."""
     return type(config).__module__.rpartition(".")[2]
 
 
@@ -383,8 +390,21 @@ def kinds(field: str) -> tuple[str, ...]:
 
 
 def kind_config(package: str, name: str) -> type | None:
-    """Returns the `Config` of a module, or None if there is no such block or policy."""
+    """Returns the class of a module, named as the module is or `Config`; None if it has none."""
     try:
-        return getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
+        classes = vars(importlib.import_module(f"{package}.{name}"))
     except ModuleNotFoundError:
         return None
+    wanted = (name.replace("_", ""), "config")
+    found = (cls for key, cls in classes.items() if key.lower() in wanted and _is_kind(cls))
+    return next(found, None)
+
+
+def _is_kind(cls: Any) -> bool:
+    """Returns whether this is no base class, but a dataclass that may be made."""
+    return inspect.isclass(cls) and dataclasses.is_dataclass(cls) and not inspect.isabstract(cls)
+
+
+def former(field: str, name: str) -> str:
+    """Returns what a kind that is no more has become, in words; "" if there never was such."""
+    return getattr(importlib.import_module(KINDS[field]), "FORMER", {}).get(name, "")
