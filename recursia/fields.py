@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recursia import settings, typed
@@ -78,7 +78,8 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
     Raises:
       ConfigError: if there is no such section or field.
     """
-    found, under = list(_walk(run, "")), full(prefix)
+    found = list(_walk(run, ""))
+    under = resolve(prefix, [field.path for field in found])
     of = [f for f in found if not under or f"{f.path}.".startswith(f"{under}.")]
     if not of:
         sections = list(dict.fromkeys(f.path.partition(".")[0] for f in found))
@@ -93,6 +94,29 @@ def full(field: str) -> str:
     first, names = field.partition(".")[0], lambda cls: [f.name for f in dataclasses.fields(cls)]
     is_short = first not in names(settings.Run) and first in names(settings.Model)
     return f"model.{field}" if is_short else field
+
+
+def resolve(field: str, known: Iterable[str]) -> str:
+    """Returns the dotted path of a field, which may be named without the parts that it stands in.
+
+    Args:
+      field: as typed: a field of the model without its section, and a field of a part within a
+        part without the inner one (`block.num_heads` for `model.block.mixer.num_heads`).
+      known: dotted paths of the configuration; what none of them ends with stays as it is.
+
+    Raises:
+      ConfigError: if several parts have such a field, with the full names.
+    """
+    place, known = full(field), tuple(known)
+    if any(f"{path}.".startswith(f"{place}.") for path in known):
+        return place
+    parts = (path.removesuffix("kind") for path in known if path.endswith(".kind"))
+    part = max((part for part in parts if place.startswith(part)), key=len, default="")
+    end = f".{place.removeprefix(part)}"
+    found = [path for path in known if part and path.startswith(part) and path.endswith(end)]
+    if len(found) > 1:
+        raise ConfigError(f"config.{field}: may be {' or '.join(found)}; give it by that name")
+    return found[0] if found else place
 
 
 def is_part(name: str, hint: Any) -> bool:

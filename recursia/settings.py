@@ -325,3 +325,9 @@ def kind_config(field: str, name: str) -> type | None:
         return None
     own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
     return next((c for c in own if c is not base and c.__module__ == module.__name__), None)
+
+
+def former(field: str, name: str) -> str:
+    """Returns what a kind that is no more has become, in words; "" if there never was such."""
+    package = importlib.import_module(KINDS[field].__module__.rpartition(".")[0])
+    return getattr(package, "FORMER", {}).get(name, "")

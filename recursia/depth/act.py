@@ -13,7 +13,7 @@ alone, so every mode is causal. In causal mode the loop ends when all wanted tok
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import jax

@@ -16,7 +16,7 @@ others stop; in causal mode the loop ends when all wanted tokens have stopped.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax

@@ -11,7 +11,6 @@ for it, or an auxiliary router's.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax

@@ -4,7 +4,6 @@ Recursive Transformers: Bae et al. 2024, arXiv 2410.20672.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp

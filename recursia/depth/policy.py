@@ -1,7 +1,6 @@
 """What a depth policy is, what it is told of a pass and what it reports."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from flax import struct

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax

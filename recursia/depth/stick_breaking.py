@@ -12,7 +12,7 @@ token is expected to be if it halted before, and is at this block if not.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax

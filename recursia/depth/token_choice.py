@@ -11,7 +11,6 @@ that are done are fillers that no other sees: nothing is saved by going round le
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax

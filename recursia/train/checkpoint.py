@@ -9,7 +9,6 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from recursia import settings
 from recursia.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -135,10 +134,11 @@ def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
       CheckpointError: naming the kinds that differ, else the fields, each with both values.
     """
     theirs, ours = meta["model"], wanted["model"]
+    before, now = _flat(theirs, ""), _flat(ours, "")
     said = [
-        f"{name}.kind is {theirs[name]['kind']} in its checkpoints, {mine} in this run"
-        for name in settings.KINDS
-        if theirs[name]["kind"] != (mine := ours[name]["kind"])
+        f"{name} is {before[name]} in its checkpoints, {now[name]} in this run"
+        for name in before
+        if name.endswith(".kind") and name in now and now[name] != before[name]
     ]
     if not said:
         said = _other(_flat(theirs, "model."), _flat(ours, "model."))
