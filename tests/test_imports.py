@@ -14,7 +14,7 @@ BASE = {"errors", "ranges"}
 WEIGHTS = BASE | {"params", "batch", "kernels"}
 CONFIGS = {"settings", "config", "notes"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
-MODEL = LAYERS | {"kv", "inject", "sharing", "depth"}
+MODEL = LAYERS | {"inject", "sharing", "kv", "depth", "blocks"}
 MAY = {
     "errors": set(),
     "ranges": set(),
@@ -32,11 +32,11 @@ MAY = {
     "sharding": BASE | {"params", "batch"},
     "distributed": BASE,
     "layers": LAYERS,
-    "kv": LAYERS,
     "inject": LAYERS,
     "blocks": LAYERS,
-    "sharing": LAYERS | {"kv", "inject"},
-    "depth": LAYERS | {"kv", "inject", "sharing"},
+    "sharing": LAYERS | {"inject"},
+    "kv": LAYERS | {"sharing"},
+    "depth": LAYERS | {"inject", "sharing"},
     "model": MODEL,
     "accounting": MODEL | {"model"},
     "settings": MODEL | {"model", "typed"},
@@ -47,9 +47,9 @@ MAY = {
     "notes": MODEL | {"model", "settings"},
     "data": BASE | {"corpus", "console"},
     "generate": MODEL | {"model"},
-    "convert": MODEL | {"model", "blocks"},
+    "convert": MODEL | {"model"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
-    "matching": BASE | {"accounting", "budget"} | CONFIGS,
+    "matching": BASE | {"accounting", "budget", "model"} | CONFIGS,
     "train": MODEL
     | {"model", "accounting", "data", "generate", "evaluate", "distributed"}
     | {"console", "jsonlines", "signals"}
@@ -72,8 +72,11 @@ MAY = {
     "configs": {"configs"},
     "corpus": set(),
 }
-# Training validates by the scorer alone; the scorer takes only the loss of one token from training.
+# A model holds any block by its base. Training validates by the scorer alone; the scorer takes only
+# the loss of one token from training.
 NARROW = {
+    ("model", "blocks"): {"blocks.block"},
+    ("settings", "blocks"): {"blocks.block"},
     ("train", "evaluate"): {"evaluate.perplexity"},
     ("evaluate", "generate"): {"generate.decode"},
     ("evaluate.perplexity", "train"): {"train.losses"},
@@ -193,10 +196,10 @@ def test_generic_parts_name_no_published_system(name):
 
 
 PLANTED = {
-    "a block that knows it is shared": ("blocks.llama", "from recursia.sharing import grid"),
+    "a block that knows it is shared": ("blocks.llama", "from recursia.sharing.schedule import Table"),
     "a block that knows its depth": ("blocks.llama", "from recursia.depth.policy import Aux"),
     "a policy that sees a block": ("depth.fixed", "from recursia.blocks import llama"),
-    "sharing that sees a block": ("sharing.core", "import recursia.blocks.llama"),
+    "sharing that sees a block": ("sharing.steps", "import recursia.blocks.llama"),
     "a layer that knows the model": ("layers.mlp", "from recursia import model"),
     "a layer that knows the step": ("layers.mlp", "from recursia.train.step import Trainer"),
     "parameters that know the mesh": ("params", "from recursia.sharding import constrain"),
