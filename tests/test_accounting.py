@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, params, settings, sharding
+from recursia import accounting, config, kv, losses, model, params, settings, sharding
 from recursia.blocks import llama
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
-from recursia.train import losses, step
+from recursia.train import step
 
 BLOCK = llama.Config(embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
 BATCH, VOCAB = 2, 11

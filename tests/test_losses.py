@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from recursia.train.losses import cross_entropy, token_nats
+from recursia.losses import cross_entropy, token_nats
 from tests.laws.tiny import counted, error, tol
 
 B, T, D, V = 2, 12, 16, 40
