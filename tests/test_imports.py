@@ -81,8 +81,8 @@ NARROW = {("train", "generate"): {"generate.decode"}}
 GENERIC = (
     "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
     "config data losses scores workdir train evaluate generate budget matching cli verbs arguments "
-    "parsing streams signals compiled console jsonlines notes sharding distributed topology activations preflight "
-    "__main__"
+    "parsing streams signals compiled console jsonlines notes sharding distributed topology "
+    "activations preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",
@@ -248,3 +248,11 @@ def test_kernels_import_nothing_of_the_rest():
             elif isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith(HERE), path
                 assert node.level <= depth, path
+
+
+def test_no_test_imports_another_test():
+    """What several tests use lies in tests/helpers."""
+    for path in (ROOT.parent / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests"):
+                assert node.module.startswith("tests.helpers"), path

@@ -8,7 +8,7 @@ import pytest
 
 from recursia import scores, sharding
 from recursia.errors import DataError
-from tests.laws.tiny import VOCAB, draw, forward, tiny
+from tests.helpers.tiny import VOCAB, draw, forward, tiny
 
 ROWS, LENGTH = 8, 12
 BYTES = np.random.default_rng(7).integers(0, 6, VOCAB).astype(np.int32)

@@ -15,7 +15,7 @@ import pytest
 from recursia import cli, model
 from recursia.data import packing, tokenizer
 from recursia.workdir import trained as runs
-from tests.train import hashes, prose, values, write_config, write_text
+from tests.helpers.runs import hashes, prose, values, write_config, write_text
 
 MAIN = {"bits_per_byte", "nats_per_token", "tokens", "mean_depth"}
 KEYS = MAIN | {"table", "step"}

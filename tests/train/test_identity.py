@@ -9,7 +9,7 @@ import pytest
 from recursia import config, settings
 from recursia.errors import CheckpointError
 from recursia.workdir import checkpoint, directory
-from tests.train import tiny_run, values
+from tests.helpers.runs import tiny_run, values
 
 DATA = {
     "fingerprint": "a" * 64,
