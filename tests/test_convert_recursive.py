@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from recursia import model, settings
+from recursia import model
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.sharing import lora, tied
-from tests.laws import points
-from tests.laws.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
+from tests.helpers import points
+from tests.helpers.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
 
 STARTS = ("stepwise", "average", "lower", "upper", "random")
 PRIVATE = (("norms", "recursion+block"),)

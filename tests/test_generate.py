@@ -8,8 +8,8 @@ import pytest
 
 from recursia.generate import decode
 from recursia.layers import embedding
-from tests.laws.points import block, point
-from tests.laws.tiny import VOCAB, draw, forward, tiny
+from tests.helpers.points import block, point
+from tests.helpers.tiny import VOCAB, draw, forward, tiny
 
 PROMPT, COUNT = [3, 1, 4], 6
 KEEPS_FEW = {"gating": "replace", "capacity": (0.5, 0.25)}

@@ -18,20 +18,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
-from recursia import distributed, settings, sharding
+from recursia import distributed, scores, settings, sharding
 from recursia import params as parameters
 from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
 from recursia.errors import ConfigError, Diverged, Preempted
-from recursia.evaluate import perplexity
 from recursia.generate import decode
 from recursia.notes import notes
 from recursia.train import earlier
-from recursia.train import workdir as directory
-from recursia.train.checkpoint import Checkpoints, same
 from recursia.train.metrics import Ledger, Meter, Mute, Progress, Writer
 from recursia.train.step import State, Trainer
 from recursia.train.stop import Stop
+from recursia.workdir import directory
+from recursia.workdir.checkpoint import Checkpoints, same
 
 
 def train(
@@ -243,10 +242,10 @@ class Loop:
         if not self.scored:
             return self.sample(step, params)
         for mode in config.modes:
-            score = perplexity.score(
+            score = scores.score(
                 params,
                 config,
-                perplexity.validation_batches(
+                scores.validation_batches(
                     run, self.scored, run.eval.num_batches, self.trainer.mesh
                 ),
                 self.loader.tokenizer.token_bytes(),

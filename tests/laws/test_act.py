@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv, model, settings
+from recursia import inject, kv, model
 from recursia.depth import act, fixed
 from recursia.layers.embedding import Config as Embed
-from tests.laws import tiny as llamas
-from tests.laws import universal_by_hand as by_hand
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
-from tests.laws.test_universal import FORMS
-from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
-from tests.test_accounting import assert_exact
+from tests.helpers import tiny as llamas
+from tests.helpers import universal_by_hand as by_hand
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
+from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
+from tests.helpers.universal_by_hand import FORMS
 
 MOST = 5
 
@@ -220,12 +219,7 @@ def test_halting_is_causal(halted_state, kv_sharing, mode):
 @pytest.mark.parametrize("halted_state", ["live", "copied"])
 def test_packed_documents_do_not_see_each_other(halted_state):
     of = tiny(halted_state=halted_state)
-    params, tokens = drawn(of), text()
-    packed, aux = forward(params, tokens, of, "eval", POSITIONS, SEGMENTS)
-    parts = [forward(params, part, of) for part in (tokens[:, :CUT], tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate([logits for logits, _ in parts], axis=1), n=256)
-    alone = np.concatenate([aux.depth_used for _, aux in parts], axis=1)
-    assert np.array_equal(aux.depth_used, alone)
+    assert_documents_do_not_meet(of, params=drawn(of))
 
 
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recursia.blocks import llama
-from tests.laws import by_hand
-from tests.laws.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, loss, text, tiny
+from tests.helpers import by_hand
+from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, loss, text, tiny
 
 AXES = ("block", "one", "recursion", "recursion+block")
 

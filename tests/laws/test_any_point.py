@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 
 from recursia import accounting, inject, model, params
 from recursia.layers import embedding
-from tests import slow
-from tests.laws import points
-from tests.laws.copies import untied
-from tests.laws.test_causality import CUTS
-from tests.laws.tiny import (
+from tests.helpers import points, slow
+from tests.helpers.copies import untied
+from tests.helpers.sight import CUTS
+from tests.helpers.tiny import (
     BATCH,
     LENGTH,
     VOCAB,

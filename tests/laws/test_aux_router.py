@@ -10,11 +10,10 @@ import pytest
 from recursia import accounting, config, model, params, sharding
 from recursia.depth import expert_choice, routing
 from recursia.train import step
-from tests import slow, test_accounting
-from tests.laws import by_hand
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_expert_choice import assert_is_by_hand
-from tests.laws.tiny import (
+from tests.helpers import by_hand, flops, slow
+from tests.helpers.routed import assert_is_by_hand
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     BLOCK,
     VOCAB,
     assert_close,
@@ -137,10 +136,10 @@ def test_a_shallower_model_has_the_first_of_its_routers():
 
 @pytest.mark.parametrize("router", ["linear", "mlp"])
 def test_it_costs_as_much_as_the_router_and_its_products_towards_its_input_are_not_made(router):
-    made = test_accounting.tiny(
+    made = flops.tiny(
         expert_choice.ExpertChoice(3, router=router, sampling="aux_router"), "middle_cycle", 8
     )
-    count = test_accounting.traced
+    count = flops.traced
     assert 2 * accounting.forward_flops(made, 12) == count(lambda f: f, made, 12)
     scored = sum(p.scored for p in expert_choice.passes(made.depth, made.grid, made.kv, 12))
     d = BLOCK.embed_dim // 2  # the width of that module's block
@@ -149,6 +148,6 @@ def test_it_costs_as_much_as_the_router_and_its_products_towards_its_input_are_n
     assert 2 * (accounting.executed_training_flops(made, 12) - towards) == both
     single = routing.specs(router, d)
     more = accounting.unique_parameters(made) - accounting.unique_parameters(
-        test_accounting.tiny(expert_choice.ExpertChoice(3, router=router), "middle_cycle", 8)
+        flops.tiny(expert_choice.ExpertChoice(3, router=router), "middle_cycle", 8)
     )
     assert more == 3 * params.count(single)

@@ -6,8 +6,8 @@ import pytest
 
 from recursia import model
 from recursia import params as parameters
-from tests.laws import by_hand
-from tests.laws.tiny import LENGTH, assert_close, draw, forward, text, tiny
+from tests.helpers import by_hand
+from tests.helpers.tiny import LENGTH, assert_close, draw, forward, text, tiny
 
 MIXED = (
     ("attention", "recursion+block"),

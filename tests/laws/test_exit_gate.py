@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import kv, model, settings
+from recursia import kv, model
 from recursia.depth import exit_gate
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
-from tests.laws.tiny import (
+from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
+from tests.helpers.tiny import (
     BLOCK,
     LENGTH,
     VOCAB,
@@ -133,13 +132,7 @@ def test_no_mode_looks_ahead(mode, kv_sharing):
 
 
 def test_packed_documents_do_not_see_each_other():
-    made = build(exit_threshold=0.6)
-    params, tokens = draw(made), text()
-    run = lambda tokens, *where: forward(params, tokens, made, "causal", *where)
-    packed, aux = run(tokens, POSITIONS, SEGMENTS)
-    alone = [run(tokens[:, :CUT]), run(tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate([logits for logits, _ in alone], axis=1))
-    assert np.array_equal(aux.depth_used, np.concatenate([a.depth_used for _, a in alone], axis=1))
+    assert_documents_do_not_meet(build(exit_threshold=0.6), "causal", n=64)
 
 
 @pytest.mark.parametrize("recursions", [1, 2, 5])

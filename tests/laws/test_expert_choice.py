@@ -11,8 +11,9 @@ from recursia import accounting, model
 from recursia.blocks import llama
 from recursia.config import load
 from recursia.errors import ConfigError
-from tests.laws import by_hand
-from tests.laws.tiny import (
+from tests.helpers import by_hand
+from tests.helpers.routed import assert_is_by_hand
+from tests.helpers.tiny import (
     BATCH,
     LENGTH,
     assert_close,
@@ -26,22 +27,6 @@ from tests.laws.tiny import (
 
 GATINGS = ("weighted", "additive", "delta", "replace")
 SCORES = ("sigmoid", "tanh", "none")
-
-
-def assert_is_by_hand(config, mode="eval"):
-    """Asserts that logits, kept tokens and router losses are those computed by hand."""
-    params, tokens = draw(config), text()
-    logits, aux = forward(params, tokens, config, mode)
-    by_logits, reports = by_hand.forward(params, tokens, config, mode)
-    assert_close(logits, by_logits)
-    depth = np.zeros(tokens.shape, int)
-    for r in range(config.grid.num_recursions):
-        for row, report in zip(depth, reports, strict=True):
-            row[report[r][2]] += 1
-    assert np.array_equal(aux.depth_used, depth)
-    entropies = [by_hand.cross_entropy(reports, r) for r in range(config.grid.num_recursions)]
-    assert_close(aux.metrics["router_cross_entropy"], np.array(entropies))
-    assert_close(aux.losses["router"], config.depth.aux_loss_weight * np.sum(entropies))
 
 
 @pytest.mark.parametrize(

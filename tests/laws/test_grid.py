@@ -9,7 +9,7 @@ from recursia import params as parameters
 from recursia.blocks import llama
 from recursia.depth import expert_choice
 from recursia.sharing import grid as sharing
-from tests.laws.tiny import BLOCK, VOCAB, tiny
+from tests.helpers.tiny import BLOCK, VOCAB, tiny
 
 D, N, K, H, F = 16, 4, 2, 4, 24
 NORMS, ATTENTION, MLP = 2 * D, 2 * D * N * H + 2 * D * K * H, 3 * D * F

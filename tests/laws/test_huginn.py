@@ -21,10 +21,9 @@ from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.rotary import rotate
 from recursia.sharing.grid import Grid
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.tiny import LENGTH, VOCAB, assert_close, draw, error, forward, is_equal, text
-from tests.test_accounting import assert_exact
+from tests.helpers import by_hand, slow
+from tests.helpers.flops import assert_exact
+from tests.helpers.tiny import LENGTH, VOCAB, assert_close, draw, error, forward, is_equal, text
 
 BLOCK = huginn.Config(embed_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "huginn.npz"

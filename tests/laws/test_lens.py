@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from recursia import model
-from tests.laws.points import BLOCKS, DEPTHS, point
-from tests.laws.tiny import assert_close, draw, error, text
+from tests.helpers.points import BLOCKS, DEPTHS, point
+from tests.helpers.tiny import assert_close, draw, error, text
 
 POINTS = {
     **{name: point(name, sharing="middle_cycle", loop_norm="last") for name in ("llama", "huginn")},

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, settings
+from recursia import accounting, config, kv, model
 from recursia.blocks import llama
 from recursia.depth import expert_choice, fixed
 from recursia.sharing import lora, tied
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.tiny import (
+from tests.helpers import by_hand, slow
+from tests.helpers.flops import assert_exact
+from tests.helpers.tiny import (
     BLOCK,
     VOCAB,
     assert_close,
@@ -24,7 +24,6 @@ from tests.laws.tiny import (
     loss,
     text,
 )
-from tests.test_accounting import assert_exact
 
 POLICIES = {"fixed": fixed, "expert_choice": expert_choice}
 

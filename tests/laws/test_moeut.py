@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, params, settings
+from recursia import accounting, config, kv, model, params
 from recursia.blocks import moeut
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.layers.attention import Context
-from tests.laws.moeut_by_hand import regulariser, run
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from tests.helpers.flops import assert_exact
+from tests.helpers.moeut_by_hand import regulariser, run
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -26,7 +27,6 @@ from tests.laws.tiny import (
     is_equal,
     text,
 )
-from tests.test_accounting import assert_exact
 
 BLOCK = moeut.Config(
     embed_dim=16,

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, settings
+from recursia import accounting, config, kv, model
 from recursia.blocks import llama, ouro
 from recursia.depth import exit_gate, fixed
-from tests.laws import by_hand
-from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, text
-from tests.test_accounting import assert_exact
+from tests.helpers import by_hand
+from tests.helpers.flops import assert_exact
+from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, text
 
 BLOCK = ouro.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 

@@ -10,8 +10,8 @@ import pytest
 from recursia import model
 from recursia.blocks import moe
 from recursia.depth import expert_choice
-from tests.laws.points import BLOCKS, DEPTHS, SIZES, point
-from tests.laws.tiny import LENGTH, VOCAB, draw, error, text
+from tests.helpers.points import BLOCKS, DEPTHS, SIZES, point
+from tests.helpers.tiny import LENGTH, VOCAB, draw, error, text
 
 COUNT = 7  # tokens of a row
 OTHERS = np.random.default_rng(1).integers(0, VOCAB, (3, LENGTH))  # what stands in the padding

@@ -6,7 +6,7 @@ import pytest
 
 from recursia import model
 from recursia import params as parameters
-from tests.laws.tiny import counted, gradient, tiny
+from tests.helpers.tiny import counted, gradient, tiny
 
 PRIVATE = (("attention", "recursion+block"), ("norms", "recursion"))
 FULL = lambda r: {"capacity": (1.0,) * r}

@@ -13,8 +13,8 @@ from recursia.blocks import llama
 from recursia.depth import recurrent
 from recursia.layers.attention import Context
 from recursia.sharing import grid as sharing
-from tests import slow
-from tests.laws.recurrent_by_hand import (
+from tests.helpers import slow
+from tests.helpers.recurrent_by_hand import (
     FIXED,
     WIDTH,
     gradient,
@@ -25,7 +25,7 @@ from tests.laws.recurrent_by_hand import (
     walk_by_hand,
     weights,
 )
-from tests.laws.tiny import BATCH, LENGTH, VOCAB, assert_close, error, is_equal, text
+from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, error, is_equal, text
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 from recursia import accounting, model, params
 from recursia.blocks import llama
 from recursia.layers.attention import Context
-from tests import slow
-from tests.laws.recurrent_by_hand import FIXED, gradient, key_of, noise, run, tiny, weights
-from tests.laws.tiny import BATCH, BLOCK, LENGTH, assert_close, counted, text
-from tests.test_accounting import loss as traced_loss
+from tests.helpers import slow
+from tests.helpers.flops import loss as traced_loss
+from tests.helpers.recurrent_by_hand import FIXED, gradient, key_of, noise, run, tiny, weights
+from tests.helpers.tiny import BATCH, BLOCK, LENGTH, assert_close, counted, text
 
 
 def test_recursions_without_gradient_change_no_value():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from recursia.blocks import llama
-from tests import slow
-from tests.laws import tiny as t
-from tests.laws.copies import entries, tied, untied
-from tests.laws.tiny import assert_close, draw, error, forward, gradient, text, tiny
+from tests.helpers import slow
+from tests.helpers import tiny as t
+from tests.helpers.copies import entries, tied, untied
+from tests.helpers.tiny import assert_close, draw, error, forward, gradient, text, tiny
 
 ALL = lambda how: tuple((slot, how) for slot in llama.SLOTS)
 VARIES = {

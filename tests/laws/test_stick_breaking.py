@@ -11,9 +11,10 @@ import pytest
 from recursia import inject, kv, model, settings
 from recursia.blocks import llama
 from recursia.depth import stick_breaking
-from tests.laws import by_hand
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from tests.helpers import by_hand
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -24,7 +25,6 @@ from tests.laws.tiny import (
     is_equal,
     text,
 )
-from tests.test_accounting import assert_exact
 
 BLOCK = llama.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, params, settings
+from recursia import accounting, config, kv, params
 from recursia.blocks import sut
 from recursia.depth import fixed, stick_breaking
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.sharing import core as sharing
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from tests.helpers import by_hand, slow
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -29,7 +29,6 @@ from tests.laws.tiny import (
     text,
     tol,
 )
-from tests.test_accounting import assert_exact
 
 BLOCK = sut.Config(
     embed_dim=16,

@@ -11,10 +11,9 @@ from recursia import accounting, config, model, sharding
 from recursia.depth import token_choice
 from recursia.layers.linear import dot
 from recursia.train import step
-from tests import test_accounting
-from tests.laws import test_causality, tiny
-from tests.laws.tiny import BLOCK, LENGTH, assert_close, draw, forward, is_equal, loss, text
-from tests.laws.token_choice_by_hand import balance, by_loop
+from tests.helpers import flops, sight, tiny
+from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, forward, is_equal, loss, text
+from tests.helpers.token_choice_by_hand import balance, by_loop
 
 KV = ("own", "first_recursion")
 MODES = ("train", "eval", "causal")
@@ -112,7 +111,7 @@ def test_while_all_go_to_the_end_the_result_is_the_gated_stack(kv):
 def test_no_token_looks_ahead(mode, kv):
     config = routed(blocks=1, kv=kv)
     assert config.is_causal(mode)
-    assert test_causality.is_free_of_the_future(config, mode)
+    assert sight.is_free_of_the_future(config, mode)
 
 
 def test_a_shallow_token_is_not_seen_in_deeper_recursions():
@@ -247,8 +246,8 @@ def test_scores_are_float32_in_bfloat16():
 @pytest.mark.parametrize("options", [{}, {"router": "mlp", "score": "sigmoid"}], ids=str)
 def test_flops_are_exact(options, remat, kv):
     depth = token_choice.TokenChoice(3, **options)
-    made = test_accounting.tiny(depth, "middle_cycle", 8, kv, remat=remat)
-    test_accounting.assert_exact(made)
+    made = flops.tiny(depth, "middle_cycle", 8, kv, remat=remat)
+    flops.assert_exact(made)
 
 
 def test_a_pass_computes_every_token_and_needs_an_even_share_of_them():

@@ -10,7 +10,7 @@ from recursia import config, sharding, topology
 from recursia.preflight import collectives, hlo
 from recursia.sharing import walk
 from recursia.train.step import Trainer
-from tests import slow
+from tests.helpers import slow
 
 VOCAB, BLOCKS = 258, 4  # no other weight is as large as one of four blocks
 EIGHT = (slow("cpu"), "v5e:2x4")

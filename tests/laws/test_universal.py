@@ -7,27 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, inject, kv, model, settings
+from recursia import accounting, config, inject, kv, model
 from recursia.blocks import llama, universal
 from recursia.depth import fixed
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import at
-from tests.laws import tiny as llamas
-from tests.laws import universal_by_hand as by_hand
-from tests.laws.by_hand import pick
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
-from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
-from tests.test_accounting import assert_exact
+from tests.helpers import tiny as llamas
+from tests.helpers import universal_by_hand as by_hand
+from tests.helpers.by_hand import pick
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
+from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
+from tests.helpers.universal_by_hand import BLOCK, FORMS
 
-BLOCK = universal.Config(embed_dim=16, num_heads=4, num_kv_heads=4, head_dim=4, mlp_dim=24)
-FORMS = {
-    "released": (BLOCK, inject.Config(position="halves", step="learned")),
-    "paper": (
-        dataclasses.replace(BLOCK, norm="post"),
-        inject.Config(position="interleaved", step="interleaved"),
-    ),
-}
 GROUPED = dataclasses.replace(BLOCK, num_kv_heads=2, head_dim=6)
 
 
@@ -128,10 +120,7 @@ def test_every_learned_step_vector_is_read_at_its_own_step():
 def test_the_model_is_causal_and_documents_do_not_meet(form):
     of = tiny(form)
     assert is_free_of_the_future(of, "eval", seeds=[0])
-    params, tokens = draw(of), text()
-    packed = forward(params, tokens, of, "eval", POSITIONS, SEGMENTS)[0]
-    alone = [forward(params, part, of)[0] for part in (tokens[:, :CUT], tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate(alone, axis=1), n=256)
+    assert_documents_do_not_meet(of)
 
 
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])

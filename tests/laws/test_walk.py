@@ -12,9 +12,18 @@ from recursia import inject, model
 from recursia.blocks import llama
 from recursia.layers.attention import Context
 from recursia.params import at
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.tiny import BLOCK, assert_close, counted, draw, forward, gradient, loss, text, tiny
+from tests.helpers import by_hand, slow
+from tests.helpers.tiny import (
+    BLOCK,
+    assert_close,
+    counted,
+    draw,
+    forward,
+    gradient,
+    loss,
+    text,
+    tiny,
+)
 
 MIXED = (
     ("attention", "recursion+block"),

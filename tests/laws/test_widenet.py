@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, settings
+from recursia import accounting, config, kv, model
 from recursia.blocks import moe
 from recursia.depth import fixed
 from recursia.layers.attention import Context
-from tests.laws import by_hand
-from tests.laws.moeut_by_hand import layer_norm
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from tests.helpers import by_hand
+from tests.helpers.flops import assert_exact
+from tests.helpers.moeut_by_hand import layer_norm
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -26,7 +27,6 @@ from tests.laws.tiny import (
     is_equal,
     text,
 )
-from tests.test_accounting import assert_exact
 
 BLOCK = moe.Config(embed_dim=16, num_heads=2, head_dim=4, num_experts=4, top_k=2, expert_dim=6)
 PRIVATE = (("norms", "recursion+block"),)

@@ -19,7 +19,7 @@ from recursia.data.windows import Windows
 from recursia.depth.policy import Mode
 from recursia.errors import DataError
 from recursia.layers import embedding
-from recursia.train.losses import token_nats
+from recursia.losses import token_nats
 
 CHUNK = 128  # tokens of each sequence whose logits exist at a time
 

@@ -4,11 +4,11 @@ import dataclasses
 import importlib
 import pkgutil
 
-from recursia import blocks, depth, inject, kv, settings
+from recursia import blocks, depth, inject, kv
 from recursia.layers import embedding
 from recursia.settings import kind_config
 from recursia.sharing import lora, tied
-from tests.laws.tiny import VOCAB
+from tests.helpers.tiny import VOCAB
 
 RECURSIONS, BLOCKS_OF_CORE = 3, 2
 PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from tests.laws import by_hand
+from tests.helpers import by_hand
 
 
 def layer_norm(x, weights, eps):

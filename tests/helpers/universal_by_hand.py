@@ -3,11 +3,23 @@
 Nothing of the library but its configs and parameter names.
 """
 
+import dataclasses
 import math
 
 import numpy as np
 
-from tests.laws.by_hand import pick, sigmoid, step_weights
+from recursia import inject
+from recursia.blocks import universal
+from tests.helpers.by_hand import pick, sigmoid, step_weights
+
+BLOCK = universal.Config(embed_dim=16, num_heads=4, num_kv_heads=4, head_dim=4, mlp_dim=24)
+FORMS = {
+    "released": (BLOCK, inject.Config(position="halves", step="learned")),
+    "paper": (
+        dataclasses.replace(BLOCK, norm="post"),
+        inject.Config(position="interleaved", step="interleaved"),
+    ),
+}
 
 
 def norm(x, weights, eps):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.laws import by_hand
+from tests.helpers import by_hand
 
 
 def scores_by_hand(params, x, depth):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia import inject, model, settings
+from recursia import inject, model
 from recursia.depth import recurrent
-from tests.laws import by_hand
-from tests.laws.tiny import BATCH, BLOCK, LENGTH, VOCAB, draw
+from tests.helpers import by_hand
+from tests.helpers.tiny import BATCH, BLOCK, LENGTH, VOCAB, draw
 
 WIDTH = BLOCK.embed_dim
 

@@ -61,6 +61,12 @@ def draw(config: model.Model, seed: int = 0):
     return jax.tree_util.tree_map_with_path(leaf, model.specs(config))
 
 
+def normal(*shape, seed=0):
+    """Returns normal noise that depends on the shape and the seed."""
+    noise = np.random.default_rng([seed, *shape]).normal(size=shape)
+    return jnp.asarray(noise, jnp.float32)
+
+
 def text(seed: int = 0, length: int = LENGTH, batch: int = BATCH):
     """Returns random tokens."""
     tokens = np.random.default_rng(seed).integers(0, VOCAB, (batch, length))
