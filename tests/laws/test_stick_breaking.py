@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from recursia import inject, kv, model, settings
-from recursia.blocks import llama
 from recursia.depth import stick_breaking
+from tests.blocks import published
 from tests.laws import by_hand
 from tests.laws.test_causality import is_free_of_the_future
 from tests.laws.tiny import (
@@ -26,7 +26,7 @@ from tests.laws.tiny import (
 )
 from tests.test_accounting import assert_exact
 
-BLOCK = llama.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+BLOCK = published("llama", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 
 
 def sticks(recursions=4, blocks=1, threshold=0.75, weight=0.5, **options):
