@@ -71,7 +71,9 @@ def test_what_remat_computes_again_is_exact(kv_sharing, unit):
     keys, same = dict(kv_sharing=kv_sharing), dict(remat=Remat(unit))
     assert_exact(tiny(fixed.Fixed(1), "none", 3, **keys), **same)
     assert_exact(tiny(sharing="middle_sequence", num_layers=8, **keys), **same)
-    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **keys), **same)
+    assert_exact(
+        tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **keys), **same
+    )
 
 
 @pytest.mark.parametrize("saves", ["attention", "products"])

@@ -194,7 +194,10 @@ def test_generic_parts_name_no_published_system(name):
 
 
 PLANTED = {
-    "a block that knows it is shared": ("blocks.llama", "from recursia.sharing.schedule import Table"),
+    "a block that knows it is shared": (
+        "blocks.llama",
+        "from recursia.sharing.schedule import Table",
+    ),
     "a block that knows its depth": ("blocks.llama", "from recursia.depth.policy import Aux"),
     "a policy that sees a block": ("depth.fixed", "from recursia.blocks import llama"),
     "sharing that sees a block": ("sharing.steps", "import recursia.blocks.llama"),

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from tests.helpers.blocks import flat
+
 erf = np.vectorize(math.erf)
 sigmoid = lambda x: 1 / (1 + np.exp(-x))
 
@@ -26,7 +28,8 @@ def rotate(x, positions, base):
 
 def block(weights, x, where, config, source=None):
     """Returns one Llama block's output and its (keys, values, where); `where` is [2 T]."""
-    w, base = weights["attention"], config.rope_base
+    config, w = flat(config), weights["attention"]
+    base = config.rope_base
     heads = lambda h, name: np.einsum("td,dnh->tnh", h, w[name])
     h = norm(x, weights["norms"]["attention"], config.norm_eps)
     query = rotate(heads(h, "query"), where[0], base)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from tests.helpers import by_hand
+from tests.helpers.blocks import flat
 
 
 def layer_norm(x, weights, eps):
@@ -27,6 +28,7 @@ def chosen(logits, k):
 
 def layer(w, x, where, block, source=None):
     """Returns a layer's output, its (keys, values) and its logits by router."""
+    block = flat(block)
     h, a = layer_norm(x, w["norms"]["attention"], block.norm_eps), block.num_attention_experts
     heads = lambda name: np.einsum("td,dnh->tnh", h, w["attention"][name])
     banks, seen = w["attention_experts"], {}

@@ -11,13 +11,13 @@ import optax
 
 from recursia import kv as kv_source
 from recursia import model
-from recursia.blocks import llama
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.sharing import grid as sharing
+from tests.helpers.blocks import published
 
 VOCAB, BATCH, LENGTH = 32, 2, 12
-BLOCK = llama.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+BLOCK = published("llama", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 POLICIES = {"fixed": fixed, "expert_choice": expert_choice}
 
 
@@ -41,7 +41,7 @@ def tiny(
         block=BLOCK,
         depth=policy.Config(recursions, **options),
         grid=sharing.plan(
-            recursions * blocks + ends, recursions, sharing_, varies, llama.SLOTS, policy.SLOTS
+            recursions * blocks + ends, recursions, sharing_, varies, BLOCK.slots, policy.SLOTS
         ),
         kv=kv_source.Config(kv),
         embed=embedding.Config(is_tied=is_tied),

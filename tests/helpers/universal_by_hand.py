@@ -3,23 +3,13 @@
 Nothing of the library but its configs and parameter names.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 
-from recursia import inject
-from recursia.blocks import universal
+from recursia.blocks.pre_norm import PreNorm
+from tests.helpers.blocks import flat
 from tests.helpers.by_hand import pick, sigmoid, step_weights
-
-BLOCK = universal.Config(embed_dim=16, num_heads=4, num_kv_heads=4, head_dim=4, mlp_dim=24)
-FORMS = {
-    "released": (BLOCK, inject.Config(position="halves", step="learned")),
-    "paper": (
-        dataclasses.replace(BLOCK, norm="post"),
-        inject.Config(position="interleaved", step="interleaved"),
-    ),
-}
 
 
 def norm(x, weights, eps):
@@ -58,9 +48,9 @@ def entered(params, x, where, r, inject):
 
 def block(weights, x, where, config, source=None, memory=None):
     """Returns one block's output and its (keys, values, where); `where` is [2 T]."""
+    is_pre, config = isinstance(config, PreNorm), flat(config)
     w, m, eps = weights["attention"], weights["mlp"], config.norm_eps
     ln = lambda x, name: norm(x, weights["norms"][name], eps)
-    is_pre = config.norm == "pre"
     h = ln(x, "attention") if is_pre else x
     if source is None:
         seen = h if memory is None else ln(memory, "attention") if is_pre else memory
@@ -144,7 +134,7 @@ def forward(params, tokens, config, positions=None, segment_ids=None):
         segment = np.ones(len(row)) if segment_ids is None else np.asarray(segment_ids)[b]
         x = config.embed.scale * table[row]
         x, report = run(params, x, np.stack([place, segment]), config)
-        if config.block.norm == "pre":
+        if isinstance(config.block, PreNorm):
             x = norm(x, pick(params["final_norm"], ...), config.block.norm_eps)
         rows.append(x @ table.T)
         reports.append(report)

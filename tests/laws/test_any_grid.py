@@ -4,9 +4,19 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recursia.blocks import llama
 from tests.helpers import by_hand
-from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, loss, text, tiny
+from tests.helpers.tiny import (
+    BATCH,
+    BLOCK,
+    LENGTH,
+    VOCAB,
+    assert_close,
+    draw,
+    forward,
+    loss,
+    text,
+    tiny,
+)
 
 AXES = ("block", "one", "recursion", "recursion+block")
 
@@ -28,7 +38,7 @@ def models(draw, depth):
     patterns = ["none", "cycle", "middle_cycle"]
     patterns += ["sequence", "middle_sequence"] if depth == "fixed" else []
     hows = st.one_of(st.none(), st.sampled_from(AXES), tables(recursions, blocks))
-    varies = tuple((slot, how) for slot in llama.SLOTS if (how := draw(hows)) is not None)
+    varies = tuple((slot, how) for slot in BLOCK.slots if (how := draw(hows)) is not None)
     options = {}
     if depth == "expert_choice":
         falls = draw(st.lists(st.floats(0.1, 1), min_size=recursions, max_size=recursions))

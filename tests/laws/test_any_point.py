@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from recursia import accounting, inject, model, params
 from recursia.layers import embedding
+from recursia.layers.attention import Context
 from tests.helpers import points, slow
+from tests.helpers.blocks import PUBLISHED
 from tests.helpers.copies import untied
 from tests.helpers.sight import CUTS
 from tests.helpers.tiny import (
@@ -35,7 +37,7 @@ from tests.helpers.tiny import (
 BY_BLOCK = (("attention_lora", "block"), ("mlp_lora", "block"))
 LEGAL, MORE = 3, 12  # points that train; those refused cost nothing and are drawn besides
 DEPTHS = [d if d in ("fixed", "act", "expert_choice") else slow(d) for d in points.DEPTHS]
-BLOCKS = [b if b in ("llama", "moeut") else slow(b) for b in points.BLOCKS]
+BLOCKS = [b if b in ("llama", "moeut") else slow(b) for b in PUBLISHED]
 
 
 @st.composite
@@ -43,7 +45,9 @@ def arguments(draw_from):
     """Draws what `points.point` takes; not every draw can be combined."""
     pick = lambda *options: draw_from(st.sampled_from(options))
     return dict(
-        block_=pick(*points.BLOCKS),
+        block_=pick(*points.BLOCKS, *PUBLISHED),
+        mixer=pick(*points.MIXERS),
+        feedforward=pick(*points.FEEDFORWARDS),
         depth_=pick(*points.DEPTHS),
         sharing=pick(*points.PATTERNS),
         recursions=pick(1, 2, 3),
@@ -150,7 +154,7 @@ def test_more_points_obey_the_laws(config):
     obeys(config)
 
 
-@pytest.mark.parametrize(("block", "depth"), list(itertools.product(points.BLOCKS, points.DEPTHS)))
+@pytest.mark.parametrize(("block", "depth"), list(itertools.product(PUBLISHED, points.DEPTHS)))
 def test_every_block_goes_with_every_depth_policy(block, depth):
     config = points.point(block, depth)
     shapes = params.abstract(model.specs(config))
@@ -158,6 +162,35 @@ def test_every_block_goes_with_every_depth_policy(block, depth):
     for mode in ("train", "eval", "causal"):
         run = lambda w, t, mode=mode: model.apply(w, t, config, mode=mode, step=jnp.int32(0))
         assert jax.eval_shape(run, shapes, tokens).hidden.shape == (BATCH, LENGTH, 16)
+
+
+PARTS = list(itertools.product(points.BLOCKS, points.MIXERS, points.FEEDFORWARDS))
+
+
+@pytest.mark.parametrize("parts", PARTS, ids="-".join)
+def test_every_arrangement_goes_with_every_mixer_and_feedforward(parts):
+    """Also which weights a reading step leaves out: all that make keys and values, and no other."""
+    block, mixer, feedforward = parts
+    made = points.block(block, mixer, feedforward)
+    specs = made.specs(4)
+    assert set(specs) == set(made.slots) >= {*made.exact, *(slot for slot, _ in made.key_weights)}
+    x = jax.ShapeDtypeStruct((BATCH, LENGTH, made.embed_dim), jnp.float32)
+    where = Context(jnp.zeros((BATCH, LENGTH), jnp.int32))
+
+    def run(weights, x):
+        x, made_, report = made.apply(weights, x, where)
+        again, nothing, read = made.apply(weights, x, where, (made_, where))
+        assert nothing is None and jax.tree.structure(read) == jax.tree.structure(report)
+        stacked = jax.tree.map(lambda leaf: leaf[None], report)
+        return again, made_, made.losses(stacked)
+
+    shapes = params.abstract(specs)
+    again, made_, (losses, _) = jax.eval_shape(run, shapes, x)
+    once = jax.make_jaxpr(lambda weights, x: made.apply(weights, x, where)[0])(shapes, x)
+    assert accounting.count_flops(once) == x.size // 16 * made.forward_flops(LENGTH, False)
+    assert again.shape == x.shape and all(loss.shape == () for loss in losses.values())
+    entries = sum(leaf.size for leaf in jax.tree.leaves(made_)) // (BATCH * LENGTH)
+    assert entries == made.cache_entries()
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from recursia import accounting, model
-from recursia.blocks import llama
 from recursia.config import load
 from recursia.errors import ConfigError
 from tests.helpers import by_hand
@@ -144,9 +143,9 @@ def multiplications(config, mode="eval"):
 def test_only_the_kept_tokens_are_multiplied(capacity, kv, router):
     config = tiny("expert_choice", "middle_cycle", capacity=capacity, kv=kv, router=router)
     policy, grid = model.module(config.depth), config.grid
-    total = (grid.prelude + grid.coda) * LENGTH * llama.forward_flops(config.block, LENGTH, False)
+    total = (grid.prelude + grid.coda) * LENGTH * config.block.forward_flops(LENGTH, False)
     for p in policy.passes(config.depth, grid, config.kv, LENGTH):
-        one = llama.forward_flops(config.block, p.keys, p.is_reading)
+        one = config.block.forward_flops(p.keys, p.is_reading)
         total += p.queries * grid.num_blocks * one
         total += p.scored * policy.score_flops(config.depth, config.block.embed_dim)
     assert multiplications(config) == BATCH * total
@@ -155,8 +154,8 @@ def test_only_the_kept_tokens_are_multiplied(capacity, kv, router):
 @pytest.mark.parametrize("kv", ["own", "first_recursion"])
 def test_a_reading_recursion_makes_no_keys_and_values(kv):
     config = tiny(kv=kv)
-    later = llama.forward_flops(config.block, LENGTH, kv == "first_recursion")
-    first = llama.forward_flops(config.block, LENGTH, False)
+    later = config.block.forward_flops(LENGTH, kv == "first_recursion")
+    first = config.block.forward_flops(LENGTH, False)
     assert multiplications(config) == BATCH * LENGTH * 2 * (first + 2 * later)
 
 

@@ -1,14 +1,12 @@
 """Which steps share: tables written by hand, counts in closed form, refusals."""
 
-import dataclasses
-
 import pytest
 
 from recursia import model
 from recursia import params as parameters
-from recursia.blocks import llama
 from recursia.depth import expert_choice
 from recursia.sharing import grid as sharing
+from tests.helpers.blocks import altered
 from tests.helpers.tiny import BLOCK, VOCAB, tiny
 
 D, N, K, H, F = 16, 4, 2, 4, 24
@@ -17,7 +15,7 @@ LAYER = NORMS + ATTENTION + MLP
 
 
 def plan(layers, recursions, pattern="cycle", varies=()):
-    return sharing.plan(layers, recursions, pattern, varies, llama.SLOTS, expert_choice.SLOTS)
+    return sharing.plan(layers, recursions, pattern, varies, BLOCK.slots, expert_choice.SLOTS)
 
 
 def entries_in_order(grid, slot):
@@ -41,7 +39,7 @@ def entries_in_order(grid, slot):
 )
 def test_published_patterns_meet_their_blocks_in_this_order(pattern, layers, order):
     grid = plan(layers, 3, pattern)
-    assert {entries_in_order(grid, slot) for slot in llama.SLOTS} == {order}
+    assert {entries_in_order(grid, slot) for slot in BLOCK.slots} == {order}
     assert grid.prelude == grid.coda == (1 if pattern.startswith("middle") else 0)
     assert grid.num_steps == layers
 
@@ -97,7 +95,7 @@ def test_unique_parameters_are_layers_embedding_norm_and_routers(pattern, layers
         ((("mlp", "block/2"),), 2 * (NORMS + ATTENTION) + MLP),
         ((("mlp", "recursion/3+block"),), 2 * LAYER),
         ((("mlp", ((0, 1), (1, 2), (3, 0))),), 2 * (NORMS + ATTENTION) + 4 * MLP),
-        (tuple((slot, "one") for slot in llama.SLOTS), LAYER),
+        (tuple((slot, "one") for slot in BLOCK.slots), LAYER),
     ],
 )
 @pytest.mark.parametrize("pattern", ["cycle", "sequence"])
@@ -183,4 +181,4 @@ def test_no_recursions_are_refused():
 @pytest.mark.parametrize("field", ["num_heads", "head_dim", "mlp_dim"])
 def test_widths_that_cannot_be_are_refused_by_name(field):
     with pytest.raises(ValueError, match=field):
-        dataclasses.replace(BLOCK, **{field: 0})
+        altered(BLOCK, **{field: 0})

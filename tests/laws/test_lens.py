@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from recursia import model
-from tests.helpers.points import BLOCKS, DEPTHS, point
+from tests.helpers.blocks import PUBLISHED
+from tests.helpers.points import DEPTHS, point
 from tests.helpers.tiny import assert_close, draw, error, text
 
 POINTS = {
     **{name: point(name, sharing="middle_cycle", loop_norm="last") for name in ("llama", "huginn")},
-    **{name: point(name) for name in BLOCKS},
+    **{name: point(name) for name in PUBLISHED},
     **{name: point(depth_=name, sharing="middle_cycle") for name in DEPTHS if name != "exit_gate"},
     "exit_gate": point(depth_="exit_gate", loop_norm="each"),
 }

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model
-from recursia.blocks import llama
 from recursia.depth import expert_choice, fixed
 from recursia.sharing import lora, tied
 from tests.helpers import by_hand, slow
@@ -53,11 +52,11 @@ def merged(model_config, params):
         flat_b = pair["b"].reshape(3, 2, flat_a.shape[-1], -1)
         return base + scale * jnp.einsum("rkiz,rkzo->rkio", flat_a, flat_b).reshape(base.shape)
 
-    core = {slot: at_steps(slot) for slot in llama.SLOTS}
+    core = {slot: at_steps(slot) for slot in BLOCK.slots}
     for slot in model_config.weights.slots:
         pairs = at_steps(f"{slot}_lora")
         core[slot] = {name: added(w, pairs[name]) for name, w in core[slot].items()}
-    axes = tuple((slot, ("recursion", "block")) for slot in llama.SLOTS)
+    axes = tuple((slot, ("recursion", "block")) for slot in BLOCK.slots)
     axes += tuple((slot, ("recursion",)) for slot in params["depth"])
     free = dataclasses.replace(grid, tables=(), axes=axes)
     free = dataclasses.replace(model_config, grid=free, weights=tied.Tied())
@@ -112,7 +111,7 @@ def test_zero_adapters_leave_the_gradient_and_are_left_by_it():
     ours, theirs = (model.init(c, jax.random.key(1)) for c in (wide, plain))
     found = gradient(ours, text(), wide)[1]
     core = found["core"]
-    shared = {**found, "core": {slot: core[slot] for slot in llama.SLOTS}}
+    shared = {**found, "core": {slot: core[slot] for slot in BLOCK.slots}}
     assert_close(shared, gradient(theirs, text(), plain)[1])
     assert not any(np.any(leaf["a"]) for leaf in core["mlp_lora"].values())
     assert all(np.all(np.any(leaf["b"], (-2, -1))) for leaf in core["mlp_lora"].values())
@@ -170,8 +169,8 @@ def test_published_parameters(recursions, rank):
 
 def test_ends_have_no_adapters_and_a_thin_matrix_has_its_own_rank():
     specs = model.specs(relaxed(lora.Lora(10), sharing="middle_cycle"))
-    assert set(specs["prelude"]) == set(specs["coda"]) == set(llama.SLOTS)
-    assert set(specs["core"]) == {*llama.SLOTS, "attention_lora", "mlp_lora"}
+    assert set(specs["prelude"]) == set(specs["coda"]) == set(BLOCK.slots)
+    assert set(specs["core"]) == {*BLOCK.slots, "attention_lora", "mlp_lora"}
     pairs = specs["core"]["attention_lora"]
     assert pairs["key"]["a"].shape == (3, 2, 16, 8) and pairs["key"]["b"].shape == (3, 2, 8, 2, 4)
     assert pairs["out"]["a"].shape == (3, 2, 4, 4, 10)

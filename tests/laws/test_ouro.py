@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model
-from recursia.blocks import llama, ouro
 from recursia.depth import exit_gate, fixed
 from tests.helpers import by_hand
+from tests.helpers.blocks import arranged, published
 from tests.helpers.flops import assert_exact
 from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, text
 
-BLOCK = ouro.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+BLOCK = published("ouro", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 
 
 def build(depth=None, recursions=3, blocks=2, block=BLOCK, kv_sharing="own", **options):
@@ -101,11 +101,11 @@ def test_outer_norms_bound_what_a_block_adds():
 
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 def test_flops_are_exact(kv_sharing):
-    block = ouro.Config(embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
+    block = published("ouro", embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
     assert_exact(build(fixed.Fixed(3), block=block, kv_sharing=kv_sharing, vocab_size=VOCAB))
     for remat in ("block", "recursion"):
         assert_exact(build(fixed.Fixed(2), 2, block=block, remat=remat))
-    assert ouro.forward_flops(block, 9, False) == llama.forward_flops(block, 9, False)
+    assert block.forward_flops(9, False) == arranged(block, "pre_norm").forward_flops(9, False)
 
 
 @pytest.mark.parametrize(("preset", "count"), [("1.4b", 1_434_652_673), ("2.6b", 2_667_974_657)])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from recursia import inject, kv, model, params
-from recursia.blocks import llama
 from recursia.depth import recurrent
 from recursia.layers.attention import Context
 from recursia.sharing import grid as sharing
@@ -25,7 +24,7 @@ from tests.helpers.recurrent_by_hand import (
     walk_by_hand,
     weights,
 )
-from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, error, is_equal, text
+from tests.helpers.tiny import BATCH, BLOCK, LENGTH, VOCAB, assert_close, error, is_equal, text
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ LEARNED = dataclasses.replace(FIXED, inject=inject.Config(input="adapter", step=
         ),
         (
             dataclasses.replace(
-                FIXED, grid=sharing.plan(6, 3, "none", (), llama.SLOTS, recurrent.SLOTS)
+                FIXED, grid=sharing.plan(6, 3, "none", (), BLOCK.slots, recurrent.SLOTS)
             ),
             "norms, attention, mlp varies",
         ),

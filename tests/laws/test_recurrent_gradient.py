@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from recursia import accounting, model, params
-from recursia.blocks import llama
 from recursia.layers.attention import Context
 from tests.helpers import slow
 from tests.helpers.flops import loss as traced_loss
@@ -40,7 +39,7 @@ def test_the_gradient_is_that_of_a_loop_cut_by_hand(recursions):
     where = Context(place, jnp.ones_like(place))
 
     def block(x, bank, k):
-        return llama.apply(jax.tree.map(lambda leaf: leaf[k], bank), x, where, BLOCK)[0]
+        return BLOCK.apply(jax.tree.map(lambda leaf: leaf[k], bank), x, where)[0]
 
     def total(p):
         norm = lambda x: model.normalise(p, x, config)

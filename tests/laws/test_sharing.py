@@ -7,13 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia.blocks import llama
 from tests.helpers import slow
 from tests.helpers import tiny as t
 from tests.helpers.copies import entries, tied, untied
-from tests.helpers.tiny import assert_close, draw, error, forward, gradient, text, tiny
+from tests.helpers.tiny import BLOCK, assert_close, draw, error, forward, gradient, text, tiny
 
-ALL = lambda how: tuple((slot, how) for slot in llama.SLOTS)
+ALL = lambda how: tuple((slot, how) for slot in BLOCK.slots)
 VARIES = {
     "pattern": (),
     "by axes": (("attention", "recursion+block"), ("norms", "recursion"), ("mlp", "one")),
@@ -82,7 +81,7 @@ def test_groups_written_as_axes_are_their_table(axes, table):
 
 def test_axes_are_their_table():
     axes = tiny(varies=(("mlp", "recursion"), ("norms", "recursion+block")))
-    tables = tuple((slot, axes.grid.table_of(slot)) for slot in llama.SLOTS)
+    tables = tuple((slot, axes.grid.table_of(slot)) for slot in BLOCK.slots)
     by_table = tiny(varies=tables)
     params = draw(axes)
     core = {slot: entries(axes, slot, bank) for slot, bank in params["core"].items()}
@@ -109,7 +108,7 @@ def test_cycle_and_sequence_differ_unless_there_is_one_block():
         assert difference < t.tol(jnp.float32, 64) if blocks == 1 else difference > 1e-2
 
 
-@pytest.mark.parametrize("slot", llama.SLOTS)
+@pytest.mark.parametrize("slot", BLOCK.slots)
 def test_every_entry_of_every_bank_is_used(slot):
     config = tiny(varies=((slot, ((0, 1), (1, 2), (3, 0))),))
     _, grads = gradient(draw(config), text(), config)

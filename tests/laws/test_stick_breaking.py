@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from recursia import inject, kv, model, settings
-from recursia.blocks import llama
 from recursia.depth import stick_breaking
 from tests.helpers import by_hand
-from tests.helpers.flops import assert_exact
+from tests.helpers.blocks import published
 from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.tiny import (
     LENGTH,
@@ -26,7 +25,7 @@ from tests.helpers.tiny import (
     text,
 )
 
-BLOCK = llama.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+BLOCK = published("llama", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 
 
 def sticks(recursions=4, blocks=1, threshold=0.75, weight=0.5, **options):

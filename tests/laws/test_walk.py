@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from recursia import inject, model
-from recursia.blocks import llama
 from recursia.layers.attention import Context
 from recursia.params import at
 from tests.helpers import by_hand, slow
@@ -36,7 +35,7 @@ WALKS = {
     "mixed cycle": ("middle_cycle", MIXED),
     "mixed sequence": ("middle_sequence", MIXED),
     "none": ("none", ()),
-    "one": ("cycle", tuple((slot, "one") for slot in llama.SLOTS)),
+    "one": ("cycle", tuple((slot, "one") for slot in BLOCK.slots)),
 }
 
 
@@ -55,17 +54,17 @@ def loop(params, tokens, config):
     )
     x = params["embed"]["table"][tokens]
     for i in range(grid.prelude):
-        x, *_ = llama.apply(at(params["prelude"], i), x, context, config.block)
+        x, *_ = config.block.apply(at(params["prelude"], i), x, context)
     rs, ks = range(grid.num_recursions), range(grid.num_blocks)
     steps = [(r, k) for r in rs for k in ks]
     for r, k in steps if grid.order == "cycle" else sorted(steps, key=lambda step: step[::-1]):
         weights = {s: entry(grid, s, bank, r, k) for s, bank in params["core"].items()}
         read = first.get(k) if config.kv.reads_first else None
-        x, made, _ = llama.apply(weights, x, context, config.block, read)
+        x, made, _ = config.block.apply(weights, x, context, read)
         first.setdefault(k, (made, context))
         states.append(x)
     for i in range(grid.coda):
-        x, *_ = llama.apply(at(params["coda"], i), x, context, config.block)
+        x, *_ = config.block.apply(at(params["coda"], i), x, context)
     return model.logits(params, model.normalise(params, x, config), config), states
 
 
@@ -169,9 +168,9 @@ def test_the_block_is_its_formula(is_reading):
     context = Context(jnp.asarray(where[:1]), jnp.asarray(where[1:]))
     source = by_source = None
     if is_reading:
-        source = llama.apply(weights, jnp.asarray(other), context, BLOCK)[1], context
+        source = BLOCK.apply(weights, jnp.asarray(other), context)[1], context
         by_source = by_hand.block(by_hand.pick(weights, ...), other[0], where, BLOCK)[1]
-    y, made, _ = llama.apply(weights, jnp.asarray(x), context, BLOCK, source)
+    y, made, _ = BLOCK.apply(weights, jnp.asarray(x), context, source)
     by_y, by_made = by_hand.block(by_hand.pick(weights, ...), x[0], where, BLOCK, by_source)
     assert_close(y[0], by_y)
     assert (made is None) == is_reading
