@@ -1,12 +1,12 @@
 """Points on the axes: every block, depth policy, pattern, source of keys and weight kind, small."""
 
 import dataclasses
-import importlib
-import pkgutil
 
-from recursia import blocks, depth, inject, kv, settings
+import numpy as np
+
+from recursia import inject, kv, model
 from recursia.layers import embedding
-from recursia.settings import kind_config
+from recursia.settings import kind_config, kinds
 from recursia.sharing import lora, tied
 from tests.laws.tiny import VOCAB
 
@@ -19,13 +19,7 @@ SIZES = {  # of the fields that a block's Config has
 }  # fmt: skip
 
 
-def names(package):
-    """Returns the names of a package's modules that have a Config."""
-    found = [m.name for m in pkgutil.iter_modules(package.__path__)]
-    return tuple(n for n in found if kind_config(package.__name__, n))
-
-
-BLOCKS, DEPTHS = names(blocks), names(depth)
+BLOCKS, DEPTHS = kinds("block"), kinds("depth")
 INJECTS = {
     "nothing": inject.Config(),
     "input added": inject.Config(input="add"),
@@ -35,18 +29,32 @@ INJECTS = {
 }
 NEEDS = {"recurrent": "input by adapter"}
 WEIGHTS = ("tied", "lora")
+PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
+
+
+def keys(rng, recursions, blocks, order="cycle"):
+    """Returns a random table of the steps whose keys each step reads, all of them legal."""
+    grid = np.arange(recursions * blocks).reshape(recursions, blocks)
+    table, owners = np.zeros_like(grid), []
+    for step in (grid if order == "cycle" else grid.T).reshape(-1):
+        if not owners or rng.random() < 0.4:
+            owners.append(step)
+            table.flat[step] = step
+        else:
+            table.flat[step] = rng.choice(owners)
+    return tuple(map(tuple, table.tolist()))
 
 
 def block(name):
     """Returns a small config of a block."""
-    config = importlib.import_module(f"recursia.blocks.{name}").Config
+    config = kind_config("block", name)
     fields = {field.name for field in dataclasses.fields(config)}
     return config(**{name: size for name, size in SIZES.items() if name in fields})
 
 
 def policy(name, recursions=RECURSIONS):
     """Returns a depth policy with its defaults."""
-    return importlib.import_module(f"recursia.depth.{name}").Config(num_recursions=recursions)
+    return kind_config("depth", name)(recursions)
 
 
 def point(
@@ -67,7 +75,7 @@ def point(
     Raises:
       ValueError: if its parts cannot be combined.
     """
-    slots = importlib.import_module(f"recursia.blocks.{block_}").SLOTS
+    slots = block(block_).slots
     kinds = {
         "tied": tied.Tied(),
         "lora": lora.Lora(2, tuple(slot for slot in ("attention", "mlp") if slot in slots)),
@@ -84,4 +92,4 @@ def point(
         kv=kv.Config(kv_sharing),
         vocab_size=VOCAB,
         **{"embed": embedding.Config(), **options},
-    ).build(VOCAB)
+    )

@@ -6,7 +6,6 @@ By perturbation, for a gradient cannot see a choice among all tokens of a row.
 import jax.numpy as jnp
 import pytest
 
-from recursia import model
 from tests.laws.tiny import LENGTH, VOCAB, draw, forward, is_equal, text, tiny
 
 CUTS = (0, 4, LENGTH - 2)

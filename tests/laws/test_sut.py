@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, params, settings
+from recursia import accounting, config, kv, params
 from recursia.blocks import sut
 from recursia.depth import fixed, stick_breaking
 from recursia.layers.attention import Context, KeysValues, attend
-from recursia.sharing import core as sharing
+from recursia.sharing.remat import Remat
 from tests import slow
 from tests.laws import by_hand
+from tests.laws.flops import assert_exact
 from tests.laws.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
 from tests.laws.test_causality import is_free_of_the_future
 from tests.laws.tiny import (
@@ -29,7 +30,6 @@ from tests.laws.tiny import (
     text,
     tol,
 )
-from tests.test_accounting import assert_exact
 
 BLOCK = sut.Config(
     embed_dim=16,
@@ -52,7 +52,7 @@ def small(depth=None, recursions=3, blocks=1, block=BLOCK, **options):
     """Returns a model of one or more such blocks, halting unless told otherwise."""
     depth = depth or stick_breaking.StickBreaking(recursions)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
-    return model.Model(recursions * blocks, block, depth, **options).build(VOCAB)
+    return model.Model(recursions * blocks, block, depth, **options).sized(VOCAB)
 
 
 def weights_of(block, seed=0):
@@ -179,7 +179,7 @@ def test_the_loss_joins_all_uses_of_a_router(sign):
     whole = small(fixed.Fixed(3), block=block)
     weights, tokens = draw(whole), text()
     aux = forward(weights, tokens, whole, "train")[1]
-    w, seen = by_hand.step_weights(weights, whole.grid, 0, 0), {name: [] for name in USES}
+    w, seen = by_hand.step_weights(weights, whole.schedule, 0, 0), {name: [] for name in USES}
     for row in np.asarray(tokens):
         x = np.asarray(weights["embed"]["table"], np.float64)[row]
         where = np.arange(LENGTH), np.ones(LENGTH), np.ones(LENGTH, bool)
@@ -221,7 +221,7 @@ def test_halted_tokens_are_left_out_of_the_loss():
 @pytest.mark.parametrize("norm", [slow("post"), "pre"])
 def test_flops_are_exact(norm):
     block = dataclasses.replace(BLOCK, norm=norm)
-    assert_exact(small(block=block, blocks=2, remat="block"))
+    assert_exact(small(block=block, blocks=2), remat=Remat("block"))
     assert_exact(small(fixed.Fixed(3), block=block, kv=kv.Config("first_recursion")))
 
 
@@ -252,7 +252,8 @@ def test_the_gradient_reaches_every_weight(dtype):
 
 def test_half_precision_routes_in_float32():
     x, wide = jnp.asarray(states(0), jnp.bfloat16), weights_of(BLOCK)
-    mixed = sharing.cast(sut, wide, "bfloat16")
+    rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16), wide)
+    mixed = {**rounded, **{slot: wide[slot] for slot in sut.FLOAT32}}
     context = Context(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
     run = jax.jit(lambda w: sut.apply(w, x, context, BLOCK)[::2])
     y, report = run(mixed)
