@@ -2,9 +2,11 @@
 
 import dataclasses
 
-from recursia import inject, kv, settings
+import numpy as np
+
+from recursia import inject, kv, model
 from recursia.layers import embedding
-from recursia.settings import kind_config
+from recursia.settings import kind_config, kinds
 from recursia.sharing import lora, tied
 from tests.helpers.blocks import PUBLISHED, published
 from tests.helpers.tiny import VOCAB
@@ -18,9 +20,7 @@ SIZES = {  # of the fields that blocks and their parts have
 }  # fmt: skip
 
 
-BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS = map(
-    settings.kinds, ("block", "mixer", "feedforward", "depth")
-)
+BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS = map(kinds, ("block", "mixer", "feedforward", "depth"))
 HEADS = ("embed_dim", "num_heads", "head_dim")
 EXPERTS = (*HEADS, "num_experts", "top_k", "expert_dim")
 ROUTED = (*EXPERTS, "num_attention_experts", "attention_top_k")
@@ -38,11 +38,25 @@ INJECTS = {
 }
 NEEDS = {"recurrent": "input by adapter"}
 WEIGHTS = ("tied", "lora")
+PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
+
+
+def keys(rng, recursions, blocks, order="cycle"):
+    """Returns a random table of the steps whose keys each step reads, all of them legal."""
+    grid = np.arange(recursions * blocks).reshape(recursions, blocks)
+    table, owners = np.zeros_like(grid), []
+    for step in (grid if order == "cycle" else grid.T).reshape(-1):
+        if not owners or rng.random() < 0.4:
+            owners.append(step)
+            table.flat[step] = step
+        else:
+            table.flat[step] = rng.choice(owners)
+    return tuple(map(tuple, table.tolist()))
 
 
 def part(field, kind):
     """Returns a small part of a block."""
-    config = kind_config(settings.KINDS[field], kind)
+    config = kind_config(field, kind)
     fields = {f.name for f in dataclasses.fields(config)}
     return config(**{name: size for name, size in SIZES.items() if name in fields})
 
@@ -52,12 +66,12 @@ def block(name, mixer="grouped_query", feedforward="swiglu"):
     if name in PUBLISHED:
         return published(name, **{field: SIZES[field] for field in TAKES[name]})
     parts = part("mixer", mixer), part("feedforward", feedforward)
-    return kind_config(settings.KINDS["block"], name)(SIZES["embed_dim"], *parts)
+    return kind_config("block", name)(SIZES["embed_dim"], *parts)
 
 
 def policy(name, recursions=RECURSIONS):
     """Returns a depth policy with its defaults."""
-    return kind_config(settings.KINDS["depth"], name)(num_recursions=recursions)
+    return kind_config("depth", name)(num_recursions=recursions)
 
 
 def point(
@@ -97,4 +111,4 @@ def point(
         kv=kv.Config(kv_sharing),
         vocab_size=VOCAB,
         **{"embed": embedding.Config(), **options},
-    ).build(VOCAB)
+    )

@@ -9,7 +9,7 @@ import numpy as np
 
 from recursia.blocks.pre_norm import PreNorm
 from tests.helpers.blocks import flat
-from tests.helpers.by_hand import pick, sigmoid, step_weights
+from tests.helpers.by_hand import keys_of, pick, sigmoid, step_weights
 
 
 def norm(x, weights, eps):
@@ -71,29 +71,28 @@ def block(weights, x, where, config, source=None, memory=None):
     return x if is_pre else ln(x, "mlp"), source
 
 
-def transform(params, x, where, r, config, first):
-    """Returns the state after all blocks of recursion r; `first` holds what the first one made."""
-    for k in range(config.grid.num_blocks):
-        source = first.get(k) if config.kv.kv_sharing == "first_recursion" else None
-        weights = step_weights(params, config.grid, r, k)
-        x, made = block(weights, x, where, config.block, source)
-        first.setdefault(k, made)
+def transform(params, x, where, r, config, made):
+    """Returns the state after all blocks of recursion r; `made` holds the keys of steps before."""
+    plan = config.schedule
+    for k in range(plan.num_blocks):
+        weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
+        x, made[r * plan.num_blocks + k] = block(weights, x, where, config.block, source)
     return x
 
 
 def run_fixed(params, x, where, config):
     """Returns the last state of a row, and every one."""
-    first, states = {}, []
-    for r in range(config.grid.num_recursions):
+    made, states = {}, []
+    for r in range(config.schedule.num_recursions):
         x = entered(params, x, where, r, config.inject)
-        x = transform(params, x, where, r, config, first)
+        x = transform(params, x, where, r, config, made)
         states.append(x)
     return x, {"states": np.stack(states)}
 
 
 def run_act(params, x, where, config):
     """Returns a row's output by the published loop, and what its halting did."""
-    depth, first = config.depth, {}
+    depth, made = config.depth, {}
     unit = pick(params["depth"]["halt"], ...)
     theta, most = 1 - depth.epsilon, depth.num_recursions
     h, left, n = np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(x), int)
@@ -111,7 +110,7 @@ def run_act(params, x, where, config):
         h = h + halts * left
         n = n + stays + halts
         u = p * stays + halts * left
-        s = transform(params, s, where, r, config, first)
+        s = transform(params, s, where, r, config, made)
         if depth.halted_state == "copied":
             s = np.where(was_running[:, None], s, old)
         if depth.update == "basic":

@@ -15,11 +15,9 @@ from recursia.convert.reference import huginn as reference
 from recursia.depth import recurrent
 from recursia.errors import ConfigError
 from recursia.evaluate import parity
-from recursia.kv import Config as Keys
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.rotary import rotate
-from recursia.sharing.grid import Grid
 from tests.helpers import by_hand, slow
 from tests.helpers.blocks import published
 from tests.helpers.flops import assert_exact
@@ -33,11 +31,13 @@ def tiny(recursions=3, blocks=2, **options):
     """Returns a model as published but for its size."""
     options = {"backprop_depth": 2, "sampler": "fixed"} | options
     return model.Model(
+        recursions * blocks + 3,
+        BLOCK,
+        recurrent.Recurrent(recursions, **options),
+        sharing="cycle",
+        prelude=1,
+        coda=2,
         vocab_size=VOCAB,
-        block=BLOCK,
-        depth=recurrent.Recurrent(recursions, **options),
-        grid=Grid(recursions, blocks, prelude=1, coda=2),
-        kv=Keys(),
         embed=embedding.Config(scale=4.0),
         inject=inject.Config(input="adapter"),
         loop_norm="last",
@@ -77,11 +77,11 @@ def whole(params, tokens, state, config):
         walk = lambda x, part, count: functools.reduce(
             lambda x, i: sandwich(by_hand.pick(params[part], i), x, where), range(count), x
         )
-        e = walk(config.embed.scale * table[row], "prelude", config.grid.prelude)
-        for _ in range(config.grid.num_recursions):
+        e = walk(config.embed.scale * table[row], "prelude", config.ends["prelude"])
+        for _ in range(config.schedule.num_recursions):
             joined = np.concatenate([s, e], -1) @ np.asarray(params["inject"]["adapter"])
-            s = walk(joined, "core", config.grid.num_blocks)
-        rows.append(end(walk(end(s), "coda", config.grid.coda)) @ table.T)
+            s = walk(joined, "core", config.schedule.num_blocks)
+        rows.append(end(walk(end(s), "coda", config.ends["coda"])) @ table.T)
     return np.stack(rows)
 
 
@@ -160,7 +160,7 @@ def test_published_sizes(preset, shape, core):
     ours = built(preset)
     d, f = ours.block.embed_dim, ours.block.feedforward.mlp_dim
     block = 4 * d * d + 3 * d * f + 2 * d + 4 * d
-    assert (ours.grid.prelude, ours.grid.num_blocks, ours.grid.coda) == shape
+    assert (ours.ends["prelude"], ours.schedule.num_blocks, ours.ends["coda"]) == shape
     count = sum(shape) * block + 2 * d * d + 65536 * d + d
     assert accounting.unique_parameters(ours) == count
     assert abs(shape[1] * block + 2 * d * d - core) < 0.1 * core
@@ -168,7 +168,7 @@ def test_published_sizes(preset, shape, core):
 
 def test_the_published_model():
     ours = built("3.5b")
-    assert ours.grid.num_steps == 132
+    assert sum(ours.ends.values()) + ours.schedule.num_steps == 132
     assert accounting.unique_parameters(ours) == 3_564_976_800
     assert ours.block.mixer.num_heads * ours.block.mixer.head_dim == ours.block.embed_dim == 5280
     assert ours.block.mixer.head_dim == 96

@@ -29,6 +29,6 @@ def lens(params, tokens, config, segment_ids):
 def test_the_lens_of_the_last_recursion_is_the_model(config):
     segments = jnp.array([[1] * 5 + [2] * 7] * 2)  # a coda attends, so it must know them
     hidden, read = lens(draw(config), text(), config, segments)
-    assert len(read) == config.grid.num_recursions
+    assert len(read) == config.schedule.num_recursions
     assert_close(hidden, read[-1])
     assert error(read[0], hidden) > 1e-3

@@ -13,7 +13,9 @@ from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.balance import Usage
+from recursia.sharing.remat import Remat
 from tests.helpers.blocks import altered, flat, published
+from tests.helpers.flops import assert_exact
 from tests.helpers.moeut_by_hand import regulariser, run
 from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.tiny import (
@@ -51,7 +53,7 @@ def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=V
         kv=kv.Config(kv_sharing),
         embed=embedding.Config(is_tied=False, has_head_bias=True),
         **options,
-    ).build(vocab)
+    ).sized(vocab)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ def test_routers_are_float32_in_bfloat16():
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 @pytest.mark.parametrize("block", [BLOCK, GATED], ids=["experts", "gate"])
 def test_flops_are_exact(block, kv_sharing, remat):
-    assert_exact(build(block, kv_sharing=kv_sharing, remat=remat, vocab=11))
+    assert_exact(build(block, kv_sharing=kv_sharing, vocab=11), remat=Remat(remat))
 
 
 @pytest.mark.parametrize(
@@ -225,13 +227,13 @@ def test_flops_are_exact(block, kv_sharing, remat):
 )
 def test_published_sizes_are_exact(preset, millions):
     run = config.load(f"moeut:{preset}", {})
-    block, grid = flat(run.model.block), run.model.sized(8000).grid
+    block, plan = flat(run.model.block), run.model.schedule
     d, wide = block.embed_dim, block.num_heads * block.head_dim
     ffn = block.num_experts * (2 * d * block.expert_dim + d)
     each = 2 * block.num_attention_experts * (d * wide + block.num_heads * d)
     layer = ffn + 2 * d * wide + each + 4 * d
     count = accounting.unique_parameters(run.model.sized(8000))
-    assert count == grid.num_blocks * layer + 2 * 8000 * d + 8000 + 2 * d
+    assert count == plan.num_blocks * layer + 2 * 8000 * d + 8000 + 2 * d
     assert f"{count / 1e6:.{len(millions.partition('.')[2])}f}" == millions
 
 

@@ -11,9 +11,10 @@ from recursia import accounting, config, kv, params
 from recursia.depth import fixed, stick_breaking
 from recursia.layers import balance
 from recursia.layers.attention import Context, KeysValues, attend
-from recursia.sharing import core as sharing
+from recursia.sharing.remat import Remat
 from tests.helpers import by_hand, slow
 from tests.helpers.blocks import altered, arranged, flat, published
+from tests.helpers.flops import assert_exact
 from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
 from tests.helpers.tiny import (
@@ -51,7 +52,7 @@ def small(depth=None, recursions=3, blocks=1, block=BLOCK, **options):
     """Returns a model of one or more such blocks, halting unless told otherwise."""
     depth = depth or stick_breaking.StickBreaking(recursions)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
-    return model.Model(recursions * blocks, block, depth, **options).build(VOCAB)
+    return model.Model(recursions * blocks, block, depth, **options).sized(VOCAB)
 
 
 def weights_of(block, seed=0):
@@ -179,7 +180,7 @@ def test_the_loss_joins_all_uses_of_a_router(sign):
     whole = small(fixed.Fixed(3), block=block)
     weights, tokens = draw(whole), text()
     aux = forward(weights, tokens, whole, "train")[1]
-    w, seen = by_hand.step_weights(weights, whole.grid, 0, 0), {name: [] for name in USES}
+    w, seen = by_hand.step_weights(weights, whole.schedule, 0, 0), {name: [] for name in USES}
     for row in np.asarray(tokens):
         x = np.asarray(weights["embed"]["table"], np.float64)[row]
         where = np.arange(LENGTH), np.ones(LENGTH), np.ones(LENGTH, bool)
@@ -224,7 +225,7 @@ def test_halted_tokens_are_left_out_of_the_loss():
 @pytest.mark.parametrize("norm", [slow("post"), "pre"])
 def test_flops_are_exact(norm):
     block = arranged(BLOCK, f"{norm}_norm")
-    assert_exact(small(block=block, blocks=2, remat="block"))
+    assert_exact(small(block=block, blocks=2), remat=Remat("block"))
     assert_exact(small(fixed.Fixed(3), block=block, kv=kv.Config("first_recursion")))
 
 
@@ -255,7 +256,8 @@ def test_the_gradient_reaches_every_weight(dtype):
 
 def test_half_precision_routes_in_float32():
     x, wide = jnp.asarray(states(0), jnp.bfloat16), weights_of(BLOCK)
-    mixed = sharing.cast(BLOCK, wide, "bfloat16")
+    rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16), wide)
+    mixed = {**rounded, **{slot: wide[slot] for slot in BLOCK.exact}}
     context = Context(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
     run = jax.jit(lambda w: BLOCK.apply(w, x, context)[::2])
     y, report = run(mixed)

@@ -11,6 +11,7 @@ from recursia import accounting, config, inject, kv, model
 from recursia.depth import fixed
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import at
+from recursia.sharing.remat import Remat
 from tests.helpers import tiny as llamas
 from tests.helpers import universal_by_hand as by_hand
 from tests.helpers.blocks import altered, arranged, published
@@ -40,7 +41,7 @@ def tiny(form="released", depth=None, layers=4, sharing="cycle", kv_sharing="own
         kv=kv.Config(kv_sharing),
         inject=told,
         **options,
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def some_rows(seed=0):
@@ -133,8 +134,8 @@ def test_the_model_is_causal_and_documents_do_not_meet(form):
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])
 @pytest.mark.parametrize("form", FORMS)
 def test_flops_are_exact(form, remat):
-    assert_exact(tiny(form, layers=8, kv_sharing="first_recursion", remat=remat))
-    assert_exact(dataclasses.replace(tiny(form, remat=remat), block=GROUPED))
+    assert_exact(tiny(form, layers=8, kv_sharing="first_recursion"), remat=Remat(remat))
+    assert_exact(dataclasses.replace(tiny(form), block=GROUPED), remat=Remat(remat))
 
 
 def test_bfloat16_is_near_float32():
@@ -207,14 +208,14 @@ def formula(vocab, width, hidden, steps, halts):
 def test_presets_have_the_published_parameters(preset, shape):
     chosen = config.load(f"universal:{preset}", {}).model
     vocab = chosen.vocab_size or 257
-    assert accounting.unique_parameters(chosen.build(vocab)) == formula(vocab, *shape)
+    assert accounting.unique_parameters(chosen.sized(vocab)) == formula(vocab, *shape)
     deeper = dataclasses.replace(chosen, inject=inject.Config(position="halves"))
     twice = dataclasses.replace(
         deeper,
         num_layers=2 * chosen.num_layers,
         depth=dataclasses.replace(chosen.depth, num_recursions=2 * chosen.num_layers),
     )
-    counts = [accounting.unique_parameters(each.build(vocab)) for each in (deeper, twice)]
+    counts = [accounting.unique_parameters(each.sized(vocab)) for each in (deeper, twice)]
     assert counts[0] == counts[1]  # steps cost nothing but their vectors
 
 
@@ -258,10 +259,10 @@ def test_looped_presets_store_a_part_of_the_vanilla_stack(preset):
     looped, vanilla = (config.load(f"{name}:{preset}", {}).model for name in ("looped", "vanilla"))
     loops = looped.depth.num_recursions
     assert loops == (4 if looped.num_layers % 4 == 0 else 2)
-    grids = looped.build(1000), vanilla.build(1000)
+    grids = looped.sized(1000), vanilla.sized(1000)
     counts = [accounting.unique_parameters(each) for each in grids]
     outer = 1001 * looped.block.embed_dim  # table and final norm
     assert (counts[1] - outer) == loops * (counts[0] - outer)
-    assert grids[0].grid.num_steps == grids[1].grid.num_steps
+    assert grids[0].schedule.num_steps == grids[1].schedule.num_steps
     cache = [accounting.cache_bytes_per_token(each, 64) for each in grids]
     assert cache[0] == cache[1]  # an entry for each block and loop

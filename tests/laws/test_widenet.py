@@ -11,8 +11,10 @@ import pytest
 from recursia import accounting, config, kv, model
 from recursia.depth import fixed
 from recursia.layers.attention import Context
+from recursia.sharing.remat import Remat
 from tests.helpers import by_hand
 from tests.helpers.blocks import altered, flat, published
+from tests.helpers.flops import assert_exact
 from tests.helpers.moeut_by_hand import layer_norm
 from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.tiny import (
@@ -42,7 +44,7 @@ def build(block=BLOCK, steps=4, varies=PRIVATE, kv_sharing="own", vocab=VOCAB, *
         varies=varies,
         kv=kv.Config(kv_sharing),
         **options,
-    ).build(vocab)
+    ).sized(vocab)
 
 
 def layer(w, x, where, block, source=None):
@@ -84,11 +86,10 @@ def run(weights, tokens, config):
     for row in np.asarray(tokens):
         where = np.stack([np.arange(len(row)), np.ones(len(row))])
         table = np.asarray(weights["embed"]["table"], np.float64)
-        x, source = table[row], None
-        for r in range(config.grid.num_recursions):
-            w = by_hand.step_weights(weights, config.grid, r, 0)
-            reads = source if config.kv.reads_first else None
-            x, source, p, best = layer(w, x, where, config.block, reads)
+        x, made, plan = table[row], {}, config.schedule
+        for r in range(plan.num_recursions):
+            w, reads = by_hand.step_weights(weights, plan, r, 0), by_hand.keys_of(plan, r, 0, made)
+            x, made[r], p, best = layer(w, x, where, config.block, reads)
             seen.append((p, best))
         x = layer_norm(x, by_hand.pick(weights["final_norm"], ...), config.block.norm_eps)
         rows.append(x @ table.T)
@@ -179,7 +180,7 @@ def test_fewer_steps_take_the_first_norms(depth):
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 def test_flops_are_exact(kv_sharing, remat):
     block = altered(BLOCK, capacity=1.2)
-    assert_exact(build(block, kv_sharing=kv_sharing, remat=remat, vocab=11))
+    assert_exact(build(block, kv_sharing=kv_sharing, vocab=11), remat=Remat(remat))
 
 
 def test_every_parameter_has_a_finite_gradient():
@@ -190,9 +191,9 @@ def test_every_parameter_has_a_finite_gradient():
 
 
 def test_the_grouped_plan_shares_neighbours_attention_and_experts_alone():
-    grid = config.load("widenet:tiny_grouped", {}).model.sized(VOCAB).grid
-    in_order = lambda slot: np.array(grid.table_of(slot)).T.reshape(-1).tolist()
-    assert grid.order == "sequence"
+    plan = config.load("widenet:tiny_grouped", {}).model.sized(VOCAB).schedule
+    in_order = lambda slot: plan.by_recursion(slot).T.reshape(-1).tolist()
+    assert plan.order == "sequence"
     for slot in ("attention", "experts"):
         assert in_order(slot) == [0, 0, 0, 0, 1, 1, 1, 1]
     for slot in ("norms", "router"):
@@ -204,7 +205,7 @@ def test_albert_shares_within_a_group_of_neighbours(recursions, groups):
     run = config.load("albert:tiny", {"model.depth.num_recursions": recursions})
     built = run.model.sized(VOCAB)
     for slot in ("attention", "mlp", "norms"):
-        entries = np.array(built.grid.table_of(slot)).T.reshape(-1)
+        entries = built.schedule.by_recursion(slot).T.reshape(-1)
         assert entries.tolist() == [layer // (8 // groups) for layer in range(8)]
     block, e = flat(run.model.block), run.model.embed.factor_dim
     d, h = block.embed_dim, block.head_dim
