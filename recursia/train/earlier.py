@@ -1,6 +1,7 @@
 """Another run's parameters: to start from, or to learn from."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -72,7 +73,7 @@ def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, 
         found = checkpoints.restore(step, {"params": abstract})["params"]
     besides = f"; drawn: {', '.join(drawn)}" if drawn else ""
     said = f"starting from {place} at step {step}{besides}"
-    return state.replace(params={**state.params, **found}), said
+    return dataclasses.replace(state, params={**state.params, **found}), said
 
 
 @contextlib.contextmanager

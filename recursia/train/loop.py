@@ -203,7 +203,7 @@ class Loop:
     def compiling(self) -> str:
         """Returns what the first call of a step takes its time for."""
         count = self.trainer.mesh.size
-        place = jax.config.jax_compilation_cache_dir
+        place = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
         kept = f"the first time, then read from {place}" if place else "each time, without a cache"
         devices = f"{count} device" + "s" * (count > 1)
         return f"compiling {self.name} for {devices}: half a minute or more {kept}"
