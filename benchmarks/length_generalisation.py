@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import accounting, config, model, settings, sharding
+from recursia.configs import blocks
 from recursia.train.step import State, Trainer
 
 RELATIONS = ("=", "#", "<", ">", "|", "^", "v")
@@ -137,12 +138,12 @@ def trainer(options: argparse.Namespace, name: str, seed: int) -> Trainer:
     if depth["kind"] == "act":
         depth["halt_bias_init"] = options.halt_bias_init
         depth["act_loss_weight"] = options.act_loss_weight
-    block = {"embed_dim": width, "mlp_dim": wider * options.mlp_dim, "head_dim": width // 4}
+    block = blocks.universal(width, wider * options.mlp_dim, num_heads=4, head_dim=width // 4)
     values = {
         "model": {
             **MODELS[name],
             "depth": depth,
-            "block": {"kind": "universal", "num_heads": 4, "num_kv_heads": 4, **block},
+            "block": block,
             "embed": {"init_std": width**-0.5, "scale": width**0.5},
         },
         "data": {"text": ("bundled:train",)},  # not read: batches are made here

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from recursia.configs import blocks
+
 # SmolLM's public shapes for 135m, 360m and 1.7b; 730m from the sizes that Mixture-of-Recursions
 # (Bae et al. 2025, arXiv 2507.10524) reports. `num_layers` is the effective depth.
 SHAPES = {
@@ -38,7 +40,7 @@ def get_config(preset: str, num_steps: int) -> ConfigDict:
     config = ConfigDict(dict(topology=TOPOLOGIES[preset]))
     config.model = dict(
         num_layers=shape.pop("num_layers"),
-        block=dict(kind="llama", head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
+        block=blocks.llama(head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
         depth=dict(kind="fixed", num_recursions=1),
         sharing="none",
         kv=dict(kv_sharing="own"),

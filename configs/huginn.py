@@ -18,7 +18,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 # Blocks of prelude, core and coda; widths; mean number of recursions and how many of them train.
 SHAPES = {
@@ -38,7 +38,7 @@ def get_config(preset: str) -> ConfigDict:
     config = ConfigDict(dict(topology=topologies[preset]))
     config.model = dict(
         num_layers=prelude + mean * core + coda,
-        block=dict(kind="huginn", head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
+        block=blocks.huginn(head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
         depth=dict(kind="recurrent", num_recursions=mean, backprop_depth=trained),
         sharing="cycle",
         prelude=prelude,

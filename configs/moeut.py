@@ -13,7 +13,7 @@ Meant for v6e:2x2, v6e:4x4 (727m) and v6e:16x16 (1b).
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 # Steps, stored layers, width, heads, width of a head, experts, chosen, attention experts.
 SHAPES = {
@@ -34,8 +34,7 @@ def get_config(preset: str) -> ConfigDict:
     config = ConfigDict(dict(topology=topologies.get(preset, "v6e:2x2")))
     config.model = dict(
         num_layers=steps,
-        block=dict(
-            kind="moeut",
+        block=blocks.moeut(
             embed_dim=width,
             num_heads=heads,
             head_dim=head_dim,

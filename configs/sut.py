@@ -20,7 +20,7 @@ Meant for v5e:4x4 (44m, 244m) and v5e:16x16 (wmt).
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 # Recursions; then of the block: width, key heads, head width, attention experts, those taken,
 # experts, those taken, expert width.
@@ -44,7 +44,7 @@ def get_config(preset: str) -> ConfigDict:
     recursions, *shape = SHAPES[preset]
     config.model.update(num_layers=recursions, sharing="cycle")
     sizes = dict(zip(NAMES, shape, strict=True))
-    config.model.block = dict(kind="sut", mim_weight=MIM[preset], **sizes)
+    config.model.block = blocks.sut(mim_weight=MIM[preset], **sizes)
     config.model.depth = dict(kind="stick_breaking", num_recursions=recursions)
     if preset == "44m":  # 16 chips do not divide its width
         config.mesh = dict(data=-1, fsdp=1)

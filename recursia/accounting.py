@@ -195,7 +195,10 @@ def mor_flops_per_token(config: model.Model, seq_len: int) -> float:
     their own depth as if they chose evenly. A recursion that reads keys and values processes its
     fraction against all keys and projects none. A third of what training costs, and less.
     """
-    block = config.block.with_wide_keys()
+    block, mixer = config.block, config.block.mixer
+    if hasattr(mixer, "num_kv_heads"):
+        wide = dataclasses.replace(mixer, num_kv_heads=mixer.num_heads)
+        block = dataclasses.replace(block, mixer=wide)
     causal = lambda keys, is_reading: block.forward_flops(keys * seq_len / 2, is_reading)
     steps = _steps(config, _ENDLESS, list(map(_needed, _passes(config, _ENDLESS))))
     core = sum(

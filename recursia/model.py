@@ -41,7 +41,8 @@ class Model:
 
     Attributes:
       num_layers: effective depth: block applications of a token that takes every recursion.
-      block: what one step does; `kind` names a module of `recursia.blocks`.
+      block: what one step does; `kind` names a module of `recursia.blocks`, and its `mixer` and
+        `feedforward` name theirs. A field of these may be named without them.
       depth: how often each token goes round; `kind` names a module of `recursia.depth`.
       sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
       varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
@@ -94,7 +95,7 @@ class Model:
         slots = private | dict.fromkeys(self.depth.slots, "recursion") | own
         plan = patterns.schedule(
             self.num_layers,
-            self.depth.num_recursions,
+            self.depth.groups,
             self.sharing,
             tuple(self.ends.values()),
             slots,
@@ -248,7 +249,7 @@ def apply(
     if injection.needs_input(config.inject):
         context = context.replace(inputs=x)
     call = Call(mode, step, key, part, state, wanted)
-    x, aux = config.depth.run(stacks, params["depth"], x, context, call)
+    x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
 

@@ -16,9 +16,7 @@ def notes(run: settings.Run) -> list[str]:
             )
     parts = {"block": run.model.block, "depth": depth}
     uneven = [
-        f"model.{part}.{name}"
-        for part, config in parts.items()
-        for name in config.batch_losses()
+        f"model.{part}.{name}" for part, config in parts.items() for name in config.batch_losses()
     ]
     if uneven and run.train.num_microbatches > 1:
         said.append(

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from recursia import sharding, typed
 from recursia.blocks.block import Block
 from recursia.depth.policy import Policy
+from recursia.feedforward.feedforward import FeedForward
+from recursia.mixers.mixer import Mixer
 from recursia.model import Model
 from recursia.ranges import LARGEST_SEED, at_least, between, fraction
 from recursia.sharing.remat import Remat, Saves, Unit
@@ -291,7 +293,13 @@ class Run:
 
 
 # Fields that name a module, and the base of what it holds.
-KINDS: dict[str, type] = {"block": Block, "depth": Policy, "weights": Weights}
+KINDS: dict[str, type] = {
+    "block": Block,
+    "mixer": Mixer,
+    "feedforward": FeedForward,
+    "depth": Policy,
+    "weights": Weights,
+}
 
 
 def kind(config: Any) -> str:
@@ -315,7 +323,11 @@ def kind_config(field: str, name: str) -> type | None:
         module = importlib.import_module(f"{package}.{name}")
     except ModuleNotFoundError:
         return None
-    if field == "block":
-        return getattr(module, "Config", None)
     own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
     return next((c for c in own if c is not base and c.__module__ == module.__name__), None)
+
+
+def former(field: str, name: str) -> str:
+    """Returns what a kind that is no more has become, in words; "" if there never was such."""
+    package = importlib.import_module(KINDS[field].__module__.rpartition(".")[0])
+    return getattr(package, "FORMER", {}).get(name, "")

@@ -10,7 +10,7 @@ import pytest
 
 from recursia import config, settings
 from recursia.errors import ConfigError
-from tests.train import values
+from tests.helpers.runs import values
 
 ODD = (float("nan"), float("inf"), float("-inf"), "1e400", "nan", -1, 0, 2**31, 2**40, 10**30)
 ODD += (10**400, "sNaN", "9" * 5000, "1e-999999999")

@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from recursia import model
 from recursia import params as parameters
+from recursia.layers.initial import Init
 from recursia.layers.linear import Relaxed
 from recursia.params import Spec
 from recursia.sharing import lora
@@ -181,5 +182,17 @@ def _shape(config: model.Model) -> dict[str, Any]:
     """Returns what two models must have alike: all of it but initial scales."""
     embed = {f"embed.{name}": v for name, v in dataclasses.asdict(config.embed).items()}
     sizes = {"num_layers": config.num_layers, "vocab_size": config.vocab_size}
-    block = {"block": type(config.block).__module__, **dataclasses.asdict(config.block)}
-    return {n: v for n, v in {**block, **sizes, **embed}.items() if not n.endswith("init_std")}
+    found = {**_parts(config.block, "block"), **sizes, **embed}
+    return {name: value for name, value in found.items() if not name.endswith("init_std")}
+
+
+def _parts(part: Any, name: str) -> dict[str, Any]:
+    """Returns the kinds and settings of a block by dotted name, but for initial scales."""
+    found = {name: type(part).__name__}
+    for field, value in vars(part).items():
+        if dataclasses.is_dataclass(value):
+            inner = {} if isinstance(value, Init) else _parts(value, f"{name}.{field}")
+            found.update(inner)
+        else:
+            found[f"{name}.{field}"] = value
+    return found

@@ -13,7 +13,7 @@ alone, so every mode is causal. In causal mode the loop ends when all wanted tok
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, Self
 
 import jax
@@ -69,7 +69,7 @@ class Act(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -89,11 +89,11 @@ class Act(Policy):
         states, report = None, {}
         if call.mode == "causal":
             wanted = True if call.wanted is None else call.wanted
-            walk = stacks["core"].loop_while(
+            walk = stack.loop_while(
                 step, start, None, lambda walk: (walk.is_running & wanted).any()
             )
         else:
-            walk, states, report, _ = stacks["core"].loop(step, start)
+            walk, states, report, _ = stack.loop(step, start)
         steps = walk.steps.astype(jnp.float32)
         mean = lambda values: batch.mean(values, (0, 1), context.is_live)
         metrics = {

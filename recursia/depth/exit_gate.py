@@ -16,7 +16,7 @@ others stop; in causal mode the loop ends when all wanted tokens have stopped.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -86,14 +86,13 @@ class ExitGate(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
         call: Call,
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        """Returns each token's state where it stopped; in mode "train" that after all recursions."""
-        stack = stacks["core"]
+        """Returns each token's state where it stopped; in mode "train" the last one."""
         start = _Walk(
             state=x,
             chosen=x,
@@ -146,7 +145,7 @@ class ExitGate(Policy):
         return self
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
-        """Returns one full pass per recursion: training takes all, and reads the gate after each."""
+        """Returns one full pass per recursion: training reads the gate after each."""
         is_trained = self.stage == 1
         each = range(schedule.num_recursions)
         return [Pass(r, seq_len, scored=seq_len, is_trained=is_trained) for r in each]

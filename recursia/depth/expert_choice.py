@@ -11,7 +11,6 @@ for it, or an auxiliary router's.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax
@@ -97,7 +96,7 @@ class ExpertChoice(Policy):
         ranges.above(0, self, "temperature")
 
     def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns the routers' banks: one for each recursion unless slot "router" says otherwise."""
+        """Returns the routers' banks: one entry a recursion unless slot "router" varies so."""
         bank = lambda each: parameters.stack(each, (1 + max(_router_entries(schedule)),), (None,))
         found = {"router": bank(routing.specs(self.router, embed_dim))}
         if self.sampling == "aux_router":
@@ -130,7 +129,7 @@ class ExpertChoice(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -139,14 +138,13 @@ class ExpertChoice(Policy):
         """Returns the states after routing.
 
         Args:
-          stacks: of which the core is walked.
+          stack: the core.
           params: the routers.
           x: hidden states of all tokens.
           context: where they stand.
           call: in modes "train" and "eval" recursions keep the best tokens, in "causal" each token
             decides alone; the step of training is read while capacities warm up.
         """
-        stack = stacks["core"]
         routers = at(params, np.array(_router_entries(stack.schedule)))
         is_warming = call.mode == "train" and self.capacity_warmup_steps > 0
         if is_warming and call.step is None:

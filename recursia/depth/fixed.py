@@ -4,7 +4,6 @@ Recursive Transformers: Bae et al. 2024, arXiv 2410.20672.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -58,14 +57,13 @@ class Fixed(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
         call: Call,
     ) -> tuple[Float[Array, "B T D"], Aux]:
         """Returns the states after all recursions; the modes do not differ."""
-        stack = stacks["core"]
         depth_used = jnp.full(x.shape[:2], stack.schedule.num_recursions)
         is_read = call.mode != "train" or self.exit_loss != "last"
         if stack.schedule.order == "sequence" or (not is_read and stack.can_walk):

@@ -1,7 +1,6 @@
 """What a depth policy is, what it is told of a pass and what it reports."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from flax import struct
@@ -104,6 +103,11 @@ class Policy:
     def __post_init__(self):
         ranges.recursions(self)
 
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """For each recursion, which group of blocks it takes: groups share no entries."""
+        return (0,) * self.num_recursions
+
     def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
         """Returns its own parameters, such as routers and gates."""
         return {}
@@ -139,7 +143,7 @@ class Policy:
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -148,7 +152,7 @@ class Policy:
         """Returns the states after the recursions, and what it reports.
 
         Args:
-          stacks: the model's stacks between prelude and coda, by name.
+          stack: the blocks between prelude and coda.
           params: of `specs`.
           x: hidden states of all tokens.
           context: where they stand.

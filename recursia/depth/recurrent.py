@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax
@@ -84,13 +83,14 @@ class Recurrent(Policy):
             )
         if told.input == "none" or told.step != "none":
             raise ValueError(
-                f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, that "
-                "starts from noise and draws its length, take input 'adapter' or 'add', and step 'none'"
+                f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, "
+                "that starts from noise and draws its length, take input 'adapter' or 'add', and "
+                "step 'none'"
             )
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -99,17 +99,18 @@ class Recurrent(Policy):
         """Returns the states after the recursions of this call.
 
         Args:
-          stacks: of which the core is walked, with its input injected.
+          stack: the core.
           params: none.
           x: what the core is entered with; recursions start from another state.
           context: where the tokens stand, and `x` itself.
-          call: mode "train" draws the depth with its key; the others walk `num_recursions`, or until
-            `self.exit`. They differ in that "causal" stops when every wanted token has come to rest.
+          call: mode "train" draws the depth with its key; the others walk `num_recursions`, or
+            until `exit`. They differ in that "causal" stops when every wanted token has come to
+            rest.
         """
         state = initial_state(self, call, x, context.positions)
         if call.mode == "train":
-            return _truncated(stacks["core"], state, context, self, draw(self, call.key))
-        return _adaptive(stacks["core"], state, context, self, call)
+            return _truncated(stack, state, context, self, draw(self, call.key))
+        return _adaptive(stack, state, context, self, call)
 
     def at_depth(self, num_recursions: int) -> Self:
         """Returns the policy of another depth."""
@@ -220,7 +221,7 @@ def _truncated(
 
 
 def _as_first(schedule: Schedule):
-    """Returns a function to reports [R K ...] of the schedule from those of any number of recursions.
+    """Returns a function to reports [R K ...] from those of any number of recursions.
 
     All weights are the same along recursions, so that the sum may stand for any of them.
     """

@@ -12,7 +12,7 @@ token is expected to be if it halted before, and is at this block if not.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Self
 
 import jax
@@ -50,7 +50,7 @@ class StickBreaking(Policy):
         ranges.at_least(0, self, "act_loss_weight")
 
     def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns the gate: one hidden layer, and logits of going on and of halting, both 0 first."""
+        """Returns the gate: a hidden layer, and logits of going on and halting, both 0 first."""
         d, bound = embed_dim, embed_dim**-0.5
         init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
         return {
@@ -68,13 +68,14 @@ class StickBreaking(Policy):
         super().check(schedule, coda, told)
         if not schedule.makes_all_keys:
             raise ValueError(
-                "kv.kv_sharing: steps that read another's keys would read those of states that no token "
-                "with, and stick_breaking makes them of the expected state anew; take 'own'"
+                "kv.kv_sharing: a step that reads another's keys reads those of states that no "
+                "token has halted with, and stick_breaking makes them of the expected state anew; "
+                "take 'own'"
             )
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -83,7 +84,7 @@ class StickBreaking(Policy):
         """Returns the expected states.
 
         Args:
-          stacks: of which the core is walked.
+          stack: the core.
           params: the gate.
           x: hidden states of all tokens.
           context: where they stand.
@@ -105,10 +106,10 @@ class StickBreaking(Policy):
         if call.mode == "causal":
             wanted = jnp.ones(x.shape[:2], bool) if call.wanted is None else call.wanted
             goes_on = lambda stick: (is_going(stick, self) & wanted).any()
-            stick = stacks["core"].loop_while(step, start, None, goes_on)
+            stick = stack.loop_while(step, start, None, goes_on)
             states, report, metrics = None, {}, {}
         else:
-            stick, (states, kept), report, _ = stacks["core"].loop(step, start)
+            stick, (states, kept), report, _ = stack.loop(step, start)
             expected = 1 + mean(stick.ponder, (0, 1))
             metrics = {"tokens_kept": mean(kept, (1, 2)), "expected_depth": expected}
         losses = {"halting": self.act_loss_weight * mean(stick.ponder, (0, 1))}

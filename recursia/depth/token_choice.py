@@ -11,7 +11,6 @@ that are done are fillers that no other sees: nothing is saved by going round le
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 import jax
@@ -77,7 +76,7 @@ class TokenChoice(Policy):
 
     def run(
         self,
-        stacks: Mapping[str, Stack],
+        stack: Stack,
         params: dict[str, Any],
         x: Float[Array, "B T D"],
         context: Context,
@@ -86,12 +85,12 @@ class TokenChoice(Policy):
         """Returns the states after each token's own number of recursions; the modes do not differ.
 
         Args:
-          stacks: of which the core is walked.
+          stack: the core.
           params: the router, and its biases.
           x: hidden states of all tokens.
           context: where they stand.
-          call: in mode "train" the step is read while tokens take every recursion; in "causal", what no
-            wanted token needs is left out.
+          call: in mode "train" the step is read while tokens take every recursion; in "causal",
+            what no wanted token needs is left out.
         """
         logits = routing.logits(params["router"], x / self.temperature)
         scores = _scores(logits, self)
@@ -111,11 +110,11 @@ class TokenChoice(Policy):
 
         carry = (jnp.int32(1), x, x)
         if call.wanted is None:
-            (*_, x), states, report, _ = stacks["core"].loop(step, carry)
+            (*_, x), states, report, _ = stack.loop(step, carry)
         else:
             needed = jnp.where(call.wanted, depth, 0).max()
             goes_on = lambda carry: carry[0] <= needed
-            *_, x = stacks["core"].loop_while(step, carry, None, goes_on)
+            *_, x = stack.loop_while(step, carry, None, goes_on)
             states, report = None, {}
         losses, metrics = _reported(logits, scores, depth, self, context.is_live)
         return x, Aux(losses, metrics, depth, states, report)

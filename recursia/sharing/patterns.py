@@ -33,7 +33,7 @@ def ends(sharing: Pattern, prelude: int | None, coda: int | None) -> tuple[int, 
 
 def schedule(
     num_layers: int,
-    num_recursions: int,
+    groups: tuple[int, ...],
     sharing: Pattern,
     ends: tuple[int, int],
     slots: dict[str, How],
@@ -43,7 +43,7 @@ def schedule(
 
     Args:
       num_layers: effective depth, the number of block applications of a full-depth token.
-      num_recursions: how often the core is walked.
+      groups: for each recursion of the core, which group of blocks it takes; groups share nothing.
       sharing: a published pattern; "none" gives every step its own weights.
       ends: blocks of prelude and coda.
       slots: every slot and how it varies by itself.
@@ -52,9 +52,7 @@ def schedule(
     Raises:
       ValueError: for a depth that does not divide, or a slot that cannot vary so.
     """
-    middle = num_layers - sum(ends)
-    if num_recursions < 1:
-        raise ValueError(f"num_recursions: got {num_recursions}, takes at least 1")
+    middle, num_recursions = num_layers - sum(ends), len(groups)
     if middle < num_recursions or middle % num_recursions:
         below = middle // num_recursions * num_recursions
         near = [n + sum(ends) for n in (below, below + num_recursions) if n > 0]
@@ -67,8 +65,20 @@ def schedule(
             raise ValueError(f"varies: no slot {slot!r}; the slots are {', '.join(slots)}")
     order: Order = "sequence" if sharing.endswith("sequence") else "cycle"
     sizes = num_recursions, middle // num_recursions
-    entries = tuple((slot, table(*sizes, slot, how)) for slot, how in {**slots, **varies}.items())
-    return Schedule(*sizes, order, entries)
+    tables = {slot: table(*sizes, slot, how) for slot, how in {**slots, **varies}.items()}
+    for slot, how in {**slots, **varies}.items():
+        if isinstance(how, str) and "recursion" not in how:
+            tables[slot] = _apart(tables[slot], groups)
+    return Schedule(*sizes, order, tuple(tables.items()))
+
+
+def _apart(table: Table, groups: tuple[int, ...]) -> Table:
+    """Returns a table in which each group of recursions has entries of its own."""
+    size = 1 + max(max(row) for row in table)
+    return tuple(
+        tuple(entry + group * size for entry in row)
+        for row, group in zip(table, groups, strict=True)
+    )
 
 
 def table(num_recursions: int, num_blocks: int, slot: str, how: How) -> Table:

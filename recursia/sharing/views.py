@@ -46,6 +46,8 @@ class View:
           steps.
         """
         rows = self.index.reshape(turns, -1)
+        if not jax.tree.leaves(self.bank):
+            return (), lambda _: View(self.bank, rows[0])
         if isinstance(rows, Array):
             return rows, lambda row: View(self.bank, row)
         if (rows == rows[0]).all():

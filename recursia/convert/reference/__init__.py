@@ -17,7 +17,13 @@ import numpy as np
 from recursia import model
 from recursia.depth.policy import Aux
 
-FAMILIES = {"recursive": "mor", "mor": "mor", "moeut": "moeut", "huginn": "huginn"}
+FAMILIES = {
+    "recursive": "mor",
+    "mor": "mor",
+    "moeut": "moeut",
+    "huginn": "huginn",
+    "hrm_text": "hrm_text",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import inject, model
-from recursia.blocks import huginn
+from recursia.blocks.block import Block
+from recursia.blocks.pre_post_norm import PrePostNorm
 from recursia.convert.reference import Case, aliases, under
 from recursia.depth import recurrent
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
+from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
+from recursia.mixers.grouped_query import GroupedQuery
 
 # What their configuration may say, where only one thing is read.
 READ = {
@@ -96,12 +99,17 @@ def config(
         prelude=prelude,
         coda=coda,
         vocab_size=vocab_size,
-        block=huginn.Config(
+        block=PrePostNorm(
             embed_dim=width,
-            num_heads=heads,
-            head_dim=head_dim,
-            mlp_dim=named[f"{first}mlp.proj.weight"].shape[1],
-            rope_base=float(theirs.get("rope_base", 50_000)),
+            mixer=GroupedQuery(
+                num_heads=heads,
+                num_kv_heads=heads,
+                head_dim=head_dim,
+                rope_base=float(theirs.get("rope_base", 50_000)),
+                rope_layout="interleaved",
+                has_bias=True,
+            ),
+            feedforward=SwiGLU(mlp_dim=named[f"{first}mlp.proj.weight"].shape[1]),
             norm_eps=float(theirs.get("norm_eps", 1e-6)),
         ),
         depth=recurrent.Recurrent(free + trained, backprop_depth=trained, sampler="fixed"),
@@ -147,9 +155,9 @@ def params(
     }
 
 
-def _block(config: huginn.Config, named: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
+def _block(block: Block, named: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
     w = lambda name: named[f"{prefix}.{name}.weight"]
-    d, n, h = config.embed_dim, config.num_heads, config.head_dim
+    d, n, h = block.embed_dim, block.mixer.num_heads, block.mixer.head_dim
     query, key, value = (rows.T.reshape(d, n, h) for rows in np.split(w("attn.Wqkv"), 3))
     query_bias, key_bias = named[f"{prefix}.attn.qk_bias"].reshape(2, n, h)
     gate, up = np.split(w("mlp.fc"), 2)

@@ -13,20 +13,23 @@ import jax
 import numpy as np
 
 from recursia import model
-from recursia.blocks import moeut
+from recursia.blocks.block import Block
+from recursia.blocks.peri_norm import PeriNorm
 from recursia.convert.reference import Case, under
 from recursia.depth import fixed
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
+from recursia.feedforward.sigma_moe import SigmaMoE
 from recursia.layers import embedding
+from recursia.mixers.switch_head import SwitchHead
 
-# What their constructors take where a file does not say, as our fields; widths have no default.
+# What their constructors take where a file does not say; widths have no default.
 DEFAULTS = {
-    "ff_k": ("top_k", 8),
-    "ff_expert_size": ("expert_dim", 128),
-    "att_k": ("attention_top_k", 2),
-    "entropy_reg": ("entropy_weight", 0.01),
-    "att_entropy_reg": ("attention_entropy_weight", 0.001),
+    "ff_k": 8,
+    "ff_expert_size": 128,
+    "att_k": 2,
+    "entropy_reg": 0.01,
+    "att_entropy_reg": 0.001,
 }
 DROPPED = ("dropout", "ff_expert_dropout", "att_expert_dropout")
 
@@ -54,14 +57,21 @@ def config(theirs: dict[str, Any]) -> model.Model:
             raise ConfigError(f"reference: {name} {theirs[name]} is not read here; 0 is")
     width, heads = theirs["d_model"], theirs["n_heads"]
     group = theirs.get("group_size", 2)
-    block = moeut.Config(
-        embed_dim=width,
+    given = {name: theirs.get(name, default) for name, default in DEFAULTS.items()}
+    mixer = SwitchHead(
         num_heads=heads,
         head_dim=theirs.get("d_head") or width // heads,
-        num_experts=theirs["ff_n_experts"],
         num_attention_experts=theirs["att_n_experts"],
-        **{ours: theirs.get(name, default) for name, (ours, default) in DEFAULTS.items()},
+        attention_top_k=given["att_k"],
+        attention_entropy_weight=given["att_entropy_reg"],
     )
+    feedforward = SigmaMoE(
+        num_experts=theirs["ff_n_experts"],
+        top_k=given["ff_k"],
+        expert_dim=given["ff_expert_size"],
+        entropy_weight=given["entropy_reg"],
+    )
+    block = PeriNorm(width, mixer, feedforward, norm="layer")
     repeats = theirs["n_layers"] // group  # layers that do not divide are left out
     return model.Model(
         num_layers=group * repeats,
@@ -98,12 +108,13 @@ def _norm(named: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {"scale": named[f"{name}.weight"], "bias": named[f"{name}.bias"]}
 
 
-def _layer(config: moeut.Config, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    d, n, h = config.embed_dim, config.num_heads, config.head_dim
+def _layer(block: Block, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    mixer = block.mixer
+    d, n, h = block.embed_dim, mixer.num_heads, mixer.head_dim
     w = lambda name: named[f"attention.{name}"]
     heads = lambda matrix: matrix.T.reshape(d, n, h)
-    if config.has_attention_experts:
-        select = lambda matrix: matrix.T.reshape(d, n, config.num_attention_experts)
+    if mixer.has_attention_experts:
+        select = lambda matrix: matrix.T.reshape(d, n, mixer.num_attention_experts)
         projections = {"value": w("v"), "out": w("o")}
         router = {"value": select(w("sel_v")), "out": select(w("sel_o"))}
     else:

@@ -17,12 +17,15 @@ import jax
 import numpy as np
 
 from recursia import kv, model
-from recursia.blocks import llama
+from recursia.blocks.block import Block
+from recursia.blocks.pre_norm import PreNorm
 from recursia.convert.reference import Case, aliases, mor_routing, under
 from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
+from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
+from recursia.mixers.grouped_query import GroupedQuery
 
 EXPERT = "model.layers.{}.block.{}"
 TOKEN = "model.layers.{}.block_list.{}.{}"
@@ -99,13 +102,15 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Model:
     is_routed = bool(theirs.get("mor"))
     depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Fixed(recursions)
     heads = shape["num_attention_heads"]
-    block = llama.Config(
+    block = PreNorm(
         embed_dim=shape["hidden_size"],
-        num_heads=heads,
-        num_kv_heads=shape.get("num_key_value_heads") or heads,
-        head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
-        mlp_dim=shape["intermediate_size"],
-        rope_base=float(shape.get("rope_theta", 10_000)),
+        mixer=GroupedQuery(
+            num_heads=heads,
+            num_kv_heads=shape.get("num_key_value_heads") or heads,
+            head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
+            rope_base=float(shape.get("rope_theta", 10_000)),
+        ),
+        feedforward=SwiGLU(mlp_dim=shape["intermediate_size"]),
         norm_eps=float(shape.get("rms_norm_eps", 1e-6)),
     )
     keys = kv.Config("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
@@ -195,24 +200,23 @@ def params(config: model.Model, named: dict[str, np.ndarray]) -> dict[str, Any]:
         "prelude": ends(STEP.format(0), prelude),
         "core": {slot: bank(slot, tree) for slot, tree in specs["core"].items()},
         "coda": ends(STEP.format(last), coda),
-        "depth": {
-            name: _routing_params(name, config, named) for name in specs["depth"]
-        },
+        "depth": {name: _routing_params(name, config, named) for name in specs["depth"]},
         "inject": {},
         "final_norm": named["model.norm.weight"],
     }
 
 
-def _block(config: llama.Config, named: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+def _block(block: Block, named: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    d, mixer = block.embed_dim, block.mixer
     w = lambda name: named[f"{prefix}.{name}.weight"]
-    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(config.embed_dim, n, config.head_dim)
-    out = w("self_attn.o_proj").T.reshape(config.num_heads, config.head_dim, config.embed_dim)
+    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(d, n, mixer.head_dim)
+    out = w("self_attn.o_proj").T.reshape(mixer.num_heads, mixer.head_dim, d)
     return {
         "norms": {"attention": w("input_layernorm"), "mlp": w("post_attention_layernorm")},
         "attention": {
-            "query": heads("q_proj", config.num_heads),
-            "key": heads("k_proj", config.num_kv_heads),
-            "value": heads("v_proj", config.num_kv_heads),
+            "query": heads("q_proj", mixer.num_heads),
+            "key": heads("k_proj", mixer.num_kv_heads),
+            "value": heads("v_proj", mixer.num_kv_heads),
             "out": out,
         },
         "mlp": {name: w(f"mlp.{name}_proj").T for name in ("gate", "up", "down")},

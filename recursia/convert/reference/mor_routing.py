@@ -14,7 +14,9 @@ KINDS = {"linear": "linear", "mlp": "mlp", "wide_mlp": "mlp"}  # the last two ar
 IN_TOTAL = 0.001
 
 
-def policy(theirs: dict[str, Any], recursions: int) -> expert_choice.ExpertChoice | token_choice.TokenChoice:
+def policy(
+    theirs: dict[str, Any], recursions: int
+) -> expert_choice.ExpertChoice | token_choice.TokenChoice:
     """Returns the depth policy.
 
     Raises:
