@@ -166,7 +166,7 @@ def _part(name: str, value: Any, path: str, tree: tuple[str, ...]) -> Any:
         if now := settings.former(name, str(kind)):
             raise ConfigError(f"{path}.kind: {str(kind)!r} is now {now}")
         raise ConfigError(f"{path}.kind: no {name} {str(kind)!r}{hint(str(kind), known)}")
-    cls = settings.kind_config(name, str(kind))
+    cls: Any = settings.kind_config(name, str(kind))
     own = [field.name for field in dataclasses.fields(cls)]
     about = f"; {name} {str(kind)!r} takes {', '.join(own)}"
     if isinstance(kind, Raw):

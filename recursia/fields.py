@@ -134,9 +134,9 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
             yield f"{path}{name}.kind"
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner
             if str(kind) in settings.kinds(name):
-                of = settings.kind_config(name, str(kind))
+                of: Any = settings.kind_config(name, str(kind))
                 yield from tree(of, inner, f"{path}{name}.")
-        elif dataclasses.is_dataclass(hint):
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from tree(hint, inner, f"{path}{name}.")
         else:
             yield f"{path}{name}"

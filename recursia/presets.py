@@ -106,6 +106,7 @@ def _run(name: str) -> ModuleType:
         known = hint(_split(name)[0], shipped())
         raise ConfigError(f"--config={name}: no file {path.name}{known}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec and spec.loader  # of a file that ends in .py
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

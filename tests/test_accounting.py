@@ -1,6 +1,5 @@
 """Closed forms against exact counts of traced programs, and against what was published."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,57 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, params, settings, sharding
-from recursia.blocks import llama
+from recursia import accounting, config, losses, model, params, sharding
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.sharing.remat import KEEP, Remat
-from recursia.train import losses, step
+from recursia.train import step
+from tests.helpers.flops import BATCH, BLOCK, VOCAB, assert_exact, tiny, traced
 
-BLOCK = llama.Config(embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
-BATCH, VOCAB = 2, 11
 FOUR = {"model.num_layers": "34", "model.depth.num_recursions": "4"}
 PATTERNS = {"none": 6, "cycle": 6, "sequence": 6, "middle_cycle": 8, "middle_sequence": 8}
 KV = ("own", "first_recursion")
-
-
-def tiny(depth=None, sharing="cycle", num_layers=6, kv_sharing="own", is_tied=True, **options):
-    depth = depth or fixed.Fixed(3)
-    return model.Model(
-        num_layers,
-        BLOCK,
-        depth,
-        sharing=sharing,
-        kv=kv.Config(kv_sharing),
-        embed=embedding.Config(is_tied=is_tied),
-        vocab_size=VOCAB,
-        **options,
-    )
-
-
-def loss(weights, tokens, model_config, remat):
-    out = model.apply(
-        weights, tokens, model_config, mode="train", step=jnp.int32(0), remat=remat
-    )
-    logits = model.logits(weights, out.hidden, model_config)
-    return jax.nn.logsumexp(logits, -1).mean() + sum(out.aux.losses.values())
-
-
-def traced(transform, model_config, seq_len, remat=KEEP):
-    """Returns the FLOPs of a batch in `transform(loss)`, by walking its program."""
-    weights = params.abstract(model.specs(model_config))
-    tokens = jax.ShapeDtypeStruct((BATCH, seq_len), jnp.int32)
-    function = transform(functools.partial(loss, model_config=model_config, remat=remat))
-    return accounting.count_flops(jax.make_jaxpr(function)(weights, tokens))
-
-
-def assert_exact(model_config, seq_len=13, remat=KEEP):
-    """Asserts that closed forms equal the program's count, forward and with the backward pass."""
-    forward = traced(lambda f: f, model_config, seq_len)
-    assert BATCH * accounting.forward_flops(model_config, seq_len) == forward
-    both = traced(jax.value_and_grad, model_config, seq_len, remat)
-    assert BATCH * accounting.executed_training_flops(model_config, seq_len, remat) == both
-    assert BATCH * accounting.training_flops(model_config, seq_len) == 3 * forward < both
 
 
 @pytest.mark.parametrize("kv_sharing", KV)
@@ -113,7 +71,9 @@ def test_what_remat_computes_again_is_exact(kv_sharing, unit):
     keys, same = dict(kv_sharing=kv_sharing), dict(remat=Remat(unit))
     assert_exact(tiny(fixed.Fixed(1), "none", 3, **keys), **same)
     assert_exact(tiny(sharing="middle_sequence", num_layers=8, **keys), **same)
-    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **keys), **same)
+    assert_exact(
+        tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **keys), **same
+    )
 
 
 @pytest.mark.parametrize("saves", ["attention", "products"])

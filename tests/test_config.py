@@ -8,7 +8,7 @@ import pytest
 
 from recursia import config, model, params, presets, settings
 from recursia.errors import ConfigError
-from tests.train import values, write_config
+from tests.helpers.runs import values, write_config
 
 HERE, BUNDLED = pathlib.Path.cwd(), "bundled:train"
 FOLDER = pathlib.Path("no-data-is-read")

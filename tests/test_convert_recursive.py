@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from recursia import model, settings
+from recursia import model
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.sharing import lora, tied
-from tests.laws import points
-from tests.laws.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
+from tests.helpers import points
+from tests.helpers.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
 
 STARTS = ("stepwise", "average", "lower", "upper", "random")
 PRIVATE = (("norms", "recursion+block"),)
@@ -92,7 +92,12 @@ def test_where_nothing_is_shared_every_layer_is_its_own(pattern, start):
 
 
 def test_random_layers_are_distinct_in_order_and_of_the_key():
-    assert sources(build("middle_cycle", 14), "mlp", "random", np.array([9, 2, 11, 0, 1])) == [[1], [3], [10], [12]]
+    assert sources(build("middle_cycle", 14), "mlp", "random", np.array([9, 2, 11, 0, 1])) == [
+        [1],
+        [3],
+        [10],
+        [12],
+    ]
     params, target = draw(DENSE), build()
     drawn = [recursive(params, DENSE, target, "random", key=jax.random.key(i)) for i in range(6)]
     weights = {np.asarray(found["core"]["mlp"]["up"]).tobytes() for found in drawn}

@@ -8,7 +8,7 @@ import pytest
 from recursia import config, settings
 from recursia.errors import ConfigError
 from recursia.meanings import meanings
-from tests.train import values, write_config
+from tests.helpers.runs import values, write_config
 
 KINDS = [(field, kind) for field in settings.KINDS for kind in settings.kinds(field)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from recursia import accounting, budget, cli, config, matching
 from recursia.blocks import llama
-from tests.train import values, write_config, write_text
+from tests.helpers.runs import values, write_config, write_text
 
 PAIRS = [
     ("mor:360m", "vanilla:360m"),

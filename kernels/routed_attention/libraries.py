@@ -43,7 +43,8 @@ def cudnn_backward(
     forward pass, and is about as slow as `gpu.backward` would be.
     """
     _decline_unless_causal(query, key, where, relative)
-    _, back = jax.vjp(lambda *x: _cudnn(*x, scale, window)[0], query, key, value)
+    run = lambda query, key, value: _cudnn(query, key, value, scale, window)[0]
+    _, back = jax.vjp(run, query, key, value)
     return *back(grad), None
 
 
@@ -67,7 +68,8 @@ def splash_backward(
     `tpu.backward`, and XLA does not merge the two: "auto" prefers the latter.
     """
     _decline_unless_causal(query, key, where, relative)
-    run = lambda *x: _splash(*x, scale, window, save_residuals=False).swapaxes(1, 2)
+    both = lambda *x: _splash(x[0], x[1], x[2], scale, window, save_residuals=False)
+    run = lambda *x: both(*x).swapaxes(1, 2)
     _, back = jax.vjp(run, query, key, value)
     return *back(grad), None
 

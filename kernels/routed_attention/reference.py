@@ -108,7 +108,8 @@ def _scores(
 
 def _behind(where: Where, count: int) -> Int[Array, "T S"]:
     """Returns how far behind each query its keys stand, the furthest being `count - 1`."""
-    behind = where.query_positions[:, None] - where.key_positions[None, :]
+    query_positions, key_positions, *_ = where.arrays
+    behind = query_positions[:, None] - key_positions[None, :]
     return jnp.clip(behind, 0, count - 1)
 
 

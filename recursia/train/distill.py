@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import model, settings
+from recursia import losses, model, settings
 from recursia.layers import embedding
-from recursia.train import losses
 
 Taught = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and their head
 

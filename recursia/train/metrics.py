@@ -186,7 +186,7 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         """Starts with `init`."""
         self._clock = clock
-        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
         self._doing, self._since = "init", clock()
 
     def to(self, part: str) -> None:

@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from recursia import batch as whole_batch
-from recursia import model, params, settings, sharding
+from recursia import losses, model, params, settings, sharding
 from recursia.layers import embedding
 from recursia.params import Leaf
-from recursia.train import distill, losses, optimizer
+from recursia.train import distill, optimizer
 
 Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
 

@@ -10,8 +10,8 @@ import pytest
 from recursia import config, sharding, topology
 from recursia.kernels.dispatch import Op
 from recursia.train.step import Trainer
-from tests.kernels import GPUS, run_interpreted
-from tests.laws.tiny import error, tol
+from tests.helpers.kernels import GPUS, run_interpreted
+from tests.helpers.tiny import error, tol
 
 ROUTING = ("select_tokens", "gather_tokens", "scatter_tokens", "scatter_tokens_collect")
 CAUSAL = ("causal_attention", "causal_attention_backward")

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv, model, settings
+from recursia import inject, kv, model
 from recursia.depth import act, fixed
 from recursia.layers.embedding import Config as Embed
-from tests.laws import tiny as llamas
-from tests.laws import universal_by_hand as by_hand
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
-from tests.laws.test_universal import FORMS
-from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
-from tests.test_accounting import assert_exact
+from tests.helpers import tiny as llamas
+from tests.helpers import universal_by_hand as by_hand
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
+from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
+from tests.helpers.universal_by_hand import FORMS
 
 MOST = 5
 
@@ -34,7 +33,7 @@ def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype=
         inject=told,
         embed=Embed(scale=5.0),
         dtype=dtype,
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def biased(of, bias, weight=None):
@@ -152,7 +151,7 @@ class HandMadeCore:
     def run(self, config):
         unit = {"halt": {"weight": jnp.ones(MOST), "bias": jnp.float32(0)}}
         where = model.Context(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int))
-        return act.run(self, unit, jnp.zeros((1, 1, MOST)), where, config, model.Call("eval"))
+        return config.run({"core": self}, unit, jnp.zeros((1, 1, MOST)), where, model.Call("eval"))
 
 
 def test_accumulated_shares_of_a_halted_token_sum_to_one():
@@ -172,7 +171,7 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
 def test_certain_halting_is_one_recursion_and_none_gives_nothing(update, halted_state):
     of = tiny(update=update, halted_state=halted_state)
     same = dict(sharing="cycle", inject=of.inject, embed=of.embed)
-    once = model.Model(1, of.block, fixed.Fixed(1), **same).build(VOCAB)
+    once = model.Model(1, of.block, fixed.Fixed(1), **same).sized(VOCAB)
     params = constant(of, 20)
     first = {**params, "depth": {}, "inject": {"step": params["inject"]["step"][:1]}}
     logits, aux = forward(params, text(), of)
@@ -220,12 +219,7 @@ def test_halting_is_causal(halted_state, kv_sharing, mode):
 @pytest.mark.parametrize("halted_state", ["live", "copied"])
 def test_packed_documents_do_not_see_each_other(halted_state):
     of = tiny(halted_state=halted_state)
-    params, tokens = drawn(of), text()
-    packed, aux = forward(params, tokens, of, "eval", POSITIONS, SEGMENTS)
-    parts = [forward(params, part, of) for part in (tokens[:, :CUT], tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate([logits for logits, _ in parts], axis=1), n=256)
-    alone = np.concatenate([aux.depth_used for _, aux in parts], axis=1)
-    assert np.array_equal(aux.depth_used, alone)
+    assert_documents_do_not_meet(of, params=drawn(of))
 
 
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
@@ -320,6 +314,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, why):
 
 
 def test_any_block_may_halt():
-    of = model.Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").build(VOCAB)
+    of = model.Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").sized(VOCAB)
     eval_, causal = (forward(draw(of), text(), of, mode)[0] for mode in ("eval", "causal"))
     assert_close(eval_, causal)

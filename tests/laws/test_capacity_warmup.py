@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recursia import model
-from tests.laws.tiny import assert_close, draw, forward, gradient, text, tiny
+from tests.helpers.tiny import assert_close, draw, forward, gradient, text, tiny
 
 # (1, 2/3, 1/3) of 16 tokens, from 1 along 0.5 (1 + cos(pi s / 4)) = .854 .5 .146 0 at s = 1 2 3 4.
 KEPT = ((16, 15, 14), (16, 13, 10), (16, 11, 6), (16, 10, 5))

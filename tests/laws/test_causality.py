@@ -6,25 +6,8 @@ By perturbation, for a gradient cannot see a choice among all tokens of a row.
 import jax.numpy as jnp
 import pytest
 
-from recursia import model
-from tests.laws.tiny import LENGTH, VOCAB, draw, forward, is_equal, text, tiny
-
-CUTS = (0, 4, LENGTH - 2)
-
-
-def is_free_of_the_future(config, mode, seeds=range(3), step=None):
-    """Returns whether no logit up to a cut changed with the tokens after it."""
-    run = lambda params, tokens: forward(params, tokens, config, mode, step=step)[0]
-    for seed in seeds:
-        params, tokens = draw(config, seed), text(seed)
-        logits = run(params, tokens)
-        for cut in CUTS:
-            later = (text(seed + 100)[:, cut + 1 :] + 1) % VOCAB
-            other = run(params, jnp.concatenate([tokens[:, : cut + 1], later], axis=1))
-            if not is_equal(logits[:, : cut + 1], other[:, : cut + 1]):
-                return False
-            assert not is_equal(logits[:, cut + 1 :], other[:, cut + 1 :])
-    return True
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import VOCAB, draw, forward, is_equal, text, tiny
 
 
 @pytest.mark.parametrize("kv", ["own", "first_recursion"])

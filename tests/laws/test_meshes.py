@@ -13,8 +13,8 @@ from recursia.depth import expert_choice
 from recursia.errors import ConfigError
 from recursia.preflight import collectives, hlo
 from recursia.train.step import Trainer
-from tests.laws.tiny import error, tol
-from tests.test_presets import SYSTEMS
+from tests.helpers.presets import SYSTEMS
+from tests.helpers.tiny import error, tol
 
 ROWS, LENGTH, VOCAB = 8, 16, 258
 MESHES = {

@@ -10,8 +10,8 @@ import pytest
 
 from recursia import accounting
 from recursia.depth import recurrent
-from tests.laws.recurrent_by_hand import FIXED, WIDTH, run, tiny, weights
-from tests.laws.tiny import BATCH, LENGTH, error, is_equal, text
+from tests.helpers.recurrent_by_hand import FIXED, WIDTH, run, tiny, weights
+from tests.helpers.tiny import BATCH, LENGTH, error, is_equal, text
 
 
 @functools.lru_cache
@@ -108,4 +108,4 @@ def test_costs_of_a_drawn_number_are_means():
 
 
 def config_passes(config):
-    return recurrent.passes(config.depth, config.grid, config.kv, 8)
+    return config.depth.passes(config.schedule, 8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recursia.depth import expert_choice
-from tests.laws.tiny import LENGTH, draw, forward, gradient, text, tiny
+from tests.helpers.tiny import LENGTH, draw, forward, gradient, text, tiny
 
 
 @pytest.mark.parametrize(

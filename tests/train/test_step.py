@@ -12,11 +12,11 @@ import pytest
 from recursia import model, sharding
 from recursia.train import step as step_lib
 from recursia.train.step import Trainer, loss_fn
-from tests import slow
-from tests.laws.tiny import error, is_equal, tol
-from tests.train import tiny_run
+from tests.helpers import slow
+from tests.helpers.runs import tiny_run
+from tests.helpers.tiny import error, is_equal, tol
+from tests.helpers.trainers import LENGTH, ROWS, VOCAB, batch
 
-VOCAB, ROWS, LENGTH = 32, 8, 16
 FOLDER = pathlib.Path("no-data-is-read")
 
 
@@ -27,22 +27,6 @@ def trainer(depth, devices=1, changed=(), mesh=(), **train):
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, **dict(changed)))
     where = sharding.make_mesh(run.mesh, jax.devices()[:devices])
     return Trainer(run, run.model.sized(VOCAB), where)
-
-
-def batch(seed=0):
-    """Returns rows whose token weights are as uneven between rows as they can be."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32)
-    where = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH)).copy()
-    weights = rng.uniform(size=(ROWS, LENGTH)).astype(np.float32)
-    weights[1], weights[2, 5:] = 0.0, 0.0
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": where,
-        "segment_ids": np.ones_like(where),
-        "weights": weights,
-    }
 
 
 def after(made, steps=1, data=None):

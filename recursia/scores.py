@@ -19,7 +19,7 @@ from recursia.data.windows import Windows
 from recursia.depth.policy import Mode
 from recursia.errors import DataError
 from recursia.layers import embedding
-from recursia.train.losses import token_nats
+from recursia.losses import token_nats
 
 CHUNK = 128  # tokens of each sequence whose logits exist at a time
 
@@ -55,7 +55,7 @@ def _sums(config: model.Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def sums(params: Any, token_bytes: Array, batch: dict[str, Array]) -> dict[str, Array]:
-        where = {name: batch[name] for name in ("positions", "segment_ids")}
+        where: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
         out = model.apply(params, batch["tokens"], config, mode=mode, **where)
         weights, head = batch["weights"], embedding.head(params["embed"])
         nats = lambda x: (weights * token_nats(x, head, batch["targets"], CHUNK)).sum()

@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from recursia import sharding
+from recursia import scores, sharding
 from recursia.errors import DataError
-from recursia.evaluate import perplexity
-from tests.laws.tiny import VOCAB, draw, forward, tiny
+from tests.helpers.tiny import VOCAB, draw, forward, tiny
 
 ROWS, LENGTH = 8, 12
 BYTES = np.random.default_rng(7).integers(0, 6, VOCAB).astype(np.int32)
@@ -42,7 +41,7 @@ def score(config, rows, size=ROWS, devices=1, mode="eval"):
     mesh = sharding.Config()
     where = sharding.make_mesh(mesh, jax.devices()[:devices])
     params = draw(config)
-    return perplexity.score(
+    return scores.score(
         params, config, batches(rows, size), BYTES, mode=mode, mesh=where, rules=mesh.rules
     )
 
@@ -99,4 +98,4 @@ def test_a_text_without_a_token_to_predict_is_refused():
     mesh = sharding.make_mesh(sharding.Config())
     with pytest.raises(DataError, match="0 tokens"):
         rules = sharding.Config().rules
-        perplexity.score({}, MODELS["fixed"], [], BYTES, mode="eval", mesh=mesh, rules=rules)
+        scores.score({}, MODELS["fixed"], [], BYTES, mode="eval", mesh=mesh, rules=rules)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from recursia.train.losses import cross_entropy, token_nats
-from tests.laws.tiny import counted, error, tol
+from recursia.losses import cross_entropy, token_nats
+from tests.helpers.tiny import counted, error, tol
 
 B, T, D, V = 2, 12, 16, 40
 CHUNKS = (1, 4, 5, 12, 100)  # 5 does not divide T, 100 is more

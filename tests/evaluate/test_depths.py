@@ -14,8 +14,8 @@ import pytest
 
 from recursia import cli, model
 from recursia.data import packing, tokenizer
-from recursia.evaluate import report
-from tests.train import hashes, prose, values, write_config, write_text
+from recursia.workdir import trained as runs
+from tests.helpers.runs import hashes, prose, values, write_config, write_text
 
 MAIN = {"bits_per_byte", "nats_per_token", "tokens", "mean_depth"}
 KEYS = MAIN | {"table", "step"}
@@ -131,7 +131,7 @@ def test_eval_scores_a_text_whatever_packs_it(evaluate, tmp_path, run, capsys):
 
 def test_a_text_shorter_than_a_row_is_scored_as_it_is(evaluate, tmp_path, run):
     (tmp_path / "a.txt").write_text("red blue")
-    trained = report.load(run, None)
+    trained = runs.load(run, None)
     ids = [*trained.tokenizer.encode("red blue"), trained.tokenizer.end_of_text]
     alone = model.apply(trained.params, jnp.array([ids[:-1]]), trained.model, mode="eval")
     scores = jax.nn.log_softmax(model.logits(trained.params, alone.hidden, trained.model))
