@@ -119,7 +119,7 @@ def test_every_leaf_of_any_block_is_the_mean_of_its_layers(name):
     for slot, tree in specs.items():
         theirs = params["core"][slot]
         for end, layer in (("prelude", 0), ("coda", 7)):
-            assert is_equal(found[end][slot], jax.tree.map(lambda w, i=layer: w[i], theirs))
+            assert is_equal(found[end][slot], jax.tree.map(lambda w, i=layer: w[i : i + 1], theirs))
 
         def entries(spec, w):
             w = np.asarray(w, np.float64)
@@ -171,7 +171,7 @@ def test_adapters_that_are_shared_take_the_mean_of_what_is_missing():
 @pytest.mark.parametrize("start", STARTS)
 def test_of_equal_layers_it_is_the_dense_model(start):
     params = draw(DENSE)
-    first = jax.tree.map(lambda w: np.broadcast_to(w[:, :1], w.shape), params["core"])
+    first = jax.tree.map(lambda w: np.broadcast_to(w[:1], w.shape), params["core"])
     params = {**params, "core": first}
     found = recursive(params, DENSE, build(), start, key=KEY)
     assert_close(found["core"], jax.tree.map(lambda w: w[:2], first))
