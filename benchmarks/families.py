@@ -47,7 +47,7 @@ def plan(presets: list[str], num_steps: int) -> dict[str, dict]:
         each = flops_per_step(run)
         total = total or num_steps * each
         model = run.model.sized(VOCAB)
-        cost = accounting.budget(model, run.train.seq_len)
+        cost = accounting.budget(model, run.train.seq_len, run.train.rematerialisation)
         plans[name] = {
             "steps": round(total / each),
             "training_flops": round(total / each) * each,

@@ -1,7 +1,8 @@
 """A dense Llama's training step in plain PyTorch: what `train_step.py --torch` sets ours against.
 
 Compiled with `torch.compile`, attention by `scaled_dot_product_attention`, fused AdamW, float32
-weights under autocast. The same function as our block of `recursia.configs.blocks.llama` in an unshared stack.
+weights under autocast. The same function as our block of `recursia.configs.blocks.llama` in an
+unshared stack.
 """
 
 from collections.abc import Callable

@@ -65,7 +65,7 @@ def _deep(model: model.Model, wanted: int) -> model.Model:
 def load(name: str, shape: Shape, overrides: dict[str, str]) -> settings.Run:
     """Returns a preset in a shape, nothing rematerialised, then with overrides."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return shape.of(config.load(name, {"model.dtype": dtype, "model.remat": "none", **overrides}))
+    return shape.of(config.load(name, {"model.dtype": dtype, "train.remat": "none", **overrides}))
 
 
 def rivals(run: settings.Run, versus: settings.Run | None) -> dict[str, settings.Run]:

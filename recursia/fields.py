@@ -9,6 +9,7 @@ from typing import Any
 from recursia import settings, typed
 from recursia.errors import ConfigError
 from recursia.meanings import meanings
+from recursia.model import Model
 
 # What other libraries call a field of this one.
 _SYNONYMS = {
@@ -92,7 +93,7 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
 def full(field: str) -> str:
     """Returns a dotted field with its section: a field of the model may be named without."""
     first, names = field.partition(".")[0], lambda cls: [f.name for f in dataclasses.fields(cls)]
-    is_short = first not in names(settings.Run) and first in names(settings.Model)
+    is_short = first not in names(settings.Run) and first in names(Model)
     return f"model.{field}" if is_short else field
 
 

@@ -25,10 +25,10 @@ class Config:
     """Sharing of keys and values across steps, and sliding windows.
 
     Attributes:
-      kv_sharing: whose a step reads: "own", "first_recursion", groups such as "groups/2", "spread/3"
-        of three steps that make them, "upper_half", or a table.
-      window: how many keys a token sees, its own included, in the steps that `kv_sharing` leaves to
-        themselves: under "upper_half" those of the lower half, else all; 0 sees all. Or a table:
+      kv_sharing: whose a step reads: "own", "first_recursion", groups such as "groups/2",
+        "spread/3" of three steps that make them, "upper_half", or a table.
+      window: how many keys a token sees, its own included, in the steps that `kv_sharing` leaves
+        to themselves: under "upper_half" those of the lower half, else all; 0 sees all. Or a table:
         for each recursion, the window of each block.
     """
 

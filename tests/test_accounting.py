@@ -1,6 +1,5 @@
 """Closed forms against exact counts of traced programs, and against what was published."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 from recursia import accounting, config, losses, model, params, sharding
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
+from recursia.sharing.remat import KEEP, Remat
 from recursia.train import step
 from tests.helpers.flops import BATCH, BLOCK, VOCAB, assert_exact, tiny, traced
 
@@ -65,23 +65,25 @@ def test_flops_do_not_depend_on_what_is_shared(varies):
     assert accounting.applied_parameters(plain) == accounting.applied_parameters(varied)
 
 
-@pytest.mark.parametrize("remat", ["block", "recursion"])
+@pytest.mark.parametrize("unit", ["block", "recursion"])
 @pytest.mark.parametrize("kv_sharing", KV)
-def test_what_remat_computes_again_is_exact(kv_sharing, remat):
-    same = dict(kv_sharing=kv_sharing, remat=remat)
-    assert_exact(tiny(fixed.Fixed(1), "none", 3, **same))
-    assert_exact(tiny(sharing="middle_sequence", num_layers=8, **same))
-    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **same))
+def test_what_remat_computes_again_is_exact(kv_sharing, unit):
+    keys, same = dict(kv_sharing=kv_sharing), dict(remat=Remat(unit))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3, **keys), **same)
+    assert_exact(tiny(sharing="middle_sequence", num_layers=8, **keys), **same)
+    assert_exact(
+        tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **keys), **same
+    )
 
 
 @pytest.mark.parametrize("saves", ["attention", "products"])
-@pytest.mark.parametrize("remat", ["block", "recursion"])
-def test_what_remat_saves_is_not_computed_again(remat, saves):
-    same = dict(remat=remat, remat_saves=saves)
-    assert_exact(tiny(fixed.Fixed(1), "none", 3, **same))
-    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **same))
-    cost = lambda **how: accounting.executed_training_flops(tiny(num_layers=6, **how), 16)
-    assert cost() < cost(**same) < cost(remat=remat)
+@pytest.mark.parametrize("unit", ["block", "recursion"])
+def test_what_remat_saves_is_not_computed_again(unit, saves):
+    same = dict(remat=Remat(unit, saves))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3), **same)
+    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8), **same)
+    cost = lambda *how: accounting.executed_training_flops(tiny(num_layers=6), 16, Remat(*how))
+    assert cost() < cost(unit, saves) < cost(unit)
 
 
 def test_the_trainers_loss_is_exact():
@@ -97,14 +99,14 @@ def test_the_trainers_loss_is_exact():
     count = lambda f: accounting.count_flops(jax.make_jaxpr(f)(weights, tokens))
     assert count(chunked) == BATCH * accounting.forward_flops(model_config, seq_len)
     assert count(jax.grad(chunked)) == BATCH * accounting.executed_training_flops(
-        model_config, seq_len
+        model_config, seq_len, KEEP
     )
 
 
 @pytest.mark.parametrize("name", ["vanilla:tiny", "recursive:tiny", "mor:tiny"])
 def test_a_train_step_is_its_sequences_and_no_more(name):
-    run = config.load(name, {"train.num_microbatches": "2", "train.batch_size": "4"})
-    run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="block"))
+    parts = {"train.num_microbatches": "2", "train.batch_size": "4", "train.remat": "block"}
+    run = config.load(name, parts)
     model_config = run.model.sized(VOCAB)
     mesh = sharding.make_mesh(sharding.Config(), jax.devices()[:1])
     trainer = step.Trainer(run, model_config, mesh)
@@ -115,7 +117,9 @@ def test_a_train_step_is_its_sequences_and_no_more(name):
     update = functools.partial(step.train_step, trainer, model_config)
     with jax.set_mesh(mesh):
         count = accounting.count_flops(jax.make_jaxpr(update)(trainer.abstract(), batch))
-    each = accounting.executed_training_flops(model_config, run.train.seq_len)
+    each = accounting.executed_training_flops(
+        model_config, run.train.seq_len, run.train.rematerialisation
+    )
     assert count == run.train.batch_size * each
 
 
@@ -134,7 +138,7 @@ def test_parameters_are_those_of_the_trees(is_tied):
         tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, is_tied=is_tied),
         tiny(varies=(("mlp", "block/2"), ("attention", "recursion+block")), is_tied=is_tied),
     ):
-        cost = accounting.budget(model_config, 16)
+        cost = accounting.budget(model_config, 16, KEEP)
         assert cost.unique_parameters == size(model_config)
         assert cost.parameter_bytes == 4 * cost.unique_parameters
         assert cost.optimizer_bytes == 2 * cost.parameter_bytes
@@ -181,7 +185,7 @@ def test_published_parameters(size, vanilla, recursive):
     assert round((count(f"vanilla:{size}")[0] - table) / 1e6) == vanilla
     for recursions, variant, millions in zip((2, 3, 4), ("_r2", "", "_r4"), recursive, strict=True):
         parameters, routed = count(f"mor:{size}{variant}")
-        assert parameters == (2 + routed.grid.num_blocks) * layer + table + d + recursions * d
+        assert parameters == (2 + routed.schedule.num_blocks) * layer + table + d + recursions * d
         assert round((parameters - table) / 1e6) == millions
     shared = count(f"recursive:{size}")[0]
     assert count(f"mor:{size}")[0] == count(f"mor:{size}_token")[0] == shared + 3 * d

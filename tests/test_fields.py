@@ -48,8 +48,7 @@ def test_every_field_has_a_meaning_a_type_and_its_value(run):
 
 @pytest.mark.parametrize(("field", "kind"), KINDS)
 def test_every_field_of_every_kind_has_a_meaning(field, kind):
-    cls = settings.kind_config(settings.KINDS[field], kind)
-
+    cls = settings.kind_config(field, kind)
     assert {f.name for f in dataclasses.fields(cls)} <= meanings(cls).keys()
 
 

@@ -22,7 +22,7 @@ SECTION = {"block": BLOCK, "depth": {"num_recursions": 2}, "weights": {"rank": 2
 
 def plain(folder, field="depth", kind="fixed"):
     """Returns a run as plain values, with one of its parts of another kind."""
-    cls = settings.kind_config(settings.KINDS[field], kind)
+    cls = settings.kind_config(field, kind)
     names = {f.name for f in dataclasses.fields(cls)}
     part = {"kind": kind} | {k: v for k, v in SECTION[field].items() if k in names}
     more = {"inject": {"input": "add"}, field: part} if kind == "recurrent" else {field: part}

@@ -92,7 +92,7 @@ class ExitGate(Policy):
         context: Context,
         call: Call,
     ) -> tuple[Float[Array, "B T D"], Aux]:
-        """Returns each token's state where it stopped; in mode "train" that after all recursions."""
+        """Returns each token's state where it stopped; in mode "train" the last one."""
         start = _Walk(
             state=x,
             chosen=x,
@@ -145,7 +145,7 @@ class ExitGate(Policy):
         return self
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
-        """Returns one full pass per recursion: training takes all, and reads the gate after each."""
+        """Returns one full pass per recursion: training reads the gate after each."""
         is_trained = self.stage == 1
         each = range(schedule.num_recursions)
         return [Pass(r, seq_len, scored=seq_len, is_trained=is_trained) for r in each]

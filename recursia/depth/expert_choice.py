@@ -96,7 +96,7 @@ class ExpertChoice(Policy):
         ranges.above(0, self, "temperature")
 
     def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns the routers' banks: one for each recursion unless slot "router" says otherwise."""
+        """Returns the routers' banks: one entry a recursion unless slot "router" varies so."""
         bank = lambda each: parameters.stack(each, (1 + max(_router_entries(schedule)),), (None,))
         found = {"router": bank(routing.specs(self.router, embed_dim))}
         if self.sampling == "aux_router":

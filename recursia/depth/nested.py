@@ -42,8 +42,8 @@ class Nested(Policy):
         ranges.at_least(1, self, "high_cycles")
         if self.num_recursions % self.high_cycles or self.low_cycles < 1:
             raise ValueError(
-                f"high_cycles: {self.high_cycles} cycles of at least one low and one high recursion "
-                f"do not divide num_recursions {self.num_recursions}; take a multiple of "
+                f"high_cycles: {self.high_cycles} cycles of at least a low and a high recursion do "
+                f"not divide num_recursions {self.num_recursions}; take a multiple of "
                 f"{self.high_cycles}, at least {2 * self.high_cycles}"
             )
         if not all(0 <= count <= self.low_cycles for count in self.low_backprop):

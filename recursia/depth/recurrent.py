@@ -83,8 +83,9 @@ class Recurrent(Policy):
             )
         if told.input == "none" or told.step != "none":
             raise ValueError(
-                f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, that "
-                "starts from noise and draws its length, take input 'adapter' or 'add', and step 'none'"
+                f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, "
+                "that starts from noise and draws its length, take input 'adapter' or 'add', and "
+                "step 'none'"
             )
 
     def run(
@@ -102,8 +103,9 @@ class Recurrent(Policy):
           params: none.
           x: what the core is entered with; recursions start from another state.
           context: where the tokens stand, and `x` itself.
-          call: mode "train" draws the depth with its key; the others walk `num_recursions`, or until
-            `self.exit`. They differ in that "causal" stops when every wanted token has come to rest.
+          call: mode "train" draws the depth with its key; the others walk `num_recursions`, or
+            until `exit`. They differ in that "causal" stops when every wanted token has come to
+            rest.
         """
         state = initial_state(self, call, x, context.positions)
         if call.mode == "train":
@@ -219,7 +221,7 @@ def _truncated(
 
 
 def _as_first(schedule: Schedule):
-    """Returns a function to reports [R K ...] of the schedule from those of any number of recursions.
+    """Returns a function to reports [R K ...] from those of any number of recursions.
 
     All weights are the same along recursions, so that the sum may stand for any of them.
     """

@@ -50,7 +50,7 @@ class StickBreaking(Policy):
         ranges.at_least(0, self, "act_loss_weight")
 
     def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns the gate: one hidden layer, and logits of going on and of halting, both 0 first."""
+        """Returns the gate: a hidden layer, and logits of going on and halting, both 0 first."""
         d, bound = embed_dim, embed_dim**-0.5
         init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
         return {
@@ -68,8 +68,9 @@ class StickBreaking(Policy):
         super().check(schedule, coda, told)
         if not schedule.makes_all_keys:
             raise ValueError(
-                "kv.kv_sharing: steps that read another's keys would read those of states that no token "
-                "with, and stick_breaking makes them of the expected state anew; take 'own'"
+                "kv.kv_sharing: a step that reads another's keys reads those of states that no "
+                "token has halted with, and stick_breaking makes them of the expected state anew; "
+                "take 'own'"
             )
 
     def run(

@@ -89,8 +89,8 @@ class TokenChoice(Policy):
           params: the router, and its biases.
           x: hidden states of all tokens.
           context: where they stand.
-          call: in mode "train" the step is read while tokens take every recursion; in "causal", what no
-            wanted token needs is left out.
+          call: in mode "train" the step is read while tokens take every recursion; in "causal",
+            what no wanted token needs is left out.
         """
         logits = routing.logits(params["router"], x / self.temperature)
         scores = _scores(logits, self)

@@ -58,8 +58,8 @@ class Lora(Weights):
                 )
             if _has_bank(block[slot]) or not _matrices(block[slot]):
                 raise ValueError(
-                    f"weights.slots: {slot!r} is not made of matrices that every token is multiplied "
-                    "by (norms are not, nor experts); leave it out"
+                    f"weights.slots: {slot!r} is not made of matrices that every token is "
+                    "multiplied by (norms are not, nor experts); leave it out"
                 )
         return {slot_of(slot): "recursion+block" for slot in self.slots}
 
@@ -81,7 +81,7 @@ class Lora(Weights):
         }
 
     def bind(self, entries: Tree) -> Tree:
-        """Returns the block's weights by slot, the matrices of relaxed slots with their adapters."""
+        """Returns the block's weights, the matrices of relaxed slots with their adapters."""
 
         def relaxed(slot: str) -> Any:
             pairs = entries[slot_of(slot)]
@@ -108,7 +108,7 @@ class Lora(Weights):
     def nearest(self, block_slot: Any, missing: Any) -> dict[str, dict[str, Array]]:
         """Returns the adapters of a slot whose scaled products come nearest to some matrices.
 
-        By the largest singular values, in float32; where the rank is full, the product is the matrix.
+        By the largest singular values, in float32; at full rank the product is the matrix.
 
         Args:
           block_slot: specs of the relaxed slot.

@@ -143,9 +143,9 @@ class Meter:
         """Reads the peak of the devices, and the FLOPs of a token from the configuration."""
         train = trainer.run.train
         self.tokens = train.batch_size * train.seq_len
-        flops = accounting.budget(trainer.model, train.seq_len)
-        self._executed = flops.training_flops_per_token
-        self._sixn = flops.sixn_flops_per_token
+        flops = accounting.training_flops(trainer.model, train.seq_len)
+        self._executed = flops / train.seq_len
+        self._sixn = accounting.sixn_flops_per_token(trainer.model)
         self._peak = peak_flops()
         self._since: float | None = None
 

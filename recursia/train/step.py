@@ -176,11 +176,11 @@ def train_step(
         check_vma=False,
     )(state.params, batch, state.step, taught_by)
     updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
-    metrics |= {
+    metrics: dict[str, Any] = metrics | {
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
-    weights = optax.apply_updates(state.params, updates)
+    weights: Any = optax.apply_updates(state.params, updates)
     weights["depth"] = config.depth.after_step(weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 

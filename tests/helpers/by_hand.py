@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from tests.helpers.blocks import flat
+
 erf = np.vectorize(math.erf)
 sigmoid = lambda x: 1 / (1 + np.exp(-x))
 
@@ -26,7 +28,8 @@ def rotate(x, positions, base):
 
 def block(weights, x, where, config, source=None):
     """Returns one Llama block's output and its (keys, values, where); `where` is [2 T]."""
-    w, base = weights["attention"], config.rope_base
+    config, w = flat(config), weights["attention"]
+    base = config.rope_base
     heads = lambda h, name: np.einsum("td,dnh->tnh", h, w[name])
     h = norm(x, weights["norms"]["attention"], config.norm_eps)
     query = rotate(heads(h, "query"), where[0], base)
@@ -52,20 +55,21 @@ def pick(tree, index):
     return np.asarray(tree, np.float64)[index]
 
 
-def step_weights(params, grid, recursion, k):
+def step_weights(params, plan, recursion, k):
     """Returns the weights of one step of the core."""
-    weights = {}
-    for slot, bank in params["core"].items():
-        along = {"recursion": recursion, "block": k}
-        index = tuple(along[axis] for axis in grid.axes_of(slot))
-        is_table = slot in dict(grid.tables)
-        weights[slot] = pick(bank, grid.table_of(slot)[recursion][k] if is_table else index)
-    return weights
+    entry = lambda slot: plan.by_recursion(slot)[recursion, k]
+    return {slot: pick(bank, entry(slot)) for slot, bank in params["core"].items()}
 
 
-def router_logits(params, grid, recursion, x, name="router"):
+def keys_of(plan, recursion, k, made):
+    """Returns what step (recursion, k) reads of those before it by step; None makes its own."""
+    step = recursion * plan.num_blocks + k
+    return None if plan.owners[step] == step else made[plan.owners[step]]
+
+
+def router_logits(params, plan, recursion, x, name="router"):
     """Returns one recursion's score of each token."""
-    w = pick(params["depth"][name], grid.table_of("router")[recursion][0])
+    w = pick(params["depth"][name], plan.by_recursion("router")[recursion, 0])
     if "hidden" in w:
         x = x @ w["hidden"]
         x = 0.5 * x * (1 + erf(x / math.sqrt(2)))
@@ -91,13 +95,12 @@ def updated(x, y, gate, gating):
 
 
 def run_fixed(params, x, where, config):
-    """Walks all steps of a row, in the grid's order."""
-    grid, first = config.grid, {}
-    rs, ks = range(grid.num_recursions), range(grid.num_blocks)
-    in_order = [(r, k) for r in rs for k in ks]
-    for r, k in in_order if grid.order == "cycle" else [(r, k) for k in ks for r in rs]:
-        source = first.get(k) if config.kv.kv_sharing == "first_recursion" else None
-        x, first[k] = block(step_weights(params, grid, r, k), x, where, config.block, source)
+    """Walks all steps of a row, in the schedule's order."""
+    plan, made = config.schedule, {}
+    for step in plan.steps:
+        r, k = divmod(int(step), plan.num_blocks)
+        source = keys_of(plan, r, k, made)
+        x, made[step] = block(step_weights(params, plan, r, k), x, where, config.block, source)
     return x, []
 
 
@@ -106,27 +109,28 @@ def run_expert_choice(params, x, where, config, mode):
 
     The logits are those that decide in causal mode.
     """
-    depth, grid, made, report = config.depth, config.grid, {}, []
+    depth, plan, made, report = config.depth, config.schedule, {}, []
     active, capacity_before = np.arange(len(x)), 1.0
     for r, capacity in enumerate(depth.capacity):
-        logits = router_logits(params, grid, r, x[active] / depth.temperature)
+        logits = router_logits(params, plan, r, x[active] / depth.temperature)
         gate = gate_of(logits, depth)
         if depth.sampling == "aux_router":
-            logits = router_logits(params, grid, r, x[active], "aux_router")
+            logits = router_logits(params, plan, r, x[active], "aux_router")
         if mode == "causal":
             is_open = capacity >= capacity_before
             chosen = [i for i, score in enumerate(logits) if is_open or score >= 0]
         else:
             chosen = best(gate, max(1, int(capacity * len(x))))
-        is_sharing = config.kv.kv_sharing == "first_recursion"
-        # The first recursion's keys and values are of all tokens, not only of those it keeps.
-        going = np.arange(len(active)) if is_sharing and r == 0 else np.array(chosen, int)
+        # A recursion whose keys others read makes those of every active token, kept or not.
+        later = plan.owners[(r + 1) * plan.num_blocks :]
+        is_source = bool((later // plan.num_blocks == r).any())
+        going = np.arange(len(active)) if is_source else np.array(chosen, int)
         kept, h = active[chosen], x[active[going]]
-        for k in range(grid.num_blocks):
-            source = made.get(k) if is_sharing else None
-            weights = step_weights(params, grid, r, k)
-            h, made[k] = block(weights, h, where[:, active[going]], config.block, source)
-        h = h[chosen] if is_sharing and r == 0 else h
+        for k in range(plan.num_blocks):
+            weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
+            there = where[:, active[going]]
+            h, made[r * plan.num_blocks + k] = block(weights, h, there, config.block, source)
+        h = h[chosen] if is_source else h
         x = x.copy()
         x[kept] = updated(x[kept], h, gate[chosen], depth.gating)
         report.append((logits, np.isin(np.arange(len(active)), chosen), kept))
@@ -142,13 +146,13 @@ def forward(params, tokens, config, mode="eval", positions=None, segment_ids=Non
         segment = np.ones(len(row)) if segment_ids is None else np.asarray(segment_ids)[b]
         where = np.stack([place, segment])
         x = np.asarray(params["embed"]["table"], np.float64)[row]
-        for i in range(config.grid.prelude):
+        for i in range(config.ends["prelude"]):
             x, _ = block(pick(params["prelude"], i), x, where, config.block)
         if hasattr(config.depth, "capacity"):
             x, report = run_expert_choice(params, x, where, config, mode)
         else:
             x, report = run_fixed(params, x, where, config)
-        for i in range(config.grid.coda):
+        for i in range(config.ends["coda"]):
             x, _ = block(pick(params["coda"], i), x, where, config.block)
         x = norm(x, np.asarray(params["final_norm"], np.float64), config.block.norm_eps)
         head = params["embed"].get("head", params["embed"]["table"])

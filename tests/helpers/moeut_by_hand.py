@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from tests.helpers import by_hand
+from tests.helpers.blocks import flat
 
 
 def layer_norm(x, weights, eps):
@@ -27,6 +28,7 @@ def chosen(logits, k):
 
 def layer(w, x, where, block, source=None):
     """Returns a layer's output, its (keys, values) and its logits by router."""
+    block = flat(block)
     h, a = layer_norm(x, w["norms"]["attention"], block.norm_eps), block.num_attention_experts
     heads = lambda name: np.einsum("td,dnh->tnh", h, w["attention"][name])
     banks, seen = w["attention_experts"], {}
@@ -72,10 +74,10 @@ def run(weights, tokens, config, segments=None):
         segment = np.ones(len(row)) if segments is None else np.asarray(segments)[b]
         where = np.stack([np.arange(len(row)), segment])
         x, made, record = np.asarray(weights["embed"]["table"], np.float64)[row], {}, {}
-        for r, k in np.ndindex(config.grid.num_recursions, config.grid.num_blocks):
-            w = by_hand.step_weights(weights, config.grid, r, k)
-            source = made.get(k) if config.kv.reads_first else None
-            x, made[k], seen = layer(w, x, where, config.block, source)
+        plan = config.schedule
+        for r, k in np.ndindex(plan.num_recursions, plan.num_blocks):
+            w, source = by_hand.step_weights(weights, plan, r, k), by_hand.keys_of(plan, r, k, made)
+            x, made[r * plan.num_blocks + k], seen = layer(w, x, where, config.block, source)
             for name, logits in seen.items():
                 record.setdefault((name, k), []).append(logits)
         x = layer_norm(x, by_hand.pick(weights["final_norm"], ...), config.block.norm_eps)

@@ -8,13 +8,14 @@ import numpy as np
 
 from recursia import inject, model
 from recursia.depth import recurrent
+from recursia.sharing.remat import KEEP
 from tests.helpers import by_hand
 from tests.helpers.tiny import BATCH, BLOCK, LENGTH, VOCAB, draw
 
 WIDTH = BLOCK.embed_dim
 
 
-def tiny(recursions=3, blocks=2, *, dtype="float32", remat="none", input="adapter", **options):
+def tiny(recursions=3, blocks=2, *, dtype="float32", input="adapter", **options):
     """Returns a model with a prelude and a coda of one block; options are the policy's."""
     return model.Model(
         recursions * blocks + 2,
@@ -26,8 +27,8 @@ def tiny(recursions=3, blocks=2, *, dtype="float32", remat="none", input="adapte
         inject=inject.Config(input=input),
         loop_norm="last",
         dtype=dtype,
-        remat=remat,
-    ).build(VOCAB)
+        vocab_size=VOCAB,
+    )
 
 
 FIXED = tiny(sampler="fixed")
@@ -49,19 +50,19 @@ def noise(seed=0, length=LENGTH):
     return jax.random.normal(jax.random.key(seed), (BATCH, length, WIDTH))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
+@functools.partial(jax.jit, static_argnames=("config", "mode", "remat"))
 def run(weights, tokens, config, mode="eval", **options):
     """Returns logits and what the policy reports."""
     out = model.apply(weights, tokens, config, mode=mode, **options)
     return model.logits(weights, out.hidden, config), out.aux
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
-def gradient(weights, state, tokens, config, mode="train", key=None):
+@functools.partial(jax.jit, static_argnames=("config", "mode", "remat"))
+def gradient(weights, state, tokens, config, mode="train", key=None, remat=KEEP):
     """Returns the gradient of a number that all logits move, by parameters and first state."""
 
     def total(weights, state):
-        logits, _ = run(weights, tokens, config, mode, state=state, key=key)
+        logits, _ = run(weights, tokens, config, mode, state=state, key=key, remat=remat)
         return jnp.sin(logits).mean()
 
     return jax.grad(total, (0, 1))(weights, state)
@@ -99,7 +100,7 @@ def walk_by_hand(p, tokens, state, config, recursions):
             y = s + e
             if config.inject.input == "adapter":
                 y = np.concatenate([s, e], -1) @ np.asarray(p["inject"]["adapter"], np.float64)
-            for k in range(config.grid.num_blocks):
+            for k in range(config.schedule.num_blocks):
                 y = block(y, "core", k)
             y[rests] = s[rests]
             taken += ~rests

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 
+from recursia.blocks.pre_norm import PreNorm
 from tests.helpers import by_hand
+from tests.helpers.blocks import flat
 
 
 def layer_norm(x, w, eps):
@@ -58,9 +60,10 @@ def experts_by_hand(w, h, live, k, p):
 
 def block_by_hand(w, x, memory, where, config):
     """Returns a row's new states, and the probabilities of both routers."""
+    is_pre, config = isinstance(config, PreNorm), flat(config)
     norm = lambda x, name: layer_norm(x, w["norms"][name], config.norm_eps)
-    before = norm if config.norm == "pre" else lambda x, name: x
-    after = norm if config.norm == "post" else lambda x, name: x
+    before = norm if is_pre else lambda x, name: x
+    after = norm if not is_pre else lambda x, name: x
     h, m = before(x, "attention"), before(memory, "attention")
     first = probabilities(w["attention_router"], h)
     x = after(x + attention_by_hand(w, h, m, where, config, first), "attention")

@@ -11,14 +11,15 @@ import optax
 
 from recursia import kv as kv_source
 from recursia import model
-from recursia.blocks import llama
-from recursia.depth import expert_choice, fixed
+from recursia.depth.expert_choice import ExpertChoice
+from recursia.depth.fixed import Fixed
 from recursia.layers import embedding
-from recursia.sharing import grid as sharing
+from recursia.sharing.remat import KEEP
+from tests.helpers.blocks import published
 
 VOCAB, BATCH, LENGTH = 32, 2, 12
-BLOCK = llama.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
-POLICIES = {"fixed": fixed, "expert_choice": expert_choice}
+BLOCK = published("llama", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+POLICIES = {"fixed": Fixed, "expert_choice": ExpertChoice}
 
 
 def tiny(
@@ -30,23 +31,20 @@ def tiny(
     kv="own",
     is_tied=True,
     dtype="float32",
-    remat="none",
     **options,
 ) -> model.Model:
     """Returns a model of `blocks` blocks walked `recursions` times; options are the policy's."""
-    policy = POLICIES[depth]
     ends = 2 if sharing_.startswith("middle_") else 0
     return model.Model(
-        vocab_size=VOCAB,
-        block=BLOCK,
-        depth=policy.Config(recursions, **options),
-        grid=sharing.plan(
-            recursions * blocks + ends, recursions, sharing_, varies, llama.SLOTS, policy.SLOTS
-        ),
+        recursions * blocks + ends,
+        BLOCK,
+        POLICIES[depth](recursions, **options),
+        sharing=sharing_,
+        varies=varies,
         kv=kv_source.Config(kv),
         embed=embedding.Config(is_tied=is_tied),
+        vocab_size=VOCAB,
         dtype=dtype,
-        remat=remat,
     )
 
 
@@ -73,22 +71,24 @@ def text(seed: int = 0, length: int = LENGTH, batch: int = BATCH):
     return jnp.asarray(tokens, jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mode"))
-def forward(params, tokens, config, mode="eval", positions=None, segment_ids=None, step=None):
+@functools.partial(jax.jit, static_argnames=("config", "mode", "remat"))
+def forward(
+    params, tokens, config, mode="eval", positions=None, segment_ids=None, step=None, remat=KEEP
+):
     """Returns logits and what the depth policy reports."""
     where = {"positions": positions, "segment_ids": segment_ids}
-    out = model.apply(params, tokens, config, **where, mode=mode, step=step)
+    out = model.apply(params, tokens, config, **where, mode=mode, step=step, remat=remat)
     return model.logits(params, out.hidden, config), out.aux
 
 
-def loss(params, tokens, config, mode="train", step=None):
+def loss(params, tokens, config, mode="train", step=None, remat=KEEP):
     """Returns nats per next token, with the policy's own losses."""
-    logits, aux = forward(params, tokens, config, mode, step=step)
+    logits, aux = forward(params, tokens, config, mode, step=step, remat=remat)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
     return nats.mean() + sum(aux.losses.values())
 
 
-gradient = jax.jit(jax.value_and_grad(loss), static_argnames=("config", "mode"))
+gradient = jax.jit(jax.value_and_grad(loss), static_argnames=("config", "mode", "remat"))
 
 
 def tol(dtype, n: int, c: float = 8.0) -> float:

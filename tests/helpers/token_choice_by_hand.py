@@ -21,21 +21,21 @@ def scores_by_hand(params, x, depth):
 
 def row_by_hand(params, x, where, config, depths=None):
     """Walks a row's core; returns its states, logits, scores and depths."""
-    policy, grid, made = config.depth, config.grid, {}
+    policy, plan, made = config.depth, config.schedule, {}
     logits, scores = scores_by_hand(params["depth"], x, policy)
     if depths is None:
         bias = np.asarray(params["depth"].get("bias", np.zeros(policy.num_recursions)))
         depths = 1 + (scores + bias).argmax(-1)
     now, out = x.copy(), x.copy()
-    for r in range(grid.num_recursions):
+    for r in range(plan.num_recursions):
         kept = np.flatnonzero(depths > r)
         if not len(kept):
             break
         h = now[kept]
-        for k in range(grid.num_blocks):
-            source = made.get(k) if config.kv.reads_first else None
-            weights = by_hand.step_weights(params, grid, r, k)
-            h, made[k] = by_hand.block(weights, h, where[:, kept], config.block, source)
+        for k in range(plan.num_blocks):
+            source = by_hand.keys_of(plan, r, k, made)
+            weights, step = by_hand.step_weights(params, plan, r, k), r * plan.num_blocks + k
+            h, made[step] = by_hand.block(weights, h, where[:, kept], config.block, source)
         now[kept] = h
         done = np.flatnonzero(depths == r + 1)
         out[done] = by_hand.updated(x[done], now[done], scores[done, r], policy.gating)
@@ -49,10 +49,10 @@ def by_loop(params, tokens, config, segment_ids=None, depths=None):
         segment = np.ones(len(row)) if segment_ids is None else np.asarray(segment_ids)[b]
         where = np.stack([np.arange(len(row)), segment])
         x = np.asarray(params["embed"]["table"], np.float64)[row]
-        for i in range(config.grid.prelude):
+        for i in range(config.ends["prelude"]):
             x, _ = by_hand.block(by_hand.pick(params["prelude"], i), x, where, config.block)
         x, *said = row_by_hand(params, x, where, config, None if depths is None else depths[b])
-        for i in range(config.grid.coda):
+        for i in range(config.ends["coda"]):
             x, _ = by_hand.block(by_hand.pick(params["coda"], i), x, where, config.block)
         x = by_hand.norm(x, np.asarray(params["final_norm"], np.float64), config.block.norm_eps)
         rows.append((x @ np.asarray(params["embed"]["table"], np.float64).T, *said))

@@ -3,23 +3,13 @@
 Nothing of the library but its configs and parameter names.
 """
 
-import dataclasses
 import math
 
 import numpy as np
 
-from recursia import inject
-from recursia.blocks import universal
-from tests.helpers.by_hand import pick, sigmoid, step_weights
-
-BLOCK = universal.Config(embed_dim=16, num_heads=4, num_kv_heads=4, head_dim=4, mlp_dim=24)
-FORMS = {
-    "released": (BLOCK, inject.Config(position="halves", step="learned")),
-    "paper": (
-        dataclasses.replace(BLOCK, norm="post"),
-        inject.Config(position="interleaved", step="interleaved"),
-    ),
-}
+from recursia.blocks.pre_norm import PreNorm
+from tests.helpers.blocks import flat
+from tests.helpers.by_hand import keys_of, pick, sigmoid, step_weights
 
 
 def norm(x, weights, eps):
@@ -58,9 +48,9 @@ def entered(params, x, where, r, inject):
 
 def block(weights, x, where, config, source=None, memory=None):
     """Returns one block's output and its (keys, values, where); `where` is [2 T]."""
+    is_pre, config = isinstance(config, PreNorm), flat(config)
     w, m, eps = weights["attention"], weights["mlp"], config.norm_eps
     ln = lambda x, name: norm(x, weights["norms"][name], eps)
-    is_pre = config.norm == "pre"
     h = ln(x, "attention") if is_pre else x
     if source is None:
         seen = h if memory is None else ln(memory, "attention") if is_pre else memory
@@ -81,29 +71,28 @@ def block(weights, x, where, config, source=None, memory=None):
     return x if is_pre else ln(x, "mlp"), source
 
 
-def transform(params, x, where, r, config, first):
-    """Returns the state after all blocks of recursion r; `first` holds what the first one made."""
-    for k in range(config.grid.num_blocks):
-        source = first.get(k) if config.kv.kv_sharing == "first_recursion" else None
-        weights = step_weights(params, config.grid, r, k)
-        x, made = block(weights, x, where, config.block, source)
-        first.setdefault(k, made)
+def transform(params, x, where, r, config, made):
+    """Returns the state after all blocks of recursion r; `made` holds the keys of steps before."""
+    plan = config.schedule
+    for k in range(plan.num_blocks):
+        weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
+        x, made[r * plan.num_blocks + k] = block(weights, x, where, config.block, source)
     return x
 
 
 def run_fixed(params, x, where, config):
     """Returns the last state of a row, and every one."""
-    first, states = {}, []
-    for r in range(config.grid.num_recursions):
+    made, states = {}, []
+    for r in range(config.schedule.num_recursions):
         x = entered(params, x, where, r, config.inject)
-        x = transform(params, x, where, r, config, first)
+        x = transform(params, x, where, r, config, made)
         states.append(x)
     return x, {"states": np.stack(states)}
 
 
 def run_act(params, x, where, config):
     """Returns a row's output by the published loop, and what its halting did."""
-    depth, first = config.depth, {}
+    depth, made = config.depth, {}
     unit = pick(params["depth"]["halt"], ...)
     theta, most = 1 - depth.epsilon, depth.num_recursions
     h, left, n = np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(x), int)
@@ -121,7 +110,7 @@ def run_act(params, x, where, config):
         h = h + halts * left
         n = n + stays + halts
         u = p * stays + halts * left
-        s = transform(params, s, where, r, config, first)
+        s = transform(params, s, where, r, config, made)
         if depth.halted_state == "copied":
             s = np.where(was_running[:, None], s, old)
         if depth.update == "basic":
@@ -144,7 +133,7 @@ def forward(params, tokens, config, positions=None, segment_ids=None):
         segment = np.ones(len(row)) if segment_ids is None else np.asarray(segment_ids)[b]
         x = config.embed.scale * table[row]
         x, report = run(params, x, np.stack([place, segment]), config)
-        if config.block.norm == "pre":
+        if isinstance(config.block, PreNorm):
             x = norm(x, pick(params["final_norm"], ...), config.block.norm_eps)
         rows.append(x @ table.T)
         reports.append(report)

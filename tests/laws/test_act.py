@@ -33,7 +33,7 @@ def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype=
         inject=told,
         embed=Embed(scale=5.0),
         dtype=dtype,
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def biased(of, bias, weight=None):
@@ -151,7 +151,7 @@ class HandMadeCore:
     def run(self, config):
         unit = {"halt": {"weight": jnp.ones(MOST), "bias": jnp.float32(0)}}
         where = model.Context(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int))
-        return act.run(self, unit, jnp.zeros((1, 1, MOST)), where, config, model.Call("eval"))
+        return config.run({"core": self}, unit, jnp.zeros((1, 1, MOST)), where, model.Call("eval"))
 
 
 def test_accumulated_shares_of_a_halted_token_sum_to_one():
@@ -171,7 +171,7 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
 def test_certain_halting_is_one_recursion_and_none_gives_nothing(update, halted_state):
     of = tiny(update=update, halted_state=halted_state)
     same = dict(sharing="cycle", inject=of.inject, embed=of.embed)
-    once = model.Model(1, of.block, fixed.Fixed(1), **same).build(VOCAB)
+    once = model.Model(1, of.block, fixed.Fixed(1), **same).sized(VOCAB)
     params = constant(of, 20)
     first = {**params, "depth": {}, "inject": {"step": params["inject"]["step"][:1]}}
     logits, aux = forward(params, text(), of)
@@ -314,6 +314,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, why):
 
 
 def test_any_block_may_halt():
-    of = model.Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").build(VOCAB)
+    of = model.Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").sized(VOCAB)
     eval_, causal = (forward(draw(of), text(), of, mode)[0] for mode in ("eval", "causal"))
     assert_close(eval_, causal)

@@ -9,8 +9,10 @@ import pytest
 
 from recursia import accounting, config, model, params, sharding
 from recursia.depth import expert_choice, routing
+from recursia.sharing.remat import KEEP
 from recursia.train import step
-from tests.helpers import by_hand, flops, slow
+from tests.helpers import by_hand, slow
+from tests.helpers.flops import traced
 from tests.helpers.routed import assert_is_by_hand
 from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.tiny import (
@@ -136,18 +138,15 @@ def test_a_shallower_model_has_the_first_of_its_routers():
 
 @pytest.mark.parametrize("router", ["linear", "mlp"])
 def test_it_costs_as_much_as_the_router_and_its_products_towards_its_input_are_not_made(router):
-    made = flops.tiny(
-        expert_choice.ExpertChoice(3, router=router, sampling="aux_router"), "middle_cycle", 8
-    )
-    count = flops.traced
-    assert 2 * accounting.forward_flops(made, 12) == count(lambda f: f, made, 12)
-    scored = sum(p.scored for p in expert_choice.passes(made.depth, made.grid, made.kv, 12))
-    d = BLOCK.embed_dim // 2  # the width of that module's block
+    made = tiny("expert_choice", "middle_cycle", router=router, sampling="aux_router")
+    assert 2 * accounting.forward_flops(made, 12) == traced(lambda f: f, made, 12)
+    scored = sum(p.scored for p in made.depth.passes(made.schedule, 12))
+    d = BLOCK.embed_dim
     towards = scored * 2 * d * (1 if router == "linear" else 2 * d)
-    both = count(jax.value_and_grad, made, 12)
-    assert 2 * (accounting.executed_training_flops(made, 12) - towards) == both
+    both = traced(jax.value_and_grad, made, 12)
+    assert 2 * (accounting.executed_training_flops(made, 12, KEEP) - towards) == both
     single = routing.specs(router, d)
     more = accounting.unique_parameters(made) - accounting.unique_parameters(
-        flops.tiny(expert_choice.ExpertChoice(3, router=router), "middle_cycle", 8)
+        tiny("expert_choice", "middle_cycle", router=router)
     )
     assert more == 3 * params.count(single)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from recursia import accounting, model
-from recursia.blocks import llama
 from recursia.config import load
 from recursia.errors import ConfigError
 from tests.helpers import by_hand
@@ -143,20 +142,20 @@ def multiplications(config, mode="eval"):
 )
 def test_only_the_kept_tokens_are_multiplied(capacity, kv, router):
     config = tiny("expert_choice", "middle_cycle", capacity=capacity, kv=kv, router=router)
-    policy, grid = model.module(config.depth), config.grid
-    total = (grid.prelude + grid.coda) * LENGTH * llama.forward_flops(config.block, LENGTH, False)
-    for p in policy.passes(config.depth, grid, config.kv, LENGTH):
-        one = llama.forward_flops(config.block, p.keys, p.is_reading)
-        total += p.queries * grid.num_blocks * one
-        total += p.scored * policy.score_flops(config.depth, config.block.embed_dim)
+    policy, plan, shared = config.depth, config.schedule, kv == "first_recursion"
+    total = 2 * LENGTH * config.block.forward_flops(LENGTH, False)  # prelude and coda
+    for r, p in enumerate(policy.passes(plan, LENGTH)):
+        one = config.block.forward_flops(LENGTH if shared else p.queries, shared and r > 0)
+        total += p.queries * plan.num_blocks * one
+        total += p.scored * policy.score_flops(config.block.embed_dim)
     assert multiplications(config) == BATCH * total
 
 
 @pytest.mark.parametrize("kv", ["own", "first_recursion"])
 def test_a_reading_recursion_makes_no_keys_and_values(kv):
     config = tiny(kv=kv)
-    later = llama.forward_flops(config.block, LENGTH, kv == "first_recursion")
-    first = llama.forward_flops(config.block, LENGTH, False)
+    later = config.block.forward_flops(LENGTH, kv == "first_recursion")
+    first = config.block.forward_flops(LENGTH, False)
     assert multiplications(config) == BATCH * LENGTH * 2 * (first + 2 * later)
 
 
@@ -208,10 +207,10 @@ RELEASED = {
 def test_a_released_size_has_the_published_parameters(preset):
     layers, recursions, millions = RELEASED[preset]
     made = load(f"mor:{preset}", {}).model.sized(49152)
-    wide, grid = made.block, made.grid
+    wide, plan = made.block, made.schedule
     d, heads = wide.embed_dim, 2 * (wide.num_heads + wide.num_kv_heads) * wide.head_dim
     layer = d * heads + 3 * d * wide.mlp_dim + 2 * d
-    assert (grid.num_steps, grid.num_recursions) == (layers, recursions)
+    assert (plan.num_steps, plan.num_recursions) == (layers, recursions)
     unique = (2 + (layers - 2) // recursions) * layer + d + recursions * d
     assert accounting.unique_parameters(made) == unique + 49152 * d
     assert round(unique / 1e6) == millions

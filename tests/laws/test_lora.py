@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model
-from recursia.blocks import llama
-from recursia.depth import expert_choice, fixed
+from recursia.depth.expert_choice import ExpertChoice
+from recursia.depth.fixed import Fixed
+from recursia.params import at
 from recursia.sharing import lora, tied
+from recursia.sharing.remat import Remat
 from tests.helpers import by_hand, slow
 from tests.helpers.flops import assert_exact
 from tests.helpers.tiny import (
@@ -25,42 +27,35 @@ from tests.helpers.tiny import (
     text,
 )
 
-POLICIES = {"fixed": fixed, "expert_choice": expert_choice}
+POLICIES = {"fixed": Fixed, "expert_choice": ExpertChoice}
 
 
 def relaxed(weights=None, depth="fixed", sharing="cycle", kv_sharing="own", **options):
     """Returns a model of three recursions of two blocks; `weights` None is tied."""
     named = {} if weights is None else {"weights": weights}
     layers = 8 if sharing.startswith("middle_") else 6
-    policy = POLICIES[depth].Config(3)
+    policy = POLICIES[depth](3)
     return model.Model(
         layers, BLOCK, policy, sharing=sharing, kv=kv.Config(kv_sharing), **named, **options
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def merged(model_config, params):
     """Returns the model whose steps have the sums as weights of their own."""
-    grid, scale = model_config.grid, model_config.weights.scale
-
-    def at_steps(slot):
-        lead = len(grid.axes_of(slot)) or slot in dict(grid.tables)
-        table = np.array(grid.table_of(slot))
-        entry = lambda bank: bank.reshape(-1, *bank.shape[lead:])[table]
-        return jax.tree.map(entry, params["core"][slot])
+    plan, scale = model_config.schedule, model_config.weights.scale
+    at_steps = lambda slot: at(params["core"][slot], plan.entry(slot))
 
     def added(base, pair):
-        flat_a = pair["a"].reshape(3, 2, -1, pair["a"].shape[-1])
-        flat_b = pair["b"].reshape(3, 2, flat_a.shape[-1], -1)
-        return base + scale * jnp.einsum("rkiz,rkzo->rkio", flat_a, flat_b).reshape(base.shape)
+        flat_a = pair["a"].reshape(plan.num_steps, -1, pair["a"].shape[-1])
+        flat_b = pair["b"].reshape(plan.num_steps, flat_a.shape[-1], -1)
+        return base + scale * jnp.einsum("niz,nzo->nio", flat_a, flat_b).reshape(base.shape)
 
-    core = {slot: at_steps(slot) for slot in llama.SLOTS}
+    core = {slot: at_steps(slot) for slot in BLOCK.slots}
     for slot in model_config.weights.slots:
         pairs = at_steps(f"{slot}_lora")
         core[slot] = {name: added(w, pairs[name]) for name, w in core[slot].items()}
-    axes = tuple((slot, ("recursion", "block")) for slot in llama.SLOTS)
-    axes += tuple((slot, ("recursion",)) for slot in params["depth"])
-    free = dataclasses.replace(grid, tables=(), axes=axes)
-    free = dataclasses.replace(model_config, grid=free, weights=tied.Tied())
+    varies = tuple((slot, "recursion+block") for slot in BLOCK.slots)
+    free = dataclasses.replace(model_config, varies=varies, weights=tied.Tied())
     return free, {**params, "core": core}
 
 
@@ -73,7 +68,7 @@ POINTS = {
     "adapters by recursion": dict(varies=(("mlp_lora", "recursion"), ("attention_lora", "one"))),
     "adapters by table": dict(varies=(("mlp_lora", ((0, 1), (2, 0), (1, 1))),)),
     "routed": dict(depth="expert_choice", kv_sharing="first_recursion"),
-    "computed again": dict(remat="block", varies=(("norms", "recursion+block"),)),
+    "norms of their own": dict(varies=(("norms", "recursion+block"),)),
 }
 
 
@@ -112,7 +107,7 @@ def test_zero_adapters_leave_the_gradient_and_are_left_by_it():
     ours, theirs = (model.init(c, jax.random.key(1)) for c in (wide, plain))
     found = gradient(ours, text(), wide)[1]
     core = found["core"]
-    shared = {**found, "core": {slot: core[slot] for slot in llama.SLOTS}}
+    shared = {**found, "core": {slot: core[slot] for slot in BLOCK.slots}}
     assert_close(shared, gradient(theirs, text(), plain)[1])
     assert not any(np.any(leaf["a"]) for leaf in core["mlp_lora"].values())
     assert all(np.all(np.any(leaf["b"], (-2, -1))) for leaf in core["mlp_lora"].values())
@@ -121,13 +116,13 @@ def test_zero_adapters_leave_the_gradient_and_are_left_by_it():
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])
 def test_flops_are_exact(remat, kv_sharing):
-    assert_exact(relaxed(lora.Lora(3), remat=remat, kv_sharing=kv_sharing))
+    assert_exact(relaxed(lora.Lora(3), kv_sharing=kv_sharing), remat=Remat(remat))
 
 
 @pytest.mark.parametrize(
     ("weights", "options"),
     [
-        (lora.Lora(7, slots=("attention",)), dict(sharing="middle_cycle", remat="block")),
+        (lora.Lora(7, slots=("attention",)), dict(sharing="middle_cycle")),
         (lora.Lora(99, slots=("mlp",)), dict(sharing="sequence")),
         (lora.Lora(2), dict(depth="expert_choice", kv_sharing="first_recursion")),
     ],
@@ -158,7 +153,7 @@ def test_published_parameters(recursions, rank):
     typed = {"model.depth.num_recursions": str(recursions), "model.weights.rank": str(rank or 1)}
     run = config.load("relaxed:2b", typed)
     plain = {"weights": tied.Tied()} if rank is None else {}
-    model_config = dataclasses.replace(run.model, **plain).build(run.model.vocab_size)
+    model_config = dataclasses.replace(run.model, **plain)
     d, kv_dim, f, layers = 2048, 256, 16384, 18
     linears = [(d, d), (d, kv_dim), (d, kv_dim), (d, d), (d, f), (d, f), (f, d)]
     layer = sum(taken * given for taken, given in linears) + 2 * d
@@ -170,8 +165,8 @@ def test_published_parameters(recursions, rank):
 
 def test_ends_have_no_adapters_and_a_thin_matrix_has_its_own_rank():
     specs = model.specs(relaxed(lora.Lora(10), sharing="middle_cycle"))
-    assert set(specs["prelude"]) == set(specs["coda"]) == set(llama.SLOTS)
-    assert set(specs["core"]) == {*llama.SLOTS, "attention_lora", "mlp_lora"}
+    assert set(specs["prelude"]) == set(specs["coda"]) == set(BLOCK.slots)
+    assert set(specs["core"]) == {*BLOCK.slots, "attention_lora", "mlp_lora"}
     pairs = specs["core"]["attention_lora"]
     assert pairs["key"]["a"].shape == (3, 2, 16, 8) and pairs["key"]["b"].shape == (3, 2, 8, 2, 4)
     assert pairs["out"]["a"].shape == (3, 2, 4, 4, 10)
@@ -182,7 +177,7 @@ def test_fewer_recursions_take_the_first_adapters_and_more_are_refused():
     params = draw(model_config)
     shorter, fewer = model.at_depth(model_config, params, 2)
     free, weights = merged(model_config, params)
-    free = dataclasses.replace(free, grid=free.grid.at_depth(2), depth=shorter.depth)
+    free, weights = model.at_depth(free, weights, 2)
     assert_close(forward(fewer, text(), shorter)[0], by_hand.forward(weights, text(), free)[0])
     with pytest.raises(ValueError, match="attention_lora, mlp_lora has weights for 3"):
         model.at_depth(model_config, params, 4)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from recursia import model
-from recursia.blocks import moe
 from recursia.depth import expert_choice
-from tests.helpers.points import BLOCKS, DEPTHS, SIZES, point
+from tests.helpers.blocks import PUBLISHED, altered
+from tests.helpers.points import DEPTHS, point
 from tests.helpers.tiny import LENGTH, VOCAB, draw, error, text
 
 COUNT = 7  # tokens of a row
@@ -27,13 +27,12 @@ def routed(block="llama", kv="own", **options):
 
 def crowded(depth):
     """Returns a model whose experts have few places."""
-    names = [field.name for field in dataclasses.fields(moe.Config) if field.name in SIZES]
-    block = moe.Config(**{name: SIZES[name] for name in names}, capacity=0.8)
-    return dataclasses.replace(point("moe", depth), block=block)
+    found = point("widenet", depth)
+    return dataclasses.replace(found, block=altered(found.block, capacity=0.8))
 
 
 POINTS = {
-    **{f"{name}": point(name) for name in BLOCKS},
+    **{f"{name}": point(name) for name in PUBLISHED},
     **{name: point(depth_=name) for name in DEPTHS if name != "fixed"},
     "places of experts": crowded("fixed"),
     "places of experts that some tokens take": crowded("expert_choice"),

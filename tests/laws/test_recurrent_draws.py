@@ -108,4 +108,4 @@ def test_costs_of_a_drawn_number_are_means():
 
 
 def config_passes(config):
-    return recurrent.passes(config.depth, config.grid, config.kv, 8)
+    return config.depth.passes(config.schedule, 8)

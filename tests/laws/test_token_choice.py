@@ -10,8 +10,10 @@ import pytest
 from recursia import accounting, config, model, sharding
 from recursia.depth import token_choice
 from recursia.layers.linear import dot
+from recursia.sharing.remat import Remat
 from recursia.train import step
-from tests.helpers import flops, sight, tiny
+from tests.helpers import sight, tiny
+from tests.helpers.flops import assert_exact
 from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, forward, is_equal, loss, text
 from tests.helpers.token_choice_by_hand import balance, by_loop
 
@@ -215,10 +217,10 @@ def test_biases_even_out_a_router_that_prefers_one_depth():
     for _ in range(200):
         depth = (scores + params["bias"]).argmax(-1)
         shares.append(jnp.bincount(depth, length=3) / len(scores))
-        params = token_choice.after_step(policy, params, {"depth_share": shares[-1]})
+        params = policy.after_step(params, {"depth_share": shares[-1]})
     assert np.ptp(shares[0]) > 0.7 and np.ptp(shares[-1]) < 0.1
     other = dataclasses.replace(policy, balancing="loss")
-    assert token_choice.after_step(other, {}, {"depth_share": shares[0]}) == {}
+    assert other.after_step({}, {"depth_share": shares[0]}) == {}
 
 
 @pytest.mark.parametrize("kv", KV)
@@ -245,18 +247,16 @@ def test_scores_are_float32_in_bfloat16():
 @pytest.mark.parametrize("remat", ["none", "block"])
 @pytest.mark.parametrize("options", [{}, {"router": "mlp", "score": "sigmoid"}], ids=str)
 def test_flops_are_exact(options, remat, kv):
-    depth = token_choice.TokenChoice(3, **options)
-    made = flops.tiny(depth, "middle_cycle", 8, kv, remat=remat)
-    flops.assert_exact(made)
+    assert_exact(routed("middle_cycle", kv=kv, **options), remat=Remat(remat))
 
 
 def test_a_pass_computes_every_token_and_needs_an_even_share_of_them():
     made = routed("middle_cycle")
-    passes = token_choice.passes(made.depth, made.grid, made.kv, 12)
-    assert [(p.queries, p.keys, p.needed, p.scored) for p in passes] == [
-        (12, 12, 12, 12),
-        (12, 12, 8, 0),
-        (12, 12, 4, 0),
+    passes = made.depth.passes(made.schedule, 12)
+    assert [(p.queries, p.needed, p.scored) for p in passes] == [
+        (12, 12, 12),
+        (12, 8, 0),
+        (12, 4, 0),
     ]
 
 
@@ -268,7 +268,7 @@ def test_another_depth_and_a_sequence_are_refused_in_one_line():
         model.at_depth(made, params, 2)
     assert "\n" not in str(refusal.value)
     with pytest.raises(ValueError, match="sequence"):
-        model.specs(routed("sequence"))
+        routed("sequence")
     for name in ("temperature", "balance_weight", "bias_rate", "full_depth_steps"):
         with pytest.raises(ValueError, match=name):
             token_choice.TokenChoice(3, **{name: -1})
