@@ -152,7 +152,7 @@ def _nearest(
         name = lora.slot_of(slot)
         groups = uses(target, name)
         means = [jax.tree.map(_mean, *(missing[layer] for layer in group)) for group in groups]
-        pairs = [lora.nearest(target.weights, block[slot], mean) for mean in means]
+        pairs = [target.weights.nearest(block[slot], mean) for mean in means]
         stack = lambda spec, *each: jnp.stack(each).reshape(spec.shape)
         found[name] = jax.tree.map(stack, specs[name], *pairs)
     return found
