@@ -14,7 +14,7 @@ PUBLISHED = ("llama", "ouro", "huginn", "universal", "moeut", "sut", "widenet")
 def of(values, field="block"):
     """Returns the block that a preset's values describe, or a part of it."""
     values = dict(values)
-    cls = settings.kind_config(settings.KINDS[field], values.pop("kind"))
+    cls = settings.kind_config(field, values.pop("kind"))
     inner = {name: of(values[name], name) for name in PARTS if name in values}
     init = {"init": Init(**values["init"])} if "init" in values else {}
     return cls(**{**values, **inner, **init})
@@ -36,7 +36,7 @@ def altered(block, **fields):
 
 def arranged(block, kind):
     """Returns a block's parts in another arrangement."""
-    return settings.kind_config(settings.KINDS["block"], kind)(**vars(block))
+    return settings.kind_config("block", kind)(**vars(block))
 
 
 def flat(block):
