@@ -210,7 +210,7 @@ def _configs(prefix: str, **_: Any) -> Iterator[str]:
     """Completes a configuration: files first, then a file's presets."""
     from recursia import presets
 
-    name, colon, _ = prefix.partition(":")
+    name, colon = prefix.partition(":")[:2]
     if colon:
         yield from presets.presets(name)
     else:
