@@ -390,19 +390,19 @@ def kinds(field: str) -> tuple[str, ...]:
 
 
 def kind_config(package: str, name: str) -> type | None:
-    """Returns the class of a module, named as the module is or `Config`; None if it has none."""
+    """Returns the class of a module that is a kind, or None if it has none.
+
+    It is called `Config`, or as the module is and extends a base class of the package.
+    """
     try:
-        classes = vars(importlib.import_module(f"{package}.{name}"))
+        module = vars(importlib.import_module(f"{package}.{name}"))
     except ModuleNotFoundError:
         return None
-    wanted = (name.replace("_", ""), "config")
-    found = (cls for key, cls in classes.items() if key.lower() in wanted and _is_kind(cls))
-    return next(found, None)
-
-
-def _is_kind(cls: Any) -> bool:
-    """Returns whether this is no base class, but a dataclass that may be made."""
-    return inspect.isclass(cls) and dataclasses.is_dataclass(cls) and not inspect.isabstract(cls)
+    named = {key.lower(): value for key, value in module.items() if inspect.isclass(value)}
+    cls = named.get(name.replace("_", ""), object)
+    bases = (base.__module__ for base in cls.__mro__[1:])
+    is_kind = any(base.startswith(f"{package}.") for base in bases)
+    return cls if is_kind else named.get("config")
 
 
 def former(field: str, name: str) -> str:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model, params, settings, sharding
-from recursia.blocks import llama
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.train import losses, step
+from tests.blocks import flat, published
 
-BLOCK = llama.Config(embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
+BLOCK = published("llama", embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
 BATCH, VOCAB = 2, 11
 FOUR = {"model.num_layers": "34", "model.depth.num_recursions": "4"}
 PATTERNS = {"none": 6, "cycle": 6, "sequence": 6, "middle_cycle": 8, "middle_sequence": 8}
@@ -213,7 +213,7 @@ def test_published_parameters(size, vanilla, recursive):
         model_config = config.load(name, {}).model.build(49152)
         return accounting.unique_parameters(model_config), model_config
 
-    block = count(f"vanilla:{size}")[1].block
+    block = flat(count(f"vanilla:{size}")[1].block)
     d, table = block.embed_dim, 49152 * block.embed_dim
     wide = block.num_kv_heads * block.head_dim
     layer = 2 * d * d + 2 * d * wide + 3 * d * block.mlp_dim + 2 * d
@@ -257,7 +257,7 @@ def test_cache_is_the_published_part_of_a_plain_models(recursions):
     seq_len, layers, ends = 24, 2 + 12, 2
     plain = tiny(fixed.Config(1), "none", layers)
     entry = accounting.cache_bytes_per_token(plain, seq_len) / layers
-    assert entry == 2 * BLOCK.num_kv_heads * BLOCK.head_dim * 4
+    assert entry == 2 * BLOCK.mixer.num_kv_heads * BLOCK.mixer.head_dim * 4
     core = lambda depth, kv_sharing: (
         (
             accounting.cache_bytes_per_token(

@@ -10,8 +10,10 @@ from recursia import model, settings
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
+from recursia.layers.initial import Init
 from recursia.sharing import grid as sharing
 from recursia.sharing import lora, tied
+from tests.blocks import altered
 from tests.laws import points
 from tests.laws.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
 
@@ -212,7 +214,7 @@ def test_head_embedding_and_final_norm_are_copied():
     assert set(found["embed"]) == {"table", "head"}
 
 
-WIDE = dataclasses.replace(BLOCK, mlp_dim=32)
+WIDE = altered(BLOCK, mlp_dim=32)
 REFUSED = {
     "depth": (build(num_layers=9), {}, "num_layers: got 9, and the model to start from has 6"),
     "width": (
@@ -240,6 +242,6 @@ def test_models_that_do_not_fit_are_refused_in_one_line(target, how, why):
 
 
 def test_initial_scales_may_differ():
-    narrow = dataclasses.replace(BLOCK, init_std=0.1)
+    narrow = altered(BLOCK, init=Init(std=0.1))
     target = dataclasses.replace(build(), block=narrow, weights=tied.Config())
     assert recursive(draw(DENSE), DENSE, target, "lower", key=KEY)

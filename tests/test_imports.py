@@ -14,7 +14,8 @@ BASE = {"errors", "ranges"}
 WEIGHTS = BASE | {"params", "batch", "kernels"}
 CONFIGS = {"settings", "config", "notes"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
-MODEL = LAYERS | {"kv", "inject", "sharing", "depth"}
+BLOCK = {"blocks.block"}  # the base class alone: which arrangement it is, no one asks
+MODEL = LAYERS | {"kv", "inject", "blocks", "sharing", "depth"}
 MAY = {
     "errors": set(),
     "ranges": set(),
@@ -34,8 +35,10 @@ MAY = {
     "layers": LAYERS,
     "kv": LAYERS,
     "inject": LAYERS,
-    "blocks": LAYERS,
-    "sharing": LAYERS | {"kv", "inject"},
+    "mixers": LAYERS,
+    "feedforward": LAYERS,
+    "blocks": LAYERS | {"mixers", "feedforward"},
+    "sharing": LAYERS | {"kv", "inject", "blocks"},
     "depth": LAYERS | {"kv", "inject", "sharing"},
     "model": MODEL,
     "accounting": MODEL | {"model"},
@@ -47,9 +50,9 @@ MAY = {
     "notes": MODEL | {"model", "settings"},
     "data": BASE | {"corpus", "console"},
     "generate": MODEL | {"model"},
-    "convert": MODEL | {"model", "blocks"},
+    "convert": MODEL | {"model", "mixers", "feedforward"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
-    "matching": BASE | {"accounting", "budget"} | CONFIGS,
+    "matching": BASE | {"accounting", "budget", "blocks", "mixers", "feedforward"} | CONFIGS,
     "train": MODEL
     | {"model", "accounting", "data", "generate", "evaluate", "distributed"}
     | {"console", "jsonlines", "signals"}
@@ -74,6 +77,7 @@ MAY = {
 }
 # Training validates by the scorer alone; the scorer takes only the loss of one token from training.
 NARROW = {
+    **{(part, "blocks"): BLOCK for part in ("sharing", "model", "accounting", "settings", "train")},
     ("train", "evaluate"): {"evaluate.perplexity"},
     ("evaluate", "generate"): {"generate.decode"},
     ("evaluate.perplexity", "train"): {"train.losses"},
@@ -193,14 +197,14 @@ def test_generic_parts_name_no_published_system(name):
 
 
 PLANTED = {
-    "a block that knows it is shared": ("blocks.llama", "from recursia.sharing import grid"),
-    "a block that knows its depth": ("blocks.llama", "from recursia.depth.policy import Aux"),
-    "a policy that sees a block": ("depth.fixed", "from recursia.blocks import llama"),
-    "sharing that sees a block": ("sharing.core", "import recursia.blocks.llama"),
-    "a layer that knows the model": ("layers.mlp", "from recursia import model"),
-    "a layer that knows the step": ("layers.mlp", "from recursia.train.step import Trainer"),
+    "a block that knows it is shared": ("blocks.pre_norm", "from recursia.sharing import grid"),
+    "a block that knows its depth": ("blocks.pre_norm", "from recursia.depth.policy import Aux"),
+    "a policy that sees a block": ("depth.fixed", "from recursia.blocks import pre_norm"),
+    "sharing that sees a block": ("sharing.core", "import recursia.blocks.pre_norm"),
+    "a layer that knows the model": ("layers.norm", "from recursia import model"),
+    "a layer that knows the step": ("layers.norm", "from recursia.train.step import Trainer"),
     "parameters that know the mesh": ("params", "from recursia.sharding import constrain"),
-    "a model that picks a block": ("model", "from recursia.blocks.llama import Config"),
+    "a model that picks a block": ("model", "from recursia.blocks.pre_norm import PreNorm"),
     "accounting of a trainer": ("accounting", "from recursia.train.step import Trainer"),
     "settings that train": ("settings", "from recursia.train import loop"),
     "a config that scores": ("config", "def f():\n    from recursia.evaluate import report"),
@@ -223,7 +227,7 @@ def test_a_planted_import_is_seen(name, source):
     [
         "if kind == 'mor': pass",
         "def is_mor(config): pass",
-        "from recursia.blocks import moeut",
+        "from recursia.convert.reference import moeut",
         "x = config.mor_router",
         "class HuginnLoop: pass",
         "f(universal=True)",

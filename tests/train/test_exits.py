@@ -16,6 +16,7 @@ from recursia.errors import ConfigError, UserError
 from recursia.train import loop
 from recursia.train.step import Trainer, loss_fn
 from tests import slow
+from tests.blocks import altered
 from tests.laws.tiny import draw, error, is_equal, tol
 from tests.train import state_of, tiny_run, write_text
 from tests.train.test_step import LENGTH, ROWS, VOCAB, batch
@@ -279,7 +280,7 @@ def test_a_gate_starts_from_another_run_and_resumes_without_it(runs, capsys):
 )
 def test_a_start_that_does_not_fit_is_refused_in_one_line(runs, tmp_path, place, model_, said):
     run = short(runs, FIXED, init_from=str(runs / place))
-    block = dataclasses.replace(run.model.block, **model_.get("block", {}))
+    block = altered(run.model.block, **model_.get("block", {}))
     layers = model_.get("num_layers", run.model.num_layers)
     changed = dataclasses.replace(run.model, block=block, num_layers=layers)
     with pytest.raises(UserError, match=said) as refusal:
