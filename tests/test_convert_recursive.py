@@ -10,8 +10,10 @@ from recursia import model
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
+from recursia.layers.initial import Init
 from recursia.sharing import lora, tied
 from tests.helpers import points
+from tests.helpers.blocks import altered
 from tests.helpers.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
 
 STARTS = ("stepwise", "average", "lower", "upper", "random")
@@ -215,7 +217,7 @@ def test_head_embedding_and_final_norm_are_copied():
     assert set(found["embed"]) == {"table", "head"}
 
 
-WIDE = dataclasses.replace(BLOCK, mlp_dim=32)
+WIDE = altered(BLOCK, mlp_dim=32)
 REFUSED = {
     "depth": (build(num_layers=9), {}, "num_layers: got 9, and the model to start from has 6"),
     "width": (
@@ -243,6 +245,6 @@ def test_models_that_do_not_fit_are_refused_in_one_line(target, how, why):
 
 
 def test_initial_scales_may_differ():
-    narrow = dataclasses.replace(BLOCK, init_std=0.1)
+    narrow = altered(BLOCK, init=Init(std=0.1))
     target = dataclasses.replace(build(), block=narrow, weights=tied.Tied())
     assert recursive(draw(DENSE), DENSE, target, "lower", key=KEY)
