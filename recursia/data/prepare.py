@@ -29,7 +29,7 @@ class Options:
       validation_fraction: without such files, the share of the documents to hold out, in [0, 1);
         0 makes no validation split. See `recursia.data.held_out.survey`.
       on_error: "stop" at a broken document, or "skip" it.
-      text_field: key of a JSON line's text.
+      text_field: key of a JSON line's text, or column of a table's.
       shard_tokens: tokens in a shard at most, unless one document alone is longer.
       end_of_text: name of the token that ends a text, in the file of a tokenizer; empty looks for
         the usual ones.
