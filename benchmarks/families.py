@@ -35,7 +35,7 @@ VOCAB = 257  # bytes and the end of a document
 
 def flops_per_step(run: settings.Run) -> float:
     """Returns the training FLOPs of one step, as `recursia budget` counts them."""
-    model = run.model.build(VOCAB)
+    model = run.model.sized(VOCAB)
     return run.train.batch_size * accounting.training_flops(model, run.train.seq_len)
 
 
@@ -46,8 +46,8 @@ def plan(presets: list[str], num_steps: int) -> dict[str, dict]:
         run = config.load(name, {})
         each = flops_per_step(run)
         total = total or num_steps * each
-        model = run.model.build(VOCAB)
-        cost = accounting.budget(model, run.train.seq_len)
+        model = run.model.sized(VOCAB)
+        cost = accounting.budget(model, run.train.seq_len, run.train.rematerialisation)
         plans[name] = {
             "steps": round(total / each),
             "training_flops": round(total / each) * each,
@@ -94,7 +94,7 @@ def step_seconds(presets: list[str], repeats: int) -> dict[str, float]:
     states, steps, batches = {}, {}, {}
     for name in presets:
         run = config.load(name, {})
-        made = Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh))
+        made = Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh))
         shape = (run.train.batch_size, run.train.seq_len)
         tokens = np.random.default_rng(0).integers(0, VOCAB, shape, dtype=np.int32)
         ones = np.ones(shape, np.int32)

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import accounting, config, model, settings, sharding
+from recursia.configs import blocks
 from recursia.train.step import State, Trainer
 
 RELATIONS = ("=", "#", "<", ">", "|", "^", "v")
@@ -137,12 +138,12 @@ def trainer(options: argparse.Namespace, name: str, seed: int) -> Trainer:
     if depth["kind"] == "act":
         depth["halt_bias_init"] = options.halt_bias_init
         depth["act_loss_weight"] = options.act_loss_weight
-    block = {"embed_dim": width, "mlp_dim": wider * options.mlp_dim, "head_dim": width // 4}
+    block = blocks.universal(width, wider * options.mlp_dim, num_heads=4, head_dim=width // 4)
     values = {
         "model": {
             **MODELS[name],
             "depth": depth,
-            "block": {"kind": "universal", "num_heads": 4, "num_kv_heads": 4, **block},
+            "block": block,
             "embed": {"init_std": width**-0.5, "scale": width**0.5},
         },
         "data": {"text": ("bundled:train",)},  # not read: batches are made here
@@ -156,7 +157,7 @@ def trainer(options: argparse.Namespace, name: str, seed: int) -> Trainer:
         "schedule": {"kind": "cosine", "warmup_steps": options.steps // 20},
     }
     run = config.build(settings.Run, values, "config")
-    return Trainer(run, run.model.build(len(VOCAB)), sharding.make_mesh(run.mesh))
+    return Trainer(run, run.model.sized(len(VOCAB)), sharding.make_mesh(run.mesh))
 
 
 def train(
@@ -182,7 +183,7 @@ def train(
 
 
 def evaluate(
-    options: argparse.Namespace, made: model.Config, weights: dict, test: dict[int, list[Example]]
+    options: argparse.Namespace, made: model.Model, weights: dict, test: dict[int, list[Example]]
 ) -> dict[str, list[float]]:
     """Returns, by operators, the fraction answered right and the recursions taken.
 
@@ -200,7 +201,7 @@ def evaluate(
     return found
 
 
-def _answers(found: model.Config, weights: dict, batch: dict) -> jax.Array:
+def _answers(found: model.Model, weights: dict, batch: dict) -> jax.Array:
     out = model.apply(
         weights,
         batch["tokens"],

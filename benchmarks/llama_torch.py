@@ -1,7 +1,8 @@
 """A dense Llama's training step in plain PyTorch: what `train_step.py --torch` sets ours against.
 
 Compiled with `torch.compile`, attention by `scaled_dot_product_attention`, fused AdamW, float32
-weights under autocast. The same function as our block of kind "llama" in an unshared stack.
+weights under autocast. The same function as our block of `recursia.configs.blocks.llama` in an
+unshared stack.
 """
 
 from collections.abc import Callable
@@ -40,16 +41,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Block(nn.Module):
     """Rotary grouped-query attention, then SwiGLU, each after a norm and added to its input."""
 
-    def __init__(self, widths: Any):
+    def __init__(self, block: Any):
         super().__init__()
-        d, h = widths.embed_dim, widths.head_dim
+        mixer, width = block.mixer, block.feedforward.mlp_dim
+        d, h, heads = block.embed_dim, mixer.head_dim, mixer.num_heads
         linear = lambda inputs, outputs: nn.Linear(inputs, outputs, bias=False)
         self.head_dim = h
-        self.norm_attention, self.norm_mlp = (Norm(d, widths.norm_eps) for _ in range(2))
-        self.query, self.out = linear(d, widths.num_heads * h), linear(widths.num_heads * h, d)
-        self.key, self.value = (linear(d, widths.num_kv_heads * h) for _ in range(2))
-        self.gate, self.up = (linear(d, widths.mlp_dim) for _ in range(2))
-        self.down = linear(widths.mlp_dim, d)
+        self.norm_attention, self.norm_mlp = (Norm(d, block.norm_eps) for _ in range(2))
+        self.query, self.out = linear(d, heads * h), linear(heads * h, d)
+        self.key, self.value = (linear(d, mixer.num_kv_heads * h) for _ in range(2))
+        self.gate, self.up = (linear(d, width) for _ in range(2))
+        self.down = linear(width, d)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Returns the next hidden states [B T D]."""
@@ -68,17 +70,17 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Tokens and targets to the mean cross-entropy, in nats per token."""
 
-    def __init__(self, model: settings.Model, vocab_size: int, seq_len: int):
+    def __init__(self, model: model.Model, vocab_size: int, seq_len: int):
         super().__init__()
-        widths, self.dtype = model.block, getattr(torch, model.dtype)
-        self.embedding = nn.Embedding(vocab_size, widths.embed_dim)
-        self.blocks = nn.ModuleList(Block(widths) for _ in range(model.num_layers))
-        self.norm = Norm(widths.embed_dim, widths.norm_eps)
-        self.head = nn.Linear(widths.embed_dim, vocab_size, bias=model.embed.has_head_bias)
+        plan, self.dtype = model.block, getattr(torch, model.dtype)
+        self.embedding = nn.Embedding(vocab_size, plan.embed_dim)
+        self.blocks = nn.ModuleList(Block(plan) for _ in range(model.num_layers))
+        self.norm = Norm(plan.embed_dim, plan.norm_eps)
+        self.head = nn.Linear(plan.embed_dim, vocab_size, bias=model.embed.has_head_bias)
         if model.embed.is_tied:
             self.head.weight = self.embedding.weight
-        half = widths.head_dim // 2
-        waves = widths.rope_base ** (torch.arange(half) / half)
+        half = plan.mixer.head_dim // 2
+        waves = plan.mixer.rope_base ** (torch.arange(half) / half)
         angle = torch.arange(seq_len)[:, None] / waves
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
@@ -126,7 +128,10 @@ def make_step(
       ConfigError: for another model.
     """
     plan = run.model
-    if settings.kind(plan.block) != "llama" or plan.depth.num_recursions > 1:
+    block = plan.block
+    kinds = tuple(map(settings.kind, (block, block.mixer, block.feedforward)))
+    is_plain = kinds == ("pre_norm", "grouped_query", "swiglu") and block.norm == "rms"
+    if not is_plain or plan.depth.num_recursions > 1:
         raise ConfigError("--torch: has only the plain stack of Llama blocks")
     model = Llama(plan, vocab_size, run.train.seq_len)
     load(model, weights)

@@ -1,6 +1,7 @@
 """The models that `train_step.py` times: a preset in some shape, and what it is set against."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -33,12 +34,15 @@ class Shape:
         model, length = run.model, self.seq_len or run.train.seq_len // self.cut
         scale = (self.width or model.block.embed_dim / self.cut) / model.block.embed_dim
         even = lambda value: max(2, 2 * round(value * scale / 2))
-        block = {
-            name: even(getattr(model.block, name)) for name in WIDTHS if hasattr(model.block, name)
-        }
+
+        def cut(part: Any, **inner: Any) -> Any:
+            widths = {name: even(getattr(part, name)) for name in WIDTHS if hasattr(part, name)}
+            return dataclasses.replace(part, **inner, **widths)
+
+        parts = {name: cut(getattr(model.block, name)) for name in ("mixer", "feedforward")}
         model = dataclasses.replace(
             model,
-            block=dataclasses.replace(model.block, **block),
+            block=cut(model.block, **parts),
             vocab_size=budget.vocab_size(run) // self.cut,
         )
         train = dataclasses.replace(
@@ -48,7 +52,7 @@ class Shape:
         return dataclasses.replace(run, model=model, train=train)
 
 
-def _deep(model: settings.Model, wanted: int) -> settings.Model:
+def _deep(model: model.Model, wanted: int) -> model.Model:
     """Returns the model with the number of layers nearest to `wanted` that it can have."""
     for layers in sorted(range(1, 2 * (wanted + model.num_layers)), key=lambda n: abs(n - wanted)):
         try:
@@ -61,7 +65,7 @@ def _deep(model: settings.Model, wanted: int) -> settings.Model:
 def load(name: str, shape: Shape, overrides: dict[str, str]) -> settings.Run:
     """Returns a preset in a shape, nothing rematerialised, then with overrides."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return shape.of(config.load(name, {"model.dtype": dtype, "model.remat": "none", **overrides}))
+    return shape.of(config.load(name, {"model.dtype": dtype, "train.remat": "none", **overrides}))
 
 
 def rivals(run: settings.Run, versus: settings.Run | None) -> dict[str, settings.Run]:
@@ -80,6 +84,8 @@ def rivals(run: settings.Run, versus: settings.Run | None) -> dict[str, settings
 
 
 def is_dense(run: settings.Run) -> bool:
-    """Returns whether the model is a plain stack of Llama blocks, each applied once."""
-    kinds = settings.kind(run.model.block), settings.kind(run.model.depth)
-    return kinds == ("llama", "fixed") and run.model.depth.num_recursions == 1
+    """Returns whether the model is a plain stack of blocks without experts, each applied once."""
+    block, depth = run.model.block, run.model.depth
+    parts = map(settings.kind, (block, block.mixer, block.feedforward, depth))
+    plain = ("pre_norm", "grouped_query", "swiglu", "fixed")
+    return tuple(parts) == plain and depth.num_recursions == 1

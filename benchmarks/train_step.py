@@ -8,7 +8,7 @@ single times depend on the machine. On a CPU shapes are cut.
   python benchmarks/train_step.py --presets=mor:360m,recursive:360m --torch \
       --out=benchmarks/results/train_step_h100.json                     # bfloat16, T 2048
   python benchmarks/train_step.py --presets=mor:360m --cut=4            # for a CPU
-  python benchmarks/train_step.py --presets=mor:360m --config.model.remat=block
+  python benchmarks/train_step.py --presets=mor:360m --config.train.remat=block
 
 Utilisation is tokens/s times `training_flops_per_token` over the device's peak. Those FLOPs count
 the masked half of attention, as is customary, and nothing that is computed again.
@@ -55,7 +55,7 @@ def batch(run: settings.Run, vocab_size: int) -> dict[str, np.ndarray]:
 def ours(run: settings.Run) -> tuple[Turn, dict[str, Any], dict[str, float]]:
     """Returns a run's turns, the weights it starts from, and the metrics of its first step."""
     vocab_size = budget.vocab_size(run)
-    trainer = Trainer(run, run.model.build(vocab_size), sharding.make_mesh(run.mesh))
+    trainer = Trainer(run, run.model.sized(vocab_size), sharding.make_mesh(run.mesh))
     step, rows = trainer.step_function(run.train.num_steps), trainer.put(batch(run, vocab_size))
     state = trainer.init()
     weights = jax.device_get(state.params)
@@ -85,8 +85,8 @@ def timed(turns: dict[str, Turn], rounds: int, steps: int) -> dict[str, list[flo
 
 def described(run: settings.Run, seconds: list[float], peak: float) -> dict[str, Any]:
     """Returns what a model is and how fast: FLOPs per token, tokens per second, utilisation."""
-    model, train = run.model.build(budget.vocab_size(run)), run.train
-    cost = accounting.budget(model, train.seq_len)
+    model, train = run.model.sized(budget.vocab_size(run)), run.train
+    cost = accounting.budget(model, train.seq_len, train.rematerialisation)
     step = statistics.median(seconds)
     rate = train.batch_size * train.seq_len / step
     return {

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from recursia.configs import blocks
+
 # SmolLM's public shapes for 135m, 360m and 1.7b; 730m from the sizes that Mixture-of-Recursions
 # (Bae et al. 2025, arXiv 2507.10524) reports. `num_layers` is the effective depth.
 SHAPES = {
@@ -38,7 +40,7 @@ def get_config(preset: str, num_steps: int) -> ConfigDict:
     config = ConfigDict(dict(topology=TOPOLOGIES[preset]))
     config.model = dict(
         num_layers=shape.pop("num_layers"),
-        block=dict(kind="llama", head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
+        block=blocks.llama(head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
         depth=dict(kind="fixed", num_recursions=1),
         sharing="none",
         kv=dict(kv_sharing="own"),
@@ -55,9 +57,9 @@ def published(config: ConfigDict, num_steps: int) -> None:
 
     Global batch 1024 x 2048 tokens, AdamW, warm-up of 0.6 %, linear decay over the last 20 %.
     """
-    config.model.update(vocab_size=49152, dtype="bfloat16", remat="block")
+    config.model.update(vocab_size=49152, dtype="bfloat16")
     config.data = dict(path=("data/fineweb-edu",))
-    config.train = dict(num_steps=num_steps, batch_size=1024, seq_len=2048)
+    config.train = dict(num_steps=num_steps, batch_size=1024, seq_len=2048, remat="block")
     config.optimizer = dict(learning_rate=3e-3, weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0)
     config.schedule = dict(kind="wsd", warmup_steps=round(0.006 * num_steps), decay_fraction=0.2)
     config.checkpoint = dict(every_steps=500, keep=3)

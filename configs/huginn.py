@@ -18,7 +18,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 # Blocks of prelude, core and coda; widths; mean number of recursions and how many of them train.
 SHAPES = {
@@ -38,7 +38,7 @@ def get_config(preset: str) -> ConfigDict:
     config = ConfigDict(dict(topology=topologies[preset]))
     config.model = dict(
         num_layers=prelude + mean * core + coda,
-        block=dict(kind="huginn", head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
+        block=blocks.huginn(head_dim=shape["embed_dim"] // shape["num_heads"], **shape),
         depth=dict(kind="recurrent", num_recursions=mean, backprop_depth=trained),
         sharing="cycle",
         prelude=prelude,
@@ -62,7 +62,7 @@ def published(config: ConfigDict) -> None:
     Global batch 4096 x 4096 tokens, 800 B in all, decoupled weight decay of 4e-5 a step, a warm-up
     and then a constant rate.
     """
-    config.model.update(vocab_size=65536, dtype="bfloat16", remat="block")
+    config.model.update(vocab_size=65536, dtype="bfloat16")
     config.data = dict(path=("data/fineweb-edu",))
     config.train = dict(num_steps=47684, batch_size=4096, seq_len=4096)
     config.optimizer = dict(learning_rate=4e-5, weight_decay=1.0, b1=0.9, b2=0.95, clip_norm=1.0)

@@ -13,7 +13,7 @@ Meant for v6e:2x2, v6e:4x4 (727m) and v6e:16x16 (1b).
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 # Steps, stored layers, width, heads, width of a head, experts, chosen, attention experts.
 SHAPES = {
@@ -34,8 +34,7 @@ def get_config(preset: str) -> ConfigDict:
     config = ConfigDict(dict(topology=topologies.get(preset, "v6e:2x2")))
     config.model = dict(
         num_layers=steps,
-        block=dict(
-            kind="moeut",
+        block=blocks.moeut(
             embed_dim=width,
             num_heads=heads,
             head_dim=head_dim,
@@ -64,9 +63,9 @@ def get_config(preset: str) -> ConfigDict:
 
 
 def _published(config: ConfigDict, warmup_steps: int) -> None:
-    config.model.update(vocab_size=8000, dtype="bfloat16", remat="block")
+    config.model.update(vocab_size=8000, dtype="bfloat16")
     config.data = dict(path=("data/c4",))
-    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024)
+    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024, remat="block")
     clip = 0.25 if warmup_steps else 0.1
     config.optimizer = dict(learning_rate=2.5e-4, weight_decay=0.01, b2=0.999, clip_norm=clip)
     config.schedule = dict(kind="cosine", warmup_steps=warmup_steps, final_fraction=0.1)

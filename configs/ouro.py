@@ -18,7 +18,7 @@ Measured, tiny after 174 steps, two seeds: 3.61 bits per byte of the bundled val
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 RECURSIONS = 4
 # Layers, width, heads and hidden width.
@@ -35,8 +35,7 @@ def get_config(preset: str) -> ConfigDict:
     config = ConfigDict(dict(topology="v5e:1x1" if preset == "tiny" else "v5p:4x4x8"))
     config.model = dict(
         num_layers=RECURSIONS * layers,
-        block=dict(
-            kind="ouro",
+        block=blocks.ouro(
             embed_dim=width,
             num_heads=heads,
             num_kv_heads=heads,

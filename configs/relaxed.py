@@ -13,7 +13,7 @@ Meant for v5e:4x4 (135m), v5e:8x8 (360m), v5e:16x16 (730m, 1.7b) and v6e:16x16 (
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 LARGEST = dict(embed_dim=2048, num_heads=8, num_kv_heads=1, head_dim=256, mlp_dim=16384)
 PRESETS = (*base.PRESETS, "2b")
@@ -23,7 +23,7 @@ def get_config(preset: str) -> ConfigDict:
     config = base.get_config("1.7b" if preset == "2b" else preset, num_steps=7153)
     if preset == "2b":
         config.model.update(num_layers=18, vocab_size=256_000)
-        config.model.block.update(LARGEST)
+        config.model.block = blocks.llama(**LARGEST)
         config.topology = "v6e:16x16"
     config.model.depth.num_recursions = 2
     config.model.sharing = "cycle"

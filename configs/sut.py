@@ -20,7 +20,7 @@ Meant for v5e:4x4 (44m, 244m) and v5e:16x16 (wmt).
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 # Recursions; then of the block: width, key heads, head width, attention experts, those taken,
 # experts, those taken, expert width.
@@ -44,7 +44,7 @@ def get_config(preset: str) -> ConfigDict:
     recursions, *shape = SHAPES[preset]
     config.model.update(num_layers=recursions, sharing="cycle")
     sizes = dict(zip(NAMES, shape, strict=True))
-    config.model.block = dict(kind="sut", mim_weight=MIM[preset], **sizes)
+    config.model.block = blocks.sut(mim_weight=MIM[preset], **sizes)
     config.model.depth = dict(kind="stick_breaking", num_recursions=recursions)
     if preset == "44m":  # 16 chips do not divide its width
         config.mesh = dict(data=-1, fsdp=1)
@@ -64,6 +64,6 @@ def baseline(config: ConfigDict, clip_norm: float, warmup_steps: int) -> None:
     config.model.embed = dict(
         is_tied=False, has_head_bias=True, init_std=width**-0.5, head_init_std=(3 * width) ** -0.5
     )
-    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024)
+    config.train = dict(num_steps=100_000, batch_size=64, seq_len=1024, remat="block")
     config.optimizer = dict(learning_rate=2.5e-4, weight_decay=0.01, b2=0.999, clip_norm=clip_norm)
     config.schedule = dict(kind="cosine", warmup_steps=warmup_steps, final_fraction=0.1)

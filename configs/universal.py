@@ -11,7 +11,9 @@ as decoders with one tied table, with the data and recipe of the other systems. 
 `adaptive_big` halt after at most twice as many. `tiny` halts too, and starts deep, with bias -3.
 The paper's own form:
 
-  --config.block.norm=post --config.inject.position=interleaved --config.inject.step=interleaved
+  --config.block.kind=post_norm --config.inject.position=interleaved \
+    --config.inject.step=interleaved \
+    --config.block.mixer.init.by_depth=False --config.block.feedforward.init.by_depth=False
 
 Meant for v5e:8x8.
 
@@ -22,7 +24,7 @@ after the first recursion scores as the last does.
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 # Steps, width, heads and hidden width.
 SHAPES = {
@@ -46,11 +48,9 @@ def get_config(preset: str) -> ConfigDict:
     config = ConfigDict(dict(topology="v5e:1x1" if preset == "tiny" else "v5e:8x8"))
     config.model = dict(
         num_layers=steps,
-        block=dict(
-            kind="universal",
+        block=blocks.universal(
             embed_dim=width,
             num_heads=heads,
-            num_kv_heads=heads,
             head_dim=width // heads,
             mlp_dim=hidden,
         ),

@@ -16,7 +16,7 @@ Measured, tiny after 134 steps, two seeds: 3.68 bits per byte of the bundled val
 
 from ml_collections import ConfigDict
 
-from recursia.configs import base
+from recursia.configs import base, blocks
 
 PRESETS = ("tiny", "tiny_grouped")
 
@@ -26,8 +26,7 @@ def get_config(preset: str) -> ConfigDict:
     config = ConfigDict(dict(topology="v5e:1x1"))
     config.model = dict(
         num_layers=steps,
-        block=dict(
-            kind="moe",
+        block=blocks.widenet(
             embed_dim=width,
             num_heads=4,
             head_dim=16,

@@ -9,7 +9,7 @@ it refuses is the reason.
 import itertools
 import pathlib
 
-from tests.laws import points
+from tests.helpers import points
 
 PAGE = pathlib.Path(__file__).with_name("combinations.md")
 AXES = {

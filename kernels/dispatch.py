@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Primitive
 from jax.interpreters import batching, mlir
 
@@ -57,7 +58,7 @@ class Op:
     @functools.cached_property
     def primitive(self) -> Primitive:
         """The equation; its parameters are the tree of arrays, the backend and what is static."""
-        primitive = Primitive(self.name)
+        primitive = _Equation(self.name)
         primitive.multiple_results = True
         primitive.op = self
         primitive.def_impl(lambda *leaves, **kept: _compiled(primitive, **kept)(*leaves))
@@ -80,9 +81,9 @@ class Op:
         if backend not in names:
             raise ValueError(f"{self.name}: no backend {backend!r}; it has {', '.join(names)}.")
         leaves, tree = jax.tree.flatten(arrays)
-        static = tuple(sorted(static.items()))
-        outs = self.primitive.bind(*leaves, tree=tree, backend=backend, static=static)
-        return jax.tree.unflatten(self._out(leaves, tree, static)[1], outs)
+        kept = tuple(sorted(static.items()))
+        outs = self.primitive.bind(*leaves, tree=tree, backend=backend, static=kept)
+        return jax.tree.unflatten(self._out(leaves, tree, kept)[1], outs)
 
     def explain(self, *arrays: Any, platform: Platform, **static: Any) -> dict[str, str]:
         """Returns each backend of a platform in the order tried, with "accepts" or its reason."""
@@ -109,7 +110,7 @@ class Op:
 
     def _shapes(self, *leaves: Any, tree: Any, backend: str, static: Any) -> list[Any]:
         outs, _ = self._out(leaves, tree, static)
-        return [jax.core.ShapedArray(out.shape, out.dtype) for out in outs]
+        return [ShapedArray(out.shape, out.dtype) for out in outs]
 
     def _run(self, *leaves: Any, tree: Any, backend: str, static: Any, platform: Any) -> list[Any]:
         arrays = jax.tree.unflatten(tree, leaves)
@@ -143,6 +144,10 @@ class Op:
         return named.name, named.run(*arrays, **static), reasons
 
 
+class _Equation(Primitive):
+    op: Op
+
+
 @functools.lru_cache(maxsize=4096)  # a trace asks several times of every call
 def _shapes_of(reference: Callable, given: Any, tree: Any, static: Any) -> tuple[list[Any], Any]:
     """Returns what a reference gives, flat, and its tree."""
@@ -170,9 +175,9 @@ def _one_by_one(primitive: Primitive, leaves: Any, axes: Any, **kept: Any) -> tu
     mapped = [leaf for leaf, axis in zip(moved, axes, strict=True) if axis is not None]
 
     def one(entries: list[Any]) -> list[Any]:
-        entries = iter(entries)
+        left = iter(entries)
         each = [
-            leaf if axis is None else next(entries) for leaf, axis in zip(moved, axes, strict=True)
+            leaf if axis is None else next(left) for leaf, axis in zip(moved, axes, strict=True)
         ]
         return primitive.bind(*each, **kept)
 

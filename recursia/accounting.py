@@ -22,7 +22,10 @@ from jax.extend import core as jax_core
 from recursia import inject, model, params
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
+from recursia.sharing import patterns
+from recursia.sharing.remat import Remat
 
+_STACKS = ("prelude", "core", "coda", "depth")
 _BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
 _FLOAT32 = 4  # bytes
 _ENDLESS = 1 << 40  # tokens; a sequence so long that counts of tokens are exact fractions of it
@@ -60,7 +63,7 @@ class Budget:
     mor_flops_per_token: float
 
 
-def budget(config: model.Config, seq_len: int) -> Budget:
+def budget(config: model.Model, seq_len: int, remat: Remat) -> Budget:
     """Returns everything on this page for sequences of `seq_len` tokens."""
     unique = unique_parameters(config)
     return Budget(
@@ -72,42 +75,45 @@ def budget(config: model.Config, seq_len: int) -> Budget:
         mean_depth=mean_depth(config, seq_len),
         forward_flops_per_token=forward_flops(config, seq_len) / seq_len,
         training_flops_per_token=training_flops(config, seq_len) / seq_len,
-        executed_training_flops_per_token=executed_training_flops(config, seq_len) / seq_len,
+        executed_training_flops_per_token=executed_training_flops(config, seq_len, remat) / seq_len,
         sixn_flops_per_token=sixn_flops_per_token(config),
         mor_flops_per_token=mor_flops_per_token(config, seq_len),
     )
 
 
-def unique_parameters(config: model.Config) -> int:
+def unique_parameters(config: model.Model) -> int:
     """Returns the number of parameters that are trained and stored."""
     return params.count(model.specs(config))
 
 
-def applied_parameters(config: model.Config) -> int:
+def applied_parameters(config: model.Model) -> int:
     """Returns the parameters that a token meets which takes every recursion.
 
     Those of the same model with nothing shared among its steps: a block counts once for each time
     it is applied and a router once for each recursion, the tables as they are (a tied one once).
     """
-    slots = model.module(config.weights).slots(config.weights, model.block_specs(config))
-    private = [(s, ("recursion", "block")) for s in (*model.module(config.block).SLOTS, *slots)]
-    private += [(slot, ("recursion",)) for slot in model.module(config.depth).SLOTS]
-    grid = dataclasses.replace(config.grid, axes=tuple(private), tables=())
-    return params.count(model.unchecked_specs(dataclasses.replace(config, grid=grid)))
+    plan, block = config.schedule, config.block_specs
+    routers = patterns.table(plan.num_recursions, plan.num_blocks, "router", "recursion")
+    private = dataclasses.replace(plan, entries=tuple((s, routers) for s in config.depth.slots))
+    step = params.count(block | config.weights.applied(block))
+    ends = sum(config.ends.values()) * params.count(block)
+    others = {name: tree for name, tree in model.specs(config).items() if name not in _STACKS}
+    depth = config.depth.specs(private, config.block.embed_dim)
+    return plan.num_steps * step + ends + params.count({**others, "depth": depth})
 
 
-def mean_depth(config: model.Config, seq_len: int) -> float:
+def mean_depth(config: model.Model, seq_len: int) -> float:
     """Returns how many recursions process a token of a training sequence, on average."""
     return sum(each.times * each.queries for each in _passes(config, seq_len)) / seq_len
 
 
-def forward_flops(config: model.Config, seq_len: int) -> int:
+def forward_flops(config: model.Model, seq_len: int) -> int:
     """Returns the FLOPs of a training sequence's forward pass, from embedding to logits."""
     passes = _passes(config, seq_len)
     return _passes_flops(config, seq_len, passes) + _outer_flops(config, seq_len)
 
 
-def training_flops(config: model.Config, seq_len: int) -> int:
+def training_flops(config: model.Model, seq_len: int) -> int:
     """Returns the FLOPs of a training sequence, forward and backward, nothing counted twice.
 
     What is computed again to save memory is in `executed_training_flops`. Exactly three times the
@@ -117,34 +123,34 @@ def training_flops(config: model.Config, seq_len: int) -> int:
     """
     passes = _passes(config, seq_len)
     trained = [each for each in passes if each.is_trained]
-    exits = model.module(config.depth).num_exits(config.depth) - 1
+    exits = config.depth.num_exits - 1
     outer = _outer_flops(config, seq_len) + exits * _head_flops(config, seq_len)
     forward = _passes_flops(config, seq_len, passes) + outer
     return forward + _BACKWARD * (_passes_flops(config, seq_len, trained) + outer)
 
 
-def _passes_flops(config: model.Config, seq_len: int, passes: list[Pass]) -> int:
+def _passes_flops(config: model.Model, seq_len: int, passes: list[Pass]) -> int:
     """FLOPs of a sequence's recursions, forward: routers, what is injected, blocks."""
     d = config.block.embed_dim
-    score = model.module(config.depth).score_flops(config.depth, d)
+    score = config.depth.score_flops(d)
     told = inject.flops(config.inject, d)
     each = lambda p: p.scored * score + p.queries * told
-    return sum(p.times * each(p) for p in passes) + _core_flops(config, passes)
+    return sum(p.times * each(p) for p in passes) + _core_flops(config, seq_len, passes)
 
 
-def _outer_flops(config: model.Config, seq_len: int) -> int:
+def _outer_flops(config: model.Model, seq_len: int) -> int:
     """FLOPs of a sequence outside the recursions, forward."""
     lookup = 2 * seq_len * config.embed.factor_dim * config.block.embed_dim
     return lookup + _end_flops(config, seq_len) + _head_flops(config, seq_len)
 
 
-def _head_flops(config: model.Config, seq_len: int) -> int:
+def _head_flops(config: model.Model, seq_len: int) -> int:
     wide, factor = config.block.embed_dim, config.embed.factor_dim
     return 2 * seq_len * ((factor or wide) * config.vocab_size + factor * wide)
 
 
-def executed_training_flops(config: model.Config, seq_len: int) -> int:
-    """Returns `training_flops` with what the backward pass computes again under `config.remat`.
+def executed_training_flops(config: model.Model, seq_len: int, remat: Remat) -> int:
+    """Returns `training_flops` with what the backward pass computes again under `remat`.
 
     Every block computes some again in any case, attention its scores. A rematerialised block
     computes all again but its last product, which no gradient needs; a rematerialised recursion
@@ -152,24 +158,24 @@ def executed_training_flops(config: model.Config, seq_len: int) -> int:
     "attention" saved, its forward pass is left out; of "products", all but that. What XLA then
     finds computed twice and merges is not known here.
     """
-    scores = lambda block, keys, _: model.module(block).recomputed_flops(block, keys)
+    scores = lambda block, keys, _: block.recomputed_flops(keys)
     passes = [each for each in _passes(config, seq_len) if each.is_trained]
-    again = _core_flops(config, passes, scores) + _end_flops(config, seq_len, scores)
+    again = _core_flops(config, seq_len, passes, scores) + _end_flops(config, seq_len, scores)
     attention = 2 * again  # forward: as many FLOPs with values as with keys
-    if config.remat != "none" and config.remat_saves == "products":
+    if remat.unit != "none" and remat.saves == "products":
         return training_flops(config, seq_len) + again + attention
-    if config.remat != "none":
-        again -= attention if config.remat_saves == "attention" else 0
-        ends = (config.grid.prelude + config.grid.coda) * seq_len
-        again += _core_flops(config, passes) + _end_flops(config, seq_len)
+    if remat.unit != "none":
+        again -= attention if remat.saves == "attention" else 0
+        ends = sum(config.ends.values()) * seq_len
+        again += _core_flops(config, seq_len, passes) + _end_flops(config, seq_len)
         again -= ends * _unneeded_flops(config, is_wrapped=False)
-        if config.remat == "block":
-            steps = config.grid.num_blocks * sum(each.times * each.queries for each in passes)
+        if remat.unit == "block":
+            steps = config.schedule.num_blocks * sum(each.times * each.queries for each in passes)
             again -= steps * _unneeded_flops(config, is_wrapped=True)
     return training_flops(config, seq_len) + again
 
 
-def sixn_flops_per_token(config: model.Config) -> int:
+def sixn_flops_per_token(config: model.Model) -> int:
     """Returns the customary 6 N (Kaplan et al. 2020, arXiv 2001.08361) for training one token.
 
     N is the unique parameters, without an embedding table that is only looked up: the head stays,
@@ -180,7 +186,7 @@ def sixn_flops_per_token(config: model.Config) -> int:
     return 6 * (unique_parameters(config) - table)
 
 
-def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
+def mor_flops_per_token(config: model.Model, seq_len: int) -> float:
     """Returns one token's FLOPs as Mixture-of-Recursions counts them (arXiv 2507.10524).
 
     The steps of its released runs follow from it: forward only; no embedding, head or router;
@@ -189,27 +195,25 @@ def mor_flops_per_token(config: model.Config, seq_len: int) -> float:
     their own depth as if they chose evenly. A recursion that reads keys and values processes its
     fraction against all keys and projects none. A third of what training costs, and less.
     """
-    block, wide = model.module(config.block), config.block
-    if hasattr(wide, "num_kv_heads"):
-        wide = dataclasses.replace(wide, num_kv_heads=wide.num_heads)
-    causal = lambda keys, is_reading: block.forward_flops(wide, keys * seq_len / 2, is_reading)
+    block, mixer = config.block, config.block.mixer
+    if hasattr(mixer, "num_kv_heads"):
+        wide = dataclasses.replace(mixer, num_kv_heads=mixer.num_heads)
+        block = dataclasses.replace(block, mixer=wide)
+    causal = lambda keys, is_reading: block.forward_flops(keys * seq_len / 2, is_reading)
+    steps = _steps(config, _ENDLESS, list(map(_needed, _passes(config, _ENDLESS))))
     core = sum(
-        each.times * each.queries / _ENDLESS * causal(each.keys / _ENDLESS, each.is_reading)
-        for each in map(_needed, _passes(config, _ENDLESS))
+        step.times * step.queries / _ENDLESS * causal(step.keys / _ENDLESS, step.is_reading)
+        for step in steps
     )
-    ends = config.grid.prelude + config.grid.coda
-    return config.grid.num_blocks * core + ends * causal(1, False)
+    return core + sum(config.ends.values()) * causal(1, False)
 
 
 def _needed(each: Pass) -> Pass:
     """Returns a pass of those tokens alone whose result is kept, as far as that is known."""
-    if each.needed is None:
-        return each
-    keys = each.keys if each.is_reading else each.needed
-    return dataclasses.replace(each, queries=each.needed, keys=keys)
+    return each if each.needed is None else dataclasses.replace(each, queries=each.needed)
 
 
-def cache_bytes_per_token(config: model.Config, seq_len: int, itemsize: int | None = None) -> float:
+def cache_bytes_per_token(config: model.Model, seq_len: int, itemsize: int | None = None) -> float:
     """Returns the bytes of keys and values kept while decoding, per token of context.
 
     A recursion keeps those of the tokens it makes them for: as many as it processes in training, or
@@ -222,51 +226,85 @@ def cache_bytes_per_token(config: model.Config, seq_len: int, itemsize: int | No
       itemsize: bytes of a number; None takes the compute dtype's.
     """
     itemsize = itemsize or jnp.dtype(config.dtype).itemsize
-    passes = [each for each in _passes(config, seq_len) if not each.is_reading]
-    made = sum(each.times * each.keys for each in passes)
-    kept = (config.grid.prelude + config.grid.coda) * seq_len + config.grid.num_blocks * made
-    return itemsize * model.module(config.block).cache_entries(config.block) * kept / seq_len
+    steps = _steps(config, seq_len, _passes(config, seq_len))
+    made = sum(step.times * step.keys for step in steps if not step.is_reading)
+    kept = sum(config.ends.values()) * seq_len + made
+    return itemsize * config.block.cache_entries() * kept / seq_len
 
 
-def _passes(config: model.Config, seq_len: int) -> list[Pass]:
-    return model.module(config.depth).passes(config.depth, config.grid, config.kv, seq_len)
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What one block of a recursion processes of a sequence, in tokens.
+
+    Attributes:
+      queries: tokens that the block processes.
+      keys: tokens whose keys and values each of them meets, masked ones included.
+      is_reading: whether another step made those.
+      times: how many recursions are like this.
+      is_trained: whether a backward pass follows.
+    """
+
+    queries: int
+    keys: int
+    is_reading: bool
+    times: float
+    is_trained: bool
 
 
-def _core_flops(config: model.Config, passes: list[Pass], flops: Callable | None = None) -> int:
-    """FLOPs of the blocks of some recursions, by default forward with what relaxes weights."""
-    block, kind = model.module(config.block), model.module(config.weights)
-    specs = model.block_specs(config)
+def _passes(config: model.Model, seq_len: int) -> list[Pass]:
+    return config.depth.passes(config.schedule, seq_len)
 
-    def forward(wide: Any, keys: float, is_reading: bool) -> float:
-        skipped = block.SOURCE if is_reading else ()
-        added = kind.flops(config.weights, specs, skipped)
-        return block.forward_flops(wide, keys, is_reading) + added
+
+def _steps(config: model.Model, seq_len: int, passes: list[Pass]) -> list[_Step]:
+    """Returns the steps of some recursions: keys are those of all tokens that their owner takes."""
+    plan = config.schedule
+    tokens = {each.recursion: each.queries for each in _passes(config, seq_len)}
+    tokens |= {each.recursion: each.queries for each in passes}
+    found = []
+    for each in passes:
+        first = each.recursion * plan.num_blocks
+        for step in range(first, first + plan.num_blocks):
+            owner = int(plan.owners[step])
+            keys = each.queries if owner == step else tokens[owner // plan.num_blocks]
+            is_reading = owner != step
+            found.append(_Step(each.queries, keys, is_reading, each.times, each.is_trained))
+    return found
+
+
+def _core_flops(
+    config: model.Model, seq_len: int, passes: list[Pass], flops: Callable | None = None
+) -> int:
+    """FLOPs of the blocks of some recursions, by default forward with what weight kinds add."""
+
+    def forward(block: Any, keys: float, is_reading: bool) -> float:
+        skipped = block.key_weights if is_reading else ()
+        added = config.weights.flops(config.block_specs, skipped)
+        return block.forward_flops(keys, is_reading) + added
 
     flops = flops or forward
-    return config.grid.num_blocks * sum(
-        each.times * each.queries * flops(config.block, each.keys, each.is_reading)
-        for each in passes
+    return sum(
+        step.times * step.queries * flops(config.block, step.keys, step.is_reading)
+        for step in _steps(config, seq_len, passes)
     )
 
 
-def _end_flops(config: model.Config, seq_len: int, flops: Callable | None = None) -> int:
+def _end_flops(config: model.Model, seq_len: int, flops: Callable | None = None) -> int:
     """FLOPs of a sequence in prelude and coda, by default forward."""
-    flops = flops or model.module(config.block).forward_flops
-    each = seq_len * flops(config.block, seq_len, False)
-    return (config.grid.prelude + config.grid.coda) * each
+    forward = lambda block, keys, is_reading: block.forward_flops(keys, is_reading)
+    each = seq_len * (flops or forward)(config.block, seq_len, False)
+    return sum(config.ends.values()) * each
 
 
-def _unneeded_flops(config: model.Config, is_wrapped: bool) -> int:
+def _unneeded_flops(config: model.Model, is_wrapped: bool) -> int:
     """Forward FLOPs of one token in a block that its backward pass does not compute again."""
-    block, kind = model.module(config.block), model.module(config.weights)
-    specs = model.block_specs(config)
+    specs = config.block_specs
     if is_wrapped:
-        specs = {**specs, **kind.specs(config.weights, specs)}
+        specs = {**specs, **config.weights.specs(specs)}
 
     def run(weights: Any, x: jax.Array) -> jax.Array:
         place = jnp.zeros((1, 1), jnp.int32)
-        weights = kind.wrap(config.weights, weights) if is_wrapped else weights
-        return block.apply(weights, x, Context(place, place), config.block)[0].sum()
+        weights = config.weights.bind(weights) if is_wrapped else weights
+        return config.block.apply(weights, x, Context(place, place))[0].sum()
 
     token = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), jnp.float32)
     trace = lambda f: jax.make_jaxpr(f)(params.abstract(specs), token)

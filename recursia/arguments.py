@@ -47,8 +47,9 @@ def complete(parser: parsing.Parser) -> None:
     """Answers a shell that asks for completions, and ends; does nothing else."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
+        from argcomplete.finders import safe_actions
 
-        argcomplete.safe_actions.update((parsing.Once, parsing.Add))
+        safe_actions.update((parsing.Once, parsing.Add))
         argcomplete.autocomplete(parser)
 
 
@@ -166,7 +167,8 @@ def _prepare(parser: parsing.Parser) -> None:
     parser.add_argument("--output", type=parsing.place, required=True, help="a new directory")
     about, hints = meanings(Options), typing.get_type_hints(Options)
     for field in dataclasses.fields(Options):
-        hint, how = hints[field.name], {"type": parsing.something}
+        hint = hints[field.name]
+        how: dict[str, Any] = {"type": parsing.something}
         if isinstance(field.default, tuple):
             how = {"nargs": "*", "action": "add", "type": parsing.place}
         elif choices := typing.get_args(hint):
@@ -183,13 +185,14 @@ def _prepare(parser: parsing.Parser) -> None:
 
 def _presets(parser: parsing.Parser) -> None:
     about = "a shipped configuration's name; default: all of them"
-    parser.add_argument("name", nargs="?", metavar="NAME", help=about).completer = _shipped
+    name: Any = parser.add_argument("name", nargs="?", metavar="NAME", help=about)
+    name.completer = _shipped
     _json_option(parser)
 
 
 def _fields(parser: parsing.Parser) -> None:
     about = "FILE.py:PRESET or a shipped name such as mor:tiny"
-    chosen = parser.add_argument("config", metavar="CONFIG", type=parsing.place, help=about)
+    chosen: Any = parser.add_argument("config", metavar="CONFIG", type=parsing.place, help=about)
     chosen.completer = _configs
     about = "show what starts with it, such as train or model.depth; default: all"
     parser.add_argument("prefix", nargs="?", metavar="PREFIX", default="", help=about)
@@ -199,8 +202,8 @@ def _fields(parser: parsing.Parser) -> None:
 
 def _config_option(parser: parsing.Parser) -> None:
     text = "FILE.py:PRESET or a shipped name such as mor:tiny; then --config.a.b=value"
-    how = {"type": parsing.place, "required": True, "help": text}
-    parser.add_argument("--config", **how).completer = _configs
+    chosen: Any = parser.add_argument("--config", type=parsing.place, required=True, help=text)
+    chosen.completer = _configs
     parser.set_defaults(takes_overrides=True)
 
 

@@ -61,8 +61,8 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
 
 
 def _row(name: str, run: settings.Run) -> Row:
-    config, train = run.model.build(vocab_size(run)), run.train
-    cost = accounting.budget(config, train.seq_len)
+    config, train = run.model.sized(vocab_size(run)), run.train
+    cost = accounting.budget(config, train.seq_len, train.rematerialisation)
     return {
         "name": name,
         "depth_kind": settings.kind(run.model.depth),
@@ -79,7 +79,7 @@ def _row(name: str, run: settings.Run) -> Row:
 
 def training_flops(run: settings.Run) -> float:
     """Returns the FLOPs of all steps of a run; raises what `compare` raises."""
-    config, train = run.model.build(vocab_size(run)), run.train
+    config, train = run.model.sized(vocab_size(run)), run.train
     sequences = train.num_steps * train.batch_size
     return sequences * accounting.training_flops(config, train.seq_len)
 

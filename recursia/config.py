@@ -2,10 +2,13 @@
 
 `--config=FILE.py:PRESET` (or a shipped name, `--config=mor:tiny`), then `--config.a.b=value`. The
 file's `get_config(preset)` returns an `ml_collections.ConfigDict` of sections. A field of the model
-may be named without its section: `--config.depth.capacity` is `--config.model.depth.capacity`.
+may be named without its section: `--config.depth.capacity` is `--config.model.depth.capacity`. So
+may one of a block's mixer or feed-forward: `--config.block.num_heads` is
+`--config.model.block.mixer.num_heads`.
 """
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -34,13 +37,28 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
     values = read(name).to_dict()
     named = set(map(configuration.full, overrides))
     _drop_data(values, named)
-    for field, value in overrides.items():
-        _set(values, field, Raw(value))
+    _override(values, overrides)
     run = build(settings.Run, values, "config")
     is_cut = "train.num_steps" in named and not any(f.startswith("schedule.") for f in named)
     if (conflict := run.schedule.conflict(run.train.num_steps)) and not is_cut:
         raise ConfigError(f"config.{conflict}")
     return run
+
+
+def _override(values: dict[str, Any], overrides: Mapping[str, str]) -> None:
+    """Sets what was typed: kinds first, outer ones before inner, for they say which fields are.
+
+    Raises:
+      ConfigError: for a field that was typed under two names, or whose short name is of several.
+    """
+    is_kind = lambda field: field.rpartition(".")[2] in ("kind", *settings.KINDS)
+    of: dict[str, str] = {}
+    for field in sorted(overrides, key=lambda name: (not is_kind(name), name.count("."))):
+        place = configuration.resolve(field, configuration.tree(settings.Run, values))
+        if place in of:
+            raise ConfigError(f"config.{field}: is config.{of[place]}; give one of the two")
+        of[place] = field
+        _set(values, place, Raw(overrides[field]))
 
 
 def _drop_data(values: dict[str, Any], named: set[str]) -> None:
@@ -145,8 +163,10 @@ def _part(name: str, value: Any, path: str, tree: tuple[str, ...]) -> Any:
     fields = dict(value) if isinstance(value, Mapping) else {"kind": value}
     kind = fields.pop("kind", "")
     if kind not in (known := settings.kinds(name)):
+        if now := settings.former(name, str(kind)):
+            raise ConfigError(f"{path}.kind: {str(kind)!r} is now {now}")
         raise ConfigError(f"{path}.kind: no {name} {str(kind)!r}{hint(str(kind), known)}")
-    cls = settings.kind_config(settings.KINDS[name], str(kind))
+    cls: Any = settings.kind_config(name, str(kind))
     own = [field.name for field in dataclasses.fields(cls)]
     about = f"; {name} {str(kind)!r} takes {', '.join(own)}"
     if isinstance(kind, Raw):
@@ -162,7 +182,7 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def _in_words(hint: Any) -> str:
-    is_section = hint is Any or dataclasses.is_dataclass(hint)
+    is_section = hint is Any or (inspect.isclass(hint) and hint not in (int, float, bool, str))
     return "" if is_section else f" ({typed.describe(hint)})"
 
 

@@ -53,7 +53,7 @@ class Flags:
             raise ConfigError(f"{', '.join(missing)}: missing beside the others; give {BY_HAND}")
         if count is not None and count < 1:
             raise ConfigError(f"--num_processes={count}: takes at least 1")
-        if None not in (count, index) and not 0 <= index < count:
+        if count is not None and index is not None and not 0 <= index < count:
             raise ConfigError(f"--process_id={index}: takes 0 to {count - 1} of {count} processes")
         if self.coordinator is not None and not _port(self.coordinator):
             raise ConfigError(
@@ -116,7 +116,8 @@ def _surroundings() -> str | None:
         return "SLURM"
     # jax names the platform if there are chips; it asks a metadata server for the others of a VM.
     named = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & env.keys()
-    if "tpu" in (jax.config.jax_platforms or "") and (named or "TPU_SKIP_MDS_QUERY" not in env):
+    platforms = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+    if "tpu" in platforms and (named or "TPU_SKIP_MDS_QUERY" not in env):
         return "TPU"
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= env.keys():
         if importlib.util.find_spec("kubernetes") is None:
@@ -137,7 +138,8 @@ def _initialize(flags: Flags, surroundings: str | None) -> None:
         where |= {"coordinator_address": address, "cluster_detection_method": "deactivate"}
         if address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]"):
             where["coordinator_bind_address"] = address  # else it would listen to all the world
-    if jax.config.jax_cpu_collectives_implementation is None:
+    through = jax.config.jax_cpu_collectives_implementation  # pyright: ignore[reportAttributeAccessIssue]
+    if through is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Where one is missing jax aborts with a stack trace: this line comes first.
     watch = threading.Timer(JOIN_SECONDS, _give_up, (flags, surroundings))
@@ -161,7 +163,7 @@ def _initialize(flags: Flags, surroundings: str | None) -> None:
 
 def _give_up(flags: Flags, surroundings: str | None) -> None:
     said = f"recursia: {surroundings}: not all processes came in {JOIN_SECONDS} s; see their output"
-    if surroundings is None:
+    if flags.coordinator is not None and surroundings is None:
         host, _, port = flags.coordinator.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()

@@ -3,12 +3,13 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recursia import settings, typed
 from recursia.errors import ConfigError
 from recursia.meanings import meanings
+from recursia.model import Model
 
 # What other libraries call a field of this one.
 _SYNONYMS = {
@@ -45,6 +46,10 @@ _SYNONYMS = {
 }
 
 
+# Fields that had another name before.
+_RENAMED = {"model.remat": "train.remat", "model.remat_saves": "train.remat_saves"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """A field of a configuration.
@@ -74,7 +79,8 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
     Raises:
       ConfigError: if there is no such section or field.
     """
-    found, under = list(_walk(run, "")), full(prefix)
+    found = list(_walk(run, ""))
+    under = resolve(prefix, [field.path for field in found])
     of = [f for f in found if not under or f"{f.path}.".startswith(f"{under}.")]
     if not of:
         sections = list(dict.fromkeys(f.path.partition(".")[0] for f in found))
@@ -87,13 +93,36 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
 def full(field: str) -> str:
     """Returns a dotted field with its section: a field of the model may be named without."""
     first, names = field.partition(".")[0], lambda cls: [f.name for f in dataclasses.fields(cls)]
-    is_short = first not in names(settings.Run) and first in names(settings.Model)
+    is_short = first not in names(settings.Run) and first in names(Model)
     return f"model.{field}" if is_short else field
+
+
+def resolve(field: str, known: Iterable[str]) -> str:
+    """Returns the dotted path of a field, which may be named without the parts that it stands in.
+
+    Args:
+      field: as typed: a field of the model without its section, and a field of a part within a
+        part without the inner one (`block.num_heads` for `model.block.mixer.num_heads`).
+      known: dotted paths of the configuration; what none of them ends with stays as it is.
+
+    Raises:
+      ConfigError: if several parts have such a field, with the full names.
+    """
+    place, known = full(field), tuple(known)
+    if any(f"{path}.".startswith(f"{place}.") for path in known):
+        return place
+    parts = (path.removesuffix("kind") for path in known if path.endswith(".kind"))
+    part = max((part for part in parts if place.startswith(part)), key=len, default="")
+    end = f".{place.removeprefix(part)}"
+    found = [path for path in known if part and path.startswith(part) and path.endswith(end)]
+    if len(found) > 1:
+        raise ConfigError(f"config.{field}: may be {' or '.join(found)}; give it by that name")
+    return found[0] if found else place
 
 
 def is_part(name: str, hint: Any) -> bool:
     """Returns whether a field names a module by its kind."""
-    return name in settings.KINDS and hint is Any
+    return hint is settings.KINDS.get(name)
 
 
 def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
@@ -105,9 +134,9 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
             yield f"{path}{name}.kind"
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner
             if str(kind) in settings.kinds(name):
-                of = settings.kind_config(settings.KINDS[name], str(kind))
+                of: Any = settings.kind_config(name, str(kind))
                 yield from tree(of, inner, f"{path}{name}.")
-        elif dataclasses.is_dataclass(hint):
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from tree(hint, inner, f"{path}{name}.")
         else:
             yield f"{path}{name}"
@@ -121,6 +150,8 @@ def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
       siblings: names that would be right there.
       known: dotted paths of the whole configuration, which are searched too.
     """
+    if field in _RENAMED:
+        return f"; it is now {_RENAMED[field]}"
     name = field.rpartition(".")[2]
     wanted = _SYNONYMS.get(name, name)
     lasts = [path.rpartition(".")[2] for path in known]

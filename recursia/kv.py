@@ -1,31 +1,103 @@
-"""Whose keys and values a step reads.
+"""Whose keys and values a step reads, and how many of them it sees: constructors of the tables.
 
-"own": every recursion makes keys and values of the tokens it processes, and attends among them.
-"first_recursion": the first recursion makes them and later ones read them, block by block, so that
-a later recursion computes queries of its tokens only. Recursive key-value sharing: Bae et al. 2025,
-arXiv 2507.10524.
+"own": every step makes keys and values of the tokens it processes, and attends among them.
+"first_recursion": the first recursion makes them and later ones read them, block by block (Bae et
+al. 2025, arXiv 2507.10524). "groups/2": of so many neighbouring steps the first makes them for all
+(Brandon et al. 2024, arXiv 2405.12981). "spread/3": so many steps make them, the first one and
+others at even distances, each for those up to the next (Zuhri et al. 2024, arXiv 2406.09297).
+"upper_half": the step in the middle makes them for all after it (Sun et al. 2024, arXiv
+2405.05254). Or a table: for each recursion, the number of the step that each block reads, where
+steps are numbered recursion by recursion.
 """
 
 import dataclasses
-from typing import Literal
+import re
+from collections.abc import Callable
+
+from recursia import ranges
+from recursia.sharing.schedule import Schedule, Table
+
+_PLANS = "takes 'own', 'first_recursion', 'groups/2', 'spread/3', 'upper_half', or a table"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sharing of keys and values across recursions.
+    """Sharing of keys and values across steps, and sliding windows.
 
     Attributes:
-      kv_sharing: "own", every recursion makes its own; or "first_recursion", later ones read the
-        first one's.
+      kv_sharing: whose a step reads: "own", "first_recursion", groups such as "groups/2",
+        "spread/3" of three steps that make them, "upper_half", or a table.
+      window: how many keys a token sees, its own included, in the steps that `kv_sharing` leaves
+        to themselves: under "upper_half" those of the lower half, else all; 0 sees all. Or a table:
+        for each recursion, the window of each block.
     """
 
-    kv_sharing: Literal["own", "first_recursion"] = "own"
+    kv_sharing: str | Table = "own"
+    window: int | Table = 0
 
-    @property
-    def reads_first(self) -> bool:
-        """Whether recursions after the first read the first one's keys and values."""
-        return self.kv_sharing == "first_recursion"
+    def __post_init__(self):
+        if isinstance(self.window, int):
+            ranges.at_least(0, self, "window")
+        named = r"own|first_recursion|upper_half|(groups|spread)/[1-9]\d*"
+        if isinstance(self.kv_sharing, str) and not re.fullmatch(named, self.kv_sharing):
+            raise ValueError(f"kv_sharing: got {self.kv_sharing!r}, {_PLANS}")
 
-    def is_reading(self, recursion: int) -> bool:
-        """Whether this recursion reads another's keys and values, and makes none."""
-        return self.reads_first and recursion > 0
+    def lay(self, schedule: Schedule) -> Schedule:
+        """Returns a schedule with whose keys and values its steps read.
+
+        Raises:
+          ValueError: for a table of another shape, or of a step that does not come before.
+        """
+        keys = self.kv_sharing
+        if isinstance(keys, str):
+            owner, steps = self._owner(schedule), schedule.steps
+            keys = _table(schedule, lambda place: int(steps[owner(place)]))
+        windows = self.window
+        if isinstance(windows, int):
+            last = (
+                schedule.num_steps // 2 if self.kv_sharing == "upper_half" else schedule.num_steps
+            )
+            windows = _table(schedule, lambda place: self.window if place < last else 0)
+        for name, table in (("kv_sharing", keys), ("window", windows)):
+            _check(name, table, schedule)
+        return dataclasses.replace(
+            schedule,
+            keys=() if self.kv_sharing == "own" else keys,
+            windows=windows if self.window else (),
+        )
+
+    def _owner(self, schedule: Schedule) -> Callable[[int], int]:
+        """Returns the function from a step to the one whose keys it reads, by place in the walk."""
+        count, (name, _, number) = schedule.num_steps, str(self.kv_sharing).partition("/")
+        match name:
+            case "first_recursion":
+                first = {int(s): p for p, s in enumerate(schedule.steps) if s < schedule.num_blocks}
+                return lambda place: first[int(schedule.steps[place]) % schedule.num_blocks]
+            case "groups":
+                return lambda place: place // int(number) * int(number)
+            case "spread":
+                if int(number) > count:
+                    raise ValueError(f"kv_sharing: {number} steps make keys, and there are {count}")
+                makers = [0, *((i + 1) * count // int(number) for i in range(int(number) - 1))]
+                return lambda place: max(maker for maker in makers if maker <= place)
+            case "upper_half":
+                return lambda place: min(place, count // 2)
+        return lambda place: place
+
+
+def _table(schedule: Schedule, value: Callable[[int], int]) -> Table:
+    """Returns the table of a function of a step's place in the walk."""
+    rows = [[0] * schedule.num_blocks for _ in range(schedule.num_recursions)]
+    for place, step in enumerate(schedule.steps.tolist()):
+        rows[step // schedule.num_blocks][step % schedule.num_blocks] = value(place)
+    return tuple(map(tuple, rows))
+
+
+def _check(name: str, table: Table, schedule: Schedule) -> None:
+    """Refuses a table that is not as the steps are."""
+    rows, blocks = schedule.num_recursions, schedule.num_blocks
+    if (len(table), {len(row) for row in table}) != (rows, {blocks}):
+        raise ValueError(
+            f"{name}: the table has rows of {[len(row) for row in table]}, the model {rows} "
+            f"recursions of {blocks} blocks"
+        )

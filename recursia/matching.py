@@ -18,7 +18,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from recursia import accounting, budget, config, settings
+from recursia.blocks.block import Block
+from recursia.blocks.pre_norm import PreNorm
 from recursia.errors import ConfigError
+from recursia.feedforward.swiglu import SwiGLU
+from recursia.mixers.grouped_query import GroupedQuery
+from recursia.model import Model
 
 TOLERANCE = 0.01  # relative
 _ROUND = 0.0025  # relative: what a width that divides by more powers of two may leave
@@ -46,7 +51,7 @@ CONTROLS = {
     "equal_flops": "forward_flops_per_token",
     "equal_training": "training_flops",
 }
-Cost = Callable[[settings.Model], float]
+Cost = Callable[[Model], float]
 
 
 def matched(runs: dict[str, settings.Run], match: budget.Match) -> dict[str, settings.Run]:
@@ -160,40 +165,38 @@ def _matched(run: settings.Run, reference: settings.Run, match: budget.Match) ->
 def _control(run: settings.Run, quantity: str) -> settings.Run:
     """Returns the run with a plain stack that costs as much, at most as deep."""
     model = _plain(run.model)
-    plain = dataclasses.replace(run, model=model)
+    unit = "none" if run.train.remat == "none" else "block"  # one recursion is the whole stack
+    plain = dataclasses.replace(run, model=model, train=dataclasses.replace(run.train, remat=unit))
     cost, target = _cost(plain, quantity), _cost(run, quantity)(run.model)
     model = _by_depth(model, cost, target, run.model.num_layers)
     return _checked(plain, _by_width(model, cost, target), quantity, target)
 
 
-def _plain(model: settings.Model) -> settings.Model:
-    """Returns the model as a stack of unshared Llama blocks, of its widths where they are named."""
-    block, stack = (
-        settings.kind_config(settings.KINDS[field], kind)
-        for field, kind in (("block", "llama"), ("depth", "fixed"))
-    )
-    names = [field.name for field in dataclasses.fields(block)]
-    known = {name: getattr(model.block, name, None) for name in names}
-    widths = {name: value for name, value in known.items() if value is not None}
-    widths.setdefault("num_heads", 1)
-    widths.setdefault("num_kv_heads", widths["num_heads"])
-    widths.setdefault("head_dim", 2 * max(1, widths["embed_dim"] // widths["num_heads"] // 2))
-    widths.setdefault("mlp_dim", 8 * widths["embed_dim"] // 3)
-    return settings.Model(
+def _plain(model: Model) -> Model:
+    """Returns the model as a stack of unshared pre-norm blocks of rotary attention and SwiGLU.
+
+    They have the widths of the run's block where it has such.
+    """
+    block, stack = model.block, settings.kind_config("depth", "fixed")
+    width, num_heads = block.embed_dim, _width(block, "num_heads") or 1
+    head_dim = _width(block, "head_dim") or 2 * max(1, width // num_heads // 2)
+    heads = (num_heads, _width(block, "num_kv_heads") or num_heads, head_dim)
+    mixer = GroupedQuery(*heads, rope_base=_width(block, "rope_base") or 10_000.0)
+    feedforward = SwiGLU(_width(block, "mlp_dim") or 8 * width // 3)
+    return Model(
         num_layers=model.num_layers,
-        block=block(**widths),
+        block=PreNorm(width, mixer, feedforward, norm_eps=block.norm_eps),
         depth=stack(num_recursions=1),
         embed=model.embed,
         vocab_size=model.vocab_size,
         dtype=model.dtype,
-        remat="none" if model.remat == "none" else "block",  # one recursion is the whole stack
     )
 
 
 def _cost(run: settings.Run, quantity: str) -> Cost:
     """Returns what gives a model's cost with the run's vocabulary and sequences."""
     vocab_size = budget.vocab_size(run)
-    return lambda model: _COSTS[quantity](model.build(vocab_size), run.train.seq_len)
+    return lambda model: _COSTS[quantity](model.sized(vocab_size), run.train.seq_len)
 
 
 def _off(cost: float, target: float) -> float:
@@ -204,9 +207,7 @@ def _equal(cost: float, target: float) -> bool:
     return _off(cost, target) <= TOLERANCE
 
 
-def _checked(
-    run: settings.Run, found: settings.Model, quantity: str, target: float
-) -> settings.Run:
+def _checked(run: settings.Run, found: Model, quantity: str, target: float) -> settings.Run:
     """Returns the run with the model found, or refuses it."""
     made = dataclasses.replace(run, model=found)
     if not _equal(cost := _cost(run, quantity)(found), target):
@@ -229,7 +230,7 @@ def _by_steps(run: settings.Run, reference: settings.Run) -> settings.Run:
     return dataclasses.replace(run, train=dataclasses.replace(run.train, num_steps=steps))
 
 
-def _by_depth(model: settings.Model, cost: Cost, target: float, most: int) -> settings.Model:
+def _by_depth(model: Model, cost: Cost, target: float, most: int) -> Model:
     """Returns the model with the layers, at most so many, that come nearest."""
     if _equal(cost(model), target):
         return model
@@ -245,11 +246,11 @@ def _by_depth(model: settings.Model, cost: Cost, target: float, most: int) -> se
     return best
 
 
-def _by_width(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+def _by_width(model: Model, cost: Cost, target: float) -> Model:
     """Returns the model with the widths that come nearest."""
     if _equal(cost(model), target):
         return model
-    widths = {name: getattr(model.block, name, None) for name in _SCALED}
+    widths = {name: _width(model.block, name) for name in _SCALED}
     widths = {name: width for name, width in widths.items() if width}
     units = {name: max(_unit(width), 1 + (name == "head_dim")) for name, width in widths.items()}
     below = above = None
@@ -271,13 +272,13 @@ def _unit(width: int) -> int:
     return math.gcd(width, 1 << max(0, (width // 16).bit_length() - 1))
 
 
-def _tuned(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+def _tuned(model: Model, cost: Cost, target: float) -> Model:
     """Returns the model with the hidden width, as round as may be, that costs the target."""
     now = cost(model)
     if _equal(now, target):
         return model
     for name in _HIDDEN:
-        width = getattr(model.block, name, None)
+        width = _width(model.block, name)
         wider = _with(model, **{name: 2 * width}) if width else None
         if wider is None or cost(wider) <= now:
             continue
@@ -289,13 +290,12 @@ def _tuned(model: settings.Model, cost: Cost, target: float) -> settings.Model:
     return model
 
 
-def _by_heads(model: settings.Model, cost: Cost, target: float) -> settings.Model:
+def _by_heads(model: Model, cost: Cost, target: float) -> Model:
     """Returns the model with the key and value heads that come nearest, head_dim kept if it may."""
-    counts, width = [{}], getattr(model.block, "head_dim", None)
+    counts, width = [{}], _width(model.block, "head_dim")
     if not width:
         return model
-    if hasattr(model.block, "num_kv_heads"):
-        num_heads = model.block.num_heads
+    if _width(model.block, "num_kv_heads") and (num_heads := _width(model.block, "num_heads")):
         counts = [{"num_kv_heads": k} for k in range(1, num_heads + 1) if num_heads % k == 0]
     found = [model]
     for count in counts:
@@ -304,13 +304,26 @@ def _by_heads(model: settings.Model, cost: Cost, target: float) -> settings.Mode
             found.append(_with(counted, head_dim=head_dim) or counted)
     fit = [model for model in found if _equal(cost(model), target)]
     if fit:
-        return min(fit, key=lambda model: abs(math.log(model.block.head_dim / width)))
+        return min(fit, key=lambda model: abs(math.log(model.block.mixer.head_dim / width)))
     return min(found, key=lambda model: _off(cost(model), target))
 
 
-def _with(model: settings.Model, **widths: int) -> settings.Model | None:
+def _with(model: Model, **widths: int) -> Model | None:
     """Returns the model with other widths of its block, or None where its parts refuse them."""
+
+    def changed(part: Any, **inner: Any) -> Any:
+        names = [field.name for field in dataclasses.fields(part)]
+        return dataclasses.replace(part, **inner, **{n: w for n, w in widths.items() if n in names})
+
+    block = model.block
     try:
-        return dataclasses.replace(model, block=dataclasses.replace(model.block, **widths))
+        inner = {name: changed(getattr(block, name)) for name in ("mixer", "feedforward")}
+        return dataclasses.replace(model, block=changed(block, **inner))
     except ValueError:
         return None
+
+
+def _width(block: Block, name: str) -> Any:
+    """Returns a number of the block or of one of its parts, None if none has it."""
+    parts = (block, block.mixer, block.feedforward)
+    return next((getattr(part, name) for part in parts if hasattr(part, name)), None)

@@ -1,69 +1,167 @@
 """Tokens to logits: embed, prelude, recursions, coda, head.
 
-Block, grid, weight kind and depth policy meet only here.
+Blocks, sharing, weight kinds and depth policies meet only here.
 """
 
 import dataclasses
 import functools
-import importlib
-from types import ModuleType
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from recursia import inject as injection
-from recursia import kv as kv_source
+from recursia import kv as keys_values
 from recursia import params as parameters
-from recursia.depth.policy import Aux, Call, Mode
+from recursia.blocks.block import Block
+from recursia.depth.policy import Aux, Call, Mode, Policy
 from recursia.layers import embedding
 from recursia.layers.attention import PADDING, Context
 from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf
+from recursia.ranges import MOST_LAYERS, at_least, between
 from recursia.sharding import constrain
-from recursia.sharing import grid as sharing
-from recursia.sharing import tied
-from recursia.sharing.core import Core, Remat, Saves, cast, rematerialise, run_stack
+from recursia.sharing import patterns
+from recursia.sharing.remat import KEEP, Remat
+from recursia.sharing.schedule import Schedule, Table
+from recursia.sharing.stack import Stack
+from recursia.sharing.tied import Tied
+from recursia.sharing.weights import Weights
 
 LoopNorm = Literal["none", "each", "last"]
+ENDS = ("prelude", "coda")  # stacks whose blocks share nothing
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """A point on the axes.
+class Model:
+    """The model, as a point on the axes block, sharing, weights, depth, inject, kv.
 
     Attributes:
-      vocab_size: rows of the embedding.
-      block: the `Config` of a module in `recursia.blocks`.
-      depth: the `Config` of a module in `recursia.depth`.
-      grid: which steps share which weights.
+      num_layers: effective depth: block applications of a token that takes every recursion.
+      block: what one step does; `kind` names a module of `recursia.blocks`, and its `mixer` and
+        `feedforward` name theirs. A field of these may be named without them.
+      depth: how often each token goes round; `kind` names a module of `recursia.depth`.
+      sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
+      varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
+        "recursion", "recursion+block", "one", groups such as "block/2", or a table.
+      prelude: unshared blocks before the core; none takes one for a "middle_" pattern, else 0.
+      coda: unshared blocks after it, likewise.
+      weights: how a shared weight becomes a step's; `kind` names a module of `recursia.sharing`.
+      inject: what is injected when a recursion starts.
+      loop_norm: where the final norm stands besides before the head: "none", after "each"
+        recursion, or after the "last". After "each" and with no coda, it is not repeated.
       kv: whose keys and values a step reads.
       embed: embedding and head.
-      weights: the `Config` of a weight kind in `recursia.sharing`.
-      inject: what a recursion is told when it starts.
-      loop_norm: where the final norm stands besides before the head: nowhere, after "each"
-        recursion, or after the "last". After "each" and with no coda, it is not repeated.
-      dtype: compute dtype; parameters are float32.
-      remat: what the backward pass computes again.
-      remat_saves: what it keeps of that all the same.
+      vocab_size: rows of the embedding; 0 takes the tokenizer's.
+      dtype: compute dtype; parameters and optimizer are float32.
     """
 
-    vocab_size: int
-    block: Any
-    depth: Any
-    grid: sharing.Grid
-    kv: kv_source.Config
-    embed: embedding.Config
-    weights: Any = dataclasses.field(default_factory=tied.Config)
+    num_layers: int
+    block: Block
+    depth: Policy
+    sharing: patterns.Pattern = "none"
+    varies: tuple[tuple[str, str | Table], ...] = ()
+    prelude: int | None = None
+    coda: int | None = None
+    weights: Weights = dataclasses.field(default_factory=Tied)
     inject: injection.Config = dataclasses.field(default_factory=injection.Config)
     loop_norm: LoopNorm = "none"
+    kv: keys_values.Config = dataclasses.field(default_factory=keys_values.Config)
+    embed: embedding.Config = dataclasses.field(default_factory=embedding.Config)
+    vocab_size: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"
-    remat_saves: Saves = "nothing"
+
+    def __post_init__(self):
+        between(1, MOST_LAYERS, self, "num_layers")
+        at_least(0, self, "vocab_size")
+        between(0, MOST_LAYERS, self, *(end for end in ENDS if getattr(self, end) is not None))
+        self._check()
+
+    @functools.cached_property
+    def ends(self) -> dict[str, int]:
+        """Blocks of prelude and coda."""
+        return dict(zip(ENDS, patterns.ends(self.sharing, self.prelude, self.coda), strict=True))
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """What each step of the core uses."""
+        private = dict.fromkeys(
+            self.block.slots, "recursion+block" if self.sharing == "none" else "block"
+        )
+        own = self.weights.varies(self.block_specs)
+        slots = private | dict.fromkeys(self.depth.slots, "recursion") | own
+        plan = patterns.schedule(
+            self.num_layers,
+            self.depth.groups,
+            self.sharing,
+            tuple(self.ends.values()),
+            slots,
+            dict(self.varies),
+        )
+        return self.kv.lay(plan)
+
+    @functools.cached_property
+    def block_specs(self) -> dict[str, Any]:
+        """The parameters of one block by slot, with initial scales for the model's depth."""
+        return self.block.specs(self.num_layers)
+
+    def _check(self) -> None:
+        """Refuses parts that cannot be combined, with the reason."""
+        plan = self.schedule
+        self.depth.check(plan, self.ends["coda"], self.inject)
+        if self.loop_norm != "none" and self.block.final_norm() is None:
+            raise ValueError(
+                f"loop_norm: got {self.loop_norm!r}, and the block normalises its own result: it "
+                "has no final norm; take 'none'"
+            )
+        if plan.order == "sequence" and self.loop_norm == "each":
+            raise ValueError(
+                "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' walks "
+                "block by block; take a cycle, or 'last'"
+            )
+        if plan.order == "sequence" and self.inject != injection.Config():
+            raise ValueError(
+                "inject: tells a recursion something when it starts, and sharing 'sequence' walks "
+                "block by block; take a cycle"
+            )
+
+    def sized(self, vocab_size: int) -> "Model":
+        """Returns the model with so many rows in its embedding."""
+        return dataclasses.replace(self, vocab_size=vocab_size)
+
+    def at_depth(self, num_recursions: int) -> "Model":
+        """Returns the model that walks its core `num_recursions` times.
+
+        Raises:
+          ValueError: for a depth that some slot or the depth policy has no weights for.
+        """
+        plan = self.schedule.at_depth(num_recursions)
+        self.inject.check_depth(self.schedule.num_recursions, num_recursions)
+        return dataclasses.replace(
+            self,
+            num_layers=sum(self.ends.values()) + plan.num_steps,
+            depth=self.depth.at_depth(num_recursions),
+            varies=plan.entries,
+            kv=dataclasses.replace(
+                self.kv, kv_sharing=plan.keys or "own", window=plan.windows or 0
+            ),
+        )
+
+    def at_step(self, step: int) -> "Model":
+        """Returns the model of one training step; few distinct values, each compiled once."""
+        return dataclasses.replace(self, depth=self.depth.at_step(step))
+
+    def is_causal(self, mode: Mode) -> bool:
+        """Returns whether logits up to a token are free of later tokens in this mode."""
+        return self.depth.is_causal(mode)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Modes in which it is scored: as published, and causally if that differs."""
+        return ("eval",) if self.is_causal("eval") else ("eval", "causal")
 
 
 @struct.dataclass
@@ -79,68 +177,40 @@ class Output:
     aux: Aux
 
 
-def module(config: Any) -> ModuleType:
-    """Returns the block, depth policy or weight kind whose config this is."""
-    return importlib.import_module(type(config).__module__)
+def specs(config: Model) -> dict[str, Any]:
+    """Returns the parameters of a model, as specs."""
+    d, plan = config.block.embed_dim, config.schedule
+    exact = (*config.block.exact, *config.weights.exact)
 
+    def blocks(slots: dict[str, Any]) -> dict[str, Any]:
+        marked = lambda slot, tree: parameters.mark(tree, is_exact=slot in exact, is_reused=False)
+        return {slot: marked(slot, tree) for slot, tree in slots.items()}
 
-def check(config: Config) -> None:
-    """Refuses parts that cannot be combined.
+    def core(slot: str, tree: Any) -> Any:
+        return parameters.mark(plan.bank(slot, tree), is_reused=plan.is_reused(slot))
 
-    Raises:
-      ValueError: with the reason.
-    """
-    module(config.depth).check(config.depth, config.grid, config.kv, config.inject)
-    if config.loop_norm != "none" and module(config.block).final_norm(config.block) is None:
-        raise ValueError(
-            f"loop_norm: got {config.loop_norm!r}, and the block normalises its own result: it has "
-            "no final norm; take 'none'"
-        )
-    if config.grid.order == "sequence" and config.loop_norm == "each":
-        raise ValueError(
-            "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' walks block "
-            "by block; take a cycle, or 'last'"
-        )
-    if config.grid.order == "sequence" and config.inject != injection.Config():
-        raise ValueError(
-            "inject: tells a recursion something when it starts, and sharing 'sequence' walks "
-            "block by block; take a cycle"
-        )
-
-
-def block_specs(config: Config) -> dict[str, Any]:
-    """Returns the specs of one block by slot, with initial scales for the model's depth."""
-    return module(config.block).specs(config.block, config.grid.num_steps)
-
-
-def specs(config: Config) -> dict[str, Any]:
-    """Returns the parameters of a model, as specs.
-
-    Raises:
-      ValueError: if its parts cannot be combined.
-    """
-    check(config)
-    return unchecked_specs(config)
-
-
-def unchecked_specs(config: Config) -> dict[str, Any]:
-    """Returns the same, also of parts that would not train together."""
-    d, grid = config.block.embed_dim, config.grid
-    block = block_specs(config)
-    found = {
-        "embed": embedding.specs(config.embed, config.vocab_size, d),
-        **sharing.specs(grid, block, module(config.weights).specs(config.weights, block)),
-        "depth": module(config.depth).specs(config.depth, grid, d),
-        "inject": injection.specs(config.inject, grid.num_recursions, d),
+    embed = embedding.specs(config.embed, config.vocab_size, d)
+    ends = {
+        name: parameters.stack(blocks(config.block_specs), (count,), (None,)) if count else {}
+        for name, count in config.ends.items()
     }
-    final = module(config.block).final_norm(config.block)
+    slots = blocks(config.block_specs | config.weights.specs(config.block_specs))
+    found = {
+        "embed": {name: parameters.mark(s, is_exact=name == "bias") for name, s in embed.items()},
+        "prelude": ends["prelude"],
+        "core": {slot: core(slot, tree) for slot, tree in slots.items()},
+        "coda": ends["coda"],
+        "depth": config.depth.specs(plan, d),
+        "inject": injection.specs(config.inject, plan.num_recursions, d),
+    }
+    final = config.block.final_norm()
     return found if final is None else {**found, "final_norm": final}
 
 
 def apply(
     params: dict[str, Any],
     tokens: Int[Array, "B T"],
-    config: Config,
+    config: Model,
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
@@ -150,6 +220,7 @@ def apply(
     part: int | Int[Array, ""] = 0,
     state: Float[Array, "B T D"] | None = None,
     wanted: Bool[Array, "B T"] | None = None,
+    remat: Remat = KEEP,
 ) -> Output:
     """Returns the final hidden states of every token.
 
@@ -168,16 +239,18 @@ def apply(
       state: what a policy that starts from noise starts from; None draws it.
       wanted: in causal mode, the tokens whose states will be read: those of others may be wrong.
         None wants all.
+      remat: what a backward pass computes again.
     """
     context = _context(tokens.shape, positions, segment_ids)
+    stacks = _stacks(params, config, remat)
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
     x = constrain(x, ("batch", "length", None))
-    x, before = _ends(params["prelude"], x, context, config)
+    x, before = stacks["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
     if injection.needs_input(config.inject):
         context = context.replace(inputs=x)
-    run = functools.partial(module(config.depth).run, _core(params, config), params["depth"])
-    x, aux = run(x, context, config.depth, Call(mode, step, key, part, state, wanted))
-    x, after = _finish(params, x, context, config)
+    call = Call(mode, step, key, part, state, wanted)
+    x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
+    x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
 
 
@@ -194,7 +267,7 @@ def _context(shape: tuple[int, int], positions: Array | None, segment_ids: Array
 def read(
     params: dict[str, Any],
     state: Float[Array, "B T D"],
-    config: Config,
+    config: Model,
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
@@ -205,61 +278,53 @@ def read(
     arguments are those of `apply`.
     """
     context = _context(state.shape[:2], positions, segment_ids)
-    return _finish(params, state, context, config)[0]
+    return _finish(params, state, context, config, _stacks(params, config, KEEP))[0]
 
 
 def _finish(
-    params: dict[str, Any], x: Array, context: Context, config: Config
+    params: dict[str, Any], x: Array, context: Context, config: Model, stacks: dict[str, Stack]
 ) -> tuple[Array, dict[str, Any]]:
     """Returns what the head takes of a last state, and what the coda reports."""
     if config.loop_norm == "last":
         x = _norm(params, x, config)
-    x, report = _ends(params["coda"], x, context.replace(inputs=None), config)
-    if config.loop_norm != "each" or config.grid.coda:
+    report: dict[str, Any] = {}
+    if coda := config.ends["coda"]:
+        x, report = stacks["coda"].walk(x, context.replace(inputs=None))
+    if config.loop_norm != "each" or coda:
         x = _norm(params, x, config)
     return embedding.before_head(params["embed"], x), report
 
 
-def _core(params: dict[str, Any], config: Config) -> Core:
-    read = lambda x, context: logits(params, _finish(params, x, context, config)[0], config)
-    return Core(
-        config.grid,
-        module(config.block),
+def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, Stack]:
+    """Returns the stacks of blocks by name, with their weights."""
+
+    def read(x: Array, context: Context) -> Array:
+        return logits(params, _finish(params, x, context, config, stacks)[0], config)
+
+    def end(name: str) -> Stack:
+        plan = Schedule(1, config.ends[name])
+        told = injection.Config(), {}
+        unit = remat.of_blocks()
+        return Stack(
+            plan, config.block, Tied(), params[name], told, None, config.dtype, unit, read=read
+        )
+
+    stacks = {name: end(name) for name, count in config.ends.items() if count}
+    stacks["core"] = Stack(
+        config.schedule,
         config.block,
+        config.weights,
         params["core"],
-        {slot: jnp.array(table) for slot, table in config.grid.tables if slot in params["core"]},
-        functools.partial(module(config.weights).wrap, config.weights),
         (config.inject, params["inject"]),
         functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None,
-        read,
-        config.kv,
         config.dtype,
-        config.remat,
-        config.remat_saves,
+        remat,
+        read=read,
     )
+    return stacks
 
 
-def _ends(
-    bank: dict[str, Any], x: Array, context: Context, config: Config
-) -> tuple[Array, dict[str, Any]]:
-    """Applies the blocks of a prelude or coda, each with its own weights."""
-    if not bank:
-        return x, {}
-    block = module(config.block)
-
-    def step(weights: dict[str, Any], x: Array, _: None) -> tuple[Array, dict[str, Any]]:
-        # A single block is no loop once compiled: its weights' gradients are not to wait, with all
-        # that they are made of, until the core's backward pass is over.
-        weights, x = jax.lax.optimization_barrier((cast(block, weights, config.dtype), x))
-        x, _, report = block.apply(weights, x, context, config.block)
-        return x, report
-
-    if config.remat != "none":
-        step = rematerialise(step, config.remat_saves, len(jax.tree.leaves(bank)[0]))
-    return run_stack(step, x, bank)
-
-
-def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], config: Config) -> Aux:
+def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], config: Model) -> Aux:
     """Adds what the blocks make of their reports, summed over the uses of each bank entry.
 
     A loop that stops when it may keeps no reports: nothing is added.
@@ -268,35 +333,35 @@ def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], confi
         return aux
 
     def by_entry(slot: str, leaf: Array) -> Array:
-        table = np.array(config.grid.table_of(slot))
-        flat = leaf.reshape(table.size, *leaf.shape[2:])
-        return jax.ops.segment_sum(flat, table.reshape(-1), int(table.max()) + 1)
+        entry = config.schedule.entry(slot)
+        flat = leaf.reshape(-1, *leaf.shape[2:])
+        return jax.ops.segment_sum(flat, entry, config.schedule.size(slot))
 
     def joined(slot: str, tree: Any) -> Any:
         summed = jax.tree.map(functools.partial(by_entry, slot), tree)
-        ends = [end[slot] for end in (before, after) if end]
+        ends = [jax.tree.map(lambda leaf: leaf[0], end[slot]) for end in (before, after) if end]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), summed, *ends)
 
     reports = {slot: joined(slot, tree) for slot, tree in aux.report.items()}
-    losses, metrics = module(config.block).losses(config.block, reports)
+    losses, metrics = config.block.losses(reports)
     return aux.replace(losses={**aux.losses, **losses}, metrics={**aux.metrics, **metrics})
 
 
-def _norm(params: dict[str, Any], x: Array, config: Config) -> Array:
+def _norm(params: dict[str, Any], x: Array, config: Model) -> Array:
     if "final_norm" not in params:
         return x
     weights = jax.tree.map(lambda p: p.astype(x.dtype), params["final_norm"])
     return norm(x, weights, config.block.norm_eps)
 
 
-def normalise(params: dict[str, Any], x: Array, config: Config) -> Array:
+def normalise(params: dict[str, Any], x: Array, config: Model) -> Array:
     """Returns a recursion's state through the final norm alone, without loop norm or coda."""
     x = x if config.loop_norm == "each" else _norm(params, x, config)
     return embedding.before_head(params["embed"], x)
 
 
 def logits(
-    params: dict[str, Any], hidden: Float[Array, "*B D"], config: Config
+    params: dict[str, Any], hidden: Float[Array, "*B D"], config: Model
 ) -> Float[Array, "*B V"]:
     """Returns float32 next-token logits of normalised hidden states."""
     head = embedding.head(params["embed"])
@@ -305,38 +370,20 @@ def logits(
 
 
 def at_depth(
-    config: Config, params: dict[str, Any], num_recursions: int
-) -> tuple[Config, dict[str, Any]]:
+    config: Model, params: dict[str, Any], num_recursions: int
+) -> tuple[Model, dict[str, Any]]:
     """Returns the model that walks its core `num_recursions` times, with the same weights.
 
     Raises:
       ValueError: for a depth that some slot or the depth policy has no weights for.
     """
-    grid = config.grid.at_depth(num_recursions)
-    config.inject.check_depth(config.grid.num_recursions, num_recursions)
-    depth = module(config.depth).at_depth(config.depth, num_recursions)
-    config = dataclasses.replace(config, grid=grid, depth=depth)
+    config = config.at_depth(num_recursions)
     kept = {name: specs(config)[name] for name in ("core", "depth", "inject")}
     cut = lambda spec, p: p[: spec.shape[0]] if spec.shape else p
     first = jax.tree.map(cut, kept, {name: params[name] for name in kept})
     return config, {**params, **first}
 
 
-def at_step(config: Config, step: int) -> Config:
-    """Returns the model of one training step; few distinct values, each compiled once."""
-    return dataclasses.replace(config, depth=module(config.depth).at_step(config.depth, step))
-
-
-def is_causal(config: Config, mode: Mode) -> bool:
-    """Returns whether logits up to a token are free of later tokens in this mode."""
-    return module(config.depth).is_causal(config.depth, mode)
-
-
-def modes(config: Config) -> tuple[Mode, ...]:
-    """Returns the modes in which a model is scored: as published, and causally if that differs."""
-    return ("eval",) if is_causal(config, "eval") else ("eval", "causal")
-
-
-def init(config: Config, key: Array) -> dict[str, Any]:
+def init(config: Model, key: Array) -> dict[str, Any]:
     """Returns float32 parameters."""
     return parameters.init(specs(config), key)

@@ -1,6 +1,6 @@
 """What a configuration says that is no mistake, but may not be meant."""
 
-from recursia import model, settings
+from recursia import settings
 
 
 def notes(run: settings.Run) -> list[str]:
@@ -16,10 +16,7 @@ def notes(run: settings.Run) -> list[str]:
             )
     parts = {"block": run.model.block, "depth": depth}
     uneven = [
-        f"model.{part}.{name}"
-        for part, config in parts.items()
-        if hasattr(module := model.module(config), "batch_losses")
-        for name in module.batch_losses(config)
+        f"model.{part}.{name}" for part, config in parts.items() for name in config.batch_losses()
     ]
     if uneven and run.train.num_microbatches > 1:
         said.append(

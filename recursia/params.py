@@ -33,6 +33,9 @@ class Spec:
       inputs: how many of the leading axes are the features a matrix takes; the rest it gives.
       lr_scale: of the learning rate; gradients of one scale are clipped together, apart from
         those of another.
+      is_reused: whether a step of training uses it more than once, or outside the blocks: it is
+        then gathered before the step instead of where it is used.
+      is_exact: whether it stays float32 whatever the compute dtype.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +44,8 @@ class Spec:
     is_decayed: bool = True
     inputs: int = 1
     lr_scale: float = 1.0
+    is_reused: bool = True
+    is_exact: bool = True
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
@@ -67,6 +72,11 @@ class Spec:
 def stack(tree: Any, sizes: tuple[int, ...], names: tuple[str | None, ...]) -> Any:
     """Stacks every `Spec` of a tree; see `Spec.stack`."""
     return jax.tree.map(lambda spec: spec.stack(sizes, names), tree)
+
+
+def mark(tree: Any, **fields: Any) -> Any:
+    """Returns every `Spec` of a tree with some fields changed."""
+    return jax.tree.map(lambda spec: dataclasses.replace(spec, **fields), tree)
 
 
 def init(specs: Any, key: Array) -> Any:

@@ -16,11 +16,13 @@ import ml_collections
 
 from recursia.errors import ConfigError
 
+_SHARED = ("__init__", "base", "blocks")  # files of the folder that are no configurations
+
 
 def shipped() -> tuple[str, ...]:
     """Returns the names of the shipped files, in order."""
     names = (path.stem for path in _folder().glob("*.py"))
-    return tuple(sorted(name for name in names if name not in ("__init__", "base")))
+    return tuple(sorted(name for name in names if name not in _SHARED))
 
 
 def presets(name: str) -> tuple[str, ...]:
@@ -96,7 +98,7 @@ def _run(name: str) -> ModuleType:
     """Returns a configuration file as a module."""
     try:
         path = _path(name)
-        is_hidden = path.parent == _folder() and path.stem in ("__init__", "base")
+        is_hidden = path.parent == _folder() and path.stem in _SHARED
         is_there = path.is_file() and not is_hidden
     except (OSError, RuntimeError) as error:  # a name that is too long, a home of no one
         raise ConfigError(f"--config={name}: {error}") from None
@@ -104,6 +106,7 @@ def _run(name: str) -> ModuleType:
         known = hint(_split(name)[0], shipped())
         raise ConfigError(f"--config={name}: no file {path.name}{known}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    assert spec and spec.loader  # of a file that ends in .py
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -6,95 +6,20 @@ import importlib
 import pkgutil
 from typing import Annotated, Any, Literal
 
-from recursia import inject as injection
-from recursia import kv as kv_source
-from recursia import model, sharding, typed
-from recursia.layers import embedding
-from recursia.ranges import LARGEST_SEED, MOST_LAYERS, at_least, between, fraction
-from recursia.sharing import grid, tied
-from recursia.sharing.core import Remat, Saves
+from recursia import sharding, typed
+from recursia.blocks.block import Block
+from recursia.depth.policy import Policy
+from recursia.feedforward.feedforward import FeedForward
+from recursia.mixers.mixer import Mixer
+from recursia.model import Model
+from recursia.ranges import LARGEST_SEED, at_least, between, fraction
+from recursia.sharing.remat import Remat, Saves, Unit
+from recursia.sharing.weights import Weights
 
 Place = Annotated[str, typed.Path()]
 Texts = Annotated[str, typed.Path("bundled:.*")]
 Tokens = Annotated[str, typed.Path("byte|bpe:.*")]
 Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """The model, as a point on the axes block, sharing, weights, depth, inject, kv.
-
-    Attributes:
-      num_layers: effective depth: block applications of a token that takes every recursion.
-      block: what one step does; `kind` names a module of `recursia.blocks`.
-      depth: how often each token goes round; `kind` names a module of `recursia.depth`.
-      sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
-      varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
-        "recursion", "recursion+block", "one", groups such as "block/2", or a table.
-      prelude: unshared blocks before the core; none takes one for a "middle_" pattern, else 0.
-      coda: unshared blocks after it, likewise.
-      weights: how a shared weight becomes a step's; `kind` names a module of `recursia.sharing`.
-      inject: what a recursion is told when it starts.
-      loop_norm: where the final norm stands besides before the head: "none", after "each"
-        recursion, or after the "last".
-      kv: whose keys and values a step reads.
-      embed: embedding and head.
-      vocab_size: rows of the embedding; 0 takes the tokenizer's.
-      dtype: compute dtype; parameters and optimizer are float32.
-      remat: what the backward pass computes again: nothing, each block, or each recursion.
-      remat_saves: what it keeps of that all the same: "nothing", what "attention" read, or the
-        "products" with weights.
-    """
-
-    num_layers: int
-    block: Any
-    depth: Any
-    sharing: grid.Pattern = "none"
-    varies: tuple[tuple[str, str | grid.Table], ...] = ()
-    prelude: int | None = None
-    coda: int | None = None
-    weights: Any = dataclasses.field(default_factory=tied.Config)
-    inject: injection.Config = dataclasses.field(default_factory=injection.Config)
-    loop_norm: model.LoopNorm = "none"
-    kv: kv_source.Config = dataclasses.field(default_factory=kv_source.Config)
-    embed: embedding.Config = dataclasses.field(default_factory=embedding.Config)
-    vocab_size: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"
-    remat_saves: Saves = "nothing"
-
-    def __post_init__(self):
-        between(1, MOST_LAYERS, self, "num_layers")
-        at_least(0, self, "vocab_size")
-        ends = (end for end in ("prelude", "coda") if getattr(self, end) is not None)
-        between(0, MOST_LAYERS, self, *ends)
-        self.build(max(self.vocab_size, 1))  # refuses what cannot be combined
-
-    def build(self, vocab_size: int) -> model.Config:
-        """Returns the model with so many rows in its embedding.
-
-        Raises:
-          ValueError: for a depth that does not divide, or parts that cannot be combined.
-        """
-        block, depth = model.module(self.block), model.module(self.depth)
-        specs = block.specs(self.block, self.num_layers)
-        plan = grid.plan(
-            self.num_layers,
-            self.depth.num_recursions,
-            self.sharing,
-            self.varies,
-            block.SLOTS,
-            depth.SLOTS,
-            model.module(self.weights).slots(self.weights, specs),
-            (self.prelude, self.coda),
-        )
-        same = ("block", "depth", "kv", "embed", "weights", "inject", "loop_norm", "dtype")
-        same += ("remat", "remat_saves")
-        config = model.Config(
-            vocab_size=vocab_size, grid=plan, **{name: getattr(self, name) for name in same}
-        )
-        model.check(config)
-        return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +147,9 @@ class Train:
         that are no sums over tokens, such as those that even out experts, are means over the parts:
         they differ a little with the number of parts.
       loss_chunk: tokens of each sequence whose logits exist at a time.
+      remat: what the backward pass computes again: nothing, each block, or each recursion.
+      remat_saves: what it keeps of that all the same: "nothing", what "attention" read, or the
+        "products" with weights.
       seed: of the parameters.
       init_from: another run's directory, whose latest parameters this one starts from; empty draws
         them. A run that resumes does not read it.
@@ -232,6 +160,8 @@ class Train:
     seq_len: int
     num_microbatches: int = 1
     loss_chunk: int = 128
+    remat: Unit = "none"
+    remat_saves: Saves = "nothing"
     seed: int = 0
     init_from: Place = ""
 
@@ -243,6 +173,11 @@ class Train:
                 f"num_microbatches: {self.num_microbatches} parts do not divide batch_size "
                 f"{self.batch_size}"
             )
+
+    @property
+    def rematerialisation(self) -> Remat:
+        """What the backward pass computes again, and what it keeps of that."""
+        return Remat(self.remat, self.remat_saves)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,41 +284,50 @@ class Run:
     topology: str = ""
 
     def __post_init__(self):
-        depth = self.model.depth
-        if self.train.seq_len % (parts := getattr(depth, "parts", 1)):
+        self.model.depth.check_length(self.train.seq_len)
+        if self.distill.exits and self.model.depth.num_exits < 2:
             raise ValueError(
-                f"model.depth.parts: {parts} do not divide the {self.train.seq_len} tokens of "
-                "train.seq_len; change one of them"
-            )
-        if self.distill.exits and model.module(depth).num_exits(depth) < 2:
-            raise ValueError(
-                f"distill.exits: depth {kind(depth)!r} trains the last state alone; take depth "
-                "'exit_gate', or 'fixed' with an exit_loss"
+                f"distill.exits: depth {kind(self.model.depth)!r} trains the last state alone; "
+                "take depth 'exit_gate', or 'fixed' with an exit_loss"
             )
 
 
-# Fields of the model that say how a step is computed, and nothing of what.
-EXECUTION = ("remat", "remat_saves")
-# Fields that name a module.
-KINDS = {"block": "recursia.blocks", "depth": "recursia.depth", "weights": "recursia.sharing"}
+# Fields that name a module, and the base of what it holds.
+KINDS: dict[str, type] = {
+    "block": Block,
+    "mixer": Mixer,
+    "feedforward": FeedForward,
+    "depth": Policy,
+    "weights": Weights,
+}
 
 
 def kind(config: Any) -> str:
-    """Returns the name of the module that a block's or depth policy's config belongs to."""
+    """Returns the name of the module that a kind's settings belong to."""
     return type(config).__module__.rpartition(".")[2]
 
 
 @functools.cache
 def kinds(field: str) -> tuple[str, ...]:
     """Returns the names that `kind` takes in a field of `KINDS`, in order."""
-    package = importlib.import_module(KINDS[field])
+    package = importlib.import_module(KINDS[field].__module__.rpartition(".")[0])
     names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(name for name in names if kind_config(KINDS[field], name)))
+    return tuple(sorted(name for name in names if kind_config(field, name)))
 
 
-def kind_config(package: str, name: str) -> type | None:
-    """Returns the `Config` of a module, or None if there is no such block or policy."""
+def kind_config(field: str, name: str) -> type | None:
+    """Returns the class of that kind in a field of `KINDS`, or None if there is none."""
+    base = KINDS[field]
+    package = base.__module__.rpartition(".")[0]
     try:
-        return getattr(importlib.import_module(f"{package}.{name}"), "Config", None)
+        module = importlib.import_module(f"{package}.{name}")
     except ModuleNotFoundError:
         return None
+    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
+    return next((c for c in own if c is not base and c.__module__ == module.__name__), None)
+
+
+def former(field: str, name: str) -> str:
+    """Returns what a kind that is no more has become, in words; "" if there never was such."""
+    package = importlib.import_module(KINDS[field].__module__.rpartition(".")[0])
+    return getattr(package, "FORMER", {}).get(name, "")

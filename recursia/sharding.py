@@ -126,6 +126,11 @@ def check_batch(rows: int, seq_len: int, mesh: Mesh) -> None:
         )
 
 
+def splitting(name: str | None, rules: Rules) -> tuple[str, ...]:
+    """Returns the mesh axes that split a logical axis; none split one without a name."""
+    return () if name is None else dict(rules).get(name, ())
+
+
 def partition(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
     """Returns how an array with these logical axes is split."""
     return PartitionSpec(*(dict(rules).get(axis) if axis else None for axis in axes))
@@ -140,7 +145,7 @@ def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
 
     def place(path: tuple[Any, ...], spec: Spec) -> NamedSharding:
         for size, name in zip(spec.shape, spec.axes, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in dict(rules).get(name, ()))
+            ways = math.prod(mesh.shape[axis] for axis in splitting(name, rules))
             if size % ways:
                 remedy = "the width"
                 if name == "vocab":
@@ -161,7 +166,7 @@ def fitting(specs: Any, mesh: Mesh, rules: Rules) -> Any:
     """
 
     def place(spec: Spec) -> NamedSharding:
-        ways = lambda name: math.prod(mesh.shape[axis] for axis in dict(rules).get(name, ()))
+        ways = lambda name: math.prod(mesh.shape[axis] for axis in splitting(name, rules))
         pairs = zip(spec.shape, spec.axes, strict=True)
         axes = tuple(name if size % ways(name) == 0 else None for size, name in pairs)
         return NamedSharding(mesh, partition(axes, rules))
@@ -204,7 +209,7 @@ def shard(spec: Spec, part: Array, mesh: Mesh, rules: Rules) -> Array | Shard:
     """Returns the part of a parameter as one, or as it is if it is whole."""
     dims = []
     for dim, name in enumerate(spec.axes):
-        split = tuple(axis for axis in dict(rules).get(name, ()) if axis in GATHERED)
+        split = tuple(axis for axis in splitting(name, rules) if axis in GATHERED)
         if math.prod(mesh.shape[axis] for axis in split) > 1:
             dims.append((dim - len(spec.axes), split))
     return Shard(part, tuple(dims)) if dims else part
@@ -305,7 +310,7 @@ def locally(
 
     @functools.cache
     def split(name: str | None) -> tuple[str, ...]:
-        axes = tuple(axis for axis in dict(RULES).get(name, ()) if axis in free)
+        axes = tuple(axis for axis in splitting(name, RULES) if axis in free)
         ways = math.prod(mesh.shape[axis] for axis in axes)
         named = ((x.shape, its) for x, its in zip(arrays, names, strict=True) if x is not None)
         each = itertools.chain.from_iterable(zip(*pair, strict=True) for pair in named)

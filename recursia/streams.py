@@ -11,6 +11,7 @@ import io
 import os
 import select
 import sys
+from typing import Any
 
 from recursia.errors import OutputLost
 
@@ -22,7 +23,7 @@ class _Raw(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self.is_product, self._is_lost = is_product, is_lost
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         try:
             if self._is_lost:
                 raise OSError(errno.EBADF, "closed")
@@ -32,7 +33,7 @@ class _Raw(io.FileIO):
         except OSError as error:
             if self.is_product:
                 self.is_product = False  # said once
-                raise OutputLost(error.errno) from None
+                raise OutputLost(error.errno or errno.EIO) from None
             return len(data)
 
 

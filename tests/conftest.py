@@ -36,6 +36,8 @@ os.environ.setdefault(PROGRAMS, OURS or "")
 import jax  # noqa: E402 - reads what is set above
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite("tests.helpers")
+
 
 def pytest_unconfigure():
     """Deletes the programs in the process that made their folder; workers inherit it."""

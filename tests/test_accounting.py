@@ -1,6 +1,5 @@
 """Closed forms against exact counts of traced programs, and against what was published."""
 
-import dataclasses
 import functools
 
 import jax
@@ -8,54 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, params, settings, sharding
-from recursia.blocks import llama
+from recursia import accounting, config, losses, model, params, sharding
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
-from recursia.train import losses, step
+from recursia.sharing.remat import KEEP, Remat
+from recursia.train import step
+from tests.helpers.flops import BATCH, BLOCK, VOCAB, assert_exact, tiny, traced
 
-BLOCK = llama.Config(embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
-BATCH, VOCAB = 2, 11
 FOUR = {"model.num_layers": "34", "model.depth.num_recursions": "4"}
 PATTERNS = {"none": 6, "cycle": 6, "sequence": 6, "middle_cycle": 8, "middle_sequence": 8}
 KV = ("own", "first_recursion")
-
-
-def tiny(depth=None, sharing="cycle", num_layers=6, kv_sharing="own", is_tied=True, **options):
-    depth = depth or fixed.Config(3)
-    return settings.Model(
-        num_layers,
-        BLOCK,
-        depth,
-        sharing=sharing,
-        kv=kv.Config(kv_sharing),
-        embed=embedding.Config(is_tied=is_tied),
-        vocab_size=VOCAB,
-        **options,
-    ).build(VOCAB)
-
-
-def loss(weights, tokens, model_config):
-    out = model.apply(weights, tokens, model_config, mode="train", step=jnp.int32(0))
-    logits = model.logits(weights, out.hidden, model_config)
-    return jax.nn.logsumexp(logits, -1).mean() + sum(out.aux.losses.values())
-
-
-def traced(transform, model_config, seq_len):
-    """Returns the FLOPs of a batch in `transform(loss)`, by walking its program."""
-    weights = params.abstract(model.specs(model_config))
-    tokens = jax.ShapeDtypeStruct((BATCH, seq_len), jnp.int32)
-    function = transform(functools.partial(loss, model_config=model_config))
-    return accounting.count_flops(jax.make_jaxpr(function)(weights, tokens))
-
-
-def assert_exact(model_config, seq_len=13):
-    """Asserts that closed forms equal the program's count, forward and with the backward pass."""
-    forward = traced(lambda f: f, model_config, seq_len)
-    assert BATCH * accounting.forward_flops(model_config, seq_len) == forward
-    both = traced(jax.value_and_grad, model_config, seq_len)
-    assert BATCH * accounting.executed_training_flops(model_config, seq_len) == both
-    assert BATCH * accounting.training_flops(model_config, seq_len) == 3 * forward < both
 
 
 @pytest.mark.parametrize("kv_sharing", KV)
@@ -66,7 +27,7 @@ def test_flops_of_full_depth_are_exact(sharing, kv_sharing):
 
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_flops_of_a_plain_stack_are_exact(is_tied):
-    assert_exact(tiny(fixed.Config(1), "none", 3, is_tied=is_tied))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3, is_tied=is_tied))
 
 
 @pytest.mark.parametrize("kv_sharing", KV)
@@ -82,7 +43,7 @@ def test_flops_of_a_plain_stack_are_exact(is_tied):
     ids=str,
 )
 def test_flops_of_routed_tokens_are_exact(seq_len, options, kv_sharing):
-    depth = expert_choice.Config(3, **options)
+    depth = expert_choice.ExpertChoice(3, **options)
     assert_exact(tiny(depth, "middle_cycle", 8, kv_sharing), seq_len)
 
 
@@ -97,34 +58,36 @@ def test_flops_of_routed_tokens_are_exact(seq_len, options, kv_sharing):
     ids=str,
 )
 def test_flops_do_not_depend_on_what_is_shared(varies):
-    plain = tiny(expert_choice.Config(3, router="mlp"))
+    plain = tiny(expert_choice.ExpertChoice(3, router="mlp"))
     varied = tiny(plain.depth, varies=varies)
     assert_exact(varied)
     assert accounting.forward_flops(plain, 13) == accounting.forward_flops(varied, 13)
     assert accounting.applied_parameters(plain) == accounting.applied_parameters(varied)
 
 
-@pytest.mark.parametrize("remat", ["block", "recursion"])
+@pytest.mark.parametrize("unit", ["block", "recursion"])
 @pytest.mark.parametrize("kv_sharing", KV)
-def test_what_remat_computes_again_is_exact(kv_sharing, remat):
-    same = dict(kv_sharing=kv_sharing, remat=remat)
-    assert_exact(tiny(fixed.Config(1), "none", 3, **same))
-    assert_exact(tiny(sharing="middle_sequence", num_layers=8, **same))
-    assert_exact(tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, **same))
+def test_what_remat_computes_again_is_exact(kv_sharing, unit):
+    keys, same = dict(kv_sharing=kv_sharing), dict(remat=Remat(unit))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3, **keys), **same)
+    assert_exact(tiny(sharing="middle_sequence", num_layers=8, **keys), **same)
+    assert_exact(
+        tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, **keys), **same
+    )
 
 
 @pytest.mark.parametrize("saves", ["attention", "products"])
-@pytest.mark.parametrize("remat", ["block", "recursion"])
-def test_what_remat_saves_is_not_computed_again(remat, saves):
-    same = dict(remat=remat, remat_saves=saves)
-    assert_exact(tiny(fixed.Config(1), "none", 3, **same))
-    assert_exact(tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, **same))
-    cost = lambda **how: accounting.executed_training_flops(tiny(num_layers=6, **how), 16)
-    assert cost() < cost(**same) < cost(remat=remat)
+@pytest.mark.parametrize("unit", ["block", "recursion"])
+def test_what_remat_saves_is_not_computed_again(unit, saves):
+    same = dict(remat=Remat(unit, saves))
+    assert_exact(tiny(fixed.Fixed(1), "none", 3), **same)
+    assert_exact(tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8), **same)
+    cost = lambda *how: accounting.executed_training_flops(tiny(num_layers=6), 16, Remat(*how))
+    assert cost() < cost(unit, saves) < cost(unit)
 
 
 def test_the_trainers_loss_is_exact():
-    model_config, seq_len = tiny(expert_choice.Config(3), dtype="bfloat16"), 12
+    model_config, seq_len = tiny(expert_choice.ExpertChoice(3), dtype="bfloat16"), 12
 
     def chunked(weights, tokens):
         out = model.apply(weights, tokens, model_config, mode="train")
@@ -136,15 +99,15 @@ def test_the_trainers_loss_is_exact():
     count = lambda f: accounting.count_flops(jax.make_jaxpr(f)(weights, tokens))
     assert count(chunked) == BATCH * accounting.forward_flops(model_config, seq_len)
     assert count(jax.grad(chunked)) == BATCH * accounting.executed_training_flops(
-        model_config, seq_len
+        model_config, seq_len, KEEP
     )
 
 
 @pytest.mark.parametrize("name", ["vanilla:tiny", "recursive:tiny", "mor:tiny"])
 def test_a_train_step_is_its_sequences_and_no_more(name):
-    run = config.load(name, {"train.num_microbatches": "2", "train.batch_size": "4"})
-    run = dataclasses.replace(run, model=dataclasses.replace(run.model, remat="block"))
-    model_config = run.model.build(VOCAB)
+    parts = {"train.num_microbatches": "2", "train.batch_size": "4", "train.remat": "block"}
+    run = config.load(name, parts)
+    model_config = run.model.sized(VOCAB)
     mesh = sharding.make_mesh(sharding.Config(), jax.devices()[:1])
     trainer = step.Trainer(run, model_config, mesh)
     shape = (run.train.batch_size, run.train.seq_len)
@@ -154,12 +117,14 @@ def test_a_train_step_is_its_sequences_and_no_more(name):
     update = functools.partial(step.train_step, trainer, model_config)
     with jax.set_mesh(mesh):
         count = accounting.count_flops(jax.make_jaxpr(update)(trainer.abstract(), batch))
-    each = accounting.executed_training_flops(model_config, run.train.seq_len)
+    each = accounting.executed_training_flops(
+        model_config, run.train.seq_len, run.train.rematerialisation
+    )
     assert count == run.train.batch_size * each
 
 
 def test_published_size_is_exact():
-    model_config = config.load("mor:360m", {}).model.build(49152)
+    model_config = config.load("mor:360m", {}).model.sized(49152)
     forward = traced(lambda f: f, model_config, 2048)
     assert BATCH * accounting.forward_flops(model_config, 2048) == forward
 
@@ -170,10 +135,10 @@ def test_parameters_are_those_of_the_trees(is_tied):
     size = lambda c: sum(leaf.size for leaf in jax.tree.leaves(tree(c)))
     for model_config in (
         tiny(is_tied=is_tied),
-        tiny(expert_choice.Config(3, router="mlp"), "middle_cycle", 8, is_tied=is_tied),
+        tiny(expert_choice.ExpertChoice(3, router="mlp"), "middle_cycle", 8, is_tied=is_tied),
         tiny(varies=(("mlp", "block/2"), ("attention", "recursion+block")), is_tied=is_tied),
     ):
-        cost = accounting.budget(model_config, 16)
+        cost = accounting.budget(model_config, 16, KEEP)
         assert cost.unique_parameters == size(model_config)
         assert cost.parameter_bytes == 4 * cost.unique_parameters
         assert cost.optimizer_bytes == 2 * cost.parameter_bytes
@@ -184,14 +149,14 @@ def test_parameters_are_those_of_the_trees(is_tied):
 @pytest.mark.parametrize("sharing", PATTERNS)
 def test_applied_parameters_are_unique_where_nothing_is_shared(sharing):
     shared = tiny(sharing=sharing, num_layers=PATTERNS[sharing])
-    private = tiny(fixed.Config(1), "none", PATTERNS[sharing])
+    private = tiny(fixed.Fixed(1), "none", PATTERNS[sharing])
     unique = accounting.unique_parameters(private)
     assert accounting.applied_parameters(shared) == unique
     assert accounting.applied_parameters(private) == unique
 
 
 def test_one_router_is_applied_in_each_recursion():
-    depth = expert_choice.Config(3)
+    depth = expert_choice.ExpertChoice(3)
     routed = tiny(depth, varies=(("router", "one"),))
     assert accounting.unique_parameters(routed) - accounting.unique_parameters(tiny()) == 8
     assert accounting.applied_parameters(routed) - accounting.applied_parameters(tiny()) == 3 * 8
@@ -210,7 +175,7 @@ def test_published_parameters(size, vanilla, recursive):
     """Millions without embedding, for 2, 3 and 4 recursions; exactly, with it and the routers."""
 
     def count(name):
-        model_config = config.load(name, {}).model.build(49152)
+        model_config = config.load(name, {}).model.sized(49152)
         return accounting.unique_parameters(model_config), model_config
 
     block = count(f"vanilla:{size}")[1].block
@@ -220,14 +185,14 @@ def test_published_parameters(size, vanilla, recursive):
     assert round((count(f"vanilla:{size}")[0] - table) / 1e6) == vanilla
     for recursions, variant, millions in zip((2, 3, 4), ("_r2", "", "_r4"), recursive, strict=True):
         parameters, routed = count(f"mor:{size}{variant}")
-        assert parameters == (2 + routed.grid.num_blocks) * layer + table + d + recursions * d
+        assert parameters == (2 + routed.schedule.num_blocks) * layer + table + d + recursions * d
         assert round((parameters - table) / 1e6) == millions
     shared = count(f"recursive:{size}")[0]
     assert count(f"mor:{size}")[0] == count(f"mor:{size}_token")[0] == shared + 3 * d
 
 
 def test_parameters_of_the_smallest_published_model():
-    model_config = config.load("vanilla:135m", {}).model.build(49152)
+    model_config = config.load("vanilla:135m", {}).model.sized(49152)
     assert accounting.unique_parameters(model_config) == 134_515_008
 
 
@@ -244,7 +209,7 @@ def test_parameters_of_the_smallest_published_model():
     ],
 )
 def test_released_steps_follow_from_the_published_convention(name, overrides, released):
-    flops = lambda run: accounting.mor_flops_per_token(run.model.build(49152), 2048)
+    flops = lambda run: accounting.mor_flops_per_token(run.model.sized(49152), 2048)
     vanilla = config.load("vanilla:360m", {})
     predicted = 9438 * flops(vanilla) / flops(config.load(name, overrides))
     assert abs(predicted / released - 1) <= 1.1e-4  # 14161 alone is off by 8.5e-5
@@ -255,7 +220,7 @@ def test_released_steps_follow_from_the_published_convention(name, overrides, re
 @pytest.mark.parametrize("recursions", [1, 2, 3, 4])
 def test_cache_is_the_published_part_of_a_plain_models(recursions):
     seq_len, layers, ends = 24, 2 + 12, 2
-    plain = tiny(fixed.Config(1), "none", layers)
+    plain = tiny(fixed.Fixed(1), "none", layers)
     entry = accounting.cache_bytes_per_token(plain, seq_len) / layers
     assert entry == 2 * BLOCK.num_kv_heads * BLOCK.head_dim * 4
     core = lambda depth, kv_sharing: (
@@ -268,7 +233,7 @@ def test_cache_is_the_published_part_of_a_plain_models(recursions):
         )
         / (layers - ends)
     )
-    routed, full = expert_choice.Config(recursions), fixed.Config(recursions)
+    routed, full = expert_choice.ExpertChoice(recursions), fixed.Fixed(recursions)
     assert core(full, "own") == 1
     assert core(routed, "own") == pytest.approx((recursions + 1) / (2 * recursions))
     assert core(routed, "first_recursion") == pytest.approx(1 / recursions)
@@ -283,7 +248,7 @@ def test_cache_takes_the_compute_dtype_or_a_size():
 
 def test_mean_depth_is_what_tokens_take():
     tokens = jnp.zeros((BATCH, 13), jnp.int32)
-    for depth in (fixed.Config(3), expert_choice.Config(3, capacity=(0.9, 0.5, 0.2))):
+    for depth in (fixed.Fixed(3), expert_choice.ExpertChoice(3, capacity=(0.9, 0.5, 0.2))):
         model_config = tiny(depth)
         weights = params.abstract(model.specs(model_config))
         weights = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), weights)

@@ -46,7 +46,7 @@ def test_every_family_was_trained_as_it_is():
     for name, row in rows.items():
         run = config.load(name, {})
         assert (
-            accounting.unique_parameters(run.model.build(vocab_size(run)))
+            accounting.unique_parameters(run.model.sized(vocab_size(run)))
             == (row["unique_parameters"])
         )
 

@@ -9,7 +9,7 @@ import pytest
 
 from recursia import cli
 from recursia.data import prepare
-from tests.train import prose, values, write_config, write_text
+from tests.helpers.runs import prose, values, write_config, write_text
 
 VERBS = ("train", "eval", "generate", "budget", "parity", "data", "data prepare", "data inspect")
 

@@ -8,7 +8,7 @@ import pytest
 
 from recursia import config, model, params, presets, settings
 from recursia.errors import ConfigError
-from tests.train import values, write_config
+from tests.helpers.runs import values, write_config
 
 HERE, BUNDLED = pathlib.Path.cwd(), "bundled:train"
 FOLDER = pathlib.Path("no-data-is-read")
@@ -33,16 +33,16 @@ def test_every_shipped_preset_is_locked_loads_and_survives_json(name, preset):
     run = config.load(f"{name}:{preset}", {})
     plain = json.loads(json.dumps(config.to_dict(run)))
     assert config.build(settings.Run, plain, "config") == run
-    built = run.model.build(run.model.vocab_size or 257)
+    built = run.model.sized(run.model.vocab_size or 257)
     assert params.count(model.specs(built)) > 0
-    assert built.grid.num_steps == run.model.num_layers
-    assert built.grid.num_recursions == (1 if name == "vanilla" else 3)
-    assert run.model.depth.num_recursions == built.grid.num_recursions
+    assert built.schedule.num_steps + sum(built.ends.values()) == run.model.num_layers
+    assert built.schedule.num_recursions == (1 if name == "vanilla" else 3)
+    assert run.model.depth.num_recursions == built.schedule.num_recursions
 
 
 def test_a_larger_preset_has_more_parameters():
     sizes = [
-        params.count(model.specs(config.load(f"vanilla:{p}", {}).model.build(49152)))
+        params.count(model.specs(config.load(f"vanilla:{p}", {}).model.sized(49152)))
         for p in PRESETS
         if p not in ("demo", "tiny")
     ]
@@ -98,7 +98,7 @@ READ = [
     ("mesh.fsdp=2", lambda run: run.mesh.fsdp, 2),
     ("model.depth=fixed", lambda run: settings.kind(run.model.depth), "fixed"),
     ("sharing=none", lambda run: run.model.sharing, "none"),
-    ("remat=block", lambda run: run.model.remat, "block"),
+    ("train.remat=block", lambda run: run.train.remat, "block"),
 ]
 
 

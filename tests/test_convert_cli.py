@@ -5,7 +5,7 @@ import json
 import pytest
 
 from recursia import cli
-from tests.train import values, write_config, write_text
+from tests.helpers.runs import values, write_config, write_text
 
 DENSE = {"num_layers": 4, "sharing": "none", "depth": {"kind": "fixed", "num_recursions": 1}}
 RELAXED = {

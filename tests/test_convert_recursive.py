@@ -6,37 +6,36 @@ import jax
 import numpy as np
 import pytest
 
-from recursia import model, settings
+from recursia import model
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
-from recursia.sharing import grid as sharing
 from recursia.sharing import lora, tied
-from tests.laws import points
-from tests.laws.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
+from tests.helpers import points
+from tests.helpers.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
 
 STARTS = ("stepwise", "average", "lower", "upper", "random")
 PRIVATE = (("norms", "recursion+block"),)
 KEY = jax.random.key(7)
 
 
-def build(pattern="cycle", num_layers=6, recursions=3, depth=fixed, **options):
+def build(
+    pattern="cycle", num_layers=6, recursions=3, depth=fixed.Fixed, vocab_size=VOCAB, **options
+):
     """Returns a model of six layers."""
-    policy = depth.Config(recursions)
-    return settings.Model(num_layers, BLOCK, policy, sharing=pattern, **options).build(VOCAB)
+    block = options.pop("block", BLOCK)
+    return model.Model(
+        num_layers, block, depth(recursions), pattern, vocab_size=vocab_size, **options
+    )
 
 
 def relaxed(pattern="cycle", rank=99, scale=2.0, num_layers=6, varies=PRIVATE):
-    weights = lora.Config(rank, scale=scale)
+    weights = lora.Lora(rank, scale=scale)
     return build(pattern, num_layers, weights=weights, varies=varies)
 
 
 DENSE = build("none", 6, 1)
 DENSE_8 = build("none", 8, 1)
-
-
-def plan(layers, recursions, pattern, varies=()):
-    return sharing.plan(layers, recursions, pattern, varies, ("mlp",), ())
 
 
 # Rounded by hand: halves go to the even layer.
@@ -54,9 +53,9 @@ STEPWISE = {
 
 @pytest.mark.parametrize(("layers", "recursions", "pattern"), STEPWISE)
 def test_stepwise_spreads_evenly_and_keeps_both_ends(layers, recursions, pattern):
-    grid = plan(layers, recursions, pattern)
+    target = build(pattern, layers, recursions)
     expected = [[layer] for layer in STEPWISE[layers, recursions, pattern]]
-    assert sources(grid, "mlp", "stepwise", None) == expected
+    assert sources(target, "mlp", "stepwise", None) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,28 +72,32 @@ def test_stepwise_spreads_evenly_and_keeps_both_ends(layers, recursions, pattern
     ],
 )
 def test_an_entry_starts_as_these_layers(pattern, num_layers, start, expected):
-    assert sources(plan(num_layers, 3, pattern), "mlp", start, None) == expected
+    assert sources(build(pattern, num_layers), "mlp", start, None) == expected
 
 
 def test_entries_of_a_table_take_layers_in_the_order_of_their_use():
-    grid = plan(6, 3, "cycle", (("mlp", ((2, 0), (0, 1), (2, 1))),))
-    assert uses(grid, "mlp") == [[1, 2], [3, 5], [0, 4]]
-    assert sources(grid, "mlp", "average", None) == [[1, 2], [3, 5], [0, 4]]
-    assert sources(grid, "mlp", "lower", None) == [[1], [2], [0]]
-    assert sources(grid, "mlp", "stepwise", None) == [[2], [5], [0]]
+    target = build(varies=(("mlp", ((2, 0), (0, 1), (2, 1))),))
+    assert uses(target, "mlp") == [[1, 2], [3, 5], [0, 4]]
+    assert sources(target, "mlp", "average", None) == [[1, 2], [3, 5], [0, 4]]
+    assert sources(target, "mlp", "lower", None) == [[1], [2], [0]]
+    assert sources(target, "mlp", "stepwise", None) == [[2], [5], [0]]
 
 
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("pattern", ["cycle", "sequence"])
 def test_where_nothing_is_shared_every_layer_is_its_own(pattern, start):
-    grid = plan(6, 3, pattern, (("mlp", "recursion+block"),))
+    target = build(pattern, varies=(("mlp", "recursion+block"),))
     own = [[0], [1], [2], [3], [4], [5]] if pattern == "cycle" else [[0], [3], [1], [4], [2], [5]]
-    assert sources(grid, "mlp", start, np.array([3, 1, 5, 0, 2, 4])) == own
+    assert sources(target, "mlp", start, np.array([3, 1, 5, 0, 2, 4])) == own
 
 
 def test_random_layers_are_distinct_in_order_and_of_the_key():
-    grid = plan(14, 3, "middle_cycle")
-    assert sources(grid, "mlp", "random", np.array([9, 2, 11, 0, 1])) == [[1], [3], [10], [12]]
+    assert sources(build("middle_cycle", 14), "mlp", "random", np.array([9, 2, 11, 0, 1])) == [
+        [1],
+        [3],
+        [10],
+        [12],
+    ]
     params, target = draw(DENSE), build()
     drawn = [recursive(params, DENSE, target, "random", key=jax.random.key(i)) for i in range(6)]
     weights = {np.asarray(found["core"]["mlp"]["up"]).tobytes() for found in drawn}
@@ -112,14 +115,14 @@ def test_every_leaf_of_any_block_is_the_mean_of_its_layers(name):
     target = points.point(name, sharing="middle_cycle", recursions=3, num_blocks=2)
     params = draw(dense)
     found = recursive(params, dense, target, "average", norms="upper", key=KEY)
-    specs = model.block_specs(target)
+    specs = target.block_specs
     for slot, tree in specs.items():
         theirs = params["core"][slot]
         for end, layer in (("prelude", 0), ("coda", 7)):
-            assert is_equal(found[end][slot], jax.tree.map(lambda w, i=layer: w[:, i], theirs))
+            assert is_equal(found[end][slot], jax.tree.map(lambda w, i=layer: w[i], theirs))
 
         def entries(spec, w):
-            w = np.asarray(w[0], np.float64)
+            w = np.asarray(w, np.float64)
             return np.stack([w[1::2][:3].mean(0), w[2::2].mean(0)]) if spec.is_decayed else w[5:7]
 
         assert_close(found["core"][slot], jax.tree.map(entries, tree, theirs))
@@ -171,7 +174,7 @@ def test_of_equal_layers_it_is_the_dense_model(start):
     first = jax.tree.map(lambda w: np.broadcast_to(w[:, :1], w.shape), params["core"])
     params = {**params, "core": first}
     found = recursive(params, DENSE, build(), start, key=KEY)
-    assert_close(found["core"], jax.tree.map(lambda w: w[0, :2], first))
+    assert_close(found["core"], jax.tree.map(lambda w: w[:2], first))
     if start == "average":
         assert_close(forward(found, text(), build())[0], forward(params, text(), DENSE)[0])
 
@@ -196,7 +199,7 @@ def test_a_target_that_shares_nothing_unrolls_a_relaxed_model(pattern):
 
 
 def test_what_the_dense_model_has_not_starts_as_in_a_new_model():
-    target, params = build(depth=expert_choice), draw(DENSE)
+    target, params = build(depth=expert_choice.ExpertChoice), draw(DENSE)
     found = recursive(params, DENSE, target, "stepwise", key=KEY)
     assert is_equal(found["depth"], model.init(target, KEY)["depth"])
     assert np.isfinite(forward(found, text(), target, "causal")[0]).all()
@@ -216,12 +219,12 @@ WIDE = dataclasses.replace(BLOCK, mlp_dim=32)
 REFUSED = {
     "depth": (build(num_layers=9), {}, "num_layers: got 9, and the model to start from has 6"),
     "width": (
-        settings.Model(6, WIDE, fixed.Config(3), sharing="cycle").build(VOCAB),
+        build(block=WIDE),
         {},
         "mlp_dim: got 32, and the model to start from has 24",
     ),
     "vocabulary": (
-        settings.Model(6, BLOCK, fixed.Config(3), sharing="cycle").build(VOCAB + 1),
+        build(vocab_size=VOCAB + 1),
         {},
         "vocab_size: got 33",
     ),
@@ -241,5 +244,5 @@ def test_models_that_do_not_fit_are_refused_in_one_line(target, how, why):
 
 def test_initial_scales_may_differ():
     narrow = dataclasses.replace(BLOCK, init_std=0.1)
-    target = dataclasses.replace(build(), block=narrow, weights=tied.Config())
+    target = dataclasses.replace(build(), block=narrow, weights=tied.Tied())
     assert recursive(draw(DENSE), DENSE, target, "lower", key=KEY)

@@ -8,7 +8,7 @@ import pytest
 from recursia import config, settings
 from recursia.errors import ConfigError
 from recursia.meanings import meanings
-from tests.train import values, write_config
+from tests.helpers.runs import values, write_config
 
 KINDS = [(field, kind) for field in settings.KINDS for kind in settings.kinds(field)]
 
@@ -48,8 +48,7 @@ def test_every_field_has_a_meaning_a_type_and_its_value(run):
 
 @pytest.mark.parametrize(("field", "kind"), KINDS)
 def test_every_field_of_every_kind_has_a_meaning(field, kind):
-    cls = settings.kind_config(settings.KINDS[field], kind)
-
+    cls = settings.kind_config(field, kind)
     assert {f.name for f in dataclasses.fields(cls)} <= meanings(cls).keys()
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from recursia.generate import decode
 from recursia.layers import embedding
-from tests.laws.points import block, point
-from tests.laws.tiny import VOCAB, draw, forward, tiny
+from tests.helpers.points import block, point
+from tests.helpers.tiny import VOCAB, draw, forward, tiny
 
 PROMPT, COUNT = [3, 1, 4], 6
 KEEPS_FEW = {"gating": "replace", "capacity": (0.5, 0.25)}
@@ -51,7 +51,7 @@ def test_greedy_decoding_is_the_argmax_of_full_forwards(config, window):
 
 def test_the_places_of_an_expert_are_those_of_the_text_and_not_of_the_window():
     config = dataclasses.replace(
-        point("moe", num_blocks=1),
+        point("widenet", num_blocks=1),
         block=dataclasses.replace(block("moe"), capacity=0.4),
         embed=embedding.Config(is_tied=False),
     )

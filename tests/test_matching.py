@@ -8,7 +8,7 @@ import pytest
 
 from recursia import accounting, budget, cli, config, matching
 from recursia.blocks import llama
-from tests.train import values, write_config, write_text
+from tests.helpers.runs import values, write_config, write_text
 
 PAIRS = [
     ("mor:360m", "vanilla:360m"),
@@ -78,7 +78,7 @@ def load(name, **overrides):
 def measured(run, match):
     """Returns what a match makes equal, from the accounts of the run's model alone."""
     vocab_size = run.model.vocab_size or 257
-    model, train = run.model.build(vocab_size), run.train
+    model, train = run.model.sized(vocab_size), run.train
     if match == "params":
         return accounting.unique_parameters(model)
     if match == "cache":

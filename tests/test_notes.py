@@ -5,7 +5,7 @@ import pytest
 from recursia import budget, config, settings
 from recursia.errors import ConfigError
 from recursia.notes import notes
-from tests.train import tiny_run, values
+from tests.helpers.runs import tiny_run, values
 
 
 def load(name, *typed):

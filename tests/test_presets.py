@@ -12,24 +12,9 @@ import pytest
 
 import recursia.configs
 from recursia import accounting, config, model, params
+from tests.helpers.presets import COSTED, FILES, PRESETS, SYSTEMS
 
 FOLDER = pathlib.Path(recursia.configs.__path__[0])
-FILES = config.shipped()
-PRESETS = [preset for name in FILES for preset in config.presets(name)]
-TINY = [name for name in PRESETS if name.partition(":")[2].startswith("tiny")]
-
-
-def kinds(name):
-    """Returns a preset's model without its numbers: those that have the same are one system."""
-    return re.sub(r"\d[\d.e-]*(, \d[\d.e-]*)*", "", repr(config.load(name, {}).model))
-
-
-def firsts(names):
-    """Returns the first preset of each system among these."""
-    return list({kinds(name): name for name in reversed(names)}.values())[::-1]
-
-
-SYSTEMS, COSTED = firsts(TINY), firsts(PRESETS)
 
 
 def test_every_file_has_a_tiny_preset():
@@ -39,7 +24,7 @@ def test_every_file_has_a_tiny_preset():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_model_with_a_cost(name):
     run = config.load(name, {})
-    made = run.model.build(run.model.vocab_size or 257)
+    made = run.model.sized(run.model.vocab_size or 257)
     shapes = params.abstract(model.specs(made))
     count = accounting.unique_parameters(made)
     assert count == sum(leaf.size for leaf in jax.tree.leaves(shapes))

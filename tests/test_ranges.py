@@ -10,7 +10,7 @@ import pytest
 
 from recursia import config, settings
 from recursia.errors import ConfigError
-from tests.train import values
+from tests.helpers.runs import values
 
 ODD = (float("nan"), float("inf"), float("-inf"), "1e400", "nan", -1, 0, 2**31, 2**40, 10**30)
 ODD += (10**400, "sNaN", "9" * 5000, "1e-999999999")
@@ -22,7 +22,7 @@ SECTION = {"block": BLOCK, "depth": {"num_recursions": 2}, "weights": {"rank": 2
 
 def plain(folder, field="depth", kind="fixed"):
     """Returns a run as plain values, with one of its parts of another kind."""
-    cls = settings.kind_config(settings.KINDS[field], kind)
+    cls = settings.kind_config(field, kind)
     names = {f.name for f in dataclasses.fields(cls)}
     part = {"kind": kind} | {k: v for k, v in SECTION[field].items() if k in names}
     more = {"inject": {"input": "add"}, field: part} if kind == "recurrent" else {field: part}

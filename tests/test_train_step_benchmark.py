@@ -45,7 +45,7 @@ def test_rivals_spend_the_flops_they_are_said_to(folder):
     for name in ("mor:tiny", "recursive:tiny", "moeut:tiny"):
         run = shaped(name)
         found = rivals(run, None)
-        cost = lambda run: accounting.training_flops(run.model.build(257), run.train.seq_len)
+        cost = lambda run: accounting.training_flops(run.model.sized(257), run.train.seq_len)
         assert cost(found["dense"]) == pytest.approx(cost(run), rel=0.01)
         assert is_dense(found["dense"])
         assert ("full_capacity" in found) == (name == "mor:tiny")
@@ -84,7 +84,7 @@ def test_utilisation_is_flops_per_second_over_the_peak(benchmark):
     for name, model in row["models"].items():
         assert model["tokens_per_second"] * model["seconds_per_step"] == pytest.approx(tokens)
         flops = accounting.training_flops(
-            runs[name].model.build(budget.vocab_size(run)), run.train.seq_len
+            runs[name].model.sized(budget.vocab_size(run)), run.train.seq_len
         )
         per_second = flops * run.train.batch_size / model["seconds_per_step"]
         assert model["utilisation"] == pytest.approx(per_second / PEAK)

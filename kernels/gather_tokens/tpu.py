@@ -6,7 +6,7 @@ whole, once, some columns at a time, whatever the order of the index.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ def rows_left(count: int, plan: Plan) -> Any:
     return jnp.minimum(plan.count, count - pl.program_id(2) * plan.count)
 
 
-def params(cut: Plan, order: str = "parallel") -> pltpu.CompilerParams:
+def params(cut: Plan, order: Literal["parallel", "arbitrary"] = "parallel") -> pltpu.CompilerParams:
     """Returns what every kernel here asks: steps of a slab in order; slabs too, if "arbitrary"."""
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", order, "arbitrary"),

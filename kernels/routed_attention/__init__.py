@@ -53,6 +53,14 @@ CAUSAL_BACKWARD = libraries.needs_devices(
     )
 )
 
+# Within a window libraries' kernels serve where positions are None, and else the reference.
+WINDOWED = libraries.needs_devices(
+    Op("windowed_attention", reference.forward, (_SPLASH, _CUDNN), _products(2))
+)
+WINDOWED_BACKWARD = libraries.needs_devices(
+    Op("windowed_attention_backward", reference.backward, (_SPLASH_BACK, _CUDNN_BACK), _products(5))
+)
+
 
 def routed_attention(
     query: Float[Array, "B T N H"],
@@ -65,6 +73,7 @@ def routed_attention(
     key_segments: Int[Array, "B S"] | None = None,
     relative: Float[Array, "B T N R"] | None = None,
     scale: float | None = None,
+    window: int = 0,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Causal grouped-query attention: a query sees keys of its segment not later than itself.
@@ -85,6 +94,7 @@ def routed_attention(
       relative: what each query adds to the scores of keys 0, 1, ... positions behind it; those
         further behind take the last.
       scale: of the scores; None: 1 / sqrt(H).
+      window: how many positions behind a query it sees, its own included; 0 is no bound.
       backend: "auto", "reference" or the name of a kernel.
 
     Raises:
@@ -95,16 +105,18 @@ def routed_attention(
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     if not (query.size and key.size):
         return jnp.zeros(query.shape, query.dtype)
-    return _attend(query, key, value, where, relative, scale, backend)
+    return _attend(query, key, value, where, relative, scale, window, backend)
 
 
-def _ops(where: Where, relative: Any) -> tuple[Op, Op]:
+def _ops(where: Where, relative: Any, window: int) -> tuple[Op, Op, dict[str, int]]:
     """Returns the forward and the backward op: libraries come first where they may serve."""
+    if window:
+        return WINDOWED, WINDOWED_BACKWARD, {"window": window}
     plain = relative is None and all(leaf is None for leaf in where)
-    return (CAUSAL, CAUSAL_BACKWARD) if plain else (FORWARD, BACKWARD)
+    return (CAUSAL, CAUSAL_BACKWARD, {}) if plain else (FORWARD, BACKWARD, {})
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
 def _attend(
     query: Array,
     key: Array,
@@ -112,27 +124,29 @@ def _attend(
     where: Where,
     relative: Array | None,
     scale: float,
+    window: int,
     backend: str,
 ) -> Array:
-    forward, _ = _ops(where, relative)
-    return forward(query, key, value, where, relative, scale=scale, backend=backend)[0]
+    forward, _, more = _ops(where, relative, window)
+    return forward(query, key, value, where, relative, scale=scale, backend=backend, **more)[0]
 
 
 def _forward(
-    query: Array, key: Array, value: Array, where: Where, relative: Any, scale: float, backend: str
-) -> tuple[Array, Any]:
+    query: Array, key: Array, value: Array, where: Where, relative: Any,
+    scale: float, window: int, backend: str,
+) -> tuple[Array, Any]:  # fmt: skip
     inputs = query, key, value, where, relative
-    forward, _ = _ops(where, relative)
-    made = forward(*inputs, scale=scale, backend=backend)
+    forward, _, more = _ops(where, relative, window)
+    made = forward(*inputs, scale=scale, backend=backend, **more)
     # By this name a rematerialisation policy may keep what the backward pass reads.
     out, logsum = (checkpoint_name(each, "routed_attention") for each in made)
     return out, (*inputs, out, logsum)
 
 
-def _backward(scale: float, backend: str, saved: Any, grad: Array) -> tuple[Any, ...]:
+def _backward(scale: float, window: int, backend: str, saved: Any, grad: Array) -> tuple[Any, ...]:
     *_, where, relative, _, _ = saved
-    _, backward = _ops(where, relative)
-    query, key, value, relative = backward(*saved, grad, scale=scale, backend=backend)
+    _, backward, more = _ops(where, relative, window)
+    query, key, value, relative = backward(*saved, grad, scale=scale, backend=backend, **more)
     return query, key, value, None, relative
 
 

@@ -1,5 +1,7 @@
 """Which blocks of queries may see which blocks of keys, from where their tokens stand."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -17,9 +19,9 @@ def even(length: int, most: int, multiple: int) -> int:
 
 def padded(where: Where, query_block: int, key_block: int) -> Where:
     """Returns whole blocks of tokens: the added queries see nothing, and nothing sees the keys."""
-    query_positions, key_positions, query_segments, key_segments = where
+    query_positions, key_positions, query_segments, key_segments = where.arrays
 
-    def pad(x: Array, block: int, **filled: int | str) -> Array:
+    def pad(x: Array, block: int, **filled: Any) -> Array:
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block)), **filled)
 
     return Where(

@@ -84,8 +84,9 @@ def backward(
 
     turned = tiles._replace(queries=tiles.keys, keys=tiles.queries)
     (towards_query,) = call(_query_kernel, tiles, False, [("queries", query.dtype)])
-    towards = call(_key_kernel, turned, True, [("keys", key.dtype), ("keys", value.dtype)])
-    return towards_query, *towards, None
+    outputs = [("keys", key.dtype), ("keys", value.dtype)]
+    towards_key, towards_value = call(_key_kernel, turned, True, outputs)
+    return towards_query, towards_key, towards_value, None
 
 
 def _check(query: Array, relative: Array | None) -> None:

@@ -128,7 +128,10 @@ class Cut:
         some, every = meeting(where, self.tiles.queries, self.tiles.keys)
         turn = (lambda x: x.swapaxes(1, 2)) if by_key else (lambda x: x)
         ends = ranges(turn(some), turn(every))
-        query_places, key_places = jnp.stack(where[0::2], 1), jnp.stack(where[1::2], 1)
+        query_places, key_places = (
+            jnp.stack(where.arrays[0::2], 1),
+            jnp.stack(where.arrays[1::2], 1),
+        )
         specs, count = self._specs(by_key), ends.shape[1]
         places = lambda x: pl.BlockSpec((None, *x.shape[1:]), lambda _, head, row: (row, 0, 0))
         # Causal work grows with the query: the longest programs first, so that none is left alone.

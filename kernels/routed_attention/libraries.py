@@ -19,21 +19,22 @@ Backward = tuple[Array, Array, Array, None]
 
 
 def cudnn_forward(
-    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float
-) -> Forward:
+    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float,
+    window: int = 0,
+) -> Forward:  # fmt: skip
     """Returns what `reference.forward` returns, but for a rounded logarithm.
 
     jax rounds it to the dtype of the queries. `cudnn_backward`, which takes whatever this takes,
     does not read it.
     """
     _decline_unless_causal(query, key, where, relative)
-    out, logsum = _cudnn(query, key, value, scale)
+    out, logsum = _cudnn(query, key, value, scale, window)
     return out, logsum.swapaxes(1, 2).astype(jnp.float32)
 
 
 def cudnn_backward(
     query: Array, key: Array, value: Array, where: Where, relative: Any,
-    out: Array, logsum: Array, grad: Array, *, scale: float,
+    out: Array, logsum: Array, grad: Array, *, scale: float, window: int = 0,
 ) -> Backward:  # fmt: skip
     """Returns what `reference.backward` returns.
 
@@ -42,22 +43,24 @@ def cudnn_backward(
     forward pass, and is about as slow as `gpu.backward` would be.
     """
     _decline_unless_causal(query, key, where, relative)
-    _, back = jax.vjp(lambda *x: _cudnn(*x, scale)[0], query, key, value)
+    run = lambda query, key, value: _cudnn(query, key, value, scale, window)[0]
+    _, back = jax.vjp(run, query, key, value)
     return *back(grad), None
 
 
 def splash_forward(
-    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float
-) -> Forward:
+    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float,
+    window: int = 0,
+) -> Forward:  # fmt: skip
     """Returns what `reference.forward` returns."""
     _decline_unless_causal(query, key, where, relative)
-    out, (logsum,) = _splash(query, key, value, scale, save_residuals=True)
+    out, (logsum,) = _splash(query, key, value, scale, window, save_residuals=True)
     return out.swapaxes(1, 2), logsum
 
 
 def splash_backward(
     query: Array, key: Array, value: Array, where: Where, relative: Any,
-    out: Array, logsum: Array, grad: Array, *, scale: float,
+    out: Array, logsum: Array, grad: Array, *, scale: float, window: int = 0,
 ) -> Backward:  # fmt: skip
     """Returns what `reference.backward` returns.
 
@@ -65,7 +68,8 @@ def splash_backward(
     `tpu.backward`, and XLA does not merge the two: "auto" prefers the latter.
     """
     _decline_unless_causal(query, key, where, relative)
-    run = lambda *x: _splash(*x, scale, save_residuals=False).swapaxes(1, 2)
+    both = lambda *x: _splash(x[0], x[1], x[2], scale, window, save_residuals=False)
+    run = lambda *x: both(*x).swapaxes(1, 2)
     _, back = jax.vjp(run, query, key, value)
     return *back(grad), None
 
@@ -89,7 +93,9 @@ def _decline_unless_causal(query: Array, key: Array, where: Where, relative: Any
         raise NotImplementedError(f"{query.shape[1]} queries are not {key.shape[1]} keys")
 
 
-def _cudnn(query: Array, key: Array, value: Array, scale: float) -> tuple[Array, Array]:
+def _cudnn(
+    query: Array, key: Array, value: Array, scale: float, window: int
+) -> tuple[Array, Array]:
     if _NEED_DEVICES is None:
         raise NotImplementedError("this version of jax does not lower it inside of an op")
     if query.dtype not in (jnp.bfloat16, jnp.float16):
@@ -101,13 +107,15 @@ def _cudnn(query: Array, key: Array, value: Array, scale: float) -> tuple[Array,
     try:
         return jax.nn.dot_product_attention(
             query, key, value, scale=scale, is_causal=True, implementation="cudnn",
-            return_residual=True,
+            return_residual=True, local_window_size=(window - 1, 0) if window else None,
         )  # fmt: skip
     except RuntimeError as error:  # of a jax without CUDA
         raise NotImplementedError(str(error)) from error
 
 
-def _splash(query: Array, key: Array, value: Array, scale: float, *, save_residuals: bool) -> Any:
+def _splash(
+    query: Array, key: Array, value: Array, scale: float, window: int, *, save_residuals: bool
+) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as splash,
     )
@@ -123,8 +131,10 @@ def _splash(query: Array, key: Array, value: Array, scale: float, *, save_residu
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
+    shape = length, length
+    seen = masks.LocalMask(shape, (window - 1, 0), 0) if window else masks.CausalMask(shape)
     kernel = splash.make_splash_mha(
-        masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
+        masks.MultiHeadMask([seen] * heads),
         block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=save_residuals,
     )  # fmt: skip
     query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))

@@ -20,6 +20,7 @@ def forward(
     relative: Float[Array, "B T N R"] | None = None,
     *,
     scale: float,
+    window: int = 0,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Returns what each query reads, and in float32 the logarithm of its sum of exponentials.
 
@@ -28,7 +29,7 @@ def forward(
     """
 
     def one(query: Array, key: Array, value: Array, relative: Array | None, where: Where) -> Any:
-        scores = _scores(query, key, relative, where, scale)
+        scores = _scores(query, key, relative, where, scale, window)
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
@@ -55,6 +56,7 @@ def backward(
     grad: Float[Array, "B T N H"],
     *,
     scale: float,
+    window: int = 0,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Returns the gradients of query, key, value and relative, from what `forward` returned."""
 
@@ -62,7 +64,8 @@ def backward(
         query: Array, key: Array, value: Array, relative: Any, out: Array, logsum: Array,
         grad: Array, where: Where,
     ) -> Any:  # fmt: skip
-        weights = jnp.exp(_scores(query, key, relative, where, scale) - logsum[..., None])
+        scores = _scores(query, key, relative, where, scale, window)
+        weights = jnp.exp(scores - logsum[..., None])
         mean = _dot("gth,gth->gt", out, grad)[..., None]
         towards = weights * (_dot("gth,sh->gts", grad, value) - mean)
         further = None if relative is None else _towards_relative(towards, relative, where)
@@ -94,17 +97,19 @@ def _scores(
     relative: Float[Array, "G T R"] | None,
     where: Where,
     scale: float,
+    window: int,
 ) -> Float[Array, "G T S"]:
     scores = _dot("gth,sh->gts", query, key) * scale
     if relative is not None:
         behind = _behind(where, relative.shape[-1])
         scores += jnp.take_along_axis(relative.astype(jnp.float32), behind[None], axis=-1)
-    return jnp.where(visible(where), scores, UNSEEN)
+    return jnp.where(visible(where, window), scores, UNSEEN)
 
 
 def _behind(where: Where, count: int) -> Int[Array, "T S"]:
     """Returns how far behind each query its keys stand, the furthest being `count - 1`."""
-    behind = where.query_positions[:, None] - where.key_positions[None, :]
+    query_positions, key_positions, *_ = where.arrays
+    behind = query_positions[:, None] - key_positions[None, :]
     return jnp.clip(behind, 0, count - 1)
 
 

@@ -53,7 +53,7 @@ def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
       NotImplementedError: if they do not fit into scalar memory.
     """
     row, outer, inner = (jax.lax.broadcasted_iota(jnp.int32, some.shape, axis) for axis in range(3))
-    bits = tuple((some.shape[axis] - 1).bit_length() for axis in (2, 1))
+    bits = (some.shape[2] - 1).bit_length(), (some.shape[1] - 1).bit_length()
     if some.size > MOST_VISITS or some.shape[0] << (sum(bits) + 4) >= ALWAYS:
         raise NotImplementedError(
             f"{some.size} pairs of blocks; its scalar memory takes {MOST_VISITS}"
@@ -106,7 +106,7 @@ class Cut:
         """Returns where tokens stand, filled up; also as one array of queries and one of keys."""
         where = where.written_out(self.batch, self.length, self.key_length)
         where = padded(where, self.query_block, self.key_block)
-        return where, jnp.stack(where[0::2], 1), jnp.stack(where[1::2], 1)
+        return where, jnp.stack(where.arrays[0::2], 1), jnp.stack(where.arrays[1::2], 1)
 
     def queries(self, x: Float[Array, "B T N H"]) -> Float[Array, "B K G T H"]:
         """Lays out what queries have."""
@@ -191,7 +191,7 @@ class Cut:
 
     def _shapes(self, where: Where) -> dict[str, tuple[int, ...]]:
         heads = self.batch, self.groups
-        length, key_length = where.query_positions.shape[1], where.key_positions.shape[1]
+        length, key_length = (x.shape[1] for x in where.arrays[:2])
         return {
             "queries": (*heads, self.each, length, self.width),
             "keys": (*heads, key_length, self.width),

@@ -24,6 +24,13 @@ class Where(NamedTuple):
     query_segments: Int[Array, "B T"] | None = None
     key_segments: Int[Array, "B S"] | None = None
 
+    @property
+    def arrays(self) -> tuple[Array, Array, Array, Array]:
+        """The fields, once they are written out: none is None."""
+        found = [x for x in self if x is not None]
+        query_positions, key_positions, query_segments, key_segments = found
+        return query_positions, key_positions, query_segments, key_segments
+
     def written_out(self, batch: int, length: int, key_length: int) -> "Where":
         """Returns the same with an int32 array in the place of every None."""
 
@@ -43,8 +50,14 @@ class Where(NamedTuple):
         )
 
 
-def visible(where: Where) -> Bool[Array, "*B T S"]:
-    """Returns which keys each query sees, of positions and segments that are written out."""
-    query_positions, key_positions, query_segments, key_segments = where
-    behind = query_positions[..., :, None] >= key_positions[..., None, :]
-    return behind & (query_segments[..., :, None] == key_segments[..., None, :])
+def visible(where: Where, window: int = 0) -> Bool[Array, "*B T S"]:
+    """Returns which keys each query sees, of positions and segments that are written out.
+
+    Args:
+      where: they stand.
+      window: how many positions behind a query it sees, its own included; 0 is no bound.
+    """
+    query_positions, key_positions, query_segments, key_segments = where.arrays
+    behind = query_positions[..., :, None] - key_positions[..., None, :]
+    is_near = (behind >= 0) & (behind < window) if window else behind >= 0
+    return is_near & (query_segments[..., :, None] == key_segments[..., None, :])

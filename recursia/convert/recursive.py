@@ -17,10 +17,10 @@ from jaxtyping import Array
 
 from recursia import model
 from recursia import params as parameters
+from recursia.layers.initial import Init
 from recursia.layers.linear import Relaxed
 from recursia.params import Spec
 from recursia.sharing import lora
-from recursia.sharing.grid import Grid
 
 Start = Literal["stepwise", "average", "lower", "upper", "random"]
 Adapters = Literal["nearest", "initial"]
@@ -29,8 +29,8 @@ Groups = list[list[int]]  # for each entry of a bank, layers by their number in 
 
 def recursive(
     params: dict[str, Any],
-    config: model.Config,
-    target: model.Config,
+    config: model.Model,
+    target: model.Model,
     start: Start,
     *,
     norms: Start | None = None,
@@ -61,13 +61,14 @@ def recursive(
     _check_choice("start", start, Start)
     _check_choice("norms", norms or start, Start)
     _check_choice("adapters", adapters, Adapters)
-    specs, grid, block = model.specs(target), target.grid, model.block_specs(target)
+    specs, plan, block = model.specs(target), target.schedule, target.block_specs
+    prelude, coda = target.ends.values()
     theirs = layers(params, config)
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), _core_layers(grid)))
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), plan.num_steps))
 
     def bank(slot: str) -> Any:
         def leaf(spec: Spec, stacked: Spec, *each: Array) -> Array:
-            groups = sources(grid, slot, start if spec.is_decayed else norms or start, order)
+            groups = sources(target, slot, start if spec.is_decayed else norms or start, order)
             means = [_mean(*(each[layer] for layer in group)) for group in groups]
             return jnp.stack(means).reshape(stacked.shape)
 
@@ -77,54 +78,51 @@ def recursive(
     drawn["core"] = {s: tree for s, tree in specs["core"].items() if s not in block}
     found = parameters.init(drawn, key)
     found["core"] |= {slot: bank(slot) for slot in block}
-    if isinstance(target.weights, lora.Config) and adapters == "nearest":
+    if isinstance(target.weights, lora.Lora) and adapters == "nearest":
         found["core"] |= _nearest(found["core"], theirs, target)
-    for name, count in (("prelude", slice(grid.prelude)), ("coda", slice(-grid.coda, None))):
+    for name, count in (("prelude", slice(prelude)), ("coda", slice(-coda, None))):
         ends = theirs[count] if specs[name] else []
         found[name] = jax.tree.map(lambda *w: jnp.stack(w), *ends) if ends else {}
     return found | {name: params[name] for name in ("embed", "final_norm") if name in specs}
 
 
-def layers(params: dict[str, Any], config: model.Config) -> list[dict[str, Any]]:
+def layers(params: dict[str, Any], config: model.Model) -> list[dict[str, Any]]:
     """Returns the weights of every layer by slot, adapters added up, as a token meets them."""
-    kind, block = model.module(config.weights), model.block_specs(config)
-    specs = {**block, **kind.specs(config.weights, block)}
+    plan = config.schedule
 
-    def at_step(recursion: int, k: int) -> dict[str, Any]:
-        def entry(slot: str) -> Any:
-            index = config.grid.table_of(slot)[recursion][k]
-            pick = lambda spec, bank: bank.reshape(-1, *spec.shape)[index]
-            return jax.tree.map(pick, specs[slot], params["core"][slot])
-
-        weights = kind.wrap(config.weights, {slot: entry(slot) for slot in specs})
+    def at_step(step: int) -> dict[str, Any]:
+        entry = lambda slot: parameters.at(params["core"][slot], int(plan.entry(slot)[step]))
+        weights = config.weights.bind({slot: entry(slot) for slot in params["core"]})
         full = lambda w: w.full() if isinstance(w, Relaxed) else w
         return jax.tree.map(full, weights, is_leaf=lambda w: isinstance(w, Relaxed))
 
-    ends = lambda name, count: [parameters.at(params[name], i) for i in range(count)]
-    core = [at_step(*step) for step in _walk(config.grid)]
-    return ends("prelude", config.grid.prelude) + core + ends("coda", config.grid.coda)
+    ends = {
+        name: [parameters.at(params[name], i) for i in range(count)]
+        for name, count in config.ends.items()
+    }
+    return ends["prelude"] + [at_step(step) for step in plan.steps] + ends["coda"]
 
 
-def uses(grid: Grid, slot: str) -> Groups:
+def uses(config: model.Model, slot: str) -> Groups:
     """Returns, for each entry of a slot's bank, the layers that it stands for."""
-    table = np.array(grid.table_of(slot))
-    found: Groups = [[] for _ in range(table.max() + 1)]
-    for layer, step in enumerate(_walk(grid), start=grid.prelude):
-        found[table[step]].append(layer)
+    plan = config.schedule
+    found: Groups = [[] for _ in range(plan.size(slot))]
+    for layer, step in enumerate(plan.steps, start=config.ends["prelude"]):
+        found[plan.entry(slot)[step]].append(layer)
     return found
 
 
-def sources(grid: Grid, slot: str, start: Start, order: Any) -> Groups:
+def sources(config: model.Model, slot: str, start: Start, order: Any) -> Groups:
     """Returns, for each entry of a slot's bank, the layers whose mean it starts as.
 
     Args:
-      grid: of the model to start.
+      config: the model to start.
       slot: one of the block's.
       start: as in `recursive`.
       order: the layers of the core by number from 0, shuffled, for "random".
     """
-    used = uses(grid, slot)
-    size, first, end = len(used), grid.prelude, grid.prelude + _core_layers(grid)
+    used, first = uses(config, slot), config.ends["prelude"]
+    size, end = len(used), first + config.schedule.num_steps
     match start:
         case "average":
             return used
@@ -141,19 +139,18 @@ def sources(grid: Grid, slot: str, start: Start, order: Any) -> Groups:
 
 
 def _nearest(
-    core: dict[str, Any], theirs: list[dict[str, Any]], target: model.Config
+    core: dict[str, Any], theirs: list[dict[str, Any]], target: model.Model
 ) -> dict[str, Any]:
     """Returns the adapters of what the entries of the banks in `core` miss of each layer."""
-    specs, block, found = model.specs(target)["core"], model.block_specs(target), {}
+    specs, block, found = model.specs(target)["core"], target.block_specs, {}
     for slot in target.weights.slots:
         missing = {}
-        for entry, group in enumerate(uses(target.grid, slot)):
-            pick = lambda spec, bank, entry=entry: bank.reshape(-1, *spec.shape)[entry]
-            base = jax.tree.map(pick, block[slot], core[slot])
+        for entry, group in enumerate(uses(target, slot)):
+            base = parameters.at(core[slot], entry)
             for layer in group:
                 missing[layer] = jax.tree.map(jnp.subtract, theirs[layer][slot], base)
         name = lora.slot_of(slot)
-        groups = uses(target.grid, name)
+        groups = uses(target, name)
         means = [jax.tree.map(_mean, *(missing[layer] for layer in group)) for group in groups]
         pairs = [lora.nearest(target.weights, block[slot], mean) for mean in means]
         stack = lambda spec, *each: jnp.stack(each).reshape(spec.shape)
@@ -165,26 +162,12 @@ def _mean(*arrays: Array) -> Array:
     return jnp.stack(arrays).mean(0)
 
 
-def _walk(grid: Grid) -> list[tuple[int, int]]:
-    """Returns the core's steps in order."""
-    rs, ks = range(grid.num_recursions), range(grid.num_blocks)
-    return (
-        [(r, k) for r in rs for k in ks]
-        if grid.order == "cycle"
-        else [(r, k) for k in ks for r in rs]
-    )
-
-
-def _core_layers(grid: Grid) -> int:
-    return grid.num_recursions * grid.num_blocks
-
-
 def _check_choice(name: str, got: str, choices: Any) -> None:
     if got not in get_args(choices):
         raise ValueError(f"{name}: got {got!r}, takes {' or '.join(get_args(choices))}")
 
 
-def _check(config: model.Config, target: model.Config) -> None:
+def _check(config: model.Model, target: model.Model) -> None:
     """Refuses models of which one cannot be made of the other."""
     ours, theirs = _shape(target), _shape(config)
     for name, value in ours.items():
@@ -195,9 +178,21 @@ def _check(config: model.Config, target: model.Config) -> None:
             )
 
 
-def _shape(config: model.Config) -> dict[str, Any]:
+def _shape(config: model.Model) -> dict[str, Any]:
     """Returns what two models must have alike: all of it but initial scales."""
     embed = {f"embed.{name}": v for name, v in dataclasses.asdict(config.embed).items()}
-    sizes = {"num_layers": config.grid.num_steps, "vocab_size": config.vocab_size}
-    block = {"block": model.module(config.block).__name__, **dataclasses.asdict(config.block)}
-    return {n: v for n, v in {**block, **sizes, **embed}.items() if not n.endswith("init_std")}
+    sizes = {"num_layers": config.num_layers, "vocab_size": config.vocab_size}
+    found = {**_parts(config.block, "block"), **sizes, **embed}
+    return {name: value for name, value in found.items() if not name.endswith("init_std")}
+
+
+def _parts(part: Any, name: str) -> dict[str, Any]:
+    """Returns the kinds and settings of a block by dotted name, but for initial scales."""
+    found = {name: type(part).__name__}
+    for field, value in vars(part).items():
+        if dataclasses.is_dataclass(value):
+            inner = {} if isinstance(value, Init) else _parts(value, f"{name}.{field}")
+            found.update(inner)
+        else:
+            found[f"{name}.{field}"] = value
+    return found

@@ -1,7 +1,7 @@
 """Training batches as a pure function of the data, the seed and the step, read through grain."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import grain
 import jax
@@ -95,7 +95,7 @@ class Loader:
         rows = [self._rows[step * self._batch_size + i] for i in self._here]
         return _stack(rows, self._cross_document_attention)
 
-    def iterate(self, start_step: int) -> Iterator[Batch]:
+    def iterate(self, start_step: int) -> Generator[Batch, None, None]:
         """Yields `batch(start_step)`, `batch(start_step + 1)`, ... read ahead in the background.
 
         Closing the generator, or dropping it, ends the reading.

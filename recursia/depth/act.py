@@ -14,32 +14,29 @@ alone, so every mode is causal. In causal mode the loop ends when all wanted tok
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import batch, inject, kv, ranges
-from recursia.depth.policy import Aux, Call, Mode, Pass
+from recursia import batch, ranges
+from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
 from recursia.params import Leaf, Spec, normal
-from recursia.sharing.core import Core, Made
-from recursia.sharing.grid import Grid
-
-SLOTS = ()  # one halting unit serves every recursion
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Recursion, Stack
 
 INIT_STD = 0.02  # of the halting unit's weight
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Act(Policy):
     """Adaptive computation time.
 
     Attributes:
-      num_recursions: how often a token goes round at most.
       update: how a state s of weight u enters what a token gives, S: "basic", u s + (1 - u) S, as
         published; or "accumulated", S + u s.
       halted_state: what later recursions do with a halted token: "live" go on changing its state,
@@ -52,7 +49,6 @@ class Config:
         -3 starts deep, for where training would stay with two.
     """
 
-    num_recursions: int
     update: Literal["basic", "accumulated"] = "basic"
     halted_state: Literal["live", "copied"] = "live"
     epsilon: float = 0.01
@@ -60,30 +56,69 @@ class Config:
     halt_bias_init: float = 1.0
 
     def __post_init__(self):
-        ranges.recursions(self)
+        super().__post_init__()
         if not 0 < self.epsilon < 1:
             raise ValueError(f"epsilon: got {self.epsilon}, takes a number between 0 and 1")
         ranges.at_least(0, self, "act_loss_weight")
 
+    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
+        """Returns the halting unit, one for all recursions."""
+        bias = jax.nn.initializers.constant(self.halt_bias_init)
+        weight = Spec((embed_dim,), ("embed",), normal(INIT_STD))
+        return {"halt": {"weight": weight, "bias": Spec((), (), bias, is_decayed=False)}}
 
-def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
-    """Returns the halting unit, one for all recursions."""
-    bias = jax.nn.initializers.constant(config.halt_bias_init)
-    weight = Spec((embed_dim,), ("embed",), normal(INIT_STD))
-    return {"halt": {"weight": weight, "bias": Spec((), (), bias, is_decayed=False)}}
-
-
-def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
-    """Refuses a walk block by block: a token halts after a whole recursion.
-
-    Raises:
-      ValueError: for order "sequence".
-    """
-    if grid.order == "sequence":
-        raise ValueError(
-            "depth: act halts a token after a whole recursion, and sharing 'sequence' has none: "
-            "its walk is block by block; take a cycle, or depth.kind 'fixed'"
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns the weighted states; the modes differ only in when the loop ends."""
+        none = jnp.zeros(x.shape[:2])
+        start = _Walk(
+            state=x,
+            output=jnp.zeros(x.shape),
+            total=none,
+            remainder=none,
+            steps=jnp.zeros(x.shape[:2], jnp.int32),
+            is_running=jnp.ones(x.shape[:2], bool),
         )
+        step = _recursion(params["halt"], context, self)
+        states, report = None, {}
+        if call.mode == "causal":
+            wanted = True if call.wanted is None else call.wanted
+            walk = stack.loop_while(
+                step, start, None, lambda walk: (walk.is_running & wanted).any()
+            )
+        else:
+            walk, states, report, _ = stack.loop(step, start)
+        steps = walk.steps.astype(jnp.float32)
+        mean = lambda values: batch.mean(values, (0, 1), context.is_live)
+        metrics = {
+            "ponder_steps": mean(steps),
+            "ponder_remainder": mean(walk.remainder),
+            "halted": mean((~walk.is_running).astype(jnp.float32)),
+        }
+        losses = {"ponder": self.act_loss_weight * mean(steps + walk.remainder)}
+        return walk.output.astype(x.dtype), Aux(losses, metrics, walk.steps, states, report)
+
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy with another most; a token still going then has no remainder."""
+        return dataclasses.replace(self, num_recursions=num_recursions)
+
+    def at_step(self, step: int) -> Self:
+        """Returns the policy itself: training steps do not differ."""
+        return self
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns one full pass per recursion: training computes halted tokens too."""
+        return [Pass(r, seq_len, scored=seq_len) for r in range(schedule.num_recursions)]
+
+    def score_flops(self, embed_dim: int) -> int:
+        """Returns the forward FLOPs of scoring one token in one recursion."""
+        return 2 * embed_dim
 
 
 @struct.dataclass
@@ -98,57 +133,19 @@ class _Walk:
     is_running: Leaf  # [B T]
 
 
-def run(
-    core: Core,
-    params: dict[str, Any],
-    x: Float[Array, "B T D"],
-    context: Context,
-    config: Config,
-    call: Call,
-) -> tuple[Float[Array, "B T D"], Aux]:
-    """Returns the weighted states; the modes differ only in when the loop ends."""
-    none = jnp.zeros(x.shape[:2])
-    start = _Walk(
-        state=x,
-        output=jnp.zeros(x.shape),
-        total=none,
-        remainder=none,
-        steps=jnp.zeros(x.shape[:2], jnp.int32),
-        is_running=jnp.ones(x.shape[:2], bool),
-    )
-    step = _recursion(core, params["halt"], context, config)
-    states, report = None, {}
-    if call.mode == "causal":
-        wanted = True if call.wanted is None else call.wanted
-        walk = core.recursions_while(
-            step, start, None, lambda walk: (walk.is_running & wanted).any()
-        )
-    else:
-        walk, states, report = core.each_recursion(step, start, None)
-    steps = walk.steps.astype(jnp.float32)
-    mean = lambda values: batch.mean(values, (0, 1), context.is_live)
-    metrics = {
-        "ponder_steps": mean(steps),
-        "ponder_remainder": mean(walk.remainder),
-        "halted": mean((~walk.is_running).astype(jnp.float32)),
-    }
-    losses = {"ponder": config.act_loss_weight * mean(steps + walk.remainder)}
-    return walk.output.astype(x.dtype), Aux(losses, metrics, walk.steps, states, report)
-
-
-def _recursion(core: Core, halt: dict[str, Array], context: Context, config: Config) -> Callable:
-    """Returns one recursion of all tokens, as `core.each_recursion` takes it."""
+def _recursion(halt: dict[str, Array], context: Context, config: Act) -> Callable:
+    """Returns one recursion of all tokens, as `Stack.loop` takes it."""
     is_copied = config.halted_state == "copied"
 
-    def recursion(walk: _Walk, private: Any, _: None, source: Made | None):
+    def step(walk: _Walk, recursion: Recursion, _: None):
         running = walk.is_running
         here = context.count_only(running) if is_copied else context
-        x = core.enter(walk.state, private, here)
+        x = recursion.enter(walk.state, here)
         p = jax.nn.sigmoid(dot(x.astype(jnp.float32), halt["weight"], "d,d->") + halt["bias"])
         goes_on = running & (walk.total + p <= 1 - config.epsilon)
         rest = jnp.where(running & ~goes_on, 1 - walk.total, 0.0)
         p = jnp.where(goes_on, p, 0.0)
-        y, made = core.recurse(x, private, here, source)
+        y, made = recursion.run(x, here)
         share = (p + rest)[..., None]
         kept = 1 - share if config.update == "basic" else 1.0
         output = share * y.astype(jnp.float32) + kept * walk.output
@@ -163,34 +160,3 @@ def _recursion(core: Core, halt: dict[str, Array], context: Context, config: Con
         return walk, output.astype(x.dtype), made
 
     return recursion
-
-
-def at_depth(config: Config, num_recursions: int) -> Config:
-    """Returns the config with another most; a token still going then has no remainder."""
-    return dataclasses.replace(config, num_recursions=num_recursions)
-
-
-def at_step(config: Config, step: int) -> Config:
-    """Returns the config itself: training steps do not differ."""
-    return config
-
-
-def is_causal(config: Config, mode: Mode) -> bool:
-    """Returns True: each token halts by its own state alone."""
-    return True
-
-
-def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
-    """Returns one full pass per recursion: training computes halted tokens too."""
-    reads = map(kv.is_reading, range(grid.num_recursions))
-    return [Pass(seq_len, seq_len, is_reading, seq_len) for is_reading in reads]
-
-
-def num_exits(config: Config) -> int:
-    """Returns 1: training reads the last state through the head."""
-    return 1
-
-
-def score_flops(config: Config, embed_dim: int) -> int:
-    """Returns the forward FLOPs of scoring one token in one recursion."""
-    return 2 * embed_dim

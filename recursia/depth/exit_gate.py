@@ -17,33 +17,30 @@ others stop; in causal mode the loop ends when all wanted tokens have stopped.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import batch, inject, kv, ranges
-from recursia.depth.policy import Aux, Call, Mode, Pass
+from recursia import batch, inject, ranges
+from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
 from recursia.params import Leaf, Spec, normal
-from recursia.sharing.core import Core, Made
-from recursia.sharing.grid import Grid
-
-SLOTS = ()  # one gate serves every recursion
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Recursion, Stack
 
 INIT_STD = 0.02  # of the gate's weight
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ExitGate(Policy):
     """A gate that learns where to stop.
 
     Attributes:
-      num_recursions: how often a token goes round at most.
       stage: of training: 1 trains model and gate, 2 the gate alone, by whether a recursion helped.
         In stage 2 let `optimizer.trainable` be "depth", or weight decay moves the rest.
       entropy_weight: of the entropy over depths in stage 1.
@@ -53,7 +50,6 @@ class Config:
         "train"; 1 takes every recursion.
     """
 
-    num_recursions: int
     stage: int = 1
     entropy_weight: float = 0.1
     slope: float = 50.0
@@ -61,7 +57,7 @@ class Config:
     exit_threshold: float = 1.0
 
     def __post_init__(self):
-        ranges.recursions(self)
+        super().__post_init__()
         if self.stage not in (1, 2):
             raise ValueError(f"stage: got {self.stage}, takes 1 or 2")
         ranges.at_least(0, self, "entropy_weight", "slope")
@@ -70,29 +66,98 @@ class Config:
                 f"exit_threshold: got {self.exit_threshold}, takes a probability from 0 to 1"
             )
 
+    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
+        """Returns the gate, one for all recursions."""
+        weight = Spec((embed_dim,), ("embed",), normal(INIT_STD))
+        return {"gate": {"weight": weight, "bias": Spec((), (), zeros, is_decayed=False)}}
 
-def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
-    """Returns the gate, one for all recursions."""
-    weight = Spec((embed_dim,), ("embed",), normal(INIT_STD))
-    return {"gate": {"weight": weight, "bias": Spec((), (), zeros, is_decayed=False)}}
+    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+        """Refuses a model in which the head does not read what the gate does.
 
+        Raises:
+          ValueError: for order "sequence", or with a coda.
+        """
+        super().check(schedule, coda, told)
+        if coda:
+            raise ValueError(
+                f"depth: exit_gate reads every recursion's state through the head, and {coda} "
+                "blocks of a coda stand between them; take coda 0"
+            )
 
-def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
-    """Refuses grids in which the head does not read what the gate does.
-
-    Raises:
-      ValueError: for order "sequence", or with a coda.
-    """
-    if grid.order == "sequence":
-        raise ValueError(
-            "depth: exit_gate stops a token after a whole recursion, and sharing 'sequence' has "
-            "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns each token's state where it stopped; in mode "train" the last one."""
+        start = _Walk(
+            state=x,
+            chosen=x,
+            log_left=jnp.zeros(x.shape[:2]),
+            steps=jnp.zeros(x.shape[:2], jnp.int32),
+            is_running=jnp.ones(x.shape[:2], bool),
         )
-    if grid.coda:
-        raise ValueError(
-            f"depth: exit_gate reads every recursion's state through the head, and {grid.coda} "
-            "blocks of a coda stand between them; take coda 0"
-        )
+        step = _recursion(params["gate"], context, self, call)
+        is_last = jnp.arange(stack.schedule.num_recursions) == stack.schedule.num_recursions - 1
+        if call.mode == "causal":
+            wanted = True if call.wanted is None else call.wanted
+            goes_on = lambda walk: (walk.is_running & wanted).any()
+            walk = stack.loop_while(step, start, is_last, goes_on)
+            return walk.chosen, Aux({}, {}, walk.steps, None)
+        walk, (states, scores, log_p), report, _ = stack.loop(step, start, is_last)
+        p = jnp.exp(log_p)
+        entropy = -(p * log_p).sum(0)
+        mean = lambda values: batch.mean(values, (-2, -1), context.is_live)
+        metrics = {"exit_probability": mean(p), "exit_entropy": mean(entropy)}
+        aux = Aux({}, metrics, walk.steps, states, report)
+        if call.mode == "train":
+            exits = {"entropy": entropy} if self.stage == 1 else {"scores": scores}
+            weights = p if self.stage == 1 else jnp.zeros_like(p)
+            aux = aux.replace(exit_weights=weights, exits=exits)
+        return walk.chosen, aux
+
+    def exit_loss(
+        self, exits: dict[str, Array], nats: Float[Array, "R B T"]
+    ) -> Float[Array, "B T"]:
+        """Returns what a token's stopping costs besides its expected cross-entropy, in nats.
+
+        Args:
+          exits: the entropy of p in stage 1; the gate's scores w . h_t + b [R B T] in stage 2.
+          nats: cross-entropy of the state after each recursion, without a gradient.
+        """
+        if self.stage == 1:
+            return -self.entropy_weight * exits["entropy"]
+        gain = jnp.maximum(nats[:-1] - nats[1:], 0.0)
+        goes_on = jax.nn.sigmoid(self.slope * (gain - self.margin))
+        score = exits["scores"][1:]
+        each = goes_on * jax.nn.softplus(score) + (1 - goes_on) * jax.nn.softplus(-score)
+        return each.sum(0) / max(self.num_recursions - 1, 1)
+
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy with another most; the gate serves any number of recursions."""
+        return dataclasses.replace(self, num_recursions=num_recursions)
+
+    def at_step(self, step: int) -> Self:
+        """Returns the policy itself: training steps do not differ."""
+        return self
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns one full pass per recursion: training reads the gate after each."""
+        is_trained = self.stage == 1
+        each = range(schedule.num_recursions)
+        return [Pass(r, seq_len, scored=seq_len, is_trained=is_trained) for r in each]
+
+    @property
+    def num_exits(self) -> int:
+        """States that training reads through the head: all."""
+        return self.num_recursions
+
+    def score_flops(self, embed_dim: int) -> int:
+        """Returns the forward FLOPs of the gate for one token after one recursion."""
+        return 2 * embed_dim
 
 
 @struct.dataclass
@@ -106,49 +171,11 @@ class _Walk:
     is_running: Leaf  # [B T]
 
 
-def run(
-    core: Core,
-    params: dict[str, Any],
-    x: Float[Array, "B T D"],
-    context: Context,
-    config: Config,
-    call: Call,
-) -> tuple[Float[Array, "B T D"], Aux]:
-    """Returns each token's state where it stopped; in mode "train" that after all recursions."""
-    start = _Walk(
-        state=x,
-        chosen=x,
-        log_left=jnp.zeros(x.shape[:2]),
-        steps=jnp.zeros(x.shape[:2], jnp.int32),
-        is_running=jnp.ones(x.shape[:2], bool),
-    )
-    step = _recursion(core, params["gate"], context, config, call)
-    is_last = jnp.arange(core.grid.num_recursions) == core.grid.num_recursions - 1
-    if call.mode == "causal":
-        wanted = True if call.wanted is None else call.wanted
-        goes_on = lambda walk: (walk.is_running & wanted).any()
-        walk = core.recursions_while(step, start, is_last, goes_on)
-        return walk.chosen, Aux({}, {}, walk.steps, None)
-    walk, (states, scores, log_p), report = core.each_recursion(step, start, is_last)
-    p = jnp.exp(log_p)
-    entropy = -(p * log_p).sum(0)
-    mean = lambda values: batch.mean(values, (-2, -1), context.is_live)
-    metrics = {"exit_probability": mean(p), "exit_entropy": mean(entropy)}
-    aux = Aux({}, metrics, walk.steps, states, report)
-    if call.mode == "train":
-        exits = {"entropy": entropy} if config.stage == 1 else {"scores": scores}
-        weights = p if config.stage == 1 else jnp.zeros_like(p)
-        aux = aux.replace(exit_weights=weights, exits=exits)
-    return walk.chosen, aux
+def _recursion(gate: dict[str, Array], context: Context, config: ExitGate, call: Call) -> Callable:
+    """Returns one recursion of all tokens, as `Stack.loop` takes it."""
 
-
-def _recursion(
-    core: Core, gate: dict[str, Array], context: Context, config: Config, call: Call
-) -> Callable:
-    """Returns one recursion of all tokens, as `core.each_recursion` takes it."""
-
-    def recursion(walk: _Walk, private: Any, is_last: Array, source: Made | None):
-        y, made = core.recurse(core.enter(walk.state, private, context), private, context, source)
+    def step(walk: _Walk, recursion: Recursion, is_last: Array):
+        y, made = recursion.run(recursion.enter(walk.state, context), context)
         seen = y if config.stage == 1 else jax.lax.stop_gradient(y)
         score = dot(seen.astype(jnp.float32), gate["weight"], "d,d->") + gate["bias"]
         log_p = walk.log_left + jnp.where(is_last, 0.0, jax.nn.log_sigmoid(score))
@@ -166,53 +193,3 @@ def _recursion(
         return walk, (y, score, log_p), made
 
     return recursion
-
-
-def exit_loss(
-    config: Config, exits: dict[str, Array], nats: Float[Array, "R B T"]
-) -> Float[Array, "B T"]:
-    """Returns what a token's stopping costs besides its expected cross-entropy, in nats.
-
-    Args:
-      config: the policy.
-      exits: the entropy of p in stage 1; the gate's scores w . h_t + b [R B T] in stage 2.
-      nats: cross-entropy of the state after each recursion, without a gradient.
-    """
-    if config.stage == 1:
-        return -config.entropy_weight * exits["entropy"]
-    gain = jnp.maximum(nats[:-1] - nats[1:], 0.0)
-    goes_on = jax.nn.sigmoid(config.slope * (gain - config.margin))
-    score = exits["scores"][1:]
-    each = goes_on * jax.nn.softplus(score) + (1 - goes_on) * jax.nn.softplus(-score)
-    return each.sum(0) / max(config.num_recursions - 1, 1)
-
-
-def at_depth(config: Config, num_recursions: int) -> Config:
-    """Returns the config with another most; the gate serves any number of recursions."""
-    return dataclasses.replace(config, num_recursions=num_recursions)
-
-
-def at_step(config: Config, step: int) -> Config:
-    """Returns the config itself: training steps do not differ."""
-    return config
-
-
-def is_causal(config: Config, mode: Mode) -> bool:
-    """Returns True: each token stops by its own state alone."""
-    return True
-
-
-def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
-    """Returns one full pass per recursion: training takes all, and reads the gate after each."""
-    one = lambda r: Pass(seq_len, seq_len, kv.is_reading(r), seq_len, is_trained=config.stage == 1)
-    return list(map(one, range(grid.num_recursions)))
-
-
-def num_exits(config: Config) -> int:
-    """Returns how many states training reads through the head: all."""
-    return config.num_recursions
-
-
-def score_flops(config: Config, embed_dim: int) -> int:
-    """Returns the forward FLOPs of the gate for one token after one recursion."""
-    return 2 * embed_dim

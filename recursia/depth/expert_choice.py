@@ -9,35 +9,35 @@ for it, or an auxiliary router's.
 """
 
 import dataclasses
+import functools
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import batch, inject, kv, ranges
+from recursia import batch, inject, ranges
+from recursia import params as parameters
 from recursia.depth import capacity as places
 from recursia.depth import routing
-from recursia.depth.policy import Aux, Call, Mode, Pass
+from recursia.depth.policy import Aux, Call, Mode, Pass, Policy
 from recursia.depth.routing import pick, put, select, statistics, take
 from recursia.layers.attention import Context
-from recursia.params import at, stack
-from recursia.sharing.core import Core, Made
-from recursia.sharing.grid import Grid
+from recursia.params import at
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Made, Recursion, Stack
 
-SLOTS = ("router",)
 _Carry = tuple[Array, Array | None, Array | None]  # states, places of active tokens, is_live
 AUX_LR_SCALE = 10.0  # of the auxiliary router's learning rate, as released
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class ExpertChoice(Policy):
     """Expert choice.
 
     Attributes:
-      num_recursions: how often the best tokens go round.
       capacity: fraction of all tokens that each recursion keeps, never growing; None takes
         (R - r) / R for r = 0 .. R-1.
       alpha: largest gate.
@@ -58,7 +58,8 @@ class Config:
         they compute every token, and the program is compiled once more after them.
     """
 
-    num_recursions: int
+    slots = ("router",)
+
     capacity: tuple[float, ...] | None = None
     alpha: float = 0.1
     score: routing.Score = "sigmoid"
@@ -72,7 +73,7 @@ class Config:
     capacity_warmup_steps: int = 0
 
     def __post_init__(self):
-        ranges.recursions(self)
+        super().__post_init__()
         count = self.num_recursions
         if self.capacity is None:
             linear = tuple((count - r) / count for r in range(count))
@@ -94,78 +95,124 @@ class Config:
         ranges.at_least(1, self, "parts")
         ranges.above(0, self, "temperature")
 
+    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
+        """Returns the routers' banks: one entry a recursion unless slot "router" varies so."""
+        bank = lambda each: parameters.stack(each, (1 + max(_router_entries(schedule)),), (None,))
+        found = {"router": bank(routing.specs(self.router, embed_dim))}
+        if self.sampling == "aux_router":
+            found["aux_router"] = bank(routing.specs(self.router, embed_dim, lr_scale=AUX_LR_SCALE))
+        return found
 
-def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
-    """Returns the routers' banks: one for each recursion unless slot "router" says otherwise."""
-    bank = lambda each: stack(each, (1 + max(_router_entries(grid)),), (None,))
-    found = {"router": bank(routing.specs(config.router, embed_dim))}
-    if config.sampling == "aux_router":
-        found["aux_router"] = bank(routing.specs(config.router, embed_dim, lr_scale=AUX_LR_SCALE))
-    return found
+    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+        """Refuses a walk block by block: a token is routed for a whole recursion.
 
+        Raises:
+          ValueError: for order "sequence", or routers that vary along blocks.
+        """
+        super().check(schedule, coda, told)
+        if any(len(set(row)) > 1 for row in schedule.by_recursion("router").tolist()):
+            raise ValueError(
+                "varies.router: a recursion has one router; let it vary by 'recursion'"
+            )
 
-def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
-    """Refuses a walk block by block: a token is routed for a whole recursion.
+    def check_length(self, seq_len: int) -> None:
+        """Refuses sequences that do not fall into `parts`.
 
-    Raises:
-      ValueError: for order "sequence", or routers that vary along blocks.
-    """
-    if grid.order == "sequence":
-        raise ValueError(
-            "depth: expert_choice routes a token for a whole recursion, and sharing 'sequence' has "
-            "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
+        Raises:
+          ValueError: with both numbers.
+        """
+        if seq_len % self.parts:
+            raise ValueError(
+                f"model.depth.parts: {self.parts} do not divide the {seq_len} tokens of "
+                "train.seq_len; change one of them"
+            )
+
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns the states after routing.
+
+        Args:
+          stack: the core.
+          params: the routers.
+          x: hidden states of all tokens.
+          context: where they stand.
+          call: in modes "train" and "eval" recursions keep the best tokens, in "causal" each token
+            decides alone; the step of training is read while capacities warm up.
+        """
+        routers = at(params, np.array(_router_entries(stack.schedule)))
+        is_warming = call.mode == "train" and self.capacity_warmup_steps > 0
+        if is_warming and call.step is None:
+            raise ValueError(
+                "step: None; expert_choice with capacity_warmup_steps trains at a step"
+            )
+        if call.mode == "causal" or is_warming:
+            step = call.step if is_warming else None
+            x, out, report = _masked(stack, routers, x, context, self, step)
+        else:
+            x, out, report = _gathered(stack, routers, x, context, self)
+        losses = {"router": self.aux_loss_weight * out["router_cross_entropy"].sum()}
+        if self.z_loss_weight:
+            losses["router_z"] = self.z_loss_weight * out["router_z"].sum()
+        state, is_kept = out.pop("state"), out.pop("is_kept")
+        kept = batch.mean(is_kept.astype(jnp.float32), (1, 2), context.is_live)
+        metrics = {**out, "tokens_kept": kept}
+        return x, Aux(losses, metrics, is_kept.sum(0), state, report)
+
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy of a model that stops after `num_recursions`.
+
+        Raises:
+          ValueError: if there are more recursions than capacities.
+        """
+        if num_recursions > self.num_recursions:
+            raise ValueError(
+                f"depth {num_recursions}: expert_choice has capacities and routers for "
+                f"{self.num_recursions} recursions; take at most {self.num_recursions}"
+            )
+        return dataclasses.replace(
+            self, num_recursions=num_recursions, capacity=self.capacity[:num_recursions]
         )
-    if any(len(set(row)) > 1 for row in grid.table_of("router")):
-        raise ValueError("varies.router: a recursion has one router; let it vary by 'recursion'")
+
+    def at_step(self, step: int) -> Self:
+        """Returns the policy of a training step: without warm-up once it is over."""
+        if step < self.capacity_warmup_steps:
+            return self
+        return dataclasses.replace(self, capacity_warmup_steps=0)
+
+    def is_causal(self, mode: Mode) -> bool:
+        """Returns whether no token looks ahead: in causal mode, or where all tokens are kept."""
+        return mode == "causal" or all(capacity == 1 for capacity in self.capacity)
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns what each recursion processes in the modes that keep the best tokens."""
+        kept = counts(self, seq_len)
+        scored = (seq_len, *kept[:-1])
+        source = schedule.is_source
+        queries = [s if source(r) else k for r, (k, s) in enumerate(zip(kept, scored, strict=True))]
+        return [Pass(r, q, scored=s) for r, (q, s) in enumerate(zip(queries, scored, strict=True))]
+
+    def score_flops(self, embed_dim: int) -> int:
+        """Returns the forward FLOPs of scoring one token in one recursion."""
+        routers = 1 if self.sampling == "aux_loss" else 2
+        return routers * routing.flops(self.router, embed_dim)
 
 
-def _router_entries(grid: Grid) -> tuple[int, ...]:
-    return tuple(row[0] for row in grid.table_of("router"))
+def _router_entries(schedule: Schedule) -> tuple[int, ...]:
+    return tuple(schedule.by_recursion("router")[:, 0].tolist())
 
 
-def counts(config: Config, seq_len: int) -> tuple[int, ...]:
+def counts(config: ExpertChoice, seq_len: int) -> tuple[int, ...]:
     """Returns how many tokens of a sequence each recursion keeps."""
     return places.counts(config.capacity, config.parts, seq_len)
 
 
-def run(
-    core: Core,
-    params: dict[str, Any],
-    x: Float[Array, "B T D"],
-    context: Context,
-    config: Config,
-    call: Call,
-) -> tuple[Float[Array, "B T D"], Aux]:
-    """Returns the states after routing.
-
-    Args:
-      core: one recursion of the shared stack.
-      params: the routers.
-      x: hidden states of all tokens.
-      context: where they stand.
-      config: the policy.
-      call: in modes "train" and "eval" recursions keep the best tokens, in "causal" each token
-        decides alone; the step of training is read while capacities warm up.
-    """
-    routers = at(params, np.array(_router_entries(core.grid)))
-    is_warming = call.mode == "train" and config.capacity_warmup_steps > 0
-    if is_warming and call.step is None:
-        raise ValueError("step: None; expert_choice with capacity_warmup_steps trains at a step")
-    if call.mode == "causal" or is_warming:
-        step = call.step if is_warming else None
-        x, out, report = _masked(core, routers, x, context, config, step)
-    else:
-        x, out, report = _gathered(core, routers, x, context, config)
-    losses = {"router": config.aux_loss_weight * out["router_cross_entropy"].sum()}
-    if config.z_loss_weight:
-        losses["router_z"] = config.z_loss_weight * out["router_z"].sum()
-    state, is_kept = out.pop("state"), out.pop("is_kept")
-    kept = batch.mean(is_kept.astype(jnp.float32), (1, 2), context.is_live)
-    metrics = {**out, "tokens_kept": kept}
-    return x, Aux(losses, metrics, is_kept.sum(0), state, report)
-
-
-def _logits(weights: dict[str, Any], x: Array, config: Config) -> tuple[Array, Array]:
+def _logits(weights: dict[str, Any], x: Array, config: ExpertChoice) -> tuple[Array, Array]:
     """Returns by which tokens are chosen and gated, and by which each decides in causal mode."""
     logits = routing.logits(weights["router"], x / config.temperature)
     if config.sampling == "aux_loss":
@@ -174,47 +221,37 @@ def _logits(weights: dict[str, Any], x: Array, config: Config) -> tuple[Array, A
     return logits, routing.logits(weights["aux_router"], jax.lax.stop_gradient(x))
 
 
-def _gathered(core: Core, routers: Any, x: Array, context: Context, config: Config):
+def _gathered(stack: Stack, routers: Any, x: Array, context: Context, config: ExpertChoice):
     """Processes only the tokens that each recursion keeps."""
     everyone, live = counts(config, x.shape[1]), context.is_live
     limits = None if live is None else places.limits(config.capacity, config.parts, live)
-    inputs = (core.private(), routers, limits)
-    carry, source, outs = (x, None, live), None, []
+    carry, kept, outs = (x, None, live), (), []
     for count, same in itertools.groupby(range(len(everyone)), key=lambda r: everyone[r]):
         first, *rest = same
-        entry = at(inputs, first)
-        carry, out, made = _keep_best(core, context, config, count, carry, *entry, source)
-        outs.append(jax.tree.map(lambda leaf: leaf[None], (out, made.report)))
-        source = made if source is None and core.kv.reads_first else source
-        if rest:  # these keep what they get, so their shapes are equal
-
-            def again(carry, entry, count=count, source=source):
-                kept = _keep_best(core, context, config, count, carry, *entry, source)
-                return kept[0], (kept[1], kept[2].report)
-
-            carry, out = jax.lax.scan(again, carry, at(inputs, slice(rest[0], rest[-1] + 1)))
-            outs.append(out)
+        step = functools.partial(_keep_best, context, config, count)
+        # The first changes the shape of the carry; the others keep what they get.
+        for recursions in (range(first, first + 1), range(first + 1, first + 1 + len(rest))):
+            if recursions:
+                carry, *out, kept = stack.loop(step, carry, (routers, limits), recursions, kept)
+                outs.append(out)
     out, report = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
     return carry[0], out, report
 
 
 def _keep_best(
-    core: Core,
     context: Context,
-    config: Config,
+    config: ExpertChoice,
     count: int,
     carry: _Carry,
-    private: Any,
-    weights: Any,
-    limit: Int[Array, "B P"] | None,
-    source: Made | None,
+    recursion: Recursion,
+    entry: tuple[Any, Int[Array, "B P"] | None],
 ) -> tuple[_Carry, dict[str, Array], Made]:
     """One recursion over the best `count` of the active tokens.
 
     Where rows have padding, `limit` tokens of each part of a row are really kept: the others fill
     the shape, no token sees them, and they leave their states as they are.
     """
-    x, active, live = carry
+    (x, active, live), (weights, limit) = carry, entry
     rows = jnp.arange(x.shape[0])[:, None]
     h = take(x, active, config.parts)
     logits, predicted = _logits(weights, h, config)
@@ -226,14 +263,14 @@ def _keep_best(
     if goes is not None:
         goes &= places.is_best(pick(scores, chosen), limit)
     where = lambda index: context if index is None else context.take(index)
-    if core.kv.reads_first and source is None:
-        # The first recursion makes keys and values of every token that a later query may meet.
-        y, made = core.recurse(core.enter(h, private, where(active)), private, where(active))
+    if recursion.is_source:
+        # It makes keys and values of every token that a later query may meet.
+        y, made = recursion.run(recursion.enter(h, where(active)), where(active))
         y = take(y, chosen, config.parts)
     else:
         there = where(kept) if goes is None else where(kept).hide(~goes)
-        y = core.enter(take(h, chosen, config.parts), private, there)
-        y, made = core.recurse(y, private, there, source)
+        y = recursion.enter(take(h, chosen, config.parts), there)
+        y, made = recursion.run(y, there)
     x = put(x, kept, y, pick(gate, chosen), config.gating, config.parts, goes)
 
     def marked(shape: tuple[int, ...], index: Array | None) -> Array:
@@ -246,10 +283,12 @@ def _keep_best(
     return (x, kept, goes), {**out, "state": x, "is_kept": is_kept}, made
 
 
-def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config, step: Any):
+def _masked(
+    stack: Stack, routers: Any, x: Array, context: Context, config: ExpertChoice, time: Any
+):
     """Processes every token and keeps the result for some: for numbers of them not known ahead.
 
-    With `step`, those of a capacity warming up; without, those above their router's threshold. A
+    With `time`, those of a capacity warming up; without, those above their router's threshold. A
     recursion whose capacity does not fall has nothing to decide: all its active tokens go on.
     """
     before = (1.0, *config.capacity[:-1])
@@ -259,73 +298,24 @@ def _masked(core: Core, routers: Any, x: Array, context: Context, config: Config
         "routers": routers,
         "is_open": jnp.array([a <= b for a, b in zip(before, config.capacity, strict=True)]),
         "limit": places.limits(*kept, everyone)
-        if step is None
-        else places.warming(*kept, config.capacity_warmup_steps, everyone, step),
+        if time is None
+        else places.warming(*kept, config.capacity_warmup_steps, everyone, time),
     }
 
-    def recursion(carry, private: Any, entry: dict[str, Array], source: Made | None):
+    def step(carry, recursion: Recursion, entry: dict[str, Array]):
         x, active = carry
         logits, predicted = _logits(entry["routers"], x, config)
         gate = routing.gate(logits, config.score, config.alpha)
-        if step is None:
+        if time is None:
             chosen = active & (entry["is_open"] | routing.is_above(predicted))
         else:
             chosen = active & places.is_best(jnp.where(active, gate, -jnp.inf), entry["limit"])
-        visible = context.count_only(chosen) if core.kv.reads_first else context.hide(~chosen)
-        y, made = core.recurse(core.enter(x, private, visible), private, visible, source)
+        visible = recursion.only(context, chosen)
+        y, made = recursion.run(recursion.enter(x, visible), visible)
         y = routing.update(x, y, gate, config.gating)
         out = statistics(logits, predicted, chosen, active, config.score, config.alpha)
         x = jnp.where(chosen[..., None], y, x)
-        return (x, chosen), {**out, "state": x, "is_kept": chosen}, made.replace(context=context)
+        return (x, chosen), {**out, "state": x, "is_kept": chosen}, made
 
-    (x, _), out, report = core.each_recursion(recursion, (x, everyone), entries)
+    (x, _), out, report, _ = stack.loop(step, (x, everyone), entries)
     return x, out, report
-
-
-def at_depth(config: Config, num_recursions: int) -> Config:
-    """Returns the config of a model that stops after `num_recursions`.
-
-    Raises:
-      ValueError: if there are more recursions than capacities.
-    """
-    if num_recursions > config.num_recursions:
-        raise ValueError(
-            f"depth {num_recursions}: expert_choice has capacities and routers for "
-            f"{config.num_recursions} recursions; take at most {config.num_recursions}"
-        )
-    return dataclasses.replace(
-        config, num_recursions=num_recursions, capacity=config.capacity[:num_recursions]
-    )
-
-
-def at_step(config: Config, step: int) -> Config:
-    """Returns the config of a training step: without warm-up once it is over."""
-    if step < config.capacity_warmup_steps:
-        return config
-    return dataclasses.replace(config, capacity_warmup_steps=0)
-
-
-def is_causal(config: Config, mode: Mode) -> bool:
-    """Returns whether no token looks ahead: in causal mode, or where all tokens are kept."""
-    return mode == "causal" or all(capacity == 1 for capacity in config.capacity)
-
-
-def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
-    """Returns what each recursion processes in the modes that keep the best tokens."""
-    kept = counts(config, seq_len)
-    scored = (seq_len, *kept[:-1])
-    if not kv.reads_first:
-        return [Pass(k, k, False, s) for k, s in zip(kept, scored, strict=True)]
-    later = [Pass(k, seq_len, True, s) for k, s in zip(kept[1:], scored[1:], strict=True)]
-    return [Pass(seq_len, seq_len, False, seq_len), *later]
-
-
-def num_exits(config: Config) -> int:
-    """Returns 1: training reads the last state through the head."""
-    return 1
-
-
-def score_flops(config: Config, embed_dim: int) -> int:
-    """Returns the forward FLOPs of scoring one token in one recursion."""
-    routers = 1 if config.sampling == "aux_loss" else 2
-    return routers * routing.flops(config.router, embed_dim)

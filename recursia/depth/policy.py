@@ -1,34 +1,16 @@
-"""What every depth policy offers, what it is told and what it reports.
-
-A policy is a module with
-
-    Config                        a frozen dataclass with `num_recursions`
-    SLOTS                         names of its own parameters that may vary along recursions
-    specs(config, grid, embed_dim) -> parameters of its own (routers, gates)
-    check(config, grid, kv, told) raises ValueError for what it cannot walk: a grid, a source of
-                                  keys, or what recursions are told (an `inject.Config`)
-    run(core, params, x, context, config, call) -> (x, Aux)
-    exit_loss(config, exits, nats) -> a loss per token [B T] from the cross-entropy of the state
-                                  after each recursion [R B T], for a policy whose Aux has `exits`
-    after_step(config, params, metrics) -> params of its own after an update, for a policy that
-                                  changes some without a gradient; from those the optimizer left
-                                  and the step's metrics
-    batch_losses(config)          names of weights in force of losses that are no sums over tokens,
-                                  for a policy that has such losses
-    at_depth(config, num_recursions) -> the config of a model that stops there
-    at_step(config, step) -> the config of this training step; the trainer compiles one per value
-    is_causal(config, mode)       whether a token's state is free of later tokens
-    passes(config, grid, kv, seq_len) -> one `Pass` per recursion, for accounting
-    score_flops(config, embed_dim) -> forward FLOPs of scoring one token in one recursion
-    num_exits(config)             states that training reads through the head
-"""
+"""What a depth policy is, what it is told of a pass and what it reports."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from flax import struct
+from jaxtyping import Array, Float
 
+from recursia import inject, ranges
+from recursia.layers.attention import Context
 from recursia.params import Leaf
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Stack
 
 Mode = Literal["train", "eval", "causal"]
 
@@ -82,22 +64,151 @@ class Aux:
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What one recursion processes of a sequence, in tokens.
+    """What one recursion processes of a sequence, in tokens; fillers count too.
 
     Attributes:
-      queries: tokens that the blocks process, fillers included.
-      keys: tokens whose keys and values each of them meets, masked ones included.
-      is_reading: whether those are another recursion's.
+      recursion: which of the schedule it is, or is like.
+      queries: tokens that the blocks process.
       scored: tokens that a router or gate scores first.
       times: how many recursions are like this; a mean where their number is drawn.
       is_trained: whether a backward pass follows.
       needed: of `queries`, those whose result is kept, as far as it is known ahead; None is all.
     """
 
+    recursion: int
     queries: int
-    keys: int
-    is_reading: bool
-    scored: int
+    scored: int = 0
     times: float = 1
     is_trained: bool = True
     needed: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Base of depth policies: how often each token goes round, and what that costs.
+
+    A policy is a frozen dataclass of settings, one file in `recursia.depth`. It says what differs
+    from here, and nothing else. Whatever it reports over the tokens of a batch goes through
+    `recursia.batch.mean` or `total`: a plain mean differs on several devices.
+
+    Attributes:
+      num_recursions: how often a token goes round, at most.
+    """
+
+    num_recursions: int
+
+    slots: ClassVar[tuple[str, ...]] = ()  # its own parameters that may vary along recursions
+    is_by_recursion: ClassVar[bool] = True  # whether it needs recursions walked one after the other
+
+    def __post_init__(self):
+        ranges.recursions(self)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """For each recursion, which group of blocks it takes: groups share no entries."""
+        return (0,) * self.num_recursions
+
+    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
+        """Returns its own parameters, such as routers and gates."""
+        return {}
+
+    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+        """Refuses what it cannot walk.
+
+        Args:
+          schedule: of the core.
+          coda: blocks after the core.
+          told: what is injected at each recursion.
+
+        Raises:
+          ValueError: with the reason.
+        """
+        if self.is_by_recursion and schedule.order == "sequence":
+            raise ValueError(
+                f"depth: {self.kind} decides after a whole recursion, and sharing 'sequence' has "
+                "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
+            )
+
+    def check_length(self, seq_len: int) -> None:
+        """Refuses sequences of a length that it cannot split.
+
+        Raises:
+          ValueError: with both numbers.
+        """
+
+    @property
+    def kind(self) -> str:
+        """The name of its file, as `depth.kind` takes it."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns the states after the recursions, and what it reports.
+
+        Args:
+          stack: the blocks between prelude and coda.
+          params: of `specs`.
+          x: hidden states of all tokens.
+          context: where they stand.
+          call: which pass this is.
+        """
+        raise NotImplementedError
+
+    def exit_loss(self, exits: Any, nats: Float[Array, "R B T"]) -> Float[Array, "B T"]:
+        """Returns what a token's stopping costs besides its expected cross-entropy, in nats.
+
+        Only for a policy whose `Aux` has `exits`.
+
+        Args:
+          exits: of that `Aux`.
+          nats: cross-entropy of the state after each recursion, without a gradient.
+        """
+        raise NotImplementedError
+
+    def after_step(self, params: dict[str, Any], metrics: dict[str, Array]) -> dict[str, Any]:
+        """Returns its parameters after an update, where some change without a gradient.
+
+        Args:
+          params: those that the optimizer left.
+          metrics: of the step.
+        """
+        return params
+
+    def batch_losses(self) -> tuple[str, ...]:
+        """Returns the weights in force of losses that are no sums over tokens."""
+        return ()
+
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy of a model that stops, or goes on, after `num_recursions`.
+
+        Raises:
+          ValueError: for a depth that it cannot take.
+        """
+        return dataclasses.replace(self, num_recursions=num_recursions)
+
+    def at_step(self, step: int) -> Self:
+        """Returns the policy of a training step; the trainer compiles one program for each."""
+        return self
+
+    def is_causal(self, mode: Mode) -> bool:
+        """Returns whether a token's state is free of later tokens."""
+        return True
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns what each recursion of a training step processes, for accounting."""
+        return [Pass(r, seq_len) for r in range(schedule.num_recursions)]
+
+    def score_flops(self, embed_dim: int) -> int:
+        """Returns the forward FLOPs of scoring one token in one recursion."""
+        return 0
+
+    @property
+    def num_exits(self) -> int:
+        """States that training reads through the head."""
+        return 1

@@ -10,32 +10,29 @@ import dataclasses
 import functools
 import math
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import batch, inject, kv, ranges
+from recursia import batch, inject, ranges
 from recursia.depth import rest
-from recursia.depth.policy import Aux, Call, Mode, Pass
+from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
-from recursia.params import at
-from recursia.sharing.core import ENTERED, Core, Made
-from recursia.sharing.grid import Grid
+from recursia.sharing.remat import ENTERED
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Recursion, Stack
 
-SLOTS = ()
 _SPREAD = np.linspace(-6, 6, 601)  # of a normal number, in deviations; finer than any Poisson's
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Recurrent(Policy):
     """A depth that is drawn in training.
 
     Attributes:
-      num_recursions: how often every token goes round outside training; in training, the mean of
-        the rate that `sampler` draws with.
       backprop_depth: how many of a training step's last recursions its gradient goes through; with
         0 the core is not trained.
       sampler: "poisson_lognormal" draws 1 + Poisson(rate) recursions, the rate log-normal; its mean
@@ -49,7 +46,6 @@ class Config:
       exit_threshold: what is little; None takes 0.03 for "latent_diff" and 0.001 for the others.
     """
 
-    num_recursions: int
     backprop_depth: int = 8
     sampler: Literal["poisson_lognormal", "fixed"] = "poisson_lognormal"
     sigma: float = 0.5
@@ -60,45 +56,76 @@ class Config:
     def __post_init__(self):
         if self.exit_threshold is None:
             object.__setattr__(self, "exit_threshold", rest.THRESHOLDS[self.exit])
-        ranges.recursions(self)
+        super().__post_init__()
         ranges.at_least(0, self, "backprop_depth", "state_std", "exit_threshold")
         if not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma: got {self.sigma}, takes a number from 0 to 1")
 
+    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+        """Refuses what a walk of any length, from noise, cannot do.
 
-def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
-    """Returns no parameters: the depth is drawn, not learned."""
-    return {}
+        Raises:
+          ValueError: for order "sequence", keys and values of the first recursion, recursions with
+            weights of their own or told apart, or not told the core's input.
+        """
+        super().check(schedule, coda, told)
+        each = range(schedule.num_recursions)
+        if any(schedule.is_source(r) or schedule.is_reader(r) for r in each):
+            raise ValueError(
+                "kv_sharing: a recursion reads keys and values of another, and under depth "
+                "recurrent the first recursions are mostly walked without a gradient; take 'own'"
+            )
+        if varying := [slot for slot, _ in schedule.entries if schedule.varies(slot)]:
+            raise ValueError(
+                f"depth: recurrent walks any number of recursions with the same weights, and "
+                f"{', '.join(varying)} varies along them; take sharing 'cycle', or depth.kind "
+                "'fixed'"
+            )
+        if told.input == "none" or told.step != "none":
+            raise ValueError(
+                f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, "
+                "that starts from noise and draws its length, take input 'adapter' or 'add', and "
+                "step 'none'"
+            )
 
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns the states after the recursions of this call.
 
-def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
-    """Refuses what a walk of any length, from noise, cannot do.
+        Args:
+          stack: the core.
+          params: none.
+          x: what the core is entered with; recursions start from another state.
+          context: where the tokens stand, and `x` itself.
+          call: mode "train" draws the depth with its key; the others walk `num_recursions`, or
+            until `exit`. They differ in that "causal" stops when every wanted token has come to
+            rest.
+        """
+        state = initial_state(self, call, x, context.positions)
+        if call.mode == "train":
+            return _truncated(stack, state, context, self, draw(self, call.key))
+        return _adaptive(stack, state, context, self, call)
 
-    Raises:
-      ValueError: for order "sequence", keys and values of the first recursion, recursions with
-        weights of their own or told apart, or not told the core's input.
-    """
-    if grid.order == "sequence":
-        raise ValueError(
-            "depth: recurrent walks recursion by recursion, and sharing 'sequence' block by block; "
-            "take a cycle, or depth.kind 'fixed'"
-        )
-    if kv.reads_first:
-        raise ValueError(
-            "kv_sharing: got 'first_recursion', and under depth recurrent the first recursion is "
-            "mostly walked without a gradient; take 'own'"
-        )
-    slots = [slot for slot, _ in (*grid.axes, *grid.tables)]
-    if varying := [slot for slot in slots if len(set(grid.table_of(slot))) > 1]:
-        raise ValueError(
-            f"depth: recurrent walks any number of recursions with the same weights, and "
-            f"{', '.join(varying)} varies along them; take sharing 'cycle', or depth.kind 'fixed'"
-        )
-    if told.input == "none" or told.step != "none":
-        raise ValueError(
-            f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, that "
-            "starts from noise and draws its length, take input 'adapter' or 'add', and step 'none'"
-        )
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy of another depth."""
+        return dataclasses.replace(self, num_recursions=num_recursions)
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns the recursions of a training step without and with a gradient: mean numbers."""
+        counts = draw(self, None)
+        if self.sampler != "fixed":
+            chance = odds(self.num_recursions, self.sigma)
+            walked = 1 + np.arange(len(chance))
+            trained = np.minimum(walked, self.backprop_depth)
+            counts = float(chance @ (walked - trained)), float(chance @ trained)
+        full = lambda times, is_trained: Pass(0, seq_len, times=times, is_trained=is_trained)
+        return [full(counts[0], False), full(counts[1], True)]
 
 
 @functools.lru_cache
@@ -121,7 +148,7 @@ def odds(num_recursions: int, sigma: float) -> Float[np.ndarray, "M"]:
     return sums / sums.sum()
 
 
-def draw(config: Config, key: Array | None) -> tuple[int | Int[Array, ""], int | Int[Array, ""]]:
+def draw(config: Recurrent, key: Array | None) -> tuple[int | Int[Array, ""], int | Int[Array, ""]]:
     """Returns how many recursions a training step walks without a gradient, and then with one.
 
     Args:
@@ -139,7 +166,7 @@ def draw(config: Config, key: Array | None) -> tuple[int | Int[Array, ""], int |
 
 
 def initial_state(
-    config: Config, call: Call, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
+    config: Recurrent, call: Call, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
 ) -> Float[Array, "B T D"]:
     """Returns what recursions start from: `call.state`, or noise as wide as `x`.
 
@@ -160,66 +187,45 @@ def initial_state(
     return (config.state_std * drawn).astype(x.dtype)
 
 
-def run(
-    core: Core,
-    params: dict[str, Any],
-    x: Float[Array, "B T D"],
-    context: Context,
-    config: Config,
-    call: Call,
-) -> tuple[Float[Array, "B T D"], Aux]:
-    """Returns the states after the recursions of this call.
-
-    Args:
-      core: one recursion of the shared stack, told the core's input by `core.inject`.
-      params: none.
-      x: what the core is entered with; recursions start from another state.
-      context: where the tokens stand, and `x` itself.
-      config: the policy.
-      call: mode "train" draws the depth with its key; the others walk `num_recursions`, or until
-        `config.exit`. They differ in that "causal" stops when every wanted token has come to rest.
-    """
-    state = initial_state(config, call, x, context.positions)
-    if call.mode == "train":
-        return _truncated(core, state, context, config, draw(config, call.key))
-    return _adaptive(core, state, context, config, call)
-
-
-def _truncated(core: Core, x: Array, context: Context, config: Config, counts: tuple[Any, Any]):
+def _truncated(
+    stack: Stack, x: Array, context: Context, config: Recurrent, counts: tuple[Any, Any]
+):
     """Walks some recursions without a gradient, then some with one."""
-    private = at(core.private(), 0)
+    recursion = stack.recursion(0)
 
-    def recursion(x: Array) -> tuple[Array, dict[str, Any]]:
-        y, made = core.recurse(core.enter(x, private, context), private, context)
+    def once(x: Array) -> tuple[Array, dict[str, Any]]:
+        y, made = recursion.run(recursion.enter(x, context), context)
         return y, made.report
 
     # A loop of unknown length has no gradient, not even a zero one: what it reads must have none.
-    alone, read = jax.closure_convert(lambda x: recursion(x)[0], x)
+    alone, read = jax.closure_convert(lambda x: once(x)[0], x)
     read = jax.lax.stop_gradient(read)
     first, last = counts
     walked = jax.lax.fori_loop(0, first, lambda _, x: alone(x, *read), jax.lax.stop_gradient(x))
     x = jnp.where(first > 0, walked, x)
     if config.sampler == "fixed":
-        x, report = jax.lax.scan(lambda x, _: recursion(x), x, length=last)
+        x, report = jax.lax.scan(lambda x, _: once(x), x, length=last)
     else:
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(recursion, x))
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(once, x))
         skip = lambda x: (x, nothing[1])
-        step = lambda x, is_walked: jax.lax.cond(is_walked, recursion, skip, x)
-        if core.remat == "block":  # or each recursion would keep the shared weights that it read
+        step = lambda x, is_walked: jax.lax.cond(is_walked, once, skip, x)
+        if (
+            stack.remat.unit == "block"
+        ):  # or each recursion would keep the shared weights that it read
             kept = jax.checkpoint_policies.save_only_these_names(ENTERED)
             step = jax.checkpoint(step, prevent_cse=False, policy=kept)
         x, report = jax.lax.scan(step, x, jnp.arange(config.backprop_depth) < last)
     depth_used = jnp.full(x.shape[:2], first + last)
     metrics = {"token_correlation": _correlation(x, context)}
-    return x, Aux({}, metrics, depth_used, None, jax.tree.map(_as_first(core.grid), report))
+    return x, Aux({}, metrics, depth_used, None, jax.tree.map(_as_first(stack.schedule), report))
 
 
-def _as_first(grid: Grid):
-    """Returns a function to reports [R K ...] of the grid from those of any number of recursions.
+def _as_first(schedule: Schedule):
+    """Returns a function to reports [R K ...] from those of any number of recursions.
 
     All weights are the same along recursions, so that the sum may stand for any of them.
     """
-    rest = ((0, grid.num_recursions - 1),)
+    rest = ((0, schedule.num_recursions - 1),)
     return lambda leaf: jnp.pad(leaf.sum(0)[None], rest + ((0, 0),) * (leaf.ndim - 1))
 
 
@@ -234,14 +240,14 @@ def _correlation(x: Float[Array, "B T D"], context: Context) -> Float[Array, ""]
     return batch.mean(jnp.square(middle).sum(-1), 0, count > 0)
 
 
-def _adaptive(core: Core, x: Array, context: Context, config: Config, call: Call):
+def _adaptive(stack: Stack, x: Array, context: Context, config: Recurrent, call: Call):
     """Walks until every token rests, or all recursions; a resting token's state stays as it is."""
 
-    observed = lambda x: rest.observed(config.exit, core, x, context)
+    observed = lambda x: rest.observed(config.exit, stack.read, x, context)
 
-    def recursion(carry: tuple[Array, ...], private: Any, _: None, source: Made | None):
+    def step(carry: tuple[Array, ...], recursion: Recursion, _: None):
         x, before, is_resting, depth = carry
-        y, made = core.recurse(core.enter(x, private, context), private, context, source)
+        y, made = recursion.run(recursion.enter(x, context), context)
         y = jnp.where(is_resting[..., None], x, y)
         depth += (~is_resting).astype(depth.dtype)
         after = observed(y)
@@ -251,46 +257,9 @@ def _adaptive(core: Core, x: Array, context: Context, config: Config, call: Call
     nobody = jnp.zeros(x.shape[:2], bool)
     carry = (x, observed(x), nobody, nobody.astype(jnp.int32))
     if call.mode == "eval" or config.exit == "none":
-        (x, *_, depth), states, report = core.each_recursion(recursion, carry, None)
+        (x, *_, depth), states, report, _ = stack.loop(step, carry)
         return x, Aux({}, {}, depth, states, report)
     wanted = ~nobody if call.wanted is None else call.wanted
     goes_on = lambda carry: jnp.any(wanted & ~carry[2])
-    x, *_, depth = core.recursions_while(recursion, carry, None, goes_on)
+    x, *_, depth = stack.loop_while(step, carry, None, goes_on)
     return x, Aux({}, {}, depth, None)
-
-
-def at_depth(config: Config, num_recursions: int) -> Config:
-    """Returns the config of another depth."""
-    return dataclasses.replace(config, num_recursions=num_recursions)
-
-
-def at_step(config: Config, step: int) -> Config:
-    """Returns the config itself: one program draws every step's depth."""
-    return config
-
-
-def is_causal(config: Config, mode: Mode) -> bool:
-    """Returns True: no token looks ahead."""
-    return True
-
-
-def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
-    """Returns the recursions of a training step without and with a gradient: mean numbers."""
-    counts = draw(config, None)
-    if config.sampler != "fixed":
-        chance = odds(config.num_recursions, config.sigma)
-        walked = 1 + np.arange(len(chance))
-        trained = np.minimum(walked, config.backprop_depth)
-        counts = float(chance @ (walked - trained)), float(chance @ trained)
-    full = lambda times, is_trained: Pass(seq_len, seq_len, False, 0, times, is_trained)
-    return [full(counts[0], False), full(counts[1], True)]
-
-
-def num_exits(config: Config) -> int:
-    """Returns 1: training reads the last state through the head."""
-    return 1
-
-
-def score_flops(config: Config, embed_dim: int) -> int:
-    """Returns 0: nothing is scored."""
-    return 0

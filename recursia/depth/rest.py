@@ -3,6 +3,7 @@
 The criteria of recurrent depth at inference (Geiping et al. 2025, arXiv 2502.05171).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from recursia.layers.attention import Context
-from recursia.sharing.core import Core
 
 Criterion = Literal["none", "latent_diff", "cosine", "kl", "entropy"]
 # Of the released code; for "kl" the paper has 5e-4.
@@ -18,14 +18,14 @@ THRESHOLDS = {"none": 0.0, "latent_diff": 0.03, "cosine": 1e-3, "kl": 1e-3, "ent
 
 
 def observed(
-    criterion: Criterion, core: Core, x: Float[Array, "B T D"], context: Context
+    criterion: Criterion, read: Callable, x: Float[Array, "B T D"], context: Context
 ) -> Float[Array, "B T M"]:
     """Returns what a criterion compares of a state, in float32.
 
     The state itself, or the logarithms of the probabilities that coda and head make of it.
     """
     if criterion in ("kl", "entropy"):
-        return jax.nn.log_softmax(core.read(x, context))
+        return jax.nn.log_softmax(read(x, context))
     return x.astype(jnp.float32)
 
 

@@ -13,45 +13,123 @@ token is expected to be if it halted before, and is at this block if not.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia import batch, inject, kv, ranges
-from recursia.depth.policy import Aux, Call, Mode, Pass
+from recursia import batch, inject, ranges
+from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
 from recursia.params import Leaf, Spec
-from recursia.sharing.core import Core, Made
-from recursia.sharing.grid import Grid
-
-SLOTS = ()  # one gate for all recursions, as published
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Recursion, Stack
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class StickBreaking(Policy):
     """Stick-breaking halting.
 
     Attributes:
-      num_recursions: how often a token goes round at most.
       threshold: a token stops once this much of it has halted; 1 stops none. Less at evaluation
         than in training saves recursions.
       act_loss_weight: of the expected number of recursions that follow the first, a mean over
         tokens.
     """
 
-    num_recursions: int
     threshold: float = 0.999
     act_loss_weight: float = 0.01
 
     def __post_init__(self):
-        ranges.recursions(self)
+        super().__post_init__()
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold: got {self.threshold}, takes more than 0, to 1")
         ranges.at_least(0, self, "act_loss_weight")
+
+    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
+        """Returns the gate: a hidden layer, and logits of going on and halting, both 0 first."""
+        d, bound = embed_dim, embed_dim**-0.5
+        init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+        return {
+            "hidden": Spec((d, d), ("embed", None), init),
+            "bias": Spec((d,), (None,), init, is_decayed=False),
+            "out": Spec((d, 2), ("embed", None), jax.nn.initializers.zeros),
+        }
+
+    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+        """Refuses a walk block by block, and keys of the first recursion.
+
+        Raises:
+          ValueError: for order "sequence" or kv_sharing "first_recursion".
+        """
+        super().check(schedule, coda, told)
+        if not schedule.makes_all_keys:
+            raise ValueError(
+                "kv.kv_sharing: a step that reads another's keys reads those of states that no "
+                "token has halted with, and stick_breaking makes them of the expected state anew; "
+                "take 'own'"
+            )
+
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns the expected states.
+
+        Args:
+          stack: the core.
+          params: the gate.
+          x: hidden states of all tokens.
+          context: where they stand.
+          call: modes "train" and "eval" do not differ; "causal" gives the same, and stops when all
+            wanted tokens have.
+        """
+
+        def step(stick: Stick, recursion: Recursion, _: None):
+            going = is_going(stick, self)
+            share = jnp.where(going, jnp.exp(stick.log_left), 0.0)[..., None]
+            there = context.count_only(going)
+            told = recursion.enter(stick.state, there)
+            mean = memory(stick, told, going, share)
+            y, made = recursion.run(told, there, mean)
+            stick = advance(stick, y, going, share, gate(params, y))
+            return stick, (stick.expected, going.astype(jnp.float32)), made
+
+        start, mean = begin(x), lambda values, over: batch.mean(values, over, context.is_live)
+        if call.mode == "causal":
+            wanted = jnp.ones(x.shape[:2], bool) if call.wanted is None else call.wanted
+            goes_on = lambda stick: (is_going(stick, self) & wanted).any()
+            stick = stack.loop_while(step, start, None, goes_on)
+            states, report, metrics = None, {}, {}
+        else:
+            stick, (states, kept), report, _ = stack.loop(step, start)
+            expected = 1 + mean(stick.ponder, (0, 1))
+            metrics = {"tokens_kept": mean(kept, (1, 2)), "expected_depth": expected}
+        losses = {"halting": self.act_loss_weight * mean(stick.ponder, (0, 1))}
+        return stick.expected, Aux(losses, metrics, stick.used, states, report)
+
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy of another depth: the gate is the same for all."""
+        return dataclasses.replace(self, num_recursions=num_recursions)
+
+    def at_step(self, step: int) -> Self:
+        """Returns the policy itself: training steps do not differ."""
+        return self
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns one full pass per recursion, as training runs them: halted tokens are masked."""
+        return [Pass(r, seq_len, scored=seq_len) for r in range(schedule.num_recursions)]
+
+    def score_flops(self, embed_dim: int) -> int:
+        """Returns the forward FLOPs of one token's gate."""
+        return 2 * embed_dim**2 + 4 * embed_dim
 
 
 @struct.dataclass
@@ -79,79 +157,6 @@ class Stick:
     index: Leaf  # []
 
 
-def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
-    """Returns the gate: one hidden layer, and logits of going on and of halting, both 0 first."""
-    d, bound = embed_dim, embed_dim**-0.5
-    init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
-    return {
-        "hidden": Spec((d, d), ("embed", None), init),
-        "bias": Spec((d,), (None,), init, is_decayed=False),
-        "out": Spec((d, 2), ("embed", None), jax.nn.initializers.zeros),
-    }
-
-
-def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
-    """Refuses a walk block by block, and keys of the first recursion.
-
-    Raises:
-      ValueError: for order "sequence" or kv_sharing "first_recursion".
-    """
-    if grid.order == "sequence":
-        raise ValueError(
-            "depth: stick_breaking halts after a whole recursion, and sharing 'sequence' has none: "
-            "its walk is block by block; take a cycle, or depth.kind 'fixed'"
-        )
-    if kv.reads_first:
-        raise ValueError(
-            "kv.kv_sharing: 'first_recursion' would keep keys of states that no token has halted "
-            "with, and stick_breaking makes them of the expected state anew; take 'own'"
-        )
-
-
-def run(
-    core: Core,
-    params: dict[str, Any],
-    x: Float[Array, "B T D"],
-    context: Context,
-    config: Config,
-    call: Call,
-) -> tuple[Float[Array, "B T D"], Aux]:
-    """Returns the expected states.
-
-    Args:
-      core: one recursion of the shared stack.
-      params: the gate.
-      x: hidden states of all tokens.
-      context: where they stand.
-      config: the policy.
-      call: modes "train" and "eval" do not differ; "causal" gives the same, and stops when all
-        wanted tokens have.
-    """
-
-    def recursion(stick: Stick, private: Any, _: None, source: Made | None):
-        going = is_going(stick, config)
-        share = jnp.where(going, jnp.exp(stick.log_left), 0.0)[..., None]
-        there = context.count_only(going)
-        told = core.enter(stick.state, private, there)
-        mean = memory(stick, told, going, share)
-        y, made = core.recurse(told, private, there, source, mean)
-        stick = advance(stick, y, going, share, gate(params, y))
-        return stick, (stick.expected, going.astype(jnp.float32)), made
-
-    start, mean = begin(x), lambda values, over: batch.mean(values, over, context.is_live)
-    if call.mode == "causal":
-        wanted = jnp.ones(x.shape[:2], bool) if call.wanted is None else call.wanted
-        goes_on = lambda stick: (is_going(stick, config) & wanted).any()
-        stick = core.recursions_while(recursion, start, None, goes_on)
-        states, report, metrics = None, {}, {}
-    else:
-        stick, (states, kept), report = core.each_recursion(recursion, start, None)
-        expected = 1 + mean(stick.ponder, (0, 1))
-        metrics = {"tokens_kept": mean(kept, (1, 2)), "expected_depth": expected}
-    losses = {"halting": config.act_loss_weight * mean(stick.ponder, (0, 1))}
-    return stick.expected, Aux(losses, metrics, stick.used, states, report)
-
-
 def begin(x: Float[Array, "B T D"]) -> Stick:
     """Returns whole sticks."""
     zero = jnp.zeros(x.shape[:2])
@@ -159,7 +164,7 @@ def begin(x: Float[Array, "B T D"]) -> Stick:
     return Stick(x, x, jnp.zeros(x.shape), zero, zero, zero, count, jnp.int32(0))
 
 
-def is_going(stick: Stick, config: Config) -> Bool[Array, "B T"]:
+def is_going(stick: Stick, config: StickBreaking) -> Bool[Array, "B T"]:
     """Returns which tokens take the next recursion; a token that does not never will again."""
     return jnp.exp(stick.log_left) >= 1 - config.threshold
 
@@ -213,33 +218,3 @@ def advance(
         used=stick.used + going,
         index=stick.index + 1,
     )
-
-
-def at_depth(config: Config, num_recursions: int) -> Config:
-    """Returns the config of another depth: the gate is the same for all."""
-    return dataclasses.replace(config, num_recursions=num_recursions)
-
-
-def at_step(config: Config, step: int) -> Config:
-    """Returns the config itself: training steps do not differ."""
-    return config
-
-
-def is_causal(config: Config, mode: Mode) -> bool:
-    """Returns True: a token halts by its own state."""
-    return True
-
-
-def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
-    """Returns one full pass per recursion, as training runs them: halted tokens are masked."""
-    return [Pass(seq_len, seq_len, False, seq_len)] * grid.num_recursions
-
-
-def num_exits(config: Config) -> int:
-    """Returns 1: training reads the last expectation through the head."""
-    return 1
-
-
-def score_flops(config: Config, embed_dim: int) -> int:
-    """Returns the forward FLOPs of one token's gate."""
-    return 2 * embed_dim**2 + 4 * embed_dim

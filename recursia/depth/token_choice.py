@@ -11,30 +11,28 @@ that are done are fillers that no other sees: nothing is saved by going round le
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia import batch, inject, kv, ranges
+from recursia import batch, ranges
 from recursia.depth import routing
-from recursia.depth.policy import Aux, Call, Mode, Pass
+from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
 from recursia.params import Spec
-from recursia.sharing.core import Core, Made
-from recursia.sharing.grid import Grid
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Recursion, Stack
 
-SLOTS = ()
 Balancing = Literal["loss", "loss_free", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class TokenChoice(Policy):
     """Token choice.
 
     Attributes:
-      num_recursions: the largest depth.
       score: of a depth, from its logit: "softmax" over depths, or "sigmoid".
       alpha: largest score; None takes the released 1 of "softmax" and 0.1 of "sigmoid".
       gating: how the score enters a token's state when it is done.
@@ -49,7 +47,6 @@ class Config:
       full_depth_steps: training steps, from the first, in which every token takes every recursion.
     """
 
-    num_recursions: int
     score: Literal["softmax", "sigmoid"] = "softmax"
     alpha: float | None = None
     gating: routing.Gating = "weighted"
@@ -64,88 +61,122 @@ class Config:
     def __post_init__(self):
         if self.alpha is None:
             object.__setattr__(self, "alpha", 1.0 if self.score == "softmax" else 0.1)
-        ranges.recursions(self)
+        super().__post_init__()
         rates = ("balance_weight", "bias_rate", "z_loss_weight")
         ranges.at_least(0, self, "alpha", *rates, "full_depth_steps")
         ranges.above(0, self, "temperature")
 
+    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
+        """Returns the router, and the biases of "loss_free": one for each depth."""
+        depths = (self.num_recursions,)
+        found: dict[str, Any] = {"router": routing.specs(self.router, embed_dim, depths)}
+        if self.balancing == "loss_free":
+            found["bias"] = Spec(depths, (None,), jax.nn.initializers.zeros, is_decayed=False)
+        return found
 
-def specs(config: Config, grid: Grid, embed_dim: int) -> dict[str, Any]:
-    """Returns the router, and the biases of "loss_free": one for each depth."""
-    depths = (config.num_recursions,)
-    found: dict[str, Any] = {"router": routing.specs(config.router, embed_dim, depths)}
-    if config.balancing == "loss_free":
-        found["bias"] = Spec(depths, (None,), jax.nn.initializers.zeros, is_decayed=False)
-    return found
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns the states after each token's own number of recursions; the modes do not differ.
+
+        Args:
+          stack: the core.
+          params: the router, and its biases.
+          x: hidden states of all tokens.
+          context: where they stand.
+          call: in mode "train" the step is read while tokens take every recursion; in "causal",
+            what no wanted token needs is left out.
+        """
+        logits = routing.logits(params["router"], x / self.temperature)
+        scores = _scores(logits, self)
+        depth = _depths(params, scores, self, call)
+        gate = jnp.take_along_axis(scores, depth[..., None] - 1, axis=-1)[..., 0]
+
+        def step(carry: tuple[Array, ...], recursion: Recursion, _: None):
+            now, states, done = carry
+            going = depth >= now
+            visible = recursion.only(context, going)
+            y, made = recursion.run(recursion.enter(states, visible), visible)
+            last = (depth == now)[..., None]
+            done = jnp.where(last, routing.update(x, y, gate, self.gating), done)
+            states = jnp.where(going[..., None], y, states)
+            state = jnp.where((depth > now)[..., None], states, done)
+            return (now + 1, states, done), state, made
+
+        carry = (jnp.int32(1), x, x)
+        if call.wanted is None:
+            (*_, x), states, report, _ = stack.loop(step, carry)
+        else:
+            needed = jnp.where(call.wanted, depth, 0).max()
+            goes_on = lambda carry: carry[0] <= needed
+            *_, x = stack.loop_while(step, carry, None, goes_on)
+            states, report = None, {}
+        losses, metrics = _reported(logits, scores, depth, self, context.is_live)
+        return x, Aux(losses, metrics, depth, states, report)
+
+    def batch_losses(self) -> tuple[str, ...]:
+        """Returns the weights in force of losses that are no sums over tokens."""
+        return ("balance_weight",) if self.balancing == "loss" and self.balance_weight else ()
+
+    def after_step(self, params: dict[str, Any], metrics: dict[str, Array]) -> dict[str, Any]:
+        """Returns the parameters with each bias moved towards an even share, by its sign alone."""
+        if self.balancing != "loss_free" or self.full_depth_steps:
+            return params
+        share = metrics["depth_share"]
+        return {**params, "bias": params["bias"] + self.bias_rate * jnp.sign(share.mean() - share)}
+
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy itself.
+
+        Raises:
+          ValueError: for another depth: a token's score says how often it goes round of how many.
+        """
+        if num_recursions != self.num_recursions:
+            raise ValueError(
+                f"depth {num_recursions}: token_choice chooses among {self.num_recursions} depths "
+                f"at once; take {self.num_recursions}"
+            )
+        return self
+
+    def at_step(self, step: int) -> Self:
+        """Returns the policy of a training step: with a choice once the first steps are over."""
+        if step < self.full_depth_steps:
+            return self
+        return dataclasses.replace(self, full_depth_steps=0)
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns one full pass per recursion, the first after scoring.
+
+        What is needed of them supposes that every depth has as many tokens, as balancing wants.
+        """
+        count = self.num_recursions
+        return [
+            Pass(
+                recursion=r,
+                queries=seq_len,
+                scored=0 if r else seq_len,
+                needed=seq_len * (count - r) // count,
+            )
+            for r in range(count)
+        ]
+
+    def score_flops(self, embed_dim: int) -> int:
+        """Returns the forward FLOPs of scoring one token at all depths."""
+        return routing.flops(self.router, embed_dim, self.num_recursions)
 
 
-def check(config: Config, grid: Grid, kv: kv.Config, told: inject.Config) -> None:
-    """Refuses a walk block by block: a depth counts whole recursions.
-
-    Raises:
-      ValueError: for order "sequence".
-    """
-    if grid.order == "sequence":
-        raise ValueError(
-            "depth: token_choice counts whole recursions, and sharing 'sequence' has none: its "
-            "walk is block by block; take a cycle, or depth.kind 'fixed'"
-        )
-
-
-def run(
-    core: Core,
-    params: dict[str, Any],
-    x: Float[Array, "B T D"],
-    context: Context,
-    config: Config,
-    call: Call,
-) -> tuple[Float[Array, "B T D"], Aux]:
-    """Returns the states after each token's own number of recursions; the modes do not differ.
-
-    Args:
-      core: one recursion of the shared stack.
-      params: the router, and its biases.
-      x: hidden states of all tokens.
-      context: where they stand.
-      config: the policy.
-      call: in mode "train" the step is read while tokens take every recursion; in "causal", what no
-        wanted token needs is left out.
-    """
-    logits = routing.logits(params["router"], x / config.temperature)
-    scores = _scores(logits, config)
-    depth = _depths(params, scores, config, call)
-    gate = jnp.take_along_axis(scores, depth[..., None] - 1, axis=-1)[..., 0]
-
-    def recursion(carry: tuple[Array, ...], private: Any, _: None, source: Made | None):
-        now, states, done = carry
-        going = depth >= now
-        visible = context.count_only(going) if core.kv.reads_first else context.hide(~going)
-        y, made = core.recurse(core.enter(states, private, visible), private, visible, source)
-        last = (depth == now)[..., None]
-        done = jnp.where(last, routing.update(x, y, gate, config.gating), done)
-        states = jnp.where(going[..., None], y, states)
-        state = jnp.where((depth > now)[..., None], states, done)
-        return (now + 1, states, done), state, made.replace(context=context)
-
-    carry = (jnp.int32(1), x, x)
-    if call.wanted is None:
-        (*_, x), states, report = core.each_recursion(recursion, carry, None)
-    else:
-        needed = jnp.where(call.wanted, depth, 0).max()
-        goes_on = lambda carry: carry[0] <= needed
-        *_, x = core.recursions_while(recursion, carry, None, goes_on)
-        states, report = None, {}
-    losses, metrics = _reported(logits, scores, depth, config, context.is_live)
-    return x, Aux(losses, metrics, depth, states, report)
-
-
-def _scores(logits: Float[Array, "B T R"], config: Config) -> Float[Array, "B T R"]:
+def _scores(logits: Float[Array, "B T R"], config: TokenChoice) -> Float[Array, "B T R"]:
     squash = jax.nn.softmax if config.score == "softmax" else jax.nn.sigmoid
     return config.alpha * squash(logits)
 
 
 def _depths(
-    params: dict[str, Any], scores: Float[Array, "B T R"], config: Config, call: Call
+    params: dict[str, Any], scores: Float[Array, "B T R"], config: TokenChoice, call: Call
 ) -> Int[Array, "B T"]:
     """Returns the number of recursions that each token takes, from 1; ties take the fewest."""
     # The bias chooses and does nothing else: no gradient reaches it.
@@ -161,7 +192,7 @@ def _reported(
     logits: Float[Array, "B T R"],
     scores: Float[Array, "B T R"],
     depth: Int[Array, "B T"],
-    config: Config,
+    config: TokenChoice,
     is_live: Bool[Array, "B T"] | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Returns losses and metrics of one choice, over all tokens that are not padding."""
@@ -187,70 +218,3 @@ def _reported(
     if config.z_loss_weight:
         losses["router_z"] = config.z_loss_weight * z
     return losses, metrics
-
-
-def batch_losses(config: Config) -> tuple[str, ...]:
-    """Returns the weights in force of losses that are no sums over tokens."""
-    return ("balance_weight",) if config.balancing == "loss" and config.balance_weight else ()
-
-
-def after_step(config: Config, params: dict[str, Any], metrics: dict[str, Array]) -> dict[str, Any]:
-    """Returns the parameters with each bias moved towards an even share, by its sign alone."""
-    if config.balancing != "loss_free" or config.full_depth_steps:
-        return params
-    share = metrics["depth_share"]
-    return {**params, "bias": params["bias"] + config.bias_rate * jnp.sign(share.mean() - share)}
-
-
-def at_depth(config: Config, num_recursions: int) -> Config:
-    """Returns the config itself.
-
-    Raises:
-      ValueError: for another depth: a token's score says how often it goes round of how many.
-    """
-    if num_recursions != config.num_recursions:
-        raise ValueError(
-            f"depth {num_recursions}: token_choice chooses among {config.num_recursions} depths "
-            f"at once; take {config.num_recursions}"
-        )
-    return config
-
-
-def at_step(config: Config, step: int) -> Config:
-    """Returns the config of a training step: with a choice once the first steps are over."""
-    if step < config.full_depth_steps:
-        return config
-    return dataclasses.replace(config, full_depth_steps=0)
-
-
-def is_causal(config: Config, mode: Mode) -> bool:
-    """Returns True: each token chooses by its own state."""
-    return True
-
-
-def passes(config: Config, grid: Grid, kv: kv.Config, seq_len: int) -> list[Pass]:
-    """Returns one full pass per recursion, the first after scoring.
-
-    What is needed of them supposes that every depth has as many tokens, as balancing wants.
-    """
-    count = config.num_recursions
-    return [
-        Pass(
-            queries=seq_len,
-            keys=seq_len,
-            is_reading=kv.is_reading(r),
-            scored=0 if r else seq_len,
-            needed=seq_len * (count - r) // count,
-        )
-        for r in range(count)
-    ]
-
-
-def num_exits(config: Config) -> int:
-    """Returns 1: training reads the last state through the head."""
-    return 1
-
-
-def score_flops(config: Config, embed_dim: int) -> int:
-    """Returns the forward FLOPs of scoring one token at all depths."""
-    return routing.flops(config.router, embed_dim, config.num_recursions)

@@ -124,7 +124,7 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
 @functools.partial(jax.jit, static_argnames="config")
 @functools.partial(jax.value_and_grad, has_aux=True)
 def _graded(
-    params: Any, tokens: Array, targets: Array, options: dict[str, Any], config: model.Config
+    params: Any, tokens: Array, targets: Array, options: dict[str, Any], config: model.Model
 ) -> Any:
     """Returns the loss, what it is made of, and its gradient: one program for all files alike."""
     out = model.apply(params, tokens, config, mode="train", **options)
@@ -134,7 +134,7 @@ def _graded(
     return nats + sum(out.aux.losses.values()), (logits, nats, out.aux)
 
 
-def _check_shapes(params: Any, config: model.Config) -> None:
+def _check_shapes(params: Any, config: model.Model) -> None:
     """Raises ConfigError where an array has not the shape that the configuration gives it."""
     wanted = jax.tree.leaves_with_path(parameters.abstract(model.specs(config)))
     for (path, spec), leaf in zip(wanted, jax.tree.leaves(params), strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Device
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int
 
@@ -17,7 +18,7 @@ from recursia import params as parameters
 
 def generate(
     params: Any,
-    config: model.Config,
+    config: model.Model,
     prompt: list[int],
     *,
     num_tokens: int,
@@ -53,7 +54,7 @@ def generate(
     return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
 
 
-def lower(config: model.Config, length: int, device: jax.Device) -> jax.stages.Lowered:
+def lower(config: model.Model, length: int, device: Device) -> jax.stages.Lowered:
     """Returns the drawing of one token after all others of a text, lowered for a device.
 
     Args:
@@ -75,7 +76,7 @@ def lower(config: model.Config, length: int, device: jax.Device) -> jax.stages.L
 
 @functools.lru_cache(maxsize=16)
 def _decode(
-    config: model.Config, start: int, window: int, is_random: bool, whole: NamedSharding | None
+    config: model.Model, start: int, window: int, is_random: bool, whole: NamedSharding | None
 ):
     """Returns a compiled function that fills a text from place `start` on."""
 

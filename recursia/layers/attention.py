@@ -24,6 +24,7 @@ class Context:
         no place and no part in what a block reports. None: all are.
       inputs: the states that the core was entered with, where a recursion reads them.
       is_row: whether these are the tokens of whole rows, at positions 0, 1, 2, ...
+      window: how many positions behind itself a token sees, its own included; 0 is no bound.
     """
 
     positions: Leaf  # [B T]
@@ -31,6 +32,7 @@ class Context:
     is_live: Leaf | None = None  # [B T]
     inputs: Leaf | None = None  # [B T D]
     is_row: bool = struct.field(pytree_node=False, default=False)
+    window: int = struct.field(pytree_node=False, default=0)
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens."""
@@ -88,7 +90,9 @@ def attend(
     def run(query, key, value, relative, *where: Array | None) -> Array:
         names = ("query_positions", "key_positions", "query_segments", "key_segments")
         where = dict(zip(names, where, strict=True))
-        return routed_attention(query, key, value, relative=relative, **where)
+        return routed_attention(
+            query, key, value, relative=relative, window=context.window, **where
+        )
 
     queries, keys = ("batch", "length", "kv_heads", None), ("batch", None, "kv_heads", None)
     return locally(

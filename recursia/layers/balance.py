@@ -96,6 +96,16 @@ def z_loss(usage: Usage) -> Float[Array, ""]:
     return _mean(whole.square, whole.tokens).mean()
 
 
+def evenness(usage: Usage) -> Float[Array, ""]:
+    """Returns the share of experts that would, all used alike, have the entropy of what was taken.
+
+    1 where a batch takes all experts alike; a mean over routers and heads.
+    """
+    taken = batch.total(usage.taken.sum(1))
+    share = taken / jnp.maximum(taken.sum(-1, keepdims=True), 1.0)
+    return jnp.exp(jax.scipy.special.entr(share).sum(-1)).mean() / share.shape[-1]
+
+
 def _whole(usage: Usage) -> Usage:
     """Returns the sums over a batch."""
     return jax.tree.map(lambda leaf: batch.total(leaf.sum(0)), usage)

@@ -10,7 +10,7 @@ dropped unless `limit` says so.
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from recursia.kernels.grouped_matmul import (
     group_choices,
     grouped_matmul,
 )
-from recursia.params import Leaf
+from recursia.params import Initializer, Leaf
 from recursia.sharding import locally
 
 PEERS = "expert"  # the mesh axis along which devices hold different experts
@@ -114,6 +114,24 @@ def limit(
     rank = jnp.take_along_axis(rank, jnp.argsort(order, axis=-1), axis=-1)
     is_in = rank.reshape(choice.index.shape) < places
     return choice.replace(weight=jnp.where(is_in, choice.weight, 0.0))
+
+
+def alike(std: float, is_by_expert: bool) -> Initializer:
+    """Returns an initializer of directions [D ...] of about one length, so that none is favoured.
+
+    Args:
+      std: of a normal draw, whose directions they are.
+      is_by_expert: whether a direction keeps the standard deviation that its own draw happened to
+        have, or has that of all.
+    """
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        drawn = std * jax.random.normal(key, shape, dtype)
+        unit = drawn / jnp.linalg.norm(drawn, axis=0, keepdims=True)
+        spread = drawn.std(0 if is_by_expert else None, ddof=1, keepdims=True)
+        return unit * spread / unit.std(ddof=1)
+
+    return init
 
 
 def by_head(choice: Choice, num_experts: int) -> Choice:

@@ -1,6 +1,6 @@
 """Normalisation; what its weights are tells which."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,18 @@ from jaxtyping import Array, Float
 
 from recursia.params import Spec, ones
 
+Kind = Literal["rms", "layer", "unscaled"]
 zeros = jax.nn.initializers.zeros
+
+
+def specs(kind: Kind, embed_dim: int) -> Spec | dict[str, Spec]:
+    """Returns the weights of a root-mean-square or layer normalisation; "unscaled" has none."""
+    match kind:
+        case "rms":
+            return rms_specs(embed_dim)
+        case "layer":
+            return layer_specs(embed_dim)
+    return {}
 
 
 def rms_specs(embed_dim: int) -> Spec:
@@ -23,13 +34,17 @@ def layer_specs(embed_dim: int) -> dict[str, Spec]:
 
 
 def normalise(x: Float[Array, "*B D"], weights: Any, eps: float) -> Float[Array, "*B D"]:
-    """Returns the normalisation that has these weights: of `rms_specs` or of `layer_specs`."""
+    """Returns the normalisation that has these weights, of `specs`."""
+    if isinstance(weights, dict) and not weights:
+        return rms_norm(x, jnp.ones((), x.dtype), eps)
     if isinstance(weights, dict):
         return layer_norm(x, weights["scale"], weights["bias"], eps)
     return rms_norm(x, weights, eps)
 
 
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float) -> Float[Array, "*B D"]:
+def rms_norm(
+    x: Float[Array, "*B D"], scale: Float[Array, "..."], eps: float
+) -> Float[Array, "*B D"]:
     """Root-mean-square normalisation in float32 (Zhang & Sennrich 2019, arXiv 1910.07467).
 
     The normalised value is cast to the dtype of `x` before the scale multiplies it, as Llama does.

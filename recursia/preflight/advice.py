@@ -51,8 +51,8 @@ def _more_parts(made: Trainer) -> list[dict[str, Any]]:
 
 
 def _remat(made: Trainer) -> list[dict[str, Any]]:
-    later = predict.REMATS[predict.REMATS.index(made.run.model.remat) + 1 :]
-    return [{"model__remat": name} for name in later]
+    later = predict.REMATS[predict.REMATS.index(made.run.train.remat) + 1 :]
+    return [{"train__remat": name} for name in later]
 
 
 def _more_fsdp(made: Trainer) -> list[dict[str, Any]]:

@@ -71,8 +71,7 @@ def overrides(run: settings.Run, changed: settings.Run) -> str:
     """Returns what to type to get from one run to the other."""
     names = {
         "mesh": sharding.AXES,
-        "train": ("batch_size", "num_microbatches"),
-        "model": ("remat",),
+        "train": ("batch_size", "num_microbatches", "remat"),
     }
     typed = []
     for section, fields in names.items():

@@ -84,7 +84,7 @@ def trainer(run: settings.Run, devices: Sequence[Any]) -> Trainer:
     mesh = sharding.make_mesh(run.mesh, list(devices))
     rows = run.train.batch_size // run.train.num_microbatches
     sharding.check_batch(rows, run.train.seq_len, mesh)
-    made = Trainer(run, run.model.build(budget.vocab_size(run)), mesh)
+    made = Trainer(run, run.model.sized(budget.vocab_size(run)), mesh)
     _ = made.state_shardings  # widths that do not divide
     return made
 

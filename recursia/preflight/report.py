@@ -71,15 +71,15 @@ def examine(
 def _distinct_steps(made: Trainer) -> list[int]:
     """Returns the first step if it differs from the last, and the last."""
     last = made.run.train.num_steps - 1
-    is_one = model.at_step(made.model, 0) == model.at_step(made.model, last)
+    is_one = made.model.at_step(0) == made.model.at_step(last)
     return [last] if is_one else [0, last]
 
 
-def _flops(run: settings.Run, config: model.Config) -> Report:
+def _flops(run: settings.Run, config: model.Model) -> Report:
     rows, length = run.train.batch_size, run.train.seq_len
     return {
         "flops_per_step": rows * accounting.training_flops(config, length),
-        "executed_flops_per_step": rows * accounting.executed_training_flops(config, length),
+        "executed_flops_per_step": rows * accounting.executed_training_flops(config, length, run.train.rematerialisation),
     }
 
 

@@ -94,7 +94,7 @@ def _candidates(run: settings.Run, devices: Sequence[Any]) -> list[Candidate]:
             refused = error
             continue
         for parts, remat in itertools.product(_powers(_rows(whole)), predict.REMATS):
-            changed = predict.change(whole, model__remat=remat, train__num_microbatches=parts)
+            changed = predict.change(whole, train__remat=remat, train__num_microbatches=parts)
             split = mesh["tensor"] * mesh["context"], mesh["tensor"]
             cost = (flops(remat), *split, parts, mesh["expert"], mesh["data"])
             found.append(Candidate(changed, held, cost))
@@ -111,9 +111,11 @@ def _rows(run: settings.Run) -> int:
 
 
 def _flops(run: settings.Run, remat: str) -> int:
-    run = predict.change(run, model__remat=remat)
-    config = run.model.build(budget.vocab_size(run))
-    return accounting.executed_training_flops(config, run.train.seq_len)
+    run = predict.change(run, train__remat=remat)
+    config = run.model.sized(budget.vocab_size(run))
+    return accounting.executed_training_flops(
+        config, run.train.seq_len, run.train.rematerialisation
+    )
 
 
 def _sized(devices: Sequence[Any], candidates: list[Candidate]) -> Iterator[tuple[Candidate, int]]:
@@ -121,7 +123,7 @@ def _sized(devices: Sequence[Any], candidates: list[Candidate]) -> Iterator[tupl
     temporaries: dict[tuple[Any, ...], tuple[int, int]] = {}
     for each in candidates:
         mesh, parts = each.run.mesh, each.run.train.num_microbatches
-        alike = each.run.model.remat, parts > 1, mesh.fsdp > 1, mesh.context, mesh.expert
+        alike = each.run.train.remat, parts > 1, mesh.fsdp > 1, mesh.context, mesh.expert
         if alike not in temporaries:
             temporaries[alike] = _temporaries(each.run, devices)
         first, row = temporaries[alike]
@@ -155,7 +157,7 @@ def _meshes(run: settings.Run, count: int) -> Iterator[dict[str, int]]:
 
 def _numbers_of_experts(run: settings.Run) -> list[int]:
     """Returns how many experts the banks of a model have."""
-    leaves = jax.tree.leaves(model.specs(run.model.build(budget.vocab_size(run))))
+    leaves = jax.tree.leaves(model.specs(run.model.sized(budget.vocab_size(run))))
     axes = (zip(spec.axes, spec.shape, strict=True) for spec in leaves)
     return [size for name, size in itertools.chain.from_iterable(axes) if name == "experts"]
 

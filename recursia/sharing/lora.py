@@ -19,10 +19,11 @@ from recursia import ranges
 from recursia.layers.linear import Relaxed
 from recursia.layers.norm import zeros
 from recursia.params import Spec, normal
+from recursia.sharing.weights import Tree, Weights
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Lora(Weights):
     """Which weights are relaxed, and how far.
 
     Attributes:
@@ -44,97 +45,97 @@ class Config:
         if not self.slots or len(set(self.slots)) < len(self.slots):
             raise ValueError(f"slots: got {self.slots}, takes at least one, each once")
 
+    def varies(self, block: Tree) -> dict[str, str]:
+        """Returns the slots of the adapters: a pair for each step.
 
-def slots(config: Config, block_specs: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the slots of the adapters.
+        Raises:
+          ValueError: for a slot that is not there, or that cannot be relaxed.
+        """
+        for slot in self.slots:
+            if slot not in block:
+                raise ValueError(
+                    f"weights.slots: the block has no {slot!r}; it has {', '.join(block)}"
+                )
+            if _has_bank(block[slot]) or not _matrices(block[slot]):
+                raise ValueError(
+                    f"weights.slots: {slot!r} is not made of matrices that every token is "
+                    "multiplied by (norms are not, nor experts); leave it out"
+                )
+        return {slot_of(slot): "recursion+block" for slot in self.slots}
 
-    Raises:
-      ValueError: for a slot that is not there, or that cannot be relaxed.
-    """
-    for slot in config.slots:
-        if slot not in block_specs:
-            raise ValueError(
-                f"weights.slots: the block has no {slot!r}; it has {', '.join(block_specs)}"
-            )
-        if _has_bank(block_specs[slot]) or not _matrices(block_specs[slot]):
-            raise ValueError(
-                f"weights.slots: {slot!r} is not made of matrices that every token is multiplied "
-                "by (norms are not, nor experts); leave it out"
-            )
-    return tuple(map(slot_of, config.slots))
+    def specs(self, block: Tree) -> Tree:
+        """Returns `a` and `b` for every matrix of the relaxed slots."""
+
+        def pair(spec: Spec) -> dict[str, Spec]:
+            rank, split = self._rank(spec), spec.inputs
+            shape, axes = (*spec.shape[:split], rank), (*spec.axes[:split], None)
+            a = Spec(shape, axes, normal(self.init_std), inputs=split)
+            return {
+                "a": a,
+                "b": Spec((rank, *spec.shape[split:]), (None, *spec.axes[split:]), zeros),
+            }
+
+        return {
+            slot_of(slot): {name: pair(spec) for name, spec in _matrices(block[slot]).items()}
+            for slot in self.slots
+        }
+
+    def bind(self, entries: Tree) -> Tree:
+        """Returns the block's weights, the matrices of relaxed slots with their adapters."""
+
+        def relaxed(slot: str) -> Any:
+            pairs = entries[slot_of(slot)]
+
+            def leaf(path: Any, base: Array) -> Array | Relaxed:
+                pair = pairs.get(_name(path))
+                return base if pair is None else Relaxed(base, pair["a"], pair["b"], self.scale)
+
+            return jax.tree_util.tree_map_with_path(leaf, entries[slot])
+
+        added = tuple(map(slot_of, self.slots))
+        kept = {slot: tree for slot, tree in entries.items() if slot not in added}
+        return {**kept, **{slot: relaxed(slot) for slot in self.slots}}
+
+    def flops(self, block: Tree, skipped: tuple[tuple[str, str], ...]) -> int:
+        """Returns the FLOPs of the thin products of one token's step."""
+        return sum(
+            2 * self._rank(spec) * sum(_widths(spec))
+            for slot in self.slots
+            for name, spec in _matrices(block[slot]).items()
+            if (slot, name) not in skipped
+        )
+
+    def nearest(self, block_slot: Any, missing: Any) -> dict[str, dict[str, Array]]:
+        """Returns the adapters of a slot whose scaled products come nearest to some matrices.
+
+        By the largest singular values, in float32; at full rank the product is the matrix.
+
+        Args:
+          block_slot: specs of the relaxed slot.
+          missing: what the products should be, a tree like those specs.
+        """
+        matrices = _matrices(block_slot)
+
+        def pair(spec: Spec, matrix: Float[Array, "..."]) -> dict[str, Array]:
+            rank, split = self._rank(spec), spec.inputs
+            u, s, v = jnp.linalg.svd(matrix.reshape(_widths(spec)), full_matrices=False)
+            a, b = u[:, :rank], s[:rank, None] * v[:rank] / self.scale
+            return {
+                "a": a.reshape(*spec.shape[:split], rank),
+                "b": b.reshape(rank, *spec.shape[split:]),
+            }
+
+        leaves = jax.tree_util.tree_leaves_with_path(missing)
+        named = {_name(path): leaf for path, leaf in leaves}
+        return {name: pair(spec, named[name]) for name, spec in matrices.items()}
+
+    def _rank(self, spec: Spec) -> int:
+        return min(self.rank, *_widths(spec))
 
 
 def slot_of(slot: str) -> str:
     """Returns the slot of a slot's adapters."""
     return f"{slot}_lora"
-
-
-def specs(config: Config, block_specs: dict[str, Any]) -> dict[str, Any]:
-    """Returns `a` and `b` for every matrix of the relaxed slots."""
-
-    def pair(spec: Spec) -> dict[str, Spec]:
-        rank, split = _rank(config, spec), spec.inputs
-        shape, axes = (*spec.shape[:split], rank), (*spec.axes[:split], None)
-        a = Spec(shape, axes, normal(config.init_std), inputs=split)
-        return {"a": a, "b": Spec((rank, *spec.shape[split:]), (None, *spec.axes[split:]), zeros)}
-
-    return {
-        slot_of(slot): {name: pair(spec) for name, spec in _matrices(block_specs[slot]).items()}
-        for slot in config.slots
-    }
-
-
-def wrap(config: Config, weights: dict[str, Any]) -> dict[str, Any]:
-    """Returns the block's weights by slot, the matrices of relaxed slots with their adapters."""
-
-    def relaxed(slot: str) -> Any:
-        pairs = weights[slot_of(slot)]
-
-        def leaf(path: Any, base: Array) -> Array | Relaxed:
-            pair = pairs.get(_name(path))
-            return base if pair is None else Relaxed(base, pair["a"], pair["b"], config.scale)
-
-        return jax.tree_util.tree_map_with_path(leaf, weights[slot])
-
-    added = tuple(map(slot_of, config.slots))
-    kept = {slot: tree for slot, tree in weights.items() if slot not in added}
-    return {**kept, **{slot: relaxed(slot) for slot in config.slots}}
-
-
-def flops(config: Config, block_specs: dict[str, Any], skipped: tuple[tuple[str, str], ...]) -> int:
-    """Returns the FLOPs of the thin products of one token's step."""
-    return sum(
-        2 * _rank(config, spec) * sum(_widths(spec))
-        for slot in config.slots
-        for name, spec in _matrices(block_specs[slot]).items()
-        if (slot, name) not in skipped
-    )
-
-
-def nearest(config: Config, block_slot: Any, missing: Any) -> dict[str, dict[str, Array]]:
-    """Returns the adapters of a slot whose scaled products come nearest to some matrices.
-
-    By the largest singular values, in float32; where the rank is full, the product is the matrix.
-
-    Args:
-      config: rank and scale.
-      block_slot: specs of the relaxed slot.
-      missing: what the products should be, a tree like those specs.
-    """
-    matrices = _matrices(block_slot)
-
-    def pair(spec: Spec, matrix: Float[Array, "..."]) -> dict[str, Array]:
-        rank, split = _rank(config, spec), spec.inputs
-        u, s, v = jnp.linalg.svd(matrix.reshape(_widths(spec)), full_matrices=False)
-        a, b = u[:, :rank], s[:rank, None] * v[:rank] / config.scale
-        return {
-            "a": a.reshape(*spec.shape[:split], rank),
-            "b": b.reshape(rank, *spec.shape[split:]),
-        }
-
-    leaves = jax.tree_util.tree_leaves_with_path(missing)
-    named = {_name(path): leaf for path, leaf in leaves}
-    return {name: pair(spec, named[name]) for name, spec in matrices.items()}
 
 
 def _matrices(tree: Any) -> dict[str, Spec]:
@@ -155,7 +156,3 @@ def _name(path: Any) -> str:
 def _widths(spec: Spec) -> tuple[int, int]:
     """Returns how many features a matrix takes and gives."""
     return math.prod(spec.shape[: spec.inputs]), math.prod(spec.shape[spec.inputs :])
-
-
-def _rank(config: Config, spec: Spec) -> int:
-    return min(config.rank, *_widths(spec))

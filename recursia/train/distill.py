@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import model, settings
+from recursia import losses, model, settings
 from recursia.layers import embedding
-from recursia.train import losses
 
 Taught = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and their head
 
@@ -33,7 +32,7 @@ class Teacher:
       params: its float32 parameters.
     """
 
-    model: model.Config
+    model: model.Model
     params: Any
 
     def read(self, batch: dict[str, Array]) -> Taught:

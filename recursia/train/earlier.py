@@ -1,6 +1,7 @@
 """Another run's parameters: to start from, or to learn from."""
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,10 @@ from jax.sharding import Mesh
 from recursia import model, params, settings, sharding
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError, UserError
-from recursia.train import workdir as directory
-from recursia.train.checkpoint import Checkpoints
 from recursia.train.distill import Teacher
 from recursia.train.step import State, Trainer
+from recursia.workdir import directory
+from recursia.workdir.checkpoint import Checkpoints
 
 
 def teacher(run: settings.Run, vocab_size: int, tokenizer: Tokenizer, mesh: Mesh) -> Teacher | None:
@@ -72,38 +73,13 @@ def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, 
         found = checkpoints.restore(step, {"params": abstract})["params"]
     besides = f"; drawn: {', '.join(drawn)}" if drawn else ""
     said = f"starting from {place} at step {step}{besides}"
-    return state.replace(params={**state.params, **found}), said
-
-
-def save(
-    run: settings.Run, vocab_size: int, weights: Any, tokenizer: Tokenizer, place: pathlib.Path
-) -> None:
-    """Writes parameters as step 0 of a run: to score, and for `train.init_from`.
-
-    Args:
-      run: whose model they are of.
-      vocab_size: rows of its embedding.
-      weights: the parameters.
-      tokenizer: of its text.
-      place: a new directory.
-
-    Raises:
-      ConfigError: if it holds something.
-    """
-    if place.exists() and any(place.iterdir()):
-        raise ConfigError(f"--output={place}: is not empty; give a new directory")
-    directory.open_workdir(place)
-    directory.record(run, {}, tokenizer, place)
-    checkpoints = Checkpoints(place / "checkpoints", keep=1)
-    data = {"fingerprint": "", "tokenizer": tokenizer.name}
-    checkpoints.save(0, {"params": weights}, directory.identity(run, vocab_size, data))
-    checkpoints.close()
+    return dataclasses.replace(state, params={**state.params, **found}), said
 
 
 @contextlib.contextmanager
 def _opened(
     place: str, field: str, tokenizer: Tokenizer
-) -> Iterator[tuple[model.Config, Checkpoints, int]]:
+) -> Iterator[tuple[model.Model, Checkpoints, int]]:
     """Gives a run's model, its checkpoints and the latest step, if its tokenizer is this."""
     try:
         run = directory.recorded(pathlib.Path(place))
@@ -117,7 +93,7 @@ def _opened(
             vocab_size = checkpoints.meta(step)["model"]["vocab_size"]
         except UserError as error:
             raise type(error)(f"config.{field}: {error}") from None
-        yield run.model.build(vocab_size), checkpoints, step
+        yield run.model.sized(vocab_size), checkpoints, step
 
 
 def _has(tree: dict[str, Any], name: str) -> bool:

@@ -18,20 +18,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
-from recursia import distributed, model, settings, sharding
+from recursia import distributed, scores, settings, sharding
 from recursia import params as parameters
 from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
 from recursia.errors import ConfigError, Diverged, Preempted
-from recursia.evaluate import perplexity
 from recursia.generate import decode
 from recursia.notes import notes
 from recursia.train import earlier
-from recursia.train import workdir as directory
-from recursia.train.checkpoint import Checkpoints, same
 from recursia.train.metrics import Ledger, Meter, Mute, Progress, Writer
 from recursia.train.step import State, Trainer
 from recursia.train.stop import Stop
+from recursia.workdir import directory
+from recursia.workdir.checkpoint import Checkpoints, same
 
 
 def train(
@@ -87,7 +86,7 @@ class Loop:
         self.identity = directory.identity(run, vocab, self.loader.identity)
         distributed.check_same("configuration or data", _digest(run, self.identity))
         teacher = earlier.teacher(run, vocab, self.loader.tokenizer, mesh)
-        self.trainer = Trainer(run, run.model.build(vocab), mesh, teacher)
+        self.trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
         self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
 
     @functools.cached_property
@@ -204,7 +203,7 @@ class Loop:
     def compiling(self) -> str:
         """Returns what the first call of a step takes its time for."""
         count = self.trainer.mesh.size
-        place = jax.config.jax_compilation_cache_dir
+        place = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
         kept = f"the first time, then read from {place}" if place else "each time, without a cache"
         devices = f"{count} device" + "s" * (count > 1)
         return f"compiling {self.name} for {devices}: half a minute or more {kept}"
@@ -242,11 +241,11 @@ class Loop:
         row: dict[str, Any] = {"step": step}
         if not self.scored:
             return self.sample(step, params)
-        for mode in model.modes(config):
-            score = perplexity.score(
+        for mode in config.modes:
+            score = scores.score(
                 params,
                 config,
-                perplexity.validation_batches(
+                scores.validation_batches(
                     run, self.scored, run.eval.num_batches, self.trainer.mesh
                 ),
                 self.loader.tokenizer.token_bytes(),

@@ -143,9 +143,9 @@ class Meter:
         """Reads the peak of the devices, and the FLOPs of a token from the configuration."""
         train = trainer.run.train
         self.tokens = train.batch_size * train.seq_len
-        flops = accounting.budget(trainer.model, train.seq_len)
-        self._executed = flops.training_flops_per_token
-        self._sixn = flops.sixn_flops_per_token
+        flops = accounting.training_flops(trainer.model, train.seq_len)
+        self._executed = flops / train.seq_len
+        self._sixn = accounting.sixn_flops_per_token(trainer.model)
         self._peak = peak_flops()
         self._since: float | None = None
 
@@ -186,7 +186,7 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         """Starts with `init`."""
         self._clock = clock
-        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
         self._doing, self._since = "init", clock()
 
     def to(self, part: str) -> None:

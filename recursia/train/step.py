@@ -15,10 +15,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from recursia import batch as whole_batch
-from recursia import model, params, settings, sharding
+from recursia import losses, model, params, settings, sharding
 from recursia.layers import embedding
 from recursia.params import Leaf
-from recursia.train import distill, losses, optimizer
+from recursia.train import distill, optimizer
 
 Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
 
@@ -44,7 +44,7 @@ class Trainer:
     """
 
     run: settings.Run
-    model: model.Config
+    model: model.Model
     mesh: Mesh
     teacher: distill.Teacher | None = None
 
@@ -111,10 +111,10 @@ class Trainer:
 
         Steps whose model is the same share one program.
         """
-        return self._compiled(model.at_step(self.model, step))
+        return self._compiled(self.model.at_step(step))
 
     @functools.lru_cache  # noqa: B019 - lives as long as the run
-    def _compiled(self, config: model.Config) -> Callable:
+    def _compiled(self, config: model.Model) -> Callable:
         jitted = self._jitted(config)
 
         def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -123,7 +123,7 @@ class Trainer:
 
         return run
 
-    def _jitted(self, config: model.Config) -> Any:
+    def _jitted(self, config: model.Model) -> Any:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.jit(
             functools.partial(train_step, self, config),
@@ -143,7 +143,7 @@ class Trainer:
         """Returns the program of a step, traced for the mesh's devices, which may not be here."""
         state, batch = self.abstract(), self.abstract_batch()
         with jax.set_mesh(self.mesh):
-            return self._jitted(model.at_step(self.model, step)).trace(
+            return self._jitted(self.model.at_step(step)).trace(
                 state, batch, self.teacher and self.teacher.params
             )
 
@@ -155,7 +155,7 @@ class Trainer:
 
 
 def train_step(
-    trainer: Trainer, config: model.Config, state: State, batch: Batch, taught_by: Any = None
+    trainer: Trainer, config: model.Model, state: State, batch: Batch, taught_by: Any = None
 ) -> tuple[State, dict[str, Array]]:
     """Returns the state after one update, and what was measured before it.
 
@@ -181,15 +181,13 @@ def train_step(
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
     weights = optax.apply_updates(state.params, updates)
-    policy = model.module(config.depth)
-    if hasattr(policy, "after_step"):
-        weights["depth"] = policy.after_step(config.depth, weights["depth"], metrics)
+    weights["depth"] = config.depth.after_step(weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 
 
 def gradients(
     trainer: Trainer,
-    config: model.Config,
+    config: model.Model,
     weights: Any,
     batch: Batch,
     step: Int[Array, ""],
@@ -224,32 +222,16 @@ def gradients(
     return _summed(trainer, grads), jax.tree.map(whole_batch.total, metrics)
 
 
-def _gathered(trainer: Trainer, config: model.Config, weights: Any) -> Any:
+def _gathered(trainer: Trainer, config: model.Model, weights: Any) -> Any:
     """Returns parameters as the model takes them: whole, or in parts where used once a step."""
-    grid, block = config.grid, model.module(config.block)
-    parts = jax.tree.map(
-        lambda spec, part: sharding.shard(spec, part, trainer.mesh, trainer.run.mesh.rules),
-        trainer.specs,
-        weights,
-    )
 
-    def is_shared(section: str, slot: str) -> bool:
-        once = grid.num_recursions == 1 or "recursion" in grid.axes_of(slot)
-        return section == "core" and not once
-
-    def gather(path: tuple[Any, ...], weight: Any) -> Any:
-        section, *slot = (key.key for key in path if hasattr(key, "key"))
-        if section in ("prelude", "coda") or (
-            section == "core" and not is_shared(section, slot[0])
-        ):
+    def gather(spec: params.Spec, part: Array) -> Array | sharding.Shard:
+        weight = sharding.shard(spec, part, trainer.mesh, trainer.run.mesh.rules)
+        if not spec.is_reused:
             return weight
-        exact = block.FLOAT32 if section == "core" else ("bias",)
-        rounded = section in ("core", "embed") and slot[0] not in exact
-        moved = config.dtype if rounded else jnp.float32
-        return sharding.whole(weight, jnp.float32, moved)
+        return sharding.whole(weight, jnp.float32, jnp.float32 if spec.is_exact else config.dtype)
 
-    is_leaf = lambda leaf: isinstance(leaf, sharding.Shard)
-    return jax.tree_util.tree_map_with_path(gather, parts, is_leaf=is_leaf)
+    return jax.tree.map(gather, trainer.specs, weights)
 
 
 def _summed(trainer: Trainer, grads: Any) -> Any:
@@ -261,7 +243,7 @@ def _summed(trainer: Trainer, grads: Any) -> Any:
 
 def loss_fn(
     run: settings.Run,
-    config: model.Config,
+    config: model.Model,
     weights: Any,
     batch: Batch,
     total: Float[Array, ""],
@@ -297,6 +279,7 @@ def loss_fn(
         step=step,
         key=jax.random.fold_in(key, step),
         part=part,
+        remat=run.train.rematerialisation,
     )
     taught = None if teacher is None else teacher.read(batch)
     predicted, nats, exits = _prediction_losses(run, config, weights, batch, out, taught)
@@ -313,7 +296,7 @@ def loss_fn(
 
 def _prediction_losses(
     run: settings.Run,
-    config: model.Config,
+    config: model.Model,
     weights: Any,
     batch: Batch,
     out: model.Output,
@@ -344,5 +327,5 @@ def _prediction_losses(
     if aux.exits is None:
         return last + earlier.sum(), nats, {}
     every = jax.lax.stop_gradient(jnp.concatenate([earlier_nats, nats[None]]))
-    each = model.module(config.depth).exit_loss(config.depth, aux.exits, every)
+    each = config.depth.exit_loss(aux.exits, every)
     return last + earlier.sum(), nats, {"exits": (batch["weights"] * each).sum()}

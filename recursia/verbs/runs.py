@@ -31,10 +31,10 @@ def train(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> int:
     """Scores a checkpoint; returns 1 if a depth that was asked for is not there."""
     from recursia import distributed
-    from recursia.evaluate import report
+    from recursia.evaluate import depths
 
     with distributed.joined(_processes(options), is_preemptible=False):
-        result = report.evaluate(
+        result = depths.evaluate(
             options.workdir,
             step=options.step,
             text=options.text,
@@ -45,7 +45,7 @@ def evaluate(options: argparse.Namespace) -> int:
             overrides=options.overrides,
         )
         if distributed.is_first():
-            print(json.dumps(result) if options.json else report.render(result))
+            print(json.dumps(result) if options.json else depths.render(result))
     return 1 if "missing" in result else 0
 
 
@@ -57,9 +57,9 @@ def _processes(options: argparse.Namespace) -> Any:
 
 def generate(options: argparse.Namespace) -> None:
     """Prints prompts and how they go on."""
-    from recursia.evaluate import report
+    from recursia.generate import prompts
 
-    for text in report.continue_prompts(
+    for text in prompts.continue_prompts(
         options.workdir,
         step=options.step,
         prompts=options.prompt,
@@ -77,24 +77,23 @@ def recursive(options: argparse.Namespace) -> None:
 
     from recursia import config
     from recursia.convert import recursive
-    from recursia.evaluate import report
-    from recursia.train import earlier
+    from recursia.workdir import trained
 
     run = config.load(options.config, options.overrides)
     with console.doing(f"loading {options.workdir}"):
-        dense = report.load(options.workdir, options.step)
+        dense = trained.load(options.workdir, options.step)
         # One matrix after another: over several devices each would be a program of its own.
         params = jax.device_put(dense.params, jax.local_devices()[0])
     theirs = dense.model
     places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
     try:
-        ours = run.model.build(theirs.vocab_size)
+        ours = run.model.sized(theirs.vocab_size)
         how = {"norms": options.norms, "adapters": options.adapters}
         key = jax.random.key(options.seed)
         with console.doing(f"making {options.config} of it"):
             weights = recursive.recursive(params, theirs, ours, options.start, **how, key=key)
     except ValueError as error:
         raise ConfigError(f"convert: {error}") from None
-    earlier.save(run, theirs.vocab_size, weights, dense.tokenizer, options.output)
+    trained.save(run, theirs.vocab_size, weights, dense.tokenizer, options.output)
     print(f"{options.output}: {options.config} made of {options.workdir} at step {dense.step}")

@@ -35,7 +35,7 @@ def _preset(name: str) -> dict[str, Any]:
     run = config.load(name, {})
     return {
         "config": name,
-        "parameters": accounting.unique_parameters(run.model.build(budget.vocab_size(run))),
+        "parameters": accounting.unique_parameters(run.model.sized(budget.vocab_size(run))),
         "layers": run.model.num_layers,
         "topology": run.topology,
     }

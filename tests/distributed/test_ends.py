@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests import distributed
-from tests.distributed.test_train import SECTIONS, alone, state_of, train
-from tests.train import is_equal, rows, saved, values, write_config, write_text
+from tests.helpers import cluster
+from tests.helpers.cluster import SECTIONS, alone, state_of, train
+from tests.helpers.runs import is_equal, rows, saved, values, write_config, write_text
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -39,15 +39,15 @@ def folder(tmp_path_factory):
 def told(folder, workdir, output, index, number):
     """Starts a run, sends one of its processes a signal between two steps, and waits."""
     slowly = {i: SLOWLY + START for i in range(2)}
-    processes = distributed.start(output, train(folder, workdir), count=2, scripts=slowly)
+    processes = cluster.start(output, train(folder, workdir), count=2, scripts=slowly)
     before, metrics = len(rows(workdir)) if workdir.exists() else 0, workdir / "metrics.jsonl"
-    until = time.monotonic() + distributed.LIMIT_SECONDS
+    until = time.monotonic() + cluster.LIMIT_SECONDS
     while time.monotonic() < until and all(process.code is None for process in processes):
         if metrics.exists() and len(metrics.read_text().splitlines()) >= before + 2:
             os.kill(processes[index].popen.pid, number)
             break
         time.sleep(0.05)
-    codes = distributed.finish(processes)
+    codes = cluster.finish(processes)
     assert codes == [75, 75], "\n".join(processes[0].said[-20:] + processes[1].said[-20:])
     return processes
 
@@ -61,7 +61,7 @@ def test_one_of_two_told_to_stop_stops_both_after_the_same_step(folder, tmp_path
         for process in processes:
             assert process.said[-1].startswith(f"recursia: told to stop: saved step {at};")
         assert rows(tmp_path / "cut")[-1]["step"] == at
-    distributed.run(tmp_path / "output", train(folder, tmp_path / "cut"), count=2)
+    cluster.run(tmp_path / "output", train(folder, tmp_path / "cut"), count=2)
     alone(monkeypatch, 2, train(folder, tmp_path / "unbroken"))  # which two processes equal
     assert rows(tmp_path / "cut") == rows(tmp_path / "unbroken")
     assert is_equal(state_of(tmp_path / "cut", STEPS), state_of(tmp_path / "unbroken", STEPS))
@@ -100,10 +100,8 @@ def test_what_one_process_finds_ends_both_with_its_code(
 ):
     every = ("--config.checkpoint.every_steps=1",)
     arguments = train(folder, tmp_path / "run", *every)
-    processes = distributed.start(
-        tmp_path / "output", arguments, count=2, scripts={1: script + START}
-    )
-    assert distributed.finish(processes) == [code, code]
+    processes = cluster.start(tmp_path / "output", arguments, count=2, scripts={1: script + START})
+    assert cluster.finish(processes) == [code, code]
     assert processes[1].said[-1].startswith(said)
     assert processes[0].said[-1].startswith(others)
     assert saved(tmp_path / "run") == ([1, 2] if code == 4 else [])
@@ -120,10 +118,10 @@ def train(run, *rest, real=loop.train):
 
 loop.train = train
 """
-    processes = distributed.start(
+    processes = cluster.start(
         tmp_path / "output", train(folder, tmp_path / "run"), count=2, scripts={1: lower + START}
     )
-    assert distributed.finish(processes) == [2, 2]
+    assert cluster.finish(processes) == [2, 2]
     assert "configuration or data: not that of process 0" in processes[1].said[-1]
 
 
@@ -143,11 +141,11 @@ Trainer.put = put
 def test_a_process_that_fails_alone_takes_the_others_with_it(folder, tmp_path):
     scripts = {0: SHORT + START, 1: SHORT + LOST + START}
     arguments = train(folder, tmp_path / "run")
-    processes = distributed.start(tmp_path / "output", arguments, count=2, scripts=scripts)
+    processes = cluster.start(tmp_path / "output", arguments, count=2, scripts=scripts)
     began = time.monotonic()
-    processes[1].popen.wait(distributed.LIMIT_SECONDS)
+    processes[1].popen.wait(cluster.LIMIT_SECONDS)
     left = time.monotonic()
-    codes = distributed.finish(processes, 60)
+    codes = cluster.finish(processes, 60)
     assert codes[1] == 1 and codes[0] not in (0, 75), (codes, left - began)
     assert processes[1].said[-1] == "OSError: the disk is gone"
     assert saved(tmp_path / "run") == []
@@ -160,10 +158,8 @@ def test_a_missing_process_is_one_line(folder, tmp_path, index, said):
     short = "from recursia import distributed\ndistributed.JOIN_SECONDS = 3\n" + START
     scripts = {0: short, 1: short}
     arguments = train(folder, tmp_path / "run")
-    process = distributed.start(
-        tmp_path / "output", arguments, count=2, scripts=scripts, only=(index,)
-    )
-    assert distributed.finish(process) == [2]
+    process = cluster.start(tmp_path / "output", arguments, count=2, scripts=scripts, only=(index,))
+    assert cluster.finish(process) == [2]
     (line,) = process[0].said
     assert line.startswith("recursia: --coordinator=127.0.0.1:") and said in line
     assert f"process {index} of 2 waited 3 s" in line

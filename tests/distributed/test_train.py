@@ -3,24 +3,14 @@
 import json
 import shutil
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from recursia import cli
-from recursia.train import loop
-from tests import distributed
-from tests.train import is_equal, rows, saved, values, write_config, write_text
+from tests.helpers import cluster
+from tests.helpers.cluster import SECTIONS, STEPS, alone, state_of, train
+from tests.helpers.runs import is_equal, rows, saved, values, write_config, write_text
 
-STEPS = 4
-SECTIONS = {
-    "train": {"num_steps": STEPS, "batch_size": 4},
-    "checkpoint": {"every_steps": 2},
-    "eval": {"every_steps": 3, "prompts": ["red"], "sample_tokens": 4},
-    "mesh": {"data": 1, "fsdp": -1},
-    "log": {"tensorboard": False},
-}
 # Sums of four devices come in another order: losses of 64 tokens in float32, after a few updates.
 CLOSE = {"rtol": 64**0.5 * np.finfo(np.float32).eps * 8}
 
@@ -34,38 +24,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def train(folder, workdir, *overrides, depth="fixed"):
-    return ["train", f"--config={folder / depth}.py", f"--workdir={workdir}", *overrides]
-
-
 @pytest.fixture(scope="module")
 def two(folder):
     """The directory of a run of two processes with a device each, that split every parameter."""
-    processes = distributed.run(folder / "output", train(folder, folder / "two"), count=2)
+    processes = cluster.run(folder / "output", train(folder, folder / "two"), count=2)
     spoken = [[line for line in p.said if "seconds  init" in line] for p in processes]
     assert [len(lines) for lines in spoken] == [1, 0]
     return folder / "two"
-
-
-def alone(monkeypatch, devices, arguments):
-    """Runs a command here, on some of the devices."""
-    real = loop.sharding.make_mesh
-    some = lambda mesh: real(mesh, jax.devices()[:devices])
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.sharding, "make_mesh", some)
-        assert cli.main(arguments) == 0
-
-
-def state_of(workdir, step):
-    """Returns every array of a checkpoint by its path, whatever devices it was saved from."""
-    path, reader = (
-        workdir.absolute() / "checkpoints" / str(step) / "state",
-        ocp.PyTreeCheckpointer(),
-    )
-    tree = reader.metadata(path).item_metadata.tree
-    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=plain))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def test_two_processes_equal_one_bit_for_bit(folder, two, tmp_path, monkeypatch):
@@ -91,7 +56,7 @@ def test_four_processes_equal_one_with_four_devices(folder, tmp_path, monkeypatc
     """Rows and parameters split by two each; `fsdp` by four is the next test but one."""
     split, how = ["--config.mesh.data=2", "--config.mesh.fsdp=2"], {"depth": "expert_choice"}
     ours = train(folder, tmp_path / "four", *split, **how)
-    distributed.run(tmp_path / "output", ours, count=4)
+    cluster.run(tmp_path / "output", ours, count=4)
     alone(monkeypatch, 4, train(folder, tmp_path / "one", *split, **how))
     assert_close(rows(tmp_path / "four"), rows(tmp_path / "one"))
     assert saved(tmp_path / "four") == [2, 4]
@@ -102,7 +67,7 @@ def test_four_processes_equal_one_with_four_devices(folder, tmp_path, monkeypatc
 def test_processes_that_hold_the_same_rows_read_the_same(folder, tmp_path, monkeypatch, axis):
     split = ["--config.mesh.fsdp=1", f"--config.mesh.{axis}=2"]
     split += ["--config.model.vocab_size=258", "--config.model.block.num_kv_heads=2"]  # that divide
-    distributed.run(tmp_path / "output", train(folder, tmp_path / "two", *split), count=2)
+    cluster.run(tmp_path / "output", train(folder, tmp_path / "two", *split), count=2)
     alone(monkeypatch, 2, train(folder, tmp_path / "one", *split))
     assert_close(rows(tmp_path / "two"), rows(tmp_path / "one"))
 
@@ -117,7 +82,7 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(folder, two, tmp_pa
             alone(monkeypatch, 1, train(folder, workdir, *longer))
         else:
             output = tmp_path / "output" / str(count)
-            done = distributed.run(output, train(folder, workdir, *longer), count=count)
+            done = cluster.run(output, train(folder, workdir, *longer), count=count)
             assert any(f"resuming {workdir} at step 4" in line for line in done[0].said)
         found[count] = rows(workdir)
         assert found[count][: len(rows(two))] == rows(two)
@@ -129,7 +94,7 @@ def test_a_checkpoint_goes_on_in_another_number_of_processes(folder, two, tmp_pa
 @pytest.mark.slow
 def test_evaluation_by_two_processes_equals_that_by_one(two, tmp_path, capsys):
     command = ["eval", f"--workdir={two}", "--json"]
-    first, second = distributed.run(tmp_path, command, count=2)
+    first, second = cluster.run(tmp_path, command, count=2)
     assert cli.main(command) == 0
     theirs = capsys.readouterr().out
     found = [line for line in first.said if line.startswith("{")]

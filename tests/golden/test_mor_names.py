@@ -119,9 +119,10 @@ def test_every_array_is_taken_in_its_place(recursions, sharing, choice, own, kin
     if is_tied:
         owner["lm_head.weight"] = "model.embed_tokens.weight"
     ours = mor.config(config, owner)
-    policy = token_choice if choice == "token" else expert_choice
-    assert isinstance(ours.depth, policy.Config) and ours.kv.reads_first
-    assert ours.grid.num_steps == 2 * recursions + 2 * (sharing == "middle_cycle")
+    policy = token_choice.TokenChoice if choice == "token" else expert_choice.ExpertChoice
+    assert isinstance(ours.depth, policy)
+    assert ours.kv.kv_sharing == "first_recursion"
+    assert ours.num_layers == 2 * recursions + 2 * (sharing == "middle_cycle")
     named = {name: np.full(shape, i) for i, (name, shape) in enumerate(shapes.items())}
     tree = mor.params(ours, named)
     fits = jax.tree.map(lambda spec, leaf: leaf.shape == spec.shape, model.specs(ours), tree)
@@ -154,7 +155,7 @@ def test_a_slot_is_shared_where_their_arrays_are(own, choice):
     ours = mor.config(config, owners(shapes, 3, 1, own))
     parts = {"norms": "layernorm", "attention": "self_attn", "mlp": "mlp."}
     for slot, part in parts.items():
-        assert ("recursion" in ours.grid.axes_of(slot)) == (part in own)
+        assert ours.schedule.varies(slot) == (part in own)
 
 
 def test_what_a_configuration_does_not_say_is_their_default():
@@ -164,4 +165,4 @@ def test_what_a_configuration_does_not_say_is_their_default():
     del config["attention_shared"], config["kv_sharing"]
     ours = mor.config(config, owners(shapes, 3, 0))
     assert (ours.block.num_kv_heads, ours.block.rope_base) == (4, 10_000)
-    assert not ours.kv.reads_first
+    assert ours.kv.kv_sharing == "own"

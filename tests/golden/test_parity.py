@@ -8,7 +8,7 @@ import pytest
 
 from recursia.errors import ConfigError, DataError
 from recursia.evaluate import parity
-from tests import slow
+from tests.helpers import slow
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz"))

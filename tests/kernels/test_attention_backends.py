@@ -12,7 +12,7 @@ from recursia.kernels.routed_attention import (
     routed_attention,
 )
 from recursia.kernels.routed_attention.where import Where
-from tests.kernels import MACHINES, compile_for
+from tests.helpers.kernels import MACHINES, compile_for
 
 
 def both_ways(query, key, value, grad, where):

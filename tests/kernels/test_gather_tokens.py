@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from recursia.kernels.gather_tokens import GATHER, gather_tokens, gpu, tpu
-from tests.kernels import MACHINES, compile_for
+from tests.helpers.kernels import MACHINES, compile_for
 
 CAREFUL = pltpu.InterpretParams(
     detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"

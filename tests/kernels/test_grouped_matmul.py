@@ -23,8 +23,8 @@ from recursia.kernels.grouped_matmul import (
     reference,
     tpu,
 )
-from tests.kernels import GROUPED as KERNELS
-from tests.kernels import MACHINES, compile_for, tolerance
+from tests.helpers.kernels import GROUPED as KERNELS
+from tests.helpers.kernels import MACHINES, compile_for, tolerance
 
 DTYPES = (jnp.float32, jnp.bfloat16)
 # Rows of each group, width of a row, width of a product.

@@ -10,8 +10,8 @@ import pytest
 from recursia import config, sharding, topology
 from recursia.kernels.dispatch import Op
 from recursia.train.step import Trainer
-from tests.kernels import GPUS, run_interpreted
-from tests.laws.tiny import error, tol
+from tests.helpers.kernels import GPUS, run_interpreted
+from tests.helpers.tiny import error, tol
 
 ROUTING = ("select_tokens", "gather_tokens", "scatter_tokens", "scatter_tokens_collect")
 CAUSAL = ("causal_attention", "causal_attention_backward")
@@ -29,7 +29,7 @@ def trainer(name, devices, **changed):
     changed = {"model.vocab_size": 256, "train.batch_size": 8, "train.seq_len": 256, **changed}
     run = config.load(name, {field: str(value) for field, value in changed.items()})
     run = dataclasses.replace(run, mesh=sharding.Config(data=1, fsdp=-1))
-    return Trainer(run, run.model.build(256), sharding.make_mesh(run.mesh, devices))
+    return Trainer(run, run.model.sized(256), sharding.make_mesh(run.mesh, devices))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from recursia.kernels.grouped_matmul import (
     tpu,
 )
 from recursia.layers import experts
-from tests.kernels import GROUPED, run_interpreted, tolerance
+from tests.helpers.kernels import GROUPED, run_interpreted, tolerance
 
 KERNELS = {
     **GROUPED,

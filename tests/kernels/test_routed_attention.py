@@ -19,7 +19,7 @@ from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
 from recursia.kernels.routed_attention.gpu_grid import Tiles
 from recursia.kernels.routed_attention.tpu_grid import EVERY, FIRST, LAST, LIVE, visits
 from recursia.kernels.routed_attention.where import Where, visible
-from tests.kernels import tolerance
+from tests.helpers.kernels import tolerance
 
 SIZES = {  # B T S N K H
     "plain": (2, 9, 9, 4, 2, 8),

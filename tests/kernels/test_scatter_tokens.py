@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from recursia.kernels.gather_tokens import gather_tokens
 from recursia.kernels.gather_tokens import tpu as gather_tpu
 from recursia.kernels.scatter_tokens import COLLECT, SCATTER, gpu, reference, scatter_tokens, tpu
-from tests.kernels import MACHINES, compile_for, tolerance
+from tests.helpers.kernels import MACHINES, compile_for, tolerance
 
 CAREFUL = pltpu.InterpretParams(
     detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"

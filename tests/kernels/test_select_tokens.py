@@ -7,7 +7,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from recursia.kernels.select_tokens import SELECT, gpu, select_above, select_tokens, tpu
-from tests.kernels import MACHINES, compile_for
+from tests.helpers.kernels import MACHINES, compile_for
 
 CAREFUL = pltpu.InterpretParams(
     detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv, model, settings
+from recursia import inject, kv, model
 from recursia.depth import act, fixed
 from recursia.layers.embedding import Config as Embed
-from tests.laws import tiny as llamas
-from tests.laws import universal_by_hand as by_hand
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
-from tests.laws.test_universal import FORMS
-from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
-from tests.test_accounting import assert_exact
+from tests.helpers import tiny as llamas
+from tests.helpers import universal_by_hand as by_hand
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
+from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
+from tests.helpers.universal_by_hand import FORMS
 
 MOST = 5
 
@@ -25,16 +24,16 @@ MOST = 5
 def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype="float32", **depth):
     """Returns a model that halts; options are the policy's."""
     block, told = FORMS[form]
-    return settings.Model(
+    return model.Model(
         layers,
         block,
-        act.Config(MOST, **depth),
+        act.Act(MOST, **depth),
         sharing=sharing,
         kv=kv.Config(kv_sharing),
         inject=told,
         embed=Embed(scale=5.0),
         dtype=dtype,
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def biased(of, bias, weight=None):
@@ -113,7 +112,7 @@ def test_some_tokens_halt_and_some_never_do(halted_state):
 def test_states_weigh_what_the_table_says(update, wanted):
     """p = (.5, .4, ...) halts at the third step, whose u is the remainder .1."""
     walk = HandMadeCore([0.5, 0.4, 0.7, 0.6, 0.3])
-    x, aux = walk.run(act.Config(MOST, update=update))
+    x, aux = walk.run(act.Act(MOST, update=update))
     np.testing.assert_allclose(x[0, 0], (*wanted, 0, 0), atol=1e-6)
     assert aux.depth_used[0, 0] == 3
     np.testing.assert_allclose(aux.losses["ponder"], 0.01 * 3.1, rtol=1e-6)
@@ -122,7 +121,7 @@ def test_states_weigh_what_the_table_says(update, wanted):
 @pytest.mark.parametrize("update", ["basic", "accumulated"])
 def test_a_token_that_never_halts_weighs_its_states_by_their_probabilities(update):
     p = np.array([0.1, 0.2, 0.1, 0.2, 0.1])
-    x, aux = HandMadeCore(p).run(act.Config(MOST, update=update))
+    x, aux = HandMadeCore(p).run(act.Act(MOST, update=update))
     later = np.array([np.prod(1 - p[t + 1 :]) for t in range(MOST)])
     np.testing.assert_allclose(x[0, 0], p * later if update == "basic" else p, atol=1e-6)
     assert aux.depth_used[0, 0] == MOST
@@ -152,7 +151,7 @@ class HandMadeCore:
     def run(self, config):
         unit = {"halt": {"weight": jnp.ones(MOST), "bias": jnp.float32(0)}}
         where = model.Context(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int))
-        return act.run(self, unit, jnp.zeros((1, 1, MOST)), where, config, model.Call("eval"))
+        return config.run({"core": self}, unit, jnp.zeros((1, 1, MOST)), where, model.Call("eval"))
 
 
 def test_accumulated_shares_of_a_halted_token_sum_to_one():
@@ -162,9 +161,9 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
         np.testing.assert_allclose(report["shares"].sum(0)[halted], 1, atol=1e-12)
     # The library's: every state the same vector of ones, so that the output is the sum of shares.
     for p, total in (([0.3, 0.4, 0.5, 0.1, 0.1], 1), ([0.9] * MOST, 1), ([0.1] * MOST, 0.5)):
-        x, _ = HandMadeCore(p).run(act.Config(MOST, update="accumulated"))
+        x, _ = HandMadeCore(p).run(act.Act(MOST, update="accumulated"))
         np.testing.assert_allclose(x[0, 0].sum(), total, atol=1e-6)
-        assert HandMadeCore(p).run(act.Config(MOST))[0][0, 0].sum() <= 1
+        assert HandMadeCore(p).run(act.Act(MOST))[0][0, 0].sum() <= 1
 
 
 @pytest.mark.parametrize("update", ["basic", "accumulated"])
@@ -172,7 +171,7 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
 def test_certain_halting_is_one_recursion_and_none_gives_nothing(update, halted_state):
     of = tiny(update=update, halted_state=halted_state)
     same = dict(sharing="cycle", inject=of.inject, embed=of.embed)
-    once = settings.Model(1, of.block, fixed.Config(1), **same).build(VOCAB)
+    once = model.Model(1, of.block, fixed.Fixed(1), **same).sized(VOCAB)
     params = constant(of, 20)
     first = {**params, "depth": {}, "inject": {"step": params["inject"]["step"][:1]}}
     logits, aux = forward(params, text(), of)
@@ -213,19 +212,14 @@ def test_what_halted_tokens_become_is_seen_by_others():
 )
 def test_halting_is_causal(halted_state, kv_sharing, mode):
     of = tiny(halted_state=halted_state, kv_sharing=kv_sharing)
-    assert model.is_causal(of, mode)
+    assert of.is_causal(mode)
     assert is_free_of_the_future(of, mode, seeds=[1])
 
 
 @pytest.mark.parametrize("halted_state", ["live", "copied"])
 def test_packed_documents_do_not_see_each_other(halted_state):
     of = tiny(halted_state=halted_state)
-    params, tokens = drawn(of), text()
-    packed, aux = forward(params, tokens, of, "eval", POSITIONS, SEGMENTS)
-    parts = [forward(params, part, of) for part in (tokens[:, :CUT], tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate([logits for logits, _ in parts], axis=1), n=256)
-    alone = np.concatenate([aux.depth_used for _, aux in parts], axis=1)
-    assert np.array_equal(aux.depth_used, alone)
+    assert_documents_do_not_meet(of, params=drawn(of))
 
 
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
@@ -320,6 +314,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, why):
 
 
 def test_any_block_may_halt():
-    of = settings.Model(6, llamas.BLOCK, act.Config(3), sharing="cycle").build(VOCAB)
+    of = model.Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").sized(VOCAB)
     eval_, causal = (forward(draw(of), text(), of, mode)[0] for mode in ("eval", "causal"))
     assert_close(eval_, causal)

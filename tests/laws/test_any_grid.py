@@ -4,10 +4,22 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recursia.blocks import llama
-from tests.laws import by_hand
-from tests.laws.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, loss, text, tiny
+from recursia.sharing.remat import Remat
+from tests.helpers import by_hand, points
+from tests.helpers.tiny import (
+    BATCH,
+    BLOCK,
+    LENGTH,
+    VOCAB,
+    assert_close,
+    draw,
+    forward,
+    gradient,
+    text,
+    tiny,
+)
 
+UNITS = ("none", "block", "recursion")
 AXES = ("block", "one", "recursion", "recursion+block")
 
 
@@ -28,42 +40,46 @@ def models(draw, depth):
     patterns = ["none", "cycle", "middle_cycle"]
     patterns += ["sequence", "middle_sequence"] if depth == "fixed" else []
     hows = st.one_of(st.none(), st.sampled_from(AXES), tables(recursions, blocks))
-    varies = tuple((slot, how) for slot in llama.SLOTS if (how := draw(hows)) is not None)
+    varies = tuple((slot, how) for slot in BLOCK.slots if (how := draw(hows)) is not None)
     options = {}
     if depth == "expert_choice":
         falls = draw(st.lists(st.floats(0.1, 1), min_size=recursions, max_size=recursions))
         options["capacity"] = tuple(sorted(falls, reverse=True))
         options["gating"] = draw(st.sampled_from(("weighted", "additive", "delta", "replace")))
+    sharing = draw(st.sampled_from(patterns))
+    order = "sequence" if sharing.endswith("sequence") else "cycle"
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    table = points.keys(rng, recursions, blocks, order)
+    plans = [plan for plan in points.PLANS if plan != "spread/3" or recursions * blocks > 2]
     return tiny(
         depth,
-        draw(st.sampled_from(patterns)),
+        sharing,
         recursions,
         blocks,
         varies,
-        draw(st.sampled_from(("own", "first_recursion"))),
+        draw(st.sampled_from((*plans, table))),
         draw(st.booleans()),
-        remat=draw(st.sampled_from(("none", "block", "recursion"))),
         **options,
     )
 
 
-def assert_is_its_loop(config, mode):
+def assert_is_its_loop(config, mode, remat):
     """Asserts shapes, a finite loss, and the logits of the loop by hand."""
     params, tokens = draw(config), text()
     logits, aux = forward(params, tokens, config, mode)
     assert logits.shape == (BATCH, LENGTH, VOCAB)
     assert aux.depth_used.shape == (BATCH, LENGTH)
-    assert np.isfinite(loss(params, tokens, config, mode))
+    assert np.isfinite(gradient(params, tokens, config, mode, remat=Remat(remat))[0])
     assert_close(logits, by_hand.forward(params, tokens, config, mode)[0])
 
 
 @settings(max_examples=10, derandomize=True, deadline=None, database=None)
-@given(models("fixed"))
-def test_any_fixed_depth_model_is_its_loop(config):
-    assert_is_its_loop(config, "eval")
+@given(models("fixed"), st.sampled_from(UNITS))
+def test_any_fixed_depth_model_is_its_loop(config, remat):
+    assert_is_its_loop(config, "eval", remat)
 
 
 @settings(max_examples=6, derandomize=True, deadline=None, database=None)
-@given(models("expert_choice"), st.sampled_from(("eval", "causal")))
-def test_any_expert_choice_model_is_its_loop(config, mode):
-    assert_is_its_loop(config, mode)
+@given(models("expert_choice"), st.sampled_from(("eval", "causal")), st.sampled_from(UNITS))
+def test_any_expert_choice_model_is_its_loop(config, mode, remat):
+    assert_is_its_loop(config, mode, remat)

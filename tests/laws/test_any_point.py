@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from recursia import accounting, inject, model, params
 from recursia.layers import embedding
-from tests import slow
-from tests.laws import points
-from tests.laws.copies import untied
-from tests.laws.test_causality import CUTS
-from tests.laws.tiny import (
+from recursia.layers.attention import Context
+from recursia.sharing.remat import Remat
+from tests.helpers import points, slow
+from tests.helpers.blocks import PUBLISHED
+from tests.helpers.copies import untied
+from tests.helpers.sight import CUTS
+from tests.helpers.tiny import (
     BATCH,
     LENGTH,
     VOCAB,
@@ -34,9 +36,10 @@ from tests.laws.tiny import (
 )
 
 BY_BLOCK = (("attention_lora", "block"), ("mlp_lora", "block"))
+UNITS = ("none", "block", "recursion")  # of rematerialisation
 LEGAL, MORE = 3, 12  # points that train; those refused cost nothing and are drawn besides
 DEPTHS = [d if d in ("fixed", "act", "expert_choice") else slow(d) for d in points.DEPTHS]
-BLOCKS = [b if b in ("llama", "moeut") else slow(b) for b in points.BLOCKS]
+BLOCKS = [b if b in ("llama", "moeut") else slow(b) for b in PUBLISHED]
 
 
 @st.composite
@@ -44,21 +47,32 @@ def arguments(draw_from):
     """Draws what `points.point` takes; not every draw can be combined."""
     pick = lambda *options: draw_from(st.sampled_from(options))
     return dict(
-        block_=pick(*points.BLOCKS),
+        block_=pick(*points.BLOCKS, *PUBLISHED),
+        mixer=pick(*points.MIXERS),
+        feedforward=pick(*points.FEEDFORWARDS),
         depth_=pick(*points.DEPTHS),
         sharing=pick(*points.PATTERNS),
         recursions=pick(1, 2, 3),
         num_blocks=pick(1, 2),
         inject_=pick(*points.INJECTS),
         weights=pick(*points.WEIGHTS),
-        kv_sharing=pick("own", "first_recursion"),
+        kv_sharing=pick(*points.PLANS, "a table"),
         varies=pick((), (("norms", "recursion+block"),), (("norms", "one"),)),
         loop_norm=pick("none", "none", "each", "last"),
-        remat=pick("none", "block", "recursion"),
         embed=embedding.Config(
             is_tied=pick(True, False), has_head_bias=pick(True, False), factor_dim=pick(0, 8)
         ),
     )
+
+
+def with_table(arguments):
+    """Returns the arguments with a table of keys that is legal for them, where one is wanted."""
+    if arguments["kv_sharing"] != "a table":
+        return arguments
+    order = "sequence" if arguments["sharing"].endswith("sequence") else "cycle"
+    rng = np.random.default_rng(0)
+    table = points.keys(rng, arguments["recursions"], arguments["num_blocks"], order)
+    return {**arguments, "kv_sharing": table}
 
 
 @st.composite
@@ -66,7 +80,7 @@ def legal_points(draw_from):
     """Draws a model, discarding what is refused; the refusal must be one line with a reason."""
     for _ in range(50):
         try:
-            return points.point(**draw_from(arguments()))
+            return points.point(**with_table(draw_from(arguments())))
         except ValueError as refusal:
             assert "\n" not in str(refusal) and ": " in str(refusal)
     raise AssertionError("50 draws in a row were refused")
@@ -82,15 +96,15 @@ def law_flops(config, weights):
         out = model.apply(weights, tokens, config, mode="train", step=jnp.int32(0))
         return model.logits(weights, out.hidden, config)
 
-    if config.depth.__class__.__module__.endswith("recurrent"):
+    if config.depth.kind == "recurrent":
         return  # how often it goes round is drawn: its own tests count a fixed number
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
     counted = accounting.count_flops(jax.make_jaxpr(run)(weights, tokens))
     assert BATCH * accounting.forward_flops(config, LENGTH) == counted
 
 
-def law_training(config, weights):
-    loss, grads = gradient(weights, text(), config)
+def law_training(config, weights, remat):
+    loss, grads = gradient(weights, text(), config, remat=Remat(remat))
     assert np.isfinite(loss)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
@@ -101,13 +115,13 @@ def law_causality(config, weights, mode):
     logits, aux = forward(weights, tokens, config, mode)
     other, _ = forward(weights, jnp.concatenate([tokens[:, : cut + 1], later], 1), config, mode)
     assert logits.shape == (BATCH, LENGTH, VOCAB)
-    assert model.is_causal(config, mode) or mode != "causal"
-    if model.is_causal(config, mode):
+    assert config.is_causal(mode) or mode != "causal"
+    if config.is_causal(mode):
         assert_close(logits[:, : cut + 1], other[:, : cut + 1])
     assert not is_equal(logits[:, cut + 1 :], other[:, cut + 1 :])
     depth = np.asarray(aux.depth_used)
     assert depth.shape == (BATCH, LENGTH)
-    assert 0 <= depth.min() <= depth.max() <= config.grid.num_recursions
+    assert 0 <= depth.min() <= depth.max() <= config.schedule.num_recursions
     return logits
 
 
@@ -120,17 +134,16 @@ def law_wanted(config, weights, logits):
 def law_tying(config, weights, logits, mode):
     try:
         free_config, free = untied(config, weights)
-        model.check(free_config)
     except ValueError:
         return  # some policies have no weights of their own for every recursion
     assert_close(forward(free, text(), free_config, mode)[0], logits)
 
 
-def obeys(config):
+def obeys(config, remat):
     weights = draw(config)
     law_counts(config, weights)
     law_flops(config, weights)
-    law_training(config, weights)
+    law_training(config, weights, remat)
     logits = law_causality(config, weights, "causal")
     law_wanted(config, weights, logits)
     law_tying(config, weights, logits, "causal")
@@ -138,20 +151,20 @@ def obeys(config):
 
 
 @settings(max_examples=LEGAL, derandomize=True, deadline=None, database=None)
-@given(legal_points())
-def test_any_point_obeys_the_laws(config):
-    obeys(config)
+@given(legal_points(), st.sampled_from(UNITS))
+def test_any_point_obeys_the_laws(config, remat):
+    obeys(config, remat)
 
 
 @pytest.mark.slow
 @seed(1)
 @settings(max_examples=MORE, deadline=None, database=None)
-@given(legal_points())
-def test_more_points_obey_the_laws(config):
-    obeys(config)
+@given(legal_points(), st.sampled_from(UNITS))
+def test_more_points_obey_the_laws(config, remat):
+    obeys(config, remat)
 
 
-@pytest.mark.parametrize(("block", "depth"), list(itertools.product(points.BLOCKS, points.DEPTHS)))
+@pytest.mark.parametrize(("block", "depth"), list(itertools.product(PUBLISHED, points.DEPTHS)))
 def test_every_block_goes_with_every_depth_policy(block, depth):
     config = points.point(block, depth)
     shapes = params.abstract(model.specs(config))
@@ -159,6 +172,35 @@ def test_every_block_goes_with_every_depth_policy(block, depth):
     for mode in ("train", "eval", "causal"):
         run = lambda w, t, mode=mode: model.apply(w, t, config, mode=mode, step=jnp.int32(0))
         assert jax.eval_shape(run, shapes, tokens).hidden.shape == (BATCH, LENGTH, 16)
+
+
+PARTS = list(itertools.product(points.BLOCKS, points.MIXERS, points.FEEDFORWARDS))
+
+
+@pytest.mark.parametrize("parts", PARTS, ids="-".join)
+def test_every_arrangement_goes_with_every_mixer_and_feedforward(parts):
+    """Also which weights a reading step leaves out: all that make keys and values, and no other."""
+    block, mixer, feedforward = parts
+    made = points.block(block, mixer, feedforward)
+    specs = made.specs(4)
+    assert set(specs) == set(made.slots) >= {*made.exact, *(slot for slot, _ in made.key_weights)}
+    x = jax.ShapeDtypeStruct((BATCH, LENGTH, made.embed_dim), jnp.float32)
+    where = Context(jnp.zeros((BATCH, LENGTH), jnp.int32))
+
+    def run(weights, x):
+        x, made_, report = made.apply(weights, x, where)
+        again, nothing, read = made.apply(weights, x, where, (made_, where))
+        assert nothing is None and jax.tree.structure(read) == jax.tree.structure(report)
+        stacked = jax.tree.map(lambda leaf: leaf[None], report)
+        return again, made_, made.losses(stacked)
+
+    shapes = params.abstract(specs)
+    again, made_, (losses, _) = jax.eval_shape(run, shapes, x)
+    once = jax.make_jaxpr(lambda weights, x: made.apply(weights, x, where)[0])(shapes, x)
+    assert accounting.count_flops(once) == x.size // 16 * made.forward_flops(LENGTH, False)
+    assert again.shape == x.shape and all(loss.shape == () for loss in losses.values())
+    entries = sum(leaf.size for leaf in jax.tree.leaves(made_)) // (BATCH * LENGTH)
+    assert entries == made.cache_entries()
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -213,12 +255,11 @@ def test_a_scan_is_its_loop(depth, monkeypatch):
 def test_entries_may_be_stored_in_any_order(block):
     """A bank permuted together with the table of who uses what is the same model."""
     config = points.point(block, num_blocks=3)
-    weights, grid = draw(config), config.grid
+    weights = draw(config)
     order = np.array([2, 0, 1])  # where each entry goes
-    table = tuple(tuple(int(order[entry]) for entry in row) for row in grid.table_of("norms"))
-    slots = tuple(weights["core"])
-    permuted = dataclasses.replace(grid, axes=(), tables=tuple((slot, table) for slot in slots))
+    table = tuple(map(tuple, order[config.schedule.by_recursion("norms")].tolist()))
+    permuted = dataclasses.replace(config, varies=tuple((slot, table) for slot in weights["core"]))
     core = jax.tree.map(lambda bank: bank[np.argsort(order)], weights["core"])
-    logits = forward({**weights, "core": core}, text(), dataclasses.replace(config, grid=permuted))
+    logits = forward({**weights, "core": core}, text(), permuted)
     assert_close(logits[0], forward(weights, text(), config)[0])
     assert error(forward({**weights, "core": core}, text(), config)[0], logits[0]) > 1e-3

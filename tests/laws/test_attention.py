@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recursia.layers.attention import Context, KeysValues, attend
-from tests.laws.tiny import assert_close, tol
+from tests.helpers.tiny import assert_close, tol
 
 QUERIES = ([0, 1, 2, 3, 0, 1, 2], [1, 1, 1, 1, 2, 2, 2])
 SUBSET = ([0, 2, 3, 0, 2], [1, 1, 1, 2, 2])  # a routed recursion's, of the tokens above

@@ -9,12 +9,13 @@ import pytest
 
 from recursia import accounting, config, model, params, sharding
 from recursia.depth import expert_choice, routing
+from recursia.sharing.remat import KEEP
 from recursia.train import step
-from tests import slow, test_accounting
-from tests.laws import by_hand
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_expert_choice import assert_is_by_hand
-from tests.laws.tiny import (
+from tests.helpers import by_hand, slow
+from tests.helpers.flops import traced
+from tests.helpers.routed import assert_is_by_hand
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     BLOCK,
     VOCAB,
     assert_close,
@@ -104,7 +105,7 @@ def updated(depth, lr=0.01):
     shape = dataclasses.replace(run.model, num_layers=5, block=BLOCK, depth=depth)
     run = dataclasses.replace(run, model=shape, optimizer=optimizer, schedule=schedule)
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    trainer = step.Trainer(run, run.model.build(VOCAB), mesh)
+    trainer = step.Trainer(run, run.model.sized(VOCAB), mesh)
     tokens = text()
     batch = {"tokens": tokens, "targets": tokens, "weights": jnp.ones(tokens.shape)}
     batch |= {"segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(12) + 0 * tokens}
@@ -115,7 +116,7 @@ def updated(depth, lr=0.01):
 
 @pytest.mark.slow
 def test_an_update_leaves_the_rest_as_it_is_even_where_gradients_are_clipped():
-    depth = expert_choice.Config(3, sampling="aux_router", aux_loss_weight=1e4)
+    depth = expert_choice.ExpertChoice(3, sampling="aux_router", aux_loss_weight=1e4)
     before, after = updated(depth)
     # Not 1: a compiler leaves out that product, and rounds others in another order.
     _, light = updated(dataclasses.replace(depth, aux_loss_weight=2.0))
@@ -137,18 +138,15 @@ def test_a_shallower_model_has_the_first_of_its_routers():
 
 @pytest.mark.parametrize("router", ["linear", "mlp"])
 def test_it_costs_as_much_as_the_router_and_its_products_towards_its_input_are_not_made(router):
-    made = test_accounting.tiny(
-        expert_choice.Config(3, router=router, sampling="aux_router"), "middle_cycle", 8
-    )
-    count = test_accounting.traced
-    assert 2 * accounting.forward_flops(made, 12) == count(lambda f: f, made, 12)
-    scored = sum(p.scored for p in expert_choice.passes(made.depth, made.grid, made.kv, 12))
-    d = BLOCK.embed_dim // 2  # the width of that module's block
+    made = tiny("expert_choice", "middle_cycle", router=router, sampling="aux_router")
+    assert 2 * accounting.forward_flops(made, 12) == traced(lambda f: f, made, 12)
+    scored = sum(p.scored for p in made.depth.passes(made.schedule, 12))
+    d = BLOCK.embed_dim
     towards = scored * 2 * d * (1 if router == "linear" else 2 * d)
-    both = count(jax.value_and_grad, made, 12)
-    assert 2 * (accounting.executed_training_flops(made, 12) - towards) == both
+    both = traced(jax.value_and_grad, made, 12)
+    assert 2 * (accounting.executed_training_flops(made, 12, KEEP) - towards) == both
     single = routing.specs(router, d)
     more = accounting.unique_parameters(made) - accounting.unique_parameters(
-        test_accounting.tiny(expert_choice.Config(3, router=router), "middle_cycle", 8)
+        tiny("expert_choice", "middle_cycle", router=router)
     )
     assert more == 3 * params.count(single)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from recursia.layers import balance, experts
-from tests.laws.test_experts import normal
-from tests.laws.tiny import assert_close, error
+from tests.helpers.tiny import assert_close, error, normal
 
 
 def usage_of(seed, batch=2, length=8, heads=(), num_experts=4):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recursia import model
-from tests.laws.tiny import assert_close, draw, forward, gradient, text, tiny
+from tests.helpers.tiny import assert_close, draw, forward, gradient, text, tiny
 
 # (1, 2/3, 1/3) of 16 tokens, from 1 along 0.5 (1 + cos(pi s / 4)) = .854 .5 .146 0 at s = 1 2 3 4.
 KEPT = ((16, 15, 14), (16, 13, 10), (16, 11, 6), (16, 10, 5))
@@ -69,7 +69,7 @@ def test_the_config_changes_once_when_the_warmup_is_over():
         assert model.at_step(WARM, step) == COLD
     assert model.at_step(COLD, 0) == COLD
     fixed = tiny()
-    assert model.at_step(fixed, 7) == fixed
+    assert fixed.at_step(7) == fixed
 
 
 def test_training_does_not_warm_up_without_knowing_its_step():

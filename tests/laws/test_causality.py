@@ -6,25 +6,8 @@ By perturbation, for a gradient cannot see a choice among all tokens of a row.
 import jax.numpy as jnp
 import pytest
 
-from recursia import model
-from tests.laws.tiny import LENGTH, VOCAB, draw, forward, is_equal, text, tiny
-
-CUTS = (0, 4, LENGTH - 2)
-
-
-def is_free_of_the_future(config, mode, seeds=range(3), step=None):
-    """Returns whether no logit up to a cut changed with the tokens after it."""
-    run = lambda params, tokens: forward(params, tokens, config, mode, step=step)[0]
-    for seed in seeds:
-        params, tokens = draw(config, seed), text(seed)
-        logits = run(params, tokens)
-        for cut in CUTS:
-            later = (text(seed + 100)[:, cut + 1 :] + 1) % VOCAB
-            other = run(params, jnp.concatenate([tokens[:, : cut + 1], later], axis=1))
-            if not is_equal(logits[:, : cut + 1], other[:, : cut + 1]):
-                return False
-            assert not is_equal(logits[:, cut + 1 :], other[:, cut + 1 :])
-    return True
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import VOCAB, draw, forward, is_equal, text, tiny
 
 
 @pytest.mark.parametrize("kv", ["own", "first_recursion"])
@@ -32,7 +15,7 @@ def is_free_of_the_future(config, mode, seeds=range(3), step=None):
 def test_fixed_depth_is_causal(pattern, kv):
     config = tiny(sharing_=pattern, kv=kv)
     for mode in ("train", "eval", "causal"):
-        assert model.is_causal(config, mode)
+        assert config.is_causal(mode)
     assert is_free_of_the_future(config, "eval")
 
 
@@ -40,7 +23,7 @@ def test_fixed_depth_is_causal(pattern, kv):
 @pytest.mark.parametrize("gating", ["weighted", "additive", "delta", "replace"])
 def test_expert_choice_in_causal_mode_is_causal(gating, kv):
     config = tiny("expert_choice", gating=gating, kv=kv, capacity=(0.75, 0.5, 0.25))
-    assert model.is_causal(config, "causal")
+    assert config.is_causal("causal")
     assert is_free_of_the_future(config, "causal")
 
 
@@ -54,20 +37,20 @@ def test_causal_mode_is_causal_for_every_score_and_router(score):
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_expert_choice_looks_ahead_and_says_so(mode, kv):
     config = tiny("expert_choice", kv=kv)
-    assert not model.is_causal(config, mode)
+    assert not config.is_causal(mode)
     assert not is_free_of_the_future(config, mode, seeds=range(10))
 
 
 def test_expert_choice_looks_ahead_while_it_warms_up():
     config = tiny("expert_choice", capacity_warmup_steps=4)
-    assert not model.is_causal(config, "train")
+    assert not config.is_causal("train")
     assert not is_free_of_the_future(config, "train", seeds=range(10), step=jnp.int32(2))
 
 
 @pytest.mark.parametrize("kv", ["own", "first_recursion"])
 def test_expert_choice_that_keeps_all_is_causal(kv):
     config = tiny("expert_choice", capacity=(1.0,) * 3, kv=kv)
-    assert model.is_causal(config, "eval")
+    assert config.is_causal("eval")
     assert is_free_of_the_future(config, "eval")
 
 
@@ -82,4 +65,4 @@ def test_the_last_logits_do_see_the_first_token(depth):
 
 def test_a_capacity_just_below_one_is_not_full():
     nearly = tiny("expert_choice", capacity=(1.0, 1.0, 0.99))
-    assert not model.is_causal(nearly, "eval")
+    assert not nearly.is_causal("eval")

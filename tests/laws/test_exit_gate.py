@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import kv, model, settings
+from recursia import kv, model
 from recursia.depth import exit_gate
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
-from tests.laws.tiny import (
+from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
+from tests.helpers.tiny import (
     BLOCK,
     LENGTH,
     VOCAB,
@@ -26,8 +25,8 @@ MODES = ("train", "eval", "causal")
 
 
 def build(recursions=3, sharing="cycle", varies=(), kv_sharing="own", loop_norm="each", **options):
-    depth = exit_gate.Config(recursions, **options)
-    return settings.Model(
+    depth = exit_gate.ExitGate(recursions, **options)
+    return model.Model(
         2 * recursions,
         BLOCK,
         depth,
@@ -35,7 +34,7 @@ def build(recursions=3, sharing="cycle", varies=(), kv_sharing="own", loop_norm=
         varies=varies,
         kv=kv.Config(kv_sharing),
         loop_norm=loop_norm,
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def with_gate(params, weight=0.0, bias=0.0):
@@ -83,7 +82,7 @@ def test_what_is_read_is_the_state_where_the_token_stopped(threshold, kv_sharing
     logits, aux = forward(params, text(), made, "eval")
     _, trained = forward(params, text(), made, "train")
     sums = np.cumsum(trained.exit_weights[:-1], 0) >= threshold
-    steps = np.where(sums.any(0), sums.argmax(0), made.grid.num_recursions - 1)
+    steps = np.where(sums.any(0), sums.argmax(0), made.schedule.num_recursions - 1)
     assert np.array_equal(aux.depth_used, steps + 1)
     assert is_equal(aux.states, trained.states)  # stopping changes no state
     picked = np.take_along_axis(np.asarray(aux.states), steps[None, ..., None], 0)[0]
@@ -128,18 +127,12 @@ def test_the_loop_waits_for_wanted_tokens_only():
 @pytest.mark.parametrize("mode", MODES)
 def test_no_mode_looks_ahead(mode, kv_sharing):
     made = build(exit_threshold=0.6, kv_sharing=kv_sharing)
-    assert model.is_causal(made, mode)
+    assert made.is_causal(mode)
     assert is_free_of_the_future(made, mode, seeds=range(1))
 
 
 def test_packed_documents_do_not_see_each_other():
-    made = build(exit_threshold=0.6)
-    params, tokens = draw(made), text()
-    run = lambda tokens, *where: forward(params, tokens, made, "causal", *where)
-    packed, aux = run(tokens, POSITIONS, SEGMENTS)
-    alone = [run(tokens[:, :CUT]), run(tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate([logits for logits, _ in alone], axis=1))
-    assert np.array_equal(aux.depth_used, np.concatenate([a.depth_used for _, a in alone], axis=1))
+    assert_documents_do_not_meet(build(exit_threshold=0.6), "causal", n=64)
 
 
 @pytest.mark.parametrize("recursions", [1, 2, 5])
@@ -164,7 +157,7 @@ def test_a_gate_that_is_certain_has_a_finite_gradient(bias):
     def loss(params):
         out = model.apply(params, text(), made, mode="train")
         nats = jnp.ones_like(out.aux.exit_weights)
-        each = exit_gate.exit_loss(made.depth, out.aux.exits, nats)
+        each = made.depth.exit_loss(out.aux.exits, nats)
         return (each + (out.aux.exit_weights * jnp.arange(3.0)[:, None, None]).sum(0)).sum()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(with_gate(draw(made), 1.0, bias))
@@ -174,11 +167,11 @@ def test_a_gate_that_is_certain_has_a_finite_gradient(bias):
 
 def test_stage_two_teaches_the_gate_whether_a_recursion_helped():
     rng = np.random.default_rng(0)
-    config = exit_gate.Config(4, stage=2)
+    config = exit_gate.ExitGate(4, stage=2)
     nats = rng.normal(3, 0.02, (4, 2, 5))
     scores = rng.normal(size=(4, 2, 5))
     exits = {"scores": jnp.asarray(scores, jnp.float32)}
-    got = exit_gate.exit_loss(config, exits, jnp.asarray(nats, jnp.float32))
+    got = config.exit_loss(exits, jnp.asarray(nats, jnp.float32))
     want = np.zeros((2, 5))
     for t in range(1, 4):
         gain = np.maximum(0, nats[t - 1] - nats[t])
@@ -187,16 +180,16 @@ def test_stage_two_teaches_the_gate_whether_a_recursion_helped():
         want -= (target * np.log(1 - stop) + (1 - target) * np.log(stop)) / 3
     assert np.allclose(got, want, rtol=1e-4)
     # An improvement asks the gate to open less, none to open more.
-    towards = jax.grad(lambda s: exit_gate.exit_loss(config, {"scores": s}, falling).sum())
+    towards = jax.grad(lambda s: config.exit_loss({"scores": s}, falling).sum())
     falling = jnp.array([3.0, 2.0, 2.0, 2.5])[:, None, None]
     slope = towards(jnp.zeros((4, 1, 1)))[:, 0, 0]
     assert slope[0] == 0 and slope[1] > 0 and slope[2] < 0 and slope[3] < 0
 
 
 def test_stage_one_charges_certainty():
-    config = exit_gate.Config(4, entropy_weight=0.25)
+    config = exit_gate.ExitGate(4, entropy_weight=0.25)
     entropy = jnp.arange(6.0).reshape(2, 3)
-    got = exit_gate.exit_loss(config, {"entropy": entropy}, jnp.zeros((4, 2, 3)))
+    got = config.exit_loss({"entropy": entropy}, jnp.zeros((4, 2, 3)))
     assert np.array_equal(got, -0.25 * entropy)
 
 
@@ -206,7 +199,7 @@ def test_stage_two_gives_no_other_weight_a_gradient():
     def loss(params):
         aux = model.apply(params, text(), made, mode="train").aux
         assert np.array_equal(aux.exit_weights.shape, (3, 2, LENGTH))
-        each = exit_gate.exit_loss(made.depth, aux.exits, jnp.zeros((3, 2, LENGTH)))
+        each = made.depth.exit_loss(aux.exits, jnp.zeros((3, 2, LENGTH)))
         return each.sum() + aux.exit_weights.sum()
 
     grads = jax.jit(jax.grad(loss))(draw(made))
@@ -233,5 +226,5 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, said):
 
 def test_a_coda_is_refused():
     with pytest.raises(ValueError, match="2 blocks of a coda stand between") as refusal:
-        settings.Model(8, BLOCK, exit_gate.Config(3), sharing="cycle", coda=2)
+        model.Model(8, BLOCK, exit_gate.ExitGate(3), sharing="cycle", coda=2)
     assert "\n" not in str(refusal.value)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from recursia import accounting, model
-from recursia.blocks import llama
 from recursia.config import load
 from recursia.errors import ConfigError
-from tests.laws import by_hand
-from tests.laws.tiny import (
+from tests.helpers import by_hand
+from tests.helpers.routed import assert_is_by_hand
+from tests.helpers.tiny import (
     BATCH,
     LENGTH,
     assert_close,
@@ -26,22 +26,6 @@ from tests.laws.tiny import (
 
 GATINGS = ("weighted", "additive", "delta", "replace")
 SCORES = ("sigmoid", "tanh", "none")
-
-
-def assert_is_by_hand(config, mode="eval"):
-    """Asserts that logits, kept tokens and router losses are those computed by hand."""
-    params, tokens = draw(config), text()
-    logits, aux = forward(params, tokens, config, mode)
-    by_logits, reports = by_hand.forward(params, tokens, config, mode)
-    assert_close(logits, by_logits)
-    depth = np.zeros(tokens.shape, int)
-    for r in range(config.grid.num_recursions):
-        for row, report in zip(depth, reports, strict=True):
-            row[report[r][2]] += 1
-    assert np.array_equal(aux.depth_used, depth)
-    entropies = [by_hand.cross_entropy(reports, r) for r in range(config.grid.num_recursions)]
-    assert_close(aux.metrics["router_cross_entropy"], np.array(entropies))
-    assert_close(aux.losses["router"], config.depth.aux_loss_weight * np.sum(entropies))
 
 
 @pytest.mark.parametrize(
@@ -158,20 +142,20 @@ def multiplications(config, mode="eval"):
 )
 def test_only_the_kept_tokens_are_multiplied(capacity, kv, router):
     config = tiny("expert_choice", "middle_cycle", capacity=capacity, kv=kv, router=router)
-    policy, grid = model.module(config.depth), config.grid
-    total = (grid.prelude + grid.coda) * LENGTH * llama.forward_flops(config.block, LENGTH, False)
-    for p in policy.passes(config.depth, grid, config.kv, LENGTH):
-        one = llama.forward_flops(config.block, p.keys, p.is_reading)
-        total += p.queries * grid.num_blocks * one
-        total += p.scored * policy.score_flops(config.depth, config.block.embed_dim)
+    policy, plan, shared = config.depth, config.schedule, kv == "first_recursion"
+    total = 2 * LENGTH * config.block.forward_flops(LENGTH, False)  # prelude and coda
+    for r, p in enumerate(policy.passes(plan, LENGTH)):
+        one = config.block.forward_flops(LENGTH if shared else p.queries, shared and r > 0)
+        total += p.queries * plan.num_blocks * one
+        total += p.scored * policy.score_flops(config.block.embed_dim)
     assert multiplications(config) == BATCH * total
 
 
 @pytest.mark.parametrize("kv", ["own", "first_recursion"])
 def test_a_reading_recursion_makes_no_keys_and_values(kv):
     config = tiny(kv=kv)
-    later = llama.forward_flops(config.block, LENGTH, kv == "first_recursion")
-    first = llama.forward_flops(config.block, LENGTH, False)
+    later = config.block.forward_flops(LENGTH, kv == "first_recursion")
+    first = config.block.forward_flops(LENGTH, False)
     assert multiplications(config) == BATCH * LENGTH * 2 * (first + 2 * later)
 
 
@@ -222,11 +206,11 @@ RELEASED = {
 @pytest.mark.parametrize("preset", RELEASED)
 def test_a_released_size_has_the_published_parameters(preset):
     layers, recursions, millions = RELEASED[preset]
-    made = load(f"mor:{preset}", {}).model.build(49152)
-    wide, grid = made.block, made.grid
+    made = load(f"mor:{preset}", {}).model.sized(49152)
+    wide, plan = made.block, made.schedule
     d, heads = wide.embed_dim, 2 * (wide.num_heads + wide.num_kv_heads) * wide.head_dim
     layer = d * heads + 3 * d * wide.mlp_dim + 2 * d
-    assert (grid.num_steps, grid.num_recursions) == (layers, recursions)
+    assert (plan.num_steps, plan.num_recursions) == (layers, recursions)
     unique = (2 + (layers - 2) // recursions) * layer + d + recursions * d
     assert accounting.unique_parameters(made) == unique + 49152 * d
     assert round(unique / 1e6) == millions

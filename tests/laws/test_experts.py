@@ -13,15 +13,10 @@ import pytest
 
 from recursia import accounting
 from recursia.layers import experts
-from tests.laws.tiny import assert_close, counted, error, is_equal, tol
+from tests.helpers.tiny import assert_close, counted, error, is_equal, normal, tol
 
 D, M = 6, 10
 RELU = jax.nn.relu
-
-
-def normal(*shape, seed=0):
-    noise = np.random.default_rng([seed, *shape]).normal(size=shape)
-    return jnp.asarray(noise, jnp.float32)
 
 
 def banks(num_experts, seed=0):

@@ -1,15 +1,12 @@
 """Which steps share: tables written by hand, counts in closed form, refusals."""
 
-import dataclasses
-
 import pytest
 
 from recursia import model
 from recursia import params as parameters
-from recursia.blocks import llama
-from recursia.depth import expert_choice
-from recursia.sharing import grid as sharing
-from tests.laws.tiny import BLOCK, VOCAB, tiny
+from recursia.sharing import patterns
+from tests.helpers.blocks import altered
+from tests.helpers.tiny import BLOCK, VOCAB, tiny
 
 D, N, K, H, F = 16, 4, 2, 4, 24
 NORMS, ATTENTION, MLP = 2 * D, 2 * D * N * H + 2 * D * K * H, 3 * D * F
@@ -17,13 +14,15 @@ LAYER = NORMS + ATTENTION + MLP
 
 
 def plan(layers, recursions, pattern="cycle", varies=()):
-    return sharing.plan(layers, recursions, pattern, varies, llama.SLOTS, expert_choice.SLOTS)
+    """Returns the schedule of a core."""
+    own = "recursion+block" if pattern == "none" else "block"
+    slots = dict.fromkeys(BLOCK.slots, own) | {"router": "recursion"}
+    ends = patterns.ends(pattern, None, None)
+    return patterns.schedule(layers, recursions, pattern, ends, slots, dict(varies))
 
 
-def entries_in_order(grid, slot):
-    """Returns the bank entries of the core's steps in the order in which tokens meet them."""
-    rows = grid.table_of(slot)
-    return sum(rows if grid.order == "cycle" else tuple(zip(*rows, strict=True)), ())
+def table_of(plan, slot):
+    return tuple(map(tuple, plan.by_recursion(slot).tolist()))
 
 
 # The middle patterns have 6 + 2 layers, so that their cores have the same tables.
@@ -40,10 +39,10 @@ def entries_in_order(grid, slot):
     ],
 )
 def test_published_patterns_meet_their_blocks_in_this_order(pattern, layers, order):
-    grid = plan(layers, 3, pattern)
-    assert {entries_in_order(grid, slot) for slot in llama.SLOTS} == {order}
-    assert grid.prelude == grid.coda == (1 if pattern.startswith("middle") else 0)
-    assert grid.num_steps == layers
+    made, ends = plan(layers, 3, pattern), patterns.ends(pattern, None, None)
+    assert {tuple(made.entry(slot)[made.steps]) for slot in BLOCK.slots} == {order}
+    assert ends == ((1, 1) if pattern.startswith("middle") else (0, 0))
+    assert sum(ends) + made.num_steps == layers
 
 
 @pytest.mark.parametrize(
@@ -63,14 +62,14 @@ def test_published_patterns_meet_their_blocks_in_this_order(pattern, layers, ord
     ],
 )
 def test_axes_and_groups_stand_for_these_tables(how, table):
-    assert plan(16, 4, varies=(("mlp", how),)).table_of("mlp") == table
-    assert plan(16, 4, varies=(("mlp", table),)).table_of("mlp") == table
+    assert table_of(plan(16, 4, varies=(("mlp", how),)), "mlp") == table
+    assert table_of(plan(16, 4, varies=(("mlp", table),)), "mlp") == table
 
 
 def test_a_slot_that_does_not_vary_from_the_pattern_keeps_it():
-    grid = plan(6, 3, "none", (("mlp", "one"),))
-    assert grid.table_of("attention") == ((0, 1), (2, 3), (4, 5))
-    assert grid.table_of("mlp") == ((0, 0),) * 3
+    made = plan(6, 3, "none", (("mlp", "one"),))
+    assert table_of(made, "attention") == ((0, 1), (2, 3), (4, 5))
+    assert table_of(made, "mlp") == ((0, 0),) * 3
 
 
 @pytest.mark.parametrize(
@@ -80,9 +79,9 @@ def test_a_slot_that_does_not_vary_from_the_pattern_keeps_it():
 @pytest.mark.parametrize("depth", ["fixed", "expert_choice"])
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_unique_parameters_are_layers_embedding_norm_and_routers(pattern, layers, depth, is_tied):
-    config = tiny(depth, pattern, recursions=3, blocks=2, is_tied=is_tied)
-    if depth == "expert_choice" and config.grid.order == "sequence":
+    if depth == "expert_choice" and pattern.endswith("sequence"):
         return  # refused; see below
+    config = tiny(depth, pattern, recursions=3, blocks=2, is_tied=is_tied)
     routers = 3 * D if depth == "expert_choice" else 0
     tables = VOCAB * D * (1 if is_tied else 2)
     assert parameters.count(model.specs(config)) == layers * LAYER + tables + D + routers
@@ -97,7 +96,7 @@ def test_unique_parameters_are_layers_embedding_norm_and_routers(pattern, layers
         ((("mlp", "block/2"),), 2 * (NORMS + ATTENTION) + MLP),
         ((("mlp", "recursion/3+block"),), 2 * LAYER),
         ((("mlp", ((0, 1), (1, 2), (3, 0))),), 2 * (NORMS + ATTENTION) + 4 * MLP),
-        (tuple((slot, "one") for slot in llama.SLOTS), LAYER),
+        (tuple((slot, "one") for slot in BLOCK.slots), LAYER),
     ],
 )
 @pytest.mark.parametrize("pattern", ["cycle", "sequence"])
@@ -148,7 +147,7 @@ def test_a_depth_that_does_not_divide_is_refused_with_the_nearest(
         ((("mlp", "block/0"),), "groups of 0 do not divide"),
         ((("mlp", "block/3"),), "groups of 3 do not divide the 2"),
         ((("mlp", "recursion/2"),), "groups of 2 do not divide the 3"),
-        ((("mlp", ((0, 1), (0, 1))),), "rows of .2, 2., the grid 3 recursions of 2 blocks"),
+        ((("mlp", ((0, 1), (0, 1))),), "rows of .2, 2., the model 3 recursions of 2 blocks"),
         ((("mlp", ((0, 1), (0, 1), (0,))),), "rows of .2, 2, 1."),
         ((("mlp", ((0, 1), (0, 1), (0, 3))),), "must be 0 to 2, each used"),
         ((("mlp", ((0, 1), (0, 1), (0, -1))),), "must be 0 to 2, each used"),
@@ -171,7 +170,7 @@ def test_sharing_that_cannot_be_is_refused_in_one_line(varies, why):
 )
 def test_expert_choice_routes_whole_recursions_only(pattern, varies, why):
     with pytest.raises(ValueError, match=why) as refusal:
-        model.specs(tiny("expert_choice", pattern, varies=varies))
+        tiny("expert_choice", pattern, varies=varies)
     assert "\n" not in str(refusal.value)
 
 
@@ -183,4 +182,4 @@ def test_no_recursions_are_refused():
 @pytest.mark.parametrize("field", ["num_heads", "head_dim", "mlp_dim"])
 def test_widths_that_cannot_be_are_refused_by_name(field):
     with pytest.raises(ValueError, match=field):
-        dataclasses.replace(BLOCK, **{field: 0})
+        altered(BLOCK, **{field: 0})

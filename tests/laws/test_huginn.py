@@ -11,34 +11,33 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, inject, model
-from recursia.blocks import huginn
 from recursia.convert.reference import huginn as reference
 from recursia.depth import recurrent
 from recursia.errors import ConfigError
 from recursia.evaluate import parity
-from recursia.kv import Config as Keys
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.rotary import rotate
-from recursia.sharing.grid import Grid
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.tiny import LENGTH, VOCAB, assert_close, draw, error, forward, is_equal, text
-from tests.test_accounting import assert_exact
+from tests.helpers import by_hand, slow
+from tests.helpers.blocks import published
+from tests.helpers.flops import assert_exact
+from tests.helpers.tiny import LENGTH, VOCAB, assert_close, draw, error, forward, is_equal, text
 
-BLOCK = huginn.Config(embed_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
+BLOCK = published("huginn", embed_dim=16, num_heads=2, head_dim=8, mlp_dim=24)
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "huginn.npz"
 
 
 def tiny(recursions=3, blocks=2, **options):
     """Returns a model as published but for its size."""
     options = {"backprop_depth": 2, "sampler": "fixed"} | options
-    return model.Config(
+    return model.Model(
+        recursions * blocks + 3,
+        BLOCK,
+        recurrent.Recurrent(recursions, **options),
+        sharing="cycle",
+        prelude=1,
+        coda=2,
         vocab_size=VOCAB,
-        block=BLOCK,
-        depth=recurrent.Config(recursions, **options),
-        grid=Grid(recursions, blocks, prelude=1, coda=2),
-        kv=Keys(),
         embed=embedding.Config(scale=4.0),
         inject=inject.Config(input="adapter"),
         loop_norm="last",
@@ -62,7 +61,7 @@ def sandwich(w, x, where):
     value, mixed = heads("value"), np.zeros_like(query)
     for t, n in np.ndindex(query.shape[:2]):
         sees = (where[0] <= where[0, t]) & (where[1] == where[1, t])
-        score = np.exp(key[sees, n] @ query[t, n] / math.sqrt(BLOCK.head_dim))
+        score = np.exp(key[sees, n] @ query[t, n] / math.sqrt(BLOCK.mixer.head_dim))
         mixed[t, n] = score / score.sum() @ value[sees, n]
     x = normed(x + np.einsum("tnh,nhd->td", mixed, w["attention"]["out"]), "after_attention")
     gate, up = (normed(x, "mlp") @ w["mlp"][name] for name in ("gate", "up"))
@@ -78,11 +77,11 @@ def whole(params, tokens, state, config):
         walk = lambda x, part, count: functools.reduce(
             lambda x, i: sandwich(by_hand.pick(params[part], i), x, where), range(count), x
         )
-        e = walk(config.embed.scale * table[row], "prelude", config.grid.prelude)
-        for _ in range(config.grid.num_recursions):
+        e = walk(config.embed.scale * table[row], "prelude", config.ends["prelude"])
+        for _ in range(config.schedule.num_recursions):
             joined = np.concatenate([s, e], -1) @ np.asarray(params["inject"]["adapter"])
-            s = walk(joined, "core", config.grid.num_blocks)
-        rows.append(end(walk(end(s), "coda", config.grid.coda)) @ table.T)
+            s = walk(joined, "core", config.schedule.num_blocks)
+        rows.append(end(walk(end(s), "coda", config.ends["coda"])) @ table.T)
     return np.stack(rows)
 
 
@@ -97,7 +96,7 @@ def test_the_block_is_the_formula():
     where = np.stack([np.arange(LENGTH) % 7, np.arange(LENGTH) // 7])
     context = Context(*(jnp.asarray(row[None]) for row in where))
     first = jax.tree.map(lambda p: p[0], params)
-    ours, made, report = huginn.apply(first, jnp.asarray(x, jnp.float32), context, BLOCK)
+    ours, made, report = BLOCK.apply(first, jnp.asarray(x, jnp.float32), context)
     assert_close(ours[0], sandwich(by_hand.pick(params, 0), x[0], where))
     assert made.key.shape == made.value.shape == (1, LENGTH, 2, 8) and report == {}
 
@@ -116,11 +115,11 @@ def test_a_block_that_reads_its_own_keys_or_memory_is_the_block():
     x = jax.random.normal(jax.random.key(0), (2, LENGTH, 16))
     place = jnp.broadcast_to(jnp.arange(LENGTH), (2, LENGTH))
     context = Context(place, jnp.zeros_like(place))
-    plain, made, _ = huginn.apply(first, x, context, BLOCK)
-    read, nothing, _ = huginn.apply(first, x, context, BLOCK, (made, context))
+    plain, made, _ = BLOCK.apply(first, x, context)
+    read, nothing, _ = BLOCK.apply(first, x, context, (made, context))
     assert nothing is None and is_equal(plain, read)
-    assert is_equal(plain, huginn.apply(first, x, context, BLOCK, memory=x)[0])
-    assert error(plain, huginn.apply(first, x, context, BLOCK, memory=2 - x)[0]) > 1e-2
+    assert is_equal(plain, BLOCK.apply(first, x, context, memory=x)[0])
+    assert error(plain, BLOCK.apply(first, x, context, memory=2 - x)[0]) > 1e-2
 
 
 def test_neighbours_turn_as_halves_do_in_another_order():
@@ -134,12 +133,12 @@ def test_neighbours_turn_as_halves_do_in_another_order():
 
 @pytest.mark.parametrize("num_steps", [12, 132])
 def test_initial_scales_follow_the_effective_depth(num_steps):
-    wide = huginn.Config(embed_dim=64, num_heads=4, head_dim=16, mlp_dim=128)
+    wide = published("huginn", embed_dim=64, num_heads=4, head_dim=16, mlp_dim=128)
     std = math.sqrt(2 / (5 * 64))
     narrow = {("attention", "out"), ("mlp", "up"), ("mlp", "down")}
     # A normal number cut at three deviations varies a little less.
     cut = math.sqrt(1 - 6 * math.exp(-4.5) / math.sqrt(2 * math.pi) / math.erf(3 / math.sqrt(2)))
-    for slot, weights in huginn.specs(wide, num_steps).items():
+    for slot, weights in wide.specs(num_steps).items():
         for name, spec in weights.items():
             p = np.asarray(spec.init(jax.random.key(0), spec.shape, jnp.float32))
             if slot == "norms" or name.endswith("bias"):
@@ -151,7 +150,7 @@ def test_initial_scales_follow_the_effective_depth(num_steps):
 
 
 def built(preset):
-    return config.load(f"huginn:{preset}", {}).model.build(65536)
+    return config.load(f"huginn:{preset}", {}).model.sized(65536)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +158,9 @@ def built(preset):
 )
 def test_published_sizes(preset, shape, core):
     ours = built(preset)
-    d, f = ours.block.embed_dim, ours.block.mlp_dim
+    d, f = ours.block.embed_dim, ours.block.feedforward.mlp_dim
     block = 4 * d * d + 3 * d * f + 2 * d + 4 * d
-    assert (ours.grid.prelude, ours.grid.num_blocks, ours.grid.coda) == shape
+    assert (ours.ends["prelude"], ours.schedule.num_blocks, ours.ends["coda"]) == shape
     count = sum(shape) * block + 2 * d * d + 65536 * d + d
     assert accounting.unique_parameters(ours) == count
     assert abs(shape[1] * block + 2 * d * d - core) < 0.1 * core
@@ -169,10 +168,10 @@ def test_published_sizes(preset, shape, core):
 
 def test_the_published_model():
     ours = built("3.5b")
-    assert ours.grid.num_steps == 132
+    assert sum(ours.ends.values()) + ours.schedule.num_steps == 132
     assert accounting.unique_parameters(ours) == 3_564_976_800
-    assert ours.block.num_heads * ours.block.head_dim == ours.block.embed_dim == 5280
-    assert ours.block.head_dim == 96
+    assert ours.block.mixer.num_heads * ours.block.mixer.head_dim == ours.block.embed_dim == 5280
+    assert ours.block.mixer.head_dim == 96
     assert abs(accounting.mean_depth(ours, 64) - 33) < 1e-3
 
 
@@ -185,7 +184,7 @@ def test_flops_are_exact(recursions):
 def test_a_width_that_is_none_is_refused_in_one_line(field, value):
     widths = dict(embed_dim=16, num_heads=2, head_dim=8, mlp_dim=24) | {field: value}
     with pytest.raises(ValueError, match=field) as refusal:
-        huginn.Config(**widths)
+        published("huginn", **widths)
     assert "\n" not in str(refusal.value)
 
 

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from recursia import model
-from tests.laws.points import BLOCKS, DEPTHS, point
-from tests.laws.tiny import assert_close, draw, error, text
+from tests.helpers.blocks import PUBLISHED
+from tests.helpers.points import DEPTHS, point
+from tests.helpers.tiny import assert_close, draw, error, text
 
 POINTS = {
     **{name: point(name, sharing="middle_cycle", loop_norm="last") for name in ("llama", "huginn")},
-    **{name: point(name) for name in BLOCKS},
+    **{name: point(name) for name in PUBLISHED},
     **{name: point(depth_=name, sharing="middle_cycle") for name in DEPTHS if name != "exit_gate"},
     "exit_gate": point(depth_="exit_gate", loop_norm="each"),
 }
@@ -28,6 +29,6 @@ def lens(params, tokens, config, segment_ids):
 def test_the_lens_of_the_last_recursion_is_the_model(config):
     segments = jnp.array([[1] * 5 + [2] * 7] * 2)  # a coda attends, so it must know them
     hidden, read = lens(draw(config), text(), config, segments)
-    assert len(read) == config.grid.num_recursions
+    assert len(read) == config.schedule.num_recursions
     assert_close(hidden, read[-1])
     assert error(read[0], hidden) > 1e-3

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, settings
-from recursia.blocks import llama
-from recursia.depth import expert_choice, fixed
+from recursia import accounting, config, kv, model
+from recursia.depth.expert_choice import ExpertChoice
+from recursia.depth.fixed import Fixed
+from recursia.params import at
 from recursia.sharing import lora, tied
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.tiny import (
+from recursia.sharing.remat import Remat
+from tests.helpers import by_hand, slow
+from tests.helpers.flops import assert_exact
+from tests.helpers.tiny import (
     BLOCK,
     VOCAB,
     assert_close,
@@ -24,44 +26,36 @@ from tests.laws.tiny import (
     loss,
     text,
 )
-from tests.test_accounting import assert_exact
 
-POLICIES = {"fixed": fixed, "expert_choice": expert_choice}
+POLICIES = {"fixed": Fixed, "expert_choice": ExpertChoice}
 
 
 def relaxed(weights=None, depth="fixed", sharing="cycle", kv_sharing="own", **options):
     """Returns a model of three recursions of two blocks; `weights` None is tied."""
     named = {} if weights is None else {"weights": weights}
     layers = 8 if sharing.startswith("middle_") else 6
-    policy = POLICIES[depth].Config(3)
-    return settings.Model(
+    policy = POLICIES[depth](3)
+    return model.Model(
         layers, BLOCK, policy, sharing=sharing, kv=kv.Config(kv_sharing), **named, **options
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def merged(model_config, params):
     """Returns the model whose steps have the sums as weights of their own."""
-    grid, scale = model_config.grid, model_config.weights.scale
-
-    def at_steps(slot):
-        lead = len(grid.axes_of(slot)) or slot in dict(grid.tables)
-        table = np.array(grid.table_of(slot))
-        entry = lambda bank: bank.reshape(-1, *bank.shape[lead:])[table]
-        return jax.tree.map(entry, params["core"][slot])
+    plan, scale = model_config.schedule, model_config.weights.scale
+    at_steps = lambda slot: at(params["core"][slot], plan.entry(slot))
 
     def added(base, pair):
-        flat_a = pair["a"].reshape(3, 2, -1, pair["a"].shape[-1])
-        flat_b = pair["b"].reshape(3, 2, flat_a.shape[-1], -1)
-        return base + scale * jnp.einsum("rkiz,rkzo->rkio", flat_a, flat_b).reshape(base.shape)
+        flat_a = pair["a"].reshape(plan.num_steps, -1, pair["a"].shape[-1])
+        flat_b = pair["b"].reshape(plan.num_steps, flat_a.shape[-1], -1)
+        return base + scale * jnp.einsum("niz,nzo->nio", flat_a, flat_b).reshape(base.shape)
 
-    core = {slot: at_steps(slot) for slot in llama.SLOTS}
+    core = {slot: at_steps(slot) for slot in BLOCK.slots}
     for slot in model_config.weights.slots:
         pairs = at_steps(f"{slot}_lora")
         core[slot] = {name: added(w, pairs[name]) for name, w in core[slot].items()}
-    axes = tuple((slot, ("recursion", "block")) for slot in llama.SLOTS)
-    axes += tuple((slot, ("recursion",)) for slot in params["depth"])
-    free = dataclasses.replace(grid, tables=(), axes=axes)
-    free = dataclasses.replace(model_config, grid=free, weights=tied.Config())
+    varies = tuple((slot, "recursion+block") for slot in BLOCK.slots)
+    free = dataclasses.replace(model_config, varies=varies, weights=tied.Tied())
     return free, {**params, "core": core}
 
 
@@ -70,20 +64,20 @@ POINTS = {
     "sequence": dict(sharing="sequence"),
     "ends of their own": dict(sharing="middle_cycle"),
     "first keys": dict(kv_sharing="first_recursion"),
-    "one slot, scaled": dict(weights=lora.Config(3, slots=("mlp",), scale=2.5)),
+    "one slot, scaled": dict(weights=lora.Lora(3, slots=("mlp",), scale=2.5)),
     "adapters by recursion": dict(varies=(("mlp_lora", "recursion"), ("attention_lora", "one"))),
     "adapters by table": dict(varies=(("mlp_lora", ((0, 1), (2, 0), (1, 1))),)),
     "routed": dict(depth="expert_choice", kv_sharing="first_recursion"),
-    "computed again": dict(remat="block", varies=(("norms", "recursion+block"),)),
+    "norms of their own": dict(varies=(("norms", "recursion+block"),)),
 }
 
 
 @pytest.mark.parametrize("options", POINTS.values(), ids=POINTS)
 def test_a_step_multiplies_by_the_sum(options):
-    model_config = relaxed(**{"weights": lora.Config(5), **options})
+    model_config = relaxed(**{"weights": lora.Lora(5), **options})
     params = draw(model_config)
     free, weights = merged(model_config, params)
-    for mode in model.modes(model_config):
+    for mode in model_config.modes:
         logits, _ = forward(params, text(), model_config, mode)
         assert_close(logits, by_hand.forward(weights, text(), free, mode)[0])
 
@@ -93,7 +87,7 @@ def test_a_step_multiplies_by_the_sum(options):
 )
 def test_gradients_are_those_of_the_sums(name):
     """Of an adapter, what its own steps give; of a shared weight, what all steps give."""
-    model_config = relaxed(**{"weights": lora.Config(5, scale=0.5), **POINTS[name]})
+    model_config = relaxed(**{"weights": lora.Lora(5, scale=0.5), **POINTS[name]})
     params = draw(model_config)
     free, _ = merged(model_config, params)
     by_sums = jax.jit(jax.grad(lambda p: loss(merged(model_config, p)[1], text(), free)))
@@ -102,18 +96,18 @@ def test_gradients_are_those_of_the_sums(name):
 
 @pytest.mark.parametrize("name", ["cycle", "sequence", "routed"])
 def test_a_new_relaxed_model_is_the_new_tied_model_bit_for_bit(name):
-    wide, plain = relaxed(lora.Config(4), **POINTS[name]), relaxed(**POINTS[name])
+    wide, plain = relaxed(lora.Lora(4), **POINTS[name]), relaxed(**POINTS[name])
     ours, theirs = (model.init(c, jax.random.key(1)) for c in (wide, plain))
     assert all(np.any(leaf["a"]) for leaf in ours["core"]["mlp_lora"].values())
     assert is_equal(forward(ours, text(), wide)[0], forward(theirs, text(), plain)[0])
 
 
 def test_zero_adapters_leave_the_gradient_and_are_left_by_it():
-    wide, plain = relaxed(lora.Config(4)), relaxed()
+    wide, plain = relaxed(lora.Lora(4)), relaxed()
     ours, theirs = (model.init(c, jax.random.key(1)) for c in (wide, plain))
     found = gradient(ours, text(), wide)[1]
     core = found["core"]
-    shared = {**found, "core": {slot: core[slot] for slot in llama.SLOTS}}
+    shared = {**found, "core": {slot: core[slot] for slot in BLOCK.slots}}
     assert_close(shared, gradient(theirs, text(), plain)[1])
     assert not any(np.any(leaf["a"]) for leaf in core["mlp_lora"].values())
     assert all(np.all(np.any(leaf["b"], (-2, -1))) for leaf in core["mlp_lora"].values())
@@ -122,15 +116,15 @@ def test_zero_adapters_leave_the_gradient_and_are_left_by_it():
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])
 def test_flops_are_exact(remat, kv_sharing):
-    assert_exact(relaxed(lora.Config(3), remat=remat, kv_sharing=kv_sharing))
+    assert_exact(relaxed(lora.Lora(3), kv_sharing=kv_sharing), remat=Remat(remat))
 
 
 @pytest.mark.parametrize(
     ("weights", "options"),
     [
-        (lora.Config(7, slots=("attention",)), dict(sharing="middle_cycle", remat="block")),
-        (lora.Config(99, slots=("mlp",)), dict(sharing="sequence")),
-        (lora.Config(2), dict(depth="expert_choice", kv_sharing="first_recursion")),
+        (lora.Lora(7, slots=("attention",)), dict(sharing="middle_cycle")),
+        (lora.Lora(99, slots=("mlp",)), dict(sharing="sequence")),
+        (lora.Lora(2), dict(depth="expert_choice", kv_sharing="first_recursion")),
     ],
     ids=str,
 )
@@ -139,7 +133,7 @@ def test_flops_of_some_slots_and_some_tokens_are_exact(weights, options):
 
 
 def test_flops_of_a_token_are_twice_the_parameters_of_its_adapters():
-    model_config = relaxed(lora.Config(5))
+    model_config = relaxed(lora.Lora(5))
     added = [relaxed(weights) for weights in (None, model_config.weights)]
     seq_len = 9
     flops = np.subtract(*(accounting.forward_flops(c, seq_len) for c in reversed(added)))
@@ -158,8 +152,8 @@ PUBLISHED = {
 def test_published_parameters(recursions, rank):
     typed = {"model.depth.num_recursions": str(recursions), "model.weights.rank": str(rank or 1)}
     run = config.load("relaxed:2b", typed)
-    plain = {"weights": tied.Config()} if rank is None else {}
-    model_config = dataclasses.replace(run.model, **plain).build(run.model.vocab_size)
+    plain = {"weights": tied.Tied()} if rank is None else {}
+    model_config = dataclasses.replace(run.model, **plain)
     d, kv_dim, f, layers = 2048, 256, 16384, 18
     linears = [(d, d), (d, kv_dim), (d, kv_dim), (d, d), (d, f), (d, f), (f, d)]
     layer = sum(taken * given for taken, given in linears) + 2 * d
@@ -170,27 +164,27 @@ def test_published_parameters(recursions, rank):
 
 
 def test_ends_have_no_adapters_and_a_thin_matrix_has_its_own_rank():
-    specs = model.specs(relaxed(lora.Config(10), sharing="middle_cycle"))
-    assert set(specs["prelude"]) == set(specs["coda"]) == set(llama.SLOTS)
-    assert set(specs["core"]) == {*llama.SLOTS, "attention_lora", "mlp_lora"}
+    specs = model.specs(relaxed(lora.Lora(10), sharing="middle_cycle"))
+    assert set(specs["prelude"]) == set(specs["coda"]) == set(BLOCK.slots)
+    assert set(specs["core"]) == {*BLOCK.slots, "attention_lora", "mlp_lora"}
     pairs = specs["core"]["attention_lora"]
     assert pairs["key"]["a"].shape == (3, 2, 16, 8) and pairs["key"]["b"].shape == (3, 2, 8, 2, 4)
     assert pairs["out"]["a"].shape == (3, 2, 4, 4, 10)
 
 
 def test_fewer_recursions_take_the_first_adapters_and_more_are_refused():
-    model_config = relaxed(lora.Config(2))
+    model_config = relaxed(lora.Lora(2))
     params = draw(model_config)
     shorter, fewer = model.at_depth(model_config, params, 2)
     free, weights = merged(model_config, params)
-    free = dataclasses.replace(free, grid=free.grid.at_depth(2), depth=shorter.depth)
+    free, weights = model.at_depth(free, weights, 2)
     assert_close(forward(fewer, text(), shorter)[0], by_hand.forward(weights, text(), free)[0])
     with pytest.raises(ValueError, match="attention_lora, mlp_lora has weights for 3"):
         model.at_depth(model_config, params, 4)
 
 
 def test_bfloat16_sums_gradients_in_float32_and_is_near():
-    exact = relaxed(lora.Config(4))
+    exact = relaxed(lora.Lora(4))
     rounded = dataclasses.replace(exact, dtype="bfloat16")
     params = draw(exact)
     with jax.numpy_dtype_promotion("strict"):
@@ -202,7 +196,7 @@ def test_bfloat16_sums_gradients_in_float32_and_is_near():
 def test_sharing_of_adapters_can_be_typed():
     typed = {"model.varies.mlp_lora": "recursion", "model.weights.slots": "mlp"}
     run = config.load("relaxed:tiny", typed)
-    specs = model.specs(run.model.build(11))["core"]
+    specs = model.specs(run.model.sized(11))["core"]
     assert specs["mlp_lora"]["up"]["a"].shape == (2, 64, 8)
     assert "attention_lora" not in specs
 
@@ -220,5 +214,5 @@ def test_sharing_of_adapters_can_be_typed():
 )
 def test_what_cannot_be_relaxed_is_refused_in_one_line(fields, why):
     with pytest.raises(ValueError, match=why) as refusal:
-        relaxed(lora.Config(**fields))
+        relaxed(lora.Lora(**fields))
     assert "\n" not in str(refusal.value)

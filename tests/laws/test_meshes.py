@@ -13,8 +13,8 @@ from recursia.depth import expert_choice
 from recursia.errors import ConfigError
 from recursia.preflight import collectives, hlo
 from recursia.train.step import Trainer
-from tests.laws.tiny import error, tol
-from tests.test_presets import SYSTEMS
+from tests.helpers.presets import SYSTEMS
+from tests.helpers.tiny import error, tol
 
 ROWS, LENGTH, VOCAB = 8, 16, 258
 MESHES = {
@@ -59,7 +59,7 @@ def trainer(name, mesh=(), more=()):
     sizes = {**dict.fromkeys(sharding.AXES, 1), **dict(mesh)}
     run = dataclasses.replace(run, mesh=sharding.Config(**sizes))
     devices = jax.devices()[: np.prod(list(sizes.values()))]
-    return Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh, devices))
+    return Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh, devices))
 
 
 @functools.cache

@@ -8,14 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, params, settings
-from recursia.blocks import moeut
+from recursia import accounting, config, kv, model, params
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.layers.attention import Context
-from tests.laws.moeut_by_hand import regulariser, run
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from recursia.layers.balance import Usage
+from recursia.sharing.remat import Remat
+from tests.helpers.blocks import altered, flat, published
+from tests.helpers.flops import assert_exact
+from tests.helpers.moeut_by_hand import regulariser, run
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -26,9 +29,9 @@ from tests.laws.tiny import (
     is_equal,
     text,
 )
-from tests.test_accounting import assert_exact
 
-BLOCK = moeut.Config(
+BLOCK = published(
+    "moeut",
     embed_dim=16,
     num_heads=2,
     head_dim=6,
@@ -37,20 +40,20 @@ BLOCK = moeut.Config(
     expert_dim=4,
     num_attention_experts=3,
 )
-GATED = dataclasses.replace(BLOCK, num_attention_experts=1)
+GATED = altered(BLOCK, num_attention_experts=1)
 SEGMENTS = jnp.array([[1] * 5 + [2] * 7] * 2)
 
 
 def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=VOCAB, **options):
-    return settings.Model(
+    return model.Model(
         group * repeats,
         block,
-        depth or fixed.Config(repeats),
+        depth or fixed.Fixed(repeats),
         sharing="cycle",
         kv=kv.Config(kv_sharing),
         embed=embedding.Config(is_tied=False, has_head_bias=True),
         **options,
-    ).build(vocab)
+    ).sized(vocab)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +63,8 @@ def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=V
         (BLOCK, 1, "first_recursion"),
         (GATED, 2, "own"),
         (GATED, 1, "first_recursion"),
-        (dataclasses.replace(BLOCK, top_k=5, rope_fraction=1.0, num_heads=3), 1, "own"),
-        (dataclasses.replace(BLOCK, num_experts=1, top_k=1, head_dim=3), 3, "own"),
+        (altered(BLOCK, top_k=5, rope_fraction=1.0, num_heads=3), 1, "own"),
+        (altered(BLOCK, num_experts=1, top_k=1, head_dim=3), 3, "own"),
     ],
     ids=["experts", "experts read", "gate", "gate read", "all chosen", "one expert"],
 )
@@ -93,7 +96,7 @@ def test_packed_documents_do_not_see_each_other():
 @pytest.mark.parametrize("mode", ["eval", "causal"])
 def test_it_is_causal(mode):
     config = build()
-    assert model.is_causal(config, mode)
+    assert config.is_causal(mode)
     assert is_free_of_the_future(config, mode)
 
 
@@ -124,23 +127,23 @@ def block_of(block, seed=0):
 def test_a_scaled_state_is_routed_alike_and_gives_a_scaled_result(block):
     block = dataclasses.replace(block, norm_eps=1e-12)
     weights, x, context = block_of(block)
-    y, _, report = moeut.apply(weights, x, context, block)
-    scaled, _, report_scaled = moeut.apply(weights, 8 * x, context, block)
+    y, _, report = block.apply(weights, x, context)
+    scaled, _, report_scaled = block.apply(weights, 8 * x, context)
     assert_close(scaled, 8 * y, 256)
     taken = lambda report: jax.tree.map(lambda usage: usage.taken, report, is_leaf=_is_usage)
     assert is_equal(taken(report), taken(report_scaled))
     # With a normalisation that is not free of scale both would change.
     crude = dataclasses.replace(block, norm_eps=10.0)
-    a, b = (moeut.apply(weights, s * x, context, crude)[0] / s for s in (1, 8))
+    a, b = (crude.apply(weights, s * x, context)[0] / s for s in (1, 8))
     assert error(a, b) > 1e-2
 
 
 def _is_usage(leaf):
-    return isinstance(leaf, moeut.Usage)
+    return isinstance(leaf, Usage)
 
 
 def test_all_experts_at_full_gate_are_one_wide_relu_mlp():
-    block = dataclasses.replace(BLOCK, top_k=BLOCK.num_experts)
+    block = altered(BLOCK, top_k=BLOCK.feedforward.num_experts)
     weights, x, context = block_of(block)
     sure = {"scale": jnp.zeros(16), "bias": jnp.ones(16)}
     weights |= {
@@ -150,25 +153,25 @@ def test_all_experts_at_full_gate_are_one_wide_relu_mlp():
     }
     up, down = (np.asarray(weights["experts"][name], np.float64) for name in ("up", "down"))
     wide = np.maximum(x @ np.concatenate(list(up), 1), 0) @ np.concatenate(list(down), 0)
-    assert_close(moeut.apply(weights, x, context, block)[0], x + wide, 64)
+    assert_close(block.apply(weights, x, context)[0], x + wide, 64)
 
 
 def test_uniform_routers_have_the_lowest_loss_and_one_expert_has_none():
     config = build(group=2)
     weights = draw(config)
     core = weights["core"]
-    flat = {slot: jax.tree.map(jnp.zeros_like, core[slot]) for slot in moeut.FLOAT32}
+    flat = {slot: jax.tree.map(jnp.zeros_like, core[slot]) for slot in BLOCK.exact}
     _, aux = forward({**weights, "core": {**core, **flat}}, text(), config)
     assert aux.losses["expert_entropy"] == pytest.approx(-2 * 0.01 * math.log(5))
     assert aux.losses["attention_entropy"] == pytest.approx(-2 * 2 * 0.001 * math.log(3))
-    one = build(dataclasses.replace(BLOCK, num_experts=1, top_k=1))
+    one = build(altered(BLOCK, num_experts=1, top_k=1))
     assert forward(draw(one), text(), one)[1].losses["expert_entropy"] == 0
 
 
 def test_fillers_are_not_counted():
     weights, x, context = block_of(BLOCK)
     live = jnp.arange(LENGTH) % 3 > 0
-    _, _, report = moeut.apply(weights, x, context.count_only(live[None] | (x[..., 0] > 9)), BLOCK)
+    _, _, report = BLOCK.apply(weights, x, context.count_only(live[None] | (x[..., 0] > 9)))
     usages = jax.tree.leaves(report, is_leaf=_is_usage)
     assert len(usages) == 3
     for usage in usages:
@@ -177,7 +180,7 @@ def test_fillers_are_not_counted():
 
 @pytest.mark.slow
 def test_it_can_be_routed_in_depth():
-    depth = expert_choice.Config(3, capacity=(1.0, 0.5, 0.5))
+    depth = expert_choice.ExpertChoice(3, capacity=(1.0, 0.5, 0.5))
     config = build(depth=depth)
     value, grads = gradient(draw(config), text(), config)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -194,10 +197,10 @@ def test_every_parameter_has_a_finite_gradient(block):
 def test_routers_are_float32_in_bfloat16():
     config = build(group=1, dtype="bfloat16")
     weights = draw(config)
-    finer = {s: jax.tree.map(lambda p: p * (1 + 2**-12), weights["core"][s]) for s in moeut.FLOAT32}
+    finer = {s: jax.tree.map(lambda p: p * (1 + 2**-12), weights["core"][s]) for s in BLOCK.exact}
     same = jax.tree.map(
         lambda p, q: (p.astype("bfloat16") == q.astype("bfloat16")).mean(),
-        *(({s: tree[s] for s in moeut.FLOAT32}) for tree in (weights["core"], finer)),
+        *(({s: tree[s] for s in BLOCK.exact}) for tree in (weights["core"], finer)),
     )
     assert min(jax.tree.leaves(same)) > 0.8
     losses = lambda core: forward({**weights, "core": core}, text(), config)[1].losses
@@ -208,7 +211,7 @@ def test_routers_are_float32_in_bfloat16():
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 @pytest.mark.parametrize("block", [BLOCK, GATED], ids=["experts", "gate"])
 def test_flops_are_exact(block, kv_sharing, remat):
-    assert_exact(build(block, kv_sharing=kv_sharing, remat=remat, vocab=11))
+    assert_exact(build(block, kv_sharing=kv_sharing, vocab=11), remat=Remat(remat))
 
 
 @pytest.mark.parametrize(
@@ -224,21 +227,21 @@ def test_flops_are_exact(block, kv_sharing, remat):
 )
 def test_published_sizes_are_exact(preset, millions):
     run = config.load(f"moeut:{preset}", {})
-    block, grid = run.model.block, run.model.build(8000).grid
+    block, plan = flat(run.model.block), run.model.schedule
     d, wide = block.embed_dim, block.num_heads * block.head_dim
     ffn = block.num_experts * (2 * d * block.expert_dim + d)
     each = 2 * block.num_attention_experts * (d * wide + block.num_heads * d)
     layer = ffn + 2 * d * wide + each + 4 * d
-    count = accounting.unique_parameters(run.model.build(8000))
-    assert count == grid.num_blocks * layer + 2 * 8000 * d + 8000 + 2 * d
+    count = accounting.unique_parameters(run.model.sized(8000))
+    assert count == plan.num_blocks * layer + 2 * 8000 * d + 8000 + 2 * d
     assert f"{count / 1e6:.{len(millions.partition('.')[2])}f}" == millions
 
 
 def test_initial_scales_are_those_of_the_effective_depth():
-    block = dataclasses.replace(BLOCK, embed_dim=256, expert_dim=32, num_heads=4, head_dim=16)
-    drawn = lambda steps: params.init(moeut.specs(block, steps), jax.random.key(0))
+    block = altered(BLOCK, embed_dim=256, expert_dim=32, num_heads=4, head_dim=16)
+    drawn = lambda steps: params.init(block.specs(steps), jax.random.key(0))
     ours, deeper = drawn(8), drawn(32)
-    for slot in moeut.SLOTS[1:]:
+    for slot in BLOCK.slots[1:]:
         assert_close(jax.tree.map(lambda p: 2 * p, deeper[slot]), ours[slot])
     scale = math.sqrt(2 / 8)
     expected = {
@@ -266,4 +269,4 @@ def test_initial_scales_are_those_of_the_effective_depth():
 )
 def test_a_width_that_cannot_be_is_refused_in_one_line(field, value):
     with pytest.raises(ValueError, match=f"^{field}: got {value}, takes [^\n]*$"):
-        dataclasses.replace(BLOCK, **{field: value})
+        altered(BLOCK, **{field: value})

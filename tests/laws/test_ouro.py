@@ -7,21 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, settings
-from recursia.blocks import llama, ouro
+from recursia import accounting, config, kv, model
 from recursia.depth import exit_gate, fixed
-from tests.laws import by_hand
-from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, text
-from tests.test_accounting import assert_exact
+from recursia.sharing.remat import Remat
+from tests.helpers import by_hand
+from tests.helpers.blocks import arranged, published
+from tests.helpers.flops import assert_exact
+from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, text
 
-BLOCK = ouro.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+BLOCK = published("ouro", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 
 
 def build(depth=None, recursions=3, blocks=2, block=BLOCK, kv_sharing="own", **options):
-    depth = depth or exit_gate.Config(recursions, exit_threshold=0.6)
+    depth = depth or exit_gate.ExitGate(recursions, exit_threshold=0.6)
     options = {"loop_norm": "each", "sharing": "cycle", **options}
     layers = recursions * blocks
-    return settings.Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).build(VOCAB)
+    return model.Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).sized(VOCAB)
 
 
 def block_by_hand(w, x, where, block):
@@ -46,11 +47,11 @@ def run_by_hand(params, row, config, threshold):
     final = np.asarray(params["final_norm"], np.float64)
     x = np.asarray(params["embed"]["table"], np.float64)[row]
     where = np.stack([np.arange(len(row)), np.ones(len(row))])
-    count, left, p, states = config.grid.num_recursions, np.ones(len(row)), [], []
+    count, left, p, states = config.schedule.num_recursions, np.ones(len(row)), [], []
     for r in range(count):
-        for k in range(config.grid.num_blocks):
+        for k in range(config.schedule.num_blocks):
             x = block_by_hand(
-                by_hand.step_weights(params, config.grid, r, k), x, where, config.block
+                by_hand.step_weights(params, config.schedule, r, k), x, where, config.block
             )
         x = by_hand.norm(x, final, config.block.norm_eps)
         stop = by_hand.sigmoid(x @ gate["weight"] + gate["bias"])
@@ -84,14 +85,14 @@ def test_the_model_is_its_formula(mode):
 
 
 def test_the_final_norm_feeds_the_next_recursion():
-    made = build(fixed.Config(2), recursions=2)
+    made = build(fixed.Fixed(2), recursions=2)
     params = draw(made)
     plain = dataclasses.replace(made, loop_norm="none")
     assert error(forward(params, text(), made)[0], forward(params, text(), plain)[0]) > 0.01
 
 
 def test_outer_norms_bound_what_a_block_adds():
-    made = build(fixed.Config(1), recursions=1, blocks=1)
+    made = build(fixed.Fixed(1), recursions=1, blocks=1)
     params = draw(made)
     loud = jax.tree.map(lambda x: 100 * x, params["core"]["attention"])
     loud = {**params, "core": {**params["core"], "attention": loud}}
@@ -101,20 +102,20 @@ def test_outer_norms_bound_what_a_block_adds():
 
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 def test_flops_are_exact(kv_sharing):
-    block = ouro.Config(embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
-    assert_exact(build(fixed.Config(3), block=block, kv_sharing=kv_sharing, vocab_size=VOCAB))
+    block = published("ouro", embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=12)
+    assert_exact(build(fixed.Fixed(3), block=block, kv_sharing=kv_sharing, vocab_size=VOCAB))
     for remat in ("block", "recursion"):
-        assert_exact(build(fixed.Config(2), 2, block=block, remat=remat))
-    assert ouro.forward_flops(block, 9, False) == llama.forward_flops(block, 9, False)
+        assert_exact(build(fixed.Fixed(2), 2, block=block), remat=Remat(remat))
+    assert block.forward_flops(9, False) == arranged(block, "pre_norm").forward_flops(9, False)
 
 
 @pytest.mark.parametrize(("preset", "count"), [("1.4b", 1_434_652_673), ("2.6b", 2_667_974_657)])
 def test_published_parameters(preset, count):
     run = config.load(f"ouro:{preset}", {})
-    made = run.model.build(run.model.vocab_size)
+    made = run.model.sized(run.model.vocab_size)
     assert accounting.unique_parameters(made) == count
-    assert made.grid.num_recursions == 4 and made.loop_norm == "each"
-    assert made.grid.num_blocks == (24 if preset == "1.4b" else 48)
+    assert made.schedule.num_recursions == 4 and made.loop_norm == "each"
+    assert made.schedule.num_blocks == (24 if preset == "1.4b" else 48)
 
 
 def test_it_computes_in_bfloat16_and_its_gate_in_float32():

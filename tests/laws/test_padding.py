@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from recursia import model
-from recursia.blocks import moe
 from recursia.depth import expert_choice
-from tests.laws.points import BLOCKS, DEPTHS, SIZES, point
-from tests.laws.tiny import LENGTH, VOCAB, draw, error, text
+from tests.helpers.blocks import PUBLISHED, altered
+from tests.helpers.points import DEPTHS, point
+from tests.helpers.tiny import LENGTH, VOCAB, draw, error, text
 
 COUNT = 7  # tokens of a row
 OTHERS = np.random.default_rng(1).integers(0, VOCAB, (3, LENGTH))  # what stands in the padding
@@ -21,19 +21,18 @@ def routed(block="llama", kv="own", **options):
     """Returns a model of expert choice, whose last two capacities differ in short rows alone."""
     capacity = (1.0, 0.5, 0.45)
     found = point(block, "expert_choice", kv_sharing=kv)
-    depth = expert_choice.Config(3, capacity=capacity, **options)
+    depth = expert_choice.ExpertChoice(3, capacity=capacity, **options)
     return dataclasses.replace(found, depth=depth)
 
 
 def crowded(depth):
     """Returns a model whose experts have few places."""
-    names = [field.name for field in dataclasses.fields(moe.Config) if field.name in SIZES]
-    block = moe.Config(**{name: SIZES[name] for name in names}, capacity=0.8)
-    return dataclasses.replace(point("moe", depth), block=block)
+    found = point("widenet", depth)
+    return dataclasses.replace(found, block=altered(found.block, capacity=0.8))
 
 
 POINTS = {
-    **{f"{name}": point(name) for name in BLOCKS},
+    **{f"{name}": point(name) for name in PUBLISHED},
     **{name: point(depth_=name) for name in DEPTHS if name != "fixed"},
     "places of experts": crowded("fixed"),
     "places of experts that some tokens take": crowded("expert_choice"),

@@ -10,8 +10,8 @@ import pytest
 from recursia import model
 from recursia import params as parameters
 from recursia.layers.rotary import rotate
-from tests.laws.copies import tied, untied
-from tests.laws.tiny import draw, gradient, loss, text, tiny
+from tests.helpers.copies import tied, untied
+from tests.helpers.tiny import draw, gradient, loss, text, tiny
 
 POLICIES = {
     "fixed": ("fixed", {}),

@@ -6,19 +6,20 @@ import pytest
 
 from recursia import model
 from recursia import params as parameters
-from tests.laws.tiny import counted, gradient, tiny
+from recursia.sharing.remat import Remat
+from tests.helpers.tiny import counted, gradient, tiny
 
 PRIVATE = (("attention", "recursion+block"), ("norms", "recursion"))
 FULL = lambda r: {"capacity": (1.0,) * r}
 FALLING = lambda r: {"capacity": tuple(1 - i / (2 * r) for i in range(r))}
 
 
-def size(mode, recursions, depth, pattern, options, **more):
+def size(mode, recursions, depth, pattern, options, remat="none", **more):
     """Returns the equations and the characters of the program of loss and gradient."""
     config = tiny(depth, pattern, recursions, **options(recursions), **more)
     params = parameters.abstract(model.specs(config))
     tokens = jax.ShapeDtypeStruct((2, 128), jnp.int32)
-    traced = gradient.trace(params, tokens, config, mode)
+    traced = gradient.trace(params, tokens, config, mode, remat=Remat(remat))
     return counted(traced.jaxpr.jaxpr, lambda _: 1), len(traced.lower().as_text())
 
 
@@ -30,6 +31,13 @@ def size(mode, recursions, depth, pattern, options, **more):
         ("train", "fixed", "cycle", lambda r: {}, {"varies": PRIVATE, "remat": "recursion"}),
         ("train", "fixed", "sequence", lambda r: {}, {}),
         ("train", "fixed", "sequence", lambda r: {}, {"kv": "first_recursion"}),
+        ("train", "fixed", "cycle", lambda r: {}, {"kv": "groups/2"}),
+        ("train", "fixed", "cycle", lambda r: {}, {"kv": "groups/3"}),
+        ("train", "fixed", "cycle", lambda r: {}, {"kv": "upper_half"}),
+        ("train", "fixed", "sequence", lambda r: {}, {"kv": "groups/2"}),
+        ("eval", "fixed", "cycle", lambda r: {}, {"kv": "groups/2"}),
+        ("eval", "fixed", "cycle", lambda r: {}, {"kv": "groups/3"}),
+        ("eval", "fixed", "cycle", lambda r: {}, {"kv": "upper_half"}),
         ("train", "expert_choice", "cycle", FULL, {}),
         ("train", "expert_choice", "cycle", FULL, {"kv": "first_recursion"}),
         ("causal", "expert_choice", "cycle", FALLING, {}),
@@ -38,7 +46,7 @@ def size(mode, recursions, depth, pattern, options, **more):
 )
 def test_recursions_do_not_lengthen_the_program(mode, depth, pattern, options, more):
     (equations, letters), (more_equations, more_letters) = (
-        size(mode, recursions, depth, pattern, options, **more) for recursions in (4, 64)
+        size(mode, recursions, depth, pattern, options, **more) for recursions in (12, 60)
     )
     assert more_equations == equations
     assert abs(more_letters - letters) < 0.05 * letters  # lengths, and tables of constants

@@ -10,14 +10,14 @@ import pytest
 
 from recursia import accounting
 from recursia.depth import recurrent
-from tests.laws.recurrent_by_hand import FIXED, WIDTH, run, tiny, weights
-from tests.laws.tiny import BATCH, LENGTH, error, is_equal, text
+from tests.helpers.recurrent_by_hand import FIXED, WIDTH, run, tiny, weights
+from tests.helpers.tiny import BATCH, LENGTH, error, is_equal, text
 
 
 @functools.lru_cache
 def draws(count=200_000):
     """Returns drawn numbers of recursions at the published mean."""
-    depth = recurrent.Config(32)
+    depth = recurrent.Recurrent(32)
     one = lambda seed: sum(recurrent.draw(depth, jax.random.key(seed)))
     return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(count)))
 
@@ -61,7 +61,7 @@ def test_all_parts_and_processes_of_a_step_walk_alike():
 
 
 def started(key=None, part=0, length=LENGTH, rows=BATCH, positions=None, std=None, dtype="float32"):
-    config = recurrent.Config(2) if std is None else recurrent.Config(2, state_std=std)
+    config = recurrent.Recurrent(2) if std is None else recurrent.Recurrent(2, state_std=std)
     x = jnp.zeros((rows, length, WIDTH), dtype)
     positions = jnp.arange(length) if positions is None else positions
     positions = jnp.broadcast_to(positions, (rows, length))
@@ -108,4 +108,4 @@ def test_costs_of_a_drawn_number_are_means():
 
 
 def config_passes(config):
-    return recurrent.passes(config.depth, config.grid, config.kv, 8)
+    return config.depth.passes(config.schedule, 8)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from recursia import accounting, model, params
-from recursia.blocks import llama
 from recursia.layers.attention import Context
-from tests import slow
-from tests.laws.recurrent_by_hand import FIXED, gradient, key_of, noise, run, tiny, weights
-from tests.laws.tiny import BATCH, BLOCK, LENGTH, assert_close, counted, text
-from tests.test_accounting import loss as traced_loss
+from recursia.sharing.remat import KEEP, Remat
+from tests.helpers import slow
+from tests.helpers.flops import loss as traced_loss
+from tests.helpers.recurrent_by_hand import FIXED, gradient, key_of, noise, run, tiny, weights
+from tests.helpers.tiny import BATCH, BLOCK, LENGTH, assert_close, counted, text
 
 
 def test_recursions_without_gradient_change_no_value():
@@ -40,7 +40,7 @@ def test_the_gradient_is_that_of_a_loop_cut_by_hand(recursions):
     where = Context(place, jnp.ones_like(place))
 
     def block(x, bank, k):
-        return llama.apply(jax.tree.map(lambda leaf: leaf[k], bank), x, where, BLOCK)[0]
+        return BLOCK.apply(jax.tree.map(lambda leaf: leaf[k], bank), x, where)[0]
 
     def total(p):
         norm = lambda x: model.normalise(p, x, config)
@@ -64,25 +64,25 @@ def test_the_gradient_is_that_of_a_loop_cut_by_hand(recursions):
 def test_what_is_computed_again_changes_no_gradient(remat):
     config, key = tiny(), key_of(3, tiny().depth)
     p = weights(config)
-    ours = gradient(p, noise(), text(), tiny(remat=remat), key=key)
+    ours = gradient(p, noise(), text(), config, key=key, remat=Remat(remat))
     assert_close(ours, gradient(p, noise(), text(), config, key=key))
 
 
-def program(config):
+def program(config, remat=KEEP):
     """Returns the program of loss and gradient."""
     p = params.abstract(model.specs(config))
     tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
-    run = jax.value_and_grad(functools.partial(traced_loss, model_config=config))
+    run = jax.value_and_grad(functools.partial(traced_loss, config=config, remat=remat))
     return jax.make_jaxpr(run)(p, tokens)
 
 
 def test_recursions_that_may_be_skipped_keep_no_weights_each():
     trained, blocks = 5, 3
     for remat in ("none", "block"):
-        config, shapes = tiny(8, blocks, backprop_depth=trained, remat=remat), set()
+        config, shapes = tiny(8, blocks, backprop_depth=trained), set()
         bank = {spec.shape for spec in jax.tree.leaves(model.specs(config)["core"]["mlp"])}
         note = lambda e, to=shapes: to.update(value.aval.shape for value in e.outvars) or 0
-        counted(program(config).jaxpr, note)
+        counted(program(config, Remat(remat)).jaxpr, note)
         kept = {(trained, *shape) for shape in bank} & shapes
         if remat == "block":
             assert not kept
@@ -93,12 +93,12 @@ def test_recursions_that_may_be_skipped_keep_no_weights_each():
 def test_of_recursions_that_may_be_skipped_blocks_alone_are_computed_again():
     """As many products more as where the number of recursions is known."""
 
-    def products(**how):
+    def products(remat=KEEP, **how):
         is_product = lambda equation: equation.primitive.name == "dot_general"
-        return counted(program(tiny(8, 3, backprop_depth=5, **how)).jaxpr, is_product, True)
+        return counted(program(tiny(8, 3, backprop_depth=5, **how), remat).jaxpr, is_product, True)
 
     drawn, known = (
-        products(sampler=sampler, remat="block") - products(sampler=sampler)
+        products(Remat("block"), sampler=sampler) - products(sampler=sampler)
         for sampler in ("poisson_lognormal", "fixed")
     )
     assert drawn == known > 0
@@ -109,15 +109,15 @@ def test_of_recursions_that_may_be_skipped_blocks_alone_are_computed_again():
     [(5, 2, "none"), (5, 2, "block"), (5, 2, "recursion"), (2, 4, "none"), (3, 1, "none")],
 )
 def test_flops_of_a_cut_gradient_are_exact(recursions, trained, remat):
-    config = tiny(recursions, sampler="fixed", backprop_depth=trained, remat=remat)
+    config = tiny(recursions, sampler="fixed", backprop_depth=trained)
     p = params.abstract(model.specs(config))
     tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
 
     def count(transform):
-        function = transform(functools.partial(traced_loss, model_config=config))
+        function = transform(functools.partial(traced_loss, config=config, remat=Remat(remat)))
         return accounting.count_flops(jax.make_jaxpr(function)(p, tokens))
 
     forward, both = count(lambda f: f), count(jax.value_and_grad)
     assert BATCH * accounting.forward_flops(config, 13) == forward
-    assert BATCH * accounting.executed_training_flops(config, 13) == both
+    assert BATCH * accounting.executed_training_flops(config, 13, Remat(remat)) == both
     assert BATCH * accounting.training_flops(config, 13) <= min(both, 3 * forward)

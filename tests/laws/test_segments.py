@@ -4,11 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.laws.tiny import LENGTH, VOCAB, assert_close, draw, error, forward, is_equal, text, tiny
-
-CUT = 7
-POSITIONS = jnp.array([[*range(CUT), *range(LENGTH - CUT)]] * 2)
-SEGMENTS = jnp.array([[1] * CUT + [2] * (LENGTH - CUT)] * 2)
+from tests.helpers.sight import CUT, assert_documents_do_not_meet
+from tests.helpers.tiny import (
+    LENGTH,
+    VOCAB,
+    assert_close,
+    draw,
+    error,
+    forward,
+    is_equal,
+    text,
+    tiny,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,14 +29,8 @@ SEGMENTS = jnp.array([[1] * CUT + [2] * (LENGTH - CUT)] * 2)
 )
 def test_packed_documents_do_not_see_each_other(depth, pattern, kv):
     config = tiny(depth, pattern, kv=kv)
-    params, tokens = draw(config), text()
-    run = lambda tokens, *where: forward(params, tokens, config, "causal", *where)
-    packed, aux = run(tokens, POSITIONS, SEGMENTS)
-    alone = [run(tokens[:, :CUT]), run(tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate([logits for logits, _ in alone], axis=1))
-    depths = np.concatenate([aux.depth_used for _, aux in alone], axis=1)
-    assert np.array_equal(aux.depth_used, depths)
-    one_document = run(tokens)[0]
+    packed = assert_documents_do_not_meet(config, "causal", n=64)
+    one_document = forward(draw(config), text(), config, "causal")[0]
     assert_close(one_document[:, :CUT], packed[:, :CUT])
     assert error(one_document[:, CUT:], packed[:, CUT:]) > 1e-2
 

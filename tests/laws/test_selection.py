@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recursia.depth import expert_choice
-from tests.laws.tiny import LENGTH, draw, forward, gradient, text, tiny
+from tests.helpers.tiny import LENGTH, draw, forward, gradient, text, tiny
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_the_best_are_kept_in_order_and_ties_go_to_the_earlier(scores, count, pl
     ],
 )
 def test_counts_are_whole_parts_of_all_tokens_and_at_least_one(recursions, capacity, length, kept):
-    config = expert_choice.Config(recursions, capacity)
+    config = expert_choice.ExpertChoice(recursions, capacity)
     assert expert_choice.counts(config, length) == kept
 
 
@@ -61,7 +61,7 @@ def test_counts_are_whole_parts_of_all_tokens_and_at_least_one(recursions, capac
 )
 def test_capacities_that_cannot_be_are_refused_in_one_line(options, why):
     with pytest.raises(ValueError, match=why) as refusal:
-        expert_choice.Config(3, **options)
+        expert_choice.ExpertChoice(3, **options)
     assert "\n" not in str(refusal.value)
 
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia.blocks import llama
-from tests import slow
-from tests.laws import tiny as t
-from tests.laws.copies import entries, tied, untied
-from tests.laws.tiny import assert_close, draw, error, forward, gradient, text, tiny
+from recursia.params import at
+from tests.helpers import slow
+from tests.helpers import tiny as t
+from tests.helpers.copies import tied, untied
+from tests.helpers.tiny import BLOCK, assert_close, draw, error, forward, gradient, text, tiny
 
-ALL = lambda how: tuple((slot, how) for slot in llama.SLOTS)
+ALL = lambda how: tuple((slot, how) for slot in BLOCK.slots)
 VARIES = {
     "pattern": (),
     "by axes": (("attention", "recursion+block"), ("norms", "recursion"), ("mlp", "one")),
@@ -58,14 +58,9 @@ def test_every_pattern_is_a_plain_stack_of_copies(pattern):
     config = tiny(sharing_=pattern)
     params = draw(config)
     free_config, free = untied(config, params)
-    if free_config.grid.order == "sequence":
-        free = {**free, "core": jax.tree.map(lambda p: p.swapaxes(0, 1), free["core"])}
-    stack = jax.tree.map(lambda p: p.reshape(1, -1, *p.shape[2:])[0], free["core"])
+    stack = at(free["core"], free_config.schedule.steps)
     vanilla = tiny(recursions=1, blocks=6)
-    vanilla = dataclasses.replace(
-        vanilla,
-        grid=dataclasses.replace(vanilla.grid, prelude=config.grid.prelude, coda=config.grid.coda),
-    )
+    vanilla = dataclasses.replace(vanilla, num_layers=6 + sum(config.ends.values()), **config.ends)
     assert_close(
         forward(params, text(), config)[0], forward({**free, "core": stack}, text(), vanilla)[0]
     )
@@ -73,21 +68,15 @@ def test_every_pattern_is_a_plain_stack_of_copies(pattern):
 
 @pytest.mark.parametrize(
     ("axes", "table"),
-    [("block/2", ((0, 0),) * 4), ("recursion/2", ((0, 0), (0, 0), (1, 1), (1, 1)))],
+    [
+        ("block/2", ((0, 0),) * 4),
+        ("recursion/2", ((0, 0), (0, 0), (1, 1), (1, 1))),
+        ("recursion+block", ((0, 1), (2, 3), (4, 5), (6, 7))),
+    ],
 )
-def test_groups_written_as_axes_are_their_table(axes, table):
+def test_axes_and_groups_are_their_table(axes, table):
     written, explicit = (tiny(recursions=4, varies=(("mlp", how),)) for how in (axes, table))
-    assert written.grid == explicit.grid
-
-
-def test_axes_are_their_table():
-    axes = tiny(varies=(("mlp", "recursion"), ("norms", "recursion+block")))
-    tables = tuple((slot, axes.grid.table_of(slot)) for slot in llama.SLOTS)
-    by_table = tiny(varies=tables)
-    params = draw(axes)
-    core = {slot: entries(axes, slot, bank) for slot, bank in params["core"].items()}
-    same = {**params, "core": core}
-    assert_close(forward(params, text(), axes)[0], forward(same, text(), by_table)[0])
+    assert written.schedule == explicit.schedule
 
 
 def test_one_recursion_is_vanilla():
@@ -95,9 +84,8 @@ def test_one_recursion_is_vanilla():
         tiny(sharing_=pattern, recursions=1) for pattern in ("none", "cycle", "sequence")
     )
     params = draw(cycle)
-    unshared = {**params, "core": jax.tree.map(lambda p: p[None], params["core"])}
     logits = forward(params, text(), cycle)[0]
-    assert_close(forward(unshared, text(), none)[0], logits)
+    assert_close(forward(params, text(), none)[0], logits)
     assert_close(forward(params, text(), sequence)[0], logits)
 
 
@@ -109,7 +97,7 @@ def test_cycle_and_sequence_differ_unless_there_is_one_block():
         assert difference < t.tol(jnp.float32, 64) if blocks == 1 else difference > 1e-2
 
 
-@pytest.mark.parametrize("slot", llama.SLOTS)
+@pytest.mark.parametrize("slot", BLOCK.slots)
 def test_every_entry_of_every_bank_is_used(slot):
     config = tiny(varies=((slot, ((0, 1), (1, 2), (3, 0))),))
     _, grads = gradient(draw(config), text(), config)

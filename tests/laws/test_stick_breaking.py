@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from recursia import inject, kv, model, settings
-from recursia.blocks import llama
 from recursia.depth import stick_breaking
-from tests.laws import by_hand
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from recursia.sharing.remat import Remat
+from tests.helpers import by_hand
+from tests.helpers.blocks import published
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -24,17 +26,16 @@ from tests.laws.tiny import (
     is_equal,
     text,
 )
-from tests.test_accounting import assert_exact
 
-BLOCK = llama.Config(embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
+BLOCK = published("llama", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 
 
 def sticks(recursions=4, blocks=1, threshold=0.75, weight=0.5, **options):
     """Returns a model whose tokens halt at different recursions."""
-    depth = stick_breaking.Config(recursions, threshold, weight)
+    depth = stick_breaking.StickBreaking(recursions, threshold, weight)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
     layers = recursions * blocks + options.get("prelude", 0)
-    return settings.Model(layers, BLOCK, depth, **options).build(VOCAB)
+    return model.Model(layers, BLOCK, depth, **options).sized(VOCAB)
 
 
 def forced(params, logit):
@@ -71,10 +72,10 @@ def row_by_hand(params, x, where, config):
     As published, keys are of the expected state; for later blocks of a recursion, of what the
     expectation would be with this block's input as the part that goes on.
     """
-    depth, grid, inputs = config.depth, config.grid, x
+    depth, plan, inputs = config.depth, config.schedule, x
     h, expected, halted = x, x, np.zeros_like(x)
     left, steps, used = np.ones(len(x)), np.zeros(len(x)), np.zeros(len(x), int)
-    for r in range(grid.num_recursions):
+    for r in range(plan.num_recursions):
         if r:
             share = left * gate_by_hand(params, h)
             halted = halted + share[:, None] * h
@@ -83,14 +84,14 @@ def row_by_hand(params, x, where, config):
         rest = np.where(going, left, 0)[:, None]
         y = told_by_hand(params, h, inputs, config)
         told = y - h
-        for k in range(grid.num_blocks):
+        for k in range(plan.num_blocks):
             within = halted + (1 - rest) * told + rest * y
             memory = expected + told if k == 0 else np.where(rest > 0, within, expected + told)
-            weights = by_hand.step_weights(params, grid, r, k)
+            weights = by_hand.step_weights(params, plan, r, k)
             y = block_by_hand(weights, y, memory, where, config.block)
         h, used = y, used + going
         expected = np.where(going[:, None], halted + rest * h, expected)
-    return expected, steps + rest[:, 0] * (grid.num_recursions - 1), used
+    return expected, steps + rest[:, 0] * (plan.num_recursions - 1), used
 
 
 def by_hand_forward(params, tokens, config):
@@ -162,7 +163,7 @@ def test_the_gradient_is_that_of_the_recurrence():
 @functools.partial(jax.jit, static_argnames="threshold")
 def walk(states, log_gates, threshold):
     """Returns the sticks after each of some recursions that gave these states and gates."""
-    config = stick_breaking.Config(len(states), threshold)
+    config = stick_breaking.StickBreaking(len(states), threshold)
     stick, sticks = stick_breaking.begin(jnp.zeros_like(states[0])), []
     for y, log_gate in zip(states, log_gates, strict=True):
         going = stick_breaking.is_going(stick, config)
@@ -197,9 +198,9 @@ def test_a_gate_that_never_halts_is_full_depth(blocks):
     config = sticks(blocks=blocks, weight=1.0)
     params = forced(draw(config), -100.0)
     logits, aux = forward(params, text(), config)
-    plain = settings.Model(
+    plain = model.Model(
         4 * blocks, BLOCK, settings.kind_config("recursia.depth", "fixed")(4), sharing="cycle"
-    ).build(VOCAB)
+    ).sized(VOCAB)
     assert_close(logits, forward({**params, "depth": {}}, text(), plain)[0])
     assert_close(aux.losses["halting"], 3.0)
     assert np.all(aux.depth_used == 4)
@@ -252,7 +253,7 @@ def test_decoding_stops_when_no_wanted_token_goes_on():
 @pytest.mark.parametrize("mode", ["eval", "causal"])
 def test_no_token_sees_a_later_one(mode):
     config = sticks(blocks=2)
-    assert model.is_causal(config, mode)
+    assert config.is_causal(mode)
     assert is_free_of_the_future(config, mode, seeds=range(2))
 
 
@@ -268,8 +269,8 @@ def test_packed_documents_do_not_see_each_other():
 
 
 def test_flops_are_exact():
-    assert_exact(sticks(blocks=2, remat="block", prelude=1))
-    assert_exact(sticks(remat="recursion", inject=inject.Config("add", "halves", "learned")))
+    assert_exact(sticks(blocks=2, prelude=1), remat=Remat("block"))
+    assert_exact(sticks(inject=inject.Config("add", "halves", "learned")), remat=Remat("recursion"))
 
 
 def test_half_precision_halts_in_float32():
@@ -289,7 +290,7 @@ def test_half_precision_halts_in_float32():
     ("options", "message"),
     [
         ({"sharing": "sequence"}, "walk is block by block"),
-        ({"kv": kv.Config("first_recursion")}, "kv_sharing: 'first_recursion'"),
+        ({"kv": kv.Config("first_recursion")}, "kv_sharing: steps that read another's keys"),
         ({"threshold": 0.0}, "threshold: got 0.0"),
         ({"threshold": 1.5}, "threshold: got 1.5"),
         ({"weight": -1.0}, "act_loss_weight: got -1.0"),

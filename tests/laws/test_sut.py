@@ -1,6 +1,5 @@
 """The Sparse Universal Transformer's block is its published formula."""
 
-import dataclasses
 import math
 
 import jax
@@ -8,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, params, settings
-from recursia.blocks import sut
+from recursia import accounting, config, kv, params
 from recursia.depth import fixed, stick_breaking
+from recursia.layers import balance
 from recursia.layers.attention import Context, KeysValues, attend
-from recursia.sharing import core as sharing
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from recursia.sharing.remat import Remat
+from tests.helpers import by_hand, slow
+from tests.helpers.blocks import altered, arranged, flat, published
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -29,9 +29,9 @@ from tests.laws.tiny import (
     text,
     tol,
 )
-from tests.test_accounting import assert_exact
 
-BLOCK = sut.Config(
+BLOCK = published(
+    "sut",
     embed_dim=16,
     num_heads=2,
     head_dim=4,
@@ -50,14 +50,14 @@ USES = ("attention_router", "router")
 
 def small(depth=None, recursions=3, blocks=1, block=BLOCK, **options):
     """Returns a model of one or more such blocks, halting unless told otherwise."""
-    depth = depth or stick_breaking.Config(recursions)
+    depth = depth or stick_breaking.StickBreaking(recursions)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
-    return settings.Model(recursions * blocks, block, depth, **options).build(VOCAB)
+    return model.Model(recursions * blocks, block, depth, **options).sized(VOCAB)
 
 
 def weights_of(block, seed=0):
     """Returns one block's weights, large enough that all matter."""
-    config = small(fixed.Config(1), 1, block=block)
+    config = small(fixed.Fixed(1), 1, block=block)
     return jax.tree.map(lambda leaf: leaf[0], draw(config, seed)["core"])
 
 
@@ -70,7 +70,7 @@ def apply(weights, x, block, is_live=LIVE, memory=None):
     live = None if is_live is None else jnp.asarray(is_live)
     context = Context(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS), live)
     narrow = lambda x: None if x is None else jnp.asarray(x, jnp.float32)
-    run = jax.jit(lambda w, x, m: sut.apply(w, x, context, block, None, m))
+    run = jax.jit(lambda w, x, m: block.apply(w, x, context, None, m))
     x, _, report = run(weights, narrow(x), narrow(memory))
     return x, report
 
@@ -79,7 +79,7 @@ def apply(weights, x, block, is_live=LIVE, memory=None):
 @pytest.mark.parametrize("has_memory", [False, True])
 @pytest.mark.parametrize("is_live", [None, LIVE], ids=["all live", "some live"])
 def test_the_block_is_its_formula(norm, has_memory, is_live):
-    block = dataclasses.replace(BLOCK, norm=norm)
+    block = arranged(BLOCK, f"{norm}_norm")
     weights, x, memory = weights_of(block), states(0), states(1) if has_memory else None
     found, report = apply(weights, x, block, is_live, memory)
     w, live = by_hand.pick(weights, ...), np.ones_like(LIVE) if is_live is None else LIVE
@@ -99,7 +99,7 @@ def test_the_block_is_its_formula(norm, has_memory, is_live):
 
 def test_one_expert_is_a_dense_layer():
     one = dict(num_attention_experts=1, attention_top_k=1, num_experts=1, top_k=1)
-    block = dataclasses.replace(BLOCK, **one)
+    block = altered(BLOCK, **one)
     weights, x = weights_of(block), states(0)
     w = by_hand.pick(weights, ...)
     norm = lambda x, name: layer_norm(x, w["norms"][name], block.norm_eps)
@@ -175,11 +175,12 @@ def information_by_hand(p):
 
 @pytest.mark.parametrize("sign", ["intended", "released"])
 def test_the_loss_joins_all_uses_of_a_router(sign):
-    block = dataclasses.replace(BLOCK, mim_sign=sign, mim_weight=0.7)
-    whole = small(fixed.Config(3), block=block)
+    mim = dict(mim_sign=sign, mim_weight=0.7)
+    block = altered(BLOCK, **mim, **{f"attention_{name}": value for name, value in mim.items()})
+    whole = small(fixed.Fixed(3), block=block)
     weights, tokens = draw(whole), text()
     aux = forward(weights, tokens, whole, "train")[1]
-    w, seen = by_hand.step_weights(weights, whole.grid, 0, 0), {name: [] for name in USES}
+    w, seen = by_hand.step_weights(weights, whole.schedule, 0, 0), {name: [] for name in USES}
     for row in np.asarray(tokens):
         x = np.asarray(weights["embed"]["table"], np.float64)[row]
         where = np.arange(LENGTH), np.ones(LENGTH), np.ones(LENGTH, bool)
@@ -191,24 +192,27 @@ def test_the_loss_joins_all_uses_of_a_router(sign):
     factor = -1 if sign == "intended" else 1
     total = sum(conditional + factor * marginal for conditional, marginal in parts)
     # A difference of entropies: its error is of their size.
-    assert abs(aux.losses["mim"] - 0.7 * total) < tol(jnp.float32, 64) * np.sum(parts)
+    found = aux.losses["mim"] + aux.losses["attention_mim"]
+    assert abs(found - 0.7 * total) < tol(jnp.float32, 64) * np.sum(parts)
     assert_close(aux.metrics["router_entropy"], parts[1][1])
 
 
 def test_sure_and_even_routing_gives_minus_log_of_the_experts():
     logits = jnp.asarray(200.0 * np.eye(4)[None], jnp.float32)  # each of 4 tokens has its expert
-    used = jax.tree.map(lambda leaf: leaf[None], sut.usage(logits, logits.argmax(-1)[..., None]))
-    loss = lambda sign: sut.losses(
-        dataclasses.replace(BLOCK, mim_weight=1.0, mim_sign=sign), {"router": used}
-    )[0]["mim"]
+    used = jax.tree.map(
+        lambda leaf: leaf[None], balance.usage(logits, logits.argmax(-1)[..., None])
+    )
+    loss = lambda sign: altered(BLOCK, mim_weight=1.0, mim_sign=sign).losses({"router": used})[0][
+        "mim"
+    ]
     np.testing.assert_allclose(loss("intended"), -math.log(4), rtol=1e-6)
     np.testing.assert_allclose(loss("released"), math.log(4), rtol=1e-6)
 
 
 def test_halted_tokens_are_left_out_of_the_loss():
-    config = small(stick_breaking.Config(3, threshold=0.6), recursions=3)
+    config = small(stick_breaking.StickBreaking(3, threshold=0.6), recursions=3)
     weights = draw(config)
-    once = small(fixed.Config(1), 1)
+    once = small(fixed.Fixed(1), 1)
     gate = jax.tree.map(jnp.zeros_like, weights["depth"])
     gate = {**gate, "bias": gate["bias"] + 1.0, "out": gate["out"].at[:, 1].set(100.0)}
     aux = forward({**weights, "depth": gate}, text(), config)[1]
@@ -220,14 +224,14 @@ def test_halted_tokens_are_left_out_of_the_loss():
 
 @pytest.mark.parametrize("norm", [slow("post"), "pre"])
 def test_flops_are_exact(norm):
-    block = dataclasses.replace(BLOCK, norm=norm)
-    assert_exact(small(block=block, blocks=2, remat="block"))
-    assert_exact(small(fixed.Config(3), block=block, kv=kv.Config("first_recursion")))
+    block = arranged(BLOCK, f"{norm}_norm")
+    assert_exact(small(block=block, blocks=2), remat=Remat("block"))
+    assert_exact(small(fixed.Fixed(3), block=block, kv=kv.Config("first_recursion")))
 
 
 @pytest.mark.parametrize("mode", ["eval", "causal"])
 def test_no_token_sees_a_later_one(mode):
-    config = small(stick_breaking.Config(3, threshold=0.6))
+    config = small(stick_breaking.StickBreaking(3, threshold=0.6))
     assert is_free_of_the_future(config, mode, seeds=range(2))
 
 
@@ -252,9 +256,10 @@ def test_the_gradient_reaches_every_weight(dtype):
 
 def test_half_precision_routes_in_float32():
     x, wide = jnp.asarray(states(0), jnp.bfloat16), weights_of(BLOCK)
-    mixed = sharing.cast(sut, wide, "bfloat16")
+    rounded = jax.tree.map(lambda p: p.astype(jnp.bfloat16), wide)
+    mixed = {**rounded, **{slot: wide[slot] for slot in BLOCK.exact}}
     context = Context(jnp.asarray(POSITIONS), jnp.asarray(SEGMENTS))
-    run = jax.jit(lambda w: sut.apply(w, x, context, BLOCK)[::2])
+    run = jax.jit(lambda w: BLOCK.apply(w, x, context)[::2])
     y, report = run(mixed)
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(report)} == {jnp.dtype("float32")}
@@ -266,7 +271,7 @@ def test_half_precision_routes_in_float32():
 
 def parameters(config):
     """Returns the parameters of a model of one block that halts, in closed form."""
-    b, v = config.block, config.vocab_size
+    b, v = flat(config.block), config.vocab_size
     d, width, e, f = b.embed_dim, b.num_heads * b.head_dim, b.num_attention_experts, b.num_experts
     routers = 2 * (d * d + d) + d * (e + f)
     attention = 2 * d * width + width * b.num_distances + 2 * e * d * width
@@ -281,14 +286,14 @@ def parameters(config):
 )
 def test_presets_have_their_parameters(name, millions):
     run = config.load(f"sut:{name}", {})
-    built = run.model.build(run.model.vocab_size or 256)
+    built = run.model.sized(run.model.vocab_size or 256)
     count = accounting.unique_parameters(built)
     assert count == parameters(built)
     assert millions is None or round(count / 1e6, 1) == millions
 
 
 def test_experts_start_at_their_published_scales():
-    found = params.init(sut.specs(BLOCK, 1), jax.random.key(0))
+    found = params.init(BLOCK.specs(1), jax.random.key(0))
     bounds = {("experts", "up"): 16, ("experts", "down"): 8, ("attention_experts", "query"): 16}
     for (slot, name), inputs in bounds.items():
         size = np.abs(found[slot][name])
@@ -312,5 +317,5 @@ def test_experts_start_at_their_published_scales():
 )
 def test_what_cannot_be_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as refused:
-        dataclasses.replace(BLOCK, **options)
+        altered(BLOCK, **options)
     assert "\n" not in str(refused.value)

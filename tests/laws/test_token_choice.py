@@ -10,11 +10,12 @@ import pytest
 from recursia import accounting, config, model, sharding
 from recursia.depth import token_choice
 from recursia.layers.linear import dot
+from recursia.sharing.remat import Remat
 from recursia.train import step
-from tests import test_accounting
-from tests.laws import test_causality, tiny
-from tests.laws.tiny import BLOCK, LENGTH, assert_close, draw, forward, is_equal, loss, text
-from tests.laws.token_choice_by_hand import balance, by_loop
+from tests.helpers import sight, tiny
+from tests.helpers.flops import assert_exact
+from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, forward, is_equal, loss, text
+from tests.helpers.token_choice_by_hand import balance, by_loop
 
 KV = ("own", "first_recursion")
 MODES = ("train", "eval", "causal")
@@ -25,7 +26,7 @@ def routed(
 ):
     """Returns a tiny model whose tokens choose their depth; options are the policy's."""
     fixed = tiny.tiny("fixed", sharing, recursions, blocks, varies, kv, dtype=dtype)
-    return dataclasses.replace(fixed, depth=token_choice.Config(recursions, **options))
+    return dataclasses.replace(fixed, depth=token_choice.TokenChoice(recursions, **options))
 
 
 def assert_is_by_hand(config, mode="eval", **where):
@@ -103,16 +104,16 @@ def test_while_all_go_to_the_end_the_result_is_the_gated_stack(kv):
     assert_close(forward(params, tokens, config, "eval", step=jnp.int32(0))[0], free[0])
     with pytest.raises(ValueError, match="step"):
         forward(params, tokens, config, "train")
-    assert model.at_step(config, 2) == config
-    assert model.at_step(config, 3) == routed(kv=kv)
+    assert config.at_step(2) == config
+    assert config.at_step(3) == routed(kv=kv)
 
 
 @pytest.mark.parametrize("kv", KV)
 @pytest.mark.parametrize("mode", MODES)
 def test_no_token_looks_ahead(mode, kv):
     config = routed(blocks=1, kv=kv)
-    assert model.is_causal(config, mode)
-    assert test_causality.is_free_of_the_future(config, mode)
+    assert config.is_causal(mode)
+    assert sight.is_free_of_the_future(config, mode)
 
 
 def test_a_shallow_token_is_not_seen_in_deeper_recursions():
@@ -183,7 +184,7 @@ def test_a_bias_chooses_and_is_not_weighed():
 def trained(**options):
     """Returns a trainer of two microbatches whose tokens choose their depth, and a batch."""
     run = config.load("mor:tiny_token", {"train.batch_size": "4", "train.seq_len": "12"})
-    depth = token_choice.Config(3, balancing="loss_free", **options)
+    depth = token_choice.TokenChoice(3, balancing="loss_free", **options)
     run = dataclasses.replace(
         run,
         train=dataclasses.replace(run.train, num_microbatches=2),
@@ -193,7 +194,7 @@ def trained(**options):
     tokens = text(batch=4)
     batch = {"tokens": tokens, "targets": tokens, "weights": jnp.ones(tokens.shape)}
     batch |= {"segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(12) + 0 * tokens}
-    return step.Trainer(run, run.model.build(tiny.VOCAB), mesh), batch
+    return step.Trainer(run, run.model.sized(tiny.VOCAB), mesh), batch
 
 
 def test_an_update_moves_each_bias_towards_an_even_share_and_nothing_else_does():
@@ -209,17 +210,17 @@ def test_an_update_moves_each_bias_towards_an_even_share_and_nothing_else_does()
 
 
 def test_biases_even_out_a_router_that_prefers_one_depth():
-    policy = token_choice.Config(3, balancing="loss_free", bias_rate=0.01)
+    policy = token_choice.TokenChoice(3, balancing="loss_free", bias_rate=0.01)
     lean = np.random.default_rng(0).normal(size=(512, 3)) + np.array([2.0, 0.0, -1.0])
     scores = np.exp(lean) / np.exp(lean).sum(-1, keepdims=True)
     params, shares = {"bias": jnp.zeros(3)}, []
     for _ in range(200):
         depth = (scores + params["bias"]).argmax(-1)
         shares.append(jnp.bincount(depth, length=3) / len(scores))
-        params = token_choice.after_step(policy, params, {"depth_share": shares[-1]})
+        params = policy.after_step(params, {"depth_share": shares[-1]})
     assert np.ptp(shares[0]) > 0.7 and np.ptp(shares[-1]) < 0.1
     other = dataclasses.replace(policy, balancing="loss")
-    assert token_choice.after_step(other, {}, {"depth_share": shares[0]}) == {}
+    assert other.after_step({}, {"depth_share": shares[0]}) == {}
 
 
 @pytest.mark.parametrize("kv", KV)
@@ -246,18 +247,16 @@ def test_scores_are_float32_in_bfloat16():
 @pytest.mark.parametrize("remat", ["none", "block"])
 @pytest.mark.parametrize("options", [{}, {"router": "mlp", "score": "sigmoid"}], ids=str)
 def test_flops_are_exact(options, remat, kv):
-    depth = token_choice.Config(3, **options)
-    made = test_accounting.tiny(depth, "middle_cycle", 8, kv, remat=remat)
-    test_accounting.assert_exact(made)
+    assert_exact(routed("middle_cycle", kv=kv, **options), remat=Remat(remat))
 
 
 def test_a_pass_computes_every_token_and_needs_an_even_share_of_them():
     made = routed("middle_cycle")
-    passes = token_choice.passes(made.depth, made.grid, made.kv, 12)
-    assert [(p.queries, p.keys, p.needed, p.scored) for p in passes] == [
-        (12, 12, 12, 12),
-        (12, 12, 8, 0),
-        (12, 12, 4, 0),
+    passes = made.depth.passes(made.schedule, 12)
+    assert [(p.queries, p.needed, p.scored) for p in passes] == [
+        (12, 12, 12),
+        (12, 8, 0),
+        (12, 4, 0),
     ]
 
 
@@ -269,10 +268,10 @@ def test_another_depth_and_a_sequence_are_refused_in_one_line():
         model.at_depth(made, params, 2)
     assert "\n" not in str(refusal.value)
     with pytest.raises(ValueError, match="sequence"):
-        model.specs(routed("sequence"))
+        routed("sequence")
     for name in ("temperature", "balance_weight", "bias_rate", "full_depth_steps"):
         with pytest.raises(ValueError, match=name):
-            token_choice.Config(3, **{name: -1})
+            token_choice.TokenChoice(3, **{name: -1})
 
 
 def test_parameters_are_one_router_for_all_depths():

@@ -8,9 +8,9 @@ import pytest
 
 from recursia import config, sharding, topology
 from recursia.preflight import collectives, hlo
-from recursia.sharing import walk
+from recursia.sharing.steps import Steps
 from recursia.train.step import Trainer
-from tests import slow
+from tests.helpers import slow
 
 VOCAB, BLOCKS = 258, 4  # no other weight is as large as one of four blocks
 EIGHT = (slow("cpu"), "v5e:2x4")
@@ -34,7 +34,7 @@ def compiled(name, recursions, machine="cpu", **changed):
         changed["depth.capacity"] = tuple([1.0] + [0.5] * (recursions - 1))
     run = config.load(name, {field: str(value) for field, value in changed.items()})
     devices = jax.devices() if machine == "cpu" else topology.devices(machine)
-    made = Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh, devices))
+    made = Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh, devices))
     return made, made.lower().compile()
 
 
@@ -114,7 +114,7 @@ def test_a_step_s_program_does_not_grow_with_recursions():
 # Activations, not logits or weights, are what these steps need memory for.
 WIDE = {
     "model.dtype": "bfloat16",
-    "model.remat": "block",
+    "train.remat": "block",
     "model.block.embed_dim": 256,
     "train.seq_len": 1024,
     "train.batch_size": 64,
@@ -136,7 +136,7 @@ def test_sharing_keeps_no_more_for_the_backward_pass_than_a_stack_of_its_depth()
 @pytest.mark.slow
 def test_one_scan_over_all_steps_keeps_less_than_one_within_another(monkeypatch):
     one = temporaries("recursive:tiny", 2)
-    monkeypatch.setattr(walk, "can_walk", lambda core: False)
+    monkeypatch.setattr(Steps, "can_walk", False)
     assert one < 0.9 * temporaries("recursive:tiny", 2)
 
 
@@ -145,5 +145,5 @@ def test_the_count_would_see_a_gather_in_a_loop():
     made, program = compiled("recursive:tiny", 4, **{"model.varies.mlp": "recursion+block"})
     shared, _ = compiled("recursive:tiny", 4)
     assert sum(gathers(program).values()) > sum(gathers(compiled("recursive:tiny", 4)[1]).values())
-    assert made.specs["core"]["mlp"]["up"].shape[0] == 4
-    assert len(shared.specs["core"]["mlp"]["up"].shape) == 3
+    assert made.specs["core"]["mlp"]["up"].shape[0] == 4 * BLOCKS
+    assert shared.specs["core"]["mlp"]["up"].shape[0] == BLOCKS

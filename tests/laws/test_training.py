@@ -14,7 +14,7 @@ from recursia import model, sharding
 from recursia import params as parameters
 from recursia.errors import ConfigError
 from recursia.params import Spec, normal
-from tests.laws.tiny import VOCAB, assert_close, draw, gradient, loss, text, tiny
+from tests.helpers.tiny import VOCAB, assert_close, draw, gradient, loss, text, tiny
 
 init = jax.jit(model.init, static_argnums=0)
 MODEL = tiny(sharing_="middle_cycle", recursions=2)

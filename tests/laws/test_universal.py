@@ -7,41 +7,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, inject, kv, model, settings
-from recursia.blocks import llama, universal
+from recursia import accounting, config, inject, kv, model
 from recursia.depth import fixed
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import at
-from tests.laws import tiny as llamas
-from tests.laws import universal_by_hand as by_hand
-from tests.laws.by_hand import pick
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.test_segments import CUT, POSITIONS, SEGMENTS
-from tests.laws.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
-from tests.test_accounting import assert_exact
+from recursia.sharing.remat import Remat
+from tests.helpers import tiny as llamas
+from tests.helpers import universal_by_hand as by_hand
+from tests.helpers.blocks import altered, arranged, published
+from tests.helpers.by_hand import pick
+from tests.helpers.flops import assert_exact
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
 
-BLOCK = universal.Config(embed_dim=16, num_heads=4, num_kv_heads=4, head_dim=4, mlp_dim=24)
+BLOCK = published("universal", embed_dim=16, num_heads=4, head_dim=4, mlp_dim=24)
 FORMS = {
     "released": (BLOCK, inject.Config(position="halves", step="learned")),
     "paper": (
-        dataclasses.replace(BLOCK, norm="post"),
+        arranged(BLOCK, "post_norm"),
         inject.Config(position="interleaved", step="interleaved"),
     ),
 }
-GROUPED = dataclasses.replace(BLOCK, num_kv_heads=2, head_dim=6)
+GROUPED = altered(BLOCK, num_kv_heads=2, head_dim=6)
 
 
 def tiny(form="released", depth=None, layers=4, sharing="cycle", kv_sharing="own", **options):
     block, told = FORMS[form]
-    return settings.Model(
+    return model.Model(
         layers,
         block,
-        depth or fixed.Config(4),
+        depth or fixed.Fixed(4),
         sharing=sharing,
         kv=kv.Config(kv_sharing),
         inject=told,
         **options,
-    ).build(VOCAB)
+    ).sized(VOCAB)
 
 
 def some_rows(seed=0):
@@ -61,7 +61,7 @@ def one_block(block, seed=0):
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("reads", ["own", "source", "memory"])
 def test_the_block_is_its_formula(block, norm, reads):
-    block = dataclasses.replace(block, norm=norm)
+    block = arranged(block, f"{norm}_norm")
     weights, (x, where, context) = one_block(block), some_rows()
     other = some_rows(1)[0]
     source = by_source = memory = None
@@ -71,7 +71,7 @@ def test_the_block_is_its_formula(block, norm, reads):
         source = KeysValues(key, value), context
     elif reads == "memory":
         memory = other
-    y, made, report = universal.apply(weights, jnp.asarray(x), context, block, source, memory)
+    y, made, report = block.apply(weights, jnp.asarray(x), context, source, memory)
     theirs = None if memory is None else memory[0]
     by_y, by_made = by_hand.block(pick(weights, ...), x[0], where, block, by_source, theirs)
     assert_close(y[0], by_y)
@@ -85,11 +85,11 @@ def test_a_post_norm_block_leaves_normalised_states_and_a_pre_norm_one_does_not(
     x, _, context = some_rows()
     spread = {}
     for norm in ("pre", "post"):
-        block = dataclasses.replace(BLOCK, norm=norm)
+        block = arranged(BLOCK, f"{norm}_norm")
         weights = one_block(block)
         plain = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
         weights = {**weights, "norms": {"attention": plain, "mlp": plain}}
-        y = universal.apply(weights, 7 * jnp.asarray(x), context, block)[0]
+        y = block.apply(weights, 7 * jnp.asarray(x), context)[0]
         spread[norm] = np.asarray(y).std(-1)
     np.testing.assert_allclose(spread["post"], 1, atol=1e-4)
     assert spread["pre"].min() > 2
@@ -128,17 +128,14 @@ def test_every_learned_step_vector_is_read_at_its_own_step():
 def test_the_model_is_causal_and_documents_do_not_meet(form):
     of = tiny(form)
     assert is_free_of_the_future(of, "eval", seeds=[0])
-    params, tokens = draw(of), text()
-    packed = forward(params, tokens, of, "eval", POSITIONS, SEGMENTS)[0]
-    alone = [forward(params, part, of)[0] for part in (tokens[:, :CUT], tokens[:, CUT:])]
-    assert_close(packed, jnp.concatenate(alone, axis=1), n=256)
+    assert_documents_do_not_meet(of)
 
 
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])
 @pytest.mark.parametrize("form", FORMS)
 def test_flops_are_exact(form, remat):
-    assert_exact(tiny(form, layers=8, kv_sharing="first_recursion", remat=remat))
-    assert_exact(dataclasses.replace(tiny(form, remat=remat), block=GROUPED))
+    assert_exact(tiny(form, layers=8, kv_sharing="first_recursion"), remat=Remat(remat))
+    assert_exact(dataclasses.replace(tiny(form), block=GROUPED), remat=Remat(remat))
 
 
 def test_bfloat16_is_near_float32():
@@ -167,14 +164,16 @@ def test_step_vectors_bound_the_depth_and_sinusoids_do_not():
 )
 def test_widths_that_cannot_be_are_refused_in_one_line(changes, why):
     with pytest.raises(ValueError, match=why) as refusal:
-        dataclasses.replace(BLOCK, **changes)
+        altered(BLOCK, **changes)
     assert "\n" not in str(refusal.value)
 
 
 def test_what_writes_to_the_stream_starts_smaller_the_deeper_a_pre_norm_model():
+    wide = published("universal", embed_dim=64, num_heads=4, head_dim=16, mlp_dim=256)
+
     def spread(norm, slot, name):
-        block = universal.Config(64, 4, 4, head_dim=16, mlp_dim=256, norm=norm)
-        spec = universal.specs(block, 8)[slot][name]
+        init = dataclasses.replace(wide.mixer.init, by_depth=norm == "pre")
+        spec = altered(wide, init=init).specs(8)[slot][name]
         return float(spec.init(jax.random.key(0), spec.shape, jnp.float32).std())
 
     for slot, name, inputs in (("attention", "out", 64), ("mlp", "down", 256)):
@@ -209,20 +208,21 @@ def formula(vocab, width, hidden, steps, halts):
 def test_presets_have_the_published_parameters(preset, shape):
     chosen = config.load(f"universal:{preset}", {}).model
     vocab = chosen.vocab_size or 257
-    assert accounting.unique_parameters(chosen.build(vocab)) == formula(vocab, *shape)
+    assert accounting.unique_parameters(chosen.sized(vocab)) == formula(vocab, *shape)
     deeper = dataclasses.replace(chosen, inject=inject.Config(position="halves"))
     twice = dataclasses.replace(
         deeper,
         num_layers=2 * chosen.num_layers,
         depth=dataclasses.replace(chosen.depth, num_recursions=2 * chosen.num_layers),
     )
-    counts = [accounting.unique_parameters(each.build(vocab)) for each in (deeper, twice)]
+    counts = [accounting.unique_parameters(each.sized(vocab)) for each in (deeper, twice)]
     assert counts[0] == counts[1]  # steps cost nothing but their vectors
 
 
 def test_the_papers_form_is_a_few_overrides_away():
-    wanted = {"block.norm": "post", "inject.position": "interleaved", "inject.step": "interleaved"}
-    paper = config.load("universal:tiny", wanted).model.build(257)
+    wanted = {"block.kind": "post_norm"}
+    wanted |= {f"inject.{name}": "interleaved" for name in ("position", "step")}
+    paper = config.load("universal:tiny", wanted).model.sized(257)
     assert "final_norm" not in model.specs(paper) and model.specs(paper)["inject"] == {}
 
 
@@ -249,7 +249,7 @@ def test_a_looped_model_is_the_plain_loop(injected):
     for _ in range(3):
         x = x + embedded if injected == "add" else x
         for k in range(2):
-            x, *_ = llama.apply(at(params["core"], k), x, context, of.block)
+            x, *_ = of.block.apply(at(params["core"], k), x, context)
     by_loop = model.logits(params, model.normalise(params, x, of), of)
     assert_close(forward(params, tokens, of)[0], by_loop, n=256)
 
@@ -259,10 +259,10 @@ def test_looped_presets_store_a_part_of_the_vanilla_stack(preset):
     looped, vanilla = (config.load(f"{name}:{preset}", {}).model for name in ("looped", "vanilla"))
     loops = looped.depth.num_recursions
     assert loops == (4 if looped.num_layers % 4 == 0 else 2)
-    grids = looped.build(1000), vanilla.build(1000)
+    grids = looped.sized(1000), vanilla.sized(1000)
     counts = [accounting.unique_parameters(each) for each in grids]
     outer = 1001 * looped.block.embed_dim  # table and final norm
     assert (counts[1] - outer) == loops * (counts[0] - outer)
-    assert grids[0].grid.num_steps == grids[1].grid.num_steps
+    assert grids[0].schedule.num_steps == grids[1].schedule.num_steps
     cache = [accounting.cache_bytes_per_token(each, 64) for each in grids]
     assert cache[0] == cache[1]  # an entry for each block and loop

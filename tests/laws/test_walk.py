@@ -9,12 +9,21 @@ import optax
 import pytest
 
 from recursia import inject, model
-from recursia.blocks import llama
 from recursia.layers.attention import Context
 from recursia.params import at
-from tests import slow
-from tests.laws import by_hand
-from tests.laws.tiny import BLOCK, assert_close, counted, draw, forward, gradient, loss, text, tiny
+from recursia.sharing.remat import Remat
+from tests.helpers import by_hand, slow
+from tests.helpers.tiny import (
+    BLOCK,
+    assert_close,
+    counted,
+    draw,
+    forward,
+    gradient,
+    loss,
+    text,
+    tiny,
+)
 
 MIXED = (
     ("attention", "recursion+block"),
@@ -27,36 +36,28 @@ WALKS = {
     "mixed cycle": ("middle_cycle", MIXED),
     "mixed sequence": ("middle_sequence", MIXED),
     "none": ("none", ()),
-    "one": ("cycle", tuple((slot, "one") for slot in llama.SLOTS)),
+    "one": ("cycle", tuple((slot, "one") for slot in BLOCK.slots)),
 }
-
-
-def entry(grid, slot, bank, recursion, k):
-    """Returns the weights of a slot at a step, by the slot's table."""
-    lead = 1 if slot in dict(grid.tables) else len(grid.axes_of(slot))
-    flat = jax.tree.map(lambda p: p.reshape(-1, *p.shape[lead:]), bank)
-    return at(flat, grid.table_of(slot)[recursion][k])
 
 
 def loop(params, tokens, config):
     """Returns logits by a Python loop over the steps, and the state after each."""
-    grid, states, first = config.grid, [], {}
+    plan, states, made = config.schedule, [], {}
     context = Context(
         jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape), jnp.ones_like(tokens)
     )
     x = params["embed"]["table"][tokens]
-    for i in range(grid.prelude):
-        x, *_ = llama.apply(at(params["prelude"], i), x, context, config.block)
-    rs, ks = range(grid.num_recursions), range(grid.num_blocks)
-    steps = [(r, k) for r in rs for k in ks]
-    for r, k in steps if grid.order == "cycle" else sorted(steps, key=lambda step: step[::-1]):
-        weights = {s: entry(grid, s, bank, r, k) for s, bank in params["core"].items()}
-        read = first.get(k) if config.kv.reads_first else None
-        x, made, _ = llama.apply(weights, x, context, config.block, read)
-        first.setdefault(k, (made, context))
+    for i in range(config.ends["prelude"]):
+        x, *_ = config.block.apply(at(params["prelude"], i), x, context)
+    for step in plan.steps:
+        weights = {s: at(bank, plan.entry(s)[step]) for s, bank in params["core"].items()}
+        owner = plan.owners[step]
+        read = None if owner == step else made[owner]
+        x, mine, _ = config.block.apply(weights, x, context, read)
+        made[step] = mine, context
         states.append(x)
-    for i in range(grid.coda):
-        x, *_ = llama.apply(at(params["coda"], i), x, context, config.block)
+    for i in range(config.ends["coda"]):
+        x, *_ = config.block.apply(at(params["coda"], i), x, context)
     return model.logits(params, model.normalise(params, x, config), config), states
 
 
@@ -68,7 +69,7 @@ def test_scan_is_the_python_loop(pattern, varies, kv):
     logits, aux = forward(params, text(), config)
     by_loop, states = loop(params, text(), config)
     assert_close(logits, by_loop)
-    if config.grid.order == "cycle":  # the state after the last block of each recursion
+    if config.schedule.order == "cycle":  # the state after the last block of each recursion
         assert_close(aux.states, jnp.stack(states[1::2]))
     assert np.all(aux.depth_used == 3)
 
@@ -78,7 +79,7 @@ def test_scan_is_the_python_loop(pattern, varies, kv):
 @pytest.mark.parametrize("name", [slow(n) if n in ("none", "one") else n for n in WALKS])
 def test_the_scan_that_training_takes_is_the_python_loop(name, remat):
     pattern, varies = WALKS[name]
-    config = tiny(sharing_=pattern, varies=varies, remat=remat)
+    config = tiny(sharing_=pattern, varies=varies)
     params = draw(config)
 
     def by_loop(params):
@@ -89,7 +90,9 @@ def test_the_scan_that_training_takes_is_the_python_loop(name, remat):
 
     assert forward(params, text(), config, "train")[1].states is None
     assert_close(
-        gradient(params, text(), config), jax.jit(jax.value_and_grad(by_loop))(params), n=512
+        gradient(params, text(), config, remat=Remat(remat)),
+        jax.jit(jax.value_and_grad(by_loop))(params),
+        n=512,
     )
 
 
@@ -137,14 +140,14 @@ def test_what_the_backward_pass_keeps_changes_nothing(depth, pattern, kv):
     params = draw(config)
     kept = gradient(params, text(), config)
     for remat in ("block", "recursion"):
-        again = gradient(params, text(), dataclasses.replace(config, remat=remat))
+        again = gradient(params, text(), config, remat=Remat(remat))
         assert_close(again, kept, n=8 * 64)
 
 
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])
 def test_the_backward_pass_computes_again_what_it_is_told_to(remat):
-    config = tiny(remat=remat)
-    apply = lambda params: model.apply(params, text(), config, mode="train").hidden
+    config, told = tiny(), Remat(remat)
+    apply = lambda p: model.apply(p, text(), config, mode="train", remat=told).hidden
     is_again = lambda equation: equation.primitive is jax.extend.core.primitives.remat_p
     jaxpr = jax.make_jaxpr(apply)(draw(config)).jaxpr
     assert counted(jaxpr, is_again) == (0 if remat == "none" else 1)
@@ -160,9 +163,9 @@ def test_the_block_is_its_formula(is_reading):
     context = Context(jnp.asarray(where[:1]), jnp.asarray(where[1:]))
     source = by_source = None
     if is_reading:
-        source = llama.apply(weights, jnp.asarray(other), context, BLOCK)[1], context
+        source = BLOCK.apply(weights, jnp.asarray(other), context)[1], context
         by_source = by_hand.block(by_hand.pick(weights, ...), other[0], where, BLOCK)[1]
-    y, made, _ = llama.apply(weights, jnp.asarray(x), context, BLOCK, source)
+    y, made, _ = BLOCK.apply(weights, jnp.asarray(x), context, source)
     by_y, by_made = by_hand.block(by_hand.pick(weights, ...), x[0], where, BLOCK, by_source)
     assert_close(y[0], by_y)
     assert (made is None) == is_reading

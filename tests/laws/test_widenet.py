@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, settings
-from recursia.blocks import moe
+from recursia import accounting, config, kv, model
 from recursia.depth import fixed
 from recursia.layers.attention import Context
-from tests.laws import by_hand
-from tests.laws.moeut_by_hand import layer_norm
-from tests.laws.test_causality import is_free_of_the_future
-from tests.laws.tiny import (
+from recursia.sharing.remat import Remat
+from tests.helpers import by_hand
+from tests.helpers.blocks import altered, flat, published
+from tests.helpers.flops import assert_exact
+from tests.helpers.moeut_by_hand import layer_norm
+from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
     assert_close,
@@ -26,26 +28,28 @@ from tests.laws.tiny import (
     is_equal,
     text,
 )
-from tests.test_accounting import assert_exact
 
-BLOCK = moe.Config(embed_dim=16, num_heads=2, head_dim=4, num_experts=4, top_k=2, expert_dim=6)
+BLOCK = published(
+    "widenet", embed_dim=16, num_heads=2, head_dim=4, num_experts=4, top_k=2, expert_dim=6
+)
 PRIVATE = (("norms", "recursion+block"),)
 
 
 def build(block=BLOCK, steps=4, varies=PRIVATE, kv_sharing="own", vocab=VOCAB, **options):
-    return settings.Model(
+    return model.Model(
         steps,
         block,
-        fixed.Config(steps),
+        fixed.Fixed(steps),
         sharing="cycle",
         varies=varies,
         kv=kv.Config(kv_sharing),
         **options,
-    ).build(vocab)
+    ).sized(vocab)
 
 
 def layer(w, x, where, block, source=None):
     """Returns a step's output, its (keys, values), its probabilities and its choices."""
+    block = flat(block)
     h = layer_norm(x, w["norms"]["attention"], block.norm_eps)
     heads = lambda name: np.einsum("td,dnh->tnh", h, w["attention"][name])
     turned = lambda name: by_hand.rotate(heads(name), where[0], block.rope_base)
@@ -82,11 +86,10 @@ def run(weights, tokens, config):
     for row in np.asarray(tokens):
         where = np.stack([np.arange(len(row)), np.ones(len(row))])
         table = np.asarray(weights["embed"]["table"], np.float64)
-        x, source = table[row], None
-        for r in range(config.grid.num_recursions):
-            w = by_hand.step_weights(weights, config.grid, r, 0)
-            reads = source if config.kv.reads_first else None
-            x, source, p, best = layer(w, x, where, config.block, reads)
+        x, made, plan = table[row], {}, config.schedule
+        for r in range(plan.num_recursions):
+            w, reads = by_hand.step_weights(weights, plan, r, 0), by_hand.keys_of(plan, r, 0, made)
+            x, made[r], p, best = layer(w, x, where, config.block, reads)
             seen.append((p, best))
         x = layer_norm(x, by_hand.pick(weights["final_norm"], ...), config.block.norm_eps)
         rows.append(x @ table.T)
@@ -97,8 +100,8 @@ def run(weights, tokens, config):
     ("block", "kv_sharing"),
     [
         (BLOCK, "own"),
-        (dataclasses.replace(BLOCK, capacity=0.75), "first_recursion"),
-        (dataclasses.replace(BLOCK, num_experts=1, top_k=1), "own"),
+        (altered(BLOCK, capacity=0.75), "first_recursion"),
+        (altered(BLOCK, num_experts=1, top_k=1), "own"),
     ],
     ids=["all places", "few places", "one expert"],
 )
@@ -109,8 +112,8 @@ def test_it_is_the_equations(block, kv_sharing):
     for mode in ("eval", "train", "causal"):
         ours, aux = forward(weights, tokens, config, mode)
         assert_close(ours, logits, 256)
-        share = np.bincount(best.reshape(-1), minlength=block.num_experts) / best.size
-        balance = 0.01 * block.num_experts * (share * p.mean(0)).sum()
+        share = np.bincount(best.reshape(-1), minlength=block.feedforward.num_experts) / best.size
+        balance = 0.01 * block.feedforward.num_experts * (share * p.mean(0)).sum()
         assert abs(aux.losses["expert_balance"] - balance) < 1e-6
 
 
@@ -138,18 +141,18 @@ def test_private_norms_send_one_vector_to_other_experts():
 
     def taken(step):
         own = jax.tree.map(lambda p: p[step, 0], norms)
-        return moe.apply({**weights, "norms": own}, x, context, BLOCK)[2]["router"].taken
+        return BLOCK.apply({**weights, "norms": own}, x, context)[2]["router"].taken
 
     assert is_equal(taken(1), taken(1)) and not is_equal(taken(0), taken(1))
 
 
 def test_a_token_without_a_place_keeps_what_attention_gave_it():
-    block = dataclasses.replace(BLOCK, top_k=1, capacity=1.0)
+    block = altered(BLOCK, top_k=1, capacity=1.0)
     weights = jax.tree.map(lambda p: p[0], draw(build(block, varies=()))["core"])
     weights["router"] = jnp.zeros((16, 4))  # all alike: every token takes the first expert
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, LENGTH, 16)), jnp.float32)
     where = jnp.broadcast_to(jnp.arange(LENGTH), (2, LENGTH))
-    apply = lambda w: moe.apply(w, x, Context(where, jnp.ones_like(where)), block)[0]
+    apply = lambda w: block.apply(w, x, Context(where, jnp.ones_like(where)))[0]
     y, nothing = (
         apply(weights),
         apply({**weights, "experts": jax.tree.map(jnp.zeros_like, weights["experts"])}),
@@ -161,7 +164,7 @@ def test_a_token_without_a_place_keeps_what_attention_gave_it():
 
 @pytest.mark.parametrize("capacity", [None, 0.75])
 def test_it_is_causal(capacity):
-    config = build(dataclasses.replace(BLOCK, capacity=capacity), steps=3)
+    config = build(altered(BLOCK, capacity=capacity), steps=3)
     assert model.is_causal(config, "causal")
     assert is_free_of_the_future(config, "causal")
 
@@ -176,21 +179,21 @@ def test_fewer_steps_take_the_first_norms(depth):
 @pytest.mark.parametrize("remat", ["none", "block", "recursion"])
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 def test_flops_are_exact(kv_sharing, remat):
-    block = dataclasses.replace(BLOCK, capacity=1.2)
-    assert_exact(build(block, kv_sharing=kv_sharing, remat=remat, vocab=11))
+    block = altered(BLOCK, capacity=1.2)
+    assert_exact(build(block, kv_sharing=kv_sharing, vocab=11), remat=Remat(remat))
 
 
 def test_every_parameter_has_a_finite_gradient():
-    config = build(dataclasses.replace(BLOCK, capacity=1.2), dtype="bfloat16")
+    config = build(altered(BLOCK, capacity=1.2), dtype="bfloat16")
     grads = gradient(draw(config), text(), config)[1]
     for path, g in jax.tree_util.tree_leaves_with_path(grads):
         assert g.dtype == jnp.float32 and np.isfinite(g).all() and np.any(g != 0), path
 
 
 def test_the_grouped_plan_shares_neighbours_attention_and_experts_alone():
-    grid = config.load("widenet:tiny_grouped", {}).model.build(VOCAB).grid
-    in_order = lambda slot: np.array(grid.table_of(slot)).T.reshape(-1).tolist()
-    assert grid.order == "sequence"
+    plan = config.load("widenet:tiny_grouped", {}).model.sized(VOCAB).schedule
+    in_order = lambda slot: plan.by_recursion(slot).T.reshape(-1).tolist()
+    assert plan.order == "sequence"
     for slot in ("attention", "experts"):
         assert in_order(slot) == [0, 0, 0, 0, 1, 1, 1, 1]
     for slot in ("norms", "router"):
@@ -200,11 +203,11 @@ def test_the_grouped_plan_shares_neighbours_attention_and_experts_alone():
 @pytest.mark.parametrize(("recursions", "groups"), [("8", 1), ("2", 4)])
 def test_albert_shares_within_a_group_of_neighbours(recursions, groups):
     run = config.load("albert:tiny", {"model.depth.num_recursions": recursions})
-    built = run.model.build(VOCAB)
+    built = run.model.sized(VOCAB)
     for slot in ("attention", "mlp", "norms"):
-        entries = np.array(built.grid.table_of(slot)).T.reshape(-1)
+        entries = built.schedule.by_recursion(slot).T.reshape(-1)
         assert entries.tolist() == [layer // (8 // groups) for layer in range(8)]
-    block, e = run.model.block, run.model.embed.factor_dim
+    block, e = flat(run.model.block), run.model.embed.factor_dim
     d, h = block.embed_dim, block.head_dim
     attention = 2 * d * h * (block.num_heads + block.num_kv_heads)
     each = attention + 3 * d * block.mlp_dim + 2 * d
@@ -212,7 +215,7 @@ def test_albert_shares_within_a_group_of_neighbours(recursions, groups):
 
 
 def test_a_factorised_table_is_the_product_of_its_factors():
-    built = config.load("albert:tiny", {}).model.build(VOCAB)
+    built = config.load("albert:tiny", {}).model.sized(VOCAB)
     weights = draw(built)
     whole = dataclasses.replace(built, embed=dataclasses.replace(built.embed, factor_dim=0))
     product = {"table": weights["embed"]["table"] @ weights["embed"]["projection"]}
@@ -232,4 +235,4 @@ def test_a_factorised_table_is_the_product_of_its_factors():
 )
 def test_a_width_that_cannot_be_is_refused_in_one_line(field, value):
     with pytest.raises(ValueError, match=f"^{field}: got {value}, takes [^\n]*$"):
-        dataclasses.replace(BLOCK, **{field: value})
+        altered(BLOCK, **{field: value})

@@ -7,7 +7,7 @@ import pytest
 
 from recursia import config, topology
 from recursia.preflight import program, report
-from tests.test_presets import PRESETS
+from tests.helpers.presets import PRESETS
 
 # One of each kind of block and loop that takes no minutes; test_compile.py has smaller ones.
 CHOSEN = ("vanilla:tiny", "recursive:tiny", "moeut:tiny")

@@ -13,10 +13,10 @@ from recursia.data import tokenizer
 from recursia.errors import DataError, UserError
 from recursia.train import distill, loop
 from recursia.train.distill import Teacher
-from tests import slow
-from tests.laws.tiny import counted, error, is_equal, tol
-from tests.train import state_of, tiny_run, write_text
-from tests.train.test_exits import (
+from tests.helpers import slow
+from tests.helpers.runs import state_of, tiny_run, write_text
+from tests.helpers.tiny import counted, error, is_equal, tol
+from tests.helpers.trainers import (
     COUNT,
     FIXED,
     GATE,

@@ -2,72 +2,37 @@
 
 import dataclasses
 import functools
-import pathlib
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from recursia import accounting, model, sharding
+from recursia import accounting
 from recursia.errors import ConfigError, UserError
 from recursia.train import loop
-from recursia.train.step import Trainer, loss_fn
-from tests import slow
-from tests.laws.tiny import draw, error, is_equal, tol
-from tests.train import state_of, tiny_run, write_text
-from tests.train.test_step import LENGTH, ROWS, VOCAB, batch
+from recursia.train.step import loss_fn
+from tests.helpers import slow
+from tests.helpers.runs import state_of, tiny_run, write_text
+from tests.helpers.tiny import error, is_equal, tol
+from tests.helpers.trainers import (
+    COUNT,
+    FIXED,
+    GATE,
+    LENGTH,
+    ROWS,
+    VOCAB,
+    batch,
+    drawn,
+    graded,
+    leaves,
+    mean,
+    nats_of,
+    trainer,
+)
 
-leaves = jax.tree.leaves
-FOLDER = pathlib.Path("no-data-is-read")
-COUNT = 3
 STEPS = {"num_steps": 60}
-GATE = {"kind": "exit_gate", "num_recursions": COUNT}
-FIXED = {"kind": "fixed", "num_recursions": COUNT}
-
-
-def trainer(depth, folder=FOLDER, teacher=None, **sections):
-    """Returns the trainer of a tiny run whose state after each recursion is normalised."""
-    shape = {"num_layers": 2 * depth["num_recursions"], "depth": depth, "loop_norm": "each"}
-    run = tiny_run(folder, model=shape, **sections)
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    return Trainer(run, run.model.build(VOCAB), mesh, teacher)
-
-
-def drawn(made, seed=1):
-    """Returns parameters under which tokens differ."""
-    return draw(made.model, seed)
-
-
-def graded(made, weights, teacher=None):
-    """Returns the trainer's loss of a batch, its metrics and its gradient."""
-    rows = {name: jnp.asarray(x) for name, x in batch().items()}
-    loss = functools.partial(loss_fn, made.run, made.model, teacher=teacher)
-    grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, metrics), grads = grad(weights, rows, rows["weights"].sum(), jnp.int32(0), 0)
-    return value, metrics, grads
-
-
-def states_of(out):
-    """Returns the states that the loss reads [R B T D]: where it is the last alone, that one."""
-    return out.hidden[None] if out.aux.states is None else out.aux.states
-
-
-def nats_of(made, weights):
-    """Returns each state's cross-entropy [R B T] on whole logits, and what the policy reports."""
-    rows = batch()
-    where = {name: rows[name] for name in ("positions", "segment_ids")}
-    out = model.apply(weights, rows["tokens"], made.model, mode="train", **where)
-    logits = model.logits(weights, states_of(out), made.model)
-    score = optax.softmax_cross_entropy_with_integer_labels
-    return score(logits, np.broadcast_to(rows["targets"], logits.shape[:-1])), out.aux
-
-
-def mean(each):
-    weights = batch()["weights"]
-    return (weights * each).sum() / weights.sum()
 
 
 def assert_loss(made, formula):
@@ -92,7 +57,7 @@ def test_stage_one_is_the_expected_loss_less_the_entropy(is_tied):
     made = trainer({**GATE, "entropy_weight": 0.3}, train={"loss_chunk": 5})
     shape = dataclasses.replace(made.run.model.embed, is_tied=is_tied)
     run = dataclasses.replace(made.run, model=dataclasses.replace(made.run.model, embed=shape))
-    made = dataclasses.replace(made, run=run, model=run.model.build(VOCAB))
+    made = dataclasses.replace(made, run=run, model=run.model.sized(VOCAB))
 
     def formula(nats, aux, weights):
         score = aux.states @ weights["depth"]["gate"]["weight"] + weights["depth"]["gate"]["bias"]

@@ -8,8 +8,8 @@ import pytest
 
 from recursia import config, settings
 from recursia.errors import CheckpointError
-from recursia.train import checkpoint, workdir
-from tests.train import tiny_run, values
+from recursia.workdir import checkpoint, directory
+from tests.helpers.runs import tiny_run, values
 
 DATA = {
     "fingerprint": "a" * 64,
@@ -26,7 +26,7 @@ OTHER = DATA | {"fingerprint": "b" * 64}
 
 def meta(run, data=DATA):
     """Returns what is saved, as it is read."""
-    return json.loads(json.dumps({"format_version": 1, **workdir.identity(run, 257, data)}))
+    return json.loads(json.dumps({"format_version": 1, **directory.identity(run, 257, data)}))
 
 
 def refusal(theirs, ours):
@@ -38,12 +38,12 @@ def refusal(theirs, ours):
 
 def test_a_run_is_itself_and_how_its_steps_are_computed_is_no_part_of_it(tmp_path):
     run = tiny_run(tmp_path)
-    checkpoint.same(meta(run), workdir.identity(run, 257, DATA), "x")
+    checkpoint.same(meta(run), directory.identity(run, 257, DATA), "x")
     other = tiny_run(tmp_path, model=values(tmp_path)["model"] | {"remat": "block"})
-    checkpoint.same(meta(run), workdir.identity(other, 257, DATA), "x")
+    checkpoint.same(meta(run), directory.identity(other, 257, DATA), "x")
     old = meta(run)
     old["model"] |= {"remat": "recursion", "remat_saves": "attention"}
-    checkpoint.same(old, workdir.identity(other, 257, DATA), "x")
+    checkpoint.same(old, directory.identity(other, 257, DATA), "x")
 
 
 @pytest.mark.parametrize("name", settings.EXECUTION)
@@ -53,7 +53,7 @@ def test_execution_settings_are_fields_of_the_model(name):
 
 def test_another_system_is_told_by_its_kind_alone(tmp_path):
     fixed = tiny_run(tmp_path, "fixed")
-    said = refusal(meta(tiny_run(tmp_path)), workdir.identity(fixed, 257, DATA))
+    said = refusal(meta(tiny_run(tmp_path)), directory.identity(fixed, 257, DATA))
     assert said == (
         "--workdir=x: depth.kind is expert_choice in its checkpoints, fixed in this run; use "
         "another workdir, or the same configuration"
@@ -63,7 +63,7 @@ def test_another_system_is_told_by_its_kind_alone(tmp_path):
 def test_fields_that_differ_are_named_with_both_values(tmp_path):
     wider = copy.deepcopy(values(tmp_path)["model"])
     wider["block"] |= {"mlp_dim": 48, "norm_eps": 1e-3}
-    ours = workdir.identity(tiny_run(tmp_path, model=wider), 300, DATA)
+    ours = directory.identity(tiny_run(tmp_path, model=wider), 300, DATA)
     said = refusal(meta(RUN), ours)
     assert "model.block.mlp_dim 32 in its checkpoints, 48 in this run; " in said
     assert "model.block.norm_eps 1e-05 in its checkpoints, 0.001 in this run; " in said
@@ -84,24 +84,24 @@ def test_fields_that_differ_are_named_with_both_values(tmp_path):
     ],
 )
 def test_other_data_is_told_by_the_field_not_by_its_hash(name, value, said):
-    found = refusal(meta(RUN, OTHER), workdir.identity(RUN, 257, DATA | {name: value}))
+    found = refusal(meta(RUN, OTHER), directory.identity(RUN, 257, DATA | {name: value}))
     assert said in found and "aaaa" not in found and found.count("in this run") <= 1
 
 
 def test_the_same_contents_under_other_names_are_the_same_data():
-    checkpoint.same(meta(RUN), workdir.identity(RUN, 257, DATA | {"files": ["moved"]}), "x")
+    checkpoint.same(meta(RUN), directory.identity(RUN, 257, DATA | {"files": ["moved"]}), "x")
 
 
 def test_an_older_checkpoint_says_only_whether_its_data_differs():
     old = meta(RUN, {"fingerprint": "b" * 64})
-    assert "have seen other data" in refusal(old, workdir.identity(RUN, 257, DATA))
+    assert "have seen other data" in refusal(old, directory.identity(RUN, 257, DATA))
     same = meta(RUN, {"fingerprint": DATA["fingerprint"]})
-    checkpoint.same(same, workdir.identity(RUN, 257, DATA), "x")
+    checkpoint.same(same, directory.identity(RUN, 257, DATA), "x")
 
 
 def test_what_is_seen_across_documents_is_part_of_the_data(tmp_path):
     apart = values(tmp_path)["data"] | {"cross_document_attention": False}
-    said = refusal(meta(RUN), workdir.identity(tiny_run(tmp_path, data=apart), 257, DATA))
+    said = refusal(meta(RUN), directory.identity(tiny_run(tmp_path, data=apart), 257, DATA))
     assert "data.cross_document_attention True in its checkpoints, False in this run" in said
 
 
@@ -109,5 +109,5 @@ def test_many_differences_are_counted(tmp_path):
     other = values(tmp_path)["model"]
     names = ("embed_dim", "head_dim", "mlp_dim", "rope_base", "norm_eps", "init_std")
     other["block"] |= {name: 2 * getattr(RUN.model.block, name) for name in names}
-    said = refusal(meta(RUN), workdir.identity(tiny_run(tmp_path, model=other), 257, DATA))
+    said = refusal(meta(RUN), directory.identity(tiny_run(tmp_path, model=other), 257, DATA))
     assert said.count("in this run") == 5 and "; and 1 more; " in said

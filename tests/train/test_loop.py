@@ -15,7 +15,7 @@ from recursia import cli, settings
 from recursia.data import prepare
 from recursia.train import loop
 from recursia.train.step import Trainer
-from tests.train import (
+from tests.helpers.runs import (
     SPEED,
     hashes,
     is_equal,

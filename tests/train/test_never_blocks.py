@@ -12,7 +12,7 @@ from recursia.data.loader import Loader
 from recursia.train import loop
 from recursia.train.metrics import Ledger
 from recursia.train.step import Trainer
-from tests.train import tiny_run, write_text
+from tests.helpers.runs import tiny_run, write_text
 
 WAIT_SECONDS = 60  # at most, for what comes at once if it comes
 

@@ -10,7 +10,7 @@ import pytest
 
 from recursia import model, settings
 from recursia.train import optimizer
-from tests.laws.tiny import error, tiny, tol
+from tests.helpers.tiny import error, tiny, tol
 
 CONFIG = settings.Optimizer(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0)
 STEADY = optax.constant_schedule(1.0)

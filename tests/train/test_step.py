@@ -12,11 +12,11 @@ import pytest
 from recursia import model, sharding
 from recursia.train import step as step_lib
 from recursia.train.step import Trainer, loss_fn
-from tests import slow
-from tests.laws.tiny import error, is_equal, tol
-from tests.train import tiny_run
+from tests.helpers import slow
+from tests.helpers.runs import tiny_run
+from tests.helpers.tiny import error, is_equal, tol
+from tests.helpers.trainers import LENGTH, ROWS, VOCAB, batch
 
-VOCAB, ROWS, LENGTH = 32, 8, 16
 FOLDER = pathlib.Path("no-data-is-read")
 
 
@@ -26,23 +26,7 @@ def trainer(depth, devices=1, changed=(), mesh=(), **train):
     run = tiny_run(FOLDER, depth, train=train, mesh=dict(mesh), optimizer=fields)
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, **dict(changed)))
     where = sharding.make_mesh(run.mesh, jax.devices()[:devices])
-    return Trainer(run, run.model.build(VOCAB), where)
-
-
-def batch(seed=0):
-    """Returns rows whose token weights are as uneven between rows as they can be."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32)
-    where = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH)).copy()
-    weights = rng.uniform(size=(ROWS, LENGTH)).astype(np.float32)
-    weights[1], weights[2, 5:] = 0.0, 0.0
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": where,
-        "segment_ids": np.ones_like(where),
-        "weights": weights,
-    }
+    return Trainer(run, run.model.sized(VOCAB), where)
 
 
 def after(made, steps=1, data=None):
@@ -129,7 +113,7 @@ def test_each_distinct_model_is_compiled_once(monkeypatch):
     monkeypatch.setattr(step_lib, "train_step", counted)
     warming = {"kind": "expert_choice", "num_recursions": 2, "capacity_warmup_steps": 3}
     run = tiny_run(FOLDER, model={"depth": warming}, train={"num_steps": 6})
-    made = Trainer(run, run.model.build(VOCAB), sharding.make_mesh(run.mesh, jax.devices()[:1]))
+    made = Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh, jax.devices()[:1]))
     functions = [made.step_function(step) for step in range(6)]
     assert functions[0] is functions[1] is functions[2]
     assert functions[3] is functions[4] is functions[5] is not functions[0]

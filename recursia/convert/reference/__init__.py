@@ -17,7 +17,13 @@ import numpy as np
 from recursia import model
 from recursia.depth.policy import Aux
 
-FAMILIES = {"recursive": "mor", "mor": "mor", "moeut": "moeut", "huginn": "huginn"}
+FAMILIES = {
+    "recursive": "mor",
+    "mor": "mor",
+    "moeut": "moeut",
+    "huginn": "huginn",
+    "hrm_text": "hrm_text",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Case:
       kept: from the same, the tokens that each recursion processed, (recursion, mask [B T]).
     """
 
-    config: model.Config
+    config: model.Model
     params: Callable[[Mapping[str, np.ndarray]], Any]
     tokens: np.ndarray  # [B T]
     targets: np.ndarray  # [B T]

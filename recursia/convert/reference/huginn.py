@@ -16,14 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia import inject, kv, model
-from recursia.blocks import huginn
+from recursia import inject, model
+from recursia.blocks.block import Block
+from recursia.blocks.pre_post_norm import PrePostNorm
 from recursia.convert.reference import Case, aliases, under
 from recursia.depth import recurrent
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
+from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
-from recursia.sharing import grid as sharing
+from recursia.mixers.grouped_query import GroupedQuery
 
 # What their configuration may say, where only one thing is read.
 READ = {
@@ -53,7 +55,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _latent(weights: Any, tokens: Any, state: Any, config: model.Config) -> Any:
+def _latent(weights: Any, tokens: Any, state: Any, config: model.Model) -> Any:
     """Returns the normalised state after the last recursion."""
     out = model.apply(weights, tokens, config, mode="eval", state=state)
     return model.normalise(weights, out.aux.states[-1], config)
@@ -65,7 +67,7 @@ def config(
     is_tied: bool,
     free: int,
     trained: int,
-) -> model.Config:
+) -> model.Model:
     """Returns our configuration of their model, walked a given number of times.
 
     Args:
@@ -90,19 +92,27 @@ def config(
     first, count = "transformer.core_block.0.", functools.partial(_count, named)
     _, _, heads, head_dim = named[f"{first}attn.qk_bias"].shape
     vocab_size, width = named["transformer.wte.weight"].shape
-    return model.Config(
+    prelude, blocks, coda = map(count, ("prelude", "core_block", "coda"))
+    return model.Model(
+        num_layers=prelude + (free + trained) * blocks + coda,
+        sharing="cycle",
+        prelude=prelude,
+        coda=coda,
         vocab_size=vocab_size,
-        block=huginn.Config(
+        block=PrePostNorm(
             embed_dim=width,
-            num_heads=heads,
-            head_dim=head_dim,
-            mlp_dim=named[f"{first}mlp.proj.weight"].shape[1],
-            rope_base=float(theirs.get("rope_base", 50_000)),
+            mixer=GroupedQuery(
+                num_heads=heads,
+                num_kv_heads=heads,
+                head_dim=head_dim,
+                rope_base=float(theirs.get("rope_base", 50_000)),
+                rope_layout="interleaved",
+                has_bias=True,
+            ),
+            feedforward=SwiGLU(mlp_dim=named[f"{first}mlp.proj.weight"].shape[1]),
             norm_eps=float(theirs.get("norm_eps", 1e-6)),
         ),
-        depth=recurrent.Config(free + trained, backprop_depth=trained, sampler="fixed"),
-        grid=sharing.Grid(free + trained, count("core_block"), count("prelude"), count("coda")),
-        kv=kv.Config(),
+        depth=recurrent.Recurrent(free + trained, backprop_depth=trained, sampler="fixed"),
         embed=embedding.Config(is_tied=is_tied, scale=math.sqrt(width)),
         inject=inject.Config(input="adapter"),
         loop_norm="last",
@@ -115,7 +125,7 @@ def _count(named: Mapping[str, np.ndarray], part: str) -> int:
 
 
 def params(
-    config: model.Config, shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, np.ndarray]
+    config: model.Model, shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names.
 
@@ -136,18 +146,18 @@ def params(
         embed["head"] = named["lm_head.weight"]
     return {
         "embed": embed,
-        "prelude": stacked("prelude", config.grid.prelude),
-        "core": stacked("core_block", config.grid.num_blocks),
-        "coda": stacked("coda", config.grid.coda),
+        "prelude": stacked("prelude", config.ends["prelude"]),
+        "core": stacked("core_block", config.schedule.num_blocks),
+        "coda": stacked("coda", config.ends["coda"]),
         "depth": {},
         "inject": {"adapter": named["transformer.adapter.weight"].T},
         "final_norm": named["transformer.ln_f.weight"],
     }
 
 
-def _block(config: huginn.Config, named: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
+def _block(block: Block, named: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
     w = lambda name: named[f"{prefix}.{name}.weight"]
-    d, n, h = config.embed_dim, config.num_heads, config.head_dim
+    d, n, h = block.embed_dim, block.mixer.num_heads, block.mixer.head_dim
     query, key, value = (rows.T.reshape(d, n, h) for rows in np.split(w("attn.Wqkv"), 3))
     query_bias, key_bias = named[f"{prefix}.attn.qk_bias"].reshape(2, n, h)
     gate, up = np.split(w("mlp.fc"), 2)

@@ -12,22 +12,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from recursia import kv, model
-from recursia.blocks import moeut
+from recursia import model
+from recursia.blocks.block import Block
+from recursia.blocks.peri_norm import PeriNorm
 from recursia.convert.reference import Case, under
 from recursia.depth import fixed
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
+from recursia.feedforward.sigma_moe import SigmaMoE
 from recursia.layers import embedding
-from recursia.sharing import grid as sharing
+from recursia.mixers.switch_head import SwitchHead
 
-# What their constructors take where a file does not say, as our fields; widths have no default.
+# What their constructors take where a file does not say; widths have no default.
 DEFAULTS = {
-    "ff_k": ("top_k", 8),
-    "ff_expert_size": ("expert_dim", 128),
-    "att_k": ("attention_top_k", 2),
-    "entropy_reg": ("entropy_weight", 0.01),
-    "att_entropy_reg": ("attention_entropy_weight", 0.001),
+    "ff_k": 8,
+    "ff_expert_size": 128,
+    "att_k": 2,
+    "entropy_reg": 0.01,
+    "att_entropy_reg": 0.001,
 }
 DROPPED = ("dropout", "ff_expert_dropout", "att_expert_dropout")
 
@@ -44,7 +46,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     return Case(ours, convert, tokens[:, :-1], tokens[:, 1:], losses=losses)
 
 
-def config(theirs: dict[str, Any]) -> model.Config:
+def config(theirs: dict[str, Any]) -> model.Model:
     """Returns our configuration of their model.
 
     Raises:
@@ -55,31 +57,37 @@ def config(theirs: dict[str, Any]) -> model.Config:
             raise ConfigError(f"reference: {name} {theirs[name]} is not read here; 0 is")
     width, heads = theirs["d_model"], theirs["n_heads"]
     group = theirs.get("group_size", 2)
-    block = moeut.Config(
-        embed_dim=width,
+    given = {name: theirs.get(name, default) for name, default in DEFAULTS.items()}
+    mixer = SwitchHead(
         num_heads=heads,
         head_dim=theirs.get("d_head") or width // heads,
-        num_experts=theirs["ff_n_experts"],
         num_attention_experts=theirs["att_n_experts"],
-        **{ours: theirs.get(name, default) for name, (ours, default) in DEFAULTS.items()},
+        attention_top_k=given["att_k"],
+        attention_entropy_weight=given["att_entropy_reg"],
     )
+    feedforward = SigmaMoE(
+        num_experts=theirs["ff_n_experts"],
+        top_k=given["ff_k"],
+        expert_dim=given["ff_expert_size"],
+        entropy_weight=given["entropy_reg"],
+    )
+    block = PeriNorm(width, mixer, feedforward, norm="layer")
     repeats = theirs["n_layers"] // group  # layers that do not divide are left out
-    plan = sharing.plan(group * repeats, repeats, "cycle", (), moeut.SLOTS, fixed.SLOTS)
-    return model.Config(
+    return model.Model(
+        num_layers=group * repeats,
+        sharing="cycle",
         vocab_size=theirs["n_tokens"],
         block=block,
-        depth=fixed.Config(repeats),
-        grid=plan,
-        kv=kv.Config("own"),
+        depth=fixed.Fixed(repeats),
         embed=embedding.Config(is_tied=False, has_head_bias=True),
     )
 
 
-def params(config: model.Config, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params(config: model.Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names."""
     layers = [
         _layer(config.block, under(named, f"transformer.layers.{i}."))
-        for i in range(config.grid.num_blocks)
+        for i in range(config.schedule.num_blocks)
     ]
     return {
         "embed": {
@@ -100,12 +108,13 @@ def _norm(named: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
     return {"scale": named[f"{name}.weight"], "bias": named[f"{name}.bias"]}
 
 
-def _layer(config: moeut.Config, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    d, n, h = config.embed_dim, config.num_heads, config.head_dim
+def _layer(block: Block, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    mixer = block.mixer
+    d, n, h = block.embed_dim, mixer.num_heads, mixer.head_dim
     w = lambda name: named[f"attention.{name}"]
     heads = lambda matrix: matrix.T.reshape(d, n, h)
-    if config.has_attention_experts:
-        select = lambda matrix: matrix.T.reshape(d, n, config.num_attention_experts)
+    if mixer.has_attention_experts:
+        select = lambda matrix: matrix.T.reshape(d, n, mixer.num_attention_experts)
         projections = {"value": w("v"), "out": w("o")}
         router = {"value": select(w("sel_v")), "out": select(w("sel_o"))}
     else:

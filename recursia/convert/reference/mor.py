@@ -6,6 +6,7 @@ recursion and holds its blocks; with token choice, one layer holds all recursion
 a layer is one step.
 """
 
+import dataclasses
 import functools
 import json
 import re
@@ -15,14 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from recursia import inject, kv, model
-from recursia.blocks import llama
+from recursia import kv, model
+from recursia.blocks.block import Block
+from recursia.blocks.pre_norm import PreNorm
 from recursia.convert.reference import Case, aliases, mor_routing, under
 from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
+from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
-from recursia.sharing import grid as sharing
+from recursia.mixers.grouped_query import GroupedQuery
 
 EXPERT = "model.layers.{}.block.{}"
 TOKEN = "model.layers.{}.block_list.{}.{}"
@@ -52,7 +55,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     ours = config(json.loads(str(file["config"])), owner)
     tokens = np.asarray(file["tokens"])
     targets = np.concatenate([tokens[:, 1:], np.full_like(tokens[:, :1], -1)], axis=1)
-    expert = isinstance(ours.depth, expert_choice.Config) and ours.depth.aux_loss_weight > 0
+    expert = isinstance(ours.depth, expert_choice.ExpertChoice) and ours.depth.aux_loss_weight > 0
     balancing = getattr(ours.depth, "balancing", "none")
 
     # A loss that their model is trained without is 0 in a file, whatever its value would be.
@@ -66,7 +69,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
         is_counted = balancing != "none"
         return [("balancing_ratio", aux.metrics["depth_share"])] if is_counted else []
 
-    kept = lambda aux: [(r, aux.depth_used > r) for r in range(ours.grid.num_recursions)]
+    kept = lambda aux: [(r, aux.depth_used > r) for r in range(ours.schedule.num_recursions)]
     return Case(
         ours,
         functools.partial(params, ours),
@@ -78,7 +81,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     )
 
 
-def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:
+def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Model:
     """Returns our configuration of their model.
 
     Args:
@@ -97,39 +100,38 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Config:
             raise ConfigError(f"llama.{option}: got {got!r}, and only {value!r} is read here")
     recursions, how = recursive.get("num_recursion") or 1, recursive.get("sharing") or "none"
     is_routed = bool(theirs.get("mor"))
-    depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Config(recursions)
+    depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Fixed(recursions)
     heads = shape["num_attention_heads"]
-    block = llama.Config(
+    block = PreNorm(
         embed_dim=shape["hidden_size"],
-        num_heads=heads,
-        num_kv_heads=shape.get("num_key_value_heads") or heads,
-        head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
-        mlp_dim=shape["intermediate_size"],
-        rope_base=float(shape.get("rope_theta", 10_000)),
+        mixer=GroupedQuery(
+            num_heads=heads,
+            num_kv_heads=shape.get("num_key_value_heads") or heads,
+            head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
+            rope_base=float(shape.get("rope_theta", 10_000)),
+        ),
+        feedforward=SwiGLU(mlp_dim=shape["intermediate_size"]),
         norm_eps=float(shape.get("rms_norm_eps", 1e-6)),
     )
     keys = kv.Config("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
-    policy = model.module(depth)
-    plan = lambda varies: sharing.plan(
-        _num_layers(owner, recursions), recursions, how, varies, llama.SLOTS, policy.SLOTS
-    )
-    policy.check(depth, plan(()), keys, inject.Config())
-    private = _private_slots(depth, plan(()), owner)
-    return model.Config(
+    ours = model.Model(
+        num_layers=_num_layers(owner, recursions),
+        sharing=how,
         vocab_size=shape["vocab_size"],
         block=block,
         depth=depth,
-        grid=plan(tuple((slot, "recursion+block") for slot in private)),
         kv=keys,
         embed=embedding.Config(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
     )
+    private = _private_slots(ours, owner)
+    return dataclasses.replace(ours, varies=tuple((s, "recursion+block") for s in private))
 
 
-def _private_slots(depth: Any, grid: sharing.Grid, owner: dict[str, str]) -> list[str]:
+def _private_slots(config: model.Model, owner: dict[str, str]) -> list[str]:
     """Returns the slots of which each recursion owns a tensor, under a pattern that shares."""
-    if grid.num_recursions == 1:
+    if config.schedule.num_recursions == 1:
         return []
-    name = lambda r, array: owner[f"{_step(depth, grid, r, 0)}.{array}.weight"]
+    name = lambda r, array: owner[f"{_step(config, r, 0)}.{array}.weight"]
     return [slot for slot, array in SLOTS.items() if name(0, array) != name(1, array)]
 
 
@@ -160,62 +162,61 @@ def _num_layers(names: Iterable[str], recursions: int) -> int:
     return layers
 
 
-def _step(depth: Any, grid: sharing.Grid, recursion: int, block: int) -> str:
+def _step(config: model.Model, recursion: int, block: int) -> str:
     """Returns the name of a step of the core."""
-    if isinstance(depth, expert_choice.Config):
-        return EXPERT.format(grid.prelude + recursion, block)
-    if isinstance(depth, token_choice.Config):
-        return TOKEN.format(grid.prelude, recursion, block)
-    if grid.order == "cycle":
-        return STEP.format(grid.prelude + recursion * grid.num_blocks + block)
-    return STEP.format(grid.prelude + block * grid.num_recursions + recursion)
+    depth, plan, first = config.depth, config.schedule, config.ends["prelude"]
+    if isinstance(depth, expert_choice.ExpertChoice):
+        return EXPERT.format(first + recursion, block)
+    if isinstance(depth, token_choice.TokenChoice):
+        return TOKEN.format(first, recursion, block)
+    if plan.order == "cycle":
+        return STEP.format(first + recursion * plan.num_blocks + block)
+    return STEP.format(first + block * plan.num_recursions + recursion)
 
 
-def params(config: model.Config, named: dict[str, np.ndarray]) -> dict[str, Any]:
+def params(config: model.Model, named: dict[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names, each use of a tensor named."""
-    grid, specs = config.grid, model.specs(config)
+    plan, specs, (prelude, coda) = config.schedule, model.specs(config), config.ends.values()
     block = lambda name: _block(config.block, named, name)
-    step = lambda recursion, k: block(_step(config.depth, grid, recursion, k))
+    step = lambda recursion, k: block(_step(config, recursion, k))
 
     def bank(slot: str, specs: Any) -> Any:
         """Takes each entry from the first step that uses it."""
-        table = np.array(grid.table_of(slot))
+        table = plan.by_recursion(slot)
         first = [np.argwhere(table == entry)[0].tolist() for entry in range(table.max() + 1)]
         trees = [step(r, k)[slot] for r, k in first]
         return jax.tree.map(
             lambda spec, *leaves: np.stack(leaves).reshape(spec.shape), specs, *trees
         )
 
-    middle = {expert_choice.Config: grid.num_recursions, token_choice.Config: 1}
-    steps = grid.num_recursions * grid.num_blocks
-    last = grid.prelude + middle.get(type(config.depth), steps)
+    middle = {expert_choice.ExpertChoice: plan.num_recursions, token_choice.TokenChoice: 1}
+    last = prelude + middle.get(type(config.depth), plan.num_steps)
     ends = lambda name, count: jax.tree.map(lambda p: p[None], block(name)) if count else {}
     embed = {"table": named["model.embed_tokens.weight"]}
     if not config.embed.is_tied:
         embed["head"] = named["lm_head.weight"]
     return {
         "embed": embed,
-        "prelude": ends(STEP.format(0), grid.prelude),
+        "prelude": ends(STEP.format(0), prelude),
         "core": {slot: bank(slot, tree) for slot, tree in specs["core"].items()},
-        "coda": ends(STEP.format(last), grid.coda),
-        "depth": {
-            name: _routing_params(name, config.depth, grid, named) for name in specs["depth"]
-        },
+        "coda": ends(STEP.format(last), coda),
+        "depth": {name: _routing_params(name, config, named) for name in specs["depth"]},
         "inject": {},
         "final_norm": named["model.norm.weight"],
     }
 
 
-def _block(config: llama.Config, named: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+def _block(block: Block, named: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    d, mixer = block.embed_dim, block.mixer
     w = lambda name: named[f"{prefix}.{name}.weight"]
-    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(config.embed_dim, n, config.head_dim)
-    out = w("self_attn.o_proj").T.reshape(config.num_heads, config.head_dim, config.embed_dim)
+    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(d, n, mixer.head_dim)
+    out = w("self_attn.o_proj").T.reshape(mixer.num_heads, mixer.head_dim, d)
     return {
         "norms": {"attention": w("input_layernorm"), "mlp": w("post_attention_layernorm")},
         "attention": {
-            "query": heads("q_proj", config.num_heads),
-            "key": heads("k_proj", config.num_kv_heads),
-            "value": heads("v_proj", config.num_kv_heads),
+            "query": heads("q_proj", mixer.num_heads),
+            "key": heads("k_proj", mixer.num_kv_heads),
+            "value": heads("v_proj", mixer.num_kv_heads),
             "out": out,
         },
         "mlp": {name: w(f"mlp.{name}_proj").T for name in ("gate", "up", "down")},
@@ -224,14 +225,14 @@ def _block(config: llama.Config, named: dict[str, np.ndarray], prefix: str) -> d
 
 def _routing_params(
     name: str,
-    depth: expert_choice.Config | token_choice.Config,
-    grid: sharing.Grid,
+    config: model.Model,
     named: dict[str, np.ndarray],
 ) -> Any:
     """Returns a router, or all of a bank, or the biases that choose."""
+    depth, plan, first = config.depth, config.schedule, config.ends["prelude"]
     if name == "bias":
         # Their bias takes no gradient, and no file has one.
-        return named.get(BIAS.format(grid.prelude), np.zeros(grid.num_recursions, np.float32))
+        return named.get(BIAS.format(first), np.zeros(plan.num_recursions, np.float32))
     theirs = {"router": "mor_router", "aux_router": "mlp_router"}[name]
 
     def layer(at: int) -> dict[str, np.ndarray]:
@@ -240,8 +241,8 @@ def _routing_params(
             return {"out": w("")}
         return {"hidden": w(".0"), "out": w(".2")}
 
-    if isinstance(depth, token_choice.Config):
-        return layer(grid.prelude)
-    layers = [layer(grid.prelude + r) for r in range(grid.num_recursions)]
+    if isinstance(depth, token_choice.TokenChoice):
+        return layer(first)
+    layers = [layer(first + r) for r in range(plan.num_recursions)]
     bank = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
     return {**bank, "out": bank["out"][..., 0]}

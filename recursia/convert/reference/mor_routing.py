@@ -14,7 +14,9 @@ KINDS = {"linear": "linear", "mlp": "mlp", "wide_mlp": "mlp"}  # the last two ar
 IN_TOTAL = 0.001
 
 
-def policy(theirs: dict[str, Any], recursions: int) -> expert_choice.Config | token_choice.Config:
+def policy(
+    theirs: dict[str, Any], recursions: int
+) -> expert_choice.ExpertChoice | token_choice.TokenChoice:
     """Returns the depth policy.
 
     Raises:
@@ -42,7 +44,7 @@ def policy(theirs: dict[str, Any], recursions: int) -> expert_choice.Config | to
     return _expert_choice(mor, shared) if mor["type"] == "expert" else _token_choice(own, shared)
 
 
-def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice.Config:
+def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice.ExpertChoice:
     own = mor["expert"]
     if own.get("sampling") not in ("aux_loss", "aux_router", None):
         raise ConfigError(
@@ -52,7 +54,7 @@ def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice
         raise ConfigError(
             f"mor.expert.router_func: got {own['router_func']!r}, takes 'sigmoid' or 'tanh'"
         )
-    return expert_choice.Config(
+    return expert_choice.ExpertChoice(
         capacity=tuple(float(c) for c in str(mor["capacity"]).split(",")),
         alpha=own.get("alpha") or 1.0,
         score=own.get("router_func") or "none",
@@ -62,12 +64,12 @@ def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice
     )
 
 
-def _token_choice(own: dict[str, Any], shared: dict[str, Any]) -> token_choice.Config:
+def _token_choice(own: dict[str, Any], shared: dict[str, Any]) -> token_choice.TokenChoice:
     if own.get("balancing") not in ("loss", "loss_free", None):
         raise ConfigError(
             f"mor.token.balancing: got {own['balancing']!r}, takes 'loss' or 'loss_free'"
         )
-    return token_choice.Config(
+    return token_choice.TokenChoice(
         score="sigmoid" if own.get("router_func") == "sigmoid" else "softmax",
         alpha=own.get("alpha"),
         balancing=own.get("balancing") or "none",

@@ -1,0 +1,130 @@
+"""Published blocks, as presets of an arrangement, a mixer and a feed-forward.
+
+Each function takes widths, with the names that fields have, and gives `model.block`. What it does
+not take has the value of the published block; others are set by `update` or on the command line.
+"""
+
+from typing import Any
+
+Fields = dict[str, Any]
+
+
+def llama(embed_dim: int, mlp_dim: int, norm_eps: float = 1e-5, **heads: Any) -> Fields:
+    """Llama (Touvron et al. 2023, arXiv 2302.13971); `heads` are fields of its attention."""
+    return dict(
+        kind="pre_norm",
+        embed_dim=embed_dim,
+        mixer=dict(kind="grouped_query", **heads),
+        feedforward=dict(kind="swiglu", mlp_dim=mlp_dim),
+        norm_eps=norm_eps,
+    )
+
+
+def ouro(**widths: Any) -> Fields:
+    """Ouro (Zhu et al. 2025, arXiv 2510.25741): attention and feed-forward are Llama's."""
+    block = llama(**{"rope_base": 1_000_000.0, "norm_eps": 1e-6, **widths})
+    return {**block, "kind": "sandwich_norm"}
+
+
+def huginn(embed_dim: int, mlp_dim: int, num_heads: int, head_dim: int) -> Fields:
+    """Huginn (Geiping et al. 2025, arXiv 2502.05171); what writes to the stream starts smaller.
+
+    By the root of twice the effective depth, after Takase et al. 2023 (arXiv 2312.16903); so does
+    the feed-forward's linear branch, as in the released code.
+    """
+    init = dict(rule="small", std=1.0, by_depth=True)
+    mixer = dict(
+        kind="grouped_query",
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=head_dim,
+        rope_base=50_000.0,
+        rope_layout="interleaved",
+        has_bias=True,
+        init=init,
+    )
+    return dict(
+        kind="pre_post_norm",
+        embed_dim=embed_dim,
+        mixer=mixer,
+        feedforward=dict(kind="swiglu", mlp_dim=mlp_dim, init=init),
+        norm_eps=1e-6,
+    )
+
+
+def universal(
+    embed_dim: int, mlp_dim: int, num_heads: int, head_dim: int, num_kv_heads: int | None = None
+) -> Fields:
+    """Universal Transformer (Dehghani et al. 2018, arXiv 1807.03819), pre-norm as released.
+
+    Attention has no rotation. The paper's form is kind "post_norm", where writes do not add up:
+    its `init.by_depth` is False.
+    """
+    init = dict(rule="fan_in", std=1.0, by_depth=True)
+    mixer = dict(
+        kind="grouped_query",
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads or num_heads,
+        head_dim=head_dim,
+        rope_base=None,
+        init=init,
+    )
+    return dict(
+        kind="pre_norm",
+        embed_dim=embed_dim,
+        mixer=mixer,
+        feedforward=dict(kind="relu", mlp_dim=mlp_dim, init=init),
+        norm="layer",
+        norm_eps=1e-6,
+    )
+
+
+def moeut(embed_dim: int, num_heads: int, head_dim: int, **experts: Any) -> Fields:
+    """MoEUT (Csordás et al. 2024, arXiv 2405.16039); `experts` are fields of either layer."""
+    inner = ("num_attention_experts", "attention_top_k", "rope_fraction", "rope_base")
+    attention, mlp = _split(experts, (*inner, "attention_entropy_weight"))
+    return dict(
+        kind="peri_norm",
+        embed_dim=embed_dim,
+        mixer=dict(kind="switch_head", num_heads=num_heads, head_dim=head_dim, **attention),
+        feedforward=dict(kind="sigma_moe", **mlp),
+        norm="layer",
+    )
+
+
+def sut(embed_dim: int, num_heads: int, head_dim: int, mim_weight: float, **experts: Any) -> Fields:
+    """Sparse Universal Transformer (Tan et al. 2023, arXiv 2310.07096); one weight of both MIMs."""
+    inner = ("num_attention_experts", "attention_top_k", "num_distances", "attention_mim_sign")
+    attention, mlp = _split(experts, inner)
+    attention |= dict(num_heads=num_heads, head_dim=head_dim, attention_mim_weight=mim_weight)
+    return dict(
+        kind="post_norm",
+        embed_dim=embed_dim,
+        mixer=dict(kind="momha", **attention),
+        feedforward=dict(kind="mim_moe", mim_weight=mim_weight, **mlp),
+        norm="layer",
+    )
+
+
+def widenet(
+    embed_dim: int, num_heads: int, head_dim: int, init_std: float = 0.02, **experts: Any
+) -> Fields:
+    """WideNet (Xue et al. 2021, arXiv 2107.11817) with causal rotary attention and no biases.
+
+    What writes to the stream starts smaller by the root of twice the effective depth.
+    """
+    init = dict(std=init_std, by_depth=True)
+    heads = dict(num_heads=num_heads, num_kv_heads=num_heads, head_dim=head_dim)
+    return dict(
+        kind="pre_norm",
+        embed_dim=embed_dim,
+        mixer=dict(kind="grouped_query", init=init, **heads),
+        feedforward=dict(kind="softmax_moe", init=init, **experts),
+        norm="layer",
+    )
+
+
+def _split(fields: Fields, first: tuple[str, ...]) -> tuple[Fields, Fields]:
+    """Returns the fields of these names, and the others."""
+    inside = {name: value for name, value in fields.items() if name in first}
+    return inside, {name: value for name, value in fields.items() if name not in first}

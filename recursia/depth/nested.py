@@ -1,0 +1,152 @@
+"""Cycles of low blocks inside cycles of high ones: the recurrence of HRM-Text.
+
+Each of the high cycles takes `low_cycles` recursions of the low blocks, z_L <- L(z_L + z_H), and
+one of the high blocks, z_H <- H(z_H + z_L). z_H starts as what the core is entered with, z_L as a
+constant vector that is never trained. Both are recursions of one stack, of which the schedule gives
+each its own entries. The gradient goes through the last of each high cycle's low recursions only:
+the others keep nothing for it.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from recursia import inject, ranges
+from recursia.depth.policy import Aux, Call, Pass, Policy
+from recursia.layers.attention import Context
+from recursia.layers.norm import zeros
+from recursia.params import Spec
+from recursia.sharing.schedule import Schedule
+from recursia.sharing.stack import Made, Recursion, Stack
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested(Policy):
+    """Two levels of recursion; `num_recursions` counts those of both.
+
+    Attributes:
+      high_cycles: recursions of the high blocks; divides `num_recursions`, and the low blocks take
+        those that are left.
+      low_backprop: for the last high cycles, how many of their last low recursions the gradient
+        goes through; in those before, one.
+    """
+
+    high_cycles: int = 2
+    low_backprop: tuple[int, ...] = (2,)
+
+    def __post_init__(self):
+        super().__post_init__()
+        ranges.at_least(1, self, "high_cycles")
+        if self.num_recursions % self.high_cycles or self.low_cycles < 1:
+            raise ValueError(
+                f"high_cycles: {self.high_cycles} cycles of at least a low and a high recursion do "
+                f"not divide num_recursions {self.num_recursions}; take a multiple of "
+                f"{self.high_cycles}, at least {2 * self.high_cycles}"
+            )
+        if not all(0 <= count <= self.low_cycles for count in self.low_backprop):
+            raise ValueError(
+                f"low_backprop: got {self.low_backprop}, takes numbers from 0 to the "
+                f"{self.low_cycles} low recursions of a high cycle"
+            )
+
+    @property
+    def low_cycles(self) -> int:
+        """Recursions of the low blocks in each high cycle."""
+        return self.num_recursions // self.high_cycles - 1
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Which of the two groups of blocks each recursion takes: 0 low, 1 high."""
+        return (*(0,) * self.low_cycles, 1) * self.high_cycles
+
+    def _trained(self) -> tuple[int, ...]:
+        """Returns how many low recursions of each high cycle have a gradient."""
+        last = self.low_backprop[max(len(self.low_backprop) - self.high_cycles, 0) :]
+        return (1,) * (self.high_cycles - len(last)) + last
+
+    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
+        """Returns the vector that low states start as."""
+        return {"low_start": Spec((embed_dim,), (None,), zeros, is_decayed=False)}
+
+    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+        """Refuses keys and values of another recursion, of which some have no gradient.
+
+        Raises:
+          ValueError: with the reason.
+        """
+        super().check(schedule, coda, told)
+        each = range(schedule.num_recursions)
+        if any(schedule.is_reader(recursion) for recursion in each):
+            raise ValueError(
+                "kv_sharing: a recursion reads keys and values of another, and under depth nested "
+                "some recursions have no gradient; take 'own'"
+            )
+
+    def run(
+        self,
+        stack: Stack,
+        params: dict[str, Any],
+        x: Float[Array, "B T D"],
+        context: Context,
+        call: Call,
+    ) -> tuple[Float[Array, "B T D"], Aux]:
+        """Returns the high states after all cycles; the modes do not differ."""
+        low = jnp.broadcast_to(jax.lax.stop_gradient(params["low_start"]), x.shape)
+        high, low, outs = x, low.astype(x.dtype), []
+        for cycle, trained in enumerate(self._trained()):
+            first = cycle * (self.low_cycles + 1)
+            middle, last = first + self.low_cycles - trained, first + self.low_cycles
+            if middle > first:
+                free = jax.lax.stop_gradient((low, high))
+                low, *out = self._low(stack, *free, context, range(first, middle))
+                low = jax.lax.stop_gradient(low)
+                outs.append(out)
+            if last > middle:
+                low, *out = self._low(stack, low, high, context, range(middle, last))
+                outs.append(out)
+
+            def rise(high: Array, recursion: Recursion, _: None, low: Array = low):
+                y, made = recursion.run(recursion.enter(high + low, context), context)
+                return y, y, made
+
+            high, *out, _ = stack.loop(rise, high, recursions=range(last, last + 1))
+            outs.append(out)
+        states, report = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
+        return high, Aux({}, {}, jnp.full(x.shape[:2], self.num_recursions), states, report)
+
+    def _low(
+        self, stack: Stack, low: Array, high: Array, context: Context, recursions: range
+    ) -> tuple[Array, Array, dict[str, Any]]:
+        """Returns the low states after some recursions, the high ones after each, and reports."""
+
+        def step(low: Array, recursion: Recursion, _: None) -> tuple[Array, Array, Made]:
+            y, made = recursion.run(recursion.enter(low + high, context), context)
+            return y, high, made
+
+        return stack.loop(step, low, recursions=recursions)[:3]
+
+    def at_depth(self, num_recursions: int) -> Self:
+        """Returns the policy of as many low recursions in fewer, or more, high cycles.
+
+        Raises:
+          ValueError: for a part of a high cycle.
+        """
+        each = self.low_cycles + 1
+        if num_recursions % each:
+            raise ValueError(
+                f"depth {num_recursions}: nested takes whole high cycles of {each} recursions; "
+                f"take a multiple of {each}"
+            )
+        return dataclasses.replace(
+            self, num_recursions=num_recursions, high_cycles=num_recursions // each
+        )
+
+    def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
+        """Returns one full pass per recursion, with a gradient or without."""
+        is_trained = []
+        for trained in self._trained():
+            is_trained += [False] * (self.low_cycles - trained) + [True] * (trained + 1)
+        return [Pass(r, seq_len, is_trained=trains) for r, trains in enumerate(is_trained)]

@@ -1,0 +1,63 @@
+"""One hidden layer of rectified units with biases (Vaswani et al. 2017, arXiv 1706.03762)."""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Float
+
+from recursia import ranges
+from recursia.feedforward.feedforward import FeedForward
+from recursia.layers.attention import Context
+from recursia.layers.initial import Init
+from recursia.layers.linear import dot
+from recursia.layers.norm import zeros
+from recursia.layers.part import Report
+from recursia.params import Leaf, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class ReLU(FeedForward):
+    """`relu(h up + up_bias) down + down_bias`: all of it decides, nothing is passed on raw.
+
+    Attributes:
+      mlp_dim: hidden width.
+      init: scales of its matrices at the start.
+    """
+
+    mlp_dim: int
+    init: Init = dataclasses.field(default_factory=Init)
+
+    norm_name = "mlp"
+    slots = ("mlp",)
+
+    def __post_init__(self):
+        ranges.at_least(1, self, "mlp_dim")
+
+    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
+        """Returns both layers with their biases."""
+        d, f = width, self.mlp_dim
+        bias = lambda width, axis: Spec((width,), (axis,), zeros, is_decayed=False)
+        return {
+            "mlp": {
+                "up": Spec((d, f), ("embed", "mlp"), self.init.read(d, d)),
+                "up_bias": bias(f, "mlp"),
+                "down": Spec((f, d), ("mlp", "embed"), self.init.write(d, f, num_steps)),
+                "down_bias": bias(d, None),
+            }
+        }
+
+    def apply(
+        self,
+        params: dict[str, Leaf],
+        x: Float[Array, "B T D"],
+        h: Float[Array, "B T D"],
+        context: Context,
+    ) -> tuple[Float[Array, "B T D"], Report]:
+        """Returns what tokens write to the stream."""
+        weights = params["mlp"]
+        hidden = jax.nn.relu(dot(h, weights["up"], "d,df->f") + weights["up_bias"])
+        return dot(hidden, weights["down"], "f,fd->d") + weights["down_bias"], {}
+
+    def forward_flops(self, width: int) -> int | float:
+        """Returns the forward matrix-multiplication FLOPs of one token."""
+        return 4 * width * self.mlp_dim

@@ -1,0 +1,135 @@
+"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), rotary or without positions.
+
+With as many key heads as query heads it is multi-head attention.
+"""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Float
+
+from recursia import ranges
+from recursia.layers.attention import Context, KeysValues
+from recursia.layers.balance import Usage
+from recursia.layers.initial import Init
+from recursia.layers.linear import dot
+from recursia.layers.norm import zeros
+from recursia.layers.rotary import Layout, rotate
+from recursia.mixers.mixer import Mixer, Params, Queries
+from recursia.params import Leaf, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupedQuery(Mixer):
+    """Queries in groups that read one key head each.
+
+    Attributes:
+      num_heads: query heads.
+      num_kv_heads: key and value heads; divides `num_heads`.
+      head_dim: width of a head; even, for the rotation.
+      rope_base: base of the rotary wavelengths; None does not rotate.
+      rope_layout: which numbers of a head are rotated as a pair: of its two "halves", or
+        "interleaved" neighbours.
+      has_bias: whether queries and keys have biases.
+      is_gated: whether what a head read is multiplied by the sigmoid of a projection of the token's
+        normalised state (Qiu et al. 2025, arXiv 2505.06708).
+      init: scales of its matrices at the start.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_base: float | None = 10_000.0
+    rope_layout: Layout = "halves"
+    has_bias: bool = False
+    is_gated: bool = False
+    init: Init = dataclasses.field(default_factory=Init)
+
+    slots = ("attention",)
+
+    def __post_init__(self):
+        ranges.at_least(1, self, "num_heads", "num_kv_heads", "head_dim")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads: {self.num_heads} query heads do not divide over num_kv_heads "
+                f"{self.num_kv_heads}; take a multiple of {self.num_kv_heads}"
+            )
+        if self.rope_base is not None:
+            ranges.above(0, self, "rope_base")
+            if self.head_dim % 2:
+                raise ValueError(
+                    f"head_dim: got {self.head_dim}, takes an even number (rotary pairs)"
+                )
+
+    @property
+    def key_weights(self) -> tuple[tuple[str, str], ...]:
+        """The keys' and values' matrices, and the keys' bias."""
+        biases = ("key_bias",) if self.has_bias else ()
+        return tuple(("attention", name) for name in ("key", *biases, "value"))
+
+    @property
+    def query_width(self) -> int:
+        """Numbers in all queries of a token."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Numbers in all keys of a token."""
+        return self.num_kv_heads * self.head_dim
+
+    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
+        """Returns the projections of queries, keys, values and outputs."""
+        d, n, k, h = width, self.num_heads, self.num_kv_heads, self.head_dim
+        init = self.init.read(d, d)
+        keys = Spec((d, k, h), ("embed", "kv_heads", None), init)
+        bias = lambda count, axis: Spec((count, h), (axis, None), zeros, is_decayed=False)
+        biases = {"query_bias": bias(n, "heads"), "key_bias": bias(k, "kv_heads")}
+        write = self.init.write(d, n * h, num_steps)
+        weights = {
+            "query": Spec((d, n, h), ("embed", "heads", None), init),
+            "key": keys,
+            "value": keys,
+            "out": Spec((n, h, d), ("heads", None, "embed"), write, inputs=2),
+        }
+        if self.is_gated:
+            weights["gate"] = weights["query"]
+        return {"attention": {**weights, **(biases if self.has_bias else {})}}
+
+    def _heads(self, params: Params, name: str, h: Array, context: Context) -> Array:
+        weights = params["attention"]
+        heads = dot(h, weights[name], "d,dnh->nh")
+        if self.has_bias:
+            heads = heads + weights[f"{name}_bias"]
+        if self.rope_base is None:
+            return heads
+        return rotate(heads, context.positions, self.rope_base, self.rope_layout)
+
+    def queries(self, params: Params, h: Float[Array, "B T D"], context: Context) -> Queries:
+        """Returns the queries of normalised states."""
+        return Queries(self._heads(params, "query", h, context))
+
+    def keys_values(
+        self, params: Params, x: Float[Array, "B T D"], h: Float[Array, "B T D"], context: Context
+    ) -> tuple[KeysValues, Usage | None]:
+        """Returns keys of `h` and values of `x`."""
+        value = dot(x, params["attention"]["value"], "d,dnh->nh")
+        return KeysValues(self._heads(params, "key", h, context), value), None
+
+    def outputs(
+        self,
+        params: Params,
+        mixed: Float[Array, "B T N H"],
+        h: Float[Array, "B T D"],
+        queries: Queries,
+        context: Context,
+    ) -> tuple[Float[Array, "B T D"], Usage | None]:
+        """Returns the heads, gated if so, projected to the stream."""
+        if self.is_gated:
+            mixed = mixed * jax.nn.sigmoid(dot(h, params["attention"]["gate"], "d,dnh->nh"))
+        return dot(mixed, params["attention"]["out"], "nh,nhd->d"), None
+
+    def forward_flops(self, width: int, keys: int | float, is_reading: bool) -> int | float:
+        """Returns the forward matrix-multiplication FLOPs of one token."""
+        kv = 0 if is_reading else self.key_width
+        gate = 2 * width * self.query_width if self.is_gated else 0
+        return 4 * width * (self.query_width + kv) + gate + 4 * self.query_width * keys

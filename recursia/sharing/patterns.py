@@ -1,0 +1,131 @@
+"""How the steps of a model share their weights: constructors of a schedule's tables.
+
+    "block"            cycle: every recursion uses the same blocks
+    "recursion+block"  private: nothing is shared
+    "recursion"        one copy per recursion, the same for its blocks
+    "one"              one copy for the whole core
+    "block/2"          groups: two neighbours on that axis share
+
+or an explicit table: for each recursion, the bank entry that each block uses. The four patterns are
+those of Recursive Transformers and Mixture-of-Recursions (Bae et al. 2024, arXiv 2410.20672; 2025,
+arXiv 2507.10524); groups are ALBERT's (Lan et al. 2019, arXiv 1909.11942).
+"""
+
+from typing import Any, Literal
+
+from recursia.sharing.schedule import Order, Schedule, Table
+
+Pattern = Literal["none", "cycle", "sequence", "middle_cycle", "middle_sequence"]
+How = str | Table  # a slot varies
+
+
+def ends(sharing: Pattern, prelude: int | None, coda: int | None) -> tuple[int, int]:
+    """Returns how many unshared blocks stand before and after the core.
+
+    Args:
+      sharing: the pattern; a "middle_" one has one at each end unless told otherwise.
+      prelude: blocks before the core; None takes the pattern's.
+      coda: blocks after it, likewise.
+    """
+    default = 1 if sharing.startswith("middle_") else 0
+    return default if prelude is None else prelude, default if coda is None else coda
+
+
+def schedule(
+    num_layers: int,
+    groups: tuple[int, ...],
+    sharing: Pattern,
+    ends: tuple[int, int],
+    slots: dict[str, How],
+    varies: dict[str, How],
+) -> Schedule:
+    """Returns the schedule of a model's core.
+
+    Args:
+      num_layers: effective depth, the number of block applications of a full-depth token.
+      groups: for each recursion of the core, which group of blocks it takes; groups share nothing.
+      sharing: a published pattern; "none" gives every step its own weights.
+      ends: blocks of prelude and coda.
+      slots: every slot and how it varies by itself.
+      varies: where the model says otherwise.
+
+    Raises:
+      ValueError: for a depth that does not divide, or a slot that cannot vary so.
+    """
+    middle, num_recursions = num_layers - sum(ends), len(groups)
+    if middle < num_recursions or middle % num_recursions:
+        below = middle // num_recursions * num_recursions
+        near = [n + sum(ends) for n in (below, below + num_recursions) if n > 0]
+        raise ValueError(
+            f"num_layers: {num_layers} layers leave {middle} to share, which {num_recursions} "
+            f"recursions do not divide; take num_layers {' or '.join(map(str, near))}"
+        )
+    for slot in varies:
+        if slot not in slots:
+            raise ValueError(f"varies: no slot {slot!r}; the slots are {', '.join(slots)}")
+    order: Order = "sequence" if sharing.endswith("sequence") else "cycle"
+    sizes = num_recursions, middle // num_recursions
+    tables = {slot: table(*sizes, slot, how) for slot, how in {**slots, **varies}.items()}
+    for slot, how in {**slots, **varies}.items():
+        if isinstance(how, str) and "recursion" not in how:
+            tables[slot] = _apart(tables[slot], groups)
+    return Schedule(*sizes, order, tuple(tables.items()))
+
+
+def _apart(table: Table, groups: tuple[int, ...]) -> Table:
+    """Returns a table in which each group of recursions has entries of its own."""
+    size = 1 + max(max(row) for row in table)
+    return tuple(
+        tuple(entry + group * size for entry in row)
+        for row, group in zip(table, groups, strict=True)
+    )
+
+
+def table(num_recursions: int, num_blocks: int, slot: str, how: How) -> Table:
+    """Returns the bank entry that each step uses of a slot that varies so.
+
+    Raises:
+      ValueError: for words that say no way to vary, or a table of another shape.
+    """
+    if not isinstance(how, str):
+        return _checked(num_recursions, num_blocks, slot, how)
+    sizes, groups = {"recursion": num_recursions, "block": num_blocks}, {}
+    for part in [] if how == "one" else how.split("+"):
+        axis, _, size = part.strip().partition("/")
+        if axis not in sizes or axis in groups or not (size or "1").isdecimal():
+            raise ValueError(
+                f"varies.{slot}: got {how!r}, takes 'block', 'recursion', 'recursion+block', "
+                "'one', groups such as 'block/2', or a table"
+            )
+        groups[axis] = int(size or 1)
+        if groups[axis] < 1 or sizes[axis] % groups[axis]:
+            raise ValueError(
+                f"varies.{slot}: groups of {groups[axis]} do not divide the {sizes[axis]} "
+                f"steps along {axis!r}"
+            )
+    wide = num_blocks // groups["block"] if "block" in groups else 1
+    row = lambda r: r // groups["recursion"] * wide if "recursion" in groups else 0
+    column = lambda k: k // groups["block"] if "block" in groups else 0
+    return tuple(
+        tuple(row(r) + column(k) for k in range(num_blocks)) for r in range(num_recursions)
+    )
+
+
+def _checked(num_recursions: int, num_blocks: int, slot: str, table: Any) -> Table:
+    """Returns an explicit table as tuples.
+
+    Raises:
+      ValueError: if its shape is not the model's, or its entries are not 0, 1, 2, ... all used.
+    """
+    rows = tuple(tuple(row) for row in table)
+    if len(rows) != num_recursions or {len(row) for row in rows} != {num_blocks}:
+        raise ValueError(
+            f"varies.{slot}: the table has rows of {[len(row) for row in rows]}, the model "
+            f"{num_recursions} recursions of {num_blocks} blocks"
+        )
+    used = {entry for row in rows for entry in row}
+    if used != set(range(len(used))):
+        raise ValueError(
+            f"varies.{slot}: entries {sorted(used)} must be 0 to {len(used) - 1}, each used"
+        )
+    return rows

@@ -1,0 +1,164 @@
+"""Who owns what a step uses: tables of bank entries and of keys; host data, never traced.
+
+A *step* is one application of a block. The core of a model is a grid of steps, `num_recursions` by
+`num_blocks`, walked recursion by recursion ("cycle") or block by block ("sequence"). For each slot
+of the block (norms, attention, mlp, router, ...) a table `[recursion][block]` holds the entry of
+the slot's *bank* that a step uses. One more table, `keys`, holds the step whose keys and values a
+step reads, and `windows` how many of them it sees. Steps are numbered recursion by recursion,
+whatever the order in which they are taken. Patterns are constructors of these tables
+(`recursia.sharing.patterns`): nothing else knows which one was used.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from recursia import params
+
+Order = Literal["cycle", "sequence"]
+Table = tuple[tuple[int, ...], ...]  # [recursion][block]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Steps of one stack of blocks, and what each of them uses.
+
+    Attributes:
+      num_recursions: how often the blocks are walked.
+      num_blocks: blocks of one recursion.
+      order: "cycle" walks recursion by recursion, "sequence" block by block.
+      entries: for a slot, the entry of its bank at each step; a slot not named has one for each
+        block, the same in every recursion.
+      keys: for each step, the number of the step whose keys and values it reads: its own where it
+        makes them. Empty: every step makes its own.
+      windows: for each step, how many keys it sees, its token's own included; 0 sees all. Empty:
+        every step sees all.
+    """
+
+    num_recursions: int
+    num_blocks: int
+    order: Order = "cycle"
+    entries: tuple[tuple[str, Table], ...] = ()
+    keys: Table = ()
+    windows: Table = ()
+
+    def __post_init__(self):
+        place = {step: at for at, step in enumerate(self.steps)}
+        for step, owner in enumerate(self.owners):
+            if place.get(int(owner), len(place)) > place[step] or self.owners[owner] != owner:
+                raise ValueError(
+                    f"keys: step {step} reads the keys of step {owner}, which does not make keys "
+                    "before it; name an earlier step that reads its own"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        """Applications of a block to a token that takes every recursion."""
+        return self.num_recursions * self.num_blocks
+
+    @functools.cached_property
+    def steps(self) -> Int[np.ndarray, "N"]:
+        """The numbers of the steps in the order in which they are taken."""
+        grid = np.arange(self.num_steps).reshape(self.num_recursions, self.num_blocks)
+        return (grid if self.order == "cycle" else grid.T).reshape(-1)
+
+    @functools.cached_property
+    def owners(self) -> Int[np.ndarray, "N"]:
+        """The step whose keys and values each step reads."""
+        return self._flat(self.keys) if self.keys else np.arange(self.num_steps)
+
+    @functools.cached_property
+    def in_walk(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+        """For each place in the walk, whose keys its step reads, and the last to read its own."""
+        place = np.argsort(self.steps)
+        owners, last = place[self.owners[self.steps]], np.arange(self.num_steps)
+        np.maximum.at(last, owners, np.arange(self.num_steps))
+        return owners, last
+
+    @functools.cached_property
+    def seen(self) -> Int[np.ndarray, "N"]:
+        """How many keys each step sees; 0 is all."""
+        return self._flat(self.windows) if self.windows else np.zeros(self.num_steps, int)
+
+    @functools.cached_property
+    def makes_all_keys(self) -> bool:
+        """Whether every step makes its own keys and values."""
+        return bool((self.owners == np.arange(self.num_steps)).all())
+
+    @functools.lru_cache  # noqa: B019 - schedules are few and small
+    def entry(self, slot: str) -> Int[np.ndarray, "N"]:
+        """Returns the entry of a slot's bank that each step uses."""
+        if slot in dict(self.entries):
+            return self._flat(dict(self.entries)[slot])
+        return np.tile(np.arange(self.num_blocks), self.num_recursions)
+
+    def _flat(self, table: Table) -> Int[np.ndarray, "N"]:
+        return np.array(table).reshape(self.num_steps)
+
+    def by_recursion(self, slot: str) -> Int[np.ndarray, "R K"]:
+        """Returns the same as a table."""
+        return self.entry(slot).reshape(self.num_recursions, self.num_blocks)
+
+    def size(self, slot: str) -> int:
+        """Returns the number of entries of a slot's bank."""
+        return 1 + int(self.entry(slot).max())
+
+    def is_reused(self, slot: str) -> bool:
+        """Returns whether two steps use the same entry of a slot."""
+        return self.size(slot) < self.num_steps
+
+    def varies(self, slot: str) -> bool:
+        """Returns whether recursions use different entries of a slot."""
+        return bool((self.by_recursion(slot) != self.by_recursion(slot)[0]).any())
+
+    def is_source(self, recursion: int) -> bool:
+        """Returns whether another recursion reads keys and values that this one makes."""
+        owner, reader = self.owners // self.num_blocks, np.arange(self.num_steps) // self.num_blocks
+        return bool(((owner == recursion) & (reader != recursion)).any())
+
+    def is_reader(self, recursion: int) -> bool:
+        """Returns whether this recursion reads keys and values that another one made."""
+        first = recursion * self.num_blocks
+        owners = self.owners[first : first + self.num_blocks]
+        return bool((owners // self.num_blocks != recursion).any())
+
+    def at_depth(self, num_recursions: int) -> "Schedule":
+        """Returns the schedule of a model that stops, or goes on, after `num_recursions`.
+
+        Raises:
+          ValueError: if a slot has no entries for that many recursions.
+        """
+        if num_recursions < 1:
+            raise ValueError(f"depth {num_recursions}: takes at least 1")
+        own = [slot for slot, _ in self.entries if self.varies(slot)]
+        if num_recursions > self.num_recursions and own:
+            raise ValueError(
+                f"depth {num_recursions}: {', '.join(own)} has weights for "
+                f"{self.num_recursions} recursions only; take at most {self.num_recursions}"
+            )
+        more = max(num_recursions - self.num_recursions, 0)
+        cut = lambda table: (table + table[-1:] * more)[:num_recursions]
+        return dataclasses.replace(
+            self,
+            num_recursions=num_recursions,
+            entries=tuple((slot, cut(table)) for slot, table in self.entries),
+            keys=(self.keys and self.keys + tuple(map(self._further, range(1, more + 1))))[
+                :num_recursions
+            ],
+            windows=cut(self.windows),
+        )
+
+    def _further(self, more: int) -> tuple[int, ...]:
+        """Returns the keys of a recursion so many after the last, which does as the last one does.
+
+        What that reads of an earlier recursion it reads too; what of its own, of its own.
+        """
+        first = self.num_steps - self.num_blocks
+        return tuple(k + more * self.num_blocks if k >= first else k for k in self.keys[-1])
+
+    def bank(self, slot: str, tree: Any) -> Any:
+        """Returns the specs of a slot's bank: those of one entry, with the entries in front."""
+        return params.stack(tree, (self.size(slot),), (None,))

@@ -1,0 +1,168 @@
+"""The models again, in float64 NumPy: one row, one step, one token subset at a time.
+
+Written from the papers' formulas and nothing of the library but its configs and parameter names.
+"""
+
+import math
+
+import numpy as np
+
+from tests.helpers.blocks import flat
+
+erf = np.vectorize(math.erf)
+sigmoid = lambda x: 1 / (1 + np.exp(-x))
+
+
+def norm(x, scale, eps):
+    """Returns the root-mean-square normalisation of the last axis."""
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
+
+
+def rotate(x, positions, base):
+    """Returns heads [T N H] turned by their positions, first half against second."""
+    half = x.shape[-1] // 2
+    turns = np.exp(1j * positions[:, None, None] / base ** (np.arange(half) / half))
+    turned = (x[..., :half] + 1j * x[..., half:]) * turns
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def block(weights, x, where, config, source=None):
+    """Returns one Llama block's output and its (keys, values, where); `where` is [2 T]."""
+    config, w = flat(config), weights["attention"]
+    base = config.rope_base
+    heads = lambda h, name: np.einsum("td,dnh->tnh", h, w[name])
+    h = norm(x, weights["norms"]["attention"], config.norm_eps)
+    query = rotate(heads(h, "query"), where[0], base)
+    if source is None:
+        source = rotate(heads(h, "key"), where[0], base), heads(h, "value"), where
+    key, value, there = source
+    mixed = np.zeros_like(query)
+    for t, n in np.ndindex(query.shape[:2]):
+        group = n // (config.num_heads // config.num_kv_heads)
+        sees = (there[0] <= where[0, t]) & (there[1] == where[1, t])
+        score = np.exp(key[sees, group] @ query[t, n] / math.sqrt(config.head_dim))
+        mixed[t, n] = score / score.sum() @ value[sees, group]
+    x = x + np.einsum("tnh,nhd->td", mixed, w["out"])
+    h = norm(x, weights["norms"]["mlp"], config.norm_eps)
+    gate = h @ weights["mlp"]["gate"]
+    return x + (gate * sigmoid(gate) * (h @ weights["mlp"]["up"])) @ weights["mlp"]["down"], source
+
+
+def pick(tree, index):
+    """Returns one entry of every leaf of nested dictionaries."""
+    if isinstance(tree, dict):
+        return {name: pick(leaf, index) for name, leaf in tree.items()}
+    return np.asarray(tree, np.float64)[index]
+
+
+def step_weights(params, plan, recursion, k):
+    """Returns the weights of one step of the core."""
+    entry = lambda slot: plan.by_recursion(slot)[recursion, k]
+    return {slot: pick(bank, entry(slot)) for slot, bank in params["core"].items()}
+
+
+def keys_of(plan, recursion, k, made):
+    """Returns what step (recursion, k) reads of those before it by step; None makes its own."""
+    step = recursion * plan.num_blocks + k
+    return None if plan.owners[step] == step else made[plan.owners[step]]
+
+
+def router_logits(params, plan, recursion, x, name="router"):
+    """Returns one recursion's score of each token."""
+    w = pick(params["depth"][name], plan.by_recursion("router")[recursion, 0])
+    if "hidden" in w:
+        x = x @ w["hidden"]
+        x = 0.5 * x * (1 + erf(x / math.sqrt(2)))
+    return x @ w["out"]
+
+
+def gate_of(logits, config):
+    """Returns the factor of a token's update."""
+    squash = {"sigmoid": sigmoid, "tanh": np.tanh}
+    return config.alpha * squash[config.score](logits) if config.score in squash else logits
+
+
+def best(gate, count):
+    """Returns the places of the highest gates, in order; of equal ones the earlier."""
+    return sorted(sorted(range(len(gate)), key=lambda t: (-gate[t], t))[:count])
+
+
+def updated(x, y, gate, gating):
+    """Returns the state of a token that a recursion turned from `x` into `y`."""
+    gate = gate[:, None]
+    forms = {"weighted": x + gate * y, "additive": x + y, "delta": x + gate * (y - x), "replace": y}
+    return forms[gating]
+
+
+def run_fixed(params, x, where, config):
+    """Walks all steps of a row, in the schedule's order."""
+    plan, made = config.schedule, {}
+    for step in plan.steps:
+        r, k = divmod(int(step), plan.num_blocks)
+        source = keys_of(plan, r, k, made)
+        x, made[step] = block(step_weights(params, plan, r, k), x, where, config.block, source)
+    return x, []
+
+
+def run_expert_choice(params, x, where, config, mode):
+    """Routes a row; also returns (logits, chosen among the active, kept tokens) by recursion.
+
+    The logits are those that decide in causal mode.
+    """
+    depth, plan, made, report = config.depth, config.schedule, {}, []
+    active, capacity_before = np.arange(len(x)), 1.0
+    for r, capacity in enumerate(depth.capacity):
+        logits = router_logits(params, plan, r, x[active] / depth.temperature)
+        gate = gate_of(logits, depth)
+        if depth.sampling == "aux_router":
+            logits = router_logits(params, plan, r, x[active], "aux_router")
+        if mode == "causal":
+            is_open = capacity >= capacity_before
+            chosen = [i for i, score in enumerate(logits) if is_open or score >= 0]
+        else:
+            chosen = best(gate, max(1, int(capacity * len(x))))
+        # A recursion whose keys others read makes those of every active token, kept or not.
+        later = plan.owners[(r + 1) * plan.num_blocks :]
+        is_source = bool((later // plan.num_blocks == r).any())
+        going = np.arange(len(active)) if is_source else np.array(chosen, int)
+        kept, h = active[chosen], x[active[going]]
+        for k in range(plan.num_blocks):
+            weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
+            there = where[:, active[going]]
+            h, made[r * plan.num_blocks + k] = block(weights, h, there, config.block, source)
+        h = h[chosen] if is_source else h
+        x = x.copy()
+        x[kept] = updated(x[kept], h, gate[chosen], depth.gating)
+        report.append((logits, np.isin(np.arange(len(active)), chosen), kept))
+        active, capacity_before = kept, capacity
+    return x, report
+
+
+def forward(params, tokens, config, mode="eval", positions=None, segment_ids=None):
+    """Returns logits, and for each row what its routing did."""
+    rows, reports = [], []
+    for b, row in enumerate(np.asarray(tokens)):
+        place = np.arange(len(row)) if positions is None else np.asarray(positions)[b]
+        segment = np.ones(len(row)) if segment_ids is None else np.asarray(segment_ids)[b]
+        where = np.stack([place, segment])
+        x = np.asarray(params["embed"]["table"], np.float64)[row]
+        for i in range(config.ends["prelude"]):
+            x, _ = block(pick(params["prelude"], i), x, where, config.block)
+        if hasattr(config.depth, "capacity"):
+            x, report = run_expert_choice(params, x, where, config, mode)
+        else:
+            x, report = run_fixed(params, x, where, config)
+        for i in range(config.ends["coda"]):
+            x, _ = block(pick(params["coda"], i), x, where, config.block)
+        x = norm(x, np.asarray(params["final_norm"], np.float64), config.block.norm_eps)
+        head = params["embed"].get("head", params["embed"]["table"])
+        rows.append(x @ np.asarray(head, np.float64).T)
+        reports.append(report)
+    return np.stack(rows), reports
+
+
+def cross_entropy(reports, recursion):
+    """Returns the mean over active tokens of a router's loss: log(1 + exp(z)) - z if chosen."""
+    logits = np.concatenate([report[recursion][0] for report in reports])
+    chosen = np.concatenate([report[recursion][1] for report in reports])
+    return (np.logaddexp(0, logits) - logits * chosen).mean()

@@ -1,0 +1,139 @@
+"""Runs of several processes on this machine, over loopback."""
+
+import dataclasses
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from recursia import cli
+from recursia.train import loop
+
+STEPS = 4
+SECTIONS = {
+    "train": {"num_steps": STEPS, "batch_size": 4},
+    "checkpoint": {"every_steps": 2},
+    "eval": {"every_steps": 3, "prompts": ["red"], "sample_tokens": 4},
+    "mesh": {"data": 1, "fsdp": -1},
+    "log": {"tensorboard": False},
+}
+LIMIT_SECONDS = 600  # of one run, which takes 20 by itself: the machine may be busy
+
+
+@dataclasses.dataclass
+class Process:
+    """One process of a run."""
+
+    popen: subprocess.Popen
+    output: pathlib.Path
+
+    @property
+    def code(self) -> int | None:
+        return self.popen.poll()
+
+    @property
+    def said(self) -> list[str]:
+        return self.output.read_text(errors="replace").splitlines()
+
+
+def flags(count: int, index: int, port: int) -> list[str]:
+    by_hand = (f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}")
+    return [*by_hand, f"--process_id={index}"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def environment(devices: int) -> dict[str, str]:
+    """Returns the variables of a process that pretends to have so many devices."""
+    counted = "--xla_force_host_platform_device_count="
+    given = re.sub(rf"{counted}\d+", "", os.environ.get("XLA_FLAGS", ""))
+    return {**os.environ, "XLA_FLAGS": f"{given} {counted}{devices}"}
+
+
+def start(
+    place: pathlib.Path,
+    arguments: list[str],
+    *,
+    count: int,
+    devices: int = 1,
+    scripts: dict[int, str] | None = None,
+    only: tuple[int, ...] | None = None,
+) -> list[Process]:
+    """Starts `recursia ARGUMENTS` as so many processes of one run, or some of them.
+
+    A script that is given for a process stands for the command, with the same arguments.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    port, made = free_port(), []
+    for index in range(count) if only is None else only:
+        script = (scripts or {}).get(index)
+        program = ["-c", script] if script else ["-m", "recursia"]
+        command = [sys.executable, *program, *arguments]
+        command += flags(count, index, port) if count > 1 else []
+        output = place / f"output{len(list(place.glob('output*')))}"
+        with output.open("w") as file:
+            popen = subprocess.Popen(command, stdout=file, stderr=file, env=environment(devices))
+        made.append(Process(popen, output))
+    return made
+
+
+def finish(processes: list[Process], seconds: float = LIMIT_SECONDS) -> list[int]:
+    """Returns how each ended; those that have not in time are killed, and the test fails."""
+    until = time.monotonic() + seconds
+    try:
+        for process in processes:
+            process.popen.wait(max(until - time.monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        said = "\n".join("\n".join(process.said[-20:]) for process in processes)
+        raise AssertionError(f"still running after {seconds} s:\n{said}") from None
+    finally:
+        for process in processes:
+            if process.code is None:
+                process.popen.send_signal(signal.SIGKILL)
+                process.popen.wait()
+    return [process.popen.returncode for process in processes]
+
+
+def run(place: pathlib.Path, arguments: list[str], **how) -> list[Process]:
+    """Runs to the end; every process must end well."""
+    processes = start(place, arguments, **how)
+    codes = finish(processes)
+    assert codes == [0] * len(codes), "\n".join(processes[codes.index(max(codes))].said[-30:])
+    return processes
+
+
+def train(folder, workdir, *overrides, depth="fixed"):
+    return ["train", f"--config={folder / depth}.py", f"--workdir={workdir}", *overrides]
+
+
+def alone(monkeypatch, devices, arguments):
+    """Runs a command here, on some of the devices."""
+    real = loop.sharding.make_mesh
+    some = lambda mesh: real(mesh, jax.devices()[:devices])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.sharding, "make_mesh", some)
+        assert cli.main(arguments) == 0
+
+
+def state_of(workdir, step):
+    """Returns every array of a checkpoint by its path, whatever devices it was saved from."""
+    path, reader = (
+        workdir.absolute() / "checkpoints" / str(step) / "state",
+        ocp.PyTreeCheckpointer(),
+    )
+    tree = reader.metadata(path).item_metadata.tree
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=plain))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

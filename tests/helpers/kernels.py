@@ -1,0 +1,61 @@
+"""Every kernel against its reference, and through the compilers of machines that are not here."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import SingleDeviceSharding
+
+from recursia import topology
+from recursia.kernels.dispatch import Op
+from recursia.kernels.grouped_matmul import gpu, reference, tpu
+
+TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+GPUS = ("h100:1",)
+MACHINES = (
+    TPUS[0],
+    *(pytest.param(tpu, marks=pytest.mark.slow) for tpu in TPUS[1:]),
+    *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS),
+)
+TPU = pltpu.InterpretParams(
+    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+)
+GROUPED = {  # products of rows and banks, and of rows and rows, by backend
+    "reference": (reference.matmul, reference.outer),
+    "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
+    "pallas_triton": tuple(functools.partial(f, interpret=True) for f in (gpu.matmul, gpu.outer)),
+}
+
+
+def compile_for(machine, f, *shapes):
+    """Compiles `f` for one device of a machine; returns the compiled program."""
+    device = SingleDeviceSharding(topology.devices(machine)[0])
+    return jax.jit(f, in_shardings=device, out_shardings=device).lower(*shapes).compile()
+
+
+def tolerance(dtype, length=1):
+    """Returns rtol and atol of sums of `length` terms of about one, each rounded to `dtype`."""
+    eps = float(jax.numpy.finfo(dtype).eps)
+    return {"rtol": 4 * eps, "atol": 4 * eps * np.sqrt(length)}
+
+
+def run_interpreted(monkeypatch, platform):
+    """Makes every op take its kernel for a platform, interpreted in memory that starts as NaN.
+
+    Ops or arguments without one take the reference, as they do on that platform.
+    """
+    name = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}[platform]
+    how = pltpu.InterpretParams(uninitialized_memory="nan") if platform == "tpu" else True
+
+    def run(op, *arrays, backend="auto", **static):
+        for each in op.implementations:
+            if each.name == name:
+                try:
+                    return each.run(*arrays, interpret=how, **static)
+                except NotImplementedError:
+                    break
+        return op.reference(*arrays, **static)
+
+    monkeypatch.setattr(Op, "__call__", run)

@@ -1,0 +1,109 @@
+"""Tiny runs that these tests share, and what it means for two of them to be equal."""
+
+import hashlib
+import json
+import pathlib
+import random
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from recursia import config, settings
+
+SPEED = ("tokens_per_second", "flops_utilization", "flops_utilization_6n")
+FILE = """
+import json
+from ml_collections import ConfigDict
+
+
+def get_config(preset="tiny"):
+    return ConfigDict(json.loads({!r})).lock()
+"""
+DEPTHS = {
+    "expert_choice": {"kind": "expert_choice", "num_recursions": 2},
+    "fixed": {"kind": "fixed", "num_recursions": 2},
+}
+
+
+def prose(seed: int, words: int) -> str:
+    """Returns words that repeat, so that a tiny model learns something."""
+    draw = random.Random(seed).choice
+    return " ".join(draw(["red", "blue", "green", "one", "seven", "ten"]) for _ in range(words))
+
+
+def write_text(folder: pathlib.Path) -> None:
+    (folder / "train.txt").write_text(prose(0, 800))
+    (folder / "validation.txt").write_text(prose(1, 60))
+
+
+def values(folder: pathlib.Path, depth: str = "expert_choice", **sections: dict) -> dict:
+    """Returns a tiny run as plain values; a section's fields are changed by name."""
+    block = {"kind": "llama", "embed_dim": 16, "num_heads": 2, "num_kv_heads": 1}
+    block |= {"head_dim": 8, "mlp_dim": 32}
+    base = {
+        "model": {
+            "num_layers": 2,
+            "sharing": "cycle",
+            "block": block,
+            "depth": DEPTHS[depth],
+        },
+        "data": {
+            "text": [str(folder / "train.txt")],
+            "validation_text": [str(folder / "validation.txt")],
+        },
+        "train": {"num_steps": 6, "batch_size": 8, "seq_len": 16},
+        "log": {"every_steps": 1},
+    }
+    return {
+        name: base.get(name, {}) | sections.get(name, {}) for name in base.keys() | sections.keys()
+    }
+
+
+def tiny_run(folder: pathlib.Path, depth: str = "expert_choice", **sections: dict) -> settings.Run:
+    return config.build(settings.Run, values(folder, depth, **sections), "config")
+
+
+def write_config(path: pathlib.Path, contents: dict) -> str:
+    """Writes a configuration file; returns what `--config` takes."""
+    path.write_text(FILE.format(json.dumps(contents)))
+    return str(path)
+
+
+def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
+    """Returns the rows of a file, but for how fast they came and what took the time."""
+    lines = [json.loads(line) for line in (workdir / name).read_text().split("\n")[:-1]]
+    is_timing = lambda name: name in SPEED or name.startswith("seconds_")
+    return [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
+
+
+def saved(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps with a finished checkpoint."""
+    return sorted(
+        int(path.parent.name) for path in workdir.glob("checkpoints/*/commit_success.txt")
+    )
+
+
+def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Returns every array of a checkpoint by its path, read without our code."""
+    path = workdir.absolute() / "checkpoints" / str(step) / "state"
+    tree = ocp.StandardCheckpointer().restore(path)
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def is_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:
+    """Returns whether two states are equal bit for bit."""
+    return ours.keys() == theirs.keys() and all(
+        ours[name].dtype == theirs[name].dtype and ours[name].tobytes() == theirs[name].tobytes()
+        for name in ours
+    )
+
+
+def hashes(folder: pathlib.Path) -> dict[str, str]:
+    """Returns the digest of every file under a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
