@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from recursia import batch as whole_batch
 from recursia import losses, model, params, settings, sharding
 from recursia.layers import embedding
+from recursia.model import Model
 from recursia.params import Leaf
 from recursia.train import distill, optimizer
 
@@ -114,7 +115,7 @@ class Trainer:
         return self._compiled(self.model.at_step(step))
 
     @functools.lru_cache  # noqa: B019 - lives as long as the run
-    def _compiled(self, config: model.Model) -> Callable:
+    def _compiled(self, config: Model) -> Callable:
         jitted = self._jitted(config)
 
         def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -123,7 +124,7 @@ class Trainer:
 
         return run
 
-    def _jitted(self, config: model.Model) -> Any:
+    def _jitted(self, config: Model) -> Any:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.jit(
             functools.partial(train_step, self, config),
@@ -176,11 +177,11 @@ def train_step(
         check_vma=False,
     )(state.params, batch, state.step, taught_by)
     updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
-    metrics |= {
+    metrics: dict[str, Any] = metrics | {
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
-    weights = optax.apply_updates(state.params, updates)
+    weights: Any = optax.apply_updates(state.params, updates)
     weights["depth"] = config.depth.after_step(weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 
@@ -317,7 +318,7 @@ def _prediction_losses(
         share = learnt.weight * share
         return read + distill.distance(learnt.kind, hidden, head, taught, share, chunk)[0], nats
 
-    if aux.exit_weights is None:
+    if aux.exit_weights is None or aux.states is None:
         return *score(out.hidden, batch["weights"], taught), {}
     shares = aux.exit_weights * batch["weights"]
     last, nats = score(out.hidden, shares[-1], taught)
