@@ -58,8 +58,8 @@ MAY = {
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BLOCKS | {"model", "accounting", "budget"} | CONFIGS,
     "train": MODEL
-    | {"model", "losses", "scores", "workdir", "accounting", "data", "generate", "distributed"}
-    | {"console", "jsonlines", "signals"}
+    | {"model", "losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
+    | {"distributed", "console", "jsonlines", "signals"}
     | CONFIGS,
     "evaluate": BASE
     | {"params", "layers", "depth", "model", "scores", "workdir", "data", "convert", "console"},

@@ -69,7 +69,7 @@ def test_a_file_that_cannot_be_read_is_one_line(put, refused, tmp_path):
     path = put("latin.txt", b"caf\xe9")
     refused(lambda: read(path), "latin.txt: invalid UTF-8 at byte 3")
     refused(lambda: read(path, "skip"), "0 documents (1 broken skipped)")
-    refused(lambda: read("a.parquet"), ".jsonl.zst")
+    refused(lambda: read("a.csv"), ".jsonl.zst")
 
 
 def test_expand_sorts_folders_and_patterns_and_keeps_the_order_given(put, tmp_path):
