@@ -22,8 +22,9 @@ from jax.extend import core as jax_core
 from recursia import inject, model, params
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
-from recursia.sharing import patterns
+from recursia.sharing import key_banks, patterns
 from recursia.sharing.remat import Remat
+from recursia.sharing.schedule import KEYS
 
 _STACKS = ("prelude", "core", "coda", "depth")
 _BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
@@ -90,16 +91,21 @@ def applied_parameters(config: model.Model) -> int:
     """Returns the parameters that a token meets which takes every recursion.
 
     Those of the same model with nothing shared among its steps: a block counts once for each time
-    it is applied and a router once for each recursion, the tables as they are (a tied one once).
+    it is applied, what makes keys and values where it makes some, and a router once for each
+    recursion, the tables as they are (a tied one once).
     """
     plan, block = config.schedule, config.block_specs
     routers = patterns.table(plan.num_recursions, plan.num_blocks, "router", "recursion")
     private = dataclasses.replace(plan, entries=tuple((s, routers) for s in config.depth.slots))
-    step = params.count(block | config.weights.applied(block))
+    banks: dict[str, Any] = {}
+    for slot, tree in (block | config.weights.applied(block)).items():
+        banks |= key_banks.split(slot, tree, config.key_weights)
+    users = lambda bank: len(set(plan.owners)) if bank.endswith(KEYS) else plan.num_steps
+    core = sum(users(bank) * params.count(tree) for bank, tree in banks.items())
     ends = sum(config.ends.values()) * params.count(block)
     others = {name: tree for name, tree in model.specs(config).items() if name not in _STACKS}
     depth = config.depth.specs(private, config.block.embed_dim)
-    return plan.num_steps * step + ends + params.count({**others, "depth": depth})
+    return core + ends + params.count({**others, "depth": depth})
 
 
 def mean_depth(config: model.Model, seq_len: int) -> float:

@@ -128,8 +128,9 @@ def is_part(name: str, hint: Any) -> bool:
 def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
     """Yields the dotted paths of all fields that a tree of values may have, given its kinds."""
     values = values if isinstance(values, Mapping) else {}
-    for name, hint in typing.get_type_hints(cls).items():
-        inner = values.get(name)
+    hints = typing.get_type_hints(cls)
+    for name in (field.name for field in dataclasses.fields(cls)):
+        hint, inner = hints[name], values.get(name)
         if is_part(name, hint):
             yield f"{path}{name}.kind"
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner

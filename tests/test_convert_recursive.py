@@ -10,8 +10,10 @@ from recursia import model
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
+from recursia.layers.initial import Init
 from recursia.sharing import lora, tied
 from tests.helpers import points
+from tests.helpers.blocks import altered
 from tests.helpers.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
 
 STARTS = ("stepwise", "average", "lower", "upper", "random")
@@ -119,7 +121,7 @@ def test_every_leaf_of_any_block_is_the_mean_of_its_layers(name):
     for slot, tree in specs.items():
         theirs = params["core"][slot]
         for end, layer in (("prelude", 0), ("coda", 7)):
-            assert is_equal(found[end][slot], jax.tree.map(lambda w, i=layer: w[i], theirs))
+            assert is_equal(found[end][slot], jax.tree.map(lambda w, i=layer: w[i : i + 1], theirs))
 
         def entries(spec, w):
             w = np.asarray(w, np.float64)
@@ -171,7 +173,7 @@ def test_adapters_that_are_shared_take_the_mean_of_what_is_missing():
 @pytest.mark.parametrize("start", STARTS)
 def test_of_equal_layers_it_is_the_dense_model(start):
     params = draw(DENSE)
-    first = jax.tree.map(lambda w: np.broadcast_to(w[:, :1], w.shape), params["core"])
+    first = jax.tree.map(lambda w: np.broadcast_to(w[:1], w.shape), params["core"])
     params = {**params, "core": first}
     found = recursive(params, DENSE, build(), start, key=KEY)
     assert_close(found["core"], jax.tree.map(lambda w: w[:2], first))
@@ -215,7 +217,7 @@ def test_head_embedding_and_final_norm_are_copied():
     assert set(found["embed"]) == {"table", "head"}
 
 
-WIDE = dataclasses.replace(BLOCK, mlp_dim=32)
+WIDE = altered(BLOCK, mlp_dim=32)
 REFUSED = {
     "depth": (build(num_layers=9), {}, "num_layers: got 9, and the model to start from has 6"),
     "width": (
@@ -243,6 +245,6 @@ def test_models_that_do_not_fit_are_refused_in_one_line(target, how, why):
 
 
 def test_initial_scales_may_differ():
-    narrow = dataclasses.replace(BLOCK, init_std=0.1)
+    narrow = altered(BLOCK, init=Init(std=0.1))
     target = dataclasses.replace(build(), block=narrow, weights=tied.Tied())
     assert recursive(draw(DENSE), DENSE, target, "lower", key=KEY)

@@ -236,7 +236,7 @@ def test_a_planted_import_is_seen(name, source):
     [
         "if kind == 'mor': pass",
         "def is_mor(config): pass",
-        "from recursia.blocks import moeut",
+        "from recursia.convert.reference import moeut",
         "x = config.mor_router",
         "class HuginnLoop: pass",
         "f(universal=True)",

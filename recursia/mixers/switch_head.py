@@ -101,10 +101,7 @@ class SwitchHead(Mixer):
     def _rotated(self, params: Params, name: str, h: Array, context: Context) -> Array:
         """Returns heads of which the first part is rotated."""
         heads = dot(h, params["attention"][name], "d,dnh->nh")
-        width = int(self.rope_fraction * self.head_dim)
-        turned, rest = jnp.split(heads, [width - width % 2], axis=-1)
-        turned = rotate(turned, context.positions, self.rope_base)
-        return jnp.concatenate([turned, rest], axis=-1)
+        return rotate(heads, context.positions, self.rope_base, fraction=self.rope_fraction)
 
     def _choose(self, h: Array, router: Array, context: Context) -> tuple[experts.Choice, Usage]:
         """Chooses each head's projections among its own, as entries [B T N*k] of all heads'."""

@@ -79,7 +79,8 @@ def _flops(run: settings.Run, config: model.Model) -> Report:
     rows, length = run.train.batch_size, run.train.seq_len
     return {
         "flops_per_step": rows * accounting.training_flops(config, length),
-        "executed_flops_per_step": rows * accounting.executed_training_flops(config, length, run.train.rematerialisation),
+        "executed_flops_per_step": rows
+        * accounting.executed_training_flops(config, length, run.train.rematerialisation),
     }
 
 

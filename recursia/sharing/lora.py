@@ -63,6 +63,10 @@ class Lora(Weights):
                 )
         return {slot_of(slot): "recursion+block" for slot in self.slots}
 
+    def key_weights(self, block: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """Returns the adapters of the block's that it relaxes."""
+        return tuple((slot_of(slot), name) for slot, name in block if slot in self.slots)
+
     def specs(self, block: Tree) -> Tree:
         """Returns `a` and `b` for every matrix of the relaxed slots."""
 

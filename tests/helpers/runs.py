@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from recursia import config, settings
+from recursia.configs import blocks
 
 SPEED = ("tokens_per_second", "flops_utilization", "flops_utilization_6n")
 FILE = """
@@ -39,13 +40,12 @@ def write_text(folder: pathlib.Path) -> None:
 
 def values(folder: pathlib.Path, depth: str = "expert_choice", **sections: dict) -> dict:
     """Returns a tiny run as plain values; a section's fields are changed by name."""
-    block = {"kind": "llama", "embed_dim": 16, "num_heads": 2, "num_kv_heads": 1}
-    block |= {"head_dim": 8, "mlp_dim": 32}
+    heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
     base = {
         "model": {
             "num_layers": 2,
             "sharing": "cycle",
-            "block": block,
+            "block": blocks.llama(embed_dim=16, mlp_dim=32, **heads),
             "depth": DEPTHS[depth],
         },
         "data": {

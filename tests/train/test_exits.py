@@ -14,6 +14,7 @@ from recursia.errors import ConfigError, UserError
 from recursia.train import loop
 from recursia.train.step import loss_fn
 from tests.helpers import slow
+from tests.helpers.blocks import altered
 from tests.helpers.runs import state_of, tiny_run, write_text
 from tests.helpers.tiny import error, is_equal, tol
 from tests.helpers.trainers import (
@@ -244,7 +245,7 @@ def test_a_gate_starts_from_another_run_and_resumes_without_it(runs, capsys):
 )
 def test_a_start_that_does_not_fit_is_refused_in_one_line(runs, tmp_path, place, model_, said):
     run = short(runs, FIXED, init_from=str(runs / place))
-    block = dataclasses.replace(run.model.block, **model_.get("block", {}))
+    block = altered(run.model.block, **model_.get("block", {}))
     layers = model_.get("num_layers", run.model.num_layers)
     changed = dataclasses.replace(run.model, block=block, num_layers=layers)
     with pytest.raises(UserError, match=said) as refusal:
