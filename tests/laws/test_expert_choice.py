@@ -10,6 +10,7 @@ import pytest
 from recursia import accounting, model
 from recursia.config import load
 from recursia.errors import ConfigError
+from tests.blocks import flat
 from tests.laws import by_hand
 from tests.laws.tiny import (
     BATCH,
@@ -222,7 +223,7 @@ RELEASED = {
 def test_a_released_size_has_the_published_parameters(preset):
     layers, recursions, millions = RELEASED[preset]
     made = load(f"mor:{preset}", {}).model.build(49152)
-    wide, grid = made.block, made.grid
+    wide, grid = flat(made.block), made.grid
     d, heads = wide.embed_dim, 2 * (wide.num_heads + wide.num_kv_heads) * wide.head_dim
     layer = d * heads + 3 * d * wide.mlp_dim + 2 * d
     assert (grid.num_steps, grid.num_recursions) == (layers, recursions)
