@@ -38,8 +38,9 @@ MAY = {
     "kv": LAYERS | {"sharing"},
     "depth": LAYERS | {"inject", "sharing"},
     "model": MODEL,
-    "accounting": MODEL | {"model"},
-    "settings": MODEL | {"model", "typed"},
+    "optimizers": BASE | {"params"},
+    "accounting": MODEL | {"model", "optimizers"},
+    "settings": MODEL | {"model", "typed", "optimizers"},
     "typed": BASE,
     "presets": BASE | {"configs"},
     "fields": MODEL | {"model", "settings", "typed", "meanings"},
@@ -84,7 +85,8 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
+    "errors ranges params optimizers kv inject layers sharing model accounting settings typed "
+    "presets fields "
     "config data losses scores workdir train evaluate generate budget matching cli verbs arguments "
     "parsing streams signals compiled console jsonlines notes sharding distributed topology "
     "activations preflight __main__"
