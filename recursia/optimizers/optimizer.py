@@ -61,6 +61,17 @@ class Optimizer(abc.ABC):
         entries = (self.moments(s) * math.prod(s.shape) for s in jax.tree.leaves(specs))
         return _FLOAT32 * sum(entries)
 
+    def rule(self, specs: Any, decayed: Any, rate: optax.Schedule) -> optax.GradientTransformation:
+        """Returns the direction with weight decay, times the learning rate.
+
+        Args:
+          specs: of the parameters.
+          decayed: whether each of them decays.
+          rate: the learning rate by step.
+        """
+        decay = optax.add_decayed_weights(self.weight_decay, decayed)
+        return optax.chain(self.direction(specs), decay, optax.scale_by_learning_rate(rate))
+
     def transform(self, specs: Any, factor: optax.Schedule) -> optax.GradientTransformation:
         """Returns clipping, the direction, weight decay and the learning rate, in this order.
 
@@ -72,11 +83,7 @@ class Optimizer(abc.ABC):
         """
         trains = self.trains(specs)
         decayed = jax.tree.map(lambda spec, yes: spec.is_decayed and yes, specs, trains)
-        rule = optax.chain(
-            self.direction(specs),
-            optax.add_decayed_weights(self.weight_decay, decayed),
-            optax.scale_by_learning_rate(lambda step: self.learning_rate * factor(step)),
-        )
+        rule = self.rule(specs, decayed, lambda step: self.learning_rate * factor(step))
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         scales = jax.tree.map(lambda spec: spec.lr_scale, specs)
         if self.trainable:  # momentum from when it trained, in a run that resumes, must not move it

@@ -74,13 +74,15 @@ class Trainer:
         """Where each part of the state lies: moments lie with their parameters."""
         where = sharding.shardings(self.specs, self.mesh, self.run.mesh.rules)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
+        is_masked = lambda x: isinstance(x, optax.MaskedNode)  # a parameter of another rule
         moments = jax.eval_shape(self.optimizer.init, params.abstract(self.specs))
         moments = optax.tree.map_params(
             self.optimizer,
-            lambda _, place: place,
+            lambda x, place: x if is_masked(x) else place,
             moments,
             where,
             transform_non_params=lambda _: everywhere,
+            is_leaf=is_masked,
         )
         return State(everywhere, where, moments)
 

@@ -69,6 +69,12 @@ def test_a_changed_parameter_is_seen(changed):
     assert result.gradient_max_rel > parity.GRADIENTS
 
 
+def test_a_changed_update_is_seen(changed):
+    name = "param_after/torch_original_f32/wide"
+    result = parity.check(changed(name, bump(1e-5), FOLDER / "muon.npz"))
+    assert not result.ok and result.update_max_abs > parity.UPDATES
+
+
 def test_a_changed_gradient_is_seen(changed):
     result = parity.check(changed("grad/model.embed_tokens.weight", bump(1e-3)))
     assert not result.ok
