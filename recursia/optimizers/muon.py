@@ -61,7 +61,7 @@ class Muon(Optimizer):
         return optax.partition({"matrix": matrix, "rest": rest}, labels)
 
     def rule(self, specs: Any, decayed: Any, rate: optax.Schedule) -> optax.GradientTransformation:
-        """Returns a rule that decays parameters first and then moves them, rounding as published."""
+        """Returns a rule that decays parameters first and then moves them, as published."""
 
         def update(directions: Any, step: Array, params: Any) -> tuple[Any, Array]:
             by = rate(step)

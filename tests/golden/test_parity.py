@@ -52,7 +52,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 10
+    assert len(NAMES) == 12
 
 
 @pytest.mark.parametrize("name", NAMES)

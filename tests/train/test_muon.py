@@ -46,12 +46,11 @@ def test_each_matrix_of_a_bank_is_orthogonalised_by_itself(one, names, inputs):
     rest = slice(1, None) if names[0] == "experts" else slice(None)
     split = one[rest]
     flat = (int(np.prod(split[:inputs])), int(np.prod(split[inputs:])))
-    for got, of in zip(together, grad, strict=True):
-        for got, of in zip(got.reshape(-1, *flat), of.reshape(-1, *flat), strict=True):
-            alone = moved(Spec(flat, ("embed", "mlp"), ones), of)
-            assert np.abs(got - alone).max() < 1e-5
-            size = np.linalg.svd(got, compute_uv=False) / (0.2 * max(flat) ** 0.5)
-            assert size.min() > 0.6 and size.max() < 1.25
+    for got, of in zip(together.reshape(-1, *flat), grad.reshape(-1, *flat), strict=True):
+        alone = moved(Spec(flat, ("embed", "mlp"), ones), of)
+        assert np.abs(got - alone).max() < 1e-5
+        size = np.linalg.svd(got, compute_uv=False) / (0.2 * max(flat) ** 0.5)
+        assert size.min() > 0.6 and size.max() < 1.25
 
 
 @pytest.mark.parametrize(
