@@ -51,7 +51,7 @@ MAY = {
     "scores": LAYERS | {"depth", "model", "losses", "settings", "data", "distributed", "console"},
     "workdir": BASE | {"params", "sharding", "model", "settings", "config", "data", "distributed"},
     "generate": MODEL | {"model", "workdir", "console"},
-    "convert": MODEL | {"model", "blocks", "mixers", "feedforward"},
+    "convert": MODEL | {"optimizers", "model", "blocks", "mixers", "feedforward"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BASE | {"accounting", "budget", "model"} | CONFIGS,
     "train": MODEL
