@@ -54,7 +54,7 @@ test-shapes: .venv/installed-test
 	  tests/golden tests/laws/test_segments.py tests/test_losses.py tests/test_generate.py
 
 lint: .venv/installed-test
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --level error
 
 .venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv

@@ -14,6 +14,8 @@ from tests.helpers import points
 PAGE = pathlib.Path(__file__).with_name("combinations.md")
 AXES = {
     "block": ("block_", points.BLOCKS),
+    "mixer": ("mixer", points.MIXERS),
+    "feedforward": ("feedforward", points.FEEDFORWARDS),
     "depth": ("depth_", points.DEPTHS),
     "sharing": ("sharing", points.PATTERNS),
     "keys and values": ("kv_sharing", ("own", "first_recursion")),
@@ -23,11 +25,12 @@ AXES = {
 }
 INTRODUCTION = """# What goes together
 
-A model is a point on the axes block, depth, sharing, keys and values, weights, inject, loop_norm.
-This page is written by `python -m docs.combinations`, which builds every pair of values with the
-other axes at their plainest: block `llama`, depth `fixed`, sharing `cycle`; depth `recurrent` is
-told the core's input unless the pair says otherwise. The numbers are the reasons below. A test
-holds the page to the code, and another draws points from all axes at once.
+A model is a point on the axes block (its arrangement), mixer, feedforward, depth, sharing, keys and
+values, weights, inject and loop_norm. This page is written by `python -m docs.combinations`, which
+builds every pair of values with the other axes at their plainest: block `pre_norm` of mixer
+`grouped_query` and feedforward `swiglu`, depth `fixed`, sharing `cycle`; depth `recurrent` is told
+the core's input unless the pair says otherwise. The numbers are the reasons below. A test holds the
+page to the code, and another draws points from all axes at once.
 
 """
 
@@ -35,7 +38,7 @@ holds the page to the code, and another draws points from all axes at once.
 def refusal(**choices: str) -> str | None:
     """Returns why a point is refused, or None if it is legal."""
     try:
-        points.point(**choices)
+        points.point(**{"block_": "pre_norm", **choices})
     except ValueError as error:
         return str(error)
     return None

@@ -22,12 +22,16 @@ from jax.extend import core as jax_core
 from recursia import inject, model, params
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
-from recursia.sharing import patterns
+from recursia.optimizers.adamw import AdamW
+from recursia.optimizers.optimizer import Optimizer
+from recursia.sharing import key_banks, patterns
 from recursia.sharing.remat import Remat
+from recursia.sharing.schedule import KEYS
 
 _STACKS = ("prelude", "core", "coda", "depth")
 _BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
 _FLOAT32 = 4  # bytes
+_ADAMW = AdamW()
 _ENDLESS = 1 << 40  # tokens; a sequence so long that counts of tokens are exact fractions of it
 _UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "pallas_call")
 
@@ -40,7 +44,7 @@ class Budget:
       unique_parameters: entries of all banks and tables.
       applied_parameters: see `applied_parameters`.
       parameter_bytes: of the float32 parameters.
-      optimizer_bytes: of AdamW's two float32 moments of every unique parameter.
+      optimizer_bytes: of the optimizer's float32 state; see `Optimizer.moments`.
       cache_bytes_per_token: see `cache_bytes_per_token`, at the compute dtype.
       mean_depth: see `mean_depth`.
       forward_flops_per_token: see `forward_flops`; a mean over the sequence, as are all FLOPs here.
@@ -63,14 +67,16 @@ class Budget:
     mor_flops_per_token: float
 
 
-def budget(config: model.Model, seq_len: int, remat: Remat) -> Budget:
+def budget(
+    config: model.Model, seq_len: int, remat: Remat, optimizer: Optimizer = _ADAMW
+) -> Budget:
     """Returns everything on this page for sequences of `seq_len` tokens."""
     unique = unique_parameters(config)
     return Budget(
         unique_parameters=unique,
         applied_parameters=applied_parameters(config),
         parameter_bytes=_FLOAT32 * unique,
-        optimizer_bytes=2 * _FLOAT32 * unique,
+        optimizer_bytes=optimizer.state_bytes(model.specs(config)),
         cache_bytes_per_token=cache_bytes_per_token(config, seq_len),
         mean_depth=mean_depth(config, seq_len),
         forward_flops_per_token=forward_flops(config, seq_len) / seq_len,
@@ -90,16 +96,21 @@ def applied_parameters(config: model.Model) -> int:
     """Returns the parameters that a token meets which takes every recursion.
 
     Those of the same model with nothing shared among its steps: a block counts once for each time
-    it is applied and a router once for each recursion, the tables as they are (a tied one once).
+    it is applied, what makes keys and values where it makes some, and a router once for each
+    recursion, the tables as they are (a tied one once).
     """
     plan, block = config.schedule, config.block_specs
     routers = patterns.table(plan.num_recursions, plan.num_blocks, "router", "recursion")
     private = dataclasses.replace(plan, entries=tuple((s, routers) for s in config.depth.slots))
-    step = params.count(block | config.weights.applied(block))
+    banks: dict[str, Any] = {}
+    for slot, tree in (block | config.weights.applied(block)).items():
+        banks |= key_banks.split(slot, tree, config.key_weights)
+    users = lambda bank: len(set(plan.owners)) if bank.endswith(KEYS) else plan.num_steps
+    core = sum(users(bank) * params.count(tree) for bank, tree in banks.items())
     ends = sum(config.ends.values()) * params.count(block)
     others = {name: tree for name, tree in model.specs(config).items() if name not in _STACKS}
     depth = config.depth.specs(private, config.block.embed_dim)
-    return plan.num_steps * step + ends + params.count({**others, "depth": depth})
+    return core + ends + params.count({**others, "depth": depth})
 
 
 def mean_depth(config: model.Model, seq_len: int) -> float:

@@ -158,9 +158,10 @@ def _inspect(parser: parsing.Parser) -> None:
 
 
 def _prepare(parser: parsing.Parser) -> None:
+    from recursia.data import source
     from recursia.data.prepare import Options
 
-    about = "documents: .txt, .jsonl, also .gz and .zst; may be repeated"
+    about = f"documents: {', '.join(source.kinds())}; may be repeated"
     how = {"nargs": "+", "action": "add", "type": parsing.place}
     parser.add_argument("--input", required=True, help=about, **how)
     parser.add_argument("--output", type=parsing.place, required=True, help="a new directory")
@@ -210,7 +211,7 @@ def _configs(prefix: str, **_: Any) -> Iterator[str]:
     """Completes a configuration: files first, then a file's presets."""
     from recursia import presets
 
-    name, colon, _ = prefix.partition(":")
+    name, colon = prefix.partition(":")[:2]
     if colon:
         yield from presets.presets(name)
     else:

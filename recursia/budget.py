@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from recursia import accounting, settings
 from recursia.data import packing, tokenizer
+from recursia.errors import DataError
 from recursia.notes import notes
 
 Match = Literal["none", "flops", "params", "cache"]
@@ -62,7 +63,7 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
 
 def _row(name: str, run: settings.Run) -> Row:
     config, train = run.model.sized(vocab_size(run)), run.train
-    cost = accounting.budget(config, train.seq_len, train.rematerialisation)
+    cost = accounting.budget(config, train.seq_len, train.rematerialisation, run.optimizer)
     return {
         "name": name,
         "depth_kind": settings.kind(run.model.depth),
@@ -90,21 +91,36 @@ def matched_steps(target: float, total: float, num_steps: int) -> tuple[int, flo
     return steps, steps * total / (num_steps * target) - 1
 
 
-def vocab_size(run: settings.Run) -> int:
+def vocab_size(run: settings.Run, tokenizer_size: int | None = None) -> int:
     """Returns the rows of a run's embedding: as configured, or its tokenizer's.
+
+    Args:
+      run: its settings.
+      tokenizer_size: tokens of the data's tokenizer; None looks them up if the settings leave the
+        rows to it.
 
     Raises:
       ConfigError: for a "bpe:N" without a number.
-      DataError: if the prepared data or the tokenizer's file cannot be read.
+      DataError: if the prepared data or the tokenizer's file cannot be read, or the tokenizer has
+        more tokens than the model.
     """
-    name = run.data.tokenizer
-    if run.model.vocab_size:
-        return run.model.vocab_size
-    if run.data.path:
-        return packing.Reader(run.data.path[0]).vocab_size
-    if not name.startswith("bpe:"):
-        return tokenizer.from_spec(name, lambda: iter(()), run.data.end_of_text).vocab_size
-    return tokenizer.bpe_size(name)
+    rows = run.model.vocab_size
+    if tokenizer_size is None:
+        return rows or _tokenizer_size(run.data)
+    if 0 < rows < tokenizer_size:
+        raise DataError(
+            f"config.model.vocab_size: the model has {rows} tokens, the data's tokenizer "
+            f"{tokenizer_size}; raise it, or set 0 to take the tokenizer's"
+        )
+    return rows or tokenizer_size
+
+
+def _tokenizer_size(data: settings.Data) -> int:
+    if data.path:
+        return packing.Reader(data.path[0]).vocab_size
+    if data.tokenizer.startswith("bpe:"):
+        return tokenizer.bpe_size(data.tokenizer)
+    return tokenizer.from_spec(data.tokenizer, lambda: iter(()), data.end_of_text).vocab_size
 
 
 def render(rows: list[Row]) -> str:

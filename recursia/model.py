@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,7 +25,7 @@ from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf
 from recursia.ranges import MOST_LAYERS, at_least, between
 from recursia.sharding import constrain
-from recursia.sharing import patterns
+from recursia.sharing import key_banks, patterns
 from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.schedule import Schedule, Table
 from recursia.sharing.stack import Stack
@@ -108,6 +109,12 @@ class Model:
         """The parameters of one block by slot, with initial scales for the model's depth."""
         return self.block.specs(self.num_layers)
 
+    @property
+    def key_weights(self) -> key_banks.Names:
+        """(slot, name) of weights that only make keys and values."""
+        block = self.block.key_weights
+        return (*block, *self.weights.key_weights(block))
+
     def _check(self) -> None:
         """Refuses parts that cannot be combined, with the reason."""
         plan = self.schedule
@@ -187,7 +194,11 @@ def specs(config: Model) -> dict[str, Any]:
         return {slot: marked(slot, tree) for slot, tree in slots.items()}
 
     def core(slot: str, tree: Any) -> Any:
-        return parameters.mark(plan.bank(slot, tree), is_reused=plan.is_reused(slot))
+        banks = key_banks.split(slot, tree, config.key_weights)
+        made = lambda name, tree: parameters.mark(
+            plan.bank(name, tree), is_reused=plan.is_reused(name)
+        )
+        return key_banks.join({name: made(name, tree) for name, tree in banks.items()})[slot]
 
     embed = embedding.specs(config.embed, config.vocab_size, d)
     ends = {
@@ -200,7 +211,7 @@ def specs(config: Model) -> dict[str, Any]:
         "prelude": ends["prelude"],
         "core": {slot: core(slot, tree) for slot, tree in slots.items()},
         "coda": ends["coda"],
-        "depth": config.depth.specs(plan, d),
+        "depth": parameters.mark(config.depth.specs(plan, d), is_matrix=False),
         "inject": injection.specs(config.inject, plan.num_recursions, d),
     }
     final = config.block.final_norm()
@@ -377,10 +388,17 @@ def at_depth(
     Raises:
       ValueError: for a depth that some slot or the depth policy has no weights for.
     """
-    config = config.at_depth(num_recursions)
-    kept = {name: specs(config)[name] for name in ("core", "depth", "inject")}
+    whole, config = config.schedule, config.at_depth(num_recursions)
+    kept = {name: specs(config)[name] for name in ("depth", "inject")}
     cut = lambda spec, p: p[: spec.shape[0]] if spec.shape else p
     first = jax.tree.map(cut, kept, {name: params[name] for name in kept})
+
+    def core(slot: str, tree: Any) -> Any:
+        place = lambda bank: np.searchsorted(whole.held(bank), config.schedule.held(bank))
+        banks = key_banks.split(slot, tree, config.key_weights)
+        return key_banks.join({b: parameters.at(t, place(b)) for b, t in banks.items()})[slot]
+
+    first["core"] = {slot: core(slot, tree) for slot, tree in params["core"].items()}
     return config, {**params, **first}
 
 

@@ -12,6 +12,7 @@ from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.sharing.remat import KEEP, Remat
 from recursia.train import step
+from tests.helpers.blocks import flat
 from tests.helpers.flops import BATCH, BLOCK, VOCAB, assert_exact, tiny, traced
 
 FOUR = {"model.num_layers": "34", "model.depth.num_recursions": "4"}
@@ -178,7 +179,7 @@ def test_published_parameters(size, vanilla, recursive):
         model_config = config.load(name, {}).model.sized(49152)
         return accounting.unique_parameters(model_config), model_config
 
-    block = count(f"vanilla:{size}")[1].block
+    block = flat(count(f"vanilla:{size}")[1].block)
     d, table = block.embed_dim, 49152 * block.embed_dim
     wide = block.num_kv_heads * block.head_dim
     layer = 2 * d * d + 2 * d * wide + 3 * d * block.mlp_dim + 2 * d
@@ -222,7 +223,7 @@ def test_cache_is_the_published_part_of_a_plain_models(recursions):
     seq_len, layers, ends = 24, 2 + 12, 2
     plain = tiny(fixed.Fixed(1), "none", layers)
     entry = accounting.cache_bytes_per_token(plain, seq_len) / layers
-    assert entry == 2 * BLOCK.num_kv_heads * BLOCK.head_dim * 4
+    assert entry == 2 * BLOCK.mixer.num_kv_heads * BLOCK.mixer.head_dim * 4
     core = lambda depth, kv_sharing: (
         (
             accounting.cache_bytes_per_token(

@@ -74,7 +74,7 @@ MEANT = {
     "train.learningrate": "did you mean 'optimizer.learning_rate'?",
     "depth.num_recursion": "did you mean 'num_recursions'?",
     "temperature": "did you mean 'model.depth.temperature' or 'eval.temperature'?",
-    "block.expert_dim": "There is embed_dim, num_heads, ",
+    "block.expert_dim": "There is embed_dim, mixer, feedforward, ",
 }
 
 

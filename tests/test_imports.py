@@ -42,8 +42,9 @@ MAY = {
     "kv": BASE | {"sharing"},
     "depth": LAYERS | {"inject", "sharing"},
     "model": MODEL,
-    "accounting": MODEL | {"model"},
-    "settings": MODEL | {"model", "typed"},
+    "optimizers": BASE | {"params"},
+    "accounting": MODEL | {"model", "optimizers"},
+    "settings": MODEL | {"model", "typed", "optimizers"},
     "typed": BASE,
     "presets": BASE | {"configs"},
     "fields": MODEL | {"model", "settings", "typed", "meanings"},
@@ -54,12 +55,12 @@ MAY = {
     "scores": LAYERS | {"depth", "model", "losses", "settings", "data", "distributed", "console"},
     "workdir": BASE | {"params", "sharding", "model", "settings", "config", "data", "distributed"},
     "generate": BASE | {"params", "model", "workdir", "console"},
-    "convert": MODEL | {"model"},
+    "convert": MODEL | {"model", "optimizers"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BLOCKS | {"model", "accounting", "budget"} | CONFIGS,
     "train": MODEL
-    | {"model", "losses", "scores", "workdir", "accounting", "data", "generate", "distributed"}
-    | {"console", "jsonlines", "signals"}
+    | {"model", "losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
+    | {"distributed", "console", "jsonlines", "signals"}
     | CONFIGS,
     "evaluate": BASE
     | {"params", "layers", "depth", "model", "scores", "workdir", "data", "convert", "console"},
@@ -89,7 +90,8 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
+    "errors ranges params optimizers kv inject layers sharing model accounting settings typed "
+    "presets fields "
     "config data losses scores workdir train evaluate generate budget matching cli verbs arguments "
     "parsing streams signals compiled console jsonlines notes sharding distributed topology "
     "activations preflight __main__"
@@ -236,7 +238,7 @@ def test_a_planted_import_is_seen(name, source):
     [
         "if kind == 'mor': pass",
         "def is_mor(config): pass",
-        "from recursia.blocks import moeut",
+        "from recursia.convert.reference import moeut",
         "x = config.mor_router",
         "class HuginnLoop: pass",
         "f(universal=True)",

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from recursia import accounting, budget, cli, config, matching
-from recursia.blocks import llama
+from tests.helpers.blocks import flat, published
 from tests.helpers.runs import values, write_config, write_text
 
 PAIRS = [
@@ -20,55 +20,29 @@ PAIRS = [
     ("vanilla:135m", "vanilla:1.7b"),
 ]
 MATCHES = ("flops", "params", "cache")
+EMBED, HEAD = "model.block.embed_dim", "model.block.mixer.head_dim"
+KV_HEADS = "model.block.mixer.num_kv_heads"
 FIELDS = {
     "flops": {"train.num_steps"},
-    "params": {f"model.block.{name}" for name in ("embed_dim", "head_dim", "mlp_dim")},
-    "cache": {"model.num_layers", "model.block.num_kv_heads", "model.block.head_dim"},
+    "params": {EMBED, HEAD, "model.block.feedforward.mlp_dim"},
+    "cache": {"model.num_layers", KV_HEADS, HEAD},
 }
 
-# This module is a block too: one with other fields, whose costs are those of `llama`.
-SLOTS, FLOAT32, SOURCE, final_norm = llama.SLOTS, llama.FLOAT32, llama.SOURCE, llama.final_norm
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A block whose key and value heads are its query heads, and whose hidden width is an expert's.
-
-    Its `expert_dim` is to be a multiple of 4.
-    """
-
-    embed_dim: int = 64
-    num_heads: int = 4
-    head_dim: int = 16
-    norm_eps: float = 1e-5
-    expert_dim: int = 192
-    mlp_dim: int | None = None
-    num_experts: int = 2
-
-    def __post_init__(self):
-        if self.expert_dim % 4:
-            raise ValueError("expert_dim")
-
-
-def _as_llama(wide, num_experts=1):
-    widths = wide.embed_dim, wide.num_heads, wide.num_heads, wide.head_dim
-    return llama.Config(*widths, num_experts * wide.expert_dim)
-
-
-def specs(wide, num_steps):
-    return llama.specs(_as_llama(wide, wide.num_experts), num_steps)
-
-
-def forward_flops(wide, keys, is_reading):
-    return llama.forward_flops(_as_llama(wide), keys, is_reading)
-
-
-def cache_entries(wide):
-    return llama.cache_entries(_as_llama(wide))
+# A block of other parts: its key and value heads are its query heads, its hidden width an expert's.
+OTHER = published(
+    "moeut",
+    embed_dim=64,
+    num_heads=4,
+    head_dim=16,
+    num_experts=2,
+    top_k=2,
+    expert_dim=96,
+    num_attention_experts=2,
+)
 
 
 def with_other_block(run):
-    return dataclasses.replace(run, model=dataclasses.replace(run.model, block=Config()))
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, block=OTHER))
 
 
 def load(name, **overrides):
@@ -104,7 +78,7 @@ def test_overrides_load_a_model_that_equals_the_reference(first, name, match):
     assert loaded == made[name]
     assert measured(loaded, match) == pytest.approx(measured(runs[first], match), rel=0.01)
     assert made[first] is runs[first]
-    block = loaded.model.block
+    block = loaded.model.block.mixer
     assert block.head_dim % 2 == block.num_heads % block.num_kv_heads == 0
 
 
@@ -126,7 +100,9 @@ def test_none_changes_nothing():
 )
 def test_widths_stay_in_proportion_and_round(first, name):
     runs = {first: load(first), name: load(name)}
-    before, after = runs[name].model.block, matching.matched(runs, "params")[name].model.block
+    before, after = (
+        flat(each[name].model.block) for each in (runs, matching.matched(runs, "params"))
+    )
     scale = after.embed_dim / before.embed_dim
     assert abs(scale - 1) > 0.3 and after.embed_dim % 32 == 0
     assert after.head_dim / before.head_dim == pytest.approx(scale, rel=0.05)
@@ -139,8 +115,8 @@ def test_widths_stay_in_proportion_and_round(first, name):
 CACHES = [
     (2, 8, {}),
     (2, 16, {"model.num_layers": 8}),
-    (4, 4, {"model.block.num_kv_heads": 2}),  # two layers do not divide
-    (2, 3, {"model.block.num_kv_heads": 2, "model.block.head_dim": 12}),
+    (4, 4, {KV_HEADS: 2}),  # two layers do not divide
+    (2, 3, {KV_HEADS: 2, HEAD: 12}),
 ]
 
 
@@ -167,8 +143,8 @@ def test_a_block_of_other_widths_is_matched_by_those_it_has(match):
     made = matching.matched(runs, match)["b"]
     assert measured(made, match) == pytest.approx(measured(runs["a"], match), rel=0.01)
     changed = set(matching.overrides(runs["b"], made))
-    widths = {f"model.block.{name}" for name in ("embed_dim", "head_dim", "expert_dim")}
-    wanted = {"flops": {"train.num_steps"}, "params": widths, "cache": {"model.block.head_dim"}}
+    widths = {EMBED, HEAD, "model.block.feedforward.expert_dim"}
+    wanted = {"flops": {"train.num_steps"}, "params": widths, "cache": {HEAD}}
     assert changed == wanted[match]
 
 
@@ -176,8 +152,8 @@ def test_a_control_of_another_block_has_its_widths():
     run = with_other_block(load("recursive:tiny"))
     for name, control in matching.controls(run).items():
         block = control.model.block
-        assert isinstance(block, llama.Config), name
-        assert (block.num_heads, block.num_kv_heads) == (4, 4)
+        assert settings.kind(block) == "pre_norm", name
+        assert (block.mixer.num_heads, block.mixer.num_kv_heads) == (4, 4)
         match = "params" if name == "equal_params" else "flops"
         assert measured(control, match) == pytest.approx(measured(run, match), rel=0.01)
 

@@ -14,10 +14,15 @@ from tests.helpers.runs import values
 
 ODD = (float("nan"), float("inf"), float("-inf"), "1e400", "nan", -1, 0, 2**31, 2**40, 10**30)
 ODD += (10**400, "sNaN", "9" * 5000, "1e-999999999")
-BLOCK = {"embed_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32, "expert_dim": 8}
-BLOCK |= {"num_kv_heads": 1, "num_experts": 4, "top_k": 2, "num_attention_experts": 4}
-BLOCK |= {"attention_top_k": 2}
-SECTION = {"block": BLOCK, "depth": {"num_recursions": 2}, "weights": {"rank": 2}}
+PART = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32, "expert_dim": 8, "num_kv_heads": 1}
+PART |= {"num_experts": 4, "top_k": 2, "num_attention_experts": 4, "attention_top_k": 2}
+SECTION = {"depth": {"num_recursions": 2}, "weights": {"rank": 2}, "mixer": PART}
+SECTION |= {"feedforward": PART, "block": {}}
+
+
+def place(field):
+    """Returns where a part stands."""
+    return ("model", "block", field) if field in ("mixer", "feedforward") else ("model", field)
 
 
 def plain(folder, field="depth", kind="fixed"):
@@ -25,8 +30,12 @@ def plain(folder, field="depth", kind="fixed"):
     cls = settings.kind_config(field, kind)
     names = {f.name for f in dataclasses.fields(cls)}
     part = {"kind": kind} | {k: v for k, v in SECTION[field].items() if k in names}
-    more = {"inject": {"input": "add"}, field: part} if kind == "recurrent" else {field: part}
-    given = values(folder, "fixed", model=more)
+    given = values(
+        folder, "fixed", model={"inject": {"input": "add"}} if kind == "recurrent" else {}
+    )
+    if field == "block":
+        part = given["model"]["block"] | part
+    given = changed(given, place(field), part)
     return config.to_dict(config.build(settings.Run, given, "config"))
 
 
@@ -44,7 +53,7 @@ def numbers(tree, path=()):
 
 def changed(tree, path, value):
     first, *rest = path
-    of = tree[first]
+    of = tree.get(first)
     return {**tree, first: changed(of, rest, value) if rest else (value,) * is_list(of) or value}
 
 
@@ -63,8 +72,8 @@ KINDS = [(field, kind) for field in settings.KINDS for kind in settings.kinds(fi
 def test_a_number_out_of_range_is_refused_by_name(tmp_path, field, kind):
     given = plain(tmp_path, field, kind)
     whole = (field, kind) == ("depth", "fixed")
-    part = given["model"][field]
-    places = list(numbers(given)) if whole else [("model", field, n) for (n,) in numbers(part)]
+    inner = [n for n in numbers(at(given, place(field))) if field != "block" or len(n) == 1]
+    places = list(numbers(given)) if whole else [(*place(field), *n) for n in inner]
     known = {f.path for f in config.fields(config.build(settings.Run, given, "config"))}
     for path in places:
         for odd in ODD:

@@ -69,8 +69,8 @@ def test_a_cut_keeps_the_proportions_of_a_block(folder):
 
     run = load("mor:360m", Shape(cut=4, batch_size=2), {})
     block = run.model.block
-    assert (block.embed_dim, block.head_dim, block.mlp_dim) == (240, 16, 640)
-    assert (block.num_heads, block.num_kv_heads) == (15, 5)
+    assert (block.embed_dim, block.mixer.head_dim, block.feedforward.mlp_dim) == (240, 16, 640)
+    assert (block.mixer.num_heads, block.mixer.num_kv_heads) == (15, 5)
     assert (run.train.seq_len, run.train.batch_size, run.model.vocab_size) == (512, 2, 12288)
 
 

@@ -58,6 +58,7 @@ def visible(where: Where, window: int = 0) -> Bool[Array, "*B T S"]:
       window: how many positions behind a query it sees, its own included; 0 is no bound.
     """
     query_positions, key_positions, query_segments, key_segments = where.arrays
-    behind = query_positions[..., :, None] - key_positions[..., None, :]
-    is_near = (behind >= 0) & (behind < window) if window else behind >= 0
+    queries, keys = query_positions[..., :, None], key_positions[..., None, :]
+    is_near = queries >= keys  # a difference would overflow where blocks are filled up
+    is_near = is_near & (queries - keys < window) if window else is_near
     return is_near & (query_segments[..., :, None] == key_segments[..., None, :])

@@ -95,6 +95,10 @@ class Block(abc.ABC):
     def after(self, x: Array, y: Array, name: str, norm: Norm) -> Array:
         """Returns the residual stream with what a branch made, `y`; the others are `before`'s."""
 
+    def between(self, x: Array, mixed: Array) -> Array:
+        """Returns the stream that the feed-forward reads, of that before and after the mixer."""
+        return mixed
+
     def apply(
         self,
         params: Params,
@@ -121,9 +125,10 @@ class Block(abc.ABC):
         seen = None if memory is None else self.before(memory, name, norm)
         read = self.before(x, name, norm)
         y, made, report = self.mixer.apply(params, *read, context, source, seen)
-        x, name = self.after(x, y, name, norm), self.feedforward.norm_name
-        y, more = self.feedforward.apply(params, *self.before(x, name, norm), context)
-        return self.after(x, y, name, norm), made, {**report, **more}
+        mixed, name = self.after(x, y, name, norm), self.feedforward.norm_name
+        read = self.before(self.between(x, mixed), name, norm)
+        y, more = self.feedforward.apply(params, *read, context)
+        return self.after(mixed, y, name, norm), made, {**report, **more}
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns terms of the training loss in nats per token, and metrics.

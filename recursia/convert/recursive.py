@@ -8,6 +8,7 @@ unrolls a recursive model.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,7 +21,8 @@ from recursia import params as parameters
 from recursia.layers.initial import Init
 from recursia.layers.linear import Relaxed
 from recursia.params import Spec
-from recursia.sharing import lora
+from recursia.sharing import key_banks, lora
+from recursia.sharing.schedule import KEYS
 
 Start = Literal["stepwise", "average", "lower", "upper", "random"]
 Adapters = Literal["nearest", "initial"]
@@ -66,18 +68,21 @@ def recursive(
     theirs = layers(params, config)
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), plan.num_steps))
 
-    def bank(slot: str) -> Any:
-        def leaf(spec: Spec, stacked: Spec, *each: Array) -> Array:
-            groups = sources(target, slot, start if spec.is_decayed else norms or start, order)
-            means = [_mean(*(each[layer] for layer in group)) for group in groups]
-            return jnp.stack(means).reshape(stacked.shape)
+    def leaf(bank: str, spec: Spec, stacked: Spec, *each: Array) -> Array:
+        groups = sources(target, bank, start if spec.is_decayed else norms or start, order)
+        means = [_mean(*(each[layer] for layer in group)) for group in groups]
+        return jnp.stack(means).reshape(stacked.shape)
 
-        return jax.tree.map(leaf, block[slot], specs["core"][slot], *(w[slot] for w in theirs))
+    def of_slot(slot: str) -> Any:
+        trees = block[slot], specs["core"][slot], *(w[slot] for w in theirs)
+        split = [key_banks.split(slot, tree, target.key_weights) for tree in trees]
+        made = lambda bank: jax.tree.map(functools.partial(leaf, bank), *(t[bank] for t in split))
+        return key_banks.join({bank: made(bank) for bank in split[0]})[slot]
 
     drawn = {name: specs[name] for name in ("core", "depth", "inject")}
     drawn["core"] = {s: tree for s, tree in specs["core"].items() if s not in block}
     found = parameters.init(drawn, key)
-    found["core"] |= {slot: bank(slot) for slot in block}
+    found["core"] |= {slot: of_slot(slot) for slot in block}
     if isinstance(target.weights, lora.Lora) and adapters == "nearest":
         found["core"] |= _nearest(found["core"], theirs, target)
     for name, count in (("prelude", slice(prelude)), ("coda", slice(-coda, None))):
@@ -88,11 +93,9 @@ def recursive(
 
 def layers(params: dict[str, Any], config: model.Model) -> list[dict[str, Any]]:
     """Returns the weights of every layer by slot, adapters added up, as a token meets them."""
-    plan = config.schedule
 
     def at_step(step: int) -> dict[str, Any]:
-        entry = lambda slot: parameters.at(params["core"][slot], int(plan.entry(slot)[step]))
-        weights = config.weights.bind({slot: entry(slot) for slot in params["core"]})
+        weights = config.weights.bind(_entries(params["core"], config, step))
         full = lambda w: w.full() if isinstance(w, Relaxed) else w
         return jax.tree.map(full, weights, is_leaf=lambda w: isinstance(w, Relaxed))
 
@@ -100,28 +103,43 @@ def layers(params: dict[str, Any], config: model.Model) -> list[dict[str, Any]]:
         name: [parameters.at(params[name], i) for i in range(count)]
         for name, count in config.ends.items()
     }
-    return ends["prelude"] + [at_step(step) for step in plan.steps] + ends["coda"]
+    return ends["prelude"] + [at_step(s) for s in config.schedule.steps] + ends["coda"]
 
 
-def uses(config: model.Model, slot: str) -> Groups:
-    """Returns, for each entry of a slot's bank, the layers that it stands for."""
+def _entries(core: dict[str, Any], config: model.Model, step: int) -> dict[str, Any]:
+    """Returns the entry of each slot's banks that a step uses."""
+    banks: dict[str, Any] = {}
+    for slot, tree in core.items():
+        banks |= key_banks.split(slot, tree, config.key_weights)
+    entry = lambda bank: int(config.schedule.entry(bank)[step])
+    return key_banks.join({bank: parameters.at(tree, entry(bank)) for bank, tree in banks.items()})
+
+
+def uses(config: model.Model, bank: str) -> Groups:
+    """Returns, for each entry of a bank, the layers that it stands for."""
     plan = config.schedule
-    found: Groups = [[] for _ in range(plan.size(slot))]
+    found: Groups = [[] for _ in range(plan.size(bank))]
     for layer, step in enumerate(plan.steps, start=config.ends["prelude"]):
-        found[plan.entry(slot)[step]].append(layer)
+        found[plan.entry(bank)[step]].append(layer)
     return found
 
 
-def sources(config: model.Model, slot: str, start: Start, order: Any) -> Groups:
-    """Returns, for each entry of a slot's bank, the layers whose mean it starts as.
+def sources(config: model.Model, bank: str, start: Start, order: Any) -> Groups:
+    """Returns, for each entry of a bank, the layers whose mean it starts as.
+
+    What makes keys and values starts with the rest of its slot, or as the "average" of all whose
+    keys are read with it (Zuhri et al. 2024, arXiv 2406.09297).
 
     Args:
       config: the model to start.
-      slot: one of the block's.
+      bank: of one of the block's slots.
       start: as in `recursive`.
       order: the layers of the core by number from 0, shuffled, for "random".
     """
-    used, first = uses(config, slot), config.ends["prelude"]
+    if bank.endswith(KEYS) and start != "average":
+        groups = sources(config, bank.removesuffix(KEYS), start, order)
+        return [groups[entry] for entry in config.schedule.held(bank)]
+    used, first = uses(config, bank), config.ends["prelude"]
     size, end = len(used), first + config.schedule.num_steps
     match start:
         case "average":
@@ -142,19 +160,27 @@ def _nearest(
     core: dict[str, Any], theirs: list[dict[str, Any]], target: model.Model
 ) -> dict[str, Any]:
     """Returns the adapters of what the entries of the banks in `core` miss of each layer."""
-    specs, block, found = model.specs(target)["core"], target.block_specs, {}
+    found, walk = {}, list(enumerate(target.schedule.steps, start=target.ends["prelude"]))
+
+    def adapters(slot: str, missing: dict[int, Any], bank: str, tree: Any) -> Any:
+        means = [
+            jax.tree.map(_mean, *(missing[layer] for layer in group))
+            for group in uses(target, bank)
+        ]
+        pairs = [target.weights.nearest(target.block_specs[slot], mean) for mean in means]
+        kept = [{name: pair[name] for name in tree} for pair in pairs]
+        return jax.tree.map(lambda spec, *w: jnp.stack(w).reshape(spec.shape), tree, *kept)
+
     for slot in target.weights.slots:
-        missing = {}
-        for entry, group in enumerate(uses(target, slot)):
-            base = parameters.at(core[slot], entry)
-            for layer in group:
-                missing[layer] = jax.tree.map(jnp.subtract, theirs[layer][slot], base)
+        bases = [_entries({slot: core[slot]}, target, step)[slot] for _, step in walk]
+        missing = {
+            layer: jax.tree.map(jnp.subtract, theirs[layer][slot], base)
+            for (layer, _), base in zip(walk, bases, strict=True)
+        }
         name = lora.slot_of(slot)
-        groups = uses(target, name)
-        means = [jax.tree.map(_mean, *(missing[layer] for layer in group)) for group in groups]
-        pairs = [target.weights.nearest(block[slot], mean) for mean in means]
-        stack = lambda spec, *each: jnp.stack(each).reshape(spec.shape)
-        found[name] = jax.tree.map(stack, specs[name], *pairs)
+        banks = key_banks.split(name, model.specs(target)["core"][name], target.key_weights)
+        made = {bank: adapters(slot, missing, bank, tree) for bank, tree in banks.items()}
+        found |= key_banks.join(made)
     return found
 
 

@@ -1,10 +1,9 @@
 """Prepares data: documents are split, tokenised and packed once, ahead of training."""
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from recursia import console
@@ -14,8 +13,9 @@ from recursia.data.tokenizer import Tokenizer, from_spec
 from recursia.errors import ConfigError, DataError
 
 _BATCH = 1 << 20  # characters of text tokenised at once, by all cores
-_CHUNK = 1 << 20  # bytes read at a time
 _EXCERPT_TOKENS = 64
+
+Files = dict[str, tuple[source.Source, ...]]  # by split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Options:
       validation_fraction: without such files, the share of the documents to hold out, in [0, 1);
         0 makes no validation split. See `recursia.data.held_out.survey`.
       on_error: "stop" at a broken document, or "skip" it.
-      text_field: key of a JSON line's text.
+      text_field: key of a JSON line's text, or column of a table's.
       shard_tokens: tokens in a shard at most, unless one document alone is longer.
       end_of_text: name of the token that ends a text, in the file of a tokenizer; empty looks for
         the usual ones.
@@ -205,48 +205,32 @@ def _excerpt(reader: packing.Reader, split: str, shard: int, document: int) -> s
     return reader.tokenizer.decode(ids).rstrip("\ufffd")  # the last character may be cut in two
 
 
-def _files(inputs: Sequence[str], validation: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _files(inputs: Sequence[str], validation: Sequence[str]) -> Files:
     files = {"train": source.expand(inputs), "validation": source.expand(validation)}
     if not files["train"]:
         raise DataError("prepare: 0 input files; give at least 1.")
-    held_out = {os.path.realpath(path) for path in files["validation"]}
-    for path in files["train"]:
-        if os.path.realpath(path) in held_out:
+    held_out = {os.path.realpath(each.path) for each in files["validation"]}
+    for each in files["train"]:
+        if os.path.realpath(each.path) in held_out:
             raise DataError(
-                f"{path}: named 2 times, for training and for validation; leave it out of one."
+                f"{each.path}: named 2 times, for training and for validation; leave it out of one."
             )
     return files
 
 
-def _record(
-    files: Mapping[str, Sequence[str]], options: Options, given: Tokenizer | None
-) -> dict[str, Any]:
+def _record(files: Files, options: Options, given: Tokenizer | None) -> dict[str, Any]:
     """Returns what the manifest says of the request; names and hashes, no paths."""
     asked = dataclasses.asdict(options)
     del asked["validation"], asked["end_of_text"]  # the sources and the tokenizer say it
     asked["tokenizer"] = options.tokenizer if given is None else given.fingerprint
-    every = [path for paths in files.values() for path in paths]
-    with console.bar(
-        "digesting", sum(os.path.getsize(path) for path in every if os.path.exists(path))
-    ) as advance:
+    size = sum(each.size for found in files.values() for each in found)
+    with console.bar("digesting", size) as advance:
         sources = [
-            {"split": split, "name": os.path.basename(path), "sha256": _digest(path, advance)}
-            for split, paths in files.items()
-            for path in paths
+            {"split": split, "name": each.name, "sha256": each.fingerprint(advance)}
+            for split, found in files.items()
+            for each in found
         ]
     return {"sources": sources, "options": asked}
-
-
-def _digest(path: str, advance: Callable[[float], None]) -> str:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-                advance(len(chunk))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file.") from None
-    return digest.hexdigest()
 
 
 def _finished(output: str, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -288,13 +272,11 @@ def _different(manifest: Mapping[str, Any], record: Mapping[str, Any]) -> list[s
     return [*said, f"sources ({', '.join(names[:3]) or 'fewer, or another order'}{more})"]
 
 
-def _documents(
-    files: Mapping[str, Sequence[str]], options: Options, warn: bool
-) -> held_out.Labelled:
+def _documents(files: Files, options: Options, warn: bool) -> held_out.Labelled:
     """Yields the documents that hold text, each with the split that its file was named for."""
     how = {"on_error": options.on_error, "text_field": options.text_field, "warn": warn}
-    for named, paths in files.items():
-        for path in paths:
-            for document in source.documents(path, **how):
+    for named, found in files.items():
+        for each in found:
+            for document in each.documents(**how):
                 if any(part and not part.isspace() for part in document.parts()):
                     yield named, document

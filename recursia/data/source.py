@@ -1,35 +1,28 @@
-"""Documents out of plain text and JSON Lines files, gzip or Zstandard compressed or not."""
+"""Documents out of sources, each of a kind that says which files it reads.
 
+A kind is a subclass of `Source` in a module of `recursia.data.sources`; that module is all it takes
+to add one.
+"""
+
+import abc
 import collections
-import contextlib
 import dataclasses
 import functools
 import glob
-import gzip
+import hashlib
 import importlib.resources
-import io
-import itertools
-import json
 import os
-import zlib
+import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Literal
-
-import zstandard
+from typing import ClassVar, Literal
 
 from recursia import console
-from recursia.data import text as text_lib
+from recursia.data import files, sources
 from recursia.errors import DataError
 
 OnError = Literal["stop", "skip"]
-_PACKED = ("", ".gz", ".zst")
-_TEXT_ENDINGS = tuple(".txt" + packed for packed in _PACKED)
-ENDINGS = (*_TEXT_ENDINGS, *(".jsonl" + packed for packed in _PACKED))
 BUNDLED = {f"bundled:{name}": f"{name}.jsonl.gz" for name in ("train", "validation")}
-_CHUNK = 1 << 20  # bytes read at a time
-_PACKED_CHUNK = 1 << 14  # of Zstandard, which may stand for thousands of times as many
-_LINE = 1 << 28  # bytes of a line at most, since a line is read whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +41,139 @@ class Document:
         return "".join(self.parts())
 
 
-def expand(paths: Iterable[str]) -> tuple[str, ...]:
-    """Returns the files that `paths` name, in the order given and sorted within each.
+def whole(text: str) -> Document:
+    """Returns a document that is in memory."""
+    return Document(functools.partial(iter, (text,)))
+
+
+class BrokenError(DataError):
+    """Why one record of a source is no document.
+
+    Attributes:
+      where: file and line or row, for a user to find it.
+    """
+
+    def __init__(self, where: str, reason: str):
+        super().__init__(f"{where}: {reason}; fix it, or prepare with on_error=skip.")
+        self.where = where
+
+
+@dataclasses.dataclass(frozen=True)
+class Source(abc.ABC):
+    """A file of documents; a kind says which suffixes it reads, and how.
+
+    Attributes:
+      path: of the file.
+      SUFFIXES: in lower case, of the files that the kind reads.
+    """
+
+    path: str
+    SUFFIXES: ClassVar[tuple[str, ...]]
+
+    @abc.abstractmethod
+    def records(self, text_field: str) -> Iterator[Document | BrokenError]:
+        """Yields each record in order, or why it is no document.
+
+        Args:
+          text_field: name of what holds the text, where a record has several fields.
+
+        Raises:
+          DataError: if the file cannot be read.
+          BrokenError: while the parts of a document are read, if a later one is no text.
+        """
+
+    @property
+    def name(self) -> str:
+        """What prepared data calls it: no folder."""
+        return os.path.basename(self.path)
+
+    @property
+    def size(self) -> int:
+        """The bytes that `fingerprint` reads; 0 if the file is missing."""
+        return os.path.getsize(self.path) if os.path.exists(self.path) else 0
+
+    def fingerprint(self, advance: Callable[[float], None]) -> str:
+        """Returns the sha256, in hex, of the file's bytes.
+
+        Args:
+          advance: is told of the bytes read, some at a time.
+
+        Raises:
+          DataError: if the file cannot be read.
+        """
+        digest = hashlib.sha256()
+        try:
+            with open(self.path, "rb") as file:
+                while chunk := file.read(files.CHUNK):
+                    digest.update(chunk)
+                    advance(len(chunk))
+        except OSError as error:
+            raise files.unreadable(self.path, error) from None
+        return digest.hexdigest()
+
+    def documents(
+        self, *, on_error: OnError, text_field: str = "text", warn: bool = True
+    ) -> Iterator[Document]:
+        """Yields the documents. A byte-order mark at the start of a file is no part of a text.
+
+        Args:
+          on_error: "stop" raises at the first broken record; "skip" leaves it out.
+          text_field: see `records`.
+          warn: whether to print, at the end, how many were skipped to stderr.
+
+        Raises:
+          DataError: if the file cannot be read, holds no document, or is broken under "stop"; for
+            a document in parts that may come while they are read.
+        """
+        skipped, found = [], 0
+        for document in self.records(text_field):
+            try:
+                if isinstance(document, BrokenError):
+                    raise document
+                if on_error == "skip":  # parts are used before a later one proves broken
+                    collections.deque(document.parts(), maxlen=0)
+            except BrokenError as error:
+                if on_error == "stop":
+                    raise
+                skipped.append(error.where)
+            else:
+                found += 1
+                yield document
+        if skipped and warn:
+            console.say(f"{self.path}: skipped {len(skipped)} broken, the first at {skipped[0]}")
+        if not found:
+            why = f"{len(skipped)} broken skipped" if skipped else "it is empty"
+            raise DataError(
+                f"{self.path}: 0 documents ({why}); give it text or leave it out of the inputs."
+            )
+
+
+@functools.cache
+def kinds() -> dict[str, type[Source]]:
+    """Returns the kind of source that reads each suffix, in the order of the kinds' modules."""
+    found = {}
+    for module in pkgutil.iter_modules(sources.__path__, f"{sources.__name__}."):
+        names = vars(importlib.import_module(module.name)).values()
+        for kind in (n for n in names if isinstance(n, type) and issubclass(n, Source)):
+            if kind is not Source:
+                found |= dict.fromkeys(kind.SUFFIXES, kind)
+    return found
+
+
+def of(path: str) -> Source:
+    """Returns the source that a file is.
+
+    Raises:
+      DataError: if its suffix is that of no kind, or what its kind needs is not installed.
+    """
+    for suffix, kind in kinds().items():
+        if path.lower().endswith(suffix):
+            return kind(path)
+    raise DataError(f"{path}: not a kind of file that is read; use {', '.join(kinds())}.")
+
+
+def expand(paths: Iterable[str]) -> tuple[Source, ...]:
+    """Returns the sources that `paths` name, in the order given and sorted within each.
 
     Args:
       paths: files, glob patterns (`**` crosses folders), folders (every accepted file directly in
@@ -57,65 +181,15 @@ def expand(paths: Iterable[str]) -> tuple[str, ...]:
         corpus.
 
     Raises:
-      DataError: if a path names nothing, has an ending that is not accepted, or comes twice.
+      DataError: if a path names nothing, is of no kind that is read, or comes twice.
     """
-    files = [file for path in paths for file in _expand(path)]
-    for file in files:
-        _check_ending(file)
+    found = [of(file) for path in paths for file in _expand(path)]
     seen = set()
-    for file in files:
-        if (real := os.path.realpath(file)) in seen:
-            raise DataError(f"{file}: named 2 times by the inputs; name it 1 time.")
+    for source in found:
+        if (real := os.path.realpath(source.path)) in seen:
+            raise DataError(f"{source.path}: named 2 times by the inputs; name it 1 time.")
         seen.add(real)
-    return tuple(files)
-
-
-def documents(
-    path: str, *, on_error: OnError, text_field: str = "text", warn: bool = True
-) -> Iterator[Document]:
-    """Yields the documents of one file: all of a `.txt`, one for each line of a `.jsonl`.
-
-    Lines end at line feeds only. A byte-order mark is no part of a text.
-
-    Args:
-      path: a file with one of `ENDINGS`. Blank lines of a `.jsonl` are no documents.
-      on_error: "stop" raises at the first broken line (or `.txt`); "skip" leaves it out.
-      text_field: the key of a line's object that holds the text.
-      warn: whether to print, at the end, how many were skipped to stderr.
-
-    Raises:
-      DataError: if the file cannot be read, holds no document, or is broken under "stop"; for a
-        `.txt` that may come while its parts are read.
-    """
-    _check_ending(path)
-    skipped, found = [], 0
-    is_text = path.lower().endswith(_TEXT_ENDINGS)
-    for document in (_file if is_text else _lines)(path, text_field):
-        try:
-            if isinstance(document, _BrokenError):
-                raise document
-            if is_text and on_error == "skip":  # parts are used before a later one proves broken
-                collections.deque(document.parts(), maxlen=0)
-        except _BrokenError as error:
-            if on_error == "stop":
-                raise
-            skipped.append(error.where)
-        else:
-            found += 1
-            yield document
-    if skipped and warn:
-        console.say(f"{path}: skipped {len(skipped)} broken, the first at {skipped[0]}")
-    if not found:
-        why = f"{len(skipped)} broken skipped" if skipped else "it is empty"
-        raise DataError(f"{path}: 0 documents ({why}); give it text or leave it out of the inputs.")
-
-
-class _BrokenError(DataError):
-    """Why one record is no document."""
-
-    def __init__(self, where: str, reason: str):
-        super().__init__(f"{where}: {reason}; fix it, or prepare with on_error=skip.")
-        self.where = where
+    return tuple(found)
 
 
 def _expand(path: str) -> list[str]:
@@ -125,10 +199,10 @@ def _expand(path: str) -> list[str]:
             raise DataError(f"{path}: no such corpus; the bundled ones are {', '.join(BUNDLED)}.")
         return [str(_corpus() / BUNDLED[path])]
     if os.path.isdir(path):
-        names = sorted(n for n in os.listdir(path) if n.lower().endswith(ENDINGS))
+        names = sorted(n for n in os.listdir(path) if n.lower().endswith((*kinds(),)))
         files = [os.path.join(path, n) for n in names if os.path.isfile(os.path.join(path, n))]
         if not files:
-            raise DataError(f"{path}: 0 files in this folder end in {', '.join(ENDINGS)}.")
+            raise DataError(f"{path}: 0 files in this folder end in {', '.join(kinds())}.")
         return files
     if os.path.exists(path):
         return [path]
@@ -145,129 +219,3 @@ def _corpus() -> Path:
         return Path(str(importlib.resources.files("recursia.corpus")))
     except ModuleNotFoundError:  # run from the source tree, not installed
         return Path(__file__).resolve().parents[2] / "corpus"
-
-
-def _check_ending(path: str) -> None:
-    if not path.lower().endswith(ENDINGS):
-        raise DataError(f"{path}: not a kind of file that is read; use {', '.join(ENDINGS)}.")
-
-
-def _open(path: str) -> IO[bytes]:
-    if path.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
-    if path.lower().endswith(".zst"):
-        return io.BufferedReader(_Zstandard(path), _CHUNK)
-    return open(path, "rb")
-
-
-class _Zstandard(io.RawIOBase):
-    """Frames of a Zstandard file; unlike the library's reader, a frame cut short is an error."""
-
-    def __init__(self, path: str):
-        self._file = open(path, "rb")
-        self._frame = None  # decompressor of the frame being read
-        self._input = b""
-        self._output = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._output:
-            self._input = self._input or self._file.read(_PACKED_CHUNK)
-            if not self._input:
-                if self._frame is not None:
-                    raise EOFError("the compressed data ends before its end marker")
-                return 0
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._output = memoryview(self._frame.decompress(self._input))
-            self._input = self._frame.unused_data if self._frame.eof else b""
-            if self._frame.eof:
-                self._frame = None
-        count = min(len(buffer), len(self._output))
-        buffer[:count], self._output = self._output[:count], self._output[count:]
-        return count
-
-
-def _file(path: str, _: str) -> Iterator[Document]:
-    """Yields a text file, unless it is empty."""
-    parts = functools.partial(_parts, path)
-    try:
-        is_empty = next(parts(), None) is None
-    except _BrokenError:
-        is_empty = False
-    if not is_empty:
-        yield Document(parts)
-
-
-def _parts(path: str) -> Iterator[str]:
-    decoder = text_lib.Decoder()
-    with _opened(path) as file:
-        while True:
-            raw = file.read(_CHUNK)
-            try:
-                text = decoder.decode(raw, is_last=not raw)
-            except text_lib.NotTextError as error:
-                raise _BrokenError(path, str(error)) from None
-            if text:
-                yield text
-            if not raw:
-                return
-
-
-def _lines(path: str, text_field: str) -> Iterator[Document | _BrokenError]:
-    """Yields each line that is not blank."""
-    with _opened(path) as file:
-        for number in itertools.count(1):
-            if not (raw := file.readline(_LINE + 1)):
-                return
-            where = f"{path}:{number}"
-            if len(raw) > _LINE:
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(_CHUNK)
-                yield _BrokenError(where, f"longer than {_LINE} bytes, the most of a line")
-            elif raw.strip():
-                try:
-                    yield Document(functools.partial(iter, (_parse(raw, text_field),)))
-                except text_lib.NotTextError as error:
-                    yield _BrokenError(where, str(error))
-
-
-def _parse(raw: bytes, text_field: str) -> str:
-    """Returns the text of one line."""
-    wrong = text_lib.NotTextError
-    try:
-        row = json.loads(text_lib.decode(raw))
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"bad JSON, {' '.join(str(error).split())}") from None
-    if not isinstance(row, dict):
-        raise wrong(f"a JSON {type(row).__name__} where an object is expected")
-    if text_field not in row:
-        raise wrong(f"no field {text_field!r}, text_field may name one of {sorted(row)[:8]}")
-    if not isinstance(row[text_field], str):
-        raise wrong(f"field {text_field!r} is {type(row[text_field]).__name__}, not text")
-    if (place := text_lib.lone_surrogate(row[text_field])) is not None:  # JSON can escape half one
-        raise wrong(f"a lone surrogate at character {place}")
-    return row[text_field]
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    try:
-        with _open(path) as file:
-            yield file
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: str, error: Exception) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: does not exist; give a file that does.")
-    if isinstance(error, IsADirectoryError):
-        return DataError(f"{path}: is a folder; give the files in it.")
-    reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return DataError(f"{path}: cannot be read ({reason}); check or fetch the file again.")

@@ -28,7 +28,7 @@ def of_file(text: str, tokenizer: Tokenizer, place: str) -> str:
     """Returns a prepared directory that holds a text file as its validation split."""
     output = str(pathlib.Path(place) / "text")
     with packing.Writer(output, tokenizer, 1 << 27) as writer:
-        documents = source.documents(text, on_error="stop")
+        documents = source.of(text).documents(on_error="stop")
         for _ in prepare.pack(writer, tokenizer, (("validation", each) for each in documents)):
             pass
         writer.finish({})

@@ -27,6 +27,7 @@ class ReLU(FeedForward):
     mlp_dim: int
     init: Init = dataclasses.field(default_factory=Init)
 
+    activation = staticmethod(jax.nn.relu)
     norm_name = "mlp"
     slots = ("mlp",)
 
@@ -55,7 +56,7 @@ class ReLU(FeedForward):
     ) -> tuple[Float[Array, "B T D"], Report]:
         """Returns what tokens write to the stream."""
         weights = params["mlp"]
-        hidden = jax.nn.relu(dot(h, weights["up"], "d,df->f") + weights["up_bias"])
+        hidden = self.activation(dot(h, weights["up"], "d,df->f") + weights["up_bias"])
         return dot(hidden, weights["down"], "f,fd->d") + weights["down_bias"], {}
 
     def forward_flops(self, width: int) -> int | float:

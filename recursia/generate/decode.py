@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Device
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int
 
@@ -54,7 +53,7 @@ def generate(
     return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
 
 
-def lower(config: model.Model, length: int, device: Device) -> jax.stages.Lowered:
+def lower(config: model.Model, length: int, device: Any) -> jax.stages.Lowered:
     """Returns the drawing of one token after all others of a text, lowered for a device.
 
     Args:

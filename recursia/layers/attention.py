@@ -1,5 +1,8 @@
 """Attention of some tokens to some keys and values, by where the tokens stand."""
 
+from dataclasses import replace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -37,16 +40,17 @@ class Context:
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens."""
         rows = jnp.arange(index.shape[0])[:, None]
-        return jax.tree.map(lambda leaf: leaf[rows, index], self.replace(is_row=False))
+        return jax.tree.map(lambda leaf: leaf[rows, index], replace(self, is_row=False))
 
     def count_only(self, live: Bool[Array, "B T"]) -> "Context":
         """Returns a context in which the other tokens' steps are thrown away, yet seen by all."""
-        return self.replace(is_live=live if self.is_live is None else live & self.is_live)
+        return replace(self, is_live=live if self.is_live is None else live & self.is_live)
 
     def hide(self, hidden: Bool[Array, "B T"]) -> "Context":
         """Returns a context in which the hidden tokens are padding: no other token sees them."""
         segments = 1 if self.segment_ids is None else self.segment_ids
-        return self.count_only(~hidden).replace(segment_ids=jnp.where(hidden, PADDING, segments))
+        counted = self.count_only(~hidden)
+        return replace(counted, segment_ids=jnp.where(hidden, PADDING, segments))
 
 
 @struct.dataclass
@@ -89,10 +93,8 @@ def attend(
 
     def run(query, key, value, relative, *where: Array | None) -> Array:
         names = ("query_positions", "key_positions", "query_segments", "key_segments")
-        where = dict(zip(names, where, strict=True))
-        return routed_attention(
-            query, key, value, relative=relative, window=context.window, **where
-        )
+        how: dict[str, Any] = dict(zip(names, where, strict=True))
+        return routed_attention(query, key, value, relative=relative, window=context.window, **how)
 
     queries, keys = ("batch", "length", "kv_heads", None), ("batch", None, "kv_heads", None)
     return locally(

@@ -7,6 +7,7 @@ each expert; what tokens choose is sorted by expert and multiplied group by grou
 dropped unless `limit` says so.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -113,7 +114,7 @@ def limit(
     rank = here - jax.lax.cummax(jnp.where(is_first, here, 0), axis=1)
     rank = jnp.take_along_axis(rank, jnp.argsort(order, axis=-1), axis=-1)
     is_in = rank.reshape(choice.index.shape) < places
-    return choice.replace(weight=jnp.where(is_in, choice.weight, 0.0))
+    return dataclasses.replace(choice, weight=jnp.where(is_in, choice.weight, 0.0))
 
 
 def alike(std: float, is_by_expert: bool) -> Initializer:
@@ -140,7 +141,7 @@ def by_head(choice: Choice, num_experts: int) -> Choice:
     The bank holds the `num_experts` of the first head first, then those of the second.
     """
     first = num_experts * jnp.arange(choice.index.shape[-2])
-    return choice.replace(index=choice.index + first[:, None])
+    return dataclasses.replace(choice, index=choice.index + first[:, None])
 
 
 def project(

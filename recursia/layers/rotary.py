@@ -13,6 +13,7 @@ def rotate(
     positions: Int[Array, "B T"],
     base: float,
     layout: Layout = "halves",
+    fraction: float = 1.0,
 ) -> Float[Array, "B T N H"]:
     """Rotates each head by its token's position, numbers in pairs.
 
@@ -22,7 +23,12 @@ def rotate(
       base: the longest wavelength, in tokens, over 2 pi.
       layout: a pair is one number of the first half of the head and one of the second, or two
         neighbours ("interleaved").
+      fraction: of a head, how much is rotated: its first numbers, rounded down to an even width.
     """
+    width = int(fraction * x.shape[-1]) // 2 * 2
+    if width < x.shape[-1]:
+        turned, rest = jnp.split(x, [width], axis=-1)
+        return jnp.concatenate([rotate(turned, positions, base, layout), rest], axis=-1)
     half = x.shape[-1] // 2
     # Angles in float32 whatever x is: bfloat16 holds no integer above 256 exactly.
     waves = base ** (jnp.arange(half, dtype=jnp.float32) / half)

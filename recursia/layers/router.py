@@ -4,6 +4,7 @@ Tan et al. 2023, arXiv 2310.07096. The released code draws some of a token's exp
 training (`sample_topk`, off in its base model) and has dropout; neither is here.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -24,9 +25,9 @@ def specs(width: int, num_experts: int) -> dict[str, Spec]:
     """Returns a hidden layer as wide as the stream, and the logits of experts."""
     init = uniform(width**-0.5)
     return {
-        "hidden": Spec((width, width), ("embed", None), init),
+        "hidden": Spec((width, width), ("embed", None), init, is_matrix=False),
         "bias": Spec((width,), (None,), init, is_decayed=False),
-        "out": Spec((width, num_experts), ("embed", None), init),
+        "out": Spec((width, num_experts), ("embed", None), init, is_matrix=False),
     }
 
 
@@ -39,7 +40,7 @@ def route(
     choice = choose(logits, top_k, score="softmax", is_renormalised=True)
     if context.is_live is not None:
         live = context.is_live[..., None]
-        choice = choice.replace(weight=jnp.where(live, choice.weight, 0.0))
+        choice = dataclasses.replace(choice, weight=jnp.where(live, choice.weight, 0.0))
     return choice, usage(logits, choice.index, context.is_live)
 
 

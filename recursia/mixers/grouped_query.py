@@ -30,7 +30,9 @@ class GroupedQuery(Mixer):
       rope_base: base of the rotary wavelengths; None does not rotate.
       rope_layout: which numbers of a head are rotated as a pair: of its two "halves", or
         "interleaved" neighbours.
+      rope_fraction: of a head, how much is rotated, rounded down to an even width.
       has_bias: whether queries and keys have biases.
+      has_value_bias: whether values and outputs have biases.
       is_gated: whether what a head read is multiplied by the sigmoid of a projection of the token's
         normalised state (Qiu et al. 2025, arXiv 2505.06708).
       init: scales of its matrices at the start.
@@ -41,11 +43,14 @@ class GroupedQuery(Mixer):
     head_dim: int
     rope_base: float | None = 10_000.0
     rope_layout: Layout = "halves"
+    rope_fraction: float = 1.0
     has_bias: bool = False
+    has_value_bias: bool = False
     is_gated: bool = False
     init: Init = dataclasses.field(default_factory=Init)
 
     slots = ("attention",)
+    key_weights = tuple(("attention", n) for n in ("key", "key_bias", "value", "value_bias"))
 
     def __post_init__(self):
         ranges.at_least(1, self, "num_heads", "num_kv_heads", "head_dim")
@@ -56,16 +61,11 @@ class GroupedQuery(Mixer):
             )
         if self.rope_base is not None:
             ranges.above(0, self, "rope_base")
+            ranges.fraction(self, "rope_fraction")
             if self.head_dim % 2:
                 raise ValueError(
                     f"head_dim: got {self.head_dim}, takes an even number (rotary pairs)"
                 )
-
-    @property
-    def key_weights(self) -> tuple[tuple[str, str], ...]:
-        """The keys' and values' matrices, and the keys' bias."""
-        biases = ("key_bias",) if self.has_bias else ()
-        return tuple(("attention", name) for name in ("key", *biases, "value"))
 
     @property
     def query_width(self) -> int:
@@ -83,7 +83,6 @@ class GroupedQuery(Mixer):
         init = self.init.read(d, d)
         keys = Spec((d, k, h), ("embed", "kv_heads", None), init)
         bias = lambda count, axis: Spec((count, h), (axis, None), zeros, is_decayed=False)
-        biases = {"query_bias": bias(n, "heads"), "key_bias": bias(k, "kv_heads")}
         write = self.init.write(d, n * h, num_steps)
         weights = {
             "query": Spec((d, n, h), ("embed", "heads", None), init),
@@ -93,27 +92,36 @@ class GroupedQuery(Mixer):
         }
         if self.is_gated:
             weights["gate"] = weights["query"]
-        return {"attention": {**weights, **(biases if self.has_bias else {})}}
-
-    def _heads(self, params: Params, name: str, h: Array, context: Context) -> Array:
-        weights = params["attention"]
-        heads = dot(h, weights[name], "d,dnh->nh")
         if self.has_bias:
-            heads = heads + weights[f"{name}_bias"]
+            weights |= {"query_bias": bias(n, "heads"), "key_bias": bias(k, "kv_heads")}
+        if self.has_value_bias:
+            out = Spec((d,), (None,), zeros, is_decayed=False)
+            weights |= {"value_bias": bias(k, "kv_heads"), "out_bias": out}
+        return {"attention": weights}
+
+    def _project(self, params: Params, name: str, x: Array, einsum: str) -> Array:
+        weights = params["attention"]
+        y = dot(x, weights[name], einsum)
+        return y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
+
+    def rotated(self, heads: Float[Array, "B T N H"], context: Context) -> Float[Array, "B T N H"]:
+        """Returns queries or keys, rotated by the positions of their tokens."""
         if self.rope_base is None:
             return heads
-        return rotate(heads, context.positions, self.rope_base, self.rope_layout)
+        how = self.rope_base, self.rope_layout, self.rope_fraction
+        return rotate(heads, context.positions, *how)
 
     def queries(self, params: Params, h: Float[Array, "B T D"], context: Context) -> Queries:
         """Returns the queries of normalised states."""
-        return Queries(self._heads(params, "query", h, context))
+        return Queries(self.rotated(self._project(params, "query", h, "d,dnh->nh"), context))
 
     def keys_values(
         self, params: Params, x: Float[Array, "B T D"], h: Float[Array, "B T D"], context: Context
     ) -> tuple[KeysValues, Usage | None]:
         """Returns keys of `h` and values of `x`."""
-        value = dot(x, params["attention"]["value"], "d,dnh->nh")
-        return KeysValues(self._heads(params, "key", h, context), value), None
+        value = self._project(params, "value", x, "d,dnh->nh")
+        key = self._project(params, "key", h, "d,dnh->nh")
+        return KeysValues(self.rotated(key, context), value), None
 
     def outputs(
         self,
@@ -126,7 +134,7 @@ class GroupedQuery(Mixer):
         """Returns the heads, gated if so, projected to the stream."""
         if self.is_gated:
             mixed = mixed * jax.nn.sigmoid(dot(h, params["attention"]["gate"], "d,dnh->nh"))
-        return dot(mixed, params["attention"]["out"], "nh,nhd->d"), None
+        return self._project(params, "out", mixed, "nh,nhd->d"), None
 
     def forward_flops(self, width: int, keys: int | float, is_reading: bool) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""

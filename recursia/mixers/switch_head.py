@@ -86,12 +86,12 @@ class SwitchHead(Mixer):
         if self.has_attention_experts:
             value = Spec((n * a, d, h), ("experts", "embed", None), normal(std))
             out = Spec((n * a, h, d), ("experts", None, "embed"), normal(std_out))
-            select = Spec((d, n, a), ("embed", "heads", None), alike)
+            select = Spec((d, n, a), ("embed", "heads", None), alike, is_matrix=False)
             router = {"value": select, "out": select}
         else:
             value = heads
             out = Spec((n, h, d), ("heads", None, "embed"), normal(std_out), inputs=2)
-            router = {"out": Spec((d, n), ("embed", "heads"), alike)}
+            router = {"out": Spec((d, n), ("embed", "heads"), alike, is_matrix=False)}
         return {
             "attention": {"query": heads, "key": heads},
             "attention_experts": {"value": value, "out": out},
@@ -101,10 +101,7 @@ class SwitchHead(Mixer):
     def _rotated(self, params: Params, name: str, h: Array, context: Context) -> Array:
         """Returns heads of which the first part is rotated."""
         heads = dot(h, params["attention"][name], "d,dnh->nh")
-        width = int(self.rope_fraction * self.head_dim)
-        turned, rest = jnp.split(heads, [width - width % 2], axis=-1)
-        turned = rotate(turned, context.positions, self.rope_base)
-        return jnp.concatenate([turned, rest], axis=-1)
+        return rotate(heads, context.positions, self.rope_base, fraction=self.rope_fraction)
 
     def _choose(self, h: Array, router: Array, context: Context) -> tuple[experts.Choice, Usage]:
         """Chooses each head's projections among its own, as entries [B T N*k] of all heads'."""

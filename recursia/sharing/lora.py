@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import ranges
+from recursia import params, ranges
 from recursia.layers.linear import Relaxed
 from recursia.layers.norm import zeros
 from recursia.params import Spec, normal
@@ -63,6 +63,10 @@ class Lora(Weights):
                 )
         return {slot_of(slot): "recursion+block" for slot in self.slots}
 
+    def key_weights(self, block: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """Returns the adapters of the block's that it relaxes."""
+        return tuple((slot_of(slot), name) for slot, name in block if slot in self.slots)
+
     def specs(self, block: Tree) -> Tree:
         """Returns `a` and `b` for every matrix of the relaxed slots."""
 
@@ -70,10 +74,8 @@ class Lora(Weights):
             rank, split = self._rank(spec), spec.inputs
             shape, axes = (*spec.shape[:split], rank), (*spec.axes[:split], None)
             a = Spec(shape, axes, normal(self.init_std), inputs=split)
-            return {
-                "a": a,
-                "b": Spec((rank, *spec.shape[split:]), (None, *spec.axes[split:]), zeros),
-            }
+            b = Spec((rank, *spec.shape[split:]), (None, *spec.axes[split:]), zeros)
+            return params.mark({"a": a, "b": b}, is_matrix=False)
 
         return {
             slot_of(slot): {name: pair(spec) for name, spec in _matrices(block[slot]).items()}

@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from recursia import params
 
+KEYS = ".keys"  # ends the name of a slot's second bank
 Order = Literal["cycle", "sequence"]
 Table = tuple[tuple[int, ...], ...]  # [recursion][block]
 
@@ -90,10 +91,23 @@ class Schedule:
 
     @functools.lru_cache  # noqa: B019 - schedules are few and small
     def entry(self, slot: str) -> Int[np.ndarray, "N"]:
-        """Returns the entry of a slot's bank that each step uses."""
+        """Returns the entry of a slot's bank that each step uses.
+
+        The bank `slot.keys` holds the slot's weights that only make keys and values, for steps
+        that make some; a step that reads another's keys is given any entry, and does not use it.
+        """
+        if slot.endswith(KEYS):
+            own, held = self.entry(slot.removesuffix(KEYS)), self.held(slot)
+            return np.searchsorted(held, np.where(np.isin(own, held), own, own[self.owners]))
         if slot in dict(self.entries):
             return self._flat(dict(self.entries)[slot])
         return np.tile(np.arange(self.num_blocks), self.num_recursions)
+
+    def held(self, slot: str) -> Int[np.ndarray, "E"]:
+        """Returns the entries in the slot's tables that its bank holds, in order."""
+        if slot.endswith(KEYS):
+            return np.unique(self.entry(slot.removesuffix(KEYS))[self.owners])
+        return np.arange(self.size(slot))
 
     def _flat(self, table: Table) -> Int[np.ndarray, "N"]:
         return np.array(table).reshape(self.num_steps)
@@ -108,7 +122,8 @@ class Schedule:
 
     def is_reused(self, slot: str) -> bool:
         """Returns whether two steps use the same entry of a slot."""
-        return self.size(slot) < self.num_steps
+        users = np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)
+        return self.size(slot) < len(users)
 
     def varies(self, slot: str) -> bool:
         """Returns whether recursions use different entries of a slot."""

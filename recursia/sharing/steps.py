@@ -16,9 +16,9 @@ from recursia import inject
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import at
 from recursia.sharding import Shard, whole
-from recursia.sharing import cut
+from recursia.sharing import cut, key_banks
 from recursia.sharing.remat import ENTERED, Remat
-from recursia.sharing.schedule import Schedule
+from recursia.sharing.schedule import KEYS, Schedule
 from recursia.sharing.views import View
 from recursia.sharing.weights import Weights
 
@@ -102,9 +102,17 @@ class Steps:
         return self.remat.unit != "recursion" and not inject.flops(self.inject[0], 1)
 
     def views(self) -> dict[str, View]:
-        """Returns each slot's bank with the entry of every step, in the order of the walk."""
-        plan = self.schedule
-        return {slot: View(bank, plan.entry(slot)[plan.steps]) for slot, bank in self.banks.items()}
+        """Returns each bank with the entry of every step, in the order of the walk.
+
+        Where the bank of a slot's keys has the entries that the slot has, both are one view.
+        """
+        plan, names = self.schedule, self.block.key_weights
+        names = (*names, *self.weights.key_weights(names))
+        banks: dict[str, Any] = {}
+        for slot, tree in self.banks.items():
+            is_one = np.array_equal(plan.entry(slot), plan.entry(slot + KEYS))
+            banks |= {slot: tree} if is_one else key_banks.split(slot, tree, names)
+        return {name: View(tree, plan.entry(name)[plan.steps]) for name, tree in banks.items()}
 
     def walk(self, x: Float[Array, "B T D"], context: Context) -> tuple[Array, dict[str, Any]]:
         """Applies every step once, as one scan where the pattern of keys allows.
@@ -163,7 +171,11 @@ class Steps:
         return x, kept[len(before) :], jax.tree.map(join, *reports)
 
     def bind(self, weights: dict[str, Any]) -> dict[str, Any]:
-        """Returns the block's weights from a step's bank entries, in the compute dtype."""
+        """Returns the block's weights from a step's bank entries, in the compute dtype.
+
+        Args:
+          weights: by slot, or by bank.
+        """
         exact = (*self.block.exact, *self.weights.exact)
         is_leaf = lambda leaf: isinstance(leaf, Shard)
 
@@ -171,7 +183,8 @@ class Steps:
             dtype = jnp.float32 if slot in exact else self.dtype
             return jax.tree.map(lambda leaf: whole(leaf, dtype), tree, is_leaf=is_leaf)
 
-        return self.weights.bind({slot: cast(slot, tree) for slot, tree in weights.items()})
+        slots = key_banks.join(weights)
+        return self.weights.bind({slot: cast(slot, tree) for slot, tree in slots.items()})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,14 @@ class Weights:
         """Its own slots that stay float32 whatever the compute dtype."""
         return ()
 
+    def key_weights(self, block: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+        """Returns (slot, name) of its own weights that only serve to make keys and values.
+
+        Args:
+          block: those of the block.
+        """
+        return ()
+
     def varies(self, block: Tree) -> dict[str, str]:
         """Returns how the slots vary that it adds or replaces, unless the model says otherwise.
 

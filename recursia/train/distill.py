@@ -37,7 +37,7 @@ class Teacher:
 
     def read(self, batch: dict[str, Array]) -> Taught:
         """Returns its last states of a batch as published, and its head, without gradient."""
-        where = {name: batch[name] for name in ("positions", "segment_ids")}
+        where: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
         out = model.apply(self.params, batch["tokens"], self.model, mode="eval", **where)
         return jax.lax.stop_gradient((out.hidden, embedding.head(self.params["embed"])))
 

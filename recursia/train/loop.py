@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
-from recursia import distributed, scores, settings, sharding
+from recursia import budget, distributed, scores, settings, sharding
 from recursia import params as parameters
 from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
@@ -81,7 +81,7 @@ class Loop:
             self.paths = directory.data_directories(run.data, workdir)
         with distributed.together():
             self.loader = self.load(mesh)
-            vocab = directory.vocab_size(run, self.loader.vocab_size)
+            vocab = budget.vocab_size(run, self.loader.vocab_size)
             self.prompts = [self._ids(prompt) for prompt in run.eval.prompts]
         self.identity = directory.identity(run, vocab, self.loader.identity)
         distributed.check_same("configuration or data", _digest(run, self.identity))

@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 from recursia import batch as whole_batch
 from recursia import losses, model, params, settings, sharding
 from recursia.layers import embedding
+from recursia.model import Model
 from recursia.params import Leaf
-from recursia.train import distill, optimizer
+from recursia.train import distill, schedule
 
 Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
 
@@ -56,12 +57,12 @@ class Trainer:
     @functools.cached_property
     def factor(self) -> optax.Schedule:
         """The learning rate's factor by step."""
-        return optimizer.schedule(self.run.schedule, self.run.train.num_steps)
+        return schedule.factor(self.run.schedule, self.run.train.num_steps)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and AdamW."""
-        return optimizer.make(self.run.optimizer, self.factor, self.specs)
+        """Clipping, the update rule, weight decay and the learning rate."""
+        return self.run.optimizer.transform(self.specs, self.factor)
 
     @functools.cached_property
     def batch_sharding(self) -> NamedSharding:
@@ -74,13 +75,15 @@ class Trainer:
         """Where each part of the state lies: moments lie with their parameters."""
         where = sharding.shardings(self.specs, self.mesh, self.run.mesh.rules)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
+        is_masked = lambda x: isinstance(x, optax.MaskedNode)  # a parameter of another rule
         moments = jax.eval_shape(self.optimizer.init, params.abstract(self.specs))
         moments = optax.tree.map_params(
             self.optimizer,
-            lambda _, place: place,
+            lambda x, place: x if is_masked(x) else place,
             moments,
             where,
             transform_non_params=lambda _: everywhere,
+            is_leaf=is_masked,
         )
         return State(everywhere, where, moments)
 
@@ -114,7 +117,7 @@ class Trainer:
         return self._compiled(self.model.at_step(step))
 
     @functools.lru_cache  # noqa: B019 - lives as long as the run
-    def _compiled(self, config: model.Model) -> Callable:
+    def _compiled(self, config: Model) -> Callable:
         jitted = self._jitted(config)
 
         def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -123,7 +126,7 @@ class Trainer:
 
         return run
 
-    def _jitted(self, config: model.Model) -> Any:
+    def _jitted(self, config: Model) -> Any:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.jit(
             functools.partial(train_step, self, config),
@@ -176,11 +179,11 @@ def train_step(
         check_vma=False,
     )(state.params, batch, state.step, taught_by)
     updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
-    metrics |= {
+    metrics: dict[str, Any] = metrics | {
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
-    weights = optax.apply_updates(state.params, updates)
+    weights: Any = optax.apply_updates(state.params, updates)
     weights["depth"] = config.depth.after_step(weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 
@@ -264,7 +267,7 @@ def loss_fn(
         over all of them, and brought by each device in part.
       teacher: whose predictions are learnt from besides.
     """
-    trains = optimizer.trainable(run.optimizer, weights)
+    trains = run.optimizer.trains(weights)
     weights = jax.tree.map(lambda w, yes: w if yes else jax.lax.stop_gradient(w), weights, trains)
     count = run.train.num_microbatches * whole_batch.num_shards()
     key = jax.random.fold_in(jax.random.key(run.train.seed), zlib.crc32(b"forward"))
@@ -317,7 +320,7 @@ def _prediction_losses(
         share = learnt.weight * share
         return read + distill.distance(learnt.kind, hidden, head, taught, share, chunk)[0], nats
 
-    if aux.exit_weights is None:
+    if aux.exit_weights is None or aux.states is None:
         return *score(out.hidden, batch["weights"], taught), {}
     shares = aux.exit_weights * batch["weights"]
     last, nats = score(out.hidden, shares[-1], taught)

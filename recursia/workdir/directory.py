@@ -90,20 +90,6 @@ def described(paths: tuple[str, ...], split: str) -> str:
     return f"{doing} {'; '.join(told)}"
 
 
-def vocab_size(run: settings.Run, tokenizer_size: int) -> int:
-    """Returns the rows of the embedding.
-
-    Raises:
-      DataError: if the tokenizer has more tokens than the model.
-    """
-    if 0 < run.model.vocab_size < tokenizer_size:
-        raise DataError(
-            f"config.model.vocab_size: the model has {run.model.vocab_size} tokens, the data's "
-            f"tokenizer {tokenizer_size}; raise it, or set 0 to take the tokenizer's"
-        )
-    return run.model.vocab_size or tokenizer_size
-
-
 def record(
     run: settings.Run, overrides: dict[str, str], tokenizer: Tokenizer, workdir: pathlib.Path
 ) -> None:

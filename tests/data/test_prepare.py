@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
 from unittest.mock import patch
@@ -52,8 +53,11 @@ def test_validation_files_are_the_validation_split(put, tmp_path):
     manifest = prepare([inputs], tmp_path / "out", validation=(held_out,))
     assert texts(tmp_path / "out", "train") == ["training text"]
     assert texts(tmp_path / "out", "validation") == ["held out"]
-    named = [(row["split"], row["name"]) for row in manifest["sources"]]
-    assert named == [("train", "a.txt"), ("validation", "v.txt.gz")]
+    digest = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    assert manifest["sources"] == [
+        {"split": "train", "name": "a.txt", "sha256": digest(inputs)},
+        {"split": "validation", "name": "v.txt.gz", "sha256": digest(held_out)},
+    ]
 
 
 def test_bpe_learns_from_the_training_split_only(put, tmp_path):

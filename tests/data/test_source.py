@@ -1,15 +1,17 @@
 import gzip
+import os
 
 import pytest
 import zstandard
 
-from recursia.data.source import documents, expand
+from recursia.data import source, sources
 
+expand = lambda paths: tuple(each.path for each in source.expand(paths))
 TEXTS = ["one", "zwei ü", "三 🙂\nline", ""]
 
 
 def read(path, on_error="stop"):
-    return [document.text for document in documents(path, on_error=on_error)]
+    return [document.text for document in source.of(path).documents(on_error=on_error)]
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
@@ -27,7 +29,7 @@ def test_frames_one_after_the_other_are_one_file(put):
 
 def test_the_text_field_is_the_one_asked_for(put):
     path = put("a.jsonl", '{"text": "no", "body": "yes"}\n')
-    (document,) = documents(path, on_error="stop", text_field="body")
+    (document,) = source.of(path).documents(on_error="stop", text_field="body")
     assert document.text == "yes"
 
 
@@ -67,7 +69,7 @@ def test_a_file_that_cannot_be_read_is_one_line(put, refused, tmp_path):
     path = put("latin.txt", b"caf\xe9")
     refused(lambda: read(path), "latin.txt: invalid UTF-8 at byte 3")
     refused(lambda: read(path, "skip"), "0 documents (1 broken skipped)")
-    refused(lambda: read("a.parquet"), ".jsonl.zst")
+    refused(lambda: read("a.csv"), ".jsonl.zst")
 
 
 def test_expand_sorts_folders_and_patterns_and_keeps_the_order_given(put, tmp_path):
@@ -95,3 +97,21 @@ def test_expand_refuses_what_names_nothing_or_twice(put, refused, tmp_path):
 def test_the_bundled_corpus_is_there():
     train, validation = expand(["bundled:train"]), expand(["bundled:validation"])
     assert len(read(*train)) == 10 and len(read(*validation)) == 2
+
+
+def test_a_kind_is_one_module(put, tmp_path, monkeypatch):
+    put(
+        "kinds/shouted.py",
+        "from recursia.data.source import Source, whole\n"
+        "class Shouted(Source):\n"
+        "    SUFFIXES = ('.up',)\n"
+        "    def records(self, text_field):\n"
+        "        yield whole(open(self.path).read().upper())\n",
+    )
+    folders = [*sources.__path__, str(tmp_path / "kinds")]
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "__path__", folders)
+        source.kinds.cache_clear()
+        assert read(*expand([os.path.dirname(put("in/a.UP", "hear"))])) == ["HEAR"]
+    source.kinds.cache_clear()
+    assert ".up" not in source.kinds()

@@ -164,5 +164,5 @@ def test_what_a_configuration_does_not_say_is_their_default():
         del config["llama"][name]
     del config["attention_shared"], config["kv_sharing"]
     ours = mor.config(config, owners(shapes, 3, 0))
-    assert (ours.block.num_kv_heads, ours.block.rope_base) == (4, 10_000)
+    assert (ours.block.mixer.num_kv_heads, ours.block.mixer.rope_base) == (4, 10_000)
     assert ours.kv.kv_sharing == "own"

@@ -52,7 +52,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 10
+    assert len(NAMES) == 15
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,6 +67,12 @@ def test_a_changed_parameter_is_seen(changed):
     assert not result.ok
     assert result.logits_max_abs > parity.LOGITS
     assert result.gradient_max_rel > parity.GRADIENTS
+
+
+def test_a_changed_update_is_seen(changed):
+    name = "param_after/torch_original_f32/wide"
+    result = parity.check(changed(name, bump(1e-5), FOLDER / "muon.npz"))
+    assert not result.ok and result.update_max_abs > parity.UPDATES
 
 
 def test_a_changed_gradient_is_seen(changed):
@@ -146,7 +152,7 @@ def configured(*options):
         ("mor", {"expert": {"router_func": "relu"}}),
         ("kv_sharing", {"update_cache": True}),
         ("kv_sharing", {"sharing": "cycle"}),
-        ("llama", {"attention_bias": True}),
+        ("llama", {"mlp_bias": True}),
         ("llama", {"hidden_act": "gelu"}),
     ],
     ids=str,
@@ -156,6 +162,36 @@ def test_an_option_without_counterpart_is_refused_by_name(changed, section, opti
     with pytest.raises(ConfigError, match=name) as refusal:
         parity.check(changed("config", configured((section, option))))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("lckv_cla", {"layer_types": "0_4_4_4_4_5"}),  # keys of a later layer
+        ("lckv_cla", {"layer_types": "0_0_1_3_3_5"}),  # of one that reads another's
+        ("lckv_cla", {"layer_types": "0_0_2t_2_4_4"}),
+        ("lckv_cla", {"layer_types": "0_0_2_2_4"}),
+        ("lckv_cla", {"force_nodiag": True}),
+        ("lckv_cla", {"mlp_bias": True}),
+        ("mlkv", {"use_key_value_mlp": True}),
+        ("mlkv", {"hidden_act": "gelu_new"}),
+        ("mlkv", {"rotary_pct": 0.375}),  # 3 numbers of a head
+    ],
+    ids=str,
+)
+def test_an_option_of_shared_keys_without_counterpart_is_refused_by_name(changed, name, option):
+    def change(config):
+        return np.array(json.dumps(json.loads(str(config)) | option))
+
+    with pytest.raises(ConfigError, match=next(iter(option))) as refusal:
+        parity.check(changed("config", change, FOLDER / f"{name}.npz"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_keys_are_handed_on_rotated_though_the_released_code_does_not(changed):
+    """Their other arrays, gradients included, are held with keys as released."""
+    result = parity.check(changed("rotated_logits", bump(1e-3), FOLDER / "mlkv.npz"))
+    assert result.logits_max_abs > parity.LOGITS and result.gradient_max_rel < parity.GRADIENTS
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,12 @@ def write_text(folder: pathlib.Path) -> None:
 
 def values(folder: pathlib.Path, depth: str = "expert_choice", **sections: dict) -> dict:
     """Returns a tiny run as plain values; a section's fields are changed by name."""
+    heads = {"num_heads": 2, "num_kv_heads": 1, "head_dim": 8}
     base = {
         "model": {
             "num_layers": 2,
             "sharing": "cycle",
-            "block": blocks.llama(16, 32, num_heads=2, num_kv_heads=1, head_dim=8),
+            "block": blocks.llama(embed_dim=16, mlp_dim=32, **heads),
             "depth": DEPTHS[depth],
         },
         "data": {

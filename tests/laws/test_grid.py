@@ -18,7 +18,7 @@ def plan(layers, recursions, pattern="cycle", varies=()):
     own = "recursion+block" if pattern == "none" else "block"
     slots = dict.fromkeys(BLOCK.slots, own) | {"router": "recursion"}
     ends = patterns.ends(pattern, None, None)
-    return patterns.schedule(layers, recursions, pattern, ends, slots, dict(varies))
+    return patterns.schedule(layers, (0,) * recursions, pattern, ends, slots, dict(varies))
 
 
 def table_of(plan, slot):

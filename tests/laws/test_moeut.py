@@ -76,10 +76,10 @@ def test_it_is_the_equations(block, group, kv_sharing):
     for mode in ("eval", "train", "causal") if block is BLOCK else ("train",):
         ours, aux = forward(weights, tokens, config, mode)
         assert_close(ours, logits, 256)
-        expected = block.entropy_weight * regulariser(records, ("router",))
+        expected = block.feedforward.entropy_weight * regulariser(records, ("router",))
         assert abs(aux.losses["expert_entropy"] - expected) < 1e-6
-        if block.has_attention_experts:
-            expected = block.attention_entropy_weight * regulariser(records, ("value", "out"))
+        if block.mixer.has_attention_experts:
+            expected = block.mixer.attention_entropy_weight * regulariser(records, ("value", "out"))
             assert abs(aux.losses["attention_entropy"] - expected) < 1e-6
         else:
             assert aux.losses.keys() == {"expert_entropy"}
@@ -230,7 +230,7 @@ def test_published_sizes_are_exact(preset, millions):
     block, plan = flat(run.model.block), run.model.schedule
     d, wide = block.embed_dim, block.num_heads * block.head_dim
     ffn = block.num_experts * (2 * d * block.expert_dim + d)
-    each = 2 * block.num_attention_experts * (d * wide + block.num_heads * d)
+    each = 2 * block.mixer.num_attention_experts * (d * wide + block.num_heads * d)
     layer = ffn + 2 * d * wide + each + 4 * d
     count = accounting.unique_parameters(run.model.sized(8000))
     assert count == plan.num_blocks * layer + 2 * 8000 * d + 8000 + 2 * d

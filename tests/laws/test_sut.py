@@ -106,7 +106,9 @@ def test_one_expert_is_a_dense_layer():
     for row in range(2):
         live = np.ones(LENGTH, bool)
         where, sure = (POSITIONS[row], SEGMENTS[row], live), np.ones((LENGTH, 1))
-        y = norm(x[row] + attention_by_hand(w, x[row], x[row], where, block, sure), "attention")
+        y = norm(
+            x[row] + attention_by_hand(w, x[row], x[row], where, flat(block), sure), "attention"
+        )
         e = {name: leaf[0] for name, leaf in w["experts"].items()}
         y = norm(y + gelu(y @ e["up"] + e["up_bias"]) @ e["down"] + e["down_bias"], "mlp")
         # A gate of one is divided by one and a millionth.

@@ -238,15 +238,15 @@ def test_a_gate_starts_from_another_run_and_resumes_without_it(runs, capsys):
     ("place", "model_", "said"),
     [
         ("nothing", {}, "config.train.init_from: .*no config.json"),
-        ("first", {"mlp_dim": 48}, r"first has core\.mlp\..* this model"),
+        ("first", {"block": {"mlp_dim": 48}}, r"first has core\.mlp\..* this model"),
         ("first", {"num_layers": 9}, r"first has core\..* this model"),
     ],
     ids=["no run", "other width", "other blocks"],
 )
 def test_a_start_that_does_not_fit_is_refused_in_one_line(runs, tmp_path, place, model_, said):
     run = short(runs, FIXED, init_from=str(runs / place))
-    layers = model_.pop("num_layers", run.model.num_layers)
-    block = altered(run.model.block, **model_)
+    block = altered(run.model.block, **model_.get("block", {}))
+    layers = model_.get("num_layers", run.model.num_layers)
     changed = dataclasses.replace(run.model, block=block, num_layers=layers)
     with pytest.raises(UserError, match=said) as refusal:
         loop.train(dataclasses.replace(run, model=changed), tmp_path, {})

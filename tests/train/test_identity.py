@@ -6,8 +6,10 @@ import pathlib
 
 import pytest
 
+from recursia import config
 from recursia.errors import CheckpointError
 from recursia.workdir import checkpoint, directory
+from tests.helpers.blocks import flat
 from tests.helpers.runs import tiny_run, values
 
 DATA = {
@@ -53,8 +55,8 @@ def test_another_system_is_told_by_its_kind_alone(tmp_path):
 
 def test_fields_that_differ_are_named_with_both_values(tmp_path):
     wider = copy.deepcopy(values(tmp_path)["model"])
-    wider["block"] |= {"norm_eps": 1e-3}
-    wider["block"]["feedforward"] |= {"mlp_dim": 48}
+    wider["block"]["norm_eps"] = 1e-3
+    wider["block"]["feedforward"]["mlp_dim"] = 48
     ours = directory.identity(tiny_run(tmp_path, model=wider), 300, DATA)
     said = refusal(meta(RUN), ours)
     assert "model.block.feedforward.mlp_dim 32 in its checkpoints, 48 in this run; " in said
@@ -99,10 +101,8 @@ def test_what_is_seen_across_documents_is_part_of_the_data(tmp_path):
 
 def test_many_differences_are_counted(tmp_path):
     other = values(tmp_path)["model"]
-    twice = lambda part, *names: {name: 2 * getattr(part, name) for name in names}
-    block = RUN.model.block
-    other["block"] |= twice(block, "embed_dim", "norm_eps")
-    other["block"]["feedforward"] |= twice(block.feedforward, "mlp_dim")
-    other["block"]["mixer"] |= twice(block.mixer, "head_dim", "num_heads", "rope_base")
+    names = ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "norm_eps")
+    double = {name: 2 * getattr(flat(RUN.model.block), name) for name in names}
+    other["block"] = config.to_dict(altered(RUN.model.block, **double)) | {"kind": "pre_norm"}
     said = refusal(meta(RUN), directory.identity(tiny_run(tmp_path, model=other), 257, DATA))
     assert said.count("in this run") == 5 and "; and 1 more; " in said

@@ -172,7 +172,11 @@ def test_a_finished_run_says_so_and_changes_nothing(folder, unbroken, capsys):
 
 
 REFUSED = {
-    "model": ("--config.model.block.mlp_dim=48", 5, ("model.block.mlp_dim", "32", "48")),
+    "model": (
+        "--config.model.block.mlp_dim=48",
+        5,
+        ("model.block.feedforward.mlp_dim", "32", "48"),
+    ),
     "depth": ("--config.depth.alpha=0.1", 5, ("model.depth.alpha", "0.2", "0.1")),
     "seq_len": ("--config.train.seq_len=8", 5, ("train.seq_len 16", "8 in this run")),
     "seed of the data": ("--config.data.seed=1", 5, ("data.seed 0", "1 in this run")),

@@ -17,29 +17,17 @@ import jax
 import numpy as np
 
 from recursia import kv, model
-from recursia.blocks.block import Block
-from recursia.blocks.pre_norm import PreNorm
-from recursia.convert.reference import Case, aliases, mor_routing, under
+from recursia.convert.reference import Case, aliases, banks, llama, mor_routing, under
 from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
-from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
-from recursia.mixers.grouped_query import GroupedQuery
 
 EXPERT = "model.layers.{}.block.{}"
 TOKEN = "model.layers.{}.block_list.{}.{}"
 STEP = "model.layers.{}"
 ROUTER = "model.layers.{}.{}.router{}.weight"
 BIAS = "model.layers.{}.router_bias"
-# What their backbone's configuration may say, where only one thing is read.
-READ = {
-    "attention_bias": False,
-    "mlp_bias": False,
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "attention_dropout": 0.0,
-}
 # One array of each slot, which tells whether the slot is shared.
 SLOTS = {
     "norms": "input_layernorm",
@@ -95,30 +83,15 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Model:
       ValueError: for options that do not go together here.
     """
     shape, recursive = theirs["llama"], theirs.get("recursive") or {}
-    for option, value in READ.items():
-        if (got := shape.get(option) or value) != value:
-            raise ConfigError(f"llama.{option}: got {got!r}, and only {value!r} is read here")
     recursions, how = recursive.get("num_recursion") or 1, recursive.get("sharing") or "none"
     is_routed = bool(theirs.get("mor"))
     depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Fixed(recursions)
-    heads = shape["num_attention_heads"]
-    block = PreNorm(
-        embed_dim=shape["hidden_size"],
-        mixer=GroupedQuery(
-            num_heads=heads,
-            num_kv_heads=shape.get("num_key_value_heads") or heads,
-            head_dim=shape.get("head_dim") or shape["hidden_size"] // heads,
-            rope_base=float(shape.get("rope_theta", 10_000)),
-        ),
-        feedforward=SwiGLU(mlp_dim=shape["intermediate_size"]),
-        norm_eps=float(shape.get("rms_norm_eps", 1e-6)),
-    )
     keys = kv.Config("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
     ours = model.Model(
         num_layers=_num_layers(owner, recursions),
         sharing=how,
         vocab_size=shape["vocab_size"],
-        block=block,
+        block=llama.block(shape, "llama"),
         depth=depth,
         kv=keys,
         embed=embedding.Config(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
@@ -177,18 +150,8 @@ def _step(config: model.Model, recursion: int, block: int) -> str:
 def params(config: model.Model, named: dict[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names, each use of a tensor named."""
     plan, specs, (prelude, coda) = config.schedule, model.specs(config), config.ends.values()
-    block = lambda name: _block(config.block, named, name)
-    step = lambda recursion, k: block(_step(config, recursion, k))
-
-    def bank(slot: str, specs: Any) -> Any:
-        """Takes each entry from the first step that uses it."""
-        table = plan.by_recursion(slot)
-        first = [np.argwhere(table == entry)[0].tolist() for entry in range(table.max() + 1)]
-        trees = [step(r, k)[slot] for r, k in first]
-        return jax.tree.map(
-            lambda spec, *leaves: np.stack(leaves).reshape(spec.shape), specs, *trees
-        )
-
+    block = lambda name: llama.weights(config.block, named, name)
+    step = lambda number: block(_step(config, *divmod(number, plan.num_blocks)))
     middle = {expert_choice.ExpertChoice: plan.num_recursions, token_choice.TokenChoice: 1}
     last = prelude + middle.get(type(config.depth), plan.num_steps)
     ends = lambda name, count: jax.tree.map(lambda p: p[None], block(name)) if count else {}
@@ -198,28 +161,11 @@ def params(config: model.Model, named: dict[str, np.ndarray]) -> dict[str, Any]:
     return {
         "embed": embed,
         "prelude": ends(STEP.format(0), prelude),
-        "core": {slot: bank(slot, tree) for slot, tree in specs["core"].items()},
+        "core": banks(config, step),
         "coda": ends(STEP.format(last), coda),
         "depth": {name: _routing_params(name, config, named) for name in specs["depth"]},
         "inject": {},
         "final_norm": named["model.norm.weight"],
-    }
-
-
-def _block(block: Block, named: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    d, mixer = block.embed_dim, block.mixer
-    w = lambda name: named[f"{prefix}.{name}.weight"]
-    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(d, n, mixer.head_dim)
-    out = w("self_attn.o_proj").T.reshape(mixer.num_heads, mixer.head_dim, d)
-    return {
-        "norms": {"attention": w("input_layernorm"), "mlp": w("post_attention_layernorm")},
-        "attention": {
-            "query": heads("q_proj", mixer.num_heads),
-            "key": heads("k_proj", mixer.num_kv_heads),
-            "value": heads("v_proj", mixer.num_kv_heads),
-            "out": out,
-        },
-        "mlp": {name: w(f"mlp.{name}_proj").T for name in ("gate", "up", "down")},
     }
 
 

@@ -1,0 +1,52 @@
+"""JSON Lines: a line is an object, one field of which is a document."""
+
+import itertools
+import json
+from collections.abc import Iterator
+
+from recursia.data import files
+from recursia.data import text as text_lib
+from recursia.data.source import BrokenError, Document, Source, whole
+
+_LINE = 1 << 28  # bytes of a line at most, since a line is read whole
+
+
+class JsonLines(Source):
+    """A file of lines, read line by line; lines end at line feeds only, blank ones are none."""
+
+    SUFFIXES = tuple(".jsonl" + packed for packed in files.PACKED)
+
+    def records(self, text_field: str) -> Iterator[Document | BrokenError]:
+        """Yields each line that is not blank; `text_field` is the key of a text in its object."""
+        with files.opened(self.path) as file:
+            for number in itertools.count(1):
+                if not (raw := file.readline(_LINE + 1)):
+                    return
+                where = f"{self.path}:{number}"
+                if len(raw) > _LINE:
+                    while raw and not raw.endswith(b"\n"):
+                        raw = file.readline(files.CHUNK)
+                    yield BrokenError(where, f"longer than {_LINE} bytes, the most of a line")
+                elif raw.strip():
+                    try:
+                        yield whole(_parse(raw, text_field))
+                    except text_lib.NotTextError as error:
+                        yield BrokenError(where, str(error))
+
+
+def _parse(raw: bytes, text_field: str) -> str:
+    """Returns the text of one line."""
+    wrong = text_lib.NotTextError
+    try:
+        row = json.loads(text_lib.decode(raw))
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"bad JSON, {' '.join(str(error).split())}") from None
+    if not isinstance(row, dict):
+        raise wrong(f"a JSON {type(row).__name__} where an object is expected")
+    if text_field not in row:
+        raise wrong(f"no field {text_field!r}, text_field may name one of {sorted(row)[:8]}")
+    if not isinstance(row[text_field], str):
+        raise wrong(f"field {text_field!r} is {type(row[text_field]).__name__}, not text")
+    if (place := text_lib.lone_surrogate(row[text_field])) is not None:  # JSON can escape half one
+        raise wrong(f"a lone surrogate at character {place}")
+    return row[text_field]

@@ -1,0 +1,78 @@
+"""Apache Parquet: a row of a table is a document, its text in one column (`recursia[parquet]`)."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from recursia.data import files
+from recursia.data.source import BrokenError, Document, Source, whole
+from recursia.errors import DataError
+
+_ROWS = 256  # decoded at once
+
+
+class Parquet(Source):
+    """A table, of which one column is read, one row group at a time."""
+
+    SUFFIXES = (".parquet",)
+
+    def __post_init__(self):
+        _library(self.path)  # before a large file is digested in vain
+
+    def records(self, text_field: str) -> Iterator[Document | BrokenError]:
+        """Yields each row; `text_field` is the column of texts."""
+        with _opened(self.path) as table:
+            self._check(table.schema_arrow, text_field)
+            number = itertools.count(1)
+            for group in range(table.num_row_groups):
+                for rows in table.iter_batches(_ROWS, [group], [text_field], use_threads=False):
+                    for value in rows.column(0):
+                        yield _record(value, f"{self.path}:{next(number)}")
+
+    def _check(self, schema: Any, text_field: str) -> None:
+        """Refuses a table without one column of that name, or of something else than text."""
+        if (found := schema.names.count(text_field)) != 1:
+            raise DataError(
+                f"{self.path}: {found} columns are named {text_field!r}; text_field may name one "
+                f"of {sorted(schema.names)[:8]}."
+            )
+        types = _library(self.path).types
+        kind = column = schema.field(text_field).type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        of_text = types.is_string, types.is_large_string, types.is_string_view
+        if not any(is_kind(kind) for is_kind in of_text):
+            raise DataError(
+                f"{self.path}: column {text_field!r} is {column}, not text; text_field may name "
+                "another, or write it as string."
+            )
+
+
+def _record(value: Any, where: str) -> Document | BrokenError:
+    try:
+        text = value.as_py()
+    except UnicodeDecodeError as error:
+        return BrokenError(where, f"invalid UTF-8 at byte {error.start}")
+    return BrokenError(where, "null, not text") if text is None else whole(text)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Any]:
+    library = _library(path)
+    how = {"buffer_size": files.CHUNK, "pre_buffer": False, "page_checksum_verification": True}
+    try:
+        with library.parquet.ParquetFile(path, **how) as table:
+            yield table
+    except (OSError, UnicodeDecodeError, library.ArrowException) as error:
+        raise files.unreadable(path, error) from None
+
+
+def _library(path: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(
+            f"{path}: reading it needs pyarrow; pip install 'recursia[parquet]'."
+        ) from None
+    return pyarrow

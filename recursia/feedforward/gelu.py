@@ -1,0 +1,18 @@
+"""One hidden layer of Gaussian error linear units with biases (Hendrycks & Gimpel 2016).
+
+arXiv 1606.08415.
+"""
+
+import dataclasses
+import functools
+
+import jax
+
+from recursia.feedforward.relu import ReLU
+
+
+@dataclasses.dataclass(frozen=True)
+class GELU(ReLU):
+    """`gelu(h up + up_bias) down + down_bias`, by the error function itself."""
+
+    activation = staticmethod(functools.partial(jax.nn.gelu, approximate=False))

@@ -1,0 +1,103 @@
+"""Matrices as linear combinations of shared atoms, one combination for each step.
+
+Matrix atom sharing (MASA): W_step = sum_a c[step, a] D[a], for each of the named matrices. The
+atoms are one set for the whole core unless `varies` says otherwise, and take the place of the
+matrices in their slot: those of slot `attention` are the slot `attention_atoms`, the coefficients
+`attention_coefficients`. A step's matrix exists while the step runs. Published coefficients come
+from a small network that is dropped after training; here they are parameters themselves.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from recursia import ranges
+from recursia.params import Spec, normal
+from recursia.sharing.weights import Tree, Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Atoms(Weights):
+    """Which matrices are combined, and of how many atoms.
+
+    Attributes:
+      num_atoms: of each matrix; a third of the steps halves attention's parameters, where its
+        output stays private.
+      slot: of the block, whose matrices are combined.
+      names: of the matrices in that slot.
+    """
+
+    num_atoms: int
+    slot: str = "attention"
+    names: tuple[str, ...] = ("query", "key", "value")
+
+    def __post_init__(self):
+        ranges.at_least(1, self, "num_atoms")
+        if not self.names or len(set(self.names)) < len(self.names):
+            raise ValueError(f"names: got {self.names}, takes at least one, each once")
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The coefficients: a rounded one would round every entry of a matrix alike."""
+        return (self._coefficients,)
+
+    @property
+    def _atoms(self) -> str:
+        return f"{self.slot}_atoms"
+
+    @property
+    def _coefficients(self) -> str:
+        return f"{self.slot}_coefficients"
+
+    def varies(self, block: Tree) -> dict[str, str]:
+        """Returns one set of atoms for the core, and coefficients for each step.
+
+        Raises:
+          ValueError: for a slot or a matrix that is not there.
+        """
+        if not isinstance(block.get(self.slot), dict):
+            names = ", ".join(slot for slot, tree in block.items() if isinstance(tree, dict))
+            raise ValueError(f"weights.slot: the block has no {self.slot!r}; it has {names}")
+        for name in self.names:
+            spec = block[self.slot].get(name)
+            if not isinstance(spec, Spec) or len(spec.shape) < 2 or not spec.is_decayed:
+                known = ", ".join(n for n, s in block[self.slot].items() if _is_matrix(s))
+                raise ValueError(
+                    f"weights.names: slot {self.slot!r} has no matrix {name!r}; it has {known}"
+                )
+        return {self._atoms: "one", self._coefficients: "recursion+block"}
+
+    def specs(self, block: Tree) -> Tree:
+        """Returns what stays in the slot, its atoms, and the coefficients of a step."""
+        slot, std = block[self.slot], self.num_atoms**-0.5  # a matrix starts as wide as an atom
+        one = Spec((self.num_atoms,), (None,), normal(std), is_decayed=False)
+        return {
+            self.slot: {name: spec for name, spec in slot.items() if name not in self.names},
+            self._atoms: {
+                name: slot[name].stack((self.num_atoms,), (None,)) for name in self.names
+            },
+            self._coefficients: dict.fromkeys(self.names, one),
+        }
+
+    def applied(self, block: Tree) -> Tree:
+        """Returns nothing: a token's step meets one matrix, whatever it is made of."""
+        return {}
+
+    def bind(self, entries: Tree) -> Tree:
+        """Returns the block's weights, the matrices combined."""
+        atoms, coefficients = entries[self._atoms], entries[self._coefficients]
+        made = {name: _combined(coefficients[name], atoms[name]) for name in self.names}
+        others = {s: tree for s, tree in entries.items() if s not in (self._atoms, *self.exact)}
+        return {**others, self.slot: {**entries[self.slot], **made}}
+
+
+def _is_matrix(spec: object) -> bool:
+    return isinstance(spec, Spec) and spec.is_decayed and len(spec.shape) > 1
+
+
+def _combined(coefficients: Float[Array, "A"], atoms: Float[Array, "A ..."]) -> Array:
+    """Returns the sum of atoms, in float32, as they are rounded."""
+    shape = (-1,) + (1,) * (atoms.ndim - 1)
+    wide = coefficients.reshape(shape) * atoms.astype(jnp.float32)
+    return wide.sum(0).astype(atoms.dtype)
