@@ -7,6 +7,7 @@ orbax by default trusts directory names, and would choose a save that was cut of
 import pathlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from recursia.errors import CheckpointError
@@ -100,8 +101,9 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings; a part of the saved tree will do.
 
         Raises:
-          CheckpointError: if it cannot be read, or has other shapes.
+          CheckpointError: if it cannot be read, or its parameters have other names or shapes.
         """
+        self._check_shapes(step, abstract)
         try:
             arguments = ocp.args.PyTreeRestore(
                 item=abstract,
@@ -112,6 +114,20 @@ class Checkpoints:
             return self._manager.restore(step, args=items)["state"]
         except Exception as error:  # likewise
             raise self._refusal(step, "restored", error) from None
+
+    def _check_shapes(self, step: int, abstract: Any) -> None:
+        """Refuses other parameters: restoring leaves out what it does not find."""
+        try:
+            place = self.directory.absolute() / str(step) / "state"
+            saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(place).tree)
+        except Exception as error:  # likewise
+            raise self._refusal(step, "read", error) from None
+        for name, shape in _shapes(abstract).items():
+            if saved.get(name) != shape:
+                raise CheckpointError(
+                    f"{self.directory}/{step}: {name} is {saved.get(name)} there and {shape} here; "
+                    "if an earlier version of recursia saved it, read it with that one, or train anew"
+                )
 
     def _refusal(self, step: int, done: str, error: Exception) -> CheckpointError:
         reason = next(iter(str(error).split("\n")), "")[:200] or type(error).__name__
@@ -125,6 +141,13 @@ class Checkpoints:
         """Waits likewise, and lets go of the directory."""
         self.finish()
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of parameters by their dotted names."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
+    return {n: tuple(leaf.shape) for n, leaf in named.items() if n.startswith("params.")}
 
 
 def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:

@@ -33,7 +33,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     write_text(folder)
     config = values(folder, **SECTIONS)
-    config["model"]["block"]["num_kv_heads"] = 2
+    config["model"]["block"]["mixer"]["num_kv_heads"] = 2
     config["model"]["vocab_size"] = 258  # one more than the tokenizer has: "tensor" divides it
     path = write_config(folder / "tiny.py", config)
     assert cli.main(["train", f"--config={path}", f"--workdir={folder / 'run'}"]) == 0

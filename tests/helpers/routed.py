@@ -13,10 +13,10 @@ def assert_is_by_hand(config, mode="eval"):
     by_logits, reports = by_hand.forward(params, tokens, config, mode)
     assert_close(logits, by_logits)
     depth = np.zeros(tokens.shape, int)
-    for r in range(config.grid.num_recursions):
+    for r in range(config.depth.num_recursions):
         for row, report in zip(depth, reports, strict=True):
             row[report[r][2]] += 1
     assert np.array_equal(aux.depth_used, depth)
-    entropies = [by_hand.cross_entropy(reports, r) for r in range(config.grid.num_recursions)]
+    entropies = [by_hand.cross_entropy(reports, r) for r in range(config.depth.num_recursions)]
     assert_close(aux.metrics["router_cross_entropy"], np.array(entropies))
     assert_close(aux.losses["router"], config.depth.aux_loss_weight * np.sum(entropies))
