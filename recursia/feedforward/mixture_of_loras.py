@@ -82,10 +82,15 @@ class MixtureOfLoras(FeedForward):
                 "b": Spec((e, r, given), ("experts", None, other), zeros),
             }
 
-        inner = self.feedforward.specs(width, num_steps)
-        router = Spec((width, self.num_experts), ("embed", None), normal(self.init_std))
-        pairs = {name: pair(spec) for name, spec in self._matrices(width).items()}
-        return {**inner, "lora_experts": pairs, "lora_router": router}
+        (slot, tree), *_ = self.feedforward.specs(width, num_steps).items()
+        matrices = _matrices(tree)
+        again = lambda spec: 1 if spec.axes[0] == "embed" else self.top_k
+        shared = {n: dataclasses.replace(s, products=again(s)) for n, s in matrices.items()}
+        return {
+            slot: {**tree, **shared},
+            "lora_experts": {name: pair(spec) for name, spec in matrices.items()},
+            "lora_router": Spec((width, self.num_experts), ("embed", None), normal(self.init_std)),
+        }
 
     def apply(
         self,
@@ -128,18 +133,19 @@ class MixtureOfLoras(FeedForward):
 
         Matrices that read the stream multiply it once for all experts, the others once for each.
         """
-        matrices = self._matrices(width).values()
-        again = sum(math.prod(spec.shape) for spec in matrices if spec.axes[0] != "embed")
-        thin = sum(self._rank(spec) * sum(spec.shape) for spec in matrices)
-        added = (self.top_k - 1) * again + self.top_k * thin + width * self.num_experts
+        (slot,) = self.feedforward.slots
+        matrices = _matrices(self.specs(width, 1)[slot]).values()
+        again = sum((spec.products - 1) * math.prod(spec.shape) for spec in matrices)
+        thin = sum(self.top_k * self._rank(spec) * sum(spec.shape) for spec in matrices)
+        added = again + thin + width * self.num_experts
         return self.feedforward.forward_flops(width) + 2 * added
-
-    def _matrices(self, width: int) -> dict[str, Spec]:
-        (tree,) = self.feedforward.specs(width, 1).values()
-        return {name: spec for name, spec in tree.items() if len(spec.shape) == 2}
 
     def _rank(self, spec: Spec) -> int:
         return min(self.rank, *spec.shape)
+
+
+def _matrices(tree: dict[str, Spec]) -> dict[str, Spec]:
+    return {name: spec for name, spec in tree.items() if len(spec.shape) == 2}
 
 
 class _Once:

@@ -114,6 +114,8 @@ def test_three_experts_of_a_feedforward_with_biases_cost_what_is_said():
     mixture = MixtureOfLoras(GELU(F), num_experts=E, rank=R, top_k=3)
     assert mixture.forward_flops(D) == 2 * (D * F + 3 * F * D + 2 * 3 * R * (D + F) + D * E)
     assert_exact(build(mixture), seq_len=7)
+    # An adapter of a matrix is multiplied as often as the matrix.
+    assert_exact(build(mixture, weights=lora.Lora(2, ("mlp",))), seq_len=7)
 
 
 def test_parameters_are_those_of_the_experts_and_routers():
