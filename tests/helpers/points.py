@@ -7,7 +7,7 @@ import numpy as np
 from recursia import inject, kv, model
 from recursia.layers import embedding
 from recursia.settings import kind_config, kinds
-from recursia.sharing import lora, tied
+from recursia.sharing import atoms, lora, tied
 from tests.helpers.blocks import PUBLISHED, published
 from tests.helpers.tiny import VOCAB
 
@@ -37,7 +37,7 @@ INJECTS = {
     "learned steps": inject.Config(step="learned"),
 }
 NEEDS = {"recurrent": "input by adapter"}
-WEIGHTS = ("tied", "lora")
+WEIGHTS = ("tied", "lora", "atoms")
 PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
 
 
@@ -99,6 +99,7 @@ def point(
     kinds = {
         "tied": tied.Tied(),
         "lora": lora.Lora(2, tuple(slot for slot in ("attention", "mlp") if slot in made.slots)),
+        "atoms": atoms.Atoms(2),
     }
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
