@@ -228,7 +228,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_field_and_remedy(path, typed,
 
 
 FILES = {
-    "a file that is not there": (None, "no file tiny.py; there is albert, huginn, "),
+    "a file that is not there": (None, "no file tiny.py; there is albert, "),
     "no get_config": ("x = 1\n", "get_config"),
     "a dict": ("def get_config():\n    return {}\n", "get_config gave dict, not ConfigDict"),
     "no Python": ("def get_config(:\n", "SyntaxError"),
@@ -267,7 +267,7 @@ def test_a_file_that_gives_no_configuration_is_refused_in_one_line(tmp_path, sou
         ("~no_such_user/x.py", "home directory"),
         ("x" * 5000 + ".py", "too long"),
         ("base:tiny", "no file base.py; there is albert"),
-        ("", "there is albert, huginn, looped, moeut, mor, ouro, recursive, relaxed, sut"),
+        ("", "there is albert, "),
     ],
 )
 def test_an_unknown_name_is_refused_with_those_that_are_there(name, part):

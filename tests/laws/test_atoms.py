@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, model
+from recursia import accounting, config, model
+from recursia import params as parameters
 from recursia.convert import recursive
 from recursia.params import at
 from recursia.sharing.atoms import Atoms
 from recursia.sharing.tied import Tied
 from tests.helpers.flops import assert_exact
 from tests.helpers.flops import tiny as flat
-from tests.helpers.tiny import assert_close, draw, forward, gradient, is_equal, text, tiny
+from tests.helpers.tiny import VOCAB, assert_close, draw, forward, gradient, is_equal, text, tiny
 
 STEPS, NAMES = 6, ("query", "key", "value")
 PRIVATE = dict.fromkeys(("norms", "attention", "mlp"), "recursion+block")
@@ -62,7 +63,7 @@ def test_as_many_atoms_as_steps_and_coefficients_of_the_identity_are_the_vanilla
     assert is_equal(forward(params, text(), combined)[0], forward(own, text(), plain)[0])
 
 
-def unrolled(config, params):
+def unrolled(combined, params):
     """Returns the model whose steps have the sums, of float32, as matrices of their own."""
     shared, coefficients = as_banks(params)
     made = {
@@ -70,22 +71,22 @@ def unrolled(config, params):
         for name in NAMES
     }
     core = shared["core"] | {"attention": shared["core"]["attention"] | made}
-    return dataclasses.replace(config, weights=Tied()), {**shared, "core": core}
+    return dataclasses.replace(combined, weights=Tied()), {**shared, "core": core}
 
 
 def test_a_step_multiplies_by_the_sum_and_so_does_the_unrolled_model():
-    config = build(2)
-    plain, own = unrolled(config, params := draw(config))
-    assert_close(forward(params, text(), config)[0], forward(own, text(), plain)[0])
-    layers = recursive.layers(params, config)
+    made = build(2)
+    plain, own = unrolled(made, params := draw(made))
+    assert_close(forward(params, text(), made)[0], forward(own, text(), plain)[0])
+    layers = recursive.layers(params, made)
     assert_close(layers, recursive.layers(own, plain))
     assert len(layers) == STEPS and set(layers[0]) == set(plain.block.slots)
 
 
 def test_the_gradient_of_an_atom_is_the_weighted_sum_over_steps():
-    config = build(2)
-    plain, own = unrolled(config, params := draw(config))
-    ours = gradient(params, text(), config)[1]["core"]
+    made = build(2)
+    plain, own = unrolled(made, params := draw(made))
+    ours = gradient(params, text(), made)[1]["core"]
     theirs = gradient(own, text(), plain)[1]["core"]["attention"]
     atoms, coefficients = atoms_of(params), params["core"]["attention_coefficients"]
     for name in NAMES:
@@ -96,21 +97,31 @@ def test_the_gradient_of_an_atom_is_the_weighted_sum_over_steps():
 
 
 def test_parameters_are_those_of_the_atoms_and_a_token_meets_the_vanilla_models():
-    config = build(2)
-    plain = dataclasses.replace(config, weights=Tied())
+    made = build(2)
+    plain = dataclasses.replace(made, weights=Tied())
     matrices = sum(s.size for s in jax.tree.leaves(at(draw(plain)["core"]["attention"], 0)))
     matrices -= draw(plain)["core"]["attention"]["out"][0].size
     saved = (STEPS - 2) * matrices - len(NAMES) * STEPS * 2
     count = accounting.unique_parameters
-    assert count(config) == count(plain) - saved
-    assert accounting.applied_parameters(config) == accounting.applied_parameters(plain)
+    assert count(made) == count(plain) - saved
+    assert accounting.applied_parameters(made) == accounting.applied_parameters(plain)
+
+
+def test_atoms_a_third_of_the_steps_halve_attention():
+    typed = {"model.num_layers": "9", "model.weights.num_atoms": "3", "block.num_kv_heads": "4"}
+    run = config.load("masa:tiny", typed)
+    size = lambda c: sum(
+        parameters.count(tree) for s, tree in model.specs(c)["core"].items() if "attention" in s
+    )
+    plain = dataclasses.replace(run.model, weights=Tied()).sized(VOCAB)
+    assert size(run.model.sized(VOCAB)) == size(plain) // 2 + 9 * 3 * 3  # coefficients
 
 
 def test_flops_are_exact_and_combining_is_no_product():
-    config = flat(weights=Atoms(2))
-    assert_exact(config, seq_len=7)
-    plain = dataclasses.replace(config, weights=Tied())
-    assert accounting.forward_flops(config, 7) == accounting.forward_flops(plain, 7)
+    made = flat(weights=Atoms(2))
+    assert_exact(made, seq_len=7)
+    plain = dataclasses.replace(made, weights=Tied())
+    assert accounting.forward_flops(made, 7) == accounting.forward_flops(plain, 7)
 
 
 def test_coefficients_stay_float32():
