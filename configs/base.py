@@ -14,6 +14,8 @@ SHAPES = {
     "730m": dict(num_layers=26, embed_dim=1536, num_heads=24, num_kv_heads=8, mlp_dim=4096),
     "1.7b": dict(num_layers=24, embed_dim=2048, num_heads=32, num_kv_heads=32, mlp_dim=8192),
 }
+# TinyLlama, the shape of which studies of shared keys train variants.
+TINYLLAMA = dict(num_layers=22, embed_dim=2048, num_heads=32, num_kv_heads=4, mlp_dim=5632)
 # A machine that each is meant for; any other takes it too.
 TOPOLOGIES = {
     "demo": "v5e:1x1",
@@ -21,6 +23,7 @@ TOPOLOGIES = {
     "135m": "v5e:4x4",
     "360m": "v5e:8x8",
     "730m": "v5e:16x16",
+    "1.1b": "v5e:16x16",
     "1.7b": "v5e:16x16",
 }
 # Layers that three recursions divide between an unshared first and last. The authors' code drops
@@ -33,10 +36,10 @@ def get_config(preset: str, num_steps: int) -> ConfigDict:
     """Returns a vanilla Llama of one size with the recipe that goes with it.
 
     Args:
-      preset: a key of SHAPES.
+      preset: a key of SHAPES, or "1.1b" of TinyLlama's.
       num_steps: updates of the published run; the small presets have their own.
     """
-    shape = dict(SHAPES[preset])
+    shape = dict({**SHAPES, "1.1b": TINYLLAMA}[preset])
     config = ConfigDict(dict(topology=TOPOLOGIES[preset]))
     config.model = dict(
         num_layers=shape.pop("num_layers"),

@@ -26,6 +26,18 @@ def ouro(**widths: Any) -> Fields:
     return {**block, "kind": "sandwich_norm"}
 
 
+def neox(embed_dim: int, mlp_dim: int, **heads: Any) -> Fields:
+    """GPT-NeoX (Black et al. 2022, arXiv 2204.06745), as in Pythia; a quarter of a head rotates."""
+    biased = dict(rope_fraction=0.25, has_bias=True, has_value_bias=True)
+    return dict(
+        kind="parallel_norm",
+        embed_dim=embed_dim,
+        mixer=dict(kind="grouped_query", **{**biased, **heads}),
+        feedforward=dict(kind="gelu", mlp_dim=mlp_dim),
+        norm="layer",
+    )
+
+
 def huginn(embed_dim: int, mlp_dim: int, num_heads: int, head_dim: int) -> Fields:
     """Huginn (Geiping et al. 2025, arXiv 2502.05171); what writes to the stream starts smaller.
 

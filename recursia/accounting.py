@@ -22,6 +22,8 @@ from jax.extend import core as jax_core
 from recursia import inject, model, params
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
+from recursia.optimizers.adamw import AdamW
+from recursia.optimizers.optimizer import Optimizer
 from recursia.sharing import key_banks, patterns
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS
@@ -29,6 +31,7 @@ from recursia.sharing.schedule import KEYS
 _STACKS = ("prelude", "core", "coda", "depth")
 _BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
 _FLOAT32 = 4  # bytes
+_ADAMW = AdamW()
 _ENDLESS = 1 << 40  # tokens; a sequence so long that counts of tokens are exact fractions of it
 _UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "pallas_call")
 
@@ -41,7 +44,7 @@ class Budget:
       unique_parameters: entries of all banks and tables.
       applied_parameters: see `applied_parameters`.
       parameter_bytes: of the float32 parameters.
-      optimizer_bytes: of AdamW's two float32 moments of every unique parameter.
+      optimizer_bytes: of the optimizer's float32 state; see `Optimizer.moments`.
       cache_bytes_per_token: see `cache_bytes_per_token`, at the compute dtype.
       mean_depth: see `mean_depth`.
       forward_flops_per_token: see `forward_flops`; a mean over the sequence, as are all FLOPs here.
@@ -64,14 +67,16 @@ class Budget:
     mor_flops_per_token: float
 
 
-def budget(config: model.Model, seq_len: int, remat: Remat) -> Budget:
+def budget(
+    config: model.Model, seq_len: int, remat: Remat, optimizer: Optimizer = _ADAMW
+) -> Budget:
     """Returns everything on this page for sequences of `seq_len` tokens."""
     unique = unique_parameters(config)
     return Budget(
         unique_parameters=unique,
         applied_parameters=applied_parameters(config),
         parameter_bytes=_FLOAT32 * unique,
-        optimizer_bytes=2 * _FLOAT32 * unique,
+        optimizer_bytes=optimizer.state_bytes(model.specs(config)),
         cache_bytes_per_token=cache_bytes_per_token(config, seq_len),
         mean_depth=mean_depth(config, seq_len),
         forward_flops_per_token=forward_flops(config, seq_len) / seq_len,

@@ -63,7 +63,7 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
 
 def _row(name: str, run: settings.Run) -> Row:
     config, train = run.model.sized(vocab_size(run)), run.train
-    cost = accounting.budget(config, train.seq_len, train.rematerialisation)
+    cost = accounting.budget(config, train.seq_len, train.rematerialisation, run.optimizer)
     return {
         "name": name,
         "depth_kind": settings.kind(run.model.depth),

@@ -136,7 +136,7 @@ def _build(cls: type, values: Any, path: str, tree: tuple[str, ...], about: str 
     for name, value in values.items():
         place = f"{path}.{name}"
         if configuration.is_part(name, hints[name]):
-            given[name] = _part(name, value, place, tree)
+            given[name] = _part(names[name], value, place, tree)
         elif dataclasses.is_dataclass(hints[name]):
             given[name] = _build(hints[name], value, place, tree)
         else:
@@ -155,13 +155,13 @@ def _build(cls: type, values: Any, path: str, tree: tuple[str, ...], about: str 
         raise ConfigError(f"{path}.{error}") from None
 
 
-def _part(name: str, value: Any, path: str, tree: tuple[str, ...]) -> Any:
+def _part(field: dataclasses.Field, value: Any, path: str, tree: tuple[str, ...]) -> Any:
     """Returns the config of a module that a section names by its kind.
 
     A kind that was typed replaces the file's: fields of the file that it does not have go.
     """
     fields = dict(value) if isinstance(value, Mapping) else {"kind": value}
-    kind = fields.pop("kind", "")
+    name, kind = field.name, fields.pop("kind", configuration.default_kind(field))
     if kind not in (known := settings.kinds(name)):
         if now := settings.former(name, str(kind)):
             raise ConfigError(f"{path}.kind: {str(kind)!r} is now {now}")

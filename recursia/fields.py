@@ -128,12 +128,14 @@ def is_part(name: str, hint: Any) -> bool:
 def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
     """Yields the dotted paths of all fields that a tree of values may have, given its kinds."""
     values = values if isinstance(values, Mapping) else {}
+    defaults = {field.name: default_kind(field) for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    for name in (field.name for field in dataclasses.fields(cls)):
+    for name in defaults:
         hint, inner = hints[name], values.get(name)
         if is_part(name, hint):
             yield f"{path}{name}.kind"
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner
+            kind = defaults[name] if kind is None else kind
             if str(kind) in settings.kinds(name):
                 of: Any = settings.kind_config(name, str(kind))
                 yield from tree(of, inner, f"{path}{name}.")
@@ -141,6 +143,12 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
             yield from tree(hint, inner, f"{path}{name}.")
         else:
             yield f"{path}{name}"
+
+
+def default_kind(field: dataclasses.Field) -> str:
+    """Returns the kind that a section has which names none; "" where it must."""
+    default = _default(field)
+    return settings.kind(default) if dataclasses.is_dataclass(default) else ""
 
 
 def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
@@ -175,7 +183,7 @@ def _walk(config: Any, path: str) -> Iterator[Field]:
         default = _default(field)
         place = f"{path}{field.name}"
         if is_part(field.name, hints[field.name]):
-            default = default if isinstance(default, str) else settings.kind(default)
+            default = default_kind(field) or default
             kinds = " or ".join(map(repr, settings.kinds(field.name)))
             yield Field(f"{place}.kind", meaning, kinds, default, settings.kind(value))
         if dataclasses.is_dataclass(value):

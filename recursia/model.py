@@ -211,7 +211,7 @@ def specs(config: Model) -> dict[str, Any]:
         "prelude": ends["prelude"],
         "core": {slot: core(slot, tree) for slot, tree in slots.items()},
         "coda": ends["coda"],
-        "depth": config.depth.specs(plan, d),
+        "depth": parameters.mark(config.depth.specs(plan, d), is_matrix=False),
         "inject": injection.specs(config.inject, plan.num_recursions, d),
     }
     final = config.block.final_norm()

@@ -37,6 +37,9 @@ class Spec:
       is_reused: whether a step of training uses it more than once, or outside the blocks: it is
         then gathered before the step instead of where it is used.
       is_exact: whether it stays float32 whatever the compute dtype.
+      is_matrix: whether an optimizer may take it as maps from features to features; not routers,
+        thin factors or coefficients. What has no weight decay or rows of a vocabulary is none.
+      bank: how many of the leading axes count entries of a bank, in front of `inputs`.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +51,8 @@ class Spec:
     lr_scale: float = 1.0
     is_reused: bool = True
     is_exact: bool = True
+    is_matrix: bool = True
+    bank: int = 0
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
@@ -55,6 +60,18 @@ class Spec:
                 f"Spec: shape {self.shape} has {len(self.shape)} axes, names {self.axes} have "
                 f"{len(self.axes)}."
             )
+
+    @property
+    def matrix(self) -> tuple[int, int, int] | None:
+        """How many matrices it holds, and the features each takes and gives; None if it is none.
+
+        Every entry of a bank and every expert is a matrix by itself.
+        """
+        lead = self.bank + (self.axes[self.bank : self.bank + 1] == ("experts",))
+        rows, shape = lead + self.inputs, self.shape
+        if not (self.is_matrix and self.is_decayed) or "vocab" in self.axes or rows >= len(shape):
+            return None
+        return math.prod(shape[:lead]), math.prod(shape[lead:rows]), math.prod(shape[rows:])
 
     def stack(self, sizes: tuple[int, ...], names: tuple[str | None, ...]) -> "Spec":
         """Returns the spec of `sizes` independent copies, along new leading axes."""
@@ -67,7 +84,11 @@ class Spec:
             return copies.reshape(shape)
 
         return dataclasses.replace(
-            self, shape=sizes + self.shape, axes=names + self.axes, init=init
+            self,
+            shape=sizes + self.shape,
+            axes=names + self.axes,
+            init=init,
+            bank=self.bank + len(sizes),
         )
 
 

@@ -12,6 +12,8 @@ from recursia.depth.policy import Policy
 from recursia.feedforward.feedforward import FeedForward
 from recursia.mixers.mixer import Mixer
 from recursia.model import Model
+from recursia.optimizers.adamw import AdamW
+from recursia.optimizers.optimizer import Optimizer
 from recursia.ranges import LARGEST_SEED, at_least, between, fraction
 from recursia.sharing.remat import Remat, Saves, Unit
 from recursia.sharing.weights import Weights
@@ -65,37 +67,6 @@ class Data:
             raise ValueError(
                 f"validation_fraction: got {self.validation_fraction}, takes a number in [0, 1)"
             )
-
-
-@dataclasses.dataclass(frozen=True)
-class Optimizer:
-    """AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) after clipping by the global norm.
-
-    Attributes:
-      learning_rate: at its peak.
-      b1: decay of the mean of gradients.
-      b2: decay of the mean of their squares.
-      eps: added to the root.
-      weight_decay: of matrices and embeddings, times the learning rate; norms have none.
-      clip_norm: largest global norm of the gradient; 0 does not clip.
-      trainable: dotted paths of the parameters that train, each with all below it, such as "depth"
-        or "core.attention"; empty trains all. The others stay as they are.
-    """
-
-    learning_rate: float = 3e-3
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    trainable: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        at_least(0, self, "learning_rate", "weight_decay", "clip_norm")
-        at_least(1e-37, self, "eps")  # less is 0 in float32, and divides what has no gradient
-        for name in ("b1", "b2"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: got {value}, takes 0 or more, and less than 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,13 +239,14 @@ class Run:
     """A whole configuration; one attribute a section.
 
     Attributes:
+      optimizer: how gradients change parameters; `kind` names a module of `recursia.optimizers`.
       topology: the machine it is meant for, such as "v5e:16x16" or "h100:8"; "" is any.
     """
 
     model: Model
     data: Data
     train: Train
-    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     distill: Distill = dataclasses.field(default_factory=Distill)
     mesh: sharding.Config = dataclasses.field(default_factory=sharding.Config)
@@ -299,6 +271,7 @@ KINDS: dict[str, type] = {
     "feedforward": FeedForward,
     "depth": Policy,
     "weights": Weights,
+    "optimizer": Optimizer,
 }
 
 

@@ -42,8 +42,9 @@ MAY = {
     "kv": BASE | {"sharing"},
     "depth": LAYERS | {"inject", "sharing"},
     "model": MODEL,
-    "accounting": MODEL | {"model"},
-    "settings": MODEL | {"model", "typed"},
+    "optimizers": BASE | {"params"},
+    "accounting": MODEL | {"model", "optimizers"},
+    "settings": MODEL | {"model", "typed", "optimizers"},
     "typed": BASE,
     "presets": BASE | {"configs"},
     "fields": MODEL | {"model", "settings", "typed", "meanings"},
@@ -54,7 +55,7 @@ MAY = {
     "scores": LAYERS | {"depth", "model", "losses", "settings", "data", "distributed", "console"},
     "workdir": BASE | {"params", "sharding", "model", "settings", "config", "data", "distributed"},
     "generate": BASE | {"params", "model", "workdir", "console"},
-    "convert": MODEL | {"model"},
+    "convert": MODEL | {"model", "optimizers"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BLOCKS | {"model", "accounting", "budget"} | CONFIGS,
     "train": MODEL
@@ -89,7 +90,8 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors ranges params kv inject layers sharing model accounting settings typed presets fields "
+    "errors ranges params optimizers kv inject layers sharing model accounting settings typed "
+    "presets fields "
     "config data losses scores workdir train evaluate generate budget matching cli verbs arguments "
     "parsing streams signals compiled console jsonlines notes sharding distributed topology "
     "activations preflight __main__"

@@ -31,7 +31,7 @@ def test_a_preset_is_a_model_with_a_cost(name):
     forward = accounting.forward_flops(made, run.train.seq_len)
     assert forward > 0
     if name in COSTED:  # what training costs is traced, alike for all sizes of a system
-        cost = accounting.budget(made, run.train.seq_len)
+        cost = accounting.budget(made, run.train.seq_len, run.train.rematerialisation)
         assert cost.unique_parameters == count
         assert 0 < cost.forward_flops_per_token < cost.training_flops_per_token
     assert config.build(type(run), config.to_dict(run), "config") == run

@@ -8,6 +8,7 @@ import pytest
 
 from recursia import scores, sharding
 from recursia.errors import DataError
+from tests.helpers.batches import whole_rows
 from tests.helpers.tiny import VOCAB, draw, forward, tiny
 
 ROWS, LENGTH = 8, 12
@@ -22,14 +23,7 @@ def data(seed=0):
     tokens = rng.integers(0, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32)
     weights = (rng.random((ROWS, LENGTH)) < 0.8).astype(np.float32)
     weights[-1] = 0
-    where = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH)).copy()
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": where,
-        "segment_ids": np.ones_like(where),
-        "weights": weights,
-    }
+    return whole_rows(tokens, weights)
 
 
 def batches(rows, size):

@@ -159,4 +159,4 @@ def _recursion(halt: dict[str, Array], context: Context, config: Act) -> Callabl
         )
         return walk, output.astype(x.dtype), made
 
-    return recursion
+    return step

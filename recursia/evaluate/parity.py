@@ -1,7 +1,8 @@
 """Holds a model against what the authors' code computed on the same weights.
 
 A file is an `.npz` of arrays: `family`, `config` (JSON), `tokens`, `param/NAME`, `alias/NAME` (the
-name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`.
+name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`. That of an optimizer
+has gradients [steps ...] and `param_after/CASE/NAME` instead of tokens and what comes of them.
 """
 
 import dataclasses
@@ -23,23 +24,31 @@ from recursia.convert import reference
 from recursia.errors import ConfigError, DataError, UserError
 
 LOGITS, LOSSES, GRADIENTS = 2e-5, 1e-5, 1e-4  # float32 on a CPU; the last relative to the largest
+UPDATES, ROUNDED_UPDATES = 2.5e-7, 1e-2
+_MODEL = {"tokens", "logits", "cross_entropy"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """Largest differences between a model and the authors' code.
+    """Largest differences between a model, or an optimizer, and the authors' code.
+
+    What a file does not hold differs by 0.
 
     Attributes:
       logits_max_abs: of any logit.
       loss_max_abs: of any loss, in nats per token.
       gradient_max_rel: of any gradient entry, over its tensor's largest entry.
       is_routed_alike: whether every recursion kept the same tokens.
+      update_max_abs: of any parameter after steps of an optimizer, of its momentum and direction.
+      rounded_update_max_abs: of the same where the authors multiply in bfloat16.
     """
 
-    logits_max_abs: float
-    loss_max_abs: float
-    gradient_max_rel: float
-    is_routed_alike: bool
+    logits_max_abs: float = 0.0
+    loss_max_abs: float = 0.0
+    gradient_max_rel: float = 0.0
+    is_routed_alike: bool = True
+    update_max_abs: float = 0.0
+    rounded_update_max_abs: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -49,6 +58,8 @@ class Parity:
             and self.loss_max_abs < LOSSES
             and self.gradient_max_rel < GRADIENTS
             and self.is_routed_alike
+            and self.update_max_abs < UPDATES
+            and self.rounded_update_max_abs < ROUNDED_UPDATES
         )
 
 
@@ -68,7 +79,8 @@ def read(path: str) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: no such file") from None
     except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not an .npz of plain arrays ({error})") from None
-    if missing := {"family", "config", "tokens", "logits", "cross_entropy"} - arrays.keys():
+    is_model = str(arrays.get("family")) not in reference.OPTIMIZERS
+    if missing := {"family", "config", *(_MODEL if is_model else ())} - arrays.keys():
         raise DataError(f"{path}: not a parity file; it has no {', '.join(sorted(missing))}")
     return arrays
 
@@ -87,7 +99,9 @@ def check(path: str) -> Parity:
         raise ConfigError(f"{path}: family {family!r} is not read here; {known} are")
     module = f"{reference.__name__}.{reference.FAMILIES[family]}"
     try:
-        return _compare(file, importlib.import_module(module).case(file))
+        case = importlib.import_module(module).case(file)
+        is_model = isinstance(case, reference.Case)
+        return _compare(file, case) if is_model else _compare_updates(case)
     except KeyError as error:
         raise DataError(f"{path}: {error} is missing; the file does not fit its family") from None
     except UserError as error:
@@ -119,6 +133,11 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
             if f"selected/{r}" in file
         ),
     )
+
+
+def _compare_updates(case: reference.Updates) -> Parity:
+    apart = lambda pairs: float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))
+    return Parity(update_max_abs=apart(case.exact), rounded_update_max_abs=apart(case.rounded))
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -50,12 +50,13 @@ class SigmaMoE(FeedForward):
         scale = math.sqrt(2 / num_steps)
         # The scale of `down` is that of all experts together, not of the few that a token takes.
         std, std_down = scale / math.sqrt(d), scale / math.sqrt(e * m)
+        alike = experts.alike(std, is_by_expert=False)
         return {
             "experts": {
                 "up": Spec((e, d, m), ("experts", "embed", "mlp"), normal(std)),
                 "down": Spec((e, m, d), ("experts", "mlp", "embed"), normal(std_down)),
             },
-            "router": Spec((d, e), ("embed", None), experts.alike(std, is_by_expert=False)),
+            "router": Spec((d, e), ("embed", None), alike, is_matrix=False),
         }
 
     def apply(

@@ -62,7 +62,7 @@ class SoftmaxMoE(FeedForward):
                 "up": Spec((e, d, m), ("experts", "embed", "mlp"), read),
                 "down": Spec((e, m, d), ("experts", "mlp", "embed"), write),
             },
-            "router": Spec((d, e), ("embed", None), read),
+            "router": Spec((d, e), ("embed", None), read, is_matrix=False),
         }
 
     def apply(

@@ -25,9 +25,9 @@ def specs(width: int, num_experts: int) -> dict[str, Spec]:
     """Returns a hidden layer as wide as the stream, and the logits of experts."""
     init = uniform(width**-0.5)
     return {
-        "hidden": Spec((width, width), ("embed", None), init),
+        "hidden": Spec((width, width), ("embed", None), init, is_matrix=False),
         "bias": Spec((width,), (None,), init, is_decayed=False),
-        "out": Spec((width, num_experts), ("embed", None), init),
+        "out": Spec((width, num_experts), ("embed", None), init, is_matrix=False),
     }
 
 

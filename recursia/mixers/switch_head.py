@@ -86,12 +86,12 @@ class SwitchHead(Mixer):
         if self.has_attention_experts:
             value = Spec((n * a, d, h), ("experts", "embed", None), normal(std))
             out = Spec((n * a, h, d), ("experts", None, "embed"), normal(std_out))
-            select = Spec((d, n, a), ("embed", "heads", None), alike)
+            select = Spec((d, n, a), ("embed", "heads", None), alike, is_matrix=False)
             router = {"value": select, "out": select}
         else:
             value = heads
             out = Spec((n, h, d), ("heads", None, "embed"), normal(std_out), inputs=2)
-            router = {"out": Spec((d, n), ("embed", "heads"), alike)}
+            router = {"out": Spec((d, n), ("embed", "heads"), alike, is_matrix=False)}
         return {
             "attention": {"query": heads, "key": heads},
             "attention_experts": {"value": value, "out": out},

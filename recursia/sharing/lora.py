@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import ranges
+from recursia import params, ranges
 from recursia.layers.linear import Relaxed
 from recursia.layers.norm import zeros
 from recursia.params import Spec, normal
@@ -74,10 +74,8 @@ class Lora(Weights):
             rank, split = self._rank(spec), spec.inputs
             shape, axes = (*spec.shape[:split], rank), (*spec.axes[:split], None)
             a = Spec(shape, axes, normal(self.init_std), inputs=split)
-            return {
-                "a": a,
-                "b": Spec((rank, *spec.shape[split:]), (None, *spec.axes[split:]), zeros),
-            }
+            b = Spec((rank, *spec.shape[split:]), (None, *spec.axes[split:]), zeros)
+            return params.mark({"a": a, "b": b}, is_matrix=False)
 
         return {
             slot_of(slot): {name: pair(spec) for name, spec in _matrices(block[slot]).items()}

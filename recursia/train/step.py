@@ -19,7 +19,7 @@ from recursia import losses, model, params, settings, sharding
 from recursia.layers import embedding
 from recursia.model import Model
 from recursia.params import Leaf
-from recursia.train import distill, optimizer
+from recursia.train import distill, schedule
 
 Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
 
@@ -57,12 +57,12 @@ class Trainer:
     @functools.cached_property
     def factor(self) -> optax.Schedule:
         """The learning rate's factor by step."""
-        return optimizer.schedule(self.run.schedule, self.run.train.num_steps)
+        return schedule.factor(self.run.schedule, self.run.train.num_steps)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """Clipping and AdamW."""
-        return optimizer.make(self.run.optimizer, self.factor, self.specs)
+        """Clipping, the update rule, weight decay and the learning rate."""
+        return self.run.optimizer.transform(self.specs, self.factor)
 
     @functools.cached_property
     def batch_sharding(self) -> NamedSharding:
@@ -75,13 +75,15 @@ class Trainer:
         """Where each part of the state lies: moments lie with their parameters."""
         where = sharding.shardings(self.specs, self.mesh, self.run.mesh.rules)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
+        is_masked = lambda x: isinstance(x, optax.MaskedNode)  # a parameter of another rule
         moments = jax.eval_shape(self.optimizer.init, params.abstract(self.specs))
         moments = optax.tree.map_params(
             self.optimizer,
-            lambda _, place: place,
+            lambda x, place: x if is_masked(x) else place,
             moments,
             where,
             transform_non_params=lambda _: everywhere,
+            is_leaf=is_masked,
         )
         return State(everywhere, where, moments)
 
@@ -265,7 +267,7 @@ def loss_fn(
         over all of them, and brought by each device in part.
       teacher: whose predictions are learnt from besides.
     """
-    trains = optimizer.trainable(run.optimizer, weights)
+    trains = run.optimizer.trains(weights)
     weights = jax.tree.map(lambda w, yes: w if yes else jax.lax.stop_gradient(w), weights, trains)
     count = run.train.num_microbatches * whole_batch.num_shards()
     key = jax.random.fold_in(jax.random.key(run.train.seed), zlib.crc32(b"forward"))

@@ -31,11 +31,12 @@ def parity(options: argparse.Namespace) -> int:
 def _parity_line(path: str, result: dict) -> str:
     if "error" in result:
         return f"FAIL  {result['error']}"
-    return (
-        f"{'ok  ' if result['ok'] else 'FAIL'}  {path}: logits {result['logits_max_abs']:.1e}, "
-        f"losses {result['loss_max_abs']:.1e}, gradients {result['gradient_max_rel']:.1e}"
-        + ("" if result["is_routed_alike"] else ", other tokens routed")
-    )
+    names = {"logits": "logits_max_abs", "losses": "loss_max_abs", "gradients": "gradient_max_rel"}
+    if result["update_max_abs"]:  # of an optimizer
+        names = {"updates": "update_max_abs", "in bfloat16": "rounded_update_max_abs"}
+    apart = ", ".join(f"{name} {result[field]:.1e}" for name, field in names.items())
+    routed = "" if result["is_routed_alike"] else ", other tokens routed"
+    return f"{'ok  ' if result['ok'] else 'FAIL'}  {path}: {apart}{routed}"
 
 
 def prepare(options: argparse.Namespace) -> None:

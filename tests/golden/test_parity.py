@@ -52,7 +52,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 14
+    assert len(NAMES) == 15
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,6 +67,12 @@ def test_a_changed_parameter_is_seen(changed):
     assert not result.ok
     assert result.logits_max_abs > parity.LOGITS
     assert result.gradient_max_rel > parity.GRADIENTS
+
+
+def test_a_changed_update_is_seen(changed):
+    name = "param_after/torch_original_f32/wide"
+    result = parity.check(changed(name, bump(1e-5), FOLDER / "muon.npz"))
+    assert not result.ok and result.update_max_abs > parity.UPDATES
 
 
 def test_a_changed_gradient_is_seen(changed):

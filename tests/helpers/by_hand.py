@@ -56,9 +56,18 @@ def pick(tree, index):
 
 
 def step_weights(params, plan, recursion, k):
-    """Returns the weights of one step of the core."""
+    """Returns the weights of one step of the core; those of keys are there where it makes some."""
     entry = lambda slot: plan.by_recursion(slot)[recursion, k]
-    return {slot: pick(bank, entry(slot)) for slot, bank in params["core"].items()}
+    core, step = dict(params["core"]), recursion * plan.num_blocks + k
+    attention = dict(core["attention"])
+    keys = {name: attention.pop(name) for name in ("key", "value")}
+    found = {
+        slot: pick(bank, entry(slot)) for slot, bank in {**core, "attention": attention}.items()
+    }
+    if plan.owners[step] == step:
+        held = sorted({plan.entry("attention")[owner] for owner in plan.owners})
+        found["attention"] |= pick(keys, held.index(entry("attention")))
+    return found
 
 
 def keys_of(plan, recursion, k, made):

@@ -7,12 +7,26 @@ import numpy as np
 
 from recursia import model
 from recursia.params import at
+from recursia.sharing import key_banks
+from recursia.sharing.schedule import KEYS
+
+
+def users(plan, bank):
+    """Returns the steps that have a copy of a bank's entry: for keys, those that make some."""
+    return np.unique(plan.owners) if bank.endswith(KEYS) else np.arange(plan.num_steps)
+
+
+def by_bank(config, core):
+    """Returns the trees of a core by bank."""
+    split = [key_banks.split(slot, tree, config.key_weights) for slot, tree in core.items()]
+    return {bank: tree for banks in split for bank, tree in banks.items()}
 
 
 def untied(config, params):
     """Returns the model whose steps all have weights of their own, with these values in them."""
-    plan = config.schedule
-    core = {slot: at(bank, plan.entry(slot)) for slot, bank in params["core"].items()}
+    plan, banks = config.schedule, by_bank(config, params["core"])
+    copies = {bank: at(tree, plan.entry(bank)[users(plan, bank)]) for bank, tree in banks.items()}
+    core = key_banks.join(copies)
     own = lambda slot, table: "recursion+block" if slot in core else table
     varies = tuple((slot, own(slot, table)) for slot, table in plan.entries)
     return dataclasses.replace(config, varies=varies), {**params, "core": core}
@@ -20,12 +34,16 @@ def untied(config, params):
 
 def tied(config, grads):
     """Returns the gradient of the tied model: the sum over the copies of each entry."""
-    specs = model.specs(config)["core"]
+    plan, specs = config.schedule, by_bank(config, model.specs(config)["core"])
 
-    def add_up(slot):
-        entries = config.schedule.entry(slot)
-        is_entry = np.arange(config.schedule.size(slot))[:, None] == entries
+    def add_up(bank, copies):
+        entries = plan.entry(bank)[users(plan, bank)]
+        is_entry = np.arange(plan.size(bank))[:, None] == entries
         add = lambda copies: np.einsum("en,n...->e...", is_entry, np.asarray(copies))
-        return jax.tree.map(lambda g, s: add(g).reshape(s.shape), grads["core"][slot], specs[slot])
+        return jax.tree.map(lambda g, s: add(g).reshape(s.shape), copies, specs[bank])
 
-    return {**grads, "core": {slot: add_up(slot) for slot in specs}}
+    banks = by_bank(config, grads["core"])
+    return {
+        **grads,
+        "core": key_banks.join({bank: add_up(bank, tree) for bank, tree in banks.items()}),
+    }

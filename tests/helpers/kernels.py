@@ -35,6 +35,13 @@ def compile_for(machine, f, *shapes):
     return jax.jit(f, in_shardings=device, out_shardings=device).lower(*shapes).compile()
 
 
+def assert_compiles(machine, f, *shapes, kernels):
+    """Asserts that a program compiles for a machine, with so many calls of kernels of ours."""
+    text = compile_for(machine, f, *shapes).as_text()
+    name = "__gpu$xla.gpu.triton" if machine in GPUS else "tpu_custom_call"
+    assert text.count(f'custom_call_target="{name}"') == kernels
+
+
 def tolerance(dtype, length=1):
     """Returns rtol and atol of sums of `length` terms of about one, each rounded to `dtype`."""
     eps = float(jax.numpy.finfo(dtype).eps)

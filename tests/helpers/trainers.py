@@ -10,6 +10,7 @@ import optax
 
 from recursia import model, sharding
 from recursia.train.step import Trainer, loss_fn
+from tests.helpers.batches import whole_rows
 from tests.helpers.runs import tiny_run
 from tests.helpers.tiny import draw
 
@@ -25,16 +26,9 @@ def batch(seed=0):
     """Returns rows whose token weights are as uneven between rows as they can be."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32)
-    where = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH)).copy()
     weights = rng.uniform(size=(ROWS, LENGTH)).astype(np.float32)
     weights[1], weights[2, 5:] = 0.0, 0.0
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": where,
-        "segment_ids": np.ones_like(where),
-        "weights": weights,
-    }
+    return whole_rows(tokens, weights)
 
 
 def trainer(depth, folder=FOLDER, teacher=None, **sections):

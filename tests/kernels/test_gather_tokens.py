@@ -4,17 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from recursia.kernels.gather_tokens import GATHER, gather_tokens, gpu, tpu
-from tests.helpers.kernels import MACHINES, compile_for
+from tests.helpers.kernels import MACHINES, TPU, assert_compiles
+from tests.helpers.refusals import refused
 
-CAREFUL = pltpu.InterpretParams(
-    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
-)
 KERNELS = {
-    "tpu": lambda x, index: tpu.gather(x, index, interpret=CAREFUL),
+    "tpu": lambda x, index: tpu.gather(x, index, interpret=TPU),
     "gpu": lambda x, index: gpu.gather(x, index, interpret=True),
 }
 SIZES = [(1, 1, 1, 1), (2, 5, 3, 16), (1, 3, 7, 200), (2, 33, 1, 40)]  # B T C D
@@ -104,9 +101,9 @@ def test_gathers_map_over_a_batch():
 
 
 def test_errors_say_both_shapes():
-    with pytest.raises(ValueError, match=r"got \(2, 3, 4\) and \(1, 2\)"):
+    with refused(ValueError, (2, 3, 4), (1, 2)):
         gather_tokens(jnp.zeros((2, 3, 4)), jnp.zeros((1, 2), int))
-    with pytest.raises(ValueError, match="x has 0 rows but index has 2 places"):
+    with refused(ValueError, "x has 0", "index has 2"):
         gather_tokens(jnp.zeros((1, 0, 4)), jnp.zeros((1, 2), int))
 
 
@@ -115,8 +112,7 @@ def test_what_a_tpu_does_not_move_is_declined():
     told = lambda length, dtype: GATHER.explain(
         jax.ShapeDtypeStruct((1, length, 8), dtype), index, platform="tpu"
     )["pallas_tpu"]
-    assert told(8, jnp.float16) == "moves float32 and bfloat16, got float16"
-    assert "100000 rows take 73" in told(100_000, jnp.bfloat16)
+    assert "float16" in told(8, jnp.float16) and "100000 rows" in told(100_000, jnp.bfloat16)
     assert told(8192, jnp.bfloat16) == "accepts"
 
 
@@ -129,7 +125,5 @@ def test_machines_compile_the_kernel_and_its_gradient(machine, caplog):
         rows, pull = jax.vjp(lambda x: gather_tokens(x, index, is_sorted=True), x)
         return pull(2 * rows)
 
-    program = compile_for(machine, there_and_back, x, index).as_text()
-    name = "__gpu$xla.gpu.triton" if "h100" in machine else "tpu_custom_call"
-    assert program.count(f'custom_call_target="{name}"') == 2
+    assert_compiles(machine, there_and_back, x, index, kernels=2)
     assert not caplog.records

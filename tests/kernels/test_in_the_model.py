@@ -10,6 +10,7 @@ import pytest
 from recursia import config, sharding, topology
 from recursia.kernels.dispatch import Op
 from recursia.train.step import Trainer
+from tests.helpers.batches import whole_rows
 from tests.helpers.kernels import GPUS, run_interpreted
 from tests.helpers.tiny import error, tol
 
@@ -59,16 +60,8 @@ def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
 
 
 def batch(rows=2, length=24):
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 256, (rows, length + 1), dtype=np.int32)
-    along = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": along,
-        "segment_ids": np.ones_like(along),
-        "weights": np.ones(along.shape, np.float32),
-    }
+    tokens = np.random.default_rng(0).integers(0, 256, (rows, length + 1), dtype=np.int32)
+    return whole_rows(tokens, np.ones((rows, length), np.float32))
 
 
 def first_moments(name, cross):

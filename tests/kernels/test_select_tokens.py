@@ -4,16 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from recursia.kernels.select_tokens import SELECT, gpu, select_above, select_tokens, tpu
-from tests.helpers.kernels import MACHINES, compile_for
+from tests.helpers.kernels import MACHINES, TPU, assert_compiles
+from tests.helpers.refusals import refused
 
-CAREFUL = pltpu.InterpretParams(
-    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
-)
 KERNELS = {
-    "tpu": lambda scores, k: tpu.select(scores, k=k, interpret=CAREFUL),
+    "tpu": lambda scores, k: tpu.select(scores, k=k, interpret=TPU),
     "gpu": lambda scores, k: gpu.select(scores, k=k, interpret=True),
 }
 FEW = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, -np.nan, 0.5, 1e-30], np.float32)
@@ -105,20 +102,20 @@ def test_above_is_a_comparison_and_its_count(threshold):
 
 def test_errors_say_both_numbers():
     scores = jnp.zeros((2, 5))
-    with pytest.raises(ValueError, match="k must be from 0 to 5 scores of a row, got 6"):
+    with refused(ValueError, "k must", 5, "got 6"):
         select_tokens(scores, 6)
-    with pytest.raises(ValueError, match=r"got int32 of shape \(5,\)"):
+    with refused(ValueError, "int32", (5,)):
         select_tokens(jnp.zeros(5, int), 1)
-    with pytest.raises(ValueError, match=r"2 rows but threshold has shape \(3,\)"):
+    with refused(ValueError, "2 rows", "threshold", (3,)):
         select_above(scores, jnp.zeros(3))
-    with pytest.raises(ValueError, match="it has auto, reference, pallas_tpu, pallas_triton"):
+    with refused(ValueError, "cuda", "auto", "reference", "pallas_tpu", "pallas_triton"):
         select_tokens(scores, 1, backend="cuda")
 
 
 def test_a_row_that_does_not_fit_is_declined_with_its_length():
     scores = jax.ShapeDtypeStruct((1, 200_000), jnp.float32)
     reasons = SELECT.explain(scores, platform="tpu", k=3)
-    assert reasons == {"pallas_tpu": "holds rows of at most 131072 scores, got 200000"}
+    assert all(number in reasons["pallas_tpu"] for number in ("131072", "200000"))
     assert SELECT.explain(scores, platform="cuda", k=3) == {"pallas_triton": "accepts"}
 
 
@@ -126,6 +123,5 @@ def test_a_row_that_does_not_fit_is_declined_with_its_length():
 def test_machines_compile_the_kernel(machine, caplog):
     scores = jax.ShapeDtypeStruct((16, 2048), jnp.float32)
     both = lambda scores: (select_tokens(scores, 1365), select_above(scores, 0.0))
-    program = compile_for(machine, both, scores).as_text()
-    assert ("__gpu$xla.gpu.triton" if "h100" in machine else "tpu_custom_call") in program
+    assert_compiles(machine, both, scores, kernels=1)
     assert not caplog.records

@@ -11,6 +11,7 @@ from recursia import accounting, model
 from recursia.config import load
 from recursia.errors import ConfigError
 from tests.helpers import by_hand
+from tests.helpers.blocks import flat
 from tests.helpers.routed import assert_is_by_hand
 from tests.helpers.tiny import (
     BATCH,
@@ -207,10 +208,10 @@ RELEASED = {
 def test_a_released_size_has_the_published_parameters(preset):
     layers, recursions, millions = RELEASED[preset]
     made = load(f"mor:{preset}", {}).model.sized(49152)
-    wide, plan = made.block, made.schedule
+    wide, plan = flat(made.block), made.schedule
     d, heads = wide.embed_dim, 2 * (wide.num_heads + wide.num_kv_heads) * wide.head_dim
     layer = d * heads + 3 * d * wide.mlp_dim + 2 * d
-    assert (plan.num_steps, plan.num_recursions) == (layers, recursions)
+    assert (made.num_layers, plan.num_recursions) == (layers, recursions)
     unique = (2 + (layers - 2) // recursions) * layer + d + recursions * d
     assert accounting.unique_parameters(made) == unique + 49152 * d
     assert round(unique / 1e6) == millions

@@ -13,6 +13,7 @@ from recursia.depth import expert_choice
 from recursia.errors import ConfigError
 from recursia.preflight import collectives, hlo
 from recursia.train.step import Trainer
+from tests.helpers.batches import whole_rows
 from tests.helpers.presets import SYSTEMS
 from tests.helpers.tiny import error, tol
 
@@ -43,15 +44,7 @@ def settings(name, more=()):
 def batch():
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, VOCAB, (ROWS, LENGTH + 1), dtype=np.int32)
-    along = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), (ROWS, LENGTH)).copy()
-    weights = rng.uniform(size=(ROWS, LENGTH)).astype(np.float32)
-    return {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": along,
-        "segment_ids": np.ones_like(along),
-        "weights": weights,
-    }
+    return whole_rows(tokens, rng.uniform(size=(ROWS, LENGTH)).astype(np.float32))
 
 
 def trainer(name, mesh=(), more=()):

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from recursia import config, settings
+from recursia import config
 from recursia.errors import CheckpointError
 from recursia.workdir import checkpoint, directory
 from tests.helpers.blocks import flat
@@ -40,16 +40,8 @@ def refusal(theirs, ours):
 def test_a_run_is_itself_and_how_its_steps_are_computed_is_no_part_of_it(tmp_path):
     run = tiny_run(tmp_path)
     checkpoint.same(meta(run), directory.identity(run, 257, DATA), "x")
-    other = tiny_run(tmp_path, model=values(tmp_path)["model"] | {"remat": "block"})
+    other = tiny_run(tmp_path, train=values(tmp_path)["train"] | {"remat": "block"})
     checkpoint.same(meta(run), directory.identity(other, 257, DATA), "x")
-    old = meta(run)
-    old["model"] |= {"remat": "recursion", "remat_saves": "attention"}
-    checkpoint.same(old, directory.identity(other, 257, DATA), "x")
-
-
-@pytest.mark.parametrize("name", settings.EXECUTION)
-def test_execution_settings_are_fields_of_the_model(name):
-    assert name in {field.path.rpartition(".")[2] for field in config.fields(RUN, "model")}
 
 
 def test_another_system_is_told_by_its_kind_alone(tmp_path):

@@ -8,17 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from recursia import model, settings
-from recursia.train import optimizer
+from recursia import config as configuration
+from recursia import model, params, settings
+from recursia.errors import ConfigError
+from recursia.optimizers.adamw import AdamW
+from recursia.train import schedule
 from tests.helpers.tiny import error, tiny, tol
 
-CONFIG = settings.Optimizer(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0)
+CONFIG = AdamW(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0)
 STEADY = optax.constant_schedule(1.0)
 
 
 def moved(specs, params, grads, config=CONFIG):
     """Returns parameters after one step."""
-    chain = optimizer.make(config, STEADY, specs)
+    chain = config.transform(specs, STEADY)
     updates, _ = chain.update(grads, chain.init(params), params)
     return optax.apply_updates(params, updates)
 
@@ -46,10 +49,10 @@ def test_matrices_embeddings_and_routers_are_decayed_and_norms_are_not(depth, ho
 
 def test_a_step_is_the_formula_of_adamw():
     rng = np.random.default_rng(0)
-    config = settings.Optimizer(0.01, b1=0.9, b2=0.95, eps=1e-3, weight_decay=0.2, clip_norm=0.0)
+    config = AdamW(0.01, b1=0.9, b2=0.95, eps=1e-3, weight_decay=0.2, clip_norm=0.0)
     factor = lambda step: 1.0 / (step + 1)
     specs = model.specs(tiny())
-    chain = optimizer.make(config, factor, specs)
+    chain = config.transform(specs, factor)
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32), specs)
     state, wide = chain.init(params), jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     mean, square = (jax.tree.map(np.zeros_like, wide) for _ in range(2))
@@ -78,11 +81,41 @@ def test_gradients_are_clipped_by_their_global_norm(clip, size, left):
     specs = model.specs(tiny())
     grads = ones_like(specs)
     grads = jax.tree.map(lambda g: g * size / optax.tree.norm(grads), grads)
-    config = settings.Optimizer(clip_norm=clip, b1=0.0)
-    chain = optimizer.make(config, STEADY, specs)
+    config = AdamW(clip_norm=clip, b1=0.0)
+    chain = config.transform(specs, STEADY)
     _, state = chain.update(grads, chain.init(grads), grads)
     kept = next(part for part in jax.tree.leaves(state, is_leaf=_is_adam) if _is_adam(part))
     assert abs(optax.tree.norm(kept.mu) - left) < 1e-5
+
+
+@pytest.mark.parametrize("kind", settings.kinds("optimizer"))
+def test_a_state_is_as_large_as_its_kind_says(kind):
+    config, specs = settings.kind_config("optimizer", kind)(), model.specs(tiny("expert_choice"))
+    state = jax.eval_shape(config.transform(specs, STEADY).init, params.abstract(specs))
+    counters = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32]
+    entries = sum(leaf.size for leaf in jax.tree.leaves(state)) - len(counters)
+    assert 4 * entries == config.state_bytes(specs)
+
+
+def test_a_section_without_a_kind_is_of_the_default_one():
+    """So are configurations that were saved before there were kinds."""
+    values = configuration.to_dict(configuration.load("mor:tiny", {"optimizer.b1": "0.5"}))
+    assert values["optimizer"].pop("kind") == "adamw"
+    run = configuration.build(settings.Run, values, "config")
+    assert type(run.optimizer) is AdamW and run.optimizer.b1 == 0.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("kind", "adam", "optimizer.kind: no optimizer 'adam'; did you mean 'adamw'"),
+        ("rank", "1", "optimizer.rank: no such field; there is learning_rate"),
+    ],
+)
+def test_a_kind_or_field_that_is_not_there_is_refused_in_one_line(field, value, said):
+    with pytest.raises(ConfigError) as refusal:
+        configuration.load("mor:tiny", {f"optimizer.{field}": value})
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def _is_adam(part):
@@ -90,7 +123,7 @@ def _is_adam(part):
 
 
 def course(num_steps, **changed):
-    factor = optimizer.schedule(settings.Schedule(**changed), num_steps)
+    factor = schedule.factor(settings.Schedule(**changed), num_steps)
     return [float(factor(step)) for step in range(num_steps + 1)]
 
 

@@ -3,6 +3,7 @@
 A family's module offers
 
     case(file) -> Case            from the arrays of a parity file (see `evaluate.parity`)
+    case(file) -> Updates         the same, of an optimizer
 
 and may refuse, with ConfigError, an option that has no counterpart here. Names and layouts of
 arrays are those of the authors' `state_dict`; a PyTorch linear weight is `[out, in]`.
@@ -10,11 +11,12 @@ arrays are those of the authors' `state_dict`; a PyTorch linear weight is `[out,
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from recursia import model
 from recursia.depth.policy import Aux
@@ -29,7 +31,9 @@ FAMILIES = {
     "hrm_text": "hrm_text",
     "lckv": "lckv",
     "mlkv": "mlkv",
+    "muon": "muon",
 }
+OPTIMIZERS = ("muon",)  # families of files without a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,19 @@ class Case:
     losses: Callable[[Aux], list[tuple[str, Any]]] = lambda aux: []
     arrays: Callable[[Aux, Any], list[tuple[str, Any]]] = lambda aux, params: []
     kept: Callable[[Aux], list[tuple[int, Any]]] = lambda aux: []
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """What one file of an optimizer asks of us: pairs of our array and theirs.
+
+    Attributes:
+      exact: computed in float32 throughout.
+      rounded: with products in bfloat16, whose order of additions is the machine's.
+    """
+
+    exact: Sequence[tuple[Array, np.ndarray]]
+    rounded: Sequence[tuple[Array, np.ndarray]]
 
 
 def under(file: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -56,7 +56,7 @@ def config(theirs: dict[str, Any], is_tied: bool) -> model.Model:
 
 def _layer_types(types: str | None, layers: int) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Returns the layer whose keys each layer reads, and whether it sees a window of them."""
-    found = ["own"] if types == "" else (types or "_".join(map(str, range(layers)))).split("_")
+    found = ("_".join(map(str, range(layers))) if types is None else types).split("_")
     if len(found) != layers or not all(re.fullmatch(r"\d+s?", each) for each in found):
         raise ConfigError(
             f"lckv.layer_types: got {types!r}, takes {layers} numbers of layers, with an 's' after "

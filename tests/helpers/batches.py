@@ -1,0 +1,16 @@
+"""Batches of whole rows, each one document."""
+
+import numpy as np
+
+
+def whole_rows(tokens, weights):
+    """Returns a batch of ids [B T+1] whose predictions have weights [B T]."""
+    batch, length = tokens.shape[0], tokens.shape[1] - 1
+    along = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length)).copy()
+    return {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "positions": along,
+        "segment_ids": np.ones_like(along),
+        "weights": weights,
+    }

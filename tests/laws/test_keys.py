@@ -1,0 +1,61 @@
+"""Whose keys a step reads decides what is stored: cache, and weights that make keys."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from recursia import accounting, kv, model, params
+from recursia.convert import recursive
+from tests.helpers.points import PLANS
+from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, gradient, text, tiny
+
+STEPS = 6
+MAKERS = {"own": 6, "first_recursion": 2, "groups/2": 3, "groups/3": 2, "spread/3": 3}
+MAKERS |= {"upper_half": 4}
+
+
+def private(plan):
+    """Returns a model whose steps share keys alone."""
+    return tiny(sharing_="none", recursions=3, blocks=2, kv=plan)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_cache_and_weights_of_keys_follow_the_plan(plan):
+    config, own, makers = private(plan), private("own"), MAKERS[plan]
+    assert accounting.cache_bytes_per_token(config, LENGTH, 4) == makers * 4 * BLOCK.cache_entries()
+    missing = (STEPS - makers) * BLOCK.mixer.key_width * 2 * BLOCK.embed_dim
+    for count in (accounting.unique_parameters, accounting.applied_parameters):
+        assert count(config) == count(own) - missing
+    attention = model.specs(config)["core"]["attention"]
+    assert attention["key"].shape[0] == attention["value"].shape[0] == makers
+    assert attention["query"].shape[0] == STEPS
+    grads = gradient(draw(config), text(), config)[1]["core"]["attention"]
+    assert all(np.abs(leaf).max(axis=(1, 2, 3)).min() > 0 for leaf in grads.values())
+
+
+def test_a_shallower_model_takes_the_keys_weights_of_its_steps():
+    """Recursion 0 has entries 2 and 3, which steps of it make keys with."""
+    config = dataclasses.replace(
+        private("own"),
+        varies=(("attention", ((2, 3), (0, 1), (4, 5))),),
+        kv=kv.Config(((0, 0), (0, 3), (4, 4))),
+    )
+    weights = draw(config)
+    short, cut = model.at_depth(config, weights, 2)
+    shapes = params.abstract(model.specs(short))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.shape == b.shape, shapes, cut))
+    entry = short.schedule.entry("attention.keys")
+    held = config.schedule.held("attention.keys").tolist()
+    theirs = weights["core"]["attention"]["key"][held.index(2)]
+    assert np.array_equal(cut["core"]["attention"]["key"][entry[0]], theirs)
+
+
+def test_merged_keys_start_as_the_mean_of_those_they_stand_for():
+    own, shared = private("own"), private("groups/3")
+    weights = draw(own)
+    made = recursive.recursive(weights, own, shared, "average", key=jax.random.key(0))
+    theirs = weights["core"]["attention"]["key"]
+    assert_close(made["core"]["attention"]["key"], theirs.reshape(2, 3, *theirs.shape[1:]).mean(1))
+    assert_close(made["core"]["attention"]["query"], weights["core"]["attention"]["query"])
