@@ -68,7 +68,7 @@ MAY = {
     "arguments": {"data", "parsing", "presets", "meanings"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
-    | {"workdir", "console", "streams", "distributed", "preflight", "topology"}
+    | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
     | {"presets", "fields", "accounting"},
     "cli": BASE | {"arguments", "compiled", "console", "parsing", "signals", "verbs"},
     "preflight": MODEL

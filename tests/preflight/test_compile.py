@@ -102,7 +102,11 @@ def test_what_the_compiler_has_no_memory_for_is_told_with_what_to_change(capsys,
     )
 
     monkeypatch.setattr(Trainer, "lower", lambda self, step=0: Failing(text))
-    big = ["--config.train.batch_size=64", "--config.train.seq_len=1024", "--config.train.remat=none"]
+    big = [
+        "--config.train.batch_size=64",
+        "--config.train.seq_len=1024",
+        "--config.train.remat=none",
+    ]
     code = cli.main(["compile", "--config=vanilla:tiny", *big])
     out = capsys.readouterr().out
     assert code == 1
