@@ -32,21 +32,20 @@ test-newest:
 
 .venv-newest/tested: .venv-newest/installed
 	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile" \
-	  tests/golden/test_parity.py tests/test_cli.py tests/preflight/test_activations.py \
+	  tests/golden/test_parity.py tests/test_cli.py \
 	  "tests/train/test_loop.py::test_a_run_told_to_stop_ends_where_the_unbroken_one_does" \
 	  "tests/preflight/test_compile.py::test_the_smallest_presets_fit_the_machine_they_are_meant_for" \
-	  "tests/preflight/test_compile.py::test_advice_needs_less_and_says_when_it_is_enough"
+	  "tests/preflight/test_compile.py::test_advice_is_the_next_rungs_each_of_another_kind"
 
 # Compiles kernels and training steps for NVIDIA GPUs, on a machine that has none (installs 5 GB).
 test-gpu-compile: .venv-gpu/installed
 	.venv-gpu/bin/python -m pytest $(TEST_FLAGS) -m gpu_compile
 
-# Compiles every preset for the machine that it names, of which test-slow takes a few, and what
-# predictions of memory are held to: hours.
+# Compiles every preset for the machine that it names, of which test-slow takes a few: hours.
 # Without the limit on the stack: libtpu exceeds 8 MiB on sut:244m.
 test-presets: .venv/installed-test
 	ulimit -s unlimited; RECURSIA_PRESETS=all $(BIN)/python -m pytest $(TEST_FLAGS) -m slow \
-	  tests/preflight/test_presets_fit.py tests/preflight/test_predictions.py
+	  tests/preflight/test_presets_fit.py
 
 # The same tests with every annotated shape and type checked as it runs.
 test-shapes: .venv/installed-test

@@ -82,22 +82,17 @@ compiles the drawing of a token too, on one chip. `--json` prints one object, `-
 Several such commands may run at once. Where libtpu ends with `SIGSEGV STACK OVERFLOW`, as on
 `sut:244m`, run it after `ulimit -s unlimited`: that step then compiles, and fits.
 
-`--search` takes every legal mesh (all five axes, by powers of two; up to 8 devices split heads, a
-sequence or experts) with every number of microbatches and every kind of rematerialisation, predicts
-the memory of each from its trace, compiles the `--tries` most promising ones and ranks those that
-fit, with what to type for each.
+`--search` climbs a ladder until the step fits: more rematerialisation, then more microbatches, then
+other meshes (all five axes, by powers of two; up to 8 devices split heads, a sequence or experts),
+those that split the fewest products first. It compiles at most `--tries` programs, says what each
+needs and what to type for it, leaves out microbatches that cannot be enough, and keeps reports
+beside compiled programs, so that a second search compiles nothing twice.
 
 ## How the numbers come about
 
 - **Memory** is the compiler's report: arguments by kind, temporaries, results that take no
   argument's place, code. A program fits if the sum is not above what the compiler allows a program
   of (TPU), or nine tenths of the memory (GPU; set `XLA_CLIENT_MEM_FRACTION=0.9`).
-- What is predicted before compiling, for `--search` and for advice, is counted in the trace of the
-  step, kernels' own temporaries included. For a GPU it is within 15 % of the compiler's temporaries
-  of `vanilla:360m`, `recursive:360m`, `mor:360m`, `moeut:244m` and `universal:base`, which are
-  tests. A TPU's compiler needs more: about 1.25 times what does not depend on the rows of a batch,
-  and twice what does. Tests hold that to 15 % for the first four and every TPU run on this page but
-  two: of 32 thousand tokens it predicts half, and of `mor:1.7b` with `fsdp=16` 0.81.
 - **FLOPs** are the closed forms of `recursia budget`, since XLA counts a loop's body once; those
   executed include what is computed again to save memory.
 - **Compute** is executed FLOPs / (chips x peak).

@@ -123,9 +123,9 @@ def _compile(parser: parsing.Parser) -> None:
     about = "v4, v5e, v5p or v6e and a slice (v5e:16x16), or GPUs (h100:8, h100:8x4)"
     parser.add_argument("--topology", help=f"{about}; default: the configuration's")
     parser.add_argument("--decode", action="store_true", help="and the drawing of a token")
-    about = "try meshes, microbatches and rematerialisation; rank what fits"
+    about = "change rematerialisation, microbatches, then meshes until it fits"
     parser.add_argument("--search", action="store_true", help=about)
-    about = "programs that a search compiles; default: 6"
+    about = "programs that a search compiles at most; default: 8"
     parser.add_argument("--tries", type=parsing.whole(1), help=about)
     parser.add_argument("--output", type=parsing.path, help="a file for the JSON object")
     _json_option(parser)

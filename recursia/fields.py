@@ -47,7 +47,11 @@ _SYNONYMS = {
 
 
 # Fields that had another name before.
-_RENAMED = {"model.remat": "train.remat", "model.remat_saves": "train.remat_saves"}
+_RENAMED = {
+    f"{section}{name}": f"train.{name}"
+    for section in ("", "model.")
+    for name in ("remat", "remat_saves")
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,13 @@ import dataclasses
 import math
 import pathlib
 import pprint
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from recursia import accounting, budget, config, settings
 from recursia.blocks.block import Block
 from recursia.blocks.pre_norm import PreNorm
+from recursia.changes import overrides, typed
 from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.mixers.grouped_query import GroupedQuery
@@ -99,24 +100,6 @@ def controls(run: settings.Run) -> dict[str, settings.Run]:
     except ConfigError as error:
         raise ConfigError(f"--controls: {error}") from None
     return made
-
-
-def overrides(before: settings.Run, after: settings.Run) -> dict[str, Any]:
-    """Returns the dotted fields in which `after` differs, with its values, as one may type them."""
-
-    def changes(old: dict, new: dict, path: str) -> Iterator[tuple[str, Any]]:
-        for name, value in new.items():
-            if isinstance(value, dict) and isinstance(old.get(name), dict):
-                yield from changes(old[name], value, f"{path}{name}.")
-            elif value != old.get(name):
-                yield f"{path}{name}", value
-
-    return dict(changes(config.to_dict(before), config.to_dict(after), ""))
-
-
-def typed(changes: dict[str, Any]) -> str:
-    """Returns overrides as they are typed on a command line."""
-    return " ".join(f"--config.{field}={value}" for field, value in changes.items())
 
 
 def write(folder: pathlib.Path, runs: dict[str, settings.Run], about: str) -> list[str]:

@@ -31,6 +31,7 @@ class Spec:
       init: draws it from a key, a shape and a dtype.
       is_decayed: whether weight decay applies (not to norms and biases).
       inputs: how many of the leading axes are the features a matrix takes; the rest it gives.
+      products: how often a step multiplies one token by it.
       lr_scale: of the learning rate; gradients of one scale are clipped together, apart from
         those of another.
       is_reused: whether a step of training uses it more than once, or outside the blocks: it is
@@ -46,6 +47,7 @@ class Spec:
     init: Initializer
     is_decayed: bool = True
     inputs: int = 1
+    products: int = 1
     lr_scale: float = 1.0
     is_reused: bool = True
     is_exact: bool = True

@@ -49,6 +49,7 @@ MAY = {
     "presets": BASE | {"configs"},
     "fields": MODEL | {"model", "settings", "typed", "meanings"},
     "config": MODEL | {"model", "settings", "typed", "presets", "fields"},
+    "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"model", "settings"},
     "data": BASE | {"corpus", "console"},
     "losses": BASE | {"sharding"},
@@ -57,7 +58,7 @@ MAY = {
     "generate": BASE | {"params", "model", "workdir", "console"},
     "convert": MODEL | {"model", "optimizers"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
-    "matching": BLOCKS | {"model", "accounting", "budget"} | CONFIGS,
+    "matching": BLOCKS | {"model", "accounting", "budget", "changes"} | CONFIGS,
     "train": MODEL
     | {"model", "losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
     | {"distributed", "console", "jsonlines", "signals"}
@@ -67,12 +68,11 @@ MAY = {
     "arguments": {"data", "parsing", "presets", "meanings"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
-    | {"workdir", "console", "streams", "distributed", "preflight", "topology"}
+    | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
     | {"presets", "fields", "accounting"},
     "cli": BASE | {"arguments", "compiled", "console", "parsing", "signals", "verbs"},
-    "activations": MODEL | {"model", "accounting"},
     "preflight": MODEL
-    | {"model", "accounting", "activations", "budget", "topology", "train", "generate", "data"}
+    | {"model", "accounting", "budget", "changes", "topology", "train", "generate", "data"}
     | CONFIGS,
     "__main__": {"cli", "console", "signals", "streams"},
     "__init__": set(),
@@ -94,7 +94,7 @@ GENERIC = (
     "presets fields "
     "config data losses scores workdir train evaluate generate budget matching cli verbs arguments "
     "parsing streams signals compiled console jsonlines notes sharding distributed topology "
-    "activations preflight __main__"
+    "changes preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

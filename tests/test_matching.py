@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from recursia import accounting, budget, cli, config, matching
+from recursia import accounting, budget, cli, config, matching, settings
 from tests.helpers.blocks import flat, published
 from tests.helpers.runs import values, write_config, write_text
 

@@ -19,7 +19,6 @@ from jaxtyping import Array
 from recursia import model
 from recursia import params as parameters
 from recursia.layers.initial import Init
-from recursia.layers.linear import Relaxed
 from recursia.params import Spec
 from recursia.sharing import key_banks, lora
 from recursia.sharing.schedule import KEYS
@@ -96,8 +95,8 @@ def layers(params: dict[str, Any], config: model.Model) -> list[dict[str, Any]]:
 
     def at_step(step: int) -> dict[str, Any]:
         weights = config.weights.bind(_entries(params["core"], config, step))
-        full = lambda w: w.full() if isinstance(w, Relaxed) else w
-        return jax.tree.map(full, weights, is_leaf=lambda w: isinstance(w, Relaxed))
+        is_made = lambda w: hasattr(w, "full")
+        return jax.tree.map(lambda w: w.full() if is_made(w) else w, weights, is_leaf=is_made)
 
     ends = {
         name: [parameters.at(params[name], i) for i in range(count)]
@@ -195,6 +194,12 @@ def _check_choice(name: str, got: str, choices: Any) -> None:
 
 def _check(config: model.Model, target: model.Model) -> None:
     """Refuses models of which one cannot be made of the other."""
+    if made := [s for s in target.weights.specs(target.block_specs) if s in target.block.slots]:
+        kind = type(target.weights).__module__.rpartition(".")[2]
+        raise ValueError(
+            f"weights: {kind!r} makes matrices of {', '.join(made)} of other parameters, and how "
+            "they start from a model is not known; take 'tied' or 'lora'"
+        )
     ours, theirs = _shape(target), _shape(config)
     for name, value in ours.items():
         if theirs.get(name) != value:

@@ -1,6 +1,7 @@
 """Multiplication by a weight of the model."""
 
 import math
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import struct
@@ -8,6 +9,15 @@ from jax import Array
 
 from recursia.params import Leaf
 from recursia.sharding import is_split
+
+
+@runtime_checkable
+class Weight(Protocol):
+    """What stands in an array's place; it has `full()` too where one array does the same."""
+
+    def dot(self, x: Array, einsum: str) -> Array:
+        """Returns `einsum` of activations and itself, as the function `dot` does of an array."""
+        ...
 
 
 @struct.dataclass
@@ -26,12 +36,19 @@ class Relaxed:
     b: Leaf
     scale: float = struct.field(pytree_node=False)
 
+    def dot(self, x: Array, einsum: str) -> Array:
+        """Returns the product with the base, and that with the thin ones, in turn."""
+        taken, rest = einsum.split(",")
+        given = rest.split("->")[1]
+        thin = self.scale * dot(x, self.a, f"{taken},{taken}z->z")
+        return dot(x, self.base, einsum) + dot(thin, self.b, f"z,z{given}->{given}")
+
     def full(self) -> Array:
         """Returns the one array that multiplies as this does."""
         return self.base + self.scale * jnp.tensordot(self.a, self.b, 1)
 
 
-def dot(x: Array, weight: Array | Relaxed, einsum: str) -> Array:
+def dot(x: Array, weight: Array | Weight, einsum: str) -> Array:
     """Returns `einsum` of each token's activations and a weight.
 
     Every multiplication by a model weight goes through here, so that what a weight is (an array,
@@ -46,11 +63,10 @@ def dot(x: Array, weight: Array | Relaxed, einsum: str) -> Array:
         for an array.
       einsum: the features alone, such as "d,dnh->nh".
     """
+    if not isinstance(weight, Array):
+        return weight.dot(x, einsum)
     taken, rest = einsum.split(",")
     axes, given = rest.split("->")
-    if isinstance(weight, Relaxed):
-        thin = weight.scale * dot(x, weight.a, f"{taken},{taken}z->z")
-        return dot(x, weight.base, einsum) + dot(thin, weight.b, f"z,z{given}->{given}")
     tokens, features = x.shape[: x.ndim - len(taken)], x.shape[x.ndim - len(taken) :]
     rows = x.reshape(*(tokens if is_split("length") else (-1,)), math.prod(features))
     if axes == taken + given:

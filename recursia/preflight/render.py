@@ -26,9 +26,7 @@ def full(name: str, report: Report) -> str:
         parts = (f"{kind} {gigabytes(report['memory'][kind])}" for kind in _KINDS)
         lines += ["  " + ", ".join(parts)]
     for each in report.get("advice", ()):
-        left = gigabytes(each["bytes_per_chip"])
-        fits = "fits" if each["fits"] else "not enough"
-        lines += [f"  {each['overrides']}  about {left}, {fits}"]
+        lines += [f"  needs less: {each['overrides']}"]
     if report["fits"]:
         lines += ["", *_moved(report), "", *_speed(report)]
     if "decode" in report:
@@ -81,7 +79,7 @@ def _decoded(report: Report) -> str:
 
 
 def table(reports: Sequence[Report]) -> str:
-    """Returns what a search found, the best first, with what to type."""
+    """Returns what a search compiled, the one that fits last, with what to type."""
     lines = ["   M tokens/s        GB  overrides"]
     for each in reports:
         rate = "does not fit"

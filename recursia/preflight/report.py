@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recursia import accounting, model, settings
-from recursia.preflight import advice, chips, collectives, program, roofline, traffic
+from recursia.preflight import chips, collectives, program, roofline, traffic
 from recursia.train.step import Trainer
 
 Report = dict[str, Any]
@@ -17,7 +17,6 @@ def examine(
     devices: Sequence[Any],
     *,
     with_decode: bool = False,
-    with_advice: bool = True,
 ) -> Report:
     """Compiles a run's steps for a topology and returns what `render` prints.
 
@@ -35,7 +34,6 @@ def examine(
         serial_tokens_per_second, utilisation: see `roofline`; the last is useful FLOPs over peak.
       hours, tokens: of the whole run, at the roofline.
       decode: memory and roofline of drawing a token on one chip, if asked for.
-      advice: what to change, if it does not fit.
 
     Raises:
       ConfigError: for a mesh, batch or width that does not divide.
@@ -53,14 +51,14 @@ def examine(
     try:
         steps = [program.train_step(made, step) for step in _distinct_steps(made)]
     except program.TooLarge as error:
-        return report | _no(made, error.needed, chip, with_advice)
+        return report | _no(error.needed)
     memory = max((step.memory for step in steps), key=lambda each: each.total)
     report |= {
         "memory": dataclasses.asdict(memory),
         "compile_seconds": sum(step.seconds for step in steps),
     }
     if memory.total > chip.hbm_bytes:
-        return report | _no(made, memory.total, chip, with_advice)
+        return report | _no(memory.total)
     report |= {"fits": True, "bytes_per_chip": memory.total}
     report |= _times(run, chip, made.mesh, steps[-1], report)
     if with_decode:
@@ -84,14 +82,13 @@ def _flops(run: settings.Run, config: model.Model) -> Report:
     }
 
 
-def _no(made: Trainer, needed: int, chip: chips.Chip, with_advice: bool) -> Report:
+def _no(needed: int) -> Report:
     return {
         "fits": False,
         "bytes_per_chip": needed,
         "collectives": [],
         "roofline_seconds_per_step": None,
         "tokens_per_second": None,
-        "advice": advice.smaller(made, needed, chip.hbm_bytes) if with_advice else [],
     }
 
 

@@ -101,7 +101,7 @@ class Lora(Weights):
     def flops(self, block: Tree, skipped: tuple[tuple[str, str], ...]) -> int:
         """Returns the FLOPs of the thin products of one token's step."""
         return sum(
-            2 * self._rank(spec) * sum(_widths(spec))
+            2 * spec.products * self._rank(spec) * sum(_widths(spec))
             for slot in self.slots
             for name, spec in _matrices(block[slot]).items()
             if (slot, name) not in skipped

@@ -76,8 +76,8 @@ def compile(options: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the machine meant is not this one
-    from recursia import config, topology
-    from recursia.preflight import render, report, search
+    from recursia import compiled, config, topology
+    from recursia.preflight import ladder, render, report
 
     run = config.load(options.config, options.overrides)
     name = options.topology or run.topology
@@ -95,12 +95,14 @@ def compile(options: argparse.Namespace) -> int:
         raise ConfigError(f"--output={options.output}: is a folder; give a file in it")
     devices = topology.devices(name)
     if options.search:
-        tries = options.tries or search.TRIES
-        found = search.search(run, name, devices, tries, console.say)
-        result, shown = {**found[0], "search": found}, render.table(found)
+        tries = options.tries or ladder.TRIES
+        found = ladder.climb(run, name, devices, tries, console.say, compiled.where())
+        result, shown = {**found[-1], "search": found}, render.table(found)
     else:
         with console.doing(f"compiling {options.config} for {name}"):
             result = report.examine(run, name, devices, with_decode=options.decode)
+        if not result["fits"]:
+            result["advice"] = ladder.advice(run, devices)
         shown = render.full(_typed(options), result)
     if options.output:
         options.output.write_text(json.dumps(result, indent=2) + "\n")

@@ -7,7 +7,7 @@ import numpy as np
 from recursia import inject, kv, model
 from recursia.layers import embedding
 from recursia.settings import kind_config, kinds
-from recursia.sharing import lora, tied
+from recursia.sharing import atoms, lora, tied
 from tests.helpers.blocks import PUBLISHED, published
 from tests.helpers.tiny import VOCAB
 
@@ -15,7 +15,7 @@ RECURSIONS, BLOCKS_OF_CORE = 3, 2
 PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")
 SIZES = {  # of the fields that blocks and their parts have
     "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 24,
-    "num_experts": 4, "top_k": 2, "expert_dim": 6,
+    "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 3,
     "num_attention_experts": 3, "attention_top_k": 2,
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ INJECTS = {
     "learned steps": inject.Config(step="learned"),
 }
 NEEDS = {"recurrent": "input by adapter"}
-WEIGHTS = ("tied", "lora")
+WEIGHTS = ("tied", "lora", "atoms")
 PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
 
 
@@ -55,10 +55,11 @@ def keys(rng, recursions, blocks, order="cycle"):
 
 
 def part(field, kind):
-    """Returns a small part of a block."""
+    """Returns a small part of a block; of a feed-forward around another, that is SwiGLU."""
     config = kind_config(field, kind)
     fields = {f.name for f in dataclasses.fields(config)}
-    return config(**{name: size for name, size in SIZES.items() if name in fields})
+    inner = {"feedforward": part("feedforward", "swiglu")} if "feedforward" in fields else {}
+    return config(**inner, **{name: size for name, size in SIZES.items() if name in fields})
 
 
 def block(name, mixer="grouped_query", feedforward="swiglu"):
@@ -98,6 +99,7 @@ def point(
     kinds = {
         "tied": tied.Tied(),
         "lora": lora.Lora(2, tuple(slot for slot in ("attention", "mlp") if slot in made.slots)),
+        "atoms": atoms.Atoms(2),
     }
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0

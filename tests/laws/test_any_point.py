@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from recursia import accounting, inject, model, params
 from recursia.layers import embedding
 from recursia.layers.attention import Context
+from recursia.sharing import atoms
 from recursia.sharing.remat import Remat
 from tests.helpers import points, slow
 from tests.helpers.blocks import PUBLISHED
@@ -88,7 +89,8 @@ def legal_points(draw_from):
 
 def law_counts(config, weights):
     assert accounting.unique_parameters(config) == sum(w.size for w in jax.tree.leaves(weights))
-    assert accounting.applied_parameters(config) >= accounting.unique_parameters(config)
+    if config.weights != atoms.Atoms(2):  # of which there may be more than steps
+        assert accounting.applied_parameters(config) >= accounting.unique_parameters(config)
 
 
 def law_flops(config, weights):

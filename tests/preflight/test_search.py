@@ -1,48 +1,51 @@
-"""A search takes every legal way to run, compiles few, and says what to type for each."""
+"""A search climbs from a run to one that fits, compiles few, and says what to type for each."""
 
+import json
 import math
 
 import pytest
 
-from recursia import cli, config, sharding, topology
-from recursia.preflight import predict, program, render, report, search
+from recursia import changes, cli, config, sharding, topology
+from recursia.preflight import ladder, program, render, report
 
 CHANGES = {"train.batch_size": "64", "train.seq_len": "256"}
+HAVE = 1000
 
 
-def by_rows(made):
-    """Temporaries that grow with the tokens at a time, and less so the more is computed again."""
-    train, again = made.run.train, predict.REMATS.index(made.run.model.remat)
-    rows = 1000 * train.batch_size // train.num_microbatches // made.mesh.shape["context"]
-    return 1000 >> again, rows >> again
+def needs(run):
+    """Bytes that grow with the rows at a time, less so the more is computed again."""
+    rows = run.train.batch_size // run.train.num_microbatches
+    return 100 + 10 * run.mesh.tensor + (100 * rows >> ladder.UNITS.index(run.train.remat))
 
 
 @pytest.fixture
 def tried(monkeypatch):
-    """What is compiled, as if parallel products were slow and whole parameters did not fit."""
+    """What is compiled, as if it were."""
     runs = []
 
-    def examine(run, topology, devices, *, with_advice):
-        program.trainer(run, devices)
+    def examine(run, topology, devices):
+        made = program.trainer(run, devices)
         runs.append(run)
-        rate = 1e6 / (run.mesh.tensor + len(runs))
+        size = needs(run)
+        held = 100
         return {
-            "fits": run.mesh.data < 4,
-            "bytes_per_chip": 1e9,
-            "hbm_bytes_per_chip": 2e9,
-            "tokens_per_second": rate,
-            "serial_tokens_per_second": rate,
+            "fits": size <= HAVE,
+            "mesh": dict(made.mesh.shape),
+            "memory": {"parameters": held, "temporaries": size - held},
+            "bytes_per_chip": size,
+            "hbm_bytes_per_chip": HAVE,
+            "tokens_per_second": 1e6,
+            "serial_tokens_per_second": 1e6,
         }
 
     monkeypatch.setattr(report, "examine", examine)
-    monkeypatch.setattr(predict, "temporary_parts", by_rows)
     return runs
 
 
-def searched(name, machine, tries=5, **changes):
-    changes = CHANGES | changes
-    run, said = config.load(name, changes), []
-    return search.search(run, machine, topology.devices(machine), tries, said.append), said
+def climbed(name, machine, tries=8, folder=None, **overrides):
+    run, said = config.load(name, CHANGES | overrides), []
+    found = ladder.climb(run, machine, topology.devices(machine), tries, said.append, folder)
+    return found, said
 
 
 def typed(each):
@@ -50,61 +53,63 @@ def typed(each):
     return dict(part.removeprefix("--config.").split("=") for part in parts)
 
 
-def test_it_ranks_what_fits_and_compiles_no_more_than_told(tried):
-    found, said = searched("recursive:tiny", "v5e:2x2")
-    assert len(tried) == len(found) == 5 and len(said) == 6
-    fitting = [each for each in found if each["fits"]]
-    assert found[: len(fitting)] == fitting
-    rates = [each["serial_tokens_per_second"] for each in fitting]
-    assert rates == sorted(rates, reverse=True)
-    # What it says to type is legal, and is what was compiled.
-    loaded = [config.load("recursive:tiny", CHANGES | typed(each)) for each in found]
-    assert all(run in tried for run in loaded)
-    assert "overrides" in render.table(found)
-
-
-def test_of_ways_that_differ_in_data_and_fsdp_alone_it_compiles_two(tried):
-    searched("recursive:tiny", "v5e:2x4", 12)
-    alike = [
-        (run.mesh.tensor, run.mesh.context, run.train.num_microbatches, run.model.remat)
-        for run in tried
+def test_it_stops_at_the_first_that_fits_and_what_it_says_to_type_is_that_run(tried):
+    found, said = climbed("recursive:tiny", "v5e:2x2", **{"mesh.data": "-1"})
+    assert [each["fits"] for each in found] == [False] * (len(found) - 1) + [True]
+    assert len(tried) == len(found) == len(said) > 2
+    loaded = [
+        config.load("recursive:tiny", CHANGES | {"mesh.data": "-1"} | typed(each)) for each in found
     ]
-    assert len(tried) == 12 and max(map(alike.count, alike)) == 2
+    assert loaded == tried
+    assert "as it is" in render.table(found) and "--config.train.remat=block" in said[1]
 
 
-@pytest.mark.parametrize("mesh", [{"mesh.context": "2"}, {"mesh.data": "2", "mesh.fsdp": "-1"}])
-def test_it_starts_from_any_mesh(tried, mesh):
-    found, _ = searched("recursive:tiny", "v5e:2x2", 1, **mesh)
-    run = config.load("recursive:tiny", CHANGES | mesh | typed(found[0]))
-    assert run.mesh.sizes == {"data": 1, "fsdp": 4, "expert": 1, "context": 1, "tensor": 1}
+def test_a_run_that_fits_is_compiled_once_as_it_is(tried):
+    found, _ = climbed("recursive:tiny", "v5e:2x2", **{"train.batch_size": "4", "mesh.data": "-1"})
+    assert len(found) == 1 and found[0]["overrides"] == ""
 
 
-def test_a_batch_of_few_sequences_splits_them(tried):
-    found, _ = searched("recursive:tiny", "v5e:2x2", 9, **{"train.batch_size": "2"})
-    assert found and all(run.mesh.context * run.mesh.tensor >= 2 for run in tried)
-    assert max(run.mesh.context for run in tried) > 1
+def test_microbatches_that_cannot_do_are_left_out(tried):
+    climbed("recursive:tiny", "v5e:2x2", **{"mesh.data": "-1"})
+    parts = [run.train.num_microbatches for run in tried if run.train.remat == "block"]
+    assert parts == [1, 4]  # two microbatches leave 1,710 of 3,310 bytes at best
 
 
-def test_ways_that_do_not_divide_are_left_out_and_the_others_found():
-    """Of 256 devices fsdp can have 64: 960 columns divide by no more."""
-    run, devices = config.load("vanilla:360m", {}), topology.devices("v5e:16x16")
-    every = search._candidates(run, devices)
-    assert max(each.run.mesh.fsdp for each in every) == 64
-    one = min(every, key=lambda each: (-each.run.mesh.fsdp, each.cost))
-    ((_, size),) = search._sized(devices, [one])
-    assert size > one.held_bytes > 0
+def test_where_none_fits_the_limit_holds_and_other_meshes_are_reached(tried, monkeypatch):
+    monkeypatch.setitem(globals(), "needs", lambda run: 2 * HAVE)
+    found, _ = climbed("recursive:tiny", "v5e:2x2", 5, **{"mesh.data": "-1"})
+    assert len(found) == 5 and not any(each["fits"] for each in found)
+
+
+def test_rungs_are_ordered_by_what_they_cost():
+    run = config.load("moeut:tiny", CHANGES)
+    every = list(ladder.rungs(run, 8))
+    changed = [set(changes.overrides(run, each)) for each in every]
+    kinds = ["mesh" if any("mesh" in f for f in each) else len(each) for each in changed]
+    assert kinds[:2] == [0, 1] and kinds.index("mesh") == sum(kind != "mesh" for kind in kinds)
+    split = [each.mesh.tensor * each.mesh.context for each in every if each.mesh != run.mesh]
+    assert split == sorted(split) and max(split) > 1
 
 
 @pytest.mark.parametrize(
     ("name", "experts"), [("recursive:tiny", {1}), ("moeut:tiny", {1, 2, 4, 8})]
 )
-def test_every_mesh_by_powers_of_two_is_taken(name, experts):
-    run = config.load(name, {})
-    found = [tuple(sizes.values()) for sizes in search._meshes(run, 16)]
+def test_every_mesh_by_powers_of_two_is_a_rung(name, experts):
+    found = [tuple(sizes.values()) for sizes in ladder._meshes(config.load(name, {}), 16)]
     assert len(set(found)) == len(found) and {math.prod(sizes) for sizes in found} == {16}
     of = lambda axis: {sizes[sharding.AXES.index(axis)] for sizes in found}
     assert of("data") == of("fsdp") == {1, 2, 4, 8, 16}
     assert of("context") == of("tensor") == {1, 2, 4, 8} and of("expert") == experts
+
+
+def test_what_was_compiled_before_is_read(tried, tmp_path):
+    same = dict(folder=tmp_path, **{"mesh.data": "-1"})
+    first, _ = climbed("vanilla:tiny", "v5e:2x2", 2, **same)
+    count = len(tried)
+    again, _ = climbed("vanilla:tiny", "v5e:2x2", 2, **same)
+    assert json.dumps(again) == json.dumps(first) and len(tried) == count
+    climbed("vanilla:tiny", "v5e:2x2", 2, **same, **{"train.batch_size": "32"})
+    assert len(tried) > count
 
 
 def test_where_no_mesh_is_legal_one_line_says_why(capsys):
