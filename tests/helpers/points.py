@@ -37,6 +37,7 @@ INJECTS = {
     "learned steps": inject.Config(step="learned"),
 }
 NEEDS = {"recurrent": "input by adapter"}
+FEW = {"nested": {"high_cycles": 1}}  # fields that so few recursions take
 WEIGHTS = ("tied", "lora", "atoms")
 PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
 
@@ -72,7 +73,7 @@ def block(name, mixer="grouped_query", feedforward="swiglu"):
 
 def policy(name, recursions=RECURSIONS):
     """Returns a depth policy with its defaults."""
-    return kind_config("depth", name)(num_recursions=recursions)
+    return kind_config("depth", name)(num_recursions=recursions, **FEW.get(name, {}))
 
 
 def point(
