@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from recursia import budget, settings
 from recursia.errors import ConfigError, UserError
+from recursia.model import Model
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # relative, of a first step's metrics
 
@@ -70,7 +71,7 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Tokens and targets to the mean cross-entropy, in nats per token."""
 
-    def __init__(self, model: model.Model, vocab_size: int, seq_len: int):
+    def __init__(self, model: Model, vocab_size: int, seq_len: int):
         super().__init__()
         plan, self.dtype = model.block, getattr(torch, model.dtype)
         self.embedding = nn.Embedding(vocab_size, plan.embed_dim)

@@ -7,6 +7,7 @@ import jax
 
 from recursia import budget, config, matching, settings
 from recursia.errors import ConfigError
+from recursia.model import Model
 
 WIDTHS = ("embed_dim", "head_dim", "mlp_dim", "expert_dim")  # of a block, scaled together
 
@@ -52,7 +53,7 @@ class Shape:
         return dataclasses.replace(run, model=model, train=train)
 
 
-def _deep(model: model.Model, wanted: int) -> model.Model:
+def _deep(model: Model, wanted: int) -> Model:
     """Returns the model with the number of layers nearest to `wanted` that it can have."""
     for layers in sorted(range(1, 2 * (wanted + model.num_layers)), key=lambda n: abs(n - wanted)):
         try:
