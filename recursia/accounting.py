@@ -228,8 +228,8 @@ def cache_bytes_per_token(config: model.Model, seq_len: int, itemsize: int | Non
     """Returns the bytes of keys and values kept while decoding, per token of context.
 
     A recursion keeps those of the tokens it makes them for: as many as it processes in training, or
-    all in the first and none after it where recursions read the first one's. Prelude and coda keep
-    all.
+    all in the first and none after it where recursions read the first one's. Keys that are read
+    through a window alone are kept while they are in it. Prelude and coda keep all.
 
     Args:
       config: the model.
@@ -238,7 +238,7 @@ def cache_bytes_per_token(config: model.Model, seq_len: int, itemsize: int | Non
     """
     itemsize = itemsize or jnp.dtype(config.dtype).itemsize
     steps = _steps(config, seq_len, _passes(config, seq_len))
-    made = sum(step.times * step.keys for step in steps if not step.is_reading)
+    made = sum(step.times * step.kept for step in steps)
     kept = sum(config.ends.values()) * seq_len + made
     return itemsize * config.block.cache_entries() * kept / seq_len
 
@@ -250,13 +250,15 @@ class _Step:
     Attributes:
       queries: tokens that the block processes.
       keys: tokens whose keys and values each of them meets, masked ones included.
-      is_reading: whether another step made those.
+      kept: tokens whose keys and values it makes and decoding keeps.
+      is_reading: whether another step made the keys that it meets.
       times: how many recursions are like this.
       is_trained: whether a backward pass follows.
     """
 
     queries: int
     keys: int
+    kept: int
     is_reading: bool
     times: float
     is_trained: bool
@@ -277,8 +279,12 @@ def _steps(config: model.Model, seq_len: int, passes: list[Pass]) -> list[_Step]
         for step in range(first, first + plan.num_blocks):
             owner = int(plan.owners[step])
             keys = each.queries if owner == step else tokens[owner // plan.num_blocks]
-            is_reading = owner != step
-            found.append(_Step(each.queries, keys, is_reading, each.times, each.is_trained))
+            windows = plan.seen[plan.owners == step]
+            bound = min(keys, windows.max()) if len(windows) and windows.all() else keys
+            kept = int(bound) if owner == step else 0
+            found.append(
+                _Step(each.queries, keys, kept, owner != step, each.times, each.is_trained)
+            )
     return found
 
 

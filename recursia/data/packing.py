@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Writer:
         self._made = [parent for parent in parents if not parent.exists()]  # the nearest first
         os.makedirs(self._folder)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -14,7 +14,7 @@ alone, so every mode is causal. In causal mode the loop ends when all wanted tok
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -104,11 +104,11 @@ class Act(Policy):
         losses = {"ponder": self.act_loss_weight * mean(steps + walk.remainder)}
         return walk.output.astype(x.dtype), Aux(losses, metrics, walk.steps, states, report)
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy with another most; a token still going then has no remainder."""
         return dataclasses.replace(self, num_recursions=num_recursions)
 
-    def at_step(self, step: int) -> Self:
+    def at_step(self, step: int) -> "Policy":
         """Returns the policy itself: training steps do not differ."""
         return self
 

@@ -17,7 +17,7 @@ others stop; in causal mode the loop ends when all wanted tokens have stopped.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -136,11 +136,11 @@ class ExitGate(Policy):
         each = goes_on * jax.nn.softplus(score) + (1 - goes_on) * jax.nn.softplus(-score)
         return each.sum(0) / max(self.num_recursions - 1, 1)
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy with another most; the gate serves any number of recursions."""
         return dataclasses.replace(self, num_recursions=num_recursions)
 
-    def at_step(self, step: int) -> Self:
+    def at_step(self, step: int) -> "Policy":
         """Returns the policy itself: training steps do not differ."""
         return self
 

@@ -11,7 +11,7 @@ for it, or an auxiliary router's.
 import dataclasses
 import functools
 import itertools
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +164,7 @@ class ExpertChoice(Policy):
         metrics = {**out, "tokens_kept": kept}
         return x, Aux(losses, metrics, is_kept.sum(0), state, report)
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy of a model that stops after `num_recursions`.
 
         Raises:
@@ -179,7 +179,7 @@ class ExpertChoice(Policy):
             self, num_recursions=num_recursions, capacity=self.capacity[:num_recursions]
         )
 
-    def at_step(self, step: int) -> Self:
+    def at_step(self, step: int) -> "Policy":
         """Returns the policy of a training step: without warm-up once it is over."""
         if step < self.capacity_warmup_steps:
             return self

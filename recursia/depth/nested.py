@@ -8,7 +8,7 @@ the others keep nothing for it.
 """
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ class Nested(Policy):
 
         return stack.loop(step, low, recursions=recursions)[:3]
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy of as many low recursions in fewer, or more, high cycles.
 
         Raises:

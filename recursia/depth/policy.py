@@ -1,7 +1,7 @@
 """What a depth policy is, what it is told of a pass and what it reports."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from flax import struct
 from jaxtyping import Array, Float
@@ -184,7 +184,7 @@ class Policy:
         """Returns the weights in force of losses that are no sums over tokens."""
         return ()
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy of a model that stops, or goes on, after `num_recursions`.
 
         Raises:
@@ -192,7 +192,7 @@ class Policy:
         """
         return dataclasses.replace(self, num_recursions=num_recursions)
 
-    def at_step(self, step: int) -> Self:
+    def at_step(self, step: int) -> "Policy":
         """Returns the policy of a training step; the trainer compiles one program for each."""
         return self
 

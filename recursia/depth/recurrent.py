@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class Recurrent(Policy):
             return _truncated(stack, state, context, self, draw(self, call.key))
         return _adaptive(stack, state, context, self, call)
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy of another depth."""
         return dataclasses.replace(self, num_recursions=num_recursions)
 

@@ -13,7 +13,7 @@ token is expected to be if it halted before, and is at this block if not.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,11 +115,11 @@ class StickBreaking(Policy):
         losses = {"halting": self.act_loss_weight * mean(stick.ponder, (0, 1))}
         return stick.expected, Aux(losses, metrics, stick.used, states, report)
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy of another depth: the gate is the same for all."""
         return dataclasses.replace(self, num_recursions=num_recursions)
 
-    def at_step(self, step: int) -> Self:
+    def at_step(self, step: int) -> "Policy":
         """Returns the policy itself: training steps do not differ."""
         return self
 

@@ -11,7 +11,7 @@ that are done are fillers that no other sees: nothing is saved by going round le
 """
 
 import dataclasses
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ class TokenChoice(Policy):
         share = metrics["depth_share"]
         return {**params, "bias": params["bias"] + self.bias_rate * jnp.sign(share.mean() - share)}
 
-    def at_depth(self, num_recursions: int) -> Self:
+    def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy itself.
 
         Raises:
@@ -143,7 +143,7 @@ class TokenChoice(Policy):
             )
         return self
 
-    def at_step(self, step: int) -> Self:
+    def at_step(self, step: int) -> "Policy":
         """Returns the policy of a training step: with a choice once the first steps are over."""
         if step < self.full_depth_steps:
             return self

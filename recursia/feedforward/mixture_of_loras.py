@@ -12,6 +12,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recursia import params as parameters
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import balance, experts
@@ -82,15 +83,14 @@ class MixtureOfLoras(FeedForward):
                 "b": Spec((e, r, given), ("experts", None, other), zeros),
             }
 
-        (slot, tree), *_ = self.feedforward.specs(width, num_steps).items()
+        ((slot, tree),) = self.feedforward.specs(width, num_steps).items()
         matrices = _matrices(tree)
         again = lambda spec: 1 if spec.axes[0] == "embed" else self.top_k
         shared = {n: dataclasses.replace(s, products=again(s)) for n, s in matrices.items()}
-        return {
-            slot: {**tree, **shared},
-            "lora_experts": {name: pair(spec) for name, spec in matrices.items()},
-            "lora_router": Spec((width, self.num_experts), ("embed", None), normal(self.init_std)),
-        }
+        router = Spec((width, self.num_experts), ("embed", None), normal(self.init_std))
+        pairs = {name: pair(spec) for name, spec in matrices.items()}
+        added = {"lora_experts": pairs, "lora_router": router}
+        return {slot: {**tree, **shared}, **parameters.mark(added, is_matrix=False)}
 
     def apply(
         self,

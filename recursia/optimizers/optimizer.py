@@ -133,7 +133,7 @@ def _by_scale(
         leaves, tree = jax.tree.flatten(grads)
         for scale in sorted(set(scales)):
             where = [i for i, other in enumerate(scales) if other == scale]
-            changed, _ = change.update([leaves[i] for i in where], change.init(None))
+            changed: Any = change.update([leaves[i] for i in where], change.init(()))[0]
             for i, leaf in zip(where, changed, strict=True):
                 leaves[i] = leaf
         return jax.tree.unflatten(tree, leaves)

@@ -1,6 +1,7 @@
 """What to change about a run until it fits: rematerialisation, then microbatches, then meshes."""
 
 import hashlib
+import importlib.metadata
 import itertools
 import json
 import math
@@ -9,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jaxlib
 
 from recursia import batch, budget, changes, model, settings, sharding
 from recursia.errors import ConfigError
@@ -17,6 +17,7 @@ from recursia.preflight import program, render, report
 
 TRIES = 8  # programs to compile, unless told
 UNITS = ("none", "block", "recursion")  # of rematerialisation, the larger the less is kept
+_COMPILERS = ("jax", "jaxlib")  # whose versions a program depends on
 _MOST = 8  # devices that split heads, a sequence (unless told more) or experts
 
 
@@ -121,7 +122,7 @@ def _examined(
     if folder is None:
         return examine()
     text = program.trainer(run, devices).lower(run.train.num_steps - 1).as_text()
-    what = repr((text, topology, run.train.num_steps, jax.__version__, jaxlib.__version__))
+    what = repr((text, topology, run.train.num_steps, *map(importlib.metadata.version, _COMPILERS)))
     path = folder / f"report-{hashlib.sha256(what.encode()).hexdigest()[:24]}.json"
     try:
         return json.loads(path.read_text())

@@ -126,7 +126,7 @@ class Checkpoints:
             if saved.get(name) != shape:
                 raise CheckpointError(
                     f"{self.directory}/{step}: {name} is {saved.get(name)} there and {shape} here; "
-                    "if an earlier version of recursia saved it, read it with that, or train anew"
+                    "where an earlier version saved it, read it with that version, or train anew"
                 )
 
     def _refusal(self, step: int, done: str, error: Exception) -> CheckpointError:

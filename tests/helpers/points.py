@@ -71,7 +71,8 @@ def block(name, mixer="grouped_query", feedforward="swiglu"):
 
 
 def policy(name, recursions=RECURSIONS):
-    """Returns a depth policy with its defaults."""
+    """Returns a depth policy with its defaults; nested cycles take an even number."""
+    recursions += recursions % 2 if name == "nested" else 0
     return kind_config("depth", name)(num_recursions=recursions)
 
 
@@ -103,10 +104,11 @@ def point(
     }
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
+    depth = policy(depth_, recursions)
     return model.Model(
-        recursions * num_blocks + ends,
+        depth.num_recursions * num_blocks + ends,
         made,
-        policy(depth_, recursions),
+        depth,
         sharing=sharing,
         inject=INJECTS[inject_],
         weights=kinds[weights],

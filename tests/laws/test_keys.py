@@ -59,3 +59,24 @@ def test_merged_keys_start_as_the_mean_of_those_they_stand_for():
     theirs = weights["core"]["attention"]["key"]
     assert_close(made["core"]["attention"]["key"], theirs.reshape(2, 3, *theirs.shape[1:]).mean(1))
     assert_close(made["core"]["attention"]["query"], weights["core"]["attention"]["query"])
+
+
+@pytest.mark.parametrize(("plan", "whole"), [("own", 0), ("groups/2", 0), ("upper_half", 1)])
+def test_keys_seen_through_a_window_alone_are_kept_while_they_are_in_it(plan, whole):
+    """Of the middle layer, which all above read, every token's are kept."""
+    window = 4
+    config = dataclasses.replace(private(plan), kv=kv.Config(plan, window))
+    kept = (MAKERS[plan] - whole) * window + whole * LENGTH
+    cache = accounting.cache_bytes_per_token(config, LENGTH, 4)
+    assert cache * LENGTH == kept * 4 * BLOCK.cache_entries()
+
+
+def test_a_token_sees_no_key_beyond_its_window():
+    """By perturbation: one layer's result at a token is free of tokens before the window."""
+    window, late = 3, 8
+    config = dataclasses.replace(tiny(recursions=1, blocks=1), kv=kv.Config("own", window))
+    params, tokens = draw(config), text()
+    run = lambda tokens: model.apply(params, tokens, config, mode="eval").hidden[:, late]
+    changed = lambda place: tokens.at[:, place].set((tokens[:, place] + 1) % 7)
+    same = [bool((run(changed(late - back)) == run(tokens)).all()) for back in range(6)]
+    assert same == [False] * window + [True] * (6 - window)

@@ -123,7 +123,10 @@ def test_parameters_are_those_of_the_experts_and_routers():
     count = lambda *how, **more: accounting.unique_parameters(build(*how, **more))
     assert count() == count(INNER) + experts + router
     assert count(varies=PRIVATE) == count(INNER) + 3 * (experts + router)
-    assert params.count(MIXTURE.specs(D, 1)) == 3 * D * F + experts + router
+    specs = MIXTURE.specs(D, 1)
+    assert params.count(specs) == 3 * D * F + experts + router
+    of = lambda *slots: jax.tree.leaves([specs[slot] for slot in slots])
+    assert all(s.matrix for s in of("mlp")) and not any(s.matrix for s in of(*MIXTURE.slots[1:]))
 
 
 def test_what_has_experts_already_is_refused():

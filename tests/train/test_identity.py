@@ -9,7 +9,7 @@ import pytest
 from recursia import config
 from recursia.errors import CheckpointError
 from recursia.workdir import checkpoint, directory
-from tests.helpers.blocks import flat
+from tests.helpers.blocks import altered, flat
 from tests.helpers.runs import tiny_run, values
 
 DATA = {
