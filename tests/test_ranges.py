@@ -16,13 +16,15 @@ ODD = (float("nan"), float("inf"), float("-inf"), "1e400", "nan", -1, 0, 2**31, 
 ODD += (10**400, "sNaN", "9" * 5000, "1e-999999999")
 PART = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32, "expert_dim": 8, "num_kv_heads": 1}
 PART |= {"num_experts": 4, "top_k": 2, "num_attention_experts": 4, "attention_top_k": 2}
-SECTION = {"depth": {"num_recursions": 2}, "weights": {"rank": 2}, "mixer": PART}
-SECTION |= {"feedforward": PART, "block": {}}
+SECTION = {"depth": {"num_recursions": 2, "high_cycles": 1, "low_backprop": (1,)}, "mixer": PART}
+SECTION |= {"weights": {"rank": 2, "num_atoms": 2}, "feedforward": PART, "block": {}}
+SECTION |= {"optimizer": {}}
 
 
 def place(field):
     """Returns where a part stands."""
-    return ("model", "block", field) if field in ("mixer", "feedforward") else ("model", field)
+    section = {"mixer": ("model", "block"), "feedforward": ("model", "block"), "optimizer": ()}
+    return (*section.get(field, ("model",)), field)
 
 
 def plain(folder, field="depth", kind="fixed"):

@@ -192,4 +192,4 @@ def _recursion(gate: dict[str, Array], context: Context, config: ExitGate, call:
         )
         return walk, (y, score, log_p), made
 
-    return recursion
+    return step

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import models
 
-from recursia.data.source import documents
+from recursia.data import source
 from recursia.data.text import Decoder, NotTextError
 from recursia.data.tokenizer import from_spec
 
@@ -15,7 +15,7 @@ LINES = "a\u2028b\x85c\x0bd\x0ce\u2029f\x1cg\r"  # none of these ends a line of 
 
 
 def read(path, on_error="stop"):
-    return [document.text for document in documents(path, on_error=on_error)]
+    return [document.text for document in source.of(path).documents(on_error=on_error)]
 
 
 @pytest.mark.parametrize("pack", [lambda raw: raw, gzip.compress], ids=["plain", "gz"])
@@ -79,8 +79,8 @@ def test_lines_end_at_line_feeds_only(put):
 
 
 def test_a_line_too_long_to_be_read_is_named_or_skipped(put, refused, monkeypatch):
-    monkeypatch.setattr("recursia.data.source._LINE", 100)
-    monkeypatch.setattr("recursia.data.source._CHUNK", 64)
+    monkeypatch.setattr("recursia.data.sources.jsonl._LINE", 100)
+    monkeypatch.setattr("recursia.data.files.CHUNK", 64)
     path = put("a.jsonl", ["a", "b" * 1000, "c"])
     refused(lambda: read(path), f"{path}:2: longer than 100 bytes")
     assert read(path, "skip") == ["a", "c"]
@@ -88,7 +88,7 @@ def test_a_line_too_long_to_be_read_is_named_or_skipped(put, refused, monkeypatc
 
 def test_a_broken_text_file_is_left_out_whole(put):
     path = put("a.txt", b"a" * (3 << 20) + b"\xff")
-    found = documents(path, on_error="skip", warn=False)
+    found = source.of(path).documents(on_error="skip", warn=False)
     with pytest.raises(ValueError, match="0 documents"):
         next(found)
 

@@ -19,15 +19,8 @@ from tests.helpers.by_hand import pick
 from tests.helpers.flops import assert_exact
 from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
+from tests.helpers.universal_by_hand import BLOCK, FORMS
 
-BLOCK = published("universal", embed_dim=16, num_heads=4, head_dim=4, mlp_dim=24)
-FORMS = {
-    "released": (BLOCK, inject.Config(position="halves", step="learned")),
-    "paper": (
-        arranged(BLOCK, "post_norm"),
-        inject.Config(position="interleaved", step="interleaved"),
-    ),
-}
 GROUPED = altered(BLOCK, num_kv_heads=2, head_dim=6)
 
 
