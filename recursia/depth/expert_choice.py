@@ -265,7 +265,8 @@ def _keep_best(
     where = lambda index: context if index is None else context.take(index)
     if recursion.is_source:
         # It makes keys and values of every token that a later query may meet.
-        y, made = recursion.run(recursion.enter(h, where(active)), where(active))
+        there = where(active) if live is None else where(active).hide(~live)
+        y, made = recursion.run(recursion.enter(h, there), there)
         y = take(y, chosen, config.parts)
     else:
         there = where(kept) if goes is None else where(kept).hide(~goes)
@@ -310,7 +311,7 @@ def _masked(
             chosen = active & (entry["is_open"] | routing.is_above(predicted))
         else:
             chosen = active & places.is_best(jnp.where(active, gate, -jnp.inf), entry["limit"])
-        visible = recursion.only(context, chosen)
+        visible = recursion.only(context, chosen, active)
         y, made = recursion.run(recursion.enter(x, visible), visible)
         y = routing.update(x, y, gate, config.gating)
         out = statistics(logits, predicted, chosen, active, config.score, config.alpha)

@@ -100,7 +100,7 @@ class TokenChoice(Policy):
         def step(carry: tuple[Array, ...], recursion: Recursion, _: None):
             now, states, done = carry
             going = depth >= now
-            visible = recursion.only(context, going)
+            visible = recursion.only(context, going, going)
             y, made = recursion.run(recursion.enter(states, visible), visible)
             last = (depth == now)[..., None]
             done = jnp.where(last, routing.update(x, y, gate, self.gating), done)

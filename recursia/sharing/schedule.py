@@ -134,6 +134,10 @@ class Schedule:
         owner, reader = self.owners // self.num_blocks, np.arange(self.num_steps) // self.num_blocks
         return bool(((owner == recursion) & (reader != recursion)).any())
 
+    def makes_keys(self, recursion: int) -> bool:
+        """Returns whether some step of this recursion makes keys and values."""
+        return bool((np.unique(self.owners) // self.num_blocks == recursion).any())
+
     def is_reader(self, recursion: int) -> bool:
         """Returns whether this recursion reads keys and values that another one made."""
         first = recursion * self.num_blocks

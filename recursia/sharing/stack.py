@@ -56,15 +56,23 @@ class Recursion:
     def _number(self) -> int:
         return self.walked.start // self.stack.schedule.num_blocks
 
-    def only(self, context: Context, going: Bool[Array, "B T"]) -> Context:
-        """Returns a context in which the other tokens' results are thrown away.
+    def only(
+        self, context: Context, going: Bool[Array, "B T"], active: Bool[Array, "B T"]
+    ) -> Context:
+        """Returns a context in which tokens that do not go on are computed and thrown away.
 
-        They are hidden from attention too, unless recursions share keys and values: then all
-        tokens have those of the recursion that made them.
+        No other token sees them, but that a recursion whose keys later ones read makes those of
+        every active token.
+
+        Args:
+          context: of all tokens.
+          going: those whose results are kept.
+          active: those that could go on; all but padding in the first recursion.
         """
-        plan = self.stack.schedule
-        is_shared = plan.is_source(self._number) or plan.is_reader(self._number)
-        return context.count_only(going) if is_shared else context.hide(~going)
+        if self.is_source:
+            return context if self.walked.starts == (0,) else context.hide(~active)
+        makes_keys = self.stack.schedule.makes_keys(self._number)
+        return context.hide(~going) if makes_keys else context.count_only(going)
 
     def enter(self, x: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
         """Returns the states that the blocks start from: the last ones with what is injected."""

@@ -1,12 +1,14 @@
 """While capacities fall, all tokens are computed and some kept; then only the kept are."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import model
+from recursia.depth.expert_choice import ExpertChoice
+from tests.helpers.points import point
 from tests.helpers.tiny import assert_close, draw, forward, gradient, text, tiny
 
 # (1, 2/3, 1/3) of 16 tokens, from 1 along 0.5 (1 + cos(pi s / 4)) = .854 .5 .146 0 at s = 1 2 3 4.
@@ -47,12 +49,22 @@ def test_after_the_warmup_the_mask_equals_gathering_with_gradients():
     assert_close(masked, gradient(params, text(), cold), n=8 * 64)
 
 
-def test_after_the_warmup_the_mask_equals_gathering_where_the_first_makes_the_keys():
-    options = {"kv": "first_recursion", "capacity": (0.75, 0.5, 0.5)}
-    warm = tiny("expert_choice", **options, capacity_warmup_steps=4)
-    params = draw(warm)
-    masked = forward(params, text(), warm, "train", step=jnp.int32(4))[0]
-    assert_close(masked, forward(params, text(), tiny("expert_choice", **options), "train")[0])
+# Block 0 of later recursions reads keys that an earlier one made; block 1 makes its own, or not.
+SHARED = ("first_recursion", "groups/3", "upper_half", ((0, 0), (2, 3), (4, 3)))
+
+
+@pytest.mark.parametrize("kv", SHARED)
+def test_after_the_warmup_the_mask_equals_gathering_where_steps_share_keys(kv):
+    """Experts too see the same tokens, and rows with padding."""
+    made = point("widenet", "expert_choice", kv_sharing=kv)
+    depth = ExpertChoice(3, capacity=(0.75, 0.5, 0.25))
+    warm = dataclasses.replace(depth, capacity_warmup_steps=4)
+    at = lambda depth: dataclasses.replace(made, depth=depth)
+    segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12])
+    run = functools.partial(forward, draw(made), text(), mode="train", segment_ids=segments)
+    masked, gathered = run(config=at(warm), step=jnp.int32(4)), run(config=at(depth))
+    assert_close(masked[0][segments > 0], gathered[0][segments > 0])
+    assert_close(masked[1].losses, gathered[1].losses)
 
 
 def test_ties_go_to_the_earlier_under_the_mask_too():
@@ -64,10 +76,10 @@ def test_ties_go_to_the_earlier_under_the_mask_too():
 
 def test_the_config_changes_once_when_the_warmup_is_over():
     for step in (0, 1, 3):
-        assert model.at_step(WARM, step) == WARM
+        assert WARM.at_step(step) == WARM
     for step in (4, 5, 1000):
-        assert model.at_step(WARM, step) == COLD
-    assert model.at_step(COLD, 0) == COLD
+        assert WARM.at_step(step) == COLD
+    assert COLD.at_step(0) == COLD
     fixed = tiny()
     assert fixed.at_step(7) == fixed
 

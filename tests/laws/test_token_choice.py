@@ -18,6 +18,7 @@ from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, forward, is_eq
 from tests.helpers.token_choice_by_hand import balance, by_loop
 
 KV = ("own", "first_recursion")
+PLANS = (*KV, "groups/3", "upper_half", ((0, 0), (2, 3), (4, 3)))
 MODES = ("train", "eval", "causal")
 
 
@@ -52,7 +53,7 @@ def test_a_router_of_two_layers_is_its_formula(score):
     assert_is_by_hand(routed(blocks=1, router="mlp", score=score, alpha=0.7))
 
 
-@pytest.mark.parametrize("kv", KV)
+@pytest.mark.parametrize("kv", PLANS)
 @pytest.mark.parametrize(
     ("sharing", "mode"), [("middle_cycle", mode) for mode in MODES] + [("none", "eval")]
 )
@@ -133,7 +134,7 @@ def test_what_no_wanted_token_needs_is_not_computed(kv):
     logits, aux = forward(params, tokens, config)
     wanted = aux.depth_used < 3
     assert 0 < wanted.sum() < wanted.size
-    broken = jax.tree.map(lambda bank: bank.at[2].set(jnp.nan), params["core"]["mlp"])
+    broken = jax.tree.map(lambda bank: bank.at[4:].set(jnp.nan), params["core"]["mlp"])
     params = {**params, "core": {**params["core"], "mlp": broken}}
     out = model.apply(params, tokens, config, mode="causal", wanted=wanted)
     assert_close(model.logits(params, out.hidden, config)[wanted], logits[wanted])
