@@ -129,29 +129,37 @@ def test_a_token_that_never_halts_weighs_its_states_by_their_probabilities(updat
     assert aux.metrics["halted"] == 0
 
 
+@dataclasses.dataclass(frozen=True)
+class HandMade:
+    """A recursion t that gives the unit vector e_t, and halts with the probability given."""
+
+    t: int
+    log_odds: jax.Array
+
+    def enter(self, x, context):
+        return jnp.full((1, 1, MOST), self.log_odds / MOST)  # w is all ones
+
+    def run(self, x, context):
+        return jnp.eye(MOST)[self.t][None, None], None
+
+
 class HandMadeCore:
-    """A core whose recursion t gives the unit vector e_t, and halts with the probability given."""
+    """A core of such recursions."""
 
     def __init__(self, p):
-        self.p = jnp.asarray([log_odds(each) for each in p], jnp.float32)
+        self.p = [jnp.float32(log_odds(each)) for each in p]
 
-    def enter(self, x, private, context):
-        return jnp.full((1, 1, MOST), self.p[private] / MOST)  # w is all ones
-
-    def recurse(self, x, private, context, source):
-        return jnp.eye(MOST)[private][None, None], None
-
-    def each_recursion(self, step, carry, entries):
+    def loop(self, step, carry):
         outs = []
         for t in range(MOST):
-            carry, out, _ = step(carry, t, None, None)
+            carry, out, _ = step(carry, HandMade(t, self.p[t]), None)
             outs.append(out)
-        return carry, jnp.stack(outs), {}
+        return carry, jnp.stack(outs), {}, ()
 
     def run(self, config):
         unit = {"halt": {"weight": jnp.ones(MOST), "bias": jnp.float32(0)}}
         where = model.Context(jnp.zeros((1, 1), int), jnp.zeros((1, 1), int))
-        return config.run({"core": self}, unit, jnp.zeros((1, 1, MOST)), where, model.Call("eval"))
+        return config.run(self, unit, jnp.zeros((1, 1, MOST)), where, model.Call("eval"))
 
 
 def test_accumulated_shares_of_a_halted_token_sum_to_one():

@@ -165,7 +165,7 @@ def test_a_token_without_a_place_keeps_what_attention_gave_it():
 @pytest.mark.parametrize("capacity", [None, 0.75])
 def test_it_is_causal(capacity):
     config = build(altered(BLOCK, capacity=capacity), steps=3)
-    assert model.is_causal(config, "causal")
+    assert config.is_causal("causal")
     assert is_free_of_the_future(config, "causal")
 
 

@@ -166,7 +166,7 @@ def test_a_run_killed_ends_where_the_unbroken_one_does(folder, unbroken, tmp_pat
 
 def test_a_finished_run_says_so_and_changes_nothing(folder, unbroken, capsys):
     before = hashes(unbroken)
-    assert train(folder, unbroken, "--config.model.remat=block") == 0  # no part of what it is
+    assert train(folder, unbroken, "--config.train.remat=block") == 0  # no part of what it is
     assert f"{unbroken}: finished at step {STEPS}; nothing to do" in capsys.readouterr().err
     assert hashes(unbroken) == before
 
