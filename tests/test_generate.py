@@ -8,6 +8,7 @@ import pytest
 
 from recursia.generate import decode
 from recursia.layers import embedding
+from tests.helpers.blocks import altered
 from tests.helpers.points import block, point
 from tests.helpers.tiny import VOCAB, draw, forward, tiny
 
@@ -52,7 +53,7 @@ def test_greedy_decoding_is_the_argmax_of_full_forwards(config, window):
 def test_the_places_of_an_expert_are_those_of_the_text_and_not_of_the_window():
     config = dataclasses.replace(
         point("widenet", num_blocks=1),
-        block=dataclasses.replace(block("moe"), capacity=0.4),
+        block=altered(block("widenet"), capacity=0.4),
         embed=embedding.Config(is_tied=False),
     )
     text = PROMPT + generate(config, temperature=2.0, count=10)
