@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, params
+from recursia import accounting, config, kv, model, params
 from recursia.depth import fixed, stick_breaking
 from recursia.layers import balance
 from recursia.layers.attention import Context, KeysValues, attend
