@@ -46,7 +46,7 @@ def test_matched_steps_spend_the_references_flops_within_half_a_step(rows):
 
 def test_totals_are_steps_of_sequences(runs):
     for run, row in zip(runs.values(), budget.compare(runs, "none"), strict=True):
-        cost = accounting.budget(run.model.sized(49152), 2048)
+        cost = accounting.budget(run.model.sized(49152), 2048, run.train.rematerialisation)
         assert row.items() >= dataclasses.asdict(cost).items()
         assert row["tokens_per_step"] == run.train.batch_size * 2048
         tokens = run.train.num_steps * row["tokens_per_step"]

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from docs import combinations
+from recursia import config
 
 ROOT = pathlib.Path(__file__).parent.parent
 SYSTEMS = sorted((ROOT / "docs" / "systems").glob("*.md"))
@@ -87,7 +88,7 @@ def test_the_table_of_combinations_is_what_the_code_says():
 
 def test_every_configuration_has_its_page():
     pages = {page.stem for page in (ROOT / "docs" / "systems").glob("*.md")}
-    assert pages == {p.stem for p in (ROOT / "configs").glob("*.py")} - {"__init__", "base"}
+    assert pages == set(config.shipped())
 
 
 @pytest.mark.parametrize("page", SYSTEMS, ids=lambda page: page.stem)
