@@ -173,6 +173,7 @@ def executed_training_flops(config: model.Model, seq_len: int, remat: Remat) -> 
     passes = [each for each in _passes(config, seq_len) if each.is_trained]
     again = _core_flops(config, seq_len, passes, scores) + _end_flops(config, seq_len, scores)
     attention = 2 * again  # forward: as many FLOPs with values as with keys
+    remat = remat.walked(config.schedule.order)
     if remat.unit != "none" and remat.saves == "products":
         return training_flops(config, seq_len) + again + attention
     if remat.unit != "none":

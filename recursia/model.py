@@ -329,7 +329,7 @@ def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, St
         (config.inject, params["inject"]),
         functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None,
         config.dtype,
-        remat,
+        remat.walked(config.schedule.order),
         read=read,
     )
     return stacks
