@@ -11,6 +11,7 @@ import pytest
 
 from recursia import accounting
 from recursia.errors import ConfigError, UserError
+from recursia.sharing.remat import KEEP
 from recursia.train import loop
 from recursia.train.step import loss_fn
 from tests.helpers import slow
@@ -170,7 +171,7 @@ def counted(made):
 )
 def test_the_flops_of_every_exit_are_counted(depth):
     made = trainer(depth)
-    assert counted(made) == accounting.executed_training_flops(made.model, LENGTH)
+    assert counted(made) == accounting.executed_training_flops(made.model, LENGTH, KEEP)
 
 
 def test_a_gate_alone_costs_a_forward_pass():
