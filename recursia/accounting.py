@@ -181,7 +181,7 @@ def executed_training_flops(config: model.Model, seq_len: int, remat: Remat) -> 
         ends = sum(config.ends.values()) * seq_len
         again += _core_flops(config, seq_len, passes) + _end_flops(config, seq_len)
         again -= ends * _unneeded_flops(config, is_wrapped=False)
-        if remat.unit == "block":
+        if remat.unit == "block" or config.schedule.order == "sequence":
             steps = config.schedule.num_blocks * sum(each.times * each.queries for each in passes)
             again -= steps * _unneeded_flops(config, is_wrapped=True)
     return training_flops(config, seq_len) + again

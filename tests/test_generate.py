@@ -9,7 +9,7 @@ import pytest
 from recursia.generate import decode
 from recursia.layers import embedding
 from tests.helpers.blocks import altered
-from tests.helpers.points import point
+from tests.helpers.points import block, point
 from tests.helpers.tiny import VOCAB, draw, forward, tiny
 
 PROMPT, COUNT = [3, 1, 4], 6
@@ -51,8 +51,11 @@ def test_greedy_decoding_is_the_argmax_of_full_forwards(config, window):
 
 
 def test_the_places_of_an_expert_are_those_of_the_text_and_not_of_the_window():
-    config = point("widenet", num_blocks=1, embed=embedding.Config(is_tied=False))
-    config = dataclasses.replace(config, block=altered(config.block, capacity=0.4))
+    config = dataclasses.replace(
+        point("widenet", num_blocks=1),
+        block=altered(block("widenet"), capacity=0.4),
+        embed=embedding.Config(is_tied=False),
+    )
     text = PROMPT + generate(config, temperature=2.0, count=10)
     place = len(PROMPT) + 7  # where the places of the window would draw another token
     logits, _ = forward(draw(config), jnp.array([text[:place]]), config, "causal")

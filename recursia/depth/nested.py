@@ -31,7 +31,7 @@ class Nested(Policy):
       high_cycles: recursions of the high blocks; divides `num_recursions`, and the low blocks take
         those that are left.
       low_backprop: for the last high cycles, how many of their last low recursions the gradient
-        goes through; in those before, one.
+        goes through, all where there are fewer; in those before, one.
     """
 
     high_cycles: int = 2
@@ -46,11 +46,8 @@ class Nested(Policy):
                 f"not divide num_recursions {self.num_recursions}; take a multiple of "
                 f"{self.high_cycles}, at least {2 * self.high_cycles}"
             )
-        if not all(0 <= count <= self.low_cycles for count in self.low_backprop):
-            raise ValueError(
-                f"low_backprop: got {self.low_backprop}, takes numbers from 0 to the "
-                f"{self.low_cycles} low recursions of a high cycle"
-            )
+        if not all(count >= 0 for count in self.low_backprop):
+            raise ValueError(f"low_backprop: got {self.low_backprop}, takes numbers of at least 0")
 
     @property
     def low_cycles(self) -> int:
@@ -65,7 +62,8 @@ class Nested(Policy):
     def _trained(self) -> tuple[int, ...]:
         """Returns how many low recursions of each high cycle have a gradient."""
         last = self.low_backprop[max(len(self.low_backprop) - self.high_cycles, 0) :]
-        return (1,) * (self.high_cycles - len(last)) + last
+        every = (1,) * (self.high_cycles - len(last)) + last
+        return tuple(min(count, self.low_cycles) for count in every)
 
     def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
         """Returns the vector that low states start as."""

@@ -312,7 +312,7 @@ def test_bfloat16_keeps_float32_halting():
         ({"epsilon": 0.0}, "epsilon: got 0"),
         ({"epsilon": 1.0}, "epsilon: got 1"),
         ({"act_loss_weight": -0.1}, "act_loss_weight: got -0.1"),
-        ({"sharing": "sequence"}, "act halts a token after a whole recursion"),
+        ({"sharing": "sequence"}, "act decides after a whole recursion"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(options, why):

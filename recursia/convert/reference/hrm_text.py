@@ -74,7 +74,7 @@ def config(theirs: dict[str, Any], names: list[str]) -> model.Model:
             norm="unscaled",
             norm_eps=float(theirs.get("rms_norm_eps", 1e-6)),
         ),
-        depth=Nested(high * (low + 1), high, tuple(min(count, low) for count in trained)),
+        depth=Nested(high * (low + 1), high, tuple(trained)),
         sharing="cycle",
         loop_norm="each",
         embed=embedding.Config(is_tied=False, scale=1 / theirs.get("initializer_range", 0.02)),
