@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from docs import combinations
-from recursia import config
 
 ROOT = pathlib.Path(__file__).parent.parent
 SYSTEMS = sorted((ROOT / "docs" / "systems").glob("*.md"))
@@ -88,11 +87,11 @@ def test_the_table_of_combinations_is_what_the_code_says():
 
 def test_every_configuration_has_its_page():
     pages = {page.stem for page in (ROOT / "docs" / "systems").glob("*.md")}
-<<<<<<< HEAD
-    assert pages == set(config.shipped())
-=======
-    assert pages == {p.stem for p in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "blocks"}
->>>>>>> main
+    assert pages == {p.stem for p in (ROOT / "configs").glob("*.py")} - {
+        "__init__",
+        "base",
+        "blocks",
+    }
 
 
 @pytest.mark.parametrize("page", SYSTEMS, ids=lambda page: page.stem)
