@@ -1,10 +1,12 @@
 """What to change about a run until it fits: rematerialisation, then microbatches, then meshes."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import itertools
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,7 +19,9 @@ from recursia.preflight import program, render, report
 
 TRIES = 8  # programs to compile, unless told
 UNITS = ("none", "block", "recursion")  # of rematerialisation, the larger the less is kept
-_COMPILERS = ("jax", "jaxlib")  # whose versions a program depends on
+# What a compiled program depends on besides its text.
+_COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _MOST = 8  # devices that split heads, a sequence (unless told more) or experts
 
 
@@ -122,7 +126,7 @@ def _examined(
     if folder is None:
         return examine()
     text = program.trainer(run, devices).lower(run.train.num_steps - 1).as_text()
-    what = repr((text, topology, run.train.num_steps, *map(importlib.metadata.version, _COMPILERS)))
+    what = repr((text, topology, run.train.num_steps, _versions(), *map(os.environ.get, _FLAGS)))
     path = folder / f"report-{hashlib.sha256(what.encode()).hexdigest()[:24]}.json"
     try:
         return json.loads(path.read_text())
@@ -130,6 +134,15 @@ def _examined(
         made = examine()
     path.write_text(json.dumps(made))
     return made
+
+
+def _versions() -> list[str]:
+    """Returns the versions of the compilers that are installed."""
+    found = []
+    for name in _COMPILERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(importlib.metadata.version(name))
+    return found
 
 
 def _cost(mesh: dict[str, int]) -> tuple[int, ...]:
