@@ -18,7 +18,7 @@ from tests.helpers import universal_by_hand as by_hand
 from tests.helpers.blocks import altered, arranged, published
 from tests.helpers.by_hand import pick
 from tests.helpers.flops import assert_exact
-from tests.helpers.sight import is_free_of_the_future
+from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
 from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
 from tests.helpers.universal_by_hand import BLOCK, FORMS
 
