@@ -130,10 +130,13 @@ class Model:
         """
         plan = self.schedule.at_depth(num_recursions)
         self.inject.check_depth(self.schedule.num_recursions, num_recursions)
+        depth = self.depth.at_depth(num_recursions)
+        if plan == self.schedule:
+            return self
         return dataclasses.replace(
             self,
             num_layers=sum(self.ends.values()) + plan.num_steps,
-            depth=self.depth.at_depth(num_recursions),
+            depth=depth,
             varies=plan.entries,
             kv=dataclasses.replace(
                 self.kv, kv_sharing=plan.keys or "own", window=plan.windows or 0

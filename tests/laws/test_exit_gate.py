@@ -100,7 +100,7 @@ def test_recursions_that_no_wanted_token_needs_are_not_computed():
     params = draw(made)
     params = {**params, "depth": {"gate": {"weight": jnp.zeros(16), "bias": jnp.float32(1.0)}}}
     want = forward(params, text(), made, "causal")[0]
-    broken = jax.tree.map(lambda bank: bank.at[1:].set(jnp.nan), params["core"]["mlp"])
+    broken = jax.tree.map(lambda bank: bank.at[2:].set(jnp.nan), params["core"]["mlp"])
     broken = {**params, "core": {**params["core"], "mlp": broken}}
     got, aux = forward(broken, text(), made, "causal")
     assert is_equal(got, want) and np.all(aux.depth_used == 1)
@@ -116,7 +116,7 @@ def test_the_loop_waits_for_wanted_tokens_only():
     logits, aux = forward(params, text(), made, "causal")
     assert aux.depth_used.min() == 1 and aux.depth_used.max() == 3
     first = aux.depth_used == 1
-    broken = jax.tree.map(lambda bank: bank.at[1:].set(jnp.nan), params["core"]["mlp"])
+    broken = jax.tree.map(lambda bank: bank.at[2:].set(jnp.nan), params["core"]["mlp"])
     broken = {**params, "core": {**params["core"], "mlp": broken}}
     run = jax.jit(lambda params: model.apply(params, text(), made, mode="causal", wanted=first))
     for weights in (params, broken):
@@ -215,7 +215,7 @@ def test_stage_two_gives_no_other_weight_a_gradient():
         ({"stage": 3}, "stage: got 3, takes 1 or 2"),
         ({"entropy_weight": -1.0}, "entropy_weight: got -1.0"),
         ({"exit_threshold": 1.5}, "exit_threshold: got 1.5"),
-        ({"sharing": "sequence", "loop_norm": "none"}, "exit_gate stops a token after a whole"),
+        ({"sharing": "sequence", "loop_norm": "none"}, "exit_gate decides after a whole"),
     ],
     ids=str,
 )

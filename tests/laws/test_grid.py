@@ -174,11 +174,6 @@ def test_expert_choice_routes_whole_recursions_only(pattern, varies, why):
     assert "\n" not in str(refusal.value)
 
 
-def test_no_recursions_are_refused():
-    with pytest.raises(ValueError, match="num_recursions: got 0"):
-        plan(6, 0)
-
-
 @pytest.mark.parametrize("field", ["num_heads", "head_dim", "mlp_dim"])
 def test_widths_that_cannot_be_are_refused_by_name(field):
     with pytest.raises(ValueError, match=field):

@@ -291,7 +291,7 @@ def test_half_precision_halts_in_float32():
     ("options", "message"),
     [
         ({"sharing": "sequence"}, "walk is block by block"),
-        ({"kv": kv.Config("first_recursion")}, "kv_sharing: steps that read another's keys"),
+        ({"kv": kv.Config("first_recursion")}, "kv_sharing: a step that reads another's keys"),
         ({"threshold": 0.0}, "threshold: got 0.0"),
         ({"threshold": 1.5}, "threshold: got 1.5"),
         ({"weight": -1.0}, "act_loss_weight: got -1.0"),
