@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import accounting, config, model, settings, sharding
+from recursia.architecture import Model
 from recursia.configs import blocks
 from recursia.train.step import State, Trainer
 
@@ -183,7 +184,7 @@ def train(
 
 
 def evaluate(
-    options: argparse.Namespace, made: model.Model, weights: dict, test: dict[int, list[Example]]
+    options: argparse.Namespace, made: Model, weights: dict, test: dict[int, list[Example]]
 ) -> dict[str, list[float]]:
     """Returns, by operators, the fraction answered right and the recursions taken.
 
@@ -201,7 +202,7 @@ def evaluate(
     return found
 
 
-def _answers(found: model.Model, weights: dict, batch: dict) -> jax.Array:
+def _answers(found: Model, weights: dict, batch: dict) -> jax.Array:
     out = model.apply(
         weights,
         batch["tokens"],

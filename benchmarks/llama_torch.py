@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recursia import budget, settings
+from recursia.architecture import Model
 from recursia.errors import ConfigError, UserError
-from recursia.model import Model
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # relative, of a first step's metrics
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from recursia import budget, config, matching, settings
+from recursia.architecture import Model
 from recursia.errors import ConfigError
-from recursia.model import Model
 
 WIDTHS = ("embed_dim", "head_dim", "mlp_dim", "expert_dim")  # of a block, scaled together
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.extend import core as jax_core
 
 from recursia import inject, model, params
+from recursia.architecture import Model
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
 from recursia.optimizers.adamw import AdamW
@@ -67,9 +68,7 @@ class Budget:
     mor_flops_per_token: float
 
 
-def budget(
-    config: model.Model, seq_len: int, remat: Remat, optimizer: Optimizer = _ADAMW
-) -> Budget:
+def budget(config: Model, seq_len: int, remat: Remat, optimizer: Optimizer = _ADAMW) -> Budget:
     """Returns everything on this page for sequences of `seq_len` tokens."""
     unique = unique_parameters(config)
     return Budget(
@@ -87,12 +86,12 @@ def budget(
     )
 
 
-def unique_parameters(config: model.Model) -> int:
+def unique_parameters(config: Model) -> int:
     """Returns the number of parameters that are trained and stored."""
     return params.count(model.specs(config))
 
 
-def applied_parameters(config: model.Model) -> int:
+def applied_parameters(config: Model) -> int:
     """Returns the parameters that a token meets which takes every recursion.
 
     Those of the same model with nothing shared among its steps: a block counts once for each time
@@ -113,18 +112,18 @@ def applied_parameters(config: model.Model) -> int:
     return core + ends + params.count({**others, "depth": depth})
 
 
-def mean_depth(config: model.Model, seq_len: int) -> float:
+def mean_depth(config: Model, seq_len: int) -> float:
     """Returns how many recursions process a token of a training sequence, on average."""
     return sum(each.times * each.queries for each in _passes(config, seq_len)) / seq_len
 
 
-def forward_flops(config: model.Model, seq_len: int) -> int:
+def forward_flops(config: Model, seq_len: int) -> int:
     """Returns the FLOPs of a training sequence's forward pass, from embedding to logits."""
     passes = _passes(config, seq_len)
     return _passes_flops(config, seq_len, passes) + _outer_flops(config, seq_len)
 
 
-def training_flops(config: model.Model, seq_len: int) -> int:
+def training_flops(config: Model, seq_len: int) -> int:
     """Returns the FLOPs of a training sequence, forward and backward, nothing counted twice.
 
     What is computed again to save memory is in `executed_training_flops`. Exactly three times the
@@ -140,7 +139,7 @@ def training_flops(config: model.Model, seq_len: int) -> int:
     return forward + _BACKWARD * (_passes_flops(config, seq_len, trained) + outer)
 
 
-def _passes_flops(config: model.Model, seq_len: int, passes: list[Pass]) -> int:
+def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int:
     """FLOPs of a sequence's recursions, forward: routers, what is injected, blocks."""
     d = config.block.embed_dim
     score = config.depth.score_flops(d)
@@ -149,18 +148,18 @@ def _passes_flops(config: model.Model, seq_len: int, passes: list[Pass]) -> int:
     return sum(p.times * each(p) for p in passes) + _core_flops(config, seq_len, passes)
 
 
-def _outer_flops(config: model.Model, seq_len: int) -> int:
+def _outer_flops(config: Model, seq_len: int) -> int:
     """FLOPs of a sequence outside the recursions, forward."""
     lookup = 2 * seq_len * config.embed.factor_dim * config.block.embed_dim
     return lookup + _end_flops(config, seq_len) + _head_flops(config, seq_len)
 
 
-def _head_flops(config: model.Model, seq_len: int) -> int:
+def _head_flops(config: Model, seq_len: int) -> int:
     wide, factor = config.block.embed_dim, config.embed.factor_dim
     return 2 * seq_len * ((factor or wide) * config.vocab_size + factor * wide)
 
 
-def executed_training_flops(config: model.Model, seq_len: int, remat: Remat) -> int:
+def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int:
     """Returns `training_flops` with what the backward pass computes again under `remat`.
 
     Every block computes some again in any case, attention its scores. A rematerialised block
@@ -173,6 +172,7 @@ def executed_training_flops(config: model.Model, seq_len: int, remat: Remat) -> 
     passes = [each for each in _passes(config, seq_len) if each.is_trained]
     again = _core_flops(config, seq_len, passes, scores) + _end_flops(config, seq_len, scores)
     attention = 2 * again  # forward: as many FLOPs with values as with keys
+    remat = remat.walked(config.schedule.order)
     if remat.unit != "none" and remat.saves == "products":
         return training_flops(config, seq_len) + again + attention
     if remat.unit != "none":
@@ -186,7 +186,7 @@ def executed_training_flops(config: model.Model, seq_len: int, remat: Remat) -> 
     return training_flops(config, seq_len) + again
 
 
-def sixn_flops_per_token(config: model.Model) -> int:
+def sixn_flops_per_token(config: Model) -> int:
     """Returns the customary 6 N (Kaplan et al. 2020, arXiv 2001.08361) for training one token.
 
     N is the unique parameters, without an embedding table that is only looked up: the head stays,
@@ -197,7 +197,7 @@ def sixn_flops_per_token(config: model.Model) -> int:
     return 6 * (unique_parameters(config) - table)
 
 
-def mor_flops_per_token(config: model.Model, seq_len: int) -> float:
+def mor_flops_per_token(config: Model, seq_len: int) -> float:
     """Returns one token's FLOPs as Mixture-of-Recursions counts them (arXiv 2507.10524).
 
     The steps of its released runs follow from it: forward only; no embedding, head or router;
@@ -224,7 +224,7 @@ def _needed(each: Pass) -> Pass:
     return each if each.needed is None else dataclasses.replace(each, queries=each.needed)
 
 
-def cache_bytes_per_token(config: model.Model, seq_len: int, itemsize: int | None = None) -> float:
+def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = None) -> float:
     """Returns the bytes of keys and values kept while decoding, per token of context.
 
     A recursion keeps those of the tokens it makes them for: as many as it processes in training, or
@@ -264,11 +264,11 @@ class _Step:
     is_trained: bool
 
 
-def _passes(config: model.Model, seq_len: int) -> list[Pass]:
+def _passes(config: Model, seq_len: int) -> list[Pass]:
     return config.depth.passes(config.schedule, seq_len)
 
 
-def _steps(config: model.Model, seq_len: int, passes: list[Pass]) -> list[_Step]:
+def _steps(config: Model, seq_len: int, passes: list[Pass]) -> list[_Step]:
     """Returns the steps of some recursions: keys are those of all tokens that their owner takes."""
     plan = config.schedule
     tokens = {each.recursion: each.queries for each in _passes(config, seq_len)}
@@ -289,7 +289,7 @@ def _steps(config: model.Model, seq_len: int, passes: list[Pass]) -> list[_Step]
 
 
 def _core_flops(
-    config: model.Model, seq_len: int, passes: list[Pass], flops: Callable | None = None
+    config: Model, seq_len: int, passes: list[Pass], flops: Callable | None = None
 ) -> int:
     """FLOPs of the blocks of some recursions, by default forward with what weight kinds add."""
 
@@ -305,14 +305,14 @@ def _core_flops(
     )
 
 
-def _end_flops(config: model.Model, seq_len: int, flops: Callable | None = None) -> int:
+def _end_flops(config: Model, seq_len: int, flops: Callable | None = None) -> int:
     """FLOPs of a sequence in prelude and coda, by default forward."""
     forward = lambda block, keys, is_reading: block.forward_flops(keys, is_reading)
     each = seq_len * (flops or forward)(config.block, seq_len, False)
     return sum(config.ends.values()) * each
 
 
-def _unneeded_flops(config: model.Model, is_wrapped: bool) -> int:
+def _unneeded_flops(config: Model, is_wrapped: bool) -> int:
     """Forward FLOPs of one token in a block that its backward pass does not compute again."""
     specs = config.block_specs
     if is_wrapped:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recursia import settings, typed
+from recursia.architecture import Model
 from recursia.errors import ConfigError
 from recursia.meanings import meanings
-from recursia.model import Model
 
 # What other libraries call a field of this one.
 _SYNONYMS = {

@@ -18,13 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 from recursia import accounting, budget, config, settings
+from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.pre_norm import PreNorm
 from recursia.changes import overrides, typed
 from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.mixers.grouped_query import GroupedQuery
-from recursia.model import Model
 
 TOLERANCE = 0.01  # relative
 _ROUND = 0.0025  # relative: what a width that divides by more powers of two may leave

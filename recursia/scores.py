@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from recursia import console, distributed, model, settings, sharding
+from recursia.architecture import Model
 from recursia.data.loader import evaluation_batches, rows_here
 from recursia.data.windows import Windows
 from recursia.depth.policy import Mode
@@ -49,7 +50,7 @@ def _rows(mesh: Mesh, rules: sharding.Rules) -> NamedSharding:
 
 
 @functools.lru_cache(maxsize=32)
-def _sums(config: model.Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
+def _sums(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
     """Returns a compiled function from parameters and a batch to sums over its tokens."""
     rows = _rows(mesh, rules)
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -76,7 +77,7 @@ def _sums(config: model.Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
 
 def score(
     params: Any,
-    config: model.Model,
+    config: Model,
     batches: Iterable[dict[str, np.ndarray]],
     token_bytes: np.ndarray,
     *,

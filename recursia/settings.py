@@ -7,11 +7,11 @@ import pkgutil
 from typing import Annotated, Any, Literal
 
 from recursia import sharding, typed
+from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.depth.policy import Policy
 from recursia.feedforward.feedforward import FeedForward
 from recursia.mixers.mixer import Mixer
-from recursia.model import Model
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.optimizer import Optimizer
 from recursia.ranges import LARGEST_SEED, at_least, between, fraction

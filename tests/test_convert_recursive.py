@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from recursia import model
+from recursia.architecture import Model
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
@@ -26,9 +27,7 @@ def build(
 ):
     """Returns a model of six layers."""
     block = options.pop("block", BLOCK)
-    return model.Model(
-        num_layers, block, depth(recursions), pattern, vocab_size=vocab_size, **options
-    )
+    return Model(num_layers, block, depth(recursions), pattern, vocab_size=vocab_size, **options)
 
 
 def relaxed(pattern="cycle", rank=99, scale=2.0, num_layers=6, varies=PRIVATE):

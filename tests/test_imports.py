@@ -17,6 +17,7 @@ CONFIGS = {"settings", "config", "notes"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 BLOCKS = LAYERS | {"mixers", "feedforward", "blocks"}
 MODEL = BLOCKS | {"kv", "inject", "sharing", "depth"}
+FORWARD = {"architecture", "model"}
 MAY = {
     "errors": set(),
     "ranges": set(),
@@ -41,30 +42,33 @@ MAY = {
     "sharing": LAYERS | {"inject"},
     "kv": BASE | {"sharing"},
     "depth": LAYERS | {"inject", "sharing"},
-    "model": MODEL,
+    "architecture": MODEL,
+    "model": MODEL | {"architecture"},
     "optimizers": BASE | {"params"},
-    "accounting": MODEL | {"model", "optimizers"},
-    "settings": MODEL | {"model", "typed", "optimizers"},
+    "accounting": MODEL | FORWARD | {"optimizers"},
+    "settings": MODEL | {"architecture", "typed", "optimizers"},
     "typed": BASE,
     "presets": BASE | {"configs"},
-    "fields": MODEL | {"model", "settings", "typed", "meanings"},
-    "config": MODEL | {"model", "settings", "typed", "presets", "fields"},
+    "fields": MODEL | {"architecture", "settings", "typed", "meanings"},
+    "config": MODEL | {"architecture", "settings", "typed", "presets", "fields"},
     "changes": CONFIGS | {"errors"},
-    "notes": MODEL | {"model", "settings"},
+    "notes": MODEL | {"architecture", "settings"},
     "data": BASE | {"corpus", "console"},
     "losses": BASE | {"sharding"},
-    "scores": LAYERS | {"depth", "model", "losses", "settings", "data", "distributed", "console"},
-    "workdir": BASE | {"params", "sharding", "model", "settings", "config", "data", "distributed"},
-    "generate": BASE | {"params", "model", "workdir", "console"},
-    "convert": MODEL | {"model", "optimizers"},
+    "scores": LAYERS | FORWARD | {"depth", "losses", "settings", "data", "distributed", "console"},
+    "workdir": BASE | FORWARD | {"params", "sharding", "settings", "config", "data", "distributed"},
+    "generate": BASE | FORWARD | {"params", "workdir", "console"},
+    "convert": MODEL | FORWARD | {"optimizers"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
-    "matching": BLOCKS | {"model", "accounting", "budget", "changes"} | CONFIGS,
+    "matching": BLOCKS | {"architecture", "accounting", "budget", "changes"} | CONFIGS,
     "train": MODEL
-    | {"model", "losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
+    | FORWARD
+    | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
     | {"distributed", "console", "jsonlines", "signals"}
     | CONFIGS,
     "evaluate": BASE
-    | {"params", "layers", "depth", "model", "scores", "workdir", "data", "convert", "console"},
+    | FORWARD
+    | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"},
     "arguments": {"data", "parsing", "presets", "meanings"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
@@ -72,7 +76,8 @@ MAY = {
     | {"presets", "fields", "accounting"},
     "cli": BASE | {"arguments", "compiled", "console", "parsing", "signals", "verbs"},
     "preflight": MODEL
-    | {"model", "accounting", "budget", "changes", "topology", "train", "generate", "data"}
+    | FORWARD
+    | {"accounting", "budget", "changes", "topology", "train", "generate", "data"}
     | CONFIGS,
     "__main__": {"cli", "console", "signals", "streams"},
     "__init__": set(),
@@ -81,20 +86,20 @@ MAY = {
 }
 # What of a part alone: training prints samples of the decoder, not of a run in a directory; what
 # works with any kind knows the base class.
+HOLD = ("architecture", "model", "settings", "accounting")
 NARROW = {
     ("train", "generate"): {"generate.decode"},
-    **{(part, "blocks"): {"blocks.block"} for part in ("model", "settings", "accounting")},
-    **{(part, "depth"): {"depth.policy"} for part in ("model", "settings", "accounting", "scores")},
+    **{(part, "blocks"): {"blocks.block"} for part in HOLD},
+    **{(part, "depth"): {"depth.policy"} for part in (*HOLD, "scores")},
     ("settings", "mixers"): {"mixers.mixer"},
     ("settings", "feedforward"): {"feedforward.feedforward"},
 }
 
 GENERIC = (
-    "errors ranges params optimizers kv inject layers sharing model accounting settings typed "
-    "presets fields "
-    "config data losses scores workdir train evaluate generate budget matching cli verbs arguments "
-    "parsing streams signals compiled console jsonlines notes sharding distributed topology "
-    "changes preflight __main__"
+    "errors ranges params optimizers kv inject layers sharing architecture model accounting "
+    "settings typed presets fields config data losses scores workdir train evaluate generate "
+    "budget matching cli verbs arguments parsing streams signals compiled console jsonlines notes "
+    "sharding distributed topology changes preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

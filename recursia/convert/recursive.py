@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from recursia import model
 from recursia import params as parameters
+from recursia.architecture import Model
 from recursia.layers.initial import Init
 from recursia.params import Spec
 from recursia.sharing import key_banks, lora
@@ -30,8 +31,8 @@ Groups = list[list[int]]  # for each entry of a bank, layers by their number in 
 
 def recursive(
     params: dict[str, Any],
-    config: model.Model,
-    target: model.Model,
+    config: Model,
+    target: Model,
     start: Start,
     *,
     norms: Start | None = None,
@@ -90,7 +91,7 @@ def recursive(
     return found | {name: params[name] for name in ("embed", "final_norm") if name in specs}
 
 
-def layers(params: dict[str, Any], config: model.Model) -> list[dict[str, Any]]:
+def layers(params: dict[str, Any], config: Model) -> list[dict[str, Any]]:
     """Returns the weights of every layer by slot, adapters added up, as a token meets them."""
 
     def at_step(step: int) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def layers(params: dict[str, Any], config: model.Model) -> list[dict[str, Any]]:
     return ends["prelude"] + [at_step(s) for s in config.schedule.steps] + ends["coda"]
 
 
-def _entries(core: dict[str, Any], config: model.Model, step: int) -> dict[str, Any]:
+def _entries(core: dict[str, Any], config: Model, step: int) -> dict[str, Any]:
     """Returns the entry of each slot's banks that a step uses."""
     banks: dict[str, Any] = {}
     for slot, tree in core.items():
@@ -114,7 +115,7 @@ def _entries(core: dict[str, Any], config: model.Model, step: int) -> dict[str, 
     return key_banks.join({bank: parameters.at(tree, entry(bank)) for bank, tree in banks.items()})
 
 
-def uses(config: model.Model, bank: str) -> Groups:
+def uses(config: Model, bank: str) -> Groups:
     """Returns, for each entry of a bank, the layers that it stands for."""
     plan = config.schedule
     found: Groups = [[] for _ in range(plan.size(bank))]
@@ -123,7 +124,7 @@ def uses(config: model.Model, bank: str) -> Groups:
     return found
 
 
-def sources(config: model.Model, bank: str, start: Start, order: Any) -> Groups:
+def sources(config: Model, bank: str, start: Start, order: Any) -> Groups:
     """Returns, for each entry of a bank, the layers whose mean it starts as.
 
     What makes keys and values starts with the rest of its slot, or as the "average" of all whose
@@ -155,9 +156,7 @@ def sources(config: model.Model, bank: str, start: Start, order: Any) -> Groups:
     return [[layer] for _, layer in sorted(zip(by_use, chosen, strict=True))]
 
 
-def _nearest(
-    core: dict[str, Any], theirs: list[dict[str, Any]], target: model.Model
-) -> dict[str, Any]:
+def _nearest(core: dict[str, Any], theirs: list[dict[str, Any]], target: Model) -> dict[str, Any]:
     """Returns the adapters of what the entries of the banks in `core` miss of each layer."""
     found, walk = {}, list(enumerate(target.schedule.steps, start=target.ends["prelude"]))
 
@@ -192,7 +191,7 @@ def _check_choice(name: str, got: str, choices: Any) -> None:
         raise ValueError(f"{name}: got {got!r}, takes {' or '.join(get_args(choices))}")
 
 
-def _check(config: model.Model, target: model.Model) -> None:
+def _check(config: Model, target: Model) -> None:
     """Refuses models of which one cannot be made of the other."""
     if made := [s for s in target.weights.specs(target.block_specs) if s in target.block.slots]:
         kind = type(target.weights).__module__.rpartition(".")[2]
@@ -209,7 +208,7 @@ def _check(config: model.Model, target: model.Model) -> None:
             )
 
 
-def _shape(config: model.Model) -> dict[str, Any]:
+def _shape(config: Model) -> dict[str, Any]:
     """Returns what two models must have alike: all of it but initial scales."""
     embed = {f"embed.{name}": v for name, v in dataclasses.asdict(config.embed).items()}
     sizes = {"num_layers": config.num_layers, "vocab_size": config.vocab_size}

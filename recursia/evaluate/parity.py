@@ -20,6 +20,7 @@ from jaxtyping import Array
 
 from recursia import model
 from recursia import params as parameters
+from recursia.architecture import Model
 from recursia.convert import reference
 from recursia.errors import ConfigError, DataError, UserError
 
@@ -143,7 +144,7 @@ def _compare_updates(case: reference.Updates) -> Parity:
 @functools.partial(jax.jit, static_argnames="config")
 @functools.partial(jax.value_and_grad, has_aux=True)
 def _graded(
-    params: Any, tokens: Array, targets: Array, options: dict[str, Any], config: model.Model
+    params: Any, tokens: Array, targets: Array, options: dict[str, Any], config: Model
 ) -> Any:
     """Returns the loss, what it is made of, and its gradient: one program for all files alike."""
     out = model.apply(params, tokens, config, mode="train", **options)
@@ -153,7 +154,7 @@ def _graded(
     return nats + sum(out.aux.losses.values()), (logits, nats, out.aux)
 
 
-def _check_shapes(params: Any, config: model.Model) -> None:
+def _check_shapes(params: Any, config: Model) -> None:
     """Raises ConfigError where an array has not the shape that the configuration gives it."""
     wanted = jax.tree.leaves_with_path(parameters.abstract(model.specs(config)))
     for (path, spec), leaf in zip(wanted, jax.tree.leaves(params), strict=True):

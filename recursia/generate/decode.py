@@ -13,11 +13,12 @@ from jaxtyping import Array, Int
 
 from recursia import model
 from recursia import params as parameters
+from recursia.architecture import Model
 
 
 def generate(
     params: Any,
-    config: model.Model,
+    config: Model,
     prompt: list[int],
     *,
     num_tokens: int,
@@ -53,7 +54,7 @@ def generate(
     return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
 
 
-def lower(config: model.Model, length: int, device: Any) -> jax.stages.Lowered:
+def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
     """Returns the drawing of one token after all others of a text, lowered for a device.
 
     Args:
@@ -74,9 +75,7 @@ def lower(config: model.Model, length: int, device: Any) -> jax.stages.Lowered:
 
 
 @functools.lru_cache(maxsize=16)
-def _decode(
-    config: model.Model, start: int, window: int, is_random: bool, whole: NamedSharding | None
-):
+def _decode(config: Model, start: int, window: int, is_random: bool, whole: NamedSharding | None):
     """Returns a compiled function that fills a text from place `start` on."""
 
     def fill(params: Any, text: Int[Array, "T"], key: Array, temperature: Array) -> Array:

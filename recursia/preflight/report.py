@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from recursia import accounting, model, settings
+from recursia import accounting, settings
+from recursia.architecture import Model
 from recursia.preflight import chips, collectives, program, roofline, traffic
 from recursia.train.step import Trainer
 
@@ -73,7 +74,7 @@ def _distinct_steps(made: Trainer) -> list[int]:
     return [last] if is_one else [0, last]
 
 
-def _flops(run: settings.Run, config: model.Model) -> Report:
+def _flops(run: settings.Run, config: Model) -> Report:
     rows, length = run.train.batch_size, run.train.seq_len
     return {
         "flops_per_step": rows * accounting.training_flops(config, length),

@@ -6,6 +6,8 @@ from typing import Literal
 
 import jax
 
+from recursia.sharing.schedule import Order
+
 Unit = Literal["none", "block", "recursion"]
 Saves = Literal["nothing", "attention", "products"]
 ENTERED = "block_entered"  # name of a block's hidden states, for policies of rematerialisation
@@ -42,6 +44,10 @@ class Remat:
             compiler's elimination of common subexpressions must not undo the rematerialisation.
         """
         return jax.checkpoint(f, prevent_cse=length == 1, policy=_POLICIES[self.saves])
+
+    def walked(self, order: Order) -> "Remat":
+        """Returns the same for steps in this order: block by block, no recursion is whole."""
+        return self if order == "cycle" else self.of_blocks()
 
     def of_blocks(self) -> "Remat":
         """Returns the same for blocks that are in no recursion."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recursia import losses, model, settings
+from recursia.architecture import Model
 from recursia.layers import embedding
 
 Taught = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and their head
@@ -32,7 +33,7 @@ class Teacher:
       params: its float32 parameters.
     """
 
-    model: model.Model
+    model: Model
     params: Any
 
     def read(self, batch: dict[str, Array]) -> Taught:

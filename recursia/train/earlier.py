@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from recursia import model, params, settings, sharding
+from recursia.architecture import Model
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError, UserError
 from recursia.train.distill import Teacher
@@ -79,7 +80,7 @@ def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, 
 @contextlib.contextmanager
 def _opened(
     place: str, field: str, tokenizer: Tokenizer
-) -> Iterator[tuple[model.Model, Checkpoints, int]]:
+) -> Iterator[tuple[Model, Checkpoints, int]]:
     """Gives a run's model, its checkpoints and the latest step, if its tokenizer is this."""
     try:
         run = directory.recorded(pathlib.Path(place))

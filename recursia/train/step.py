@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from recursia import batch as whole_batch
 from recursia import losses, model, params, settings, sharding
+from recursia.architecture import Model
 from recursia.layers import embedding
-from recursia.model import Model
 from recursia.params import Leaf
 from recursia.train import distill, schedule
 
@@ -45,7 +45,7 @@ class Trainer:
     """
 
     run: settings.Run
-    model: model.Model
+    model: Model
     mesh: Mesh
     teacher: distill.Teacher | None = None
 
@@ -158,7 +158,7 @@ class Trainer:
 
 
 def train_step(
-    trainer: Trainer, config: model.Model, state: State, batch: Batch, taught_by: Any = None
+    trainer: Trainer, config: Model, state: State, batch: Batch, taught_by: Any = None
 ) -> tuple[State, dict[str, Array]]:
     """Returns the state after one update, and what was measured before it.
 
@@ -190,7 +190,7 @@ def train_step(
 
 def gradients(
     trainer: Trainer,
-    config: model.Model,
+    config: Model,
     weights: Any,
     batch: Batch,
     step: Int[Array, ""],
@@ -225,7 +225,7 @@ def gradients(
     return _summed(trainer, grads), jax.tree.map(whole_batch.total, metrics)
 
 
-def _gathered(trainer: Trainer, config: model.Model, weights: Any) -> Any:
+def _gathered(trainer: Trainer, config: Model, weights: Any) -> Any:
     """Returns parameters as the model takes them: whole, or in parts where used once a step."""
 
     def gather(spec: params.Spec, part: Array) -> Array | sharding.Shard:
@@ -246,7 +246,7 @@ def _summed(trainer: Trainer, grads: Any) -> Any:
 
 def loss_fn(
     run: settings.Run,
-    config: model.Model,
+    config: Model,
     weights: Any,
     batch: Batch,
     total: Float[Array, ""],
@@ -299,7 +299,7 @@ def loss_fn(
 
 def _prediction_losses(
     run: settings.Run,
-    config: model.Model,
+    config: Model,
     weights: Any,
     batch: Batch,
     out: model.Output,

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from recursia import config, model, params, settings, sharding
+from recursia.architecture import Model
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError
 from recursia.workdir import directory
@@ -35,7 +36,7 @@ class Trained:
 
     run: settings.Run
     step: int
-    model: model.Model
+    model: Model
     mesh: Mesh
     params: Any
     tokenizer: Tokenizer

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from recursia import accounting, kv, model, params
+from recursia.architecture import Model
 from recursia.blocks.pre_norm import PreNorm
 from recursia.depth import fixed
 from recursia.feedforward.swiglu import SwiGLU
@@ -19,7 +20,7 @@ BATCH, VOCAB = 2, 11
 
 def tiny(depth=None, sharing="cycle", num_layers=6, kv_sharing="own", is_tied=True, **options):
     depth = depth or fixed.Fixed(3)
-    return model.Model(
+    return Model(
         num_layers,
         BLOCK,
         depth,

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from recursia import inject, kv, model
+from recursia import inject, kv
+from recursia.architecture import Model
 from recursia.layers import embedding
 from recursia.settings import kind_config, kinds
 from recursia.sharing import atoms, lora, tied
@@ -105,7 +106,7 @@ def point(
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
     depth = policy(depth_, recursions)
-    return model.Model(
+    return Model(
         depth.num_recursions * num_blocks + ends,
         made,
         depth,

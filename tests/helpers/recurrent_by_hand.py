@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import inject, model
+from recursia.architecture import Model
 from recursia.depth import recurrent
 from recursia.sharing.remat import KEEP
 from tests.helpers import by_hand
@@ -17,7 +18,7 @@ WIDTH = BLOCK.embed_dim
 
 def tiny(recursions=3, blocks=2, *, dtype="float32", input="adapter", **options):
     """Returns a model with a prelude and a coda of one block; options are the policy's."""
-    return model.Model(
+    return Model(
         recursions * blocks + 2,
         BLOCK,
         recurrent.Recurrent(recursions, **{"backprop_depth": 2} | options),

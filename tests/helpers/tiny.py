@@ -11,6 +11,7 @@ import optax
 
 from recursia import kv as kv_source
 from recursia import model
+from recursia.architecture import Model
 from recursia.depth.expert_choice import ExpertChoice
 from recursia.depth.fixed import Fixed
 from recursia.layers import embedding
@@ -32,10 +33,10 @@ def tiny(
     is_tied=True,
     dtype="float32",
     **options,
-) -> model.Model:
+) -> Model:
     """Returns a model of `blocks` blocks walked `recursions` times; options are the policy's."""
     ends = 2 if sharing_.startswith("middle_") else 0
-    return model.Model(
+    return Model(
         recursions * blocks + ends,
         BLOCK,
         POLICIES[depth](recursions, **options),
@@ -48,7 +49,7 @@ def tiny(
     )
 
 
-def draw(config: model.Model, seed: int = 0):
+def draw(config: Model, seed: int = 0):
     """Returns parameters large enough that every one of them matters, norms included."""
 
     def leaf(path, spec):

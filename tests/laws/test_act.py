@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recursia import inject, kv, model
+from recursia.architecture import Model
 from recursia.depth import act, fixed
 from recursia.layers.embedding import Config as Embed
 from tests.helpers import tiny as llamas
@@ -24,7 +25,7 @@ MOST = 5
 def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype="float32", **depth):
     """Returns a model that halts; options are the policy's."""
     block, told = FORMS[form]
-    return model.Model(
+    return Model(
         layers,
         block,
         act.Act(MOST, **depth),
@@ -179,7 +180,7 @@ def test_accumulated_shares_of_a_halted_token_sum_to_one():
 def test_certain_halting_is_one_recursion_and_none_gives_nothing(update, halted_state):
     of = tiny(update=update, halted_state=halted_state)
     same = dict(sharing="cycle", inject=of.inject, embed=of.embed)
-    once = model.Model(1, of.block, fixed.Fixed(1), **same).sized(VOCAB)
+    once = Model(1, of.block, fixed.Fixed(1), **same).sized(VOCAB)
     params = constant(of, 20)
     first = {**params, "depth": {}, "inject": {"step": params["inject"]["step"][:1]}}
     logits, aux = forward(params, text(), of)
@@ -322,6 +323,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, why):
 
 
 def test_any_block_may_halt():
-    of = model.Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").sized(VOCAB)
+    of = Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").sized(VOCAB)
     eval_, causal = (forward(draw(of), text(), of, mode)[0] for mode in ("eval", "causal"))
     assert_close(eval_, causal)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recursia import kv, model
+from recursia.architecture import Model
 from recursia.depth import exit_gate
 from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
 from tests.helpers.tiny import (
@@ -26,7 +27,7 @@ MODES = ("train", "eval", "causal")
 
 def build(recursions=3, sharing="cycle", varies=(), kv_sharing="own", loop_norm="each", **options):
     depth = exit_gate.ExitGate(recursions, **options)
-    return model.Model(
+    return Model(
         2 * recursions,
         BLOCK,
         depth,
@@ -226,5 +227,5 @@ def test_what_cannot_be_is_refused_in_one_line(arguments, said):
 
 def test_a_coda_is_refused():
     with pytest.raises(ValueError, match="2 blocks of a coda stand between") as refusal:
-        model.Model(8, BLOCK, exit_gate.ExitGate(3), sharing="cycle", coda=2)
+        Model(8, BLOCK, exit_gate.ExitGate(3), sharing="cycle", coda=2)
     assert "\n" not in str(refusal.value)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, inject, model
+from recursia.architecture import Model
 from recursia.convert.reference import huginn as reference
 from recursia.depth import recurrent
 from recursia.errors import ConfigError
@@ -30,7 +31,7 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "huginn.npz"
 def tiny(recursions=3, blocks=2, **options):
     """Returns a model as published but for its size."""
     options = {"backprop_depth": 2, "sampler": "fixed"} | options
-    return model.Model(
+    return Model(
         recursions * blocks + 3,
         BLOCK,
         recurrent.Recurrent(recursions, **options),

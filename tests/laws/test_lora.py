@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model
+from recursia.architecture import Model
 from recursia.depth.expert_choice import ExpertChoice
 from recursia.depth.fixed import Fixed
 from recursia.params import at
@@ -35,7 +36,7 @@ def relaxed(weights=None, depth="fixed", sharing="cycle", kv_sharing="own", **op
     named = {} if weights is None else {"weights": weights}
     layers = 8 if sharing.startswith("middle_") else 6
     policy = POLICIES[depth](3)
-    return model.Model(
+    return Model(
         layers, BLOCK, policy, sharing=sharing, kv=kv.Config(kv_sharing), **named, **options
     ).sized(VOCAB)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, model, params
+from recursia.architecture import Model
 from recursia.blocks.pre_norm import PreNorm
 from recursia.depth.fixed import Fixed
 from recursia.feedforward.gelu import GELU
@@ -30,7 +31,7 @@ PRIVATE = (("lora_experts", "recursion+block"), ("lora_router", "recursion+block
 def build(feedforward=MIXTURE, **options):
     """Returns three recursions of one block."""
     block = PreNorm(D, GroupedQuery(num_heads=2, num_kv_heads=1, head_dim=4), feedforward)
-    return model.Model(3, block, Fixed(3), sharing="cycle", vocab_size=VOCAB, **options)
+    return Model(3, block, Fixed(3), sharing="cycle", vocab_size=VOCAB, **options)
 
 
 def by_hand(weights, h, mixture=MIXTURE):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model, params
+from recursia.architecture import Model
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.layers.attention import Context
@@ -45,7 +46,7 @@ SEGMENTS = jnp.array([[1] * 5 + [2] * 7] * 2)
 
 
 def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=VOCAB, **options):
-    return model.Model(
+    return Model(
         group * repeats,
         block,
         depth or fixed.Fixed(repeats),

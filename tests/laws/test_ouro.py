@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model
+from recursia.architecture import Model
 from recursia.depth import exit_gate, fixed
 from recursia.sharing.remat import Remat
 from tests.helpers import by_hand
@@ -22,7 +23,7 @@ def build(depth=None, recursions=3, blocks=2, block=BLOCK, kv_sharing="own", **o
     depth = depth or exit_gate.ExitGate(recursions, exit_threshold=0.6)
     options = {"loop_norm": "each", "sharing": "cycle", **options}
     layers = recursions * blocks
-    return model.Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).sized(VOCAB)
+    return Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).sized(VOCAB)
 
 
 def block_by_hand(w, x, where, block):

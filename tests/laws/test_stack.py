@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv, model
+from recursia import inject, kv
+from recursia.architecture import Model
 from recursia.depth.fixed import Fixed
 from recursia.layers.attention import Context
 from recursia.sharing.remat import Remat
@@ -45,7 +46,7 @@ def drawn(seed, order):
     plan = ["own", "groups/2", "groups/3", "upper_half", plan, plan][rng.integers(6)]
     seen = rng.choice([0, 2, 3], recursions * blocks).tolist()
     windows = [0, 3, _rows(seen, blocks)][rng.integers(3)]
-    made = model.Model(
+    made = Model(
         recursions * blocks,
         BLOCK,
         Fixed(recursions),

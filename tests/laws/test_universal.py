@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, inject, kv, model
+from recursia.architecture import Model
 from recursia.depth import fixed
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import at
@@ -26,7 +27,7 @@ GROUPED = altered(BLOCK, num_kv_heads=2, head_dim=6)
 
 def tiny(form="released", depth=None, layers=4, sharing="cycle", kv_sharing="own", **options):
     block, told = FORMS[form]
-    return model.Model(
+    return Model(
         layers,
         block,
         depth or fixed.Fixed(4),

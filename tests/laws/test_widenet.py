@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, config, kv, model
+from recursia.architecture import Model
 from recursia.depth import fixed
 from recursia.layers.attention import Context
 from recursia.sharing.remat import Remat
@@ -36,7 +37,7 @@ PRIVATE = (("norms", "recursion+block"),)
 
 
 def build(block=BLOCK, steps=4, varies=PRIVATE, kv_sharing="own", vocab=VOCAB, **options):
-    return model.Model(
+    return Model(
         steps,
         block,
         fixed.Fixed(steps),

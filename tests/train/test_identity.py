@@ -4,6 +4,8 @@ import copy
 import json
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
 from recursia import config
@@ -106,3 +108,24 @@ def test_many_differences_are_counted(tmp_path):
     other["block"] = config.to_dict(altered(RUN.model.block, **double)) | {"kind": "pre_norm"}
     said = refusal(meta(RUN), directory.identity(tiny_run(tmp_path, model=other), 257, DATA))
     assert said.count("in this run") == 5 and "; and 1 more; " in said
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"up": (2, 3)}, "params.core.up is (1, 2, 3) there and (2, 3) here; "),
+        ({"up": (1, 2, 3), "in": (4,)}, "params.core.in is None there and (4,) here; "),
+    ],
+    ids=["a bank of several axes", "another name"],
+)
+def test_parameters_that_lie_otherwise_are_refused_in_one_line(tmp_path, wanted, said):
+    saves = checkpoint.Checkpoints(tmp_path / "checkpoints", 1)
+    saves.save(0, {"params": {"core": {"up": np.ones((1, 2, 3), np.float32)}}}, {})
+    saves.finish()
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shaped = lambda shape: jax.ShapeDtypeStruct(shape, np.float32, sharding=where)
+    with pytest.raises(CheckpointError) as refusal:
+        saves.restore(0, {"params": {"core": {n: shaped(size) for n, size in wanted.items()}}})
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert str(refusal.value).endswith("or train anew")
+    saves.close()

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from recursia import model
+from recursia.architecture import Model
 from recursia.depth.policy import Aux
 from recursia.sharing import key_banks
 from recursia.sharing.schedule import KEYS
@@ -52,7 +53,7 @@ class Case:
       kept: from the same, the tokens that each recursion processed, (recursion, mask [B T]).
     """
 
-    config: model.Model
+    config: Model
     params: Callable[[Mapping[str, np.ndarray]], Any]
     tokens: np.ndarray  # [B T]
     targets: np.ndarray  # [B T]
@@ -87,7 +88,7 @@ def aliases(file: Mapping[str, np.ndarray]) -> dict[str, str]:
     return {k.removeprefix("alias/"): str(v) for k, v in file.items() if k.startswith("alias/")}
 
 
-def banks(config: model.Model, block: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+def banks(config: Model, block: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
     """Returns the core's banks, each entry from the first step that uses it.
 
     Args:

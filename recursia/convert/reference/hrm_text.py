@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from recursia import model
+from recursia.architecture import Model
 from recursia.blocks.pre_norm import PreNorm
 from recursia.convert.reference import Case
 from recursia.depth.nested import Nested
@@ -36,7 +36,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     return Case(ours, functools.partial(params, ours), tokens, targets)
 
 
-def config(theirs: dict[str, Any], names: list[str]) -> model.Model:
+def config(theirs: dict[str, Any], names: list[str]) -> Model:
     """Returns our configuration of their model.
 
     Args:
@@ -59,7 +59,7 @@ def config(theirs: dict[str, Any], names: list[str]) -> model.Model:
     layers = 1 + max(int(m[1]) for name in names if (m := _LAYER.search(name)))
     base = rope.get("rope_theta", theirs.get("rope_theta", 10_000))
     trained = theirs.get("L_bp_cycles") or [2]
-    return model.Model(
+    return Model(
         num_layers=layers * high * (low + 1),
         block=PreNorm(
             embed_dim=width,
@@ -82,7 +82,7 @@ def config(theirs: dict[str, Any], names: list[str]) -> model.Model:
     )
 
 
-def params(config: model.Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params(config: Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names; what has no gradient is 0."""
     blocks = [
         _block(config.block, named, f"model.{level}_module.layers.{layer}")

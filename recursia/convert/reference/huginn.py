@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import inject, model
+from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.pre_post_norm import PrePostNorm
 from recursia.convert.reference import Case, aliases, under
@@ -55,7 +56,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _latent(weights: Any, tokens: Any, state: Any, config: model.Model) -> Any:
+def _latent(weights: Any, tokens: Any, state: Any, config: Model) -> Any:
     """Returns the normalised state after the last recursion."""
     out = model.apply(weights, tokens, config, mode="eval", state=state)
     return model.normalise(weights, out.aux.states[-1], config)
@@ -67,7 +68,7 @@ def config(
     is_tied: bool,
     free: int,
     trained: int,
-) -> model.Model:
+) -> Model:
     """Returns our configuration of their model, walked a given number of times.
 
     Args:
@@ -93,7 +94,7 @@ def config(
     _, _, heads, head_dim = named[f"{first}attn.qk_bias"].shape
     vocab_size, width = named["transformer.wte.weight"].shape
     prelude, blocks, coda = map(count, ("prelude", "core_block", "coda"))
-    return model.Model(
+    return Model(
         num_layers=prelude + (free + trained) * blocks + coda,
         sharing="cycle",
         prelude=prelude,
@@ -125,7 +126,7 @@ def _count(named: Mapping[str, np.ndarray], part: str) -> int:
 
 
 def params(
-    config: model.Model, shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, np.ndarray]
+    config: Model, shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names.
 

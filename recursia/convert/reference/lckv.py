@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from recursia import kv, model
+from recursia import kv
+from recursia.architecture import Model
 from recursia.convert.reference import Case, aliases, banks, llama
 from recursia.depth.fixed import Fixed
 from recursia.errors import ConfigError
@@ -29,7 +30,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     return Case(ours, functools.partial(params, ours), tokens, targets)
 
 
-def config(theirs: dict[str, Any], is_tied: bool) -> model.Model:
+def config(theirs: dict[str, Any], is_tied: bool) -> Model:
     """Returns our configuration of their model.
 
     Args:
@@ -44,7 +45,7 @@ def config(theirs: dict[str, Any], is_tied: bool) -> model.Model:
     layers = theirs["num_hidden_layers"]
     sources, is_bounded = _layer_types(theirs.get("layer_types"), layers)
     window = theirs.get("sliding_window", 4096) or 0
-    return model.Model(
+    return Model(
         num_layers=layers,
         vocab_size=theirs["vocab_size"],
         block=llama.block(theirs, "lckv"),
@@ -77,7 +78,7 @@ def _layer_types(types: str | None, layers: int) -> tuple[tuple[int, ...], tuple
     return sources, tuple(each.endswith("s") for each in found)
 
 
-def params(config: model.Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params(config: Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names."""
     makes_keys = lambda step: bool(config.schedule.owners[step] == step)
     layer = lambda step: llama.weights(

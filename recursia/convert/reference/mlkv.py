@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from recursia import kv, model
+from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.parallel_norm import ParallelNorm
 from recursia.blocks.pre_norm import PreNorm
@@ -81,14 +82,14 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _logits(weights: Any, tokens: Any, config: model.Model) -> Array:
+def _logits(weights: Any, tokens: Any, config: Model) -> Array:
     out = model.apply(weights, tokens, config, mode="eval")
     return model.logits(weights, out.hidden, config)
 
 
 def config(
     theirs: dict[str, Any], is_tied: bool, mixer: type[GroupedQuery] = GroupedQuery
-) -> model.Model:
+) -> Model:
     """Returns our configuration of their model.
 
     Args:
@@ -121,7 +122,7 @@ def config(
         has_value_bias=True,
     )
     arrangement = ParallelNorm if theirs.get("use_parallel_residual", True) else PreNorm
-    return model.Model(
+    return Model(
         num_layers=layers,
         vocab_size=theirs["vocab_size"],
         block=arrangement(
@@ -143,7 +144,7 @@ def _sources(layers: int, makers: int) -> tuple[int, ...]:
     return tuple(max(maker for maker in found if maker <= layer) for layer in range(layers))
 
 
-def params(config: model.Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params(config: Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names."""
     owners = config.schedule.owners
     layer = lambda step: _layer(

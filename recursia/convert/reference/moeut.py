@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from recursia import model
+from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.peri_norm import PeriNorm
 from recursia.convert.reference import Case, under
@@ -46,7 +46,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     return Case(ours, convert, tokens[:, :-1], tokens[:, 1:], losses=losses)
 
 
-def config(theirs: dict[str, Any]) -> model.Model:
+def config(theirs: dict[str, Any]) -> Model:
     """Returns our configuration of their model.
 
     Raises:
@@ -73,7 +73,7 @@ def config(theirs: dict[str, Any]) -> model.Model:
     )
     block = PeriNorm(width, mixer, feedforward, norm="layer")
     repeats = theirs["n_layers"] // group  # layers that do not divide are left out
-    return model.Model(
+    return Model(
         num_layers=group * repeats,
         sharing="cycle",
         vocab_size=theirs["n_tokens"],
@@ -83,7 +83,7 @@ def config(theirs: dict[str, Any]) -> model.Model:
     )
 
 
-def params(config: model.Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params(config: Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names."""
     layers = [
         _layer(config.block, under(named, f"transformer.layers.{i}."))

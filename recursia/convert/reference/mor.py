@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from recursia import kv, model
+from recursia.architecture import Model
 from recursia.convert.reference import Case, aliases, banks, llama, mor_routing, under
 from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
@@ -69,7 +70,7 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
     )
 
 
-def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Model:
+def config(theirs: dict[str, Any], owner: dict[str, str]) -> Model:
     """Returns our configuration of their model.
 
     Args:
@@ -87,7 +88,7 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Model:
     is_routed = bool(theirs.get("mor"))
     depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Fixed(recursions)
     keys = kv.Config("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
-    ours = model.Model(
+    ours = Model(
         num_layers=_num_layers(owner, recursions),
         sharing=how,
         vocab_size=shape["vocab_size"],
@@ -100,7 +101,7 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> model.Model:
     return dataclasses.replace(ours, varies=tuple((s, "recursion+block") for s in private))
 
 
-def _private_slots(config: model.Model, owner: dict[str, str]) -> list[str]:
+def _private_slots(config: Model, owner: dict[str, str]) -> list[str]:
     """Returns the slots of which each recursion owns a tensor, under a pattern that shares."""
     if config.schedule.num_recursions == 1:
         return []
@@ -135,7 +136,7 @@ def _num_layers(names: Iterable[str], recursions: int) -> int:
     return layers
 
 
-def _step(config: model.Model, recursion: int, block: int) -> str:
+def _step(config: Model, recursion: int, block: int) -> str:
     """Returns the name of a step of the core."""
     depth, plan, first = config.depth, config.schedule, config.ends["prelude"]
     if isinstance(depth, expert_choice.ExpertChoice):
@@ -147,7 +148,7 @@ def _step(config: model.Model, recursion: int, block: int) -> str:
     return STEP.format(first + block * plan.num_recursions + recursion)
 
 
-def params(config: model.Model, named: dict[str, np.ndarray]) -> dict[str, Any]:
+def params(config: Model, named: dict[str, np.ndarray]) -> dict[str, Any]:
     """Returns our parameter tree from arrays under their names, each use of a tensor named."""
     plan, specs, (prelude, coda) = config.schedule, model.specs(config), config.ends.values()
     block = lambda name: llama.weights(config.block, named, name)
@@ -171,7 +172,7 @@ def params(config: model.Model, named: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _routing_params(
     name: str,
-    config: model.Model,
+    config: Model,
     named: dict[str, np.ndarray],
 ) -> Any:
     """Returns a router, or all of a bank, or the biases that choose."""

@@ -1,0 +1,157 @@
+"""The settings of a model, and what follows from them alone: its schedule and its ends."""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+from recursia import inject as injection
+from recursia import kv as keys_values
+from recursia.blocks.block import Block
+from recursia.depth.policy import Mode, Policy
+from recursia.layers import embedding
+from recursia.ranges import MOST_LAYERS, at_least, between
+from recursia.sharing import key_banks, patterns
+from recursia.sharing.schedule import Schedule, Table
+from recursia.sharing.tied import Tied
+from recursia.sharing.weights import Weights
+
+LoopNorm = Literal["none", "each", "last"]
+ENDS = ("prelude", "coda")  # stacks whose blocks share nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The model, as a point on the axes block, sharing, weights, depth, inject, kv.
+
+    Attributes:
+      num_layers: effective depth: block applications of a token that takes every recursion.
+      block: what one step does; `kind` names a module of `recursia.blocks`, and its `mixer` and
+        `feedforward` name theirs. A field of these may be named without them.
+      depth: how often each token goes round; `kind` names a module of `recursia.depth`.
+      sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
+      varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
+        "recursion", "recursion+block", "one", groups such as "block/2", or a table.
+      prelude: unshared blocks before the core; none takes one for a "middle_" pattern, else 0.
+      coda: unshared blocks after it, likewise.
+      weights: how a shared weight becomes a step's; `kind` names a module of `recursia.sharing`.
+      inject: what is injected when a recursion starts.
+      loop_norm: where the final norm stands besides before the head: "none", after "each"
+        recursion, or after the "last". After "each" and with no coda, it is not repeated.
+      kv: whose keys and values a step reads.
+      embed: embedding and head.
+      vocab_size: rows of the embedding; 0 takes the tokenizer's.
+      dtype: compute dtype; parameters and optimizer are float32.
+    """
+
+    num_layers: int
+    block: Block
+    depth: Policy
+    sharing: patterns.Pattern = "none"
+    varies: tuple[tuple[str, str | Table], ...] = ()
+    prelude: int | None = None
+    coda: int | None = None
+    weights: Weights = dataclasses.field(default_factory=Tied)
+    inject: injection.Config = dataclasses.field(default_factory=injection.Config)
+    loop_norm: LoopNorm = "none"
+    kv: keys_values.Config = dataclasses.field(default_factory=keys_values.Config)
+    embed: embedding.Config = dataclasses.field(default_factory=embedding.Config)
+    vocab_size: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        between(1, MOST_LAYERS, self, "num_layers")
+        at_least(0, self, "vocab_size")
+        between(0, MOST_LAYERS, self, *(end for end in ENDS if getattr(self, end) is not None))
+        self._check()
+
+    @functools.cached_property
+    def ends(self) -> dict[str, int]:
+        """Blocks of prelude and coda."""
+        return dict(zip(ENDS, patterns.ends(self.sharing, self.prelude, self.coda), strict=True))
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """What each step of the core uses."""
+        private = dict.fromkeys(
+            self.block.slots, "recursion+block" if self.sharing == "none" else "block"
+        )
+        own = self.weights.varies(self.block_specs)
+        slots = private | dict.fromkeys(self.depth.slots, "recursion") | own
+        plan = patterns.schedule(
+            self.num_layers,
+            self.depth.groups,
+            self.sharing,
+            tuple(self.ends.values()),
+            slots,
+            dict(self.varies),
+        )
+        return self.kv.lay(plan)
+
+    @functools.cached_property
+    def block_specs(self) -> dict[str, Any]:
+        """The parameters of one block by slot, with initial scales for the model's depth."""
+        return self.block.specs(self.num_layers)
+
+    @property
+    def key_weights(self) -> key_banks.Names:
+        """(slot, name) of weights that only make keys and values."""
+        block = self.block.key_weights
+        return (*block, *self.weights.key_weights(block))
+
+    def _check(self) -> None:
+        """Refuses parts that cannot be combined, with the reason."""
+        plan = self.schedule
+        self.depth.check(plan, self.ends["coda"], self.inject)
+        if self.loop_norm != "none" and self.block.final_norm() is None:
+            raise ValueError(
+                f"loop_norm: got {self.loop_norm!r}, and the block normalises its own result: it "
+                "has no final norm; take 'none'"
+            )
+        if plan.order == "sequence" and self.loop_norm == "each":
+            raise ValueError(
+                "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' walks "
+                "block by block; take a cycle, or 'last'"
+            )
+        if plan.order == "sequence" and self.inject != injection.Config():
+            raise ValueError(
+                "inject: tells a recursion something when it starts, and sharing 'sequence' walks "
+                "block by block; take a cycle"
+            )
+
+    def sized(self, vocab_size: int) -> "Model":
+        """Returns the model with so many rows in its embedding."""
+        return dataclasses.replace(self, vocab_size=vocab_size)
+
+    def at_depth(self, num_recursions: int) -> "Model":
+        """Returns the model that walks its core `num_recursions` times.
+
+        Raises:
+          ValueError: for a depth that some slot or the depth policy has no weights for.
+        """
+        plan = self.schedule.at_depth(num_recursions)
+        self.inject.check_depth(self.schedule.num_recursions, num_recursions)
+        depth = self.depth.at_depth(num_recursions)
+        if plan == self.schedule:
+            return self
+        return dataclasses.replace(
+            self,
+            num_layers=sum(self.ends.values()) + plan.num_steps,
+            depth=depth,
+            varies=plan.entries,
+            kv=dataclasses.replace(
+                self.kv, kv_sharing=plan.keys or "own", window=plan.windows or 0
+            ),
+        )
+
+    def at_step(self, step: int) -> "Model":
+        """Returns the model of one training step; few distinct values, each compiled once."""
+        return dataclasses.replace(self, depth=self.depth.at_step(step))
+
+    def is_causal(self, mode: Mode) -> bool:
+        """Returns whether logits up to a token are free of later tokens in this mode."""
+        return self.depth.is_causal(mode)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Modes in which it is scored: as published, and causally if that differs."""
+        return ("eval",) if self.is_causal("eval") else ("eval", "causal")
