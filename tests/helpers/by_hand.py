@@ -60,7 +60,7 @@ def step_weights(params, plan, recursion, k):
     entry = lambda slot: plan.by_recursion(slot)[recursion, k]
     core, step = dict(params["core"]), recursion * plan.num_blocks + k
     attention = dict(core["attention"])
-    keys = {name: attention.pop(name) for name in ("key", "value")}
+    keys = {name: attention.pop(name) for name in ("key", "value") if name in attention}
     found = {
         slot: pick(bank, entry(slot)) for slot, bank in {**core, "attention": attention}.items()
     }

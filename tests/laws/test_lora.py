@@ -169,8 +169,8 @@ def test_ends_have_no_adapters_and_a_thin_matrix_has_its_own_rank():
     assert set(specs["prelude"]) == set(specs["coda"]) == set(BLOCK.slots)
     assert set(specs["core"]) == {*BLOCK.slots, "attention_lora", "mlp_lora"}
     pairs = specs["core"]["attention_lora"]
-    assert pairs["key"]["a"].shape == (3, 2, 16, 8) and pairs["key"]["b"].shape == (3, 2, 8, 2, 4)
-    assert pairs["out"]["a"].shape == (3, 2, 4, 4, 10)
+    assert pairs["key"]["a"].shape == (6, 16, 8) and pairs["key"]["b"].shape == (6, 8, 2, 4)
+    assert pairs["out"]["a"].shape == (6, 4, 4, 10)
 
 
 def test_fewer_recursions_take_the_first_adapters_and_more_are_refused():
