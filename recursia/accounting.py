@@ -180,7 +180,7 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int:
         ends = sum(config.ends.values()) * seq_len
         again += _core_flops(config, seq_len, passes) + _end_flops(config, seq_len)
         again -= ends * _unneeded_flops(config, is_wrapped=False)
-        if remat.unit == "block" or config.schedule.order == "sequence":
+        if remat.unit == "block":
             steps = config.schedule.num_blocks * sum(each.times * each.queries for each in passes)
             again -= steps * _unneeded_flops(config, is_wrapped=True)
     return training_flops(config, seq_len) + again

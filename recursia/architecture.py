@@ -72,16 +72,15 @@ class Model:
     @functools.cached_property
     def schedule(self) -> Schedule:
         """What each step of the core uses."""
-        private = dict.fromkeys(
-            self.block.slots, "recursion+block" if self.sharing == "none" else "block"
-        )
+        how: patterns.How = "recursion+block" if self.sharing == "none" else "block"
+        private = dict.fromkeys(self.block.slots, how)
         own = self.weights.varies(self.block_specs)
         slots = private | dict.fromkeys(self.depth.slots, "recursion") | own
         plan = patterns.schedule(
             self.num_layers,
             self.depth.groups,
             self.sharing,
-            tuple(self.ends.values()),
+            (self.ends["prelude"], self.ends["coda"]),
             slots,
             dict(self.varies),
         )

@@ -127,8 +127,7 @@ class Steps:
         plan = self.schedule
         walked = Walked(0, plan.num_steps, self.views(), (0,))
         has_edges = self.norm is not None or self.inject[0] != inject.Config()
-        by_block = dataclasses.replace(self, remat=self.remat.of_blocks())
-        x, _, report = by_block.take(x, context, walked, has_edges=has_edges)
+        x, _, report = self.take(x, context, walked, has_edges=has_edges)
         place, sizes = np.argsort(plan.steps), (plan.num_recursions, plan.num_blocks)
         in_order = lambda leaf: leaf if plan.order == "cycle" else leaf[place]
         by_step = lambda leaf: in_order(leaf).reshape(*sizes, *leaf.shape[1:])

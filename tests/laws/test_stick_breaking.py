@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from recursia import inject, kv, model, settings
+from recursia.architecture import Model
 from recursia.depth import stick_breaking
 from recursia.sharing.remat import Remat
 from tests.helpers import by_hand
@@ -35,7 +36,7 @@ def sticks(recursions=4, blocks=1, threshold=0.75, weight=0.5, **options):
     depth = stick_breaking.StickBreaking(recursions, threshold, weight)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
     layers = recursions * blocks + options.get("prelude", 0)
-    return model.Model(layers, BLOCK, depth, **options).sized(VOCAB)
+    return Model(layers, BLOCK, depth, **options).sized(VOCAB)
 
 
 def forced(params, logit):
@@ -198,7 +199,7 @@ def test_a_gate_that_never_halts_is_full_depth(blocks):
     config = sticks(blocks=blocks, weight=1.0)
     params = forced(draw(config), -100.0)
     logits, aux = forward(params, text(), config)
-    plain = model.Model(
+    plain = Model(
         4 * blocks, BLOCK, settings.kind_config("depth", "fixed")(4), sharing="cycle"
     ).sized(VOCAB)
     assert_close(logits, forward({**params, "depth": {}}, text(), plain)[0])

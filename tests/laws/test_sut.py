@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, params
+from recursia import accounting, config, kv, params
+from recursia.architecture import Model
 from recursia.depth import fixed, stick_breaking
 from recursia.layers import balance
 from recursia.layers.attention import Context, KeysValues, attend
@@ -52,7 +53,7 @@ def small(depth=None, recursions=3, blocks=1, block=BLOCK, **options):
     """Returns a model of one or more such blocks, halting unless told otherwise."""
     depth = depth or stick_breaking.StickBreaking(recursions)
     options = {"sharing": "cycle", "vocab_size": VOCAB, **options}
-    return model.Model(recursions * blocks, block, depth, **options).sized(VOCAB)
+    return Model(recursions * blocks, block, depth, **options).sized(VOCAB)
 
 
 def weights_of(block, seed=0):
