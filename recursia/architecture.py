@@ -72,10 +72,12 @@ class Model:
     @functools.cached_property
     def schedule(self) -> Schedule:
         """What each step of the core uses."""
-        how: patterns.How = "recursion+block" if self.sharing == "none" else "block"
-        private = dict.fromkeys(self.block.slots, how)
-        own = self.weights.varies(self.block_specs)
-        slots = private | dict.fromkeys(self.depth.slots, "recursion") | own
+        how = "recursion+block" if self.sharing == "none" else "block"
+        slots: dict[str, patterns.How] = {
+            **dict.fromkeys(self.block.slots, how),
+            **dict.fromkeys(self.depth.slots, "recursion"),
+            **self.weights.varies(self.block_specs),
+        }
         plan = patterns.schedule(
             self.num_layers,
             self.depth.groups,
