@@ -72,7 +72,7 @@ def program(config, remat=KEEP):
     """Returns the program of loss and gradient."""
     p = params.abstract(model.specs(config))
     tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
-    run = jax.value_and_grad(functools.partial(traced_loss, config=config, remat=remat))
+    run = jax.value_and_grad(functools.partial(traced_loss, model_config=config, remat=remat))
     return jax.make_jaxpr(run)(p, tokens)
 
 
@@ -114,7 +114,7 @@ def test_flops_of_a_cut_gradient_are_exact(recursions, trained, remat):
     tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
 
     def count(transform):
-        function = transform(functools.partial(traced_loss, config=config, remat=Remat(remat)))
+        function = transform(functools.partial(traced_loss, model_config=config, remat=Remat(remat)))
         return accounting.count_flops(jax.make_jaxpr(function)(p, tokens))
 
     forward, both = count(lambda f: f), count(jax.value_and_grad)
