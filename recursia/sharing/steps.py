@@ -266,9 +266,7 @@ class _Scan:
         first = self.run.start - self.walked.start + step
         steps = first + self.run.period * np.arange(self.run.turns)
         places = self.walked.places(kept, owners, steps)
-        is_all = isinstance(places, np.ndarray) and (
-            len(kept.owners) == len(places) and (places == np.arange(len(places))).all()
-        )
+        is_all = isinstance(places, np.ndarray) and places.tolist() == [*range(len(kept.owners))]
         return kept, kept.keys_values if is_all else places, is_all
 
     def _read(self, step: int, source: Any, turn: Any, made: list[KeysValues | None]):
