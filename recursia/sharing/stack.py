@@ -165,7 +165,8 @@ class Stack(Steps):
         """Runs recursions as `loop` does, and stops before one that is not needed.
 
         Nothing is kept of them but the carry, and there is no gradient. Recursions whose keys and
-        values a later one reads are run in any case.
+        values a later one reads are run in any case, and all of them where such a one is not the
+        first.
 
         Args:
           step: as there.
@@ -176,6 +177,10 @@ class Stack(Steps):
         Returns:
           The last carry.
         """
+        plan = self.schedule
+        steps = np.arange(plan.num_steps)
+        if not np.isin(plan.owners, (steps % plan.num_blocks)).all() and not plan.makes_all_keys:
+            return self.loop(step, carry, entries)[0]  # whose keys are read later is not plain
         *_, last = self._runs(None, ())
         kept: tuple[Kept, ...] = ()
         if last.start:
