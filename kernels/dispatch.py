@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import jax
 from jax.core import ShapedArray
-from jax.extend.core import ClosedJaxpr, Primitive
+from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 Platform = Literal["cpu", "tpu", "cuda"]
@@ -96,11 +96,6 @@ class Op:
                 told[each.name] = str(reason)
         return told
 
-    def program(self, equation: Any, platform: Platform) -> ClosedJaxpr:
-        """Returns what an equation of this op becomes when it is lowered for a platform."""
-        shapes = tuple((each.aval.shape, each.aval.dtype) for each in equation.invars)
-        return _program(self, shapes, platform, **equation.params)
-
     def of(self, platform: Platform) -> list[Implementation]:
         """Returns the implementations of a platform, the best first."""
         return [each for each in self.implementations if each.platform == platform]
@@ -153,12 +148,6 @@ def _shapes_of(reference: Callable, given: Any, tree: Any, static: Any) -> tuple
     """Returns what a reference gives, flat, and its tree."""
     arrays = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*each) for each in given])
     return jax.tree.flatten(jax.eval_shape(functools.partial(reference, **dict(static)), *arrays))
-
-
-@functools.lru_cache(maxsize=256)
-def _program(op: Op, shapes: Any, platform: Platform, **kept: Any) -> ClosedJaxpr:
-    run = functools.partial(op._run, platform=platform, **kept)
-    return jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(*each) for each in shapes))
 
 
 @functools.lru_cache

@@ -38,6 +38,8 @@ class Config:
     def __post_init__(self):
         if isinstance(self.window, int):
             ranges.at_least(0, self, "window")
+        elif least := [bound for row in self.window for bound in row if bound < 0]:
+            raise ValueError(f"window: got {least[0]} in the table, takes at least 0")
         named = r"own|first_recursion|upper_half|(groups|spread)/[1-9]\d*"
         if isinstance(self.kv_sharing, str) and not re.fullmatch(named, self.kv_sharing):
             raise ValueError(f"kv_sharing: got {self.kv_sharing!r}, {_PLANS}")
@@ -58,7 +60,7 @@ class Config:
                 schedule.num_steps // 2 if self.kv_sharing == "upper_half" else schedule.num_steps
             )
             windows = _table(schedule, lambda place: self.window if place < last else 0)
-        for name, table in (("kv_sharing", keys), ("window", windows)):
+        for name, table in (("kv.kv_sharing", keys), ("kv.window", windows)):
             _check(name, table, schedule)
         return dataclasses.replace(
             schedule,
@@ -77,7 +79,9 @@ class Config:
                 return lambda place: place // int(number) * int(number)
             case "spread":
                 if int(number) > count:
-                    raise ValueError(f"kv_sharing: {number} steps make keys, and there are {count}")
+                    raise ValueError(
+                        f"kv.kv_sharing: {number} steps make keys, and there are {count}"
+                    )
                 makers = [0, *((i + 1) * count // int(number) for i in range(int(number) - 1))]
                 return lambda place: max(maker for maker in makers if maker <= place)
             case "upper_half":

@@ -51,8 +51,8 @@ class Schedule:
         for step, owner in enumerate(self.owners):
             if place.get(int(owner), len(place)) > place[step] or self.owners[owner] != owner:
                 raise ValueError(
-                    f"keys: step {step} reads the keys of step {owner}, which does not make keys "
-                    "before it; name an earlier step that reads its own"
+                    f"kv.kv_sharing: step {step} reads the keys of step {owner}, which does not "
+                    "make keys before it; name an earlier step that reads its own"
                 )
 
     @property

@@ -80,3 +80,17 @@ def test_a_token_sees_no_key_beyond_its_window():
     changed = lambda place: tokens.at[:, place].set((tokens[:, place] + 1) % 7)
     same = [bool((run(changed(late - back)) == run(tokens)).all()) for back in range(6)]
     assert same == [False] * window + [True] * (6 - window)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"window": ((1, -2),) * 3}, "window: got -2"),
+        ({"window": ((1,),)}, r"kv.window: the table has rows of \[1\]"),
+        ({"kv_sharing": ((0, 9),) * 3}, "kv.kv_sharing: step 1 reads the keys of step 9"),
+        ({"kv_sharing": "spread/99"}, "kv.kv_sharing: 99 steps make keys, and there are 6"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused_with_its_field(fields, why):
+    with pytest.raises(ValueError, match=why):
+        dataclasses.replace(private("own"), kv=kv.Config(**fields))

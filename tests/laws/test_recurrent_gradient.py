@@ -114,7 +114,9 @@ def test_flops_of_a_cut_gradient_are_exact(recursions, trained, remat):
     tokens = jax.ShapeDtypeStruct((BATCH, 13), jnp.int32)
 
     def count(transform):
-        function = transform(functools.partial(traced_loss, model_config=config, remat=Remat(remat)))
+        function = transform(
+            functools.partial(traced_loss, model_config=config, remat=Remat(remat))
+        )
         return accounting.count_flops(jax.make_jaxpr(function)(p, tokens))
 
     forward, both = count(lambda f: f), count(jax.value_and_grad)
