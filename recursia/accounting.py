@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core as jax_core
 
-from recursia import inject, model, params
+from recursia import model, params
 from recursia.architecture import Model
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
@@ -143,8 +143,8 @@ def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int:
     """FLOPs of a sequence's recursions, forward: routers, what is injected, blocks."""
     d = config.block.embed_dim
     score = config.depth.score_flops(d)
-    told = inject.flops(config.inject, d)
-    each = lambda p: p.scored * score + p.queries * told
+    injected = config.inject.flops(d)
+    each = lambda p: p.scored * score + p.queries * injected
     return sum(p.times * each(p) for p in passes) + _core_flops(config, seq_len, passes)
 
 
@@ -172,7 +172,7 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int:
     passes = [each for each in _passes(config, seq_len) if each.is_trained]
     again = _core_flops(config, seq_len, passes, scores) + _end_flops(config, seq_len, scores)
     attention = 2 * again  # forward: as many FLOPs with values as with keys
-    remat = remat.walked(config.schedule.order)
+    remat = remat.in_order(config.schedule.order)
     if remat.unit != "none" and remat.saves == "products":
         return training_flops(config, seq_len) + again + attention
     if remat.unit != "none":

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-from recursia import inject as injection
+from recursia import injection
 from recursia import kv as keys_values
 from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
@@ -51,10 +51,10 @@ class Model:
     prelude: int | None = None
     coda: int | None = None
     weights: Weights = dataclasses.field(default_factory=Tied)
-    inject: injection.Config = dataclasses.field(default_factory=injection.Config)
+    inject: injection.Injection = dataclasses.field(default_factory=injection.Injection)
     loop_norm: LoopNorm = "none"
-    kv: keys_values.Config = dataclasses.field(default_factory=keys_values.Config)
-    embed: embedding.Config = dataclasses.field(default_factory=embedding.Config)
+    kv: keys_values.Plan = dataclasses.field(default_factory=keys_values.Plan)
+    embed: embedding.Embedding = dataclasses.field(default_factory=embedding.Embedding)
     vocab_size: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -113,7 +113,7 @@ class Model:
                 "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' walks "
                 "block by block; take a cycle, or 'last'"
             )
-        if plan.order == "sequence" and self.inject != injection.Config():
+        if plan.order == "sequence" and self.inject != injection.Injection():
             raise ValueError(
                 "inject: tells a recursion something when it starts, and sharing 'sequence' walks "
                 "block by block; take a cycle"

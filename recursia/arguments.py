@@ -83,7 +83,7 @@ def _eval(parser: parsing.Parser) -> None:
     about = "route as published, or as decoding must; default: both if they differ"
     parser.add_argument("--mode", choices=("eval", "causal"), help=about)
     about = "of batch_size sequences, to read at most; 0: the whole text"
-    parser.add_argument("--num_batches", type=parsing.whole(0), default=0, help=about)
+    parser.add_argument("--num_batches", type=parsing.integer(0), default=0, help=about)
     parser.add_argument("--baselines", action="store_true", help="beside n-grams, gzip and xz")
     _json_option(parser)
     _compiling_option(parser)
@@ -96,7 +96,9 @@ def _generate(parser: parsing.Parser) -> None:
     about = "a text to continue; may be repeated"
     how = {"type": parsing.something, "action": "append", "required": True}
     parser.add_argument("--prompt", help=about, **how)
-    parser.add_argument("--num_tokens", type=parsing.whole(1), default=128, help="to draw at most")
+    parser.add_argument(
+        "--num_tokens", type=parsing.integer(1), default=128, help="to draw at most"
+    )
     about = "of the draws; 0: the likeliest token"
     parser.add_argument("--temperature", type=parsing.real(0), default=0.8, help=about)
     _seed_option(parser, "of the draws")
@@ -126,7 +128,7 @@ def _compile(parser: parsing.Parser) -> None:
     about = "change rematerialisation, microbatches, then meshes until it fits"
     parser.add_argument("--search", action="store_true", help=about)
     about = "programs that a search compiles at most; default: 8"
-    parser.add_argument("--tries", type=parsing.whole(1), help=about)
+    parser.add_argument("--tries", type=parsing.integer(1), help=about)
     parser.add_argument("--output", type=parsing.path, help="a file for the JSON object")
     _json_option(parser)
     _compiling_option(parser)
@@ -174,7 +176,7 @@ def _prepare(parser: parsing.Parser) -> None:
         elif choices := typing.get_args(hint):
             how = {"choices": choices}
         elif hint in (int, float):
-            how = {"type": parsing.whole(1) if hint is int else parsing.real(0, 1)}
+            how = {"type": parsing.integer(1) if hint is int else parsing.real(0, 1)}
         elif field.name == "tokenizer":
             how = {"type": parsing.place}
         elif not field.default:
@@ -229,7 +231,7 @@ def _shipped(prefix: str, **_: Any) -> tuple[str, ...]:
 
 def _run_options(parser: parsing.Parser) -> None:
     parser.add_argument("--workdir", type=parsing.path, required=True, help="the run's directory")
-    parser.add_argument("--step", type=parsing.whole(0), help="a checkpoint; default: the latest")
+    parser.add_argument("--step", type=parsing.integer(0), help="a checkpoint; default: the latest")
 
 
 def _json_option(parser: parsing.Parser) -> None:
@@ -237,7 +239,7 @@ def _json_option(parser: parsing.Parser) -> None:
 
 
 def _seed_option(parser: parsing.Parser, of: str) -> None:
-    parser.add_argument("--seed", type=parsing.whole(0, SEEDS), default=0, help=of)
+    parser.add_argument("--seed", type=parsing.integer(0, SEEDS), default=0, help=of)
 
 
 def _compiling_option(parser: parsing.Parser) -> None:
@@ -250,9 +252,9 @@ def _process_options(parser: parsing.Parser) -> None:
     about = "HOST:PORT of process 0 of several; default: as the environment says"
     parser.add_argument("--coordinator", help=about)
     about = "of the run; 1 by itself: no others; default: as the environment says"
-    parser.add_argument("--num_processes", type=parsing.whole(1), help=about)
+    parser.add_argument("--num_processes", type=parsing.integer(1), help=about)
     about = "which of them this is, from 0; default: as the environment says"
-    parser.add_argument("--process_id", type=parsing.whole(0), help=about)
+    parser.add_argument("--process_id", type=parsing.integer(0), help=about)
 
 
 PREPARE = {

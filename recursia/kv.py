@@ -21,7 +21,7 @@ _PLANS = "takes 'own', 'first_recursion', 'groups/2', 'spread/3', 'upper_half', 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Plan:
     """Sharing of keys and values across steps, and sliding windows.
 
     Attributes:

@@ -12,10 +12,10 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia import inject as injection
 from recursia import params as parameters
 from recursia.architecture import Model
 from recursia.depth.policy import Aux, Call, Mode
+from recursia.injection import Injection
 from recursia.layers import embedding
 from recursia.layers.attention import PADDING, Context
 from recursia.layers.linear import dot
@@ -70,7 +70,7 @@ def specs(config: Model) -> dict[str, Any]:
         "core": {slot: core(slot, tree) for slot, tree in slots.items()},
         "coda": ends["coda"],
         "depth": parameters.mark(config.depth.specs(plan, d), is_matrix=False),
-        "inject": injection.specs(config.inject, plan.num_recursions, d),
+        "inject": config.inject.specs(plan.num_recursions, d),
     }
     final = config.block.final_norm()
     return found if final is None else {**found, "final_norm": final}
@@ -86,7 +86,7 @@ def apply(
     mode: Mode,
     step: Int[Array, ""] | None = None,
     key: Array | None = None,
-    part: int | Int[Array, ""] = 0,
+    microbatch: int | Int[Array, ""] = 0,
     state: Float[Array, "B T D"] | None = None,
     wanted: Bool[Array, "B T"] | None = None,
     remat: Remat = KEEP,
@@ -104,7 +104,7 @@ def apply(
       mode: "train", "eval" (as published) or "causal" (as decoding will decide).
       step: the training step, for policies whose training changes with it.
       key: of the step's random draws; None draws the same numbers every time.
-      part: which microbatch of the step this is.
+      microbatch: which microbatch of the step this is.
       state: what a policy that starts from noise starts from; None draws it.
       wanted: in causal mode, the tokens whose states will be read: those of others may be wrong.
         None wants all.
@@ -115,9 +115,9 @@ def apply(
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
     x = constrain(x, ("batch", "length", None))
     x, before = stacks["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
-    if injection.needs_input(config.inject):
+    if config.inject.needs_input:
         context = context.replace(inputs=x)
-    call = Call(mode, step, key, part, state, wanted)
+    call = Call(mode, step, key, microbatch, state, wanted)
     x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
@@ -172,10 +172,17 @@ def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, St
 
     def end(name: str) -> Stack:
         plan = Schedule(1, config.ends[name])
-        told = injection.Config(), {}
-        unit = remat.of_blocks()
         return Stack(
-            plan, config.block, Tied(), params[name], told, None, config.dtype, unit, read=read
+            plan,
+            config.block,
+            Tied(),
+            params[name],
+            Injection(),
+            {},
+            None,
+            config.dtype,
+            remat.of_blocks(),
+            read=read,
         )
 
     stacks = {name: end(name) for name, count in config.ends.items() if count}
@@ -184,10 +191,11 @@ def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, St
         config.block,
         config.weights,
         params["core"],
-        (config.inject, params["inject"]),
+        config.inject,
+        params["inject"],
         functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None,
         config.dtype,
-        remat.walked(config.schedule.order),
+        remat.in_order(config.schedule.order),
         read=read,
     )
     return stacks

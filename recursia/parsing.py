@@ -105,7 +105,7 @@ def _decoded(item: str, before: str) -> str:
         ) from None
 
 
-def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     """Returns the reader of an integer in a range; 1e3 is one."""
 
     def read(typed: str) -> int:
@@ -172,7 +172,7 @@ def names(typed: str) -> tuple[str, ...]:
 def depths(typed: str) -> tuple[int, ...]:
     """Reads numbers of recursions, by commas."""
     try:
-        found = tuple(whole(1)(depth) for depth in typed.split(",") if depth)
+        found = tuple(integer(1)(depth) for depth in typed.split(",") if depth)
     except argparse.ArgumentTypeError:
         found = ()
     if not found:

@@ -249,7 +249,7 @@ class Run:
     optimizer: Optimizer = dataclasses.field(default_factory=AdamW)
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     distill: Distill = dataclasses.field(default_factory=Distill)
-    mesh: sharding.Config = dataclasses.field(default_factory=sharding.Config)
+    mesh: sharding.MeshConfig = dataclasses.field(default_factory=sharding.MeshConfig)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     eval: Eval = dataclasses.field(default_factory=Eval)
     log: Log = dataclasses.field(default_factory=Log)

@@ -41,7 +41,7 @@ RULES: Rules = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class MeshConfig:
     """How devices are laid out: so many along each axis, of which one may be -1 for all left.
 
     Attributes:
@@ -89,7 +89,7 @@ class Config:
         return {axis: getattr(self, axis) for axis in AXES}
 
 
-def make_mesh(config: Config, devices: list[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """Returns the mesh of a config over `devices` (None: all there are).
 
     Raises:
@@ -215,7 +215,7 @@ def shard(spec: Spec, part: Array, mesh: Mesh, rules: Rules) -> Array | Shard:
     return Shard(part, tuple(dims)) if dims else part
 
 
-def whole(weight: Array | Shard, dtype: Any, moved: Any = None) -> Array:
+def gathered(weight: Array | Shard, dtype: Any, moved: Any = None) -> Array:
     """Returns a weight in `dtype`, gathered if it is a shard.
 
     Args:

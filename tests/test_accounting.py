@@ -109,7 +109,7 @@ def test_a_train_step_is_its_sequences_and_no_more(name):
     parts = {"train.num_microbatches": "2", "train.batch_size": "4", "train.remat": "block"}
     run = config.load(name, parts)
     model_config = run.model.sized(VOCAB)
-    mesh = sharding.make_mesh(sharding.Config(), jax.devices()[:1])
+    mesh = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
     trainer = step.Trainer(run, model_config, mesh)
     shape = (run.train.batch_size, run.train.seq_len)
     names = ("tokens", "targets", "positions", "segment_ids")

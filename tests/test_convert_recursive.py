@@ -207,7 +207,7 @@ def test_what_the_dense_model_has_not_starts_as_in_a_new_model():
 
 
 def test_head_embedding_and_final_norm_are_copied():
-    own = dict(embed=embedding.Config(is_tied=False))
+    own = dict(embed=embedding.Embedding(is_tied=False))
     dense, target = build("none", 6, 1, **own), build(**own)
     params = draw(dense)
     found = recursive(params, dense, target, "upper", key=KEY)
@@ -229,7 +229,7 @@ REFUSED = {
         {},
         "vocab_size: got 33",
     ),
-    "head": (build(embed=embedding.Config(is_tied=False)), {}, "embed.is_tied: got False"),
+    "head": (build(embed=embedding.Embedding(is_tied=False)), {}, "embed.is_tied: got False"),
     "start": (build(), {"start": "middle"}, "start: got 'middle', takes stepwise or average"),
     "norms": (build(), {"norms": "zero"}, "norms: got 'zero'"),
     "adapters": (build(), {"adapters": "svd"}, "adapters: got 'svd', takes nearest or initial"),

@@ -54,7 +54,7 @@ def test_the_places_of_an_expert_are_those_of_the_text_and_not_of_the_window():
     config = dataclasses.replace(
         point("widenet", num_blocks=1),
         block=altered(block("widenet"), capacity=0.4),
-        embed=embedding.Config(is_tied=False),
+        embed=embedding.Embedding(is_tied=False),
     )
     text = PROMPT + generate(config, temperature=2.0, count=10)
     place = len(PROMPT) + 7  # where the places of the window would draw another token

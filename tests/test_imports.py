@@ -16,7 +16,7 @@ WEIGHTS = BASE | {"params", "batch", "kernels"}
 CONFIGS = {"settings", "config", "notes"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 BLOCKS = LAYERS | {"mixers", "feedforward", "blocks"}
-MODEL = BLOCKS | {"kv", "inject", "sharing", "depth"}
+MODEL = BLOCKS | {"kv", "injection", "sharing", "depth"}
 FORWARD = {"architecture", "model"}
 MAY = {
     "errors": set(),
@@ -35,13 +35,13 @@ MAY = {
     "sharding": BASE | {"params", "batch"},
     "distributed": BASE,
     "layers": LAYERS,
-    "inject": LAYERS,
+    "injection": LAYERS,
     "mixers": LAYERS,
     "feedforward": LAYERS,
     "blocks": BLOCKS,
-    "sharing": LAYERS | {"inject"},
+    "sharing": LAYERS | {"injection"},
     "kv": BASE | {"sharing"},
-    "depth": LAYERS | {"inject", "sharing"},
+    "depth": LAYERS | {"injection", "sharing"},
     "architecture": MODEL,
     "model": MODEL | {"architecture"},
     "optimizers": BASE | {"params"},
@@ -96,7 +96,7 @@ NARROW = {
 }
 
 GENERIC = (
-    "errors ranges params optimizers kv inject layers sharing architecture model accounting "
+    "errors ranges params optimizers kv injection layers sharing architecture model accounting "
     "settings typed presets fields config data losses scores workdir train evaluate generate "
     "budget matching cli verbs arguments parsing streams signals compiled console jsonlines notes "
     "sharding distributed topology changes preflight __main__"

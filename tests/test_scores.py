@@ -32,7 +32,7 @@ def batches(rows, size):
 
 
 def score(config, rows, size=ROWS, devices=1, mode="eval"):
-    mesh = sharding.Config()
+    mesh = sharding.MeshConfig()
     where = sharding.make_mesh(mesh, jax.devices()[:devices])
     params = draw(config)
     return scores.score(
@@ -89,7 +89,7 @@ def test_a_text_without_a_token_to_predict_is_refused():
     rows["weights"][:] = 0
     with pytest.raises(DataError, match="0 tokens"):
         score(MODELS["fixed"], rows)
-    mesh = sharding.make_mesh(sharding.Config())
+    mesh = sharding.make_mesh(sharding.MeshConfig())
     with pytest.raises(DataError, match="0 tokens"):
-        rules = sharding.Config().rules
+        rules = sharding.MeshConfig().rules
         scores.score({}, MODELS["fixed"], [], BYTES, mode="eval", mesh=mesh, rules=rules)

@@ -10,7 +10,7 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
-from recursia.layers.part import Losses, Report
+from recursia.layers.branch import Losses, Report
 from recursia.mixers.mixer import Mixer, Params
 from recursia.params import Leaf
 
@@ -22,8 +22,8 @@ class Block(abc.ABC):
     """What one step does: a mixer and then a feed-forward write to the residual stream.
 
     An arrangement says what a branch reads (`before`) and how its result joins (`after`). A report
-    is that of both branches by slot; what `recursia.layers.part.Part` says of statistics over the
-    batch holds for arrangements too.
+    holds both branches, by slot; what `recursia.layers.branch.Branch` says of statistics over
+    the batch holds for arrangements too.
 
     Attributes:
       embed_dim: width of the residual stream.

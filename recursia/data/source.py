@@ -41,7 +41,7 @@ class Document:
         return "".join(self.parts())
 
 
-def whole(text: str) -> Document:
+def one_piece(text: str) -> Document:
     """Returns a document that is in memory."""
     return Document(functools.partial(iter, (text,)))
 

@@ -18,9 +18,9 @@ from recursia.data.vocabulary import (
     BPETokenizer,
     ByteTokenizer,
     Tokenizer,
+    library_errors,
     named,
     one_line,
-    told,
     words,
 )
 from recursia.errors import ConfigError, DataError
@@ -177,7 +177,7 @@ def _from_gpt2(encoder: str, merges: str, end_of_text: str) -> BPETokenizer:
     vocabulary = _object(encoder)
     lines = [line.rstrip("\r") for line in _read(merges).split("\n")]
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    with told(f"{encoder}, {merges}", "no vocabulary", "fetch them again"):
+    with library_errors(f"{encoder}, {merges}", "no vocabulary", "fetch them again"):
         library = _byte_level(models.BPE(vocab=vocabulary, merges=pairs))
     return BPETokenizer(library, encoder, end_of_text)
 
@@ -188,7 +188,7 @@ def _from_file(path: str, end_of_text: str) -> BPETokenizer:
 
 def _library(path: str) -> tokenizers.Tokenizer:
     text = _read(path)
-    with told(path, "not in the tokenizers library's format", "use a tokenizer.json"):
+    with library_errors(path, "not in the tokenizers library's format", "use a tokenizer.json"):
         return tokenizers.Tokenizer.from_str(text)
 
 

@@ -219,7 +219,9 @@ class BPETokenizer(Tokenizer):
         return [start for _, (start, _) in words(self._library)(part)]
 
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        with told(self._origin, "cannot spell a text", "take one with bytes or an unknown token"):
+        with library_errors(
+            self._origin, "cannot spell a text", "take one with bytes or an unknown token"
+        ):
             found = self._library.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(each.ids, np.int32) for each in found]
 
@@ -261,7 +263,7 @@ def words(library: tokenizers.Tokenizer) -> Callable[[str], list[tuple[str, tupl
 
 
 @contextlib.contextmanager
-def told(origin: str, what: str, advice: str) -> Iterator[None]:
+def library_errors(origin: str, what: str, advice: str) -> Iterator[None]:
     """Tells in one line what the library raises, which is no narrower class than Exception."""
     try:
         yield

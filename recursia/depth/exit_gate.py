@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import batch, inject, ranges
+from recursia import batch, injection, ranges
 from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -71,13 +71,13 @@ class ExitGate(Policy):
         weight = Spec((embed_dim,), ("embed",), normal(INIT_STD))
         return {"gate": {"weight": weight, "bias": Spec((), (), zeros, is_decayed=False)}}
 
-    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
         """Refuses a model in which the head does not read what the gate does.
 
         Raises:
           ValueError: for order "sequence", or with a coda.
         """
-        super().check(schedule, coda, told)
+        super().check(schedule, coda, inject)
         if coda:
             raise ValueError(
                 f"depth: exit_gate reads every recursion's state through the head, and {coda} "
@@ -119,7 +119,7 @@ class ExitGate(Policy):
             aux = aux.replace(exit_weights=weights, exits=exits)
         return walk.chosen, aux
 
-    def exit_loss(
+    def stopping_loss(
         self, exits: dict[str, Array], nats: Float[Array, "R B T"]
     ) -> Float[Array, "B T"]:
         """Returns what a token's stopping costs besides its expected cross-entropy, in nats.

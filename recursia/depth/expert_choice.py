@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import batch, inject, ranges
+from recursia import batch, injection, ranges
 from recursia import params as parameters
 from recursia.depth import capacity as places
 from recursia.depth import routing
@@ -103,13 +103,13 @@ class ExpertChoice(Policy):
             found["aux_router"] = bank(routing.specs(self.router, embed_dim, lr_scale=AUX_LR_SCALE))
         return found
 
-    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
         """Refuses a walk block by block: a token is routed for a whole recursion.
 
         Raises:
           ValueError: for order "sequence", or routers that vary along blocks.
         """
-        super().check(schedule, coda, told)
+        super().check(schedule, coda, inject)
         if any(len(set(row)) > 1 for row in schedule.by_recursion("router").tolist()):
             raise ValueError(
                 "varies.router: a recursion has one router; let it vary by 'recursion'"

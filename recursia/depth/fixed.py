@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import inject, ranges
+from recursia import injection, ranges
 from recursia.depth.policy import Aux, Call, Policy
 from recursia.layers.attention import Context
 from recursia.sharing.schedule import Schedule
@@ -36,7 +36,7 @@ class Fixed(Policy):
         super().__post_init__()
         ranges.at_least(0, self, "exit_alpha")
 
-    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
         """Refuses exits whose states are not what the head reads.
 
         Raises:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import inject, ranges
+from recursia import injection, ranges
 from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
 from recursia.layers.norm import zeros
@@ -69,13 +69,13 @@ class Nested(Policy):
         """Returns the vector that low states start as."""
         return {"low_start": Spec((embed_dim,), (None,), zeros, is_decayed=False)}
 
-    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
         """Refuses keys and values of another recursion, of which some have no gradient.
 
         Raises:
           ValueError: with the reason.
         """
-        super().check(schedule, coda, told)
+        super().check(schedule, coda, inject)
         each = range(schedule.num_recursions)
         if any(schedule.is_reader(recursion) for recursion in each):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from flax import struct
 from jaxtyping import Array, Float
 
-from recursia import inject, ranges
+from recursia import injection, ranges
 from recursia.layers.attention import Context
 from recursia.params import Leaf
 from recursia.sharing.schedule import Schedule
@@ -25,7 +25,7 @@ class Call:
       step: of training; None outside it.
       key: of the step's random draws, the same for all its microbatches; None draws the same
         numbers every time.
-      part: which microbatch of the step this is.
+      microbatch: which microbatch of the step this is.
       state: what to start from, for a policy that starts from noise; None draws it.
       wanted: in causal mode, the tokens whose states will be read; None wants all.
     """
@@ -33,7 +33,7 @@ class Call:
     mode: Mode = struct.field(pytree_node=False)
     step: Leaf | None = None  # []
     key: Leaf | None = None  # []
-    part: Leaf = 0  # []
+    microbatch: Leaf = 0  # []
     state: Leaf | None = None  # [B T D]
     wanted: Leaf | None = None  # [B T]
 
@@ -50,7 +50,7 @@ class Aux:
       report: what blocks reported, by slot, over recursions and blocks.
       exit_weights: where training reads every one of `states` through the head, the weight of each
         one's cross-entropy; it replaces that of the last state.
-      exits: what the policy's `exit_loss` needs; None where it has no such loss.
+      exits: what the policy's `stopping_loss` needs; None where it has no such loss.
     """
 
     losses: dict[str, Leaf]
@@ -112,13 +112,13 @@ class Policy:
         """Returns its own parameters, such as routers and gates."""
         return {}
 
-    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
         """Refuses what it cannot walk.
 
         Args:
           schedule: of the core.
           coda: blocks after the core.
-          told: what is injected at each recursion.
+          inject: what is injected at each recursion.
 
         Raises:
           ValueError: with the reason.
@@ -160,7 +160,7 @@ class Policy:
         """
         raise NotImplementedError
 
-    def exit_loss(self, exits: Any, nats: Float[Array, "R B T"]) -> Float[Array, "B T"]:
+    def stopping_loss(self, exits: Any, nats: Float[Array, "R B T"]) -> Float[Array, "B T"]:
         """Returns what a token's stopping costs besides its expected cross-entropy, in nats.
 
         Only for a policy whose `Aux` has `exits`.

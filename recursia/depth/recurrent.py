@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import batch, inject, ranges
+from recursia import batch, injection, ranges
 from recursia.depth import rest
 from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
@@ -61,14 +61,14 @@ class Recurrent(Policy):
         if not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma: got {self.sigma}, takes a number from 0 to 1")
 
-    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
         """Refuses what a walk of any length, from noise, cannot do.
 
         Raises:
           ValueError: for order "sequence", keys and values of the first recursion, recursions with
             weights of their own or told apart, or not told the core's input.
         """
-        super().check(schedule, coda, told)
+        super().check(schedule, coda, inject)
         each = range(schedule.num_recursions)
         if any(schedule.is_source(r) or schedule.is_reader(r) for r in each):
             raise ValueError(
@@ -81,11 +81,11 @@ class Recurrent(Policy):
                 f"{', '.join(varying)} varies along them; take sharing 'cycle', or depth.kind "
                 "'fixed'"
             )
-        if told.input == "none" or told.step != "none":
+        if inject.input == "none" or inject.step != "none":
             raise ValueError(
-                f"inject: got input {told.input!r} and step {told.step!r}; under depth recurrent, "
-                "that starts from noise and draws its length, take input 'adapter' or 'add', and "
-                "step 'none'"
+                f"inject: got input {inject.input!r} and step {inject.step!r}; under depth "
+                "recurrent, that starts from noise and draws its length, take input 'adapter' or 'add', "
+                "and step 'none'"
             )
 
     def run(
@@ -177,7 +177,7 @@ def initial_state(
         return call.state.astype(x.dtype)
     rows = batch.rows(x.shape[0]) * int(call.key is not None)
     key = jax.random.key(0) if call.key is None else call.key
-    key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(b"state")), call.part)
+    key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(b"state")), call.microbatch)
 
     def noise(row: Array, position: Array) -> Array:
         token = jax.random.fold_in(jax.random.fold_in(key, row), position)

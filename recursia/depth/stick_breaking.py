@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia import batch, inject, ranges
+from recursia import batch, injection, ranges
 from recursia.depth.policy import Aux, Call, Pass, Policy
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
@@ -59,13 +59,13 @@ class StickBreaking(Policy):
             "out": Spec((d, 2), ("embed", None), jax.nn.initializers.zeros),
         }
 
-    def check(self, schedule: Schedule, coda: int, told: inject.Config) -> None:
+    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
         """Refuses a walk block by block, and keys of the first recursion.
 
         Raises:
           ValueError: for order "sequence" or kv_sharing "first_recursion".
         """
-        super().check(schedule, coda, told)
+        super().check(schedule, coda, inject)
         if not schedule.makes_all_keys:
             raise ValueError(
                 "kv.kv_sharing: a step that reads another's keys reads those of states that no "
@@ -96,9 +96,9 @@ class StickBreaking(Policy):
             going = is_going(stick, self)
             share = jnp.where(going, jnp.exp(stick.log_left), 0.0)[..., None]
             there = context.count_only(going)
-            told = recursion.enter(stick.state, there)
-            mean = memory(stick, told, going, share)
-            y, made = recursion.run(told, there, mean)
+            entered = recursion.enter(stick.state, there)
+            mean = memory(stick, entered, going, share)
+            y, made = recursion.run(entered, there, mean)
             stick = advance(stick, y, going, share, gate(params, y))
             return stick, (stick.expected, going.astype(jnp.float32)), made
 
@@ -171,16 +171,16 @@ def is_going(stick: Stick, config: StickBreaking) -> Bool[Array, "B T"]:
 
 def memory(
     stick: Stick,
-    told: Float[Array, "B T D"],
+    entered: Float[Array, "B T D"],
     going: Bool[Array, "B T"],
     share: Float[Array, "B T 1"],
 ) -> Callable[[Array], Array]:
     """Returns the function from the states before a block to those that keys are made of.
 
-    What a recursion is told (`told` is the state with it) is added to halted parts, too.
+    What a recursion is entered (`entered` is the state with it) is added to halted parts, too.
     """
     halted = jnp.where(going[..., None], stick.halted, stick.expected)
-    halted += (1 - share) * (told - stick.state)
+    halted += (1 - share) * (entered - stick.state)
     return lambda x: (halted + share * x).astype(x.dtype)
 
 

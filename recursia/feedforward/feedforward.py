@@ -5,12 +5,12 @@ import abc
 from jaxtyping import Array, Float
 
 from recursia.layers.attention import Context
-from recursia.layers.part import Part, Report
+from recursia.layers.branch import Branch, Report
 from recursia.params import Leaf
 
 
-class FeedForward(Part):
-    """What transforms each token alone; `Part` says what reports may hold."""
+class FeedForward(Branch):
+    """What transforms each token alone; `Branch` says what reports may hold."""
 
     @abc.abstractmethod
     def apply(

@@ -13,9 +13,9 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import router
 from recursia.layers.attention import Context
+from recursia.layers.branch import Losses, Report
 from recursia.layers.experts import expert_mlp
 from recursia.layers.initial import uniform
-from recursia.layers.part import Losses, Report
 from recursia.params import Leaf, Spec
 
 

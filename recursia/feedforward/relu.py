@@ -8,10 +8,10 @@ from jaxtyping import Array, Float
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers.attention import Context
+from recursia.layers.branch import Report
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
-from recursia.layers.part import Report
 from recursia.params import Leaf, Spec
 
 

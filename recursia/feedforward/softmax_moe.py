@@ -15,9 +15,9 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import balance, experts
 from recursia.layers.attention import Context
+from recursia.layers.branch import Losses, Report
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
-from recursia.layers.part import Losses, Report
 from recursia.params import Leaf, Spec
 
 

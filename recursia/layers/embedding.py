@@ -13,7 +13,7 @@ from recursia.params import Spec, normal
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Embedding:
     """Tables that stand between tokens and hidden states.
 
     Attributes:
@@ -40,7 +40,7 @@ class Config:
         ranges.at_least(0, self, "factor_dim")
 
 
-def specs(config: Config, vocab_size: int, embed_dim: int) -> dict[str, Spec]:
+def specs(config: Embedding, vocab_size: int, embed_dim: int) -> dict[str, Spec]:
     """Returns the embedding, and the head, bias and projection where there are such."""
     wide = config.factor_dim or embed_dim
     table = lambda std: Spec((vocab_size, wide), ("vocab", "embed"), normal(std))
@@ -58,7 +58,7 @@ def specs(config: Config, vocab_size: int, embed_dim: int) -> dict[str, Spec]:
 
 
 def lookup(
-    params: dict[str, Any], tokens: Int[Array, "B T"], config: Config, dtype: Any
+    params: dict[str, Any], tokens: Int[Array, "B T"], config: Embedding, dtype: Any
 ) -> Float[Array, "B T D"]:
     """Returns the embedding of each token, in `dtype`."""
     x = params["table"][tokens].astype(dtype)

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage
+from recursia.layers.branch import Branch, Report
 from recursia.layers.experts import Choice
-from recursia.layers.part import Part, Report
 from recursia.params import Leaf
 
 Params = dict[str, Leaf]  # one entry of each slot's bank
@@ -30,8 +30,8 @@ class Queries(NamedTuple):
     usage: Usage | None = None
 
 
-class Mixer(Part):
-    """What lets tokens see each other; `Part` says what reports may hold.
+class Mixer(Branch):
+    """What lets tokens see each other; `Branch` says what reports may hold.
 
     Attributes:
       key_weights: (slot, name) of weights that only make keys and values: a step that reads those

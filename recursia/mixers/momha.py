@@ -13,11 +13,11 @@ from recursia import ranges
 from recursia.layers import router
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
+from recursia.layers.branch import Losses, Report
 from recursia.layers.experts import mix, project
 from recursia.layers.initial import uniform
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
-from recursia.layers.part import Losses, Report
 from recursia.mixers.mixer import Mixer, Params, Queries
 from recursia.params import Leaf, Spec
 

@@ -14,8 +14,8 @@ from recursia import ranges
 from recursia.layers import balance, experts
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
+from recursia.layers.branch import Losses, Report
 from recursia.layers.linear import dot
-from recursia.layers.part import Losses, Report
 from recursia.layers.rotary import rotate
 from recursia.mixers.mixer import Mixer, Params, Queries
 from recursia.params import Leaf, Spec, normal

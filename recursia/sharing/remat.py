@@ -45,7 +45,7 @@ class Remat:
         """
         return jax.checkpoint(f, prevent_cse=length == 1, policy=_POLICIES[self.saves])
 
-    def walked(self, order: Order) -> "Remat":
+    def in_order(self, order: Order) -> "Remat":
         """Returns the same for steps in this order: block by block, no recursion is whole."""
         return self if order == "cycle" else self.of_blocks()
 

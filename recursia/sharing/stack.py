@@ -11,11 +11,10 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia import inject
 from recursia.layers.attention import Context
 from recursia.params import at
 from recursia.sharing import cut
-from recursia.sharing.steps import Kept, Steps, Walked
+from recursia.sharing.steps import Kept, Span, Steps
 
 
 @struct.dataclass
@@ -37,14 +36,14 @@ class Recursion:
 
     Attributes:
       stack: whose blocks it applies.
-      walked: its steps.
-      told: what is injected that differs between recursions.
+      span: its steps.
+      injected: what is injected that differs between recursions.
       kept: keys and values that earlier recursions made.
     """
 
     stack: "Stack"
-    walked: Walked
-    told: dict[str, Any]
+    span: Span
+    injected: dict[str, Any]
     kept: tuple[Kept, ...]
 
     @property
@@ -54,7 +53,7 @@ class Recursion:
 
     @property
     def _number(self) -> int:
-        return self.walked.start // self.stack.schedule.num_blocks
+        return self.span.start // self.stack.schedule.num_blocks
 
     def only(
         self, context: Context, going: Bool[Array, "B T"], active: Bool[Array, "B T"]
@@ -70,13 +69,13 @@ class Recursion:
           active: those that could go on; all but padding in the first recursion.
         """
         if self.is_source:
-            return context if self.walked.starts == (0,) else context.hide(~active)
+            return context if self.span.starts == (0,) else context.hide(~active)
         makes_keys = self.stack.schedule.makes_keys(self._number)
         return context.hide(~going) if makes_keys else context.count_only(going)
 
     def enter(self, x: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
         """Returns the states that the blocks start from: the last ones with what is injected."""
-        return inject.apply(*self.stack.inject, self.told, x, context)
+        return self.stack.injection.apply(self.stack.injection_params, self.injected, x, context)
 
     def run(
         self,
@@ -102,7 +101,7 @@ class Recursion:
         return x if self.stack.norm is None else self.stack.norm(x), made
 
     def _take(self, x: Array, context: Context, memory: Any) -> tuple[Array, Made]:
-        x, kept, report = self.stack.take(x, context, self.walked, self.kept, memory=memory)
+        x, kept, report = self.stack.take(x, context, self.span, self.kept, memory=memory)
         return x, Made(kept, report)
 
 
@@ -199,8 +198,8 @@ class Stack(Steps):
         start = number * self.schedule.num_blocks
         stop = start + self.schedule.num_blocks
         views = {slot: view[start:stop] for slot, view in self.views().items()}
-        told = at(inject.private(*self.inject, self.schedule.num_recursions), number)
-        return Recursion(self, Walked(start, stop, views, (start,)), told, ())
+        injected = at(self.injected(), number)
+        return Recursion(self, Span(start, stop, views, (start,)), injected, ())
 
     def _runs(self, recursions: range | None, kept: tuple[Kept, ...]) -> tuple[cut.Run, ...]:
         unit = self.schedule.num_blocks
@@ -211,13 +210,13 @@ class Stack(Steps):
     def _inputs(self, run: cut.Run, entries: Any) -> dict[str, Any]:
         """Returns what a scan over the periods of a run takes, periods in front."""
         unit = self.schedule.num_blocks
-        told = inject.private(*self.inject, self.schedule.num_recursions)
+        injected = self.injected()
         ours = lambda leaf: leaf[run.start // unit : run.stop // unit]
         by_turn = lambda leaf: ours(leaf).reshape(run.turns, -1, *leaf.shape[1:])
         views = {slot: view[run.start : run.stop] for slot, view in self.views().items()}
         return {
             "weights": {slot: view.split(run.turns)[0] for slot, view in views.items()},
-            "told": jax.tree.map(by_turn, told),
+            "injected": jax.tree.map(by_turn, injected),
             "entry": jax.tree.map(by_turn, entries),
             "turn": jnp.arange(run.turns),
         }
@@ -233,14 +232,14 @@ class Stack(Steps):
             for number in range(run.period // unit):
                 first = run.start + number * unit
                 mine = slice(number * unit, (number + 1) * unit)
-                walked = Walked(
+                span = Span(
                     first,
                     first + unit,
                     {slot: view[mine] for slot, view in views.items()},
                     tuple(range(first, run.stop, run.period)),
                     xs["turn"],
                 )
-                recursion = Recursion(self, walked, at(xs["told"], number), (*before, *kept))
+                recursion = Recursion(self, span, at(xs["injected"], number), (*before, *kept))
                 carry, out, made = step(carry, recursion, at(xs["entry"], number))
                 outs.append((out, made.report))
                 kept += made.kept

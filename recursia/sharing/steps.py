@@ -12,10 +12,10 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia import inject
+from recursia.injection import Injection
 from recursia.layers.attention import Context, KeysValues
 from recursia.params import at
-from recursia.sharding import Shard, whole
+from recursia.sharding import Shard, gathered
 from recursia.sharing import cut, key_banks
 from recursia.sharing.remat import ENTERED, Remat
 from recursia.sharing.schedule import KEYS, Schedule
@@ -41,7 +41,7 @@ class Kept:
 
 
 @dataclasses.dataclass(frozen=True)
-class Walked:
+class Span:
     """Neighbouring steps of a walk, which may stand for others of the same pattern.
 
     Attributes:
@@ -77,7 +77,8 @@ class Steps:
       block: what a step does.
       weights: how a step's bank entries become the block's weights.
       banks: float32 parameters by slot, entries in front.
-      inject: the inputs injected again at each recursion, and their parameters.
+      injection: the inputs injected again at each recursion.
+      injection_params: of `injection`, float32.
       norm: of a recursion's result; None has none.
       dtype: compute dtype; parameters are cast to it inside every step, so that a shared weight's
         gradient sums over recursions in float32.
@@ -88,7 +89,8 @@ class Steps:
     block: Any
     weights: Weights
     banks: dict[str, Any]
-    inject: tuple[inject.Config, dict[str, Array]]
+    injection: Injection
+    injection_params: dict[str, Array]
     norm: Callable[[Array], Array] | None
     dtype: Any
     remat: Remat
@@ -99,7 +101,7 @@ class Steps:
 
         Not where a recursion is computed again as a whole, or starts with products of its own.
         """
-        return self.remat.unit != "recursion" and not inject.flops(self.inject[0], 1)
+        return self.remat.unit != "recursion" and not self.injection.flops(1)
 
     def views(self) -> dict[str, View]:
         """Returns each bank with the entry of every step, in the order of the walk.
@@ -114,6 +116,11 @@ class Steps:
             banks |= {slot: tree} if is_one else key_banks.split(slot, tree, names)
         return {name: View(tree, plan.entry(name)[plan.steps]) for name, tree in banks.items()}
 
+    def injected(self) -> dict[str, Array]:
+        """Returns what is injected that differs between recursions, recursions in front."""
+        count = self.schedule.num_recursions
+        return self.injection.by_recursion(self.injection_params, count)
+
     def walk(self, x: Float[Array, "B T D"], context: Context) -> tuple[Array, dict[str, Any]]:
         """Applies every step once, as one scan where the pattern of keys allows.
 
@@ -125,9 +132,9 @@ class Steps:
           The last hidden states, and what the blocks report, by slot, stacked [R K ...].
         """
         plan = self.schedule
-        walked = Walked(0, plan.num_steps, self.views(), (0,))
-        has_edges = self.norm is not None or self.inject[0] != inject.Config()
-        x, _, report = self.take(x, context, walked, has_edges=has_edges)
+        span = Span(0, plan.num_steps, self.views(), (0,))
+        has_edges = self.norm is not None or self.injection != Injection()
+        x, _, report = self.take(x, context, span, has_edges=has_edges)
         place, sizes = np.argsort(plan.steps), (plan.num_recursions, plan.num_blocks)
         in_order = lambda leaf: leaf if plan.order == "cycle" else leaf[place]
         by_step = lambda leaf: in_order(leaf).reshape(*sizes, *leaf.shape[1:])
@@ -137,7 +144,7 @@ class Steps:
         self,
         x: Float[Array, "B T D"],
         context: Context,
-        walked: Walked,
+        span: Span,
         kept: tuple[Kept, ...] = (),
         *,
         memory: Callable[[Array], Array] | None = None,
@@ -148,7 +155,7 @@ class Steps:
         Args:
           x: hidden states of any subset of the tokens, in order.
           context: where those tokens stand.
-          walked: which steps.
+          span: which steps.
           kept: keys and values that earlier steps made.
           memory: from the hidden states before a block, the states that its keys and values are
             made of; None takes the hidden states themselves.
@@ -161,8 +168,8 @@ class Steps:
         """
         reports, before = [], kept
         at_hand = tuple(each.owners for each in before)
-        for run in cut.runs(self.schedule, walked.start, walked.stop, 1, at_hand):
-            scan = _Scan(self, run, walked, kept, context, memory, has_edges)
+        for run in cut.runs(self.schedule, span.start, span.stop, 1, at_hand):
+            scan = _Scan(self, run, span, kept, context, memory, has_edges)
             x, keys_values, report = scan(x)
             if run.kept:
                 kept += (Kept(keys_values, context, run.owners),)
@@ -181,7 +188,7 @@ class Steps:
 
         def cast(slot: str, tree: Any) -> Any:
             dtype = jnp.float32 if slot in exact else self.dtype
-            return jax.tree.map(lambda leaf: whole(leaf, dtype), tree, is_leaf=is_leaf)
+            return jax.tree.map(lambda leaf: gathered(leaf, dtype), tree, is_leaf=is_leaf)
 
         slots = key_banks.join(weights)
         return self.weights.bind({slot: cast(slot, tree) for slot, tree in slots.items()})
@@ -193,7 +200,7 @@ class _Scan:
 
     stack: Steps
     run: cut.Run
-    walked: Walked
+    span: Span
     kept: tuple[Kept, ...]
     context: Context
     memory: Callable[[Array], Array] | None
@@ -202,16 +209,16 @@ class _Scan:
     def __call__(self, x: Array) -> tuple[Array, KeysValues | None, dict[str, Any]]:
         """Returns the new states, what is kept of the keys [O ...] and the reports [N ...]."""
         turns, weights = self.run.turns, {}
-        xs: dict[str, Any] = {"weights": {}, "reads": {}, "told": (), "edges": ()}
-        first, stop = self.run.start - self.walked.start, self.run.stop - self.walked.start
-        for slot, view in self.walked.views.items():
+        xs: dict[str, Any] = {"weights": {}, "reads": {}, "injected": (), "edges": ()}
+        first, stop = self.run.start - self.span.start, self.run.stop - self.span.start
+        for slot, view in self.span.views.items():
             xs["weights"][slot], weights[slot] = view[first:stop].split(turns)
         sources = {step: self._source(step) for step in range(self.run.period)}
         xs["reads"] = {step: source[1] for step, source in sources.items() if source}
         if self.has_edges:
             recursion = self._grid(self.stack.schedule.steps // self.stack.schedule.num_blocks)
-            told = inject.private(*self.stack.inject, self.stack.schedule.num_recursions)
-            xs["told"], xs["edges"] = at(told, recursion), self._edges()
+            injected = self.stack.injected()
+            xs["injected"], xs["edges"] = at(injected, recursion), self._edges()
 
         def one(step: int, x: Array, turn: Any, made: list[KeysValues | None]):
             views = {slot: weights[slot](part) for slot, part in turn["weights"].items()}
@@ -248,7 +255,7 @@ class _Scan:
         XLA would delay its weights' gradients, with all that they are made of, until after the
         backward pass of what comes later.
         """
-        return self.run.turns == 1 and self.walked.stop == self.stack.schedule.num_steps == 1
+        return self.run.turns == 1 and self.span.stop == self.stack.schedule.num_steps == 1
 
     def _grid(self, along: np.ndarray) -> np.ndarray:
         """Returns what belongs to the steps of this run, by turn and step [turns, period]."""
@@ -263,9 +270,9 @@ class _Scan:
         if owners[self.run.start + step] >= self.run.start:
             return None
         (kept,) = (k for k in self.kept if owners[self.run.start + step] in k.owners)
-        first = self.run.start - self.walked.start + step
+        first = self.run.start - self.span.start + step
         steps = first + self.run.period * np.arange(self.run.turns)
-        places = self.walked.places(kept, owners, steps)
+        places = self.span.places(kept, owners, steps)
         is_all = isinstance(places, np.ndarray) and places.tolist() == [*range(len(kept.owners))]
         return kept, kept.keys_values if is_all else places, is_all
 
@@ -289,10 +296,11 @@ class _Scan:
         return block == 0, block == self.stack.schedule.num_blocks - 1
 
     def _enter(self, x: Array, step: int, turn: Any) -> Array:
-        if not self.has_edges or self.stack.inject[0] == inject.Config():
+        if not self.has_edges or self.stack.injection == Injection():
             return x
-        told = at(turn["told"], step)
-        change = lambda x: inject.apply(*self.stack.inject, told, x, self.context)
+        injected = at(turn["injected"], step)
+        inject, params = self.stack.injection, self.stack.injection_params
+        change = lambda x: inject.apply(params, injected, x, self.context)
         return _only(self._edges()[0][:, step], turn["edges"][0][step], change, x)
 
     def _leave(self, x: Array, step: int, turn: Any) -> Array:

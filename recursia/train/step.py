@@ -232,7 +232,9 @@ def _gathered(trainer: Trainer, config: Model, weights: Any) -> Any:
         weight = sharding.shard(spec, part, trainer.mesh, trainer.run.mesh.rules)
         if not spec.is_reused:
             return weight
-        return sharding.whole(weight, jnp.float32, jnp.float32 if spec.is_exact else config.dtype)
+        return sharding.gathered(
+            weight, jnp.float32, jnp.float32 if spec.is_exact else config.dtype
+        )
 
     return jax.tree.map(gather, trainer.specs, weights)
 
@@ -251,7 +253,7 @@ def loss_fn(
     batch: Batch,
     total: Float[Array, ""],
     step: Int[Array, ""],
-    part: int | Int[Array, ""],
+    microbatch: int | Int[Array, ""],
     teacher: distill.Teacher | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Returns these rows' share of the loss, and their share of every metric.
@@ -263,8 +265,8 @@ def loss_fn(
       batch: rows of the microbatch.
       total: sum of the token weights of the whole batch.
       step: of training.
-      part: which microbatch of the step this is; terms that are no sum over tokens are averaged
-        over all of them, and brought by each device in part.
+      microbatch: which one of the step this is; terms that are no sum over tokens are averaged over
+        all of them, and brought by each device in part.
       teacher: whose predictions are learnt from besides.
     """
     trains = run.optimizer.trains(weights)
@@ -281,7 +283,7 @@ def loss_fn(
         mode="train",
         step=step,
         key=jax.random.fold_in(key, step),
-        part=part,
+        microbatch=microbatch,
         remat=run.train.rematerialisation,
     )
     taught = None if teacher is None else teacher.read(batch)
@@ -330,5 +332,5 @@ def _prediction_losses(
     if aux.exits is None:
         return last + earlier.sum(), nats, {}
     every = jax.lax.stop_gradient(jnp.concatenate([earlier_nats, nats[None]]))
-    each = config.depth.exit_loss(aux.exits, every)
+    each = config.depth.stopping_loss(aux.exits, every)
     return last + earlier.sum(), nats, {"exits": (batch["weights"] * each).sum()}

@@ -78,7 +78,7 @@ def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] =
         count = max(n for n in range(1, jax.device_count() + 1) if run.train.batch_size % n == 0)
         is_split = any(run.mesh.sizes[axis] != 1 for axis in ("fsdp", "tensor", "expert"))
         sizes = {"data": 1, "fsdp": count} if is_split else {"data": count, "fsdp": 1}
-        here = sharding.Config(**sizes, rules=run.mesh.rules)
+        here = sharding.MeshConfig(**sizes, rules=run.mesh.rules)
         mesh = sharding.make_mesh(here, jax.devices()[:count])
         where = sharding.fitting(specs, mesh, here.rules)
         weights = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]

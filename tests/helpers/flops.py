@@ -25,8 +25,8 @@ def tiny(depth=None, sharing="cycle", num_layers=6, kv_sharing="own", is_tied=Tr
         BLOCK,
         depth,
         sharing=sharing,
-        kv=kv.Config(kv_sharing),
-        embed=embedding.Config(is_tied=is_tied),
+        kv=kv.Plan(kv_sharing),
+        embed=embedding.Embedding(is_tied=is_tied),
         vocab_size=VOCAB,
         **options,
     )

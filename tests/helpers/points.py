@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from recursia import inject, kv
+from recursia import injection, kv
 from recursia.architecture import Model
 from recursia.layers import embedding
 from recursia.settings import kind_config, kinds
@@ -31,11 +31,11 @@ TAKES = {  # widths of a published block
     "moeut": ROUTED, "sut": ROUTED, "widenet": EXPERTS,
 }  # fmt: skip
 INJECTS = {
-    "nothing": inject.Config(),
-    "input added": inject.Config(input="add"),
-    "input by adapter": inject.Config(input="adapter"),
-    "coordinates": inject.Config(position="halves", step="interleaved"),
-    "learned steps": inject.Config(step="learned"),
+    "nothing": injection.Injection(),
+    "input added": injection.Injection(input="add"),
+    "input by adapter": injection.Injection(input="adapter"),
+    "coordinates": injection.Injection(position="halves", step="interleaved"),
+    "learned steps": injection.Injection(step="learned"),
 }
 NEEDS = {"recurrent": "input by adapter"}
 WEIGHTS = ("tied", "lora", "atoms")
@@ -113,7 +113,7 @@ def point(
         sharing=sharing,
         inject=INJECTS[inject_],
         weights=kinds[weights],
-        kv=kv.Config(kv_sharing),
+        kv=kv.Plan(kv_sharing),
         vocab_size=VOCAB,
-        **{"embed": embedding.Config(), **options},
+        **{"embed": embedding.Embedding(), **options},
     )

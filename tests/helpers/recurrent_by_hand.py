@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia import inject, model
+from recursia import injection, model
 from recursia.architecture import Model
 from recursia.depth import recurrent
 from recursia.sharing.remat import KEEP
@@ -25,7 +25,7 @@ def tiny(recursions=3, blocks=2, *, dtype="float32", input="adapter", **options)
         sharing="cycle",
         prelude=1,
         coda=1,
-        inject=inject.Config(input=input),
+        inject=injection.Injection(input=input),
         loop_norm="last",
         dtype=dtype,
         vocab_size=VOCAB,

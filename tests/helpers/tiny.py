@@ -42,8 +42,8 @@ def tiny(
         POLICIES[depth](recursions, **options),
         sharing=sharing_,
         varies=varies,
-        kv=kv_source.Config(kv),
-        embed=embedding.Config(is_tied=is_tied),
+        kv=kv_source.Plan(kv),
+        embed=embedding.Embedding(is_tied=is_tied),
         vocab_size=VOCAB,
         dtype=dtype,
     )

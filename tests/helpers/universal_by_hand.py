@@ -7,17 +7,17 @@ import math
 
 import numpy as np
 
-from recursia import inject as injection
+from recursia import injection
 from recursia.blocks.pre_norm import PreNorm
 from tests.helpers.blocks import arranged, flat, published
 from tests.helpers.by_hand import keys_of, pick, sigmoid, step_weights
 
 BLOCK = published("universal", embed_dim=16, num_heads=4, head_dim=4, mlp_dim=24)
 FORMS = {
-    "released": (BLOCK, injection.Config(position="halves", step="learned")),
+    "released": (BLOCK, injection.Injection(position="halves", step="learned")),
     "paper": (
         arranged(BLOCK, "post_norm"),
-        injection.Config(position="interleaved", step="interleaved"),
+        injection.Injection(position="interleaved", step="interleaved"),
     ),
 }
 

@@ -29,7 +29,7 @@ MACHINES = ("v5e:2x2", *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gp
 def trainer(name, devices, **changed):
     changed = {"model.vocab_size": 256, "train.batch_size": 8, "train.seq_len": 256, **changed}
     run = config.load(name, {field: str(value) for field, value in changed.items()})
-    run = dataclasses.replace(run, mesh=sharding.Config(data=1, fsdp=-1))
+    run = dataclasses.replace(run, mesh=sharding.MeshConfig(data=1, fsdp=-1))
     return Trainer(run, run.model.sized(256), sharding.make_mesh(run.mesh, devices))
 
 

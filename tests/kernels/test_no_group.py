@@ -156,7 +156,7 @@ def test_experts_of_another_device_are_as_if_they_were_here(monkeypatch, platfor
     if platform:
         run_interpreted(monkeypatch, platform)
     sizes = dict.fromkeys(sharding.AXES, 1) | {"expert": 2}
-    mesh = sharding.make_mesh(sharding.Config(**sizes), jax.devices()[:2])
+    mesh = sharding.make_mesh(sharding.MeshConfig(**sizes), jax.devices()[:2])
     split = jax.shard_map(
         step, mesh=mesh, in_specs=P("expert"), out_specs=P("expert"), check_vma=False
     )

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv, model
+from recursia import injection, kv, model
 from recursia.architecture import Model
 from recursia.depth import act, fixed
-from recursia.layers.embedding import Config as Embed
+from recursia.layers.embedding import Embedding as Embed
 from tests.helpers import tiny as llamas
 from tests.helpers import universal_by_hand as by_hand
 from tests.helpers.flops import assert_exact
@@ -30,7 +30,7 @@ def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype=
         block,
         act.Act(MOST, **depth),
         sharing=sharing,
-        kv=kv.Config(kv_sharing),
+        kv=kv.Plan(kv_sharing),
         inject=told,
         embed=Embed(scale=5.0),
         dtype=dtype,
@@ -264,7 +264,7 @@ def test_depth_is_where_the_walk_is_cut():
         aux = forward(first, text(), shallow)[1]
         assert_close(aux.states, states[:depth])
         assert np.all(aux.depth_used <= depth)
-    deep = dataclasses.replace(of, inject=inject.Config(position="halves"))
+    deep = dataclasses.replace(of, inject=injection.Injection(position="halves"))
     params = {**params, "inject": {}}
     longer, params = model.at_depth(deep, params, MOST + 3)
     assert_close(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from recursia import accounting, inject, model, params
+from recursia import accounting, injection, model, params
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.sharing import atoms
@@ -60,7 +60,7 @@ def arguments(draw_from):
         kv_sharing=pick(*points.PLANS, "a table"),
         varies=pick((), (("norms", "recursion+block"),), (("norms", "one"),)),
         loop_norm=pick("none", "none", "each", "last"),
-        embed=embedding.Config(
+        embed=embedding.Embedding(
             is_tied=pick(True, False), has_head_bias=pick(True, False), factor_dim=pick(0, 8)
         ),
     )
@@ -225,7 +225,7 @@ def test_neutral_relaxations_are_neutral(depth):
 
 
 def test_nothing_is_told_unless_asked():
-    assert points.INJECTS["nothing"] == inject.Config()
+    assert points.INJECTS["nothing"] == injection.Injection()
 
 
 def looped(step, carry, xs=None, length=None):

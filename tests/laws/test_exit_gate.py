@@ -33,7 +33,7 @@ def build(recursions=3, sharing="cycle", varies=(), kv_sharing="own", loop_norm=
         depth,
         sharing=sharing,
         varies=varies,
-        kv=kv.Config(kv_sharing),
+        kv=kv.Plan(kv_sharing),
         loop_norm=loop_norm,
     ).sized(VOCAB)
 
@@ -158,7 +158,7 @@ def test_a_gate_that_is_certain_has_a_finite_gradient(bias):
     def loss(params):
         out = model.apply(params, text(), made, mode="train")
         nats = jnp.ones_like(out.aux.exit_weights)
-        each = made.depth.exit_loss(out.aux.exits, nats)
+        each = made.depth.stopping_loss(out.aux.exits, nats)
         return (each + (out.aux.exit_weights * jnp.arange(3.0)[:, None, None]).sum(0)).sum()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(with_gate(draw(made), 1.0, bias))
@@ -172,7 +172,7 @@ def test_stage_two_teaches_the_gate_whether_a_recursion_helped():
     nats = rng.normal(3, 0.02, (4, 2, 5))
     scores = rng.normal(size=(4, 2, 5))
     exits = {"scores": jnp.asarray(scores, jnp.float32)}
-    got = config.exit_loss(exits, jnp.asarray(nats, jnp.float32))
+    got = config.stopping_loss(exits, jnp.asarray(nats, jnp.float32))
     want = np.zeros((2, 5))
     for t in range(1, 4):
         gain = np.maximum(0, nats[t - 1] - nats[t])
@@ -181,7 +181,7 @@ def test_stage_two_teaches_the_gate_whether_a_recursion_helped():
         want -= (target * np.log(1 - stop) + (1 - target) * np.log(stop)) / 3
     assert np.allclose(got, want, rtol=1e-4)
     # An improvement asks the gate to open less, none to open more.
-    towards = jax.grad(lambda s: config.exit_loss({"scores": s}, falling).sum())
+    towards = jax.grad(lambda s: config.stopping_loss({"scores": s}, falling).sum())
     falling = jnp.array([3.0, 2.0, 2.0, 2.5])[:, None, None]
     slope = towards(jnp.zeros((4, 1, 1)))[:, 0, 0]
     assert slope[0] == 0 and slope[1] > 0 and slope[2] < 0 and slope[3] < 0
@@ -190,7 +190,7 @@ def test_stage_two_teaches_the_gate_whether_a_recursion_helped():
 def test_stage_one_charges_certainty():
     config = exit_gate.ExitGate(4, entropy_weight=0.25)
     entropy = jnp.arange(6.0).reshape(2, 3)
-    got = config.exit_loss({"entropy": entropy}, jnp.zeros((4, 2, 3)))
+    got = config.stopping_loss({"entropy": entropy}, jnp.zeros((4, 2, 3)))
     assert np.array_equal(got, -0.25 * entropy)
 
 
@@ -200,7 +200,7 @@ def test_stage_two_gives_no_other_weight_a_gradient():
     def loss(params):
         aux = model.apply(params, text(), made, mode="train").aux
         assert np.array_equal(aux.exit_weights.shape, (3, 2, LENGTH))
-        each = made.depth.exit_loss(aux.exits, jnp.zeros((3, 2, LENGTH)))
+        each = made.depth.stopping_loss(aux.exits, jnp.zeros((3, 2, LENGTH)))
         return each.sum() + aux.exit_weights.sum()
 
     grads = jax.jit(jax.grad(loss))(draw(made))

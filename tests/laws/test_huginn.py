@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, inject, model
+from recursia import accounting, config, injection, model
 from recursia.architecture import Model
 from recursia.convert.reference import huginn as reference
 from recursia.depth import recurrent
@@ -39,8 +39,8 @@ def tiny(recursions=3, blocks=2, **options):
         prelude=1,
         coda=2,
         vocab_size=VOCAB,
-        embed=embedding.Config(scale=4.0),
-        inject=inject.Config(input="adapter"),
+        embed=embedding.Embedding(scale=4.0),
+        inject=injection.Injection(input="adapter"),
         loop_norm="last",
     )
 

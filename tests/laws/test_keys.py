@@ -40,7 +40,7 @@ def test_a_shallower_model_takes_the_keys_weights_of_its_steps():
     config = dataclasses.replace(
         private("own"),
         varies=(("attention", ((2, 3), (0, 1), (4, 5))),),
-        kv=kv.Config(((0, 0), (0, 3), (4, 4))),
+        kv=kv.Plan(((0, 0), (0, 3), (4, 4))),
     )
     weights = draw(config)
     short, cut = model.at_depth(config, weights, 2)
@@ -65,7 +65,7 @@ def test_merged_keys_start_as_the_mean_of_those_they_stand_for():
 def test_keys_seen_through_a_window_alone_are_kept_while_they_are_in_it(plan, whole):
     """Of the middle layer, which all above read, every token's are kept."""
     window = 4
-    config = dataclasses.replace(private(plan), kv=kv.Config(plan, window))
+    config = dataclasses.replace(private(plan), kv=kv.Plan(plan, window))
     kept = (MAKERS[plan] - whole) * window + whole * LENGTH
     cache = accounting.cache_bytes_per_token(config, LENGTH, 4)
     assert cache * LENGTH == kept * 4 * BLOCK.cache_entries()
@@ -74,7 +74,7 @@ def test_keys_seen_through_a_window_alone_are_kept_while_they_are_in_it(plan, wh
 def test_a_token_sees_no_key_beyond_its_window():
     """By perturbation: one layer's result at a token is free of tokens before the window."""
     window, late = 3, 8
-    config = dataclasses.replace(tiny(recursions=1, blocks=1), kv=kv.Config("own", window))
+    config = dataclasses.replace(tiny(recursions=1, blocks=1), kv=kv.Plan("own", window))
     params, tokens = draw(config), text()
     run = lambda tokens: model.apply(params, tokens, config, mode="eval").hidden[:, late]
     changed = lambda place: tokens.at[:, place].set((tokens[:, place] + 1) % 7)
@@ -93,4 +93,4 @@ def test_a_token_sees_no_key_beyond_its_window():
 )
 def test_a_plan_that_cannot_be_is_refused_with_its_field(fields, why):
     with pytest.raises(ValueError, match=why):
-        dataclasses.replace(private("own"), kv=kv.Config(**fields))
+        dataclasses.replace(private("own"), kv=kv.Plan(**fields))

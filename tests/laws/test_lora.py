@@ -37,7 +37,7 @@ def relaxed(weights=None, depth="fixed", sharing="cycle", kv_sharing="own", **op
     layers = 8 if sharing.startswith("middle_") else 6
     policy = POLICIES[depth](3)
     return Model(
-        layers, BLOCK, policy, sharing=sharing, kv=kv.Config(kv_sharing), **named, **options
+        layers, BLOCK, policy, sharing=sharing, kv=kv.Plan(kv_sharing), **named, **options
     ).sized(VOCAB)
 
 

@@ -50,7 +50,7 @@ def batch():
 def trainer(name, mesh=(), more=()):
     run = settings(name, more)
     sizes = {**dict.fromkeys(sharding.AXES, 1), **dict(mesh)}
-    run = dataclasses.replace(run, mesh=sharding.Config(**sizes))
+    run = dataclasses.replace(run, mesh=sharding.MeshConfig(**sizes))
     devices = jax.devices()[: np.prod(list(sizes.values()))]
     return Trainer(run, run.model.sized(VOCAB), sharding.make_mesh(run.mesh, devices))
 

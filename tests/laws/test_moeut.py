@@ -51,8 +51,8 @@ def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=V
         block,
         depth or fixed.Fixed(repeats),
         sharing="cycle",
-        kv=kv.Config(kv_sharing),
-        embed=embedding.Config(is_tied=False, has_head_bias=True),
+        kv=kv.Plan(kv_sharing),
+        embed=embedding.Embedding(is_tied=False, has_head_bias=True),
         **options,
     ).sized(vocab)
 

@@ -23,7 +23,7 @@ def build(depth=None, recursions=3, blocks=2, block=BLOCK, kv_sharing="own", **o
     depth = depth or exit_gate.ExitGate(recursions, exit_threshold=0.6)
     options = {"loop_norm": "each", "sharing": "cycle", **options}
     layers = recursions * blocks
-    return Model(layers, block, depth, kv=kv.Config(kv_sharing), **options).sized(VOCAB)
+    return Model(layers, block, depth, kv=kv.Plan(kv_sharing), **options).sized(VOCAB)
 
 
 def block_by_hand(w, x, where, block):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv, model, params
+from recursia import injection, kv, model, params
 from recursia.depth import recurrent
 from recursia.layers.attention import Context
 from tests.helpers import slow
@@ -187,10 +187,10 @@ def test_correlation_is_one_of_equal_tokens_and_small_of_noise():
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"inject": inject.Config()}, "take input 'adapter'"),
-        ({"inject": inject.Config(input="adapter", step="learned")}, "step 'none'"),
-        ({"kv": kv.Config("first_recursion")}, "kv_sharing"),
-        ({"kv": kv.Config("groups/4")}, "kv_sharing"),
+        ({"inject": injection.Injection()}, "take input 'adapter'"),
+        ({"inject": injection.Injection(input="adapter", step="learned")}, "step 'none'"),
+        ({"kv": kv.Plan("first_recursion")}, "kv_sharing"),
+        ({"kv": kv.Plan("groups/4")}, "kv_sharing"),
         ({"sharing": "sequence"}, "block by block"),
         ({"sharing": "none"}, "norms, attention, mlp varies"),
     ],

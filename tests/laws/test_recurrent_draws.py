@@ -53,19 +53,23 @@ def test_the_mean_is_one_more_than_the_rates(mean, sigma):
 
 def test_all_parts_and_processes_of_a_step_walk_alike():
     config, p = tiny(), weights(tiny())
-    depth = lambda key, part: run(p, text(), config, "train", key=key, part=part)[1].depth_used
+    depth = lambda key, microbatch: (
+        run(p, text(), config, "train", key=key, microbatch=microbatch)[1].depth_used
+    )
     keys = [jax.random.fold_in(jax.random.key(3), step) for step in range(12)]
     of_step = [int(depth(key, 0)[0, 0]) for key in keys]
     assert all(np.all(depth(key, 5) == r) for key, r in zip(keys, of_step, strict=True))
     assert len(set(of_step)) > 2
 
 
-def started(key=None, part=0, length=LENGTH, rows=BATCH, positions=None, std=None, dtype="float32"):
+def started(
+    key=None, microbatch=0, length=LENGTH, rows=BATCH, positions=None, std=None, dtype="float32"
+):
     config = recurrent.Recurrent(2) if std is None else recurrent.Recurrent(2, state_std=std)
     x = jnp.zeros((rows, length, WIDTH), dtype)
     positions = jnp.arange(length) if positions is None else positions
     positions = jnp.broadcast_to(positions, (rows, length))
-    call = recurrent.Call("train", key=key, part=part)
+    call = recurrent.Call("train", key=key, microbatch=microbatch)
     return recurrent.initial_state(config, call, x, positions)
 
 
@@ -74,7 +78,7 @@ def test_noise_depends_on_row_position_part_and_key_only():
     state = started(key)
     assert is_equal(state[:1, :5], started(key, length=5, rows=1))
     assert is_equal(state[:, 3:], started(key, length=LENGTH - 3, positions=3 + np.arange(9)))
-    others = [started(key, part=1), started(jax.random.key(8)), state[::-1], state[:, ::-1]]
+    others = [started(key, microbatch=1), started(jax.random.key(8)), state[::-1], state[:, ::-1]]
     assert all(error(state, other) > 0.1 for other in others)
     assert is_equal(started(), started()) and is_equal(started()[0], started()[1])
 

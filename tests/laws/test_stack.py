@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv
+from recursia import injection, kv
 from recursia.architecture import Model
 from recursia.depth.fixed import Fixed
 from recursia.layers.attention import Context
@@ -52,15 +52,15 @@ def drawn(seed, order):
         Fixed(recursions),
         sharing=order,
         varies=varies,
-        kv=kv.Config(plan, windows),
+        kv=kv.Plan(plan, windows),
         vocab_size=1,
     )
     return made, Remat(["none", "block", "recursion"][rng.integers(3)])
 
 
 def stacked(config, core, remat):
-    told = inject.Config(), {}
-    return Stack(config.schedule, BLOCK, Tied(), core, told, None, "float32", remat, read=None)
+    none = injection.Injection(), {}
+    return Stack(config.schedule, BLOCK, Tied(), core, *none, None, "float32", remat, read=None)
 
 
 def by_walk(core, x, config, remat):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import inject, kv, model, settings
+from recursia import injection, kv, model, settings
 from recursia.architecture import Model
 from recursia.depth import stick_breaking
 from recursia.sharing.remat import Remat
@@ -113,8 +113,8 @@ def by_hand_forward(params, tokens, config):
     [
         (1, {}),
         (2, {}),
-        (1, {"inject": inject.Config("adapter")}),
-        (2, {"inject": inject.Config("add"), "varies": (("norms", "recursion"),)}),
+        (1, {"inject": injection.Injection("adapter")}),
+        (2, {"inject": injection.Injection("add"), "varies": (("norms", "recursion"),)}),
     ],
     ids=str,
 )
@@ -271,7 +271,9 @@ def test_packed_documents_do_not_see_each_other():
 
 def test_flops_are_exact():
     assert_exact(sticks(blocks=2, prelude=1), remat=Remat("block"))
-    assert_exact(sticks(inject=inject.Config("add", "halves", "learned")), remat=Remat("recursion"))
+    assert_exact(
+        sticks(inject=injection.Injection("add", "halves", "learned")), remat=Remat("recursion")
+    )
 
 
 def test_half_precision_halts_in_float32():
@@ -291,7 +293,7 @@ def test_half_precision_halts_in_float32():
     ("options", "message"),
     [
         ({"sharing": "sequence"}, "walk is block by block"),
-        ({"kv": kv.Config("first_recursion")}, "kv_sharing: a step that reads another's keys"),
+        ({"kv": kv.Plan("first_recursion")}, "kv_sharing: a step that reads another's keys"),
         ({"threshold": 0.0}, "threshold: got 0.0"),
         ({"threshold": 1.5}, "threshold: got 1.5"),
         ({"weight": -1.0}, "act_loss_weight: got -1.0"),

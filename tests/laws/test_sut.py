@@ -229,7 +229,7 @@ def test_halted_tokens_are_left_out_of_the_loss():
 def test_flops_are_exact(norm):
     block = arranged(BLOCK, f"{norm}_norm")
     assert_exact(small(block=block, blocks=2), remat=Remat("block"))
-    assert_exact(small(fixed.Fixed(3), block=block, kv=kv.Config("first_recursion")))
+    assert_exact(small(fixed.Fixed(3), block=block, kv=kv.Plan("first_recursion")))
 
 
 @pytest.mark.parametrize("mode", ["eval", "causal"])

@@ -46,8 +46,8 @@ def test_eight_devices_are_one():
     config = tiny("expert_choice", "middle_cycle", recursions=2, blocks=1)
     params, tokens = draw(config), text(batch=8)
     alone = gradient(params, tokens, config)
-    rules = sharding.Config().rules
-    mesh = sharding.make_mesh(sharding.Config(data=4, fsdp=2))
+    rules = sharding.MeshConfig().rules
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))
     places = sharding.shardings(model.specs(config), mesh, rules)
     rows = NamedSharding(mesh, sharding.partition(("batch", None), rules))
     together = jax.jit(
@@ -66,8 +66,8 @@ def test_eight_devices_are_one():
 
 def test_every_matrix_is_split_along_its_embedding():
     config = tiny("expert_choice", "middle_cycle")
-    mesh = sharding.make_mesh(sharding.Config(data=4, fsdp=2))
-    places = sharding.shardings(model.specs(config), mesh, sharding.Config().rules)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))
+    places = sharding.shardings(model.specs(config), mesh, sharding.MeshConfig().rules)
     assert places["core"]["mlp"]["down"].spec == PartitionSpec(None, "tensor", "fsdp")
     assert places["prelude"]["attention"]["query"].spec[1] == "fsdp"
     assert places["depth"]["router"]["out"].spec == PartitionSpec(None, "fsdp")
@@ -78,7 +78,7 @@ def test_every_matrix_is_split_along_its_embedding():
     ("data", "fsdp", "shape"), [(-1, 1, (8, 1)), (-1, 4, (2, 4)), (2, -1, (2, 4)), (8, 1, (8, 1))]
 )
 def test_one_axis_takes_the_devices_that_are_left(data, fsdp, shape):
-    mesh = sharding.make_mesh(sharding.Config(data, fsdp))
+    mesh = sharding.make_mesh(sharding.MeshConfig(data, fsdp))
     assert mesh.devices.shape == (*shape, 1, 1, 1)
     assert mesh.axis_names == sharding.AXES
 
@@ -86,21 +86,21 @@ def test_one_axis_takes_the_devices_that_are_left(data, fsdp, shape):
 @pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (-1, 3), (4, 4), (1, 1), (16, -1)])
 def test_a_mesh_that_is_not_all_devices_is_refused_in_one_line(data, fsdp):
     with pytest.raises(ConfigError, match="does not make 8 devices") as refusal:
-        sharding.make_mesh(sharding.Config(data, fsdp))
+        sharding.make_mesh(sharding.MeshConfig(data, fsdp))
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(-1, -1), (0, 1), (1, -2)])
 def test_mesh_sizes_that_cannot_be_are_refused(data, fsdp):
     with pytest.raises(ValueError, match=r"(data|fsdp): got (-1, and so has|0|-2)"):
-        sharding.Config(data, fsdp)
+        sharding.MeshConfig(data, fsdp)
 
 
 def test_a_width_that_does_not_divide_is_refused_by_name():
-    mesh = sharding.make_mesh(sharding.Config(data=1, fsdp=8))
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=8))
     specs = {"odd": Spec((12, 4), ("embed", None), normal(0.1))}
     with pytest.raises(ConfigError, match=r"embed of .'odd'. is 12 wide, which 8 devices"):
-        sharding.shardings(specs, mesh, sharding.Config().rules)
+        sharding.shardings(specs, mesh, sharding.MeshConfig().rules)
 
 
 def test_no_parameters_value_depends_on_the_others():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, inject, kv, model
+from recursia import accounting, config, injection, kv, model
 from recursia.architecture import Model
 from recursia.depth import fixed
 from recursia.layers.attention import Context, KeysValues
@@ -32,7 +32,7 @@ def tiny(form="released", depth=None, layers=4, sharing="cycle", kv_sharing="own
         block,
         depth or fixed.Fixed(4),
         sharing=sharing,
-        kv=kv.Config(kv_sharing),
+        kv=kv.Plan(kv_sharing),
         inject=told,
         **options,
     ).sized(VOCAB)
@@ -93,7 +93,7 @@ def test_a_post_norm_block_leaves_normalised_states_and_a_pre_norm_one_does_not(
 def test_coordinates_are_their_formula(layout):
     index = np.array([0, 1, 7, 300])
     rows = np.stack([by_hand.wave(i, 16, layout) for i in index])
-    assert_close(inject.waves(jnp.asarray(index), 16, layout), rows, n=4096)  # angles to 300
+    assert_close(injection.waves(jnp.asarray(index), 16, layout), rows, n=4096)  # angles to 300
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -203,7 +203,7 @@ def test_presets_have_the_published_parameters(preset, shape):
     chosen = config.load(f"universal:{preset}", {}).model
     vocab = chosen.vocab_size or 257
     assert accounting.unique_parameters(chosen.sized(vocab)) == formula(vocab, *shape)
-    deeper = dataclasses.replace(chosen, inject=inject.Config(position="halves"))
+    deeper = dataclasses.replace(chosen, inject=injection.Injection(position="halves"))
     twice = dataclasses.replace(
         deeper,
         num_layers=2 * chosen.num_layers,
@@ -224,7 +224,7 @@ def test_the_papers_form_is_a_few_overrides_away():
 def test_a_looped_model_with_one_loop_is_the_plain_stack_bit_for_bit(injected):
     plain = llamas.tiny(sharing_="none", recursions=1, blocks=3)
     looped = llamas.tiny(sharing_="cycle", recursions=1, blocks=3)
-    looped = dataclasses.replace(looped, inject=inject.Config(input=injected))
+    looped = dataclasses.replace(looped, inject=injection.Injection(input=injected))
     params = draw(looped)
     ours, theirs = forward(params, text(), looped)[0], forward(params, text(), plain)[0]
     assert is_equal(ours, theirs) == (injected == "none")
@@ -233,7 +233,7 @@ def test_a_looped_model_with_one_loop_is_the_plain_stack_bit_for_bit(injected):
 @pytest.mark.parametrize("injected", ["none", "add"])
 def test_a_looped_model_is_the_plain_loop(injected):
     of = llamas.tiny(recursions=3, blocks=2)
-    of = dataclasses.replace(of, inject=inject.Config(input=injected))
+    of = dataclasses.replace(of, inject=injection.Injection(input=injected))
     params, tokens = draw(of), text()
     places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     context = Context(places, jnp.ones_like(tokens))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from recursia import inject, model
+from recursia import injection, model
 from recursia.layers.attention import Context
 from recursia.params import at
 from recursia.sharing.remat import Remat
@@ -109,11 +109,11 @@ TOLD = [
 def test_what_stands_between_recursions_stands_there_in_one_scan_too(told, norm, blocks):
     """The one scan of training against the two of evaluation, which keep every state."""
     config = tiny(sharing_="middle_cycle", blocks=blocks)
-    config = dataclasses.replace(config, inject=inject.Config(**told), loop_norm=norm)
+    config = dataclasses.replace(config, inject=injection.Injection(**told), loop_norm=norm)
     params = draw(config)
     ours, read = (gradient(params, text(), config, mode=mode) for mode in ("train", "eval"))
     assert_close(ours, read, n=512)
-    plain = dataclasses.replace(config, inject=inject.Config(), loop_norm="none")
+    plain = dataclasses.replace(config, inject=injection.Injection(), loop_norm="none")
     assert abs(ours[0] - loss(params, text(), plain)) > 1e-3  # all this is seen
 
 

@@ -43,7 +43,7 @@ def build(block=BLOCK, steps=4, varies=PRIVATE, kv_sharing="own", vocab=VOCAB, *
         fixed.Fixed(steps),
         sharing="cycle",
         varies=varies,
-        kv=kv.Config(kv_sharing),
+        kv=kv.Plan(kv_sharing),
         **options,
     ).sized(vocab)
 

@@ -79,7 +79,7 @@ def trainer(name, mesh=()):
     changed |= {"model.vocab_size": "258", "optimizer.kind": "muon"}
     run = config.load(name, changed | {"optimizer.precision": "float32"})
     sizes = {**dict.fromkeys(sharding.AXES, 1), **dict(mesh)}
-    run = dataclasses.replace(run, mesh=sharding.Config(**sizes))
+    run = dataclasses.replace(run, mesh=sharding.MeshConfig(**sizes))
     devices = jax.devices()[: int(np.prod(list(sizes.values())))]
     return Trainer(run, run.model.sized(258), sharding.make_mesh(run.mesh, devices))
 

@@ -77,7 +77,7 @@ def config(theirs: dict[str, Any], names: list[str]) -> Model:
         depth=Nested(high * (low + 1), high, tuple(trained)),
         sharing="cycle",
         loop_norm="each",
-        embed=embedding.Config(is_tied=False, scale=1 / theirs.get("initializer_range", 0.02)),
+        embed=embedding.Embedding(is_tied=False, scale=1 / theirs.get("initializer_range", 0.02)),
         vocab_size=theirs["vocab_size"],
     )
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia import inject, model
+from recursia import injection, model
 from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.pre_post_norm import PrePostNorm
@@ -114,8 +114,8 @@ def config(
             norm_eps=float(theirs.get("norm_eps", 1e-6)),
         ),
         depth=recurrent.Recurrent(free + trained, backprop_depth=trained, sampler="fixed"),
-        embed=embedding.Config(is_tied=is_tied, scale=math.sqrt(width)),
-        inject=inject.Config(input="adapter"),
+        embed=embedding.Embedding(is_tied=is_tied, scale=math.sqrt(width)),
+        inject=injection.Injection(input="adapter"),
         loop_norm="last",
     )
 

@@ -50,8 +50,8 @@ def config(theirs: dict[str, Any], is_tied: bool) -> Model:
         vocab_size=theirs["vocab_size"],
         block=llama.block(theirs, "lckv"),
         depth=Fixed(1),
-        kv=kv.Config((sources,), (tuple(window * each for each in is_bounded),)),
-        embed=embedding.Config(is_tied=is_tied),
+        kv=kv.Plan((sources,), (tuple(window * each for each in is_bounded),)),
+        embed=embedding.Embedding(is_tied=is_tied),
     )
 
 

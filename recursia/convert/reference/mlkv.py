@@ -30,7 +30,7 @@ from recursia.feedforward.relu import ReLU
 from recursia.layers import embedding
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
-from recursia.layers.part import Report
+from recursia.layers.branch import Report
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.mixers.mixer import Params
 
@@ -133,8 +133,8 @@ def config(
             norm_eps=float(theirs.get("layer_norm_eps", 1e-5)),
         ),
         depth=Fixed(1),
-        kv=kv.Config((_sources(layers, theirs.get("num_key_value_layers") or layers),)),
-        embed=embedding.Config(is_tied=is_tied),
+        kv=kv.Plan((_sources(layers, theirs.get("num_key_value_layers") or layers),)),
+        embed=embedding.Embedding(is_tied=is_tied),
     )
 
 

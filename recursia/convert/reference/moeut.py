@@ -79,7 +79,7 @@ def config(theirs: dict[str, Any]) -> Model:
         vocab_size=theirs["n_tokens"],
         block=block,
         depth=fixed.Fixed(repeats),
-        embed=embedding.Config(is_tied=False, has_head_bias=True),
+        embed=embedding.Embedding(is_tied=False, has_head_bias=True),
     )
 
 

@@ -87,7 +87,7 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> Model:
     recursions, how = recursive.get("num_recursion") or 1, recursive.get("sharing") or "none"
     is_routed = bool(theirs.get("mor"))
     depth = mor_routing.policy(theirs, recursions) if is_routed else fixed.Fixed(recursions)
-    keys = kv.Config("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
+    keys = kv.Plan("first_recursion" if _is_sharing_keys(theirs, recursive) else "own")
     ours = Model(
         num_layers=_num_layers(owner, recursions),
         sharing=how,
@@ -95,7 +95,7 @@ def config(theirs: dict[str, Any], owner: dict[str, str]) -> Model:
         block=llama.block(shape, "llama"),
         depth=depth,
         kv=keys,
-        embed=embedding.Config(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
+        embed=embedding.Embedding(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
     )
     private = _private_slots(ours, owner)
     return dataclasses.replace(ours, varies=tuple((s, "recursion+block") for s in private))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from recursia.data import files
 from recursia.data import text as text_lib
-from recursia.data.source import BrokenError, Document, Source, whole
+from recursia.data.source import BrokenError, Document, Source, one_piece
 
 _LINE = 1 << 28  # bytes of a line at most, since a line is read whole
 
@@ -29,7 +29,7 @@ class JsonLines(Source):
                     yield BrokenError(where, f"longer than {_LINE} bytes, the most of a line")
                 elif raw.strip():
                     try:
-                        yield whole(_parse(raw, text_field))
+                        yield one_piece(_parse(raw, text_field))
                     except text_lib.NotTextError as error:
                         yield BrokenError(where, str(error))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from recursia.data import files
-from recursia.data.source import BrokenError, Document, Source, whole
+from recursia.data.source import BrokenError, Document, Source, one_piece
 from recursia.errors import DataError
 
 _ROWS = 256  # decoded at once
@@ -54,7 +54,7 @@ def _record(value: Any, where: str) -> Document | BrokenError:
         text = value.as_py()
     except UnicodeDecodeError as error:
         return BrokenError(where, f"invalid UTF-8 at byte {error.start}")
-    return BrokenError(where, "null, not text") if text is None else whole(text)
+    return BrokenError(where, "null, not text") if text is None else one_piece(text)
 
 
 @contextlib.contextmanager

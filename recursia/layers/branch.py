@@ -11,7 +11,7 @@ Report = dict[str, Any]  # trees of sums by slot: over the tokens of a row [B ..
 Losses = dict[str, Array]  # scalars by name
 
 
-class Part(abc.ABC):
+class Branch(abc.ABC):
     """A frozen dataclass of settings with the parameters and losses of one branch of a block.
 
     A report holds sums over tokens, by slot; reports of all uses of one entry of the slot's bank
