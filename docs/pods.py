@@ -107,7 +107,7 @@ beside compiled programs, so that a second search compiles nothing twice.
   none of the three overlapping to all.
 - **Utilisation** is useful FLOPs / (chips x peak x time).
 
-The table of chips is `recursia/preflight/chips.py`, with its sources. Nothing on this page was
+The table of chips is `recursia/chips.py`, with its sources. Nothing on this page was
 timed. What the numbers leave out makes a real step slower: matrix units that are not full, kernels
 below peak, latency of small collectives, input, checkpoints.
 

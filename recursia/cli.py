@@ -4,14 +4,18 @@ Exit codes: 0 done, 1 a check failed, 2 wrong usage or configuration, 3 data, 4 
 5 checkpoint, 6 storage, 75 stopped with nothing lost, 130 Ctrl-C, 141 nobody reads what is printed.
 """
 
+import argparse
 import glob
 import importlib
+import importlib.metadata
 import os
+import platform
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
-from recursia import arguments, compiled, console, parsing, signals, verbs
+from recursia import compiled, console, parsing, signals, verbs
 from recursia.errors import ConfigError, OutputLost, UserError
 
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
@@ -40,10 +44,10 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def _command(given: list[str]) -> int:
-    parser = arguments.parser(verbs.RUNS)
-    arguments.complete(parser)
+    root = parser()
+    _complete(root)
     rest, overrides = parsing.split(given)
-    options = parser.parse_args(rest)
+    options = root.parse_args(rest)
     if overrides and not options.takes_overrides:
         raise ConfigError(f"{options.verb}: takes no --config; remove it")
     options.overrides = overrides
@@ -54,6 +58,51 @@ def _command(given: list[str]) -> int:
         with console.doing("starting"):
             importlib.import_module("jax")
     return options.run(options) or 0
+
+
+def parser() -> parsing.Parser:
+    """Returns the parser of the command line."""
+    about = "Pretrain language models whose depth is made by using the same weights again."
+    root = parsing.Parser(prog="recursia", description=about)
+    root.add_argument("--version", action=_Version, help="versions of recursia, jax and Python")
+    commands = {"": root.add_subparsers(dest="verb", required=True, metavar="VERB")}
+    for words, verb in verbs.VERBS.items():
+        group, _, name = words.rpartition(" ")
+        if group not in commands:
+            below = commands[""].add_parser(
+                group, help=verbs.GROUPS[group], description=verbs.GROUPS[group]
+            )
+            names = "|".join(
+                each.split()[1] for each in verbs.VERBS if each.startswith(f"{group} ")
+            )
+            how = {"dest": f"{group}_verb", "required": True, "metavar": names}
+            commands[group] = below.add_subparsers(**how)
+        command = commands[group].add_parser(name, help=verb.ABOUT, description=verb.ABOUT)
+        command.set_defaults(run=verb.run, takes_overrides=False, compiles=False)
+        verb.options(command)
+    return root
+
+
+def _complete(parser: parsing.Parser) -> None:
+    """Answers a shell that asks for completions, and ends; does nothing else."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+        from argcomplete.finders import safe_actions
+
+        safe_actions.update((parsing.Once, parsing.Add))
+        argcomplete.autocomplete(parser)
+
+
+class _Version(argparse.Action):
+    """Prints versions and ends."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        of = {name: importlib.metadata.version(name) for name in ("recursia", "jax", "jaxlib")}
+        print(", ".join(f"{n} {v}" for n, v in {**of, "Python": platform.python_version()}.items()))
+        parser.exit()
 
 
 def _quiet() -> None:

@@ -1,13 +1,13 @@
-"""Machines that are not here: devices of a TPU pod or a GPU node, for the compiler alone.
+"""Deviceless topologies: TPU slices and GPU nodes to compile for, with no device present.
 
 A program lowered for them compiles as it would there; nothing can run. TPUs need libtpu, NVIDIA
 GPUs the CUDA plugin of jax, and neither needs a driver or a device.
 """
 
-import dataclasses
 import os
 from typing import Any
 
+from recursia.chips import CHIPS, Chip, Gpu
 from recursia.errors import ConfigError
 
 # libtpu asks a metadata server where it is, and takes a lock for the whole host, unless told so.
@@ -18,51 +18,6 @@ _ENVIRONMENT = {
     "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # of no consequence: each topology is named
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """What the compiler asks of an NVIDIA GPU, in bytes, hertz and counts."""
-
-    name: str
-    capability: tuple[int, int]
-    cores: int
-    memory_bytes: int
-    bandwidth: int
-    l2_bytes: int
-    shared_bytes: int
-    clock_ghz: float
-
-    def target(self) -> str:
-        """Returns it as the compiler reads it."""
-        return f"""
-gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: {self.shared_bytes + 1024}
-  shared_memory_per_block_optin: {self.shared_bytes}
-  threads_per_core_limit: 2048 core_count: {self.cores}
-  fpus_per_core: {128 if self.capability >= (9, 0) else 64}
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: {self.bandwidth} l2_cache_size: {self.l2_bytes}
-  clock_rate_ghz: {self.clock_ghz} device_memory_size: {self.memory_bytes}
-  cuda_compute_capability {{ major: {self.capability[0]} minor: {self.capability[1]} }}
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 8 }}
-device_description_str: "{self.name}"
-"""
-
-
-GPUS = {
-    "a100": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 85_100_000_000, 2_039_000_000_000,
-                41_943_040, 166_912, 1.41),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 84_942_979_072, 3_352_320_000_000,
-                52_428_800, 232_448, 1.98),
-    "h200": Gpu("NVIDIA H200", (9, 0), 132, 150_109_880_320, 4_813_000_000_000,
-                62_914_560, 232_448, 1.98),
-}  # fmt: skip
-TPUS = ("v4", "v5e", "v5p", "v6e")
 
 
 def devices(name: str) -> list[Any]:
@@ -76,14 +31,12 @@ def devices(name: str) -> list[Any]:
       ConfigError: for a name that means none, or a compiler that is not installed.
     """
     kind, _, size = name.partition(":")
-    if kind in GPUS:
-        return _gpus(GPUS[kind], name, size)
-    if kind not in TPUS:
+    if (chip := CHIPS.get(kind)) is None:
         raise ConfigError(
-            f"--topology={name}: no {kind!r}; takes {', '.join((*TPUS, *GPUS))}, then ':' and the "
-            "chips, such as v5e:16x16 or h100:8"
+            f"--topology={name}: no {kind!r}; takes {', '.join(CHIPS)}, then ':' and the chips, "
+            "such as v5e:16x16 or h100:8"
         )
-    return _tpus(kind, name, size)
+    return _gpus(chip, chip.gpu, name, size) if chip.gpu else _tpus(kind, name, size)
 
 
 def _tpus(kind: str, name: str, size: str) -> list[Any]:
@@ -110,7 +63,7 @@ def _tpus(kind: str, name: str, size: str) -> list[Any]:
         raise ConfigError(f"--topology={name}: libtpu knows no such slice: {reason}") from None
 
 
-def _gpus(gpu: Gpu, name: str, size: str) -> list[Any]:
+def _gpus(chip: Chip, gpu: Gpu, name: str, size: str) -> list[Any]:
     from jax.experimental import topologies
 
     per_node, _, nodes = size.partition("x")
@@ -128,5 +81,26 @@ def _gpus(gpu: Gpu, name: str, size: str) -> list[Any]:
             "environment of its own"
         ) from None
     return topologies.get_topology_desc(
-        "", platform="cuda", topology=f"1x{nodes}x{per_node}", target_config=gpu.target()
+        "", platform="cuda", topology=f"1x{nodes}x{per_node}", target_config=_target(chip, gpu)
     ).devices
+
+
+def _target(chip: Chip, gpu: Gpu) -> str:
+    """Returns a GPU as its compiler reads it."""
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: {gpu.shared_bytes + 1024}
+  shared_memory_per_block_optin: {gpu.shared_bytes}
+  threads_per_core_limit: 2048 core_count: {gpu.cores}
+  fpus_per_core: {128 if gpu.capability >= (9, 0) else 64}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: {int(chip.hbm_bandwidth)} l2_cache_size: {gpu.l2_bytes}
+  clock_rate_ghz: {gpu.clock_ghz} device_memory_size: {chip.memory_bytes}
+  cuda_compute_capability {{ major: {gpu.capability[0]} minor: {gpu.capability[1]} }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+device_description_str: "{chip.kinds[0]}"
+"""

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from recursia import arguments, cli, parsing, verbs
+from recursia import cli, parsing
 from recursia.errors import ConfigError
 
-PARSER = arguments.parser(verbs.RUNS)
+PARSER = cli.parser()
 
 
 def read(*typed):

@@ -30,7 +30,8 @@ MAY = {
     "signals": BASE | {"console"},
     "compiled": BASE | {"console"},
     "kernels": set(),
-    "topology": BASE,
+    "chips": set(),
+    "topology": BASE | {"chips"},
     "params": BASE,
     "sharding": BASE | {"params", "batch"},
     "distributed": BASE,
@@ -56,7 +57,9 @@ MAY = {
     "data": BASE | {"corpus", "console"},
     "losses": BASE | {"sharding"},
     "scores": LAYERS | FORWARD | {"depth", "losses", "settings", "data", "distributed", "console"},
-    "workdir": BASE | FORWARD | {"params", "sharding", "settings", "config", "data", "distributed"},
+    "workdir": BASE
+    | FORWARD
+    | {"params", "sharding", "settings", "config", "changes", "data", "distributed"},
     "generate": BASE | FORWARD | {"params", "workdir", "console"},
     "convert": MODEL | FORWARD | {"optimizers"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
@@ -64,20 +67,20 @@ MAY = {
     "train": MODEL
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
-    | {"distributed", "console", "jsonlines", "signals"}
+    | {"distributed", "console", "jsonlines", "signals", "chips"}
     | CONFIGS,
     "evaluate": BASE
     | FORWARD
     | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"},
-    "arguments": {"data", "parsing", "presets", "meanings"},
+    "arguments": {"parsing", "presets", "changes", "distributed"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
     | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
-    | {"presets", "fields", "accounting"},
-    "cli": BASE | {"arguments", "compiled", "console", "parsing", "signals", "verbs"},
+    | {"presets", "fields", "accounting", "arguments", "parsing", "meanings"},
+    "cli": BASE | {"compiled", "console", "parsing", "signals", "verbs"},
     "preflight": MODEL
     | FORWARD
-    | {"accounting", "budget", "changes", "topology", "train", "generate", "data"}
+    | {"accounting", "budget", "changes", "chips", "topology", "train", "generate", "data"}
     | CONFIGS,
     "__main__": {"cli", "console", "signals", "streams"},
     "__init__": set(),
@@ -99,7 +102,7 @@ GENERIC = (
     "errors ranges params optimizers kv injection layers sharing architecture model accounting "
     "settings typed presets fields config data losses scores workdir train evaluate generate "
     "budget matching cli verbs arguments parsing streams signals compiled console jsonlines notes "
-    "sharding distributed topology changes preflight __main__"
+    "sharding distributed chips topology changes preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

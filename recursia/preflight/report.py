@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from recursia import accounting, settings
+from recursia import accounting, chips, settings
 from recursia.architecture import Model
-from recursia.preflight import chips, collectives, program, roofline, traffic
+from recursia.preflight import collectives, program, roofline, traffic
 from recursia.train.step import Trainer
 
 Report = dict[str, Any]
@@ -39,7 +39,7 @@ def examine(
     Raises:
       ConfigError: for a mesh, batch or width that does not divide.
     """
-    chip = chips.CHIPS[topology.partition(":")[0]]
+    chip = chips.of_topology(topology)
     made = program.trainer(run, devices)
     report: Report = {
         "topology": topology,

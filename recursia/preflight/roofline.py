@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recursia.preflight.chips import Chip
+from recursia.chips import Chip
 from recursia.preflight.collectives import Collective
 
 

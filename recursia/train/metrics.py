@@ -12,23 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia import accounting, console, jsonlines
+from recursia import accounting, chips, console, jsonlines
 from recursia.train.step import State, Trainer
-
-# Peak dense bfloat16 FLOP/s of one chip, by the name its runtime gives it; sources are in
-# preflight/chips.py.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989.5e12,
-    "NVIDIA H200": 989.5e12,
-}
 
 
 def peak_flops() -> float:
@@ -37,9 +22,8 @@ def peak_flops() -> float:
     On a device without an entry (a CPU), the rate is that of one float32 matrix product here, now.
     """
     kind = jax.devices()[0].device_kind
-    for name in sorted(PEAK_FLOPS, key=len, reverse=True):
-        if kind.startswith(name):
-            return PEAK_FLOPS[name] * jax.device_count()
+    if chip := chips.of_kind(kind):
+        return chip.flops * jax.device_count()
     size = 1024
     x = jnp.ones((size, size), jnp.float32)
     product = jax.jit(lambda x: x @ x)

@@ -1,17 +1,52 @@
-"""What each verb does: it reads its options and calls one function."""
+"""The verbs of `recursia`, one file each: a line for `--help`, the options, and what it does."""
 
-from recursia.verbs import costs, files, runs, shown
+import argparse
+from typing import Protocol
 
-RUNS = {
-    "train": runs.train,
-    "eval": runs.evaluate,
-    "generate": runs.generate,
-    "budget": costs.budget,
-    "compile": costs.compile,
-    "parity": files.parity,
-    "convert recursive": runs.recursive,
-    "data prepare": files.prepare,
-    "data inspect": files.inspect,
-    "presets": shown.presets,
-    "fields": shown.fields,
+from recursia import parsing
+from recursia.verbs import (
+    budget,
+    compile,
+    convert_recursive,
+    data_inspect,
+    data_prepare,
+    eval,
+    fields,
+    generate,
+    parity,
+    presets,
+    train,
+)
+
+
+class Verb(Protocol):
+    """What the file of a verb defines."""
+
+    @property
+    def ABOUT(self) -> str:
+        """One line for `--help`."""
+        ...
+
+    @staticmethod
+    def options(parser: parsing.Parser) -> None:
+        """Adds the options of the verb to its parser."""
+
+    @staticmethod
+    def run(given: argparse.Namespace) -> int | None:
+        """Does what was asked; returns the exit code, where None is 0."""
+
+
+GROUPS = {"convert": "Make one model of another.", "data": "Prepare and look at data."}
+VERBS: dict[str, Verb] = {
+    "train": train,
+    "eval": eval,
+    "generate": generate,
+    "budget": budget,
+    "compile": compile,
+    "parity": parity,
+    "convert recursive": convert_recursive,
+    "data prepare": data_prepare,
+    "data inspect": data_inspect,
+    "presets": presets,
+    "fields": fields,
 }

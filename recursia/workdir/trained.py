@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from recursia import config, model, params, settings, sharding
+from recursia import changes, config, model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError
@@ -66,8 +66,8 @@ def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] =
         ours, theirs = (each.model.sized(vocab) for each in (run, trained))
         specs = model.specs(ours)
         if overrides and params.abstract(specs) != params.abstract(model.specs(theirs)):
-            changed = " ".join(f"--config.{k}={v}" for k, v in overrides.items())
-            raise ConfigError(f"{changed}: makes a model with other parameters than {workdir} has")
+            typed = changes.typed(overrides)
+            raise ConfigError(f"{typed}: makes a model with other parameters than {workdir} has")
         tokenizer = directory.tokenizer(workdir, run)
         if (saved := meta["data"].get("tokenizer")) not in (None, tokenizer.name):
             raise CheckpointError(

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from recursia import cli, config, settings, topology
-from recursia.preflight import chips, ladder, render
+from recursia.preflight import ladder, render
 from recursia.train.step import Trainer
 
 FIXED_KEYS = (
@@ -125,10 +125,6 @@ def test_advice_is_the_next_rungs_each_of_another_kind():
     told = [each["overrides"] for each in ladder.advice(run, topology.devices("v5e:2x2"))]
     assert told[0] == "--config.train.remat=block"
     assert "num_microbatches=2" in told[1] and "--config.mesh." in told[2]
-
-
-def test_every_topology_has_a_chip_and_every_chip_a_topology():
-    assert set(chips.CHIPS) == {*topology.TPUS, *topology.GPUS}
 
 
 def test_several_processes_compile_at_once():

@@ -1,19 +1,30 @@
-"""Verbs about files: parity, data."""
+"""`recursia parity`: compares models with what their authors' code computed."""
 
 import argparse
 import dataclasses
 import json
+from typing import Any
 
-from recursia import console
+from recursia import arguments, console, parsing
 from recursia.errors import UserError
 
+ABOUT = "Compare with what the authors' code computed."
 
-def parity(options: argparse.Namespace) -> int:
+
+def options(parser: parsing.Parser) -> None:
+    """Adds the options."""
+    about = "what the authors' code computed, and with which weights"
+    parser.add_argument("file", nargs="+", metavar="FILE.npz", type=parsing.place, help=about)
+    arguments.json_option(parser)
+    arguments.compiling_option(parser)
+
+
+def run(given: argparse.Namespace) -> int:
     """Prints how near files come to what their authors computed; returns 1 if one does not."""
     from recursia.evaluate import parity
 
     results, code = {}, 0
-    for path in options.file:
+    for path in given.file:
         try:
             with console.doing(f"comparing {path}"):
                 found = parity.check(path)
@@ -21,14 +32,14 @@ def parity(options: argparse.Namespace) -> int:
         except UserError as error:
             results[path] = {"ok": False, "error": str(error)}
             code = error.exit_code
-        if not options.json:
+        if not given.json:
             print(_parity_line(path, results[path]))
-    if options.json:
+    if given.json:
         print(json.dumps(results))
     return code or int(not all(result["ok"] for result in results.values()))
 
 
-def _parity_line(path: str, result: dict) -> str:
+def _parity_line(path: str, result: dict[str, Any]) -> str:
     if "error" in result:
         return f"FAIL  {result['error']}"
     names = {"logits": "logits_max_abs", "losses": "loss_max_abs", "gradients": "gradient_max_rel"}
@@ -37,20 +48,3 @@ def _parity_line(path: str, result: dict) -> str:
     apart = ", ".join(f"{name} {result[field]:.1e}" for name, field in names.items())
     routed = "" if result["is_routed_alike"] else ", other tokens routed"
     return f"{'ok  ' if result['ok'] else 'FAIL'}  {path}: {apart}{routed}"
-
-
-def prepare(options: argparse.Namespace) -> None:
-    """Prepares text and prints what came of it."""
-    from recursia.data import prepare
-
-    fields = [field.name for field in dataclasses.fields(prepare.Options)]
-    chosen = prepare.Options(**{name: getattr(options, name) for name in fields})
-    manifest = prepare.prepare(options.input, options.output, **vars(chosen))
-    print(json.dumps(manifest["splits"], indent=2))
-
-
-def inspect(options: argparse.Namespace) -> None:
-    """Prints what a prepared directory holds."""
-    from recursia.data import prepare
-
-    print(json.dumps(prepare.inspect(options.directory), indent=2))

@@ -1,0 +1,35 @@
+"""`recursia train`: pretrains a model; the same command again resumes."""
+
+import argparse
+
+from recursia import arguments, parsing, streams
+from recursia.errors import ConfigError
+
+ABOUT = "Pretrain; the same command again resumes."
+
+
+def options(parser: parsing.Parser) -> None:
+    """Adds the options."""
+    arguments.config_option(parser)
+    parser.add_argument("--workdir", type=parsing.path, help="the run's directory")
+    parser.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")
+    arguments.compiling_option(parser)
+    arguments.process_options(parser)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Trains, or says what that would cost."""
+    from recursia import config, distributed
+    from recursia.train import loop
+
+    run = config.load(given.config, given.overrides)
+    if given.dry_run:
+        from recursia import budget
+
+        print(budget.render(budget.compare({given.config: run}, "none")))
+        return
+    if given.workdir is None:
+        raise ConfigError("train: give --workdir=DIR, or --dry_run to see what it would cost")
+    streams.print_nothing_of_note()
+    with distributed.joined(arguments.processes(given), is_preemptible=True):
+        loop.train(run, given.workdir, given.overrides, given.config)
