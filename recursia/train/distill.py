@@ -21,7 +21,7 @@ from recursia import losses, model, settings
 from recursia.architecture import Model
 from recursia.layers import embedding
 
-Taught = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and their head
+TeacherOutput = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and their head
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Teacher:
     model: Model
     params: Any
 
-    def read(self, batch: dict[str, Array]) -> Taught:
+    def read(self, batch: dict[str, Array]) -> TeacherOutput:
         """Returns its last states of a batch as published, and its head, without gradient."""
         where: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
         out = model.apply(self.params, batch["tokens"], self.model, mode="eval", **where)
@@ -47,7 +47,7 @@ def distance(
     kind: settings.Distance,
     hidden: Float[Array, "B T D"],
     head: dict[str, Array],
-    taught: Taught,
+    taught: TeacherOutput,
     weights: Float[Array, "B T"],
     chunk: int,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,16 +11,15 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int, Integer
 
 from recursia import batch as whole_batch
-from recursia import losses, model, params, settings, sharding
+from recursia import model, params, settings, sharding
 from recursia.architecture import Model
-from recursia.layers import embedding
 from recursia.params import Leaf
+from recursia.sharing.weights import Tree
 from recursia.train import distill, schedule
-
-Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
+from recursia.train.objective import Batch, loss_fn
 
 
 @struct.dataclass
@@ -29,19 +27,19 @@ class State:
     """What training carries from step to step, and a checkpoint holds."""
 
     step: Leaf  # []
-    params: Any
-    opt_state: Any
+    params: Tree
+    opt_state: Any  # the states of optax, a tree without a type of its own
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Everything about a run that its steps need: built once, then pure functions.
+    """A run's model, mesh and optimizer, and the functions that make its training steps.
 
     Attributes:
       run: the settings.
       model: the model, at full depth and capacity.
       mesh: the devices.
-      teacher: whose predictions it learns from besides, if any.
+      teacher: the model to distil from, if any.
     """
 
     run: settings.Run
@@ -50,13 +48,13 @@ class Trainer:
     teacher: distill.Teacher | None = None
 
     @functools.cached_property
-    def specs(self) -> Any:
+    def specs(self) -> Tree:
         """The parameters, as specs."""
         return model.specs(self.model)
 
     @functools.cached_property
     def factor(self) -> optax.Schedule:
-        """The learning rate's factor by step."""
+        """The factor of the peak learning rate, by step."""
         return schedule.factor(self.run.schedule, self.run.train.num_steps)
 
     @functools.cached_property
@@ -66,15 +64,19 @@ class Trainer:
 
     @functools.cached_property
     def batch_sharding(self) -> NamedSharding:
-        """Rows of a batch over all devices that split it."""
+        """The sharding of a batch: rows are split over the mesh axes of `batch.AXES`."""
         split = sharding.partition(("batch", None), self.run.mesh.rules)
         return NamedSharding(self.mesh, split)
 
     @functools.cached_property
+    def replicated(self) -> NamedSharding:
+        """The sharding of an array that every device holds whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @functools.cached_property
     def state_shardings(self) -> State:
-        """Where each part of the state lies: moments lie with their parameters."""
+        """The sharding of every array of the state; moments are sharded as their parameters."""
         where = sharding.shardings(self.specs, self.mesh, self.run.mesh.rules)
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
         is_masked = lambda x: isinstance(x, optax.MaskedNode)  # a parameter of another rule
         moments = jax.eval_shape(self.optimizer.init, params.abstract(self.specs))
         moments = optax.tree.map_params(
@@ -82,30 +84,30 @@ class Trainer:
             lambda x, place: x if is_masked(x) else place,
             moments,
             where,
-            transform_non_params=lambda _: everywhere,
+            transform_non_params=lambda _: self.replicated,
             is_leaf=is_masked,
         )
-        return State(everywhere, where, moments)
+        return State(self.replicated, where, moments)
 
     def init(self) -> State:
-        """Returns the state before the first step, already where it belongs."""
-        # This runs once: on a CPU, optimising its code takes longer than it takes.
+        """Returns the sharded state before the first step."""
+        # This program runs once: on a CPU, optimising it takes longer than running it.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         start = jax.jit(self._start, out_shardings=self.state_shardings, compiler_options=quick)
         return start(np.uint32(self.run.train.seed))  # an int would have 31 bits
 
-    def _start(self, seed: Int[Array, ""]) -> State:
+    def _start(self, seed: Integer[Array, ""]) -> State:
         weights = params.init(self.specs, jax.random.key(seed))
         return State(jnp.zeros((), jnp.int32), weights, self.optimizer.init(weights))
 
     def abstract(self) -> State:
-        """Returns the shapes, dtypes and places of `init()` without making anything."""
+        """Returns the shapes, dtypes and shardings of `init()` without drawing anything."""
         shapes = jax.eval_shape(self._start, 0)
         place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         return jax.tree.map(place, shapes, self.state_shardings)
 
-    def put(self, batch: dict[str, Any]) -> Batch:
-        """Returns this process's rows of a batch as one array over the mesh."""
+    def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
+        """Returns this process's rows of a batch as arrays over the mesh."""
         make = jax.make_array_from_process_local_data
         return {name: make(self.batch_sharding, rows) for name, rows in batch.items()}
 
@@ -117,7 +119,7 @@ class Trainer:
         return self._compiled(self.model.at_step(step))
 
     @functools.lru_cache  # noqa: B019 - lives as long as the run
-    def _compiled(self, config: Model) -> Callable:
+    def _compiled(self, config: Model) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
         jitted = self._jitted(config)
 
         def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
@@ -126,24 +128,23 @@ class Trainer:
 
         return run
 
-    def _jitted(self, config: Model) -> Any:
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
+    def _jitted(self, config: Model) -> jax.stages.Wrapped:
         return jax.jit(
             functools.partial(train_step, self, config),
             in_shardings=(self.state_shardings, self.batch_sharding, None),
-            out_shardings=(self.state_shardings, everywhere),
+            out_shardings=(self.state_shardings, self.replicated),
             donate_argnums=0,
         )
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns the shapes, dtypes and places of a step's batch."""
+        """Returns the shapes, dtypes and shardings of a step's batch."""
         shape = (self.run.train.batch_size, self.run.train.seq_len)
         array = lambda dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=self.batch_sharding)
         ints = ("tokens", "targets", "positions", "segment_ids")
         return {**dict.fromkeys(ints, array(jnp.int32)), "weights": array(jnp.float32)}
 
     def trace(self, step: int = 0) -> jax.stages.Traced:
-        """Returns the program of a step, traced for the mesh's devices, which may not be here."""
+        """Returns the traced program of a step; the mesh's devices may belong to another host."""
         state, batch = self.abstract(), self.abstract_batch()
         with jax.set_mesh(self.mesh):
             return self._jitted(self.model.at_step(step)).trace(
@@ -151,39 +152,44 @@ class Trainer:
             )
 
     def lower(self, step: int = 0) -> jax.stages.Lowered:
-        """Returns the same, lowered."""
+        """Returns the lowered program of a step."""
         traced = self.trace(step)
         with jax.set_mesh(self.mesh):
             return traced.lower()
 
 
 def train_step(
-    trainer: Trainer, config: Model, state: State, batch: Batch, taught_by: Any = None
+    trainer: Trainer,
+    config: Model,
+    state: State,
+    batch: Batch,
+    teacher_params: Tree | None = None,
 ) -> tuple[State, dict[str, Array]]:
-    """Returns the state after one update, and what was measured before it.
+    """Returns the state after one update, and the metrics of the batch.
 
     Args:
       trainer: of the run.
-      config: the model of this step.
-      state: before it.
+      config: the model at this step.
+      state: before the update.
       batch: its rows.
-      taught_by: parameters of the trainer's teacher: arguments, or they would be compiled in.
+      teacher_params: parameters of the trainer's teacher. They are arguments because the compiler
+        would embed a closed-over array in the program as a constant.
     """
     by_rows = jax.tree.map(lambda where: sharding.by_rows(where.spec), trainer.state_shardings)
-    rows, everywhere = sharding.by_rows(trainer.batch_sharding.spec), PartitionSpec()
+    rows, replicated = sharding.by_rows(trainer.batch_sharding.spec), PartitionSpec()
     grads, metrics = jax.shard_map(
         functools.partial(gradients, trainer, config),
-        in_specs=(by_rows.params, rows, everywhere, everywhere),
-        out_specs=(by_rows.params, everywhere),
+        in_specs=(by_rows.params, rows, replicated, replicated),
+        out_specs=(by_rows.params, replicated),
         axis_names=set(whole_batch.AXES) | {a for a, n in trainer.mesh.shape.items() if n == 1},
         check_vma=False,
-    )(state.params, batch, state.step, taught_by)
+    )(state.params, batch, state.step, teacher_params)
     updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
-    metrics: dict[str, Any] = metrics | {
+    metrics = metrics | {
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
-    weights: Any = optax.apply_updates(state.params, updates)
+    weights: Tree = optax.apply_updates(state.params, updates)
     weights["depth"] = config.depth.after_step(weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 
@@ -191,42 +197,44 @@ def train_step(
 def gradients(
     trainer: Trainer,
     config: Model,
-    weights: Any,
+    shards: Tree,
     batch: Batch,
     step: Int[Array, ""],
-    taught_by: Any,
-) -> tuple[Any, dict[str, Array]]:
-    """Returns the batch's gradients and metrics, from this device's rows and parts of parameters.
+    teacher_params: Tree | None,
+) -> tuple[Tree, dict[str, Array]]:
+    """Returns the gradients and metrics of a batch, from one device's rows and parameter shards.
 
-    Parameters that recursions share are gathered once and their gradients summed once, over
-    microbatches, recursions and devices, in float32; the others where they are used.
+    A reused parameter is all-gathered once, before the step; its gradient is summed in float32 over
+    microbatches and recursions and reduce-scattered once. Other parameters are gathered where they
+    are used.
     """
     total = jnp.maximum(whole_batch.total(batch["weights"].sum()), 1.0)
-    count = trainer.run.train.num_microbatches
-    teacher = trainer.teacher and dataclasses.replace(trainer.teacher, params=taught_by)
+    num_microbatches = trainer.run.train.num_microbatches
+    teacher = trainer.teacher and dataclasses.replace(trainer.teacher, params=teacher_params)
     loss = functools.partial(loss_fn, trainer.run, config, teacher=teacher)
     grad = jax.value_and_grad(loss, has_aux=True)
-    weights, scatter = jax.vjp(functools.partial(_gathered, trainer, config), weights)
-    if count == 1:
+    weights, scatter = jax.vjp(functools.partial(_gathered, trainer, config), shards)
+    if num_microbatches == 1:
         (_, metrics), grads = grad(weights, batch, total, step, 0)
     else:
-        # Rows are dealt out in turn, so that each device's rows stay on it.
-        deal = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+        # Microbatches take rows in turn, so that each device's rows stay on it.
+        split = lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
-        def add(grads: Any, part: tuple[Batch, Array]) -> tuple[Any, dict[str, Array]]:
-            (_, metrics), more = grad(weights, part[0], total, step, part[1])
+        def add(grads: Tree, microbatch: tuple[Batch, Array]) -> tuple[Tree, dict[str, Array]]:
+            rows, index = microbatch
+            (_, metrics), more = grad(weights, rows, total, step, index)
             return jax.tree.map(jnp.add, grads, more), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, weights)
-        parts = (jax.tree.map(deal, batch), jnp.arange(count))
-        grads, metrics = jax.lax.scan(add, zeros, parts)
+        microbatches = (jax.tree.map(split, batch), jnp.arange(num_microbatches))
+        grads, metrics = jax.lax.scan(add, zeros, microbatches)
         metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     (grads,) = scatter(grads)
     return _summed(trainer, grads), jax.tree.map(whole_batch.total, metrics)
 
 
-def _gathered(trainer: Trainer, config: Model, weights: Any) -> Any:
-    """Returns parameters as the model takes them: whole, or in parts where used once a step."""
+def _gathered(trainer: Trainer, config: Model, shards: Tree) -> Tree:
+    """Returns parameters for the model: reused ones all-gathered, the others as shards."""
 
     def gather(spec: params.Spec, part: Array) -> Array | sharding.Shard:
         weight = sharding.shard(spec, part, trainer.mesh, trainer.run.mesh.rules)
@@ -236,101 +244,10 @@ def _gathered(trainer: Trainer, config: Model, weights: Any) -> Any:
             weight, jnp.float32, jnp.float32 if spec.is_exact else config.dtype
         )
 
-    return jax.tree.map(gather, trainer.specs, weights)
+    return jax.tree.map(gather, trainer.specs, shards)
 
 
-def _summed(trainer: Trainer, grads: Any) -> Any:
-    """Returns gradients summed over the devices that hold the same part of a parameter."""
-
+def _summed(trainer: Trainer, grads: Tree) -> Tree:
+    """Returns gradients summed over the devices that hold the same shard of a parameter."""
     over = lambda where, grad: sharding.summed(grad, where.spec)
     return jax.tree.map(over, trainer.state_shardings.params, grads)
-
-
-def loss_fn(
-    run: settings.Run,
-    config: Model,
-    weights: Any,
-    batch: Batch,
-    total: Float[Array, ""],
-    step: Int[Array, ""],
-    microbatch: int | Int[Array, ""],
-    teacher: distill.Teacher | None = None,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Returns these rows' share of the loss, and their share of every metric.
-
-    Args:
-      run: the settings.
-      config: the model of this step.
-      weights: the parameters.
-      batch: rows of the microbatch.
-      total: sum of the token weights of the whole batch.
-      step: of training.
-      microbatch: which one of the step this is; terms that are no sum over tokens are averaged over
-        all of them, and brought by each device in part.
-      teacher: whose predictions are learnt from besides.
-    """
-    trains = run.optimizer.trains(weights)
-    weights = jax.tree.map(lambda w, yes: w if yes else jax.lax.stop_gradient(w), weights, trains)
-    count = run.train.num_microbatches * whole_batch.num_shards()
-    key = jax.random.fold_in(jax.random.key(run.train.seed), zlib.crc32(b"forward"))
-    # Where rows are whole, they need not say so: kernels then know it.
-    where = {name: batch[name] for name in ("positions", "segment_ids")}
-    out = model.apply(
-        weights,
-        batch["tokens"],
-        config,
-        **({} if run.data.cross_document_attention else where),
-        mode="train",
-        step=step,
-        key=jax.random.fold_in(key, step),
-        microbatch=microbatch,
-        remat=run.train.rematerialisation,
-    )
-    taught = None if teacher is None else teacher.read(batch)
-    predicted, nats, exits = _prediction_losses(run, config, weights, batch, out, taught)
-    extra = {f"loss_{name}": value / count for name, value in out.aux.losses.items()}
-    extra |= {f"loss_{name}": value / total for name, value in exits.items()}
-    metrics = {
-        "loss": (batch["weights"] * nats).sum() / total,
-        "mean_depth": (out.aux.depth_used * batch["weights"]).sum() / total,
-        **extra,
-        **{name: value / count for name, value in out.aux.metrics.items()},
-    }
-    return predicted / total + sum(extra.values()), metrics
-
-
-def _prediction_losses(
-    run: settings.Run,
-    config: Model,
-    weights: Any,
-    batch: Batch,
-    out: model.Output,
-    taught: distill.Taught | None,
-) -> tuple[Float[Array, ""], Float[Array, "B T"], dict[str, Array]]:
-    """Returns sums over tokens: of what predicts, in nats, and of what exits cost besides.
-
-    Between them, each token's cross-entropy after the last recursion.
-    """
-    aux, targets, learnt = out.aux, batch["targets"], run.distill
-    head, chunk = embedding.head(weights["embed"]), run.train.loss_chunk
-
-    def score(hidden: Array, share: Array, taught: distill.Taught | None):
-        if taught is None:
-            return losses.cross_entropy(hidden, head, targets, share, chunk)
-        kept = (1 - learnt.weight) * share
-        read, nats = losses.cross_entropy(hidden, head, targets, kept, chunk)
-        share = learnt.weight * share
-        return read + distill.distance(learnt.kind, hidden, head, taught, share, chunk)[0], nats
-
-    if aux.exit_weights is None or aux.states is None:
-        return *score(out.hidden, batch["weights"], taught), {}
-    shares = aux.exit_weights * batch["weights"]
-    last, nats = score(out.hidden, shares[-1], taught)
-    inner = jax.lax.stop_gradient((out.hidden, head)) if learnt.exits else None
-    one = lambda exit: score(model.read(weights, exit[0], config), exit[1], inner)
-    earlier, earlier_nats = jax.lax.map(one, (aux.states[:-1], shares[:-1]))
-    if aux.exits is None:
-        return last + earlier.sum(), nats, {}
-    every = jax.lax.stop_gradient(jnp.concatenate([earlier_nats, nats[None]]))
-    each = config.depth.stopping_loss(aux.exits, every)
-    return last + earlier.sum(), nats, {"exits": (batch["weights"] * each).sum()}

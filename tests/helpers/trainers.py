@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from recursia import model, sharding
-from recursia.train.step import Trainer, loss_fn
+from recursia.train.objective import loss_fn
+from recursia.train.step import Trainer
 from tests.helpers.batches import whole_rows
 from tests.helpers.runs import tiny_run
 from tests.helpers.tiny import draw

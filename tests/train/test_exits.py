@@ -13,7 +13,7 @@ from recursia import accounting
 from recursia.errors import ConfigError, UserError
 from recursia.sharing.remat import KEEP
 from recursia.train import loop
-from recursia.train.step import loss_fn
+from recursia.train.objective import loss_fn
 from tests.helpers import slow
 from tests.helpers.blocks import altered
 from tests.helpers.runs import state_of, tiny_run, write_text

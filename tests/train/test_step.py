@@ -11,7 +11,8 @@ import pytest
 
 from recursia import model, sharding
 from recursia.train import step as step_lib
-from recursia.train.step import Trainer, loss_fn
+from recursia.train.objective import loss_fn
+from recursia.train.step import Trainer
 from tests.helpers import slow
 from tests.helpers.runs import tiny_run
 from tests.helpers.tiny import error, is_equal, tol
