@@ -102,11 +102,11 @@ def test_the_bundled_corpus_is_there():
 def test_a_kind_is_one_module(put, tmp_path, monkeypatch):
     put(
         "kinds/shouted.py",
-        "from recursia.data.source import Source, whole\n"
+        "from recursia.data.source import Source, in_memory\n"
         "class Shouted(Source):\n"
         "    SUFFIXES = ('.up',)\n"
         "    def records(self, text_field):\n"
-        "        yield whole(open(self.path).read().upper())\n",
+        "        yield in_memory(open(self.path).read().upper())\n",
     )
     folders = [*sources.__path__, str(tmp_path / "kinds")]
     with monkeypatch.context() as patch:
