@@ -38,6 +38,8 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("tests.helpers")
 
+from tests.helpers.refusals import assert_one_line  # noqa: E402 - whose assertions are rewritten
+
 
 def pytest_unconfigure():
     """Deletes the programs in the process that made their folder; workers inherit it."""
@@ -78,3 +80,31 @@ def programs_are_dropped():
     """Lets go of a module's compiled programs: thousands of them in one process crash XLA."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `recursia ARGUMENTS` here, which must end with a code; returns its two streams."""
+    from recursia import cli  # no sooner: the hook that checks shapes is not there yet
+
+    def run(*arguments, code=0):
+        capsys.readouterr()
+        got = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert got == code, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def refused_command(command):
+    """Runs a command that must end with a code, no output and one line that names every part."""
+
+    def run(*arguments, parts=(), code=2):
+        out, err = command(*arguments, code=code)
+        assert out == ""
+        assert_one_line(err, *parts)
+        return err
+
+    return run
