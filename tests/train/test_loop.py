@@ -104,7 +104,7 @@ def test_a_run_told_to_stop_ends_where_the_unbroken_one_does(
     # While it waits for a step: it stops after the next, which it would not save by itself.
     once(monkeypatch, loop.Loop, "log", lambda step, _: step == 2, signals(signal.SIGTERM))
     assert train(folder, tmp_path) == 75
-    assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: told to stop: saved step")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: stopped by a signal: ")
     assert saved(tmp_path)[-1] == rows(tmp_path)[-1]["step"] == 3
     monkeypatch.undo()
     # Between two steps, by the signal that schedulers send ahead.
