@@ -4,7 +4,7 @@ import dataclasses
 import textwrap
 from typing import Any, Literal
 
-from recursia import accounting, settings
+from recursia import accounting, kinds, settings
 from recursia.data import packing, tokenizer
 from recursia.errors import DataError
 from recursia.notes import notes
@@ -66,7 +66,7 @@ def _row(name: str, run: settings.Run) -> Row:
     cost = accounting.budget(config, train.seq_len, train.rematerialisation, run.optimizer)
     return {
         "name": name,
-        "depth_kind": settings.kind(run.model.depth),
+        "depth_kind": kinds.kind_of(run.model.depth),
         **dataclasses.asdict(cost),
         "vocab_size": config.vocab_size,
         "seq_len": train.seq_len,

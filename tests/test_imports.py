@@ -13,7 +13,7 @@ HERE = "recursia"
 # What each part may import, besides itself. A part is a package, or a module at the top.
 BASE = {"errors", "ranges"}
 WEIGHTS = BASE | {"params", "batch", "kernels"}
-CONFIGS = {"settings", "config", "notes"}
+CONFIGS = {"settings", "config", "notes", "kinds"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 BLOCKS = LAYERS | {"mixers", "feedforward", "blocks"}
 MODEL = BLOCKS | {"kv", "injection", "sharing", "depth"}
@@ -47,11 +47,12 @@ MAY = {
     "model": MODEL | {"architecture"},
     "optimizers": BASE | {"params"},
     "accounting": MODEL | FORWARD | {"optimizers"},
-    "settings": MODEL | {"architecture", "typed", "optimizers"},
+    "kinds": MODEL | {"optimizers"},
+    "settings": MODEL | {"architecture", "typed", "optimizers", "kinds"},
     "typed": BASE,
     "presets": BASE | {"configs"},
-    "fields": MODEL | {"architecture", "settings", "typed", "meanings"},
-    "config": MODEL | {"architecture", "settings", "typed", "presets", "fields"},
+    "fields": MODEL | {"architecture", "settings", "kinds", "typed", "meanings"},
+    "config": MODEL | {"architecture", "settings", "kinds", "typed", "presets", "fields"},
     "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"architecture", "settings"},
     "data": BASE | {"corpus", "console"},
@@ -63,7 +64,10 @@ MAY = {
     "generate": BASE | FORWARD | {"params", "workdir", "console"},
     "convert": MODEL | FORWARD | {"optimizers"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
-    "matching": BLOCKS | {"architecture", "accounting", "budget", "changes"} | CONFIGS,
+    "scaling": BLOCKS | {"architecture"},
+    "matching": BLOCKS
+    | {"architecture", "accounting", "budget", "changes", "depth", "scaling"}
+    | CONFIGS,
     "train": MODEL
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
@@ -89,20 +93,20 @@ MAY = {
 }
 # What of a part alone: training prints samples of the decoder, not of a run in a directory; what
 # works with any kind knows the base class.
-HOLD = ("architecture", "model", "settings", "accounting")
+HOLD = ("architecture", "model", "kinds", "settings", "accounting", "scaling")
 NARROW = {
     ("train", "generate"): {"generate.decode"},
     **{(part, "blocks"): {"blocks.block"} for part in HOLD},
     **{(part, "depth"): {"depth.policy"} for part in (*HOLD, "scores")},
-    ("settings", "mixers"): {"mixers.mixer"},
-    ("settings", "feedforward"): {"feedforward.feedforward"},
+    ("kinds", "mixers"): {"mixers.mixer"},
+    ("kinds", "feedforward"): {"feedforward.feedforward"},
 }
 
 GENERIC = (
     "errors ranges params optimizers kv injection layers sharing architecture model accounting "
-    "settings typed presets fields config data losses scores workdir train evaluate generate "
-    "budget matching cli verbs arguments parsing streams signals compiled console jsonlines notes "
-    "sharding distributed chips topology changes preflight __main__"
+    "kinds settings typed presets fields config data losses scores workdir train evaluate "
+    "generate budget scaling matching cli verbs arguments parsing streams signals compiled console "
+    "jsonlines notes sharding distributed chips topology changes preflight __main__"
 ).split()
 SYSTEMS = re.compile(
     r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",

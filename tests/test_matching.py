@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from recursia import accounting, budget, cli, config, matching, settings
+from recursia import accounting, budget, cli, config, kinds, matching
 from tests.helpers.blocks import flat, published
 from tests.helpers.runs import values, write_config, write_text
 
@@ -152,7 +152,7 @@ def test_a_control_of_another_block_has_its_widths():
     run = with_other_block(load("recursive:tiny"))
     for name, control in matching.controls(run).items():
         block = control.model.block
-        assert settings.kind(block) == "pre_norm", name
+        assert kinds.kind_of(block) == "pre_norm", name
         assert (block.mixer.num_heads, block.mixer.num_kv_heads) == (4, 4)
         match = "params" if name == "equal_params" else "flops"
         assert measured(control, match) == pytest.approx(measured(run, match), rel=0.01)
@@ -199,7 +199,7 @@ def test_what_is_printed_and_written_is_the_matched_model(capsys, tmp_path, matc
         "vanilla_tiny.py",
     ]
     code, _, err = budgeted(capsys, *typed, f"--output={tmp_path / 'new'}")  # nothing is lost
-    assert code == 2 and "vanilla_tiny.py: is there already" in err
+    assert code == 2 and "vanilla_tiny.py: exists already" in err
 
 
 CONTROLLED = {

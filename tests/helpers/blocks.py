@@ -3,7 +3,7 @@
 import dataclasses
 import types
 
-from recursia import settings
+from recursia import kinds
 from recursia.configs import blocks
 from recursia.layers.initial import Init
 
@@ -14,7 +14,7 @@ PUBLISHED = ("llama", "ouro", "huginn", "universal", "moeut", "sut", "widenet")
 def of(values, field="block"):
     """Returns the block that a preset's values describe, or a part of it."""
     values = dict(values)
-    cls = settings.kind_config(field, values.pop("kind"))
+    cls = kinds.config_class(field, values.pop("kind"))
     inner = {name: of(values[name], name) for name in PARTS if name in values}
     init = {"init": Init(**values["init"])} if "init" in values else {}
     return cls(**{**values, **inner, **init})
@@ -36,7 +36,7 @@ def altered(block, **fields):
 
 def arranged(block, kind):
     """Returns a block's parts in another arrangement."""
-    return settings.kind_config("block", kind)(**vars(block))
+    return kinds.config_class("block", kind)(**vars(block))
 
 
 def flat(block):

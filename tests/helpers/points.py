@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 
-from recursia import injection, kv
+from recursia import injection, kinds, kv
 from recursia.architecture import Model
 from recursia.layers import embedding
-from recursia.settings import kind_config, kinds
 from recursia.sharing import atoms, lora, tied
 from tests.helpers.blocks import PUBLISHED, published
 from tests.helpers.tiny import VOCAB
@@ -21,7 +20,7 @@ SIZES = {  # of the fields that blocks and their parts have
 }  # fmt: skip
 
 
-BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS = map(kinds, ("block", "mixer", "feedforward", "depth"))
+BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS = map(kinds.names, ("block", "mixer", "feedforward", "depth"))
 HEADS = ("embed_dim", "num_heads", "head_dim")
 EXPERTS = (*HEADS, "num_experts", "top_k", "expert_dim")
 ROUTED = (*EXPERTS, "num_attention_experts", "attention_top_k")
@@ -57,7 +56,7 @@ def keys(rng, recursions, blocks, order="cycle"):
 
 def part(field, kind):
     """Returns a small part of a block; of a feed-forward around another, that is SwiGLU."""
-    config = kind_config(field, kind)
+    config = kinds.config_class(field, kind)
     fields = {f.name for f in dataclasses.fields(config)}
     inner = {"feedforward": part("feedforward", "swiglu")} if "feedforward" in fields else {}
     return config(**inner, **{name: size for name, size in SIZES.items() if name in fields})
@@ -68,13 +67,13 @@ def block(name, mixer="grouped_query", feedforward="swiglu"):
     if name in PUBLISHED:
         return published(name, **{field: SIZES[field] for field in TAKES[name]})
     parts = part("mixer", mixer), part("feedforward", feedforward)
-    return kind_config("block", name)(SIZES["embed_dim"], *parts)
+    return kinds.config_class("block", name)(SIZES["embed_dim"], *parts)
 
 
 def policy(name, recursions=RECURSIONS):
     """Returns a depth policy with its defaults; nested cycles take an even number."""
     recursions += recursions % 2 if name == "nested" else 0
-    return kind_config("depth", name)(num_recursions=recursions)
+    return kinds.config_class("depth", name)(num_recursions=recursions)
 
 
 def point(
@@ -98,7 +97,7 @@ def point(
       ValueError: if its parts cannot be combined.
     """
     made = block(block_, mixer, feedforward)
-    kinds = {
+    weights_kinds = {
         "tied": tied.Tied(),
         "lora": lora.Lora(2, tuple(slot for slot in ("attention", "mlp") if slot in made.slots)),
         "atoms": atoms.Atoms(2),
@@ -112,7 +111,7 @@ def point(
         depth,
         sharing=sharing,
         inject=INJECTS[inject_],
-        weights=kinds[weights],
+        weights=weights_kinds[weights],
         kv=kv.Plan(kv_sharing),
         vocab_size=VOCAB,
         **{"embed": embedding.Embedding(), **options},

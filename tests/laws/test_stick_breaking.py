@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import injection, kv, model, settings
+from recursia import injection, kinds, kv, model
 from recursia.architecture import Model
 from recursia.depth import stick_breaking
 from recursia.sharing.remat import Remat
@@ -200,7 +200,7 @@ def test_a_gate_that_never_halts_is_full_depth(blocks):
     params = forced(draw(config), -100.0)
     logits, aux = forward(params, text(), config)
     plain = Model(
-        4 * blocks, BLOCK, settings.kind_config("depth", "fixed")(4), sharing="cycle"
+        4 * blocks, BLOCK, kinds.config_class("depth", "fixed")(4), sharing="cycle"
     ).sized(VOCAB)
     assert_close(logits, forward({**params, "depth": {}}, text(), plain)[0])
     assert_close(aux.losses["halting"], 3.0)
