@@ -92,16 +92,10 @@ def test_a_depth_policy_is_changed_with_its_fields():
 
 
 def test_a_kind_that_is_typed_says_what_it_takes_and_lacks():
-    with pytest.raises(ConfigError) as refusal:
+    missing = ("feedforward.num_experts: must be set", "and so must top_k", "expert_dim")
+    takes = ("'softmax_moe' takes num_experts, top_k, expert_dim", "not mlp_dim")
+    with refused(ConfigError, *missing, *takes):
         load("vanilla:tiny", "block.feedforward=softmax_moe")
-    missing, _, takes = str(refusal.value).partition("; ")
-    assert missing == (
-        "config.model.block.feedforward.num_experts: must be set (an integer), and so must top_k "
-        "(an integer), expert_dim (an integer)"
-    )
-    takes, _, gone = takes.partition(", and not ")
-    assert takes.startswith("feedforward 'softmax_moe' takes num_experts, top_k, expert_dim")
-    assert gone == "mlp_dim"
     typed = ("block.num_experts=4", "block.top_k=2", "block.expert_dim=32")
     for kind in ("block.feedforward=softmax_moe", "model.block.feedforward.kind=softmax_moe"):
         found = load("vanilla:tiny", *typed, kind).model.block
@@ -120,9 +114,7 @@ def test_a_field_of_a_part_may_be_named_without_it():
     assert [field.path for field in config.fields(short, "block.mlp_dim")] == [
         "model.block.feedforward.mlp_dim"
     ]
-    with pytest.raises(
-        ConfigError, match=r"config\.block\.mixer\.num_heads: is config\.block\.num_h"
-    ):
+    with refused(ConfigError, "config.block.mixer.num_heads", "config.block.num_heads"):
         load("vanilla:tiny", "block.num_heads=2", "block.mixer.num_heads=2")
 
 
@@ -168,7 +160,7 @@ WRONG = [
     ("block.kind=llama", "config.model.block.kind | 'llama' | 'pre_norm' | mixer"),
     (
         "block.init.std=1",
-        "config.block.init.std | model.block.mixer.init.std | model.block.feedforward.init",
+        "config.block.init.std | model.block.mixer.init.std",
     ),
     ("block.std=1", "config.block.std | model.block.mixer.init.std | model.block.feed"),
     ("block.mixer=gqa", "config.model.block.mixer.kind | mixer 'gqa' | grouped_query, momha"),
@@ -258,7 +250,7 @@ def test_a_trained_run_keeps_the_kind_of_its_depth():
     run = load("mor:tiny")
     assert config.override(run, {"depth.alpha": "0.3"}).model.depth.alpha == 0.3
     for field in ("depth.kind", "model.depth.kind", "depth", "train.num_steps", "block.mlp_dim"):
-        with pytest.raises(ConfigError, match=field.rpartition(".")[0]):
+        with refused(ConfigError, f"config.{field}: only fields of depth"):
             config.override(run, {field: "fixed"})
 
 
