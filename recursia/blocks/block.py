@@ -10,8 +10,8 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
-from recursia.layers.branch import Losses, Report
-from recursia.mixers.mixer import Mixer, Params
+from recursia.layers.branch import Losses, Params, Report
+from recursia.mixers.mixer import Mixer
 from recursia.params import Leaf
 
 Norm = Callable[[Array, str], Array]  # a state normalised by the weights of that name
