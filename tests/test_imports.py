@@ -46,7 +46,9 @@ MAY = {
     "architecture": MODEL,
     "model": MODEL | {"architecture"},
     "optimizers": BASE | {"params"},
-    "accounting": MODEL | FORWARD | {"optimizers"},
+    "traced_flops": set(),
+    "step_costs": MODEL | {"architecture", "traced_flops"},
+    "accounting": MODEL | FORWARD | {"step_costs", "optimizers"},
     "kinds": MODEL | {"optimizers"},
     "settings": MODEL | {"architecture", "typed", "optimizers", "kinds"},
     "typed": BASE,
@@ -93,7 +95,7 @@ MAY = {
 }
 # What of a part alone: training prints samples of the decoder, not of a run in a directory; what
 # works with any kind knows the base class.
-HOLD = ("architecture", "model", "kinds", "settings", "accounting", "scaling")
+HOLD = ("architecture", "model", "kinds", "settings", "accounting", "step_costs", "scaling")
 NARROW = {
     ("train", "generate"): {"generate.decode"},
     **{(part, "blocks"): {"blocks.block"} for part in HOLD},
@@ -104,6 +106,7 @@ NARROW = {
 
 GENERIC = (
     "errors ranges params optimizers kv injection layers sharing architecture model accounting "
+    "step_costs traced_flops "
     "kinds settings typed presets fields config data losses scores workdir train evaluate "
     "generate budget scaling matching cli verbs arguments parsing streams signals compiled console "
     "jsonlines notes sharding distributed chips topology changes preflight __main__"

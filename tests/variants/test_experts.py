@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting
 from recursia.layers import experts
+from recursia.traced_flops import count_flops
 from tests.helpers.tiny import assert_close, counted, error, is_equal, normal, tol
 
 D, M = 6, 10
@@ -276,10 +276,10 @@ def test_flops_are_counted_exactly_whatever_the_padding(steps, remat):
 
     args = (normal(tokens, D), up, down, choice.weight)
     forward = steps * tokens * k * 4 * D * M
-    assert accounting.count_flops(jax.make_jaxpr(loss)(*args)) == forward
+    assert count_flops(jax.make_jaxpr(loss)(*args)) == forward
     both = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1, 2, 3)))(*args)
     again = forward // 2 if remat else 0  # nothing needs the last product again
-    assert accounting.count_flops(both) == 3 * forward + again
+    assert count_flops(both) == 3 * forward + again
 
 
 def test_a_batch_of_grouped_products_is_each_of_them():

@@ -10,6 +10,7 @@ import pytest
 from recursia import accounting, model, params
 from recursia.layers.attention import Context
 from recursia.sharing.remat import KEEP, Remat
+from recursia.traced_flops import count_flops
 from tests.helpers import slow
 from tests.helpers.flops import loss as traced_loss
 from tests.helpers.recurrent_by_hand import FIXED, gradient, key_of, noise, run, tiny, weights
@@ -117,7 +118,7 @@ def test_flops_of_a_cut_gradient_are_exact(recursions, trained, remat):
         function = transform(
             functools.partial(traced_loss, model_config=config, remat=Remat(remat))
         )
-        return accounting.count_flops(jax.make_jaxpr(function)(p, tokens))
+        return count_flops(jax.make_jaxpr(function)(p, tokens))
 
     forward, both = count(lambda f: f), count(jax.value_and_grad)
     assert BATCH * accounting.forward_flops(config, 13) == forward
