@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from recursia import config, settings
+from recursia import cli, config, settings
 from recursia.configs import blocks
 
 SPEED = ("tokens_per_second", "flops_utilization", "flops_utilization_6n")
@@ -36,6 +36,26 @@ def prose(seed: int, words: int) -> str:
 def write_text(folder: pathlib.Path) -> None:
     (folder / "train.txt").write_text(prose(0, 800))
     (folder / "validation.txt").write_text(prose(1, 60))
+
+
+# A run that is trained once and read, stopped or killed by many tests.
+STEPS = 6
+TYPED = {"depth.alpha": "0.2", "optimizer.learning_rate": "1e-2", "data.on_error": "skip"}
+SECTIONS = {
+    "checkpoint": {"every_steps": 2, "keep": 2},
+    "eval": {"every_steps": 3, "prompts": ["red", "blue "], "sample_tokens": 6},
+}
+
+
+def command(folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> list[str]:
+    """Returns what is typed to train it: overrides replace those that are typed by default."""
+    names = {override.removeprefix("--config.").partition("=")[0] for override in overrides}
+    typed = [f"--config.{name}={value}" for name, value in TYPED.items() if name not in names]
+    return ["train", f"--config={folder / 'tiny.py'}", *typed, f"--workdir={workdir}", *overrides]
+
+
+def train(folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> int:
+    return cli.main(command(folder, workdir, *overrides))
 
 
 def values(folder: pathlib.Path, depth: str = "expert_choice", **sections: dict) -> dict:
