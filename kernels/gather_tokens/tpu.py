@@ -1,7 +1,6 @@
-"""Rows out of a sequence on a TPU: a slab of the sequence in vector memory, copied row by row.
-
-Memory hands out tiles of eight rows or more, so single rows cannot be fetched: a sequence is read
-whole, once, some columns at a time, whatever the order of the index.
+"""Gathers rows of a sequence on a TPU, row by row from a slab of columns in vector memory.
+A TPU reads HBM in tiles of eight rows or more, so single rows cannot be fetched. Instead all rows
+of a sequence are read once, a slab of columns at a time, in any order of the index.
 """
 
 import dataclasses
@@ -24,14 +23,14 @@ LIMIT = 44 << 20  # of the 64 MiB and more since v5, for sequences too long for 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a sequence is cut.
+    """How a sequence is split into slabs and its indices into steps.
 
     Attributes:
-      count: indices a step.
-      steps: that many steps make all indices.
-      lanes: columns of a slab.
-      slabs: that many slabs make the width.
-      held: bytes of vector memory.
+      count: indices in a step.
+      steps: number of steps.
+      lanes: columns in a slab.
+      slabs: number of slabs.
+      held: bytes of vector memory in use.
     """
 
     count: int

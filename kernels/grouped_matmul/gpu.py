@@ -1,7 +1,6 @@
-"""Grouped products on an NVIDIA GPU: a program for each block of a group's rows and of columns.
-
-Blocks begin where their group begins, so that none holds rows of two groups. Rows that choices read
-are gathered as they are loaded: a row is contiguous, and a program asks for many at once.
+"""Grouped matmul on an NVIDIA GPU: a program for each block of a group's rows and of columns.
+Blocks are aligned to groups, so that none holds rows of two groups. The rows of choices are
+gathered while they are loaded: a row is contiguous, and a program loads many at once.
 """
 
 import functools

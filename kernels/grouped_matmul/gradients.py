@@ -1,7 +1,6 @@
-"""The ops and their gradients.
-
-Each function here takes the backend first. The gradient of a gather would be a scatter, though the
-places of a token's choices are known: it is a gather and a sum of `k`.
+"""The grouped ops with their gradients.
+Each function takes the backend first. The gradient of gathering tokens would be a scatter; since
+the places of a token's choices are known, it is a gather and a sum over `k`.
 """
 
 import functools
@@ -53,9 +52,9 @@ COMBINE = Op(
 
 
 class Groups(NamedTuple):
-    """The choices of all tokens, ordered by group; choice `i` is one of token `i // k`.
+    """The choices of all tokens, sorted by group; choice `i` is one of token `i // k`.
 
-    Where the sizes sum to less than N, the last choices of the order are in no group.
+    If the sizes sum to less than N, the last choices of the order belong to no group.
     """
 
     sizes: Int[Array, "E"]  # choices of each group

@@ -1,11 +1,10 @@
-"""Grouped products on a TPU: blocks of rows, each visited once for every group that is in it.
-
+"""Grouped matmul on a TPU: blocks of rows, each visited once for every group in it.
 Tables of the visits are prefetched to scalar memory, so that the next rows and the next entry of
-the bank are on their way while this visit multiplies. An entry stays in fast memory for all visits
-of its group, rows for all groups of their block. The contracted width is not divided.
+the bank load while the current visit multiplies. An entry stays in VMEM for all visits of its
+group, and rows for all groups of their block. The contracted width is not divided.
 
-What choices read is gathered before: rows of a tiled array are not contiguous in memory, and to
-fetch them one by one takes longer than to write and read the copy.
+The tokens of choices are gathered before: rows of a tiled array are not contiguous in memory, and
+fetching them one by one takes longer than writing and reading a copy.
 """
 
 import functools

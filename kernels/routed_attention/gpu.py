@@ -1,6 +1,6 @@
 """Flash attention on a GPU, in Triton (Dao, 2023, arXiv:2307.08691).
 
-A program keeps one block of queries, or of keys, while the blocks that may meet it pass by.
+A program keeps one block of queries, or of keys, and loops over the blocks not masked for it.
 """
 
 import functools

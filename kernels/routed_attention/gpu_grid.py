@@ -1,4 +1,4 @@
-"""How attention is cut into blocks on a GPU, and how blocks are read and written."""
+"""Splits attention into blocks on a GPU, and reads and writes the blocks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""Flash attention on a TPU: one step of the grid for each pair of blocks that may meet.
+"""Flash attention on a TPU: one step of the grid for each pair of blocks that is not masked.
 
-What positions and segments exclude costs nothing, not even a step. The query heads that read one
-key head are worked on together, as the rows of one product: keys and values are loaded once.
+Masked pairs cost nothing, not even a step. The query heads that read one key head are the rows of
+one product, so that keys and values are loaded once.
 """
 
 import functools

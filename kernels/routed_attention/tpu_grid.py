@@ -1,4 +1,4 @@
-"""How attention is cut into blocks on a TPU, and the list of pairs of blocks that are visited."""
+"""Splits attention into blocks on a TPU, and lists the pairs of blocks to visit."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

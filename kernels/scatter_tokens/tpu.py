@@ -1,7 +1,7 @@
-"""Rows back into a sequence on a TPU: a slab of it is summed in float32 and written once.
+"""Scatters rows into a sequence on a TPU: a slab of columns is summed in float32, written once.
 
-The result is a new array: in training the old one is still needed for the gradient, and adding in
-place would first copy it.
+The result is a new array: in training the gradient still needs the old one, and adding in place
+would first copy it.
 """
 
 import jax

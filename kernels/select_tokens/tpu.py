@@ -1,8 +1,8 @@
-"""The k best of eight rows at once on a TPU, without a sort, a gather or a scatter.
-
-Bisection on the bits of the k-th score, another on the place of the last tie that is kept, and a
-compaction in log2(T) shifts: a chosen token has to go left by the number of those before it that
-are not, and goes by that number's bits, the lowest first, so that no two ever meet.
+"""Top-k of eight rows at once on a TPU, without a sort, a gather or a scatter.
+One bisection finds the bits of the k-th score, another the place of the last of equal scores that
+is kept. Then log2(T) shifts compact the selected tokens: each moves left by the number of tokens
+before it that are not selected, one bit of that number at a time, the lowest first, so that no two
+collide.
 """
 
 import functools
@@ -21,7 +21,7 @@ LIMIT = 131072  # scores of a row: eight of them, and what is made of them, take
 
 
 def select(scores: Float[Array, "B T"], *, k: int, interpret: bool = False) -> Int[Array, "B k"]:
-    """Returns the places of the k best scores, ascending; ties go to the earlier."""
+    """Returns the places of the top-k scores, ascending; of equal scores the earlier is taken."""
     batch, length = scores.shape
     if scores.dtype.itemsize > 4:
         raise NotImplementedError(f"orders scores of at most 32 bits, got {scores.dtype}")
