@@ -72,13 +72,13 @@ def recursive(
     order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), num_steps))
     drawn = {name: specs[name] for name in ("core", "depth", "inject")}
     drawn["core"] = {s: tree for s, tree in specs["core"].items() if s not in target.block_specs}
-    made = parameters.init(drawn, key)
-    made["core"] |= _entries_from(dense, target, start, norms or start, order)
+    converted = parameters.init(drawn, key)
+    converted["core"] |= _entries_from(dense, target, start, norms or start, order)
     if isinstance(weights, lora.Lora) and adapters == "nearest":
-        made["core"] |= _nearest(made["core"], dense, target, weights)
+        converted["core"] |= _nearest(converted["core"], dense, target, weights)
     for name, ends in (("prelude", dense[:prelude]), ("coda", dense[prelude + num_steps :])):
-        made[name] = jax.tree.map(lambda *w: jnp.stack(w), *ends) if ends else {}
-    return made | {name: params[name] for name in ("embed", "final_norm") if name in specs}
+        converted[name] = jax.tree.map(lambda *w: jnp.stack(w), *ends) if ends else {}
+    return converted | {name: params[name] for name in ("embed", "final_norm") if name in specs}
 
 
 def _entries_from(

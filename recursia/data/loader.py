@@ -93,10 +93,7 @@ class Loader:
         return self._reader.tokenizer
 
     def batch(self, step: int) -> Batch:
-        """Returns this process's rows of step `step`, counted from 0, as arrays [B T].
-
-        The keys are those of a row of `Windows`.
-        """
+        """Returns this process's rows of a step, counted from 0: the arrays of `Windows`, [B T]."""
         rows = [self._rows[step * self._batch_size + i] for i in self._own_rows]
         rows = cast(list[Row], rows)  # grain gives None only where rows are filtered out
         return _stack(rows, self._cross_document_attention)

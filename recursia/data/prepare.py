@@ -38,13 +38,7 @@ def prepare(
       inputs: files as `recursia.data.source.expand` takes them.
       output: the folder to make, absent or empty, or a symbolic link to such a folder. It appears
         only when it is complete.
-      tokenizer: this and all that follow are the fields of `Options`.
-      validation: see `Options`.
-      validation_fraction: see `Options`.
-      on_error: see `Options`.
-      text_field: see `Options`.
-      shard_tokens: see `Options`.
-      end_of_text: see `Options`.
+      tokenizer: this and the arguments after it are the fields of `Options`.
 
     Raises:
       ConfigError: if an option is out of its range.
