@@ -34,13 +34,14 @@ MAY = {
     "topology": BASE | {"chips"},
     "params": BASE,
     "sharding": BASE | {"params", "batch"},
+    "fsdp": BASE | {"params", "batch", "sharding"},
     "distributed": BASE,
     "layers": LAYERS,
     "injection": LAYERS,
     "mixers": LAYERS,
     "feedforward": LAYERS,
     "blocks": BLOCKS,
-    "sharing": LAYERS | {"injection"},
+    "sharing": LAYERS | {"injection", "fsdp"},
     "kv": BASE | {"sharing"},
     "depth": LAYERS | {"injection", "sharing"},
     "architecture": MODEL,
@@ -72,7 +73,7 @@ MAY = {
     | CONFIGS,
     "train": MODEL
     | FORWARD
-    | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate"}
+    | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate", "fsdp"}
     | {"distributed", "console", "jsonlines", "signals", "chips"}
     | CONFIGS,
     "evaluate": BASE
@@ -106,7 +107,7 @@ NARROW = {
 
 GENERIC = (
     "errors ranges params optimizers kv injection layers sharing architecture model accounting "
-    "step_costs traced_flops "
+    "step_costs traced_flops fsdp "
     "kinds settings typed presets fields config data losses scores workdir train evaluate "
     "generate budget scaling matching cli verbs arguments parsing streams signals compiled console "
     "jsonlines notes sharding distributed chips topology changes preflight __main__"

@@ -11,10 +11,10 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
+from recursia.fsdp import Shard, gathered
 from recursia.injection import Injection
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.branch import Report, States
-from recursia.sharding import Shard, gathered
 from recursia.sharing import key_banks
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS, Schedule
