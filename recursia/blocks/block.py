@@ -96,7 +96,7 @@ class Block(abc.ABC):
         """Returns the residual stream after a branch with output `y`."""
 
     def between(self, x: Array, mixed: Array) -> Array:
-        """Returns the stream that the feed-forward reads: `x` before the mixer or `mixed` after it."""
+        """Returns the stream that the feed-forward reads: `x` (before the mixer) or `mixed`."""
         return mixed
 
     def apply(
