@@ -5,13 +5,10 @@ import pytest
 import zstandard
 
 from recursia.data import source, sources
+from tests.helpers.corpora import read
 
 expand = lambda paths: tuple(each.path for each in source.expand(paths))
 TEXTS = ["one", "zwei ü", "三 🙂\nline", ""]
-
-
-def read(path, on_error="stop"):
-    return [document.text for document in source.of(path).documents(on_error=on_error)]
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
