@@ -70,7 +70,7 @@ def _kernel(scores_ref, out_ref, *, k, length, chunk):
 
 
 def _kth(load, k, length, chunk, chunks):
-    """Returns a bound that k images reach, or more where the k-th ties; and no greater one does."""
+    """Returns the largest bound that at least k images reach."""
 
     def unsettled(state):
         bit, _, reach = state

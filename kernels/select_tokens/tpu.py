@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from .reference import ordered
 
 ROWS, LANES = 8, 128  # of a vector register
-WIDTH = 2048  # lanes worked on at a time: 16 registers, so that a few such values fit in all 64
+WIDTH = 2048  # lanes processed at a time: 16 registers, so that a few such values fit in all 64
 LIMIT = 131072  # scores of a row: eight of them, and what is made of them, take 24 MiB
 
 
@@ -63,7 +63,7 @@ def _kernel(scores_ref, out_ref, image_ref, left_ref, *, k, width):
         image_ref[part(c)] = ordered(scores_ref[part(c)])
 
     def count(which):
-        """Returns how many of each row `which(image, place)` holds for."""
+        """Returns for how many of each row `which(image, place)` is true."""
         # Sums of ones in float32 are exact to 2**24.
         add = lambda c, n: n + jnp.where(which(image_ref[part(c)], lane + c * width), 1.0, 0.0)
         ones = jax.lax.fori_loop(0, chunks, add, jnp.zeros((rows, width), jnp.float32))
@@ -110,7 +110,7 @@ def _kernel(scores_ref, out_ref, image_ref, left_ref, *, k, width):
 
 
 def _shift(left_ref, part, lane, chunks, bit):
-    """Moves who has this bit in the way to go left by its value, one chunk after the other."""
+    """Moves tokens whose distance has this bit left by its value, one chunk after the other."""
     width = lane.shape[1]
     over, by = divmod(1 << bit, width)
 
