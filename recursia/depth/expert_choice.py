@@ -32,7 +32,7 @@ from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Made, Recursion, Stack
 
 _Carry = tuple[Array, Array | None, Array | None]  # states, indices of active tokens, is_live
-_Walk = tuple[States, dict[str, Array], Report]  # states, statistics by recursion, reports
+_Output = tuple[States, dict[str, Array], Report]  # states, statistics by recursion, reports
 AUX_LR_SCALE = 10.0  # factor of the auxiliary router's learning rate, as released
 
 
@@ -192,7 +192,7 @@ def _logits(weights: Params, x: Array, config: ExpertChoice) -> tuple[Array, Arr
 
 def _gathered(
     stack: Stack, routers: Params, x: States, context: Context, config: ExpertChoice
-) -> _Walk:
+) -> _Output:
     """Processes in each recursion only the tokens that it keeps."""
     kept, live = counts(config, x.shape[1]), context.is_live
     limits = None if live is None else capacities.limits(config.shares, config.parts, live)
@@ -264,7 +264,7 @@ def _masked(
     context: Context,
     config: ExpertChoice,
     warmup_step: Int[Array, ""] | None,
-) -> _Walk:
+) -> _Output:
     """Processes every token and discards the results of some, where their number is dynamic.
 
     At a warm-up step the top-k go on; with None, the tokens that decide so by their own logit. All

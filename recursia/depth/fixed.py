@@ -45,7 +45,7 @@ class Fixed(Policy):
         if schedule.order == "sequence":
             raise ValueError(
                 f"depth.exit_loss: {self.exit_loss!r} reads the state after each recursion, and "
-                "sharing 'sequence' walks block by block; take a cycle, or 'last'"
+                "sharing 'sequence' runs block by block; take a cycle, or 'last'"
             )
         if coda:
             raise ValueError(

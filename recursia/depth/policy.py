@@ -144,8 +144,8 @@ class Policy:
         """
         if self.is_by_recursion and schedule.order == "sequence":
             raise ValueError(
-                f"depth: {self.kind} decides after a whole recursion, and sharing 'sequence' has "
-                "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
+                f"depth: {self.kind} needs the state after each recursion, and sharing 'sequence' "
+                "has none, as it runs block by block; take a cycle, or depth.kind 'fixed'"
             )
 
     def check_length(self, seq_len: int) -> None:

@@ -64,9 +64,8 @@ class StickBreaking(Policy):
         super().check(schedule, coda, inject)
         if not schedule.makes_all_keys:
             raise ValueError(
-                "kv.kv_sharing: a step that reads another's keys reads those of states that no "
-                "token has halted with, and stick_breaking makes them of the expected state anew; "
-                "take 'own'"
+                "kv.kv_sharing: stick_breaking makes the keys and values of every step of the "
+                "expected states at that step, and a step here reads those of another; take 'own'"
             )
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:

@@ -54,8 +54,8 @@ def dot(x: Array, weight: Array | Weight, einsum: str) -> Array:
     Every multiplication by a model weight goes through here, so that a block need not know whether
     its weight is an array, an array with an adapter or a mixture. Tokens and features are flattened
     to one axis each: a compiler can then fold the transposes of the backward pass into its products
-    instead of copying. Tokens that are sharded by position stay apart: flattening them would need
-    an all-gather.
+    instead of copying. Tokens that are sharded by position are not flattened, which would need an
+    all-gather.
 
     Args:
       x: activations in the compute dtype: any axes of tokens, then the features in `einsum`.

@@ -9,7 +9,7 @@ from recursia.params import Initializer, Spec
 
 @dataclasses.dataclass(frozen=True)
 class MixtureOfExperts(Branch):
-    """Expert MLPs of one hidden layer, of which a router gives each token the top-k.
+    """Expert MLPs with one hidden layer; a router picks each token's top-k.
 
     Attributes:
       num_experts: experts of the layer.

@@ -30,8 +30,8 @@ class MoMHA(Mixer):
       head_dim: width of a head.
       num_attention_experts: experts; each projects queries, and the outputs of their heads.
       attention_top_k: experts that a token takes.
-      num_distances: entries of the relative position bias: keys 0, 1, ... positions behind the
-        query, of which the last serves all keys further behind. The released table has as many for
+      num_distances: entries of the relative position bias, for keys 0, 1, ... positions behind
+        the query; the last also serves all keys further behind. The released table has as many for
         keys ahead, which causal attention never reads.
       attention_mim_weight: of the mutual information between tokens and experts. Published as 0.1
         of a loss that is summed over tokens, so far less than 0.1 of this mean over tokens.

@@ -89,7 +89,7 @@ class SwitchHead(Mixer):
         }
 
     def _rotated(self, params: Params, name: str, h: Array, context: Context) -> Array:
-        """Returns queries or keys, of which `rope_fraction` is rotated."""
+        """Returns queries or keys with `rope_fraction` of each head rotated."""
         heads = dot(h, params["attention"][name], "d,dnh->nh")
         return rotate(heads, context.positions, self.rope_base, fraction=self.rope_fraction)
 

@@ -132,7 +132,7 @@ def below_one(config: Any, *names: str) -> None:
 def _by_scale(
     change: optax.GradientTransformation, scales: list[float]
 ) -> optax.GradientTransformation:
-    """Returns a stateless transformation that is applied to the leaves of each scale apart."""
+    """Returns a stateless transformation, applied to the leaves of each scale by themselves."""
 
     def update(grads: PyTree, _: PyTree | None) -> PyTree:
         leaves, tree = jax.tree.flatten(grads)
