@@ -124,7 +124,7 @@ def _spread_backward(backend: str, saved: Any, gradient: Array):
     return _sum(backend, gradient, groups, ones), None
 
 
-# Of the tokens the gradient needs the number alone.
+# The gradient needs only the number of tokens.
 spread.defvjp(
     lambda backend, x, groups: (spread(backend, x, groups), (x[:, :0], groups)), _spread_backward
 )

@@ -71,8 +71,8 @@ def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
 class Cut:
     """Queries [B T N H] and keys [B S K H] cut into blocks.
 
-    Arrays are laid out by key head, [B K G T H] and [B K S H], and padded to full blocks with zeros,
-    as tokens that neither see nor are seen.
+    Arrays are laid out by key head, [B K G T H] and [B K S H], and padded to full blocks by
+    zeros, as tokens that neither see nor are seen.
     """
 
     batch: int
