@@ -74,7 +74,7 @@ def distance(
     teacher_hidden, teacher_head = teacher
     teacher_head = losses.cast(teacher_head, teacher_hidden.dtype)
     charge = functools.partial(_charge, _DISTANCES[kind])
-    return losses.charged(charge, hidden, head, teacher_head, teacher_hidden, weights, chunk)
+    return losses.chunked_loss(charge, hidden, head, teacher_head, teacher_hidden, weights, chunk)
 
 
 def _charge(
