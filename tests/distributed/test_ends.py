@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.helpers import cluster
-from tests.helpers.cluster import SECTIONS, alone, state_of, train
-from tests.helpers.runs import is_equal, rows, saved, values, write_config, write_text
+from tests.helpers.cluster import SECTIONS, alone, train
+from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
 pytestmark = pytest.mark.slow
 STEPS = 24
