@@ -1,4 +1,4 @@
-"""Batches of whole rows, each one document."""
+"""Batches in which each row is one document."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Every kernel against its reference, and through the compilers of machines that are not here."""
+"""Kernels interpreted on a CPU, and compiled ahead of time for TPUs and GPUs."""
 
 import functools
 
