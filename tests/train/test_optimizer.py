@@ -122,21 +122,13 @@ TABLES = {
         [0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 1],
     ),
     "cosine": (8, dict(kind="cosine"), COSINE),
-    "cosine after a warm-up": (
-        10,
-        dict(kind="cosine", warmup_steps=2),
-        [0, 0.5, *COSINE],
-    ),
+    "cosine after a warm-up": (10, dict(kind="cosine", warmup_steps=2), [0, 0.5, *COSINE]),
     "cosine to a tenth": (
         8,
         dict(kind="cosine", final_fraction=0.1),
         [0.1 + 0.9 * c for c in COSINE],
     ),
-    "wsd": (
-        10,
-        dict(kind="wsd", decay_fraction=0.4),
-        [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0],
-    ),
+    "wsd": (10, dict(kind="wsd", decay_fraction=0.4), [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0]),
     "wsd after a warm-up, to a half": (
         10,
         dict(kind="wsd", warmup_steps=2, decay_fraction=0.4, final_fraction=0.5),
