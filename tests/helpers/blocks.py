@@ -1,6 +1,7 @@
 """Blocks for tests: published ones by name, and fields of their parts by short names."""
 
 import dataclasses
+import inspect
 import types
 
 from recursia import kinds
@@ -8,7 +9,11 @@ from recursia.configs import blocks
 from recursia.layers.initial import Init
 
 PARTS = ("mixer", "feedforward")
-PUBLISHED = ("llama", "ouro", "huginn", "universal", "moeut", "sut", "widenet")
+PUBLISHED = {  # by name, the function of widths that gives a block's values
+    name: function
+    for name, function in inspect.getmembers(blocks, inspect.isfunction)
+    if not name.startswith("_") and function.__module__ == blocks.__name__
+}
 
 
 def of(values, field="block"):
@@ -23,7 +28,7 @@ def of(values, field="block"):
 def published(name, **fields):
     """Returns a published block of these widths."""
     fields |= {"mim_weight": 0.1} if name == "sut" and "mim_weight" not in fields else {}
-    return of(getattr(blocks, name)(**fields))
+    return of(PUBLISHED[name](**fields))
 
 
 def altered(block, **fields):

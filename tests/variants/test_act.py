@@ -12,10 +12,7 @@ from recursia import injection, kv, model
 from recursia.architecture import Model
 from recursia.depth import act, fixed
 from recursia.layers.embedding import Embedding as Embed
-from tests.helpers import tiny as llamas
 from tests.helpers import universal_by_hand as by_hand
-from tests.helpers.flops import assert_exact
-from tests.helpers.sight import assert_documents_do_not_meet, is_free_of_the_future
 from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
 from tests.helpers.universal_by_hand import FORMS
 
@@ -215,22 +212,6 @@ def test_what_halted_tokens_become_is_seen_by_others():
     assert_close(live[0][:, 0], copied[0][:, 0])
 
 
-@pytest.mark.parametrize("mode", ["eval", "causal"])
-@pytest.mark.parametrize(
-    ("halted_state", "kv_sharing"), [("live", "own"), ("copied", "first_recursion")]
-)
-def test_halting_is_causal(halted_state, kv_sharing, mode):
-    of = tiny(halted_state=halted_state, kv_sharing=kv_sharing)
-    assert of.is_causal(mode)
-    assert is_free_of_the_future(of, mode, seeds=[1])
-
-
-@pytest.mark.parametrize("halted_state", ["live", "copied"])
-def test_packed_documents_do_not_see_each_other(halted_state):
-    of = tiny(halted_state=halted_state)
-    assert_documents_do_not_meet(of, params=drawn(of))
-
-
 @pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
 def test_causal_mode_stops_when_no_wanted_token_goes_on(kv_sharing):
     """A recursion whose weights are no numbers spoils what runs through it."""
@@ -284,12 +265,6 @@ def test_tokens_that_never_halt_give_the_halting_unit_no_ponder_gradient():
     assert through_states(constant(of, -3))["depth"]["halt"]["bias"] != 0
 
 
-@pytest.mark.parametrize("kv_sharing", ["own", "first_recursion"])
-@pytest.mark.parametrize("halted_state", ["live", "copied"])
-def test_flops_are_exact(halted_state, kv_sharing):
-    assert_exact(tiny(layers=2 * MOST, kv_sharing=kv_sharing, halted_state=halted_state))
-
-
 def test_bfloat16_keeps_float32_halting():
     of = tiny(dtype="bfloat16")
     params = drawn(of)
@@ -313,16 +288,10 @@ def test_bfloat16_keeps_float32_halting():
         ({"epsilon": 0.0}, "epsilon: got 0"),
         ({"epsilon": 1.0}, "epsilon: got 1"),
         ({"act_loss_weight": -0.1}, "act_loss_weight: got -0.1"),
-        ({"sharing": "sequence"}, "act decides after a whole recursion"),
+        ({"sharing": "sequence"}, "act needs the state after each recursion"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(options, why):
     with pytest.raises(ValueError, match=why) as refusal:
         tiny(**options)
     assert "\n" not in str(refusal.value)
-
-
-def test_any_block_may_halt():
-    of = Model(6, llamas.BLOCK, act.Act(3), sharing="cycle").sized(VOCAB)
-    eval_, causal = (forward(draw(of), text(), of, mode)[0] for mode in ("eval", "causal"))
-    assert_close(eval_, causal)

@@ -7,17 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, model
+from recursia import accounting
 from recursia.config import load
 from recursia.errors import ConfigError
 from tests.helpers import by_hand
 from tests.helpers.blocks import flat
 from tests.helpers.routed import assert_is_by_hand
 from tests.helpers.tiny import (
-    BATCH,
-    LENGTH,
     assert_close,
-    counted,
     draw,
     error,
     forward,
@@ -107,57 +104,6 @@ def test_metrics_say_what_the_routers_did():
         assert_close(metrics["router_gate"][r], gates[chosen].mean())
         assert_close(metrics["router_z"][r], (logits**2).mean())
         assert_close(metrics["tokens_kept"][r], chosen.sum() / tokens.size)
-
-
-@pytest.mark.parametrize("mode", ["eval", "causal"])
-def test_rows_do_not_see_each_other(mode):
-    config = tiny("expert_choice", "middle_cycle")
-    params, tokens = draw(config), text()
-    logits, aux = forward(params, tokens, config, mode)
-    turned, turned_aux = forward(params, tokens[::-1], config, mode)
-    assert_close(turned, logits[::-1])
-    assert np.array_equal(turned_aux.depth_used, aux.depth_used[::-1])
-
-
-def multiplications(config, mode="eval"):
-    """Returns the FLOPs of all matrix multiplications of a forward pass without the head."""
-
-    def flops(equation):
-        if equation.primitive.name.endswith("_attention"):  # scores, and the sums of values
-            query, key = (each.aval for each in equation.invars[:2])
-            return int(2 * 2 * query.size * key.shape[1])
-        if equation.primitive.name != "dot_general":
-            return 0
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        width = np.prod([equation.invars[0].aval.shape[i] for i in contracted], dtype=int)
-        return int(2 * width * np.prod(equation.outvars[0].aval.shape, dtype=int))
-
-    hidden = lambda params: model.apply(params, text(), config, mode=mode).hidden
-    return counted(jax.make_jaxpr(hidden)(draw(config)).jaxpr, flops, is_unrolled=True)
-
-
-@pytest.mark.parametrize("router", ["linear", "mlp"])
-@pytest.mark.parametrize("kv", ["own", "first_recursion"])
-@pytest.mark.parametrize(
-    "capacity", [None, (0.75, 0.5, 0.5), (1.0, 1.0, 1.0)], ids=["falls", "falls once", "full"]
-)
-def test_only_the_kept_tokens_are_multiplied(capacity, kv, router):
-    config = tiny("expert_choice", "middle_cycle", capacity=capacity, kv=kv, router=router)
-    policy, plan, shared = config.depth, config.schedule, kv == "first_recursion"
-    total = 2 * LENGTH * config.block.forward_flops(LENGTH, False)  # prelude and coda
-    for r, p in enumerate(policy.passes(plan, LENGTH)):
-        one = config.block.forward_flops(LENGTH if shared else p.queries, shared and r > 0)
-        total += p.queries * plan.num_blocks * one
-        total += p.scored * policy.score_flops(config.block.embed_dim)
-    assert multiplications(config) == BATCH * total
-
-
-@pytest.mark.parametrize("kv", ["own", "first_recursion"])
-def test_a_reading_recursion_makes_no_keys_and_values(kv):
-    config = tiny(kv=kv)
-    later = config.block.forward_flops(LENGTH, kv == "first_recursion")
-    first = config.block.forward_flops(LENGTH, False)
-    assert multiplications(config) == BATCH * LENGTH * 2 * (first + 2 * later)
 
 
 def test_causal_mode_decides_by_the_middle_of_the_score():

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, model, params
+from recursia import accounting, config, kv, params
 from recursia.architecture import Model
-from recursia.depth import expert_choice, fixed
+from recursia.depth import fixed
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.balance import Usage
@@ -18,7 +18,6 @@ from recursia.sharing.remat import Remat
 from tests.helpers.blocks import altered, flat, published
 from tests.helpers.flops import assert_exact
 from tests.helpers.moeut_by_hand import regulariser, run
-from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
@@ -26,7 +25,6 @@ from tests.helpers.tiny import (
     draw,
     error,
     forward,
-    gradient,
     is_equal,
     text,
 )
@@ -42,7 +40,6 @@ BLOCK = published(
     num_attention_experts=3,
 )
 GATED = altered(BLOCK, num_attention_experts=1)
-SEGMENTS = jnp.array([[1] * 5 + [2] * 7] * 2)
 
 
 def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=VOCAB, **options):
@@ -86,34 +83,11 @@ def test_it_is_the_equations(block, group, kv_sharing):
             assert aux.losses.keys() == {"expert_entropy"}
 
 
-def test_packed_documents_do_not_see_each_other():
-    config = build()
-    weights, tokens = draw(config), text()
-    packed = forward(weights, tokens, config, "eval", None, SEGMENTS)[0]
-    assert_close(packed, run(weights, tokens, config, SEGMENTS)[0], 256)
-    assert error(packed[:, 5:], forward(weights, tokens, config)[0][:, 5:]) > 1e-2
-
-
-@pytest.mark.parametrize("mode", ["eval", "causal"])
-def test_it_is_causal(mode):
-    config = build()
-    assert config.is_causal(mode)
-    assert is_free_of_the_future(config, mode)
-
-
 def test_a_repeated_group_is_a_stack_of_its_copies():
     config, stack = build(group=2, repeats=2), build(group=4, repeats=1)
     weights = draw(config)
     twice = {**weights, "core": jax.tree.map(lambda p: jnp.concatenate([p, p]), weights["core"])}
     assert_close(forward(weights, text(), config)[0], forward(twice, text(), stack)[0], 256)
-
-
-@pytest.mark.parametrize("depth", [1, 2, 5])
-def test_any_depth_is_that_many_repeats(depth):
-    config = build()
-    weights = draw(config)
-    config, cut = model.at_depth(config, weights, depth)
-    assert_close(forward(cut, text(), config)[0], run(weights, text(), config)[0], 256)
 
 
 def block_of(block, seed=0):
@@ -177,22 +151,6 @@ def test_fillers_are_not_counted():
     assert len(usages) == 3
     for usage in usages:
         assert (usage.tokens == live.sum()).all()
-
-
-@pytest.mark.slow
-def test_it_can_be_routed_in_depth():
-    depth = expert_choice.ExpertChoice(3, capacity=(1.0, 0.5, 0.5))
-    config = build(depth=depth)
-    value, grads = gradient(draw(config), text(), config)
-    assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-
-
-@pytest.mark.parametrize("block", [BLOCK, GATED], ids=["experts", "gate"])
-def test_every_parameter_has_a_finite_gradient(block):
-    config = build(block, dtype="bfloat16")
-    grads = gradient(draw(config), text(), config)[1]
-    for path, g in jax.tree_util.tree_leaves_with_path(grads):
-        assert g.dtype == jnp.float32 and np.isfinite(g).all() and np.any(g != 0), path
 
 
 def test_routers_are_float32_in_bfloat16():

@@ -11,7 +11,6 @@ import pytest
 from recursia import injection, kv, model, params
 from recursia.depth import recurrent
 from recursia.layers.attention import Context
-from tests.helpers import slow
 from tests.helpers.recurrent_by_hand import (
     FIXED,
     WIDTH,
@@ -133,20 +132,6 @@ def test_no_token_sees_a_later_one(exit, mode):
             assert is_equal(logits[:, : cut + 1], other[:, : cut + 1])
             same = np.asarray(aux.depth_used == other_aux.depth_used)
             assert same[:, : cut + 1].all() and not is_equal(logits, other)
-
-
-@pytest.mark.parametrize("mode", ["train", slow("eval"), "causal"])
-def test_packed_documents_have_the_logits_they_have_alone(mode):
-    config = tiny(6, sampler="fixed", exit="latent_diff", exit_threshold=0.4)
-    p, tokens, cut = weights(config), text(), 7
-    positions = jnp.array([[*range(cut), *range(LENGTH - cut)]] * BATCH)
-    segments = jnp.array([[1] * cut + [2] * (LENGTH - cut)] * BATCH)
-    packed, aux = run(p, tokens, config, mode, positions=positions, segment_ids=segments)
-    alone = [run(p, part, config, mode) for part in (tokens[:, :cut], tokens[:, cut:])]
-    assert_close(packed, jnp.concatenate([logits for logits, _ in alone], axis=1))
-    depths = np.concatenate([aux.depth_used for _, aux in alone], axis=1)
-    assert np.array_equal(aux.depth_used, depths)
-    assert error(run(p, tokens, config, mode)[0][:, cut:], packed[:, cut:]) > 1e-2
 
 
 @pytest.mark.parametrize("depth", [1, 8])

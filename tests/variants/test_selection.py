@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recursia.depth import expert_choice
-from tests.helpers.tiny import LENGTH, draw, forward, gradient, text, tiny
+from tests.helpers.tiny import LENGTH, VOCAB, draw, forward, gradient, is_equal, text, tiny
 
 
 @pytest.mark.parametrize(
@@ -116,3 +116,37 @@ def test_routers_learn_from_the_selection_and_from_the_gate_alone():
         )
         grads = gradient(draw(taught), text(), taught)[1]["depth"]["router"]["out"]
         assert np.all(np.any(np.asarray(grads) != 0, axis=-1))
+
+
+@pytest.mark.parametrize("kv", ["own", "first_recursion"])
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_kept_tokens_do_not_see_another_documents_kept_tokens(mode, kv):
+    config = tiny("expert_choice", kv=kv, capacity=(1.0, 0.75, 0.5))
+    # Routers that score all alike keep the earliest tokens, whatever they are: 12, 9, 6 of them.
+    params = draw(config)
+    params = {**params, "depth": {"router": {"out": jnp.zeros((3, 16))}}}
+    segments = jnp.array([[1] * 4 + [2] * 8] * 2)
+    positions = jnp.array([[*range(4), *range(8)]] * 2)
+    tokens = text()
+    other = tokens.at[:, :4].set((tokens[:, :4] + 1) % VOCAB)
+    (a, aux), (b, _) = (
+        forward(params, ids, config, mode, positions, segments) for ids in (tokens, other)
+    )
+    assert np.array_equal(aux.depth_used, [[3] * 6 + [2] * 3 + [1] * 3] * 2)
+    assert is_equal(a[:, 4:], b[:, 4:])
+    assert not is_equal(a[:, :4], b[:, :4])
+
+
+@pytest.mark.parametrize(
+    ("options", "is_causal"),
+    [
+        ({"capacity": (1.0, 1.0, 1.0)}, True),
+        ({"capacity": (1.0, 1.0, 0.99)}, False),
+        ({"capacity": (1.0, 1.0, 1.0), "capacity_warmup_steps": 4}, True),
+        ({"capacity_warmup_steps": 4}, False),
+    ],
+)
+def test_a_model_that_leaves_tokens_out_says_that_it_looks_ahead(options, is_causal):
+    config = tiny("expert_choice", **options)
+    assert [config.is_causal(mode) for mode in ("train", "eval")] == [is_causal] * 2
+    assert config.is_causal("causal")

@@ -11,13 +11,9 @@ import pytest
 from recursia import injection, kinds, kv, model
 from recursia.architecture import Model
 from recursia.depth import stick_breaking
-from recursia.sharing.remat import Remat
 from tests.helpers import by_hand
 from tests.helpers.blocks import published
-from tests.helpers.flops import assert_exact
-from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.tiny import (
-    LENGTH,
     VOCAB,
     assert_close,
     draw,
@@ -217,16 +213,6 @@ def test_a_gate_that_halts_at_once_is_one_recursion():
     assert np.all(aux.depth_used == 1)
 
 
-def test_a_shorter_model_gives_the_earlier_states():
-    config = sticks()
-    params = draw(config)
-    states = forward(params, text(), config)[1].states
-    for depth in (1, 2, 3):
-        short, cut = model.at_depth(config, params, depth)
-        logits = model.logits(params, model.normalise(params, states[depth - 1], config), config)
-        assert_close(forward(cut, text(), short)[0], logits)
-
-
 def test_a_halted_token_never_moves_again():
     config = sticks()
     aux = forward(draw(config), text(), config)[1]
@@ -251,31 +237,6 @@ def test_decoding_stops_when_no_wanted_token_goes_on():
     assert np.isnan(jax.jit(run)(~wanted).hidden).any()
 
 
-@pytest.mark.parametrize("mode", ["eval", "causal"])
-def test_no_token_sees_a_later_one(mode):
-    config = sticks(blocks=2)
-    assert config.is_causal(mode)
-    assert is_free_of_the_future(config, mode, seeds=range(2))
-
-
-def test_packed_documents_do_not_see_each_other():
-    config, cut = sticks(blocks=2), 7
-    positions = jnp.array([[*range(cut), *range(LENGTH - cut)]] * 2)
-    segments = jnp.array([[1] * cut + [2] * (LENGTH - cut)] * 2)
-    params, tokens = draw(config), text()
-    packed, aux = forward(params, tokens, config, "causal", positions, segments)
-    alone = [forward(params, part, config)[0] for part in (tokens[:, :cut], tokens[:, cut:])]
-    assert_close(packed, jnp.concatenate(alone, axis=1))
-    assert aux.depth_used.min() < aux.depth_used.max()
-
-
-def test_flops_are_exact():
-    assert_exact(sticks(blocks=2, prelude=1), remat=Remat("block"))
-    assert_exact(
-        sticks(inject=injection.Injection("add", "halves", "learned")), remat=Remat("recursion")
-    )
-
-
 def test_half_precision_halts_in_float32():
     config = sticks(dtype="bfloat16", threshold=1.0)
     params, tokens = draw(config), text()
@@ -292,8 +253,8 @@ def test_half_precision_halts_in_float32():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sharing": "sequence"}, "walk is block by block"),
-        ({"kv": kv.Plan("first_recursion")}, "kv_sharing: a step that reads another's keys"),
+        ({"sharing": "sequence"}, "block by block"),
+        ({"kv": kv.Plan("first_recursion")}, "kv_sharing: stick_breaking makes the keys"),
         ({"threshold": 0.0}, "threshold: got 0.0"),
         ({"threshold": 1.5}, "threshold: got 1.5"),
         ({"weight": -1.0}, "act_loss_weight: got -1.0"),

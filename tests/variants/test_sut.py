@@ -7,16 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, kv, params
+from recursia import accounting, config, params
 from recursia.architecture import Model
 from recursia.depth import fixed, stick_breaking
 from recursia.layers import balance
 from recursia.layers.attention import Context, KeysValues, attend
-from recursia.sharing.remat import Remat
-from tests.helpers import by_hand, slow
+from tests.helpers import by_hand
 from tests.helpers.blocks import altered, arranged, flat, published
-from tests.helpers.flops import assert_exact
-from tests.helpers.sight import is_free_of_the_future
 from tests.helpers.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
 from tests.helpers.tiny import (
     LENGTH,
@@ -25,7 +22,6 @@ from tests.helpers.tiny import (
     draw,
     error,
     forward,
-    gradient,
     is_equal,
     text,
     tol,
@@ -223,38 +219,6 @@ def test_halted_tokens_are_left_out_of_the_loss():
     assert_close(
         aux.losses["mim"], forward({**weights, "depth": {}}, text(), once)[1].losses["mim"]
     )
-
-
-@pytest.mark.parametrize("norm", [slow("post"), "pre"])
-def test_flops_are_exact(norm):
-    block = arranged(BLOCK, f"{norm}_norm")
-    assert_exact(small(block=block, blocks=2), remat=Remat("block"))
-    assert_exact(small(fixed.Fixed(3), block=block, kv=kv.Plan("first_recursion")))
-
-
-@pytest.mark.parametrize("mode", ["eval", "causal"])
-def test_no_token_sees_a_later_one(mode):
-    config = small(stick_breaking.StickBreaking(3, threshold=0.6))
-    assert is_free_of_the_future(config, mode, seeds=range(2))
-
-
-def test_packed_documents_do_not_see_each_other():
-    config, cut = small(), 7
-    place = np.array([[*range(cut), *range(LENGTH - cut)]] * 2)
-    segments = jnp.array([[1] * cut + [2] * (LENGTH - cut)] * 2)
-    weights, tokens = draw(config), text()
-    packed = forward(weights, tokens, config, "causal", jnp.asarray(place), segments)[0]
-    alone = [forward(weights, part, config)[0] for part in (tokens[:, :cut], tokens[:, cut:])]
-    assert_close(packed, jnp.concatenate(alone, axis=1))
-
-
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
-def test_the_gradient_reaches_every_weight(dtype):
-    config = small(dtype=dtype, recursions=2)
-    value, grads = gradient(draw(config), text(), config)
-    assert np.isfinite(value)
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-        assert np.isfinite(grad).all() and np.any(grad != 0), jax.tree_util.keystr(path)
 
 
 def test_half_precision_routes_in_float32():

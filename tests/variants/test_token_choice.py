@@ -10,11 +10,9 @@ import pytest
 from recursia import accounting, config, model, sharding
 from recursia.depth import token_choice
 from recursia.layers.linear import dot
-from recursia.sharing.remat import Remat
 from recursia.train import step
-from tests.helpers import sight, tiny
-from tests.helpers.flops import assert_exact
-from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, forward, is_equal, loss, text
+from tests.helpers import tiny
+from tests.helpers.tiny import BLOCK, assert_close, draw, forward, is_equal, loss, text
 from tests.helpers.token_choice_by_hand import balance, by_loop
 
 KV = ("own", "first_recursion")
@@ -65,24 +63,6 @@ def test_attention_private_to_each_recursion_is_its_formula():
     assert_is_by_hand(routed(varies=(("attention", "recursion+block"),), recursions=2))
 
 
-@pytest.mark.parametrize("kv", KV)
-def test_documents_do_not_see_each_other(kv):
-    segments = jnp.array([[1] * 5 + [2] * (LENGTH - 5), [1] * 9 + [2] * (LENGTH - 9)])
-    assert_is_by_hand(routed(kv=kv), segment_ids=segments)
-
-
-def test_any_batch_is_its_rows_alone():
-    config = routed(blocks=1)
-    params, tokens = draw(config), text(batch=3)
-    logits, aux = forward(params, tokens, config, "train")
-    for row in range(3):
-        alone, alone_aux = forward(params, tokens[row : row + 1], config, "train")
-        assert_close(logits[row : row + 1], alone)
-        assert np.array_equal(aux.depth_used[row : row + 1], alone_aux.depth_used)
-    turned = forward(params, tokens[::-1], config, "train")[0]
-    assert_close(turned, logits[::-1])
-
-
 def test_a_token_that_is_done_stays_as_it_is_bit_for_bit():
     config = routed()
     params = draw(config)
@@ -107,14 +87,6 @@ def test_while_all_go_to_the_end_the_result_is_the_gated_stack(kv):
         forward(params, tokens, config, "train")
     assert config.at_step(2) == config
     assert config.at_step(3) == routed(kv=kv)
-
-
-@pytest.mark.parametrize("kv", KV)
-@pytest.mark.parametrize("mode", MODES)
-def test_no_token_looks_ahead(mode, kv):
-    config = routed(blocks=1, kv=kv)
-    assert config.is_causal(mode)
-    assert sight.is_free_of_the_future(config, mode)
 
 
 def test_a_shallow_token_is_not_seen_in_deeper_recursions():
@@ -224,14 +196,6 @@ def test_biases_even_out_a_router_that_prefers_one_depth():
     assert other.after_step({}, {"depth_share": shares[0]}) == {}
 
 
-@pytest.mark.parametrize("kv", KV)
-def test_gradients_are_finite_and_reach_every_parameter(kv):
-    config = routed(blocks=1, kv=kv, z_loss_weight=0.1)
-    grads = jax.grad(loss)(draw(config), text(), config)
-    norms = [float(jnp.linalg.norm(leaf)) for leaf in jax.tree.leaves(grads)]
-    assert np.isfinite(norms).all() and min(norms) > 0
-
-
 def test_scores_are_float32_in_bfloat16():
     config = routed(dtype="bfloat16", z_loss_weight=0.1)
     params, tokens = draw(config), text()
@@ -242,13 +206,6 @@ def test_scores_are_float32_in_bfloat16():
     x = params["embed"]["table"][tokens].astype(jnp.bfloat16).astype(jnp.float32)
     exact = jax.nn.softmax(dot(x, params["depth"]["router"]["out"], "d,dr->r"))
     assert_close(out.aux.metrics["depth_score"], exact.mean((0, 1)))
-
-
-@pytest.mark.parametrize("kv", KV)
-@pytest.mark.parametrize("remat", ["none", "block"])
-@pytest.mark.parametrize("options", [{}, {"router": "mlp", "score": "sigmoid"}], ids=str)
-def test_flops_are_exact(options, remat, kv):
-    assert_exact(routed("middle_cycle", kv=kv, **options), remat=Remat(remat))
 
 
 def test_a_pass_computes_every_token_and_needs_an_even_share_of_them():
