@@ -27,8 +27,9 @@ from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.layers.attention import Context
 from recursia.layers.branch import Params, States
 from recursia.params import Leaf
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack, Step
+from recursia.sharing.stack import LoopBody, Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +114,13 @@ class _Carry:
     is_running: Leaf  # [B T]
 
 
-def _recursion(halt: dict[str, Array], context: Context, config: Act) -> Step:
+def _recursion(halt: dict[str, Array], context: Context, config: Act) -> LoopBody:
     """Returns one recursion of all tokens."""
     is_copied = config.halted_state == "copied"
 
-    def step(carry: _Carry, recursion: Recursion, _: None) -> tuple[_Carry, States, Made]:
+    def step(
+        carry: _Carry, recursion: Recursion, _: None
+    ) -> tuple[_Carry, States, RecursionOutput]:
         running = carry.is_running
         live = context.count_only(running) if is_copied else context
         x = recursion.enter(carry.state, live)

@@ -29,8 +29,9 @@ from recursia.injection import Injection
 from recursia.layers.attention import Context
 from recursia.layers.branch import Params, States
 from recursia.params import Leaf
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack, Step
+from recursia.sharing.stack import LoopBody, Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +148,14 @@ class _Carry:
     is_running: Leaf  # [B T]
 
 
-def _recursion(weights: dict[str, Array], context: Context, config: ExitGate, call: Call) -> Step:
+def _recursion(
+    weights: dict[str, Array], context: Context, config: ExitGate, call: Call
+) -> LoopBody:
     """Returns one recursion of all tokens."""
 
     def step(
         carry: _Carry, recursion: Recursion, is_last: Array
-    ) -> tuple[_Carry, tuple[Array, Array, Array], Made]:
+    ) -> tuple[_Carry, tuple[Array, Array, Array], RecursionOutput]:
         y, made = recursion.run(recursion.enter(carry.state, context), context)
         score = gate.logits(weights, y if config.stage == 1 else jax.lax.stop_gradient(y))
         log_p = carry.log_left + jnp.where(is_last, 0.0, jax.nn.log_sigmoid(score))

@@ -28,8 +28,9 @@ from recursia.injection import Injection
 from recursia.layers.attention import Context
 from recursia.layers.branch import Params, Report, States
 from recursia.params import at
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack
+from recursia.sharing.stack import Stack
 
 _Carry = tuple[Array, Array | None, Array | None]  # states, indices of active tokens, is_live
 _Output = tuple[States, dict[str, Array], Report]  # states, statistics by recursion, reports
@@ -218,7 +219,7 @@ def _keep_best(
     carry: _Carry,
     recursion: Recursion,
     entry: tuple[Params, Int[Array, "B P"] | None],
-) -> tuple[_Carry, dict[str, Array], Made]:
+) -> tuple[_Carry, dict[str, Array], RecursionOutput]:
     """One recursion over the top `count` of the active tokens.
 
     In rows with padding only `limit` tokens of each part go on: the others keep the shape static,
@@ -281,7 +282,7 @@ def _masked(
 
     def step(
         carry: tuple[Array, Array], recursion: Recursion, entry: tuple[Params, Array, Array]
-    ) -> tuple[tuple[Array, Array], dict[str, Array], Made]:
+    ) -> tuple[tuple[Array, Array], dict[str, Array], RecursionOutput]:
         (x, active), (weights, is_open, limit) = carry, entry
         logits, predicted = _logits(weights, x, config)
         gate = routing.gate(logits, config.score, config.alpha)

@@ -14,8 +14,9 @@ from recursia.depth.policy import Aux, Call, Policy, Result
 from recursia.injection import Injection
 from recursia.layers.attention import Context
 from recursia.layers.branch import Params, States
+from recursia.sharing.recursion import Recursion
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Recursion, Stack
+from recursia.sharing.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)

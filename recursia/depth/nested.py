@@ -20,8 +20,9 @@ from recursia.layers.attention import Context
 from recursia.layers.branch import Params, Report, States
 from recursia.layers.norm import zeros
 from recursia.params import Spec
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack
+from recursia.sharing.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Nested(Policy):
 
             def step(
                 high: Array, recursion: Recursion, _: None, low: Array = low
-            ) -> tuple[Array, Array, Made]:
+            ) -> tuple[Array, Array, RecursionOutput]:
                 y, made = recursion.run(recursion.enter(high + low, context), context)
                 return y, y, made
 
@@ -111,7 +112,7 @@ class Nested(Policy):
     ) -> tuple[Array, Array, Report]:
         """Returns the low states after some recursions, `high` for each of them, and reports."""
 
-        def step(low: Array, recursion: Recursion, _: None) -> tuple[Array, Array, Made]:
+        def step(low: Array, recursion: Recursion, _: None) -> tuple[Array, Array, RecursionOutput]:
             y, made = recursion.run(recursion.enter(low + high, context), context)
             return y, high, made
 

@@ -24,9 +24,10 @@ from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.injection import Injection
 from recursia.layers.attention import Context
 from recursia.layers.branch import Params, Report, States
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.remat import ENTERED
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack
+from recursia.sharing.stack import Stack
 
 Count = int | Int[Array, ""]
 _GRID = np.linspace(-6, 6, 601)  # of a normal variable, in standard deviations
@@ -233,7 +234,7 @@ def _adaptive(stack: Stack, x: States, context: Context, config: Recurrent, call
 
     def step(
         carry: tuple[Array, ...], recursion: Recursion, _: None
-    ) -> tuple[tuple[Array, ...], Array, Made]:
+    ) -> tuple[tuple[Array, ...], Array, RecursionOutput]:
         x, before, converged, depth = carry
         y, made = recursion.run(recursion.enter(x, context), context)
         y = jnp.where(converged[..., None], x, y)

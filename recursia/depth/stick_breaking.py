@@ -26,8 +26,9 @@ from recursia.layers.branch import Params, States
 from recursia.layers.initial import uniform
 from recursia.layers.linear import dot
 from recursia.params import Leaf, Spec
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack
+from recursia.sharing.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class StickBreaking(Policy):
 
         def step(
             stick: Stick, recursion: Recursion, _: None
-        ) -> tuple[Stick, tuple[Array, Array], Made]:
+        ) -> tuple[Stick, tuple[Array, Array], RecursionOutput]:
             going = is_going(stick, self)
             share = jnp.where(going, jnp.exp(stick.log_left), 0.0)[..., None]
             live = context.count_only(going)

@@ -23,8 +23,9 @@ from recursia.layers.attention import Context
 from recursia.layers.branch import Params, States
 from recursia.layers.norm import zeros
 from recursia.params import Spec
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack
+from recursia.sharing.stack import Stack
 
 Balancing = Literal["loss", "loss_free", "none"]
 
@@ -90,7 +91,7 @@ class TokenChoice(Policy):
 
         def step(
             carry: tuple[Array, ...], recursion: Recursion, _: None
-        ) -> tuple[tuple[Array, ...], Array, Made]:
+        ) -> tuple[tuple[Array, ...], Array, RecursionOutput]:
             number, states, output = carry  # recursions are numbered from 1
             going = depth >= number
             visible = recursion.only(context, going, going)

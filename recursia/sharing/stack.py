@@ -218,7 +218,3 @@ def _joined(
         return None, None
     join = lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
     return jax.tree.map(join, *stacks), contexts[0]
-
-
-Made = RecursionOutput
-Step = LoopBody
