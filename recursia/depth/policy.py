@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 from recursia import ranges
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.branch import Params, Report, States
 from recursia.params import Leaf
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
@@ -59,7 +59,7 @@ class Aux:
       exits: what `stopping_loss` reads; None for a policy without such a loss.
     """
 
-    losses: Losses
+    losses: dict[str, Leaf]
     metrics: dict[str, Leaf]
     depth_used: Leaf  # [B T]
     states: Leaf | None  # [R B T D]
@@ -87,7 +87,7 @@ class Pass:
     recursion: int
     queries: int
     scored: int = 0
-    times: float = 1
+    times: int | float = 1
     is_trained: bool = True
     needed: int | None = None
 
