@@ -86,11 +86,11 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
     every = list(_walk(run, ""))
     paths = [field.path for field in every]
     under = resolve(prefix, paths)
-    found = [f for f in every if not under or f"{f.path}.".startswith(f"{under}.")]
-    if not found:
+    selected = [f for f in every if not under or f"{f.path}.".startswith(f"{under}.")]
+    if not selected:
         sections = list(dict.fromkeys(path.partition(".")[0] for path in paths))
         raise ConfigError(f"{prefix}: no such field{near(under, sections, paths)}")
-    return found
+    return selected
 
 
 def full(field: str) -> str:
@@ -118,10 +118,10 @@ def resolve(field: str, known: Iterable[str]) -> str:
     owners = (path.removesuffix("kind") for path in known if path.endswith(".kind"))
     owner = max((owner for owner in owners if place.startswith(owner)), key=len, default="")
     end = f".{place.removeprefix(owner)}"
-    found = [path for path in known if owner and path.startswith(owner) and path.endswith(end)]
-    if len(found) > 1:
-        raise ConfigError(f"config.{field}: may be {' or '.join(found)}; give the full name")
-    return found[0] if found else place
+    matches = [path for path in known if owner and path.startswith(owner) and path.endswith(end)]
+    if len(matches) > 1:
+        raise ConfigError(f"config.{field}: may be {' or '.join(matches)}; give the full name")
+    return matches[0] if matches else place
 
 
 def names_a_kind(name: str, hint: Any) -> bool:

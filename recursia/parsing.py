@@ -160,19 +160,19 @@ def path(typed: str) -> pathlib.Path:
 
 def names(typed: str) -> tuple[str, ...]:
     """Reads names of configurations, separated by commas."""
-    if not (found := tuple(place(name) for name in typed.split(",") if name)):
+    if not (values := tuple(place(name) for name in typed.split(",") if name)):
         raise argparse.ArgumentTypeError(f"got {typed!r}, takes configurations, by commas")
-    return found
+    return values
 
 
 def depths(typed: str) -> tuple[int, ...]:
     """Reads numbers of recursions, separated by commas."""
     try:
-        found = tuple(integer(1)(depth) for depth in typed.split(",") if depth)
+        values = tuple(integer(1)(depth) for depth in typed.split(",") if depth)
     except argparse.ArgumentTypeError:
-        found = ()
-    if not found:
+        values = ()
+    if not values:
         raise argparse.ArgumentTypeError(
             f"got {typed!r}, takes numbers of recursions such as 1,2,3"
         )
-    return found
+    return values

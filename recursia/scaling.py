@@ -107,16 +107,16 @@ def by_heads(model: Model, cost: Cost, target: float) -> Model:
     num_heads = width_of(model.block, "num_heads")
     if num_heads and width_of(model.block, "num_kv_heads"):
         changes = [{"num_kv_heads": k} for k in range(1, num_heads + 1) if num_heads % k == 0]
-    found = [(model, head_dim)]
+    candidates = [(model, head_dim)]
     for change in changes:
         if (changed := _with(model, **change)) is not None:
             width = 2 * max(1, round(head_dim * target / cost(changed) / 2))  # the cost is linear
             wide = _with(changed, head_dim=width)
-            found.append((changed, head_dim) if wide is None else (wide, width))
-    equal = [(model, width) for model, width in found if is_equal(cost(model), target)]
+            candidates.append((changed, head_dim) if wide is None else (wide, width))
+    equal = [(model, width) for model, width in candidates if is_equal(cost(model), target)]
     if equal:
         return min(equal, key=lambda pair: abs(math.log(pair[1] / head_dim)))[0]
-    return min(found, key=lambda pair: error(cost(pair[0]), target))[0]
+    return min(candidates, key=lambda pair: error(cost(pair[0]), target))[0]
 
 
 def _with(model: Model, **widths: int) -> Model | None:

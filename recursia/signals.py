@@ -43,7 +43,7 @@ class Listener:
     save. After it, Ctrl-C ends the process at once and other signals do nothing.
 
     Attributes:
-      told: the first signal; None until it arrives.
+      received: the first signal; None until it arrives.
       has_work: whether there is something to save, so that a signal does not raise.
     """
 
@@ -54,7 +54,7 @@ class Listener:
           numbers: the signals.
           saves: called with the first signal if there is something to save.
         """
-        self.told: int | None = None
+        self.received: int | None = None
         self.has_work = False
         self._saves = saves or (lambda _: None)
         self._before: dict[int, Any] = {}
@@ -76,8 +76,8 @@ class Listener:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
-            if self.told is not None and isinstance(outer := _owner(handler), Listener):
-                outer.told, outer.has_work = outer.told or self.told, True
+            if self.received is not None and isinstance(outer := _owner(handler), Listener):
+                outer.received, outer.has_work = outer.received or self.received, True
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._wakeup)  # the thread's read then returns nothing, and it ends
         self._wakeup = -1
@@ -96,11 +96,11 @@ class Listener:
     def _handle(self, number: int, _: Any) -> None:
         if not self._counts(number):
             return
-        if self.told is not None:
+        if self.received is not None:
             if number == signal.SIGINT:
                 leave(Left(number))
             return
-        self.told = number
+        self.received = number
         if not self.has_work:
             raise Left(number)
         self._saves(number)

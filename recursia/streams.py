@@ -51,14 +51,14 @@ def outlive_readers() -> None:
         raw = _Raw(descriptor, name == "stdout", name in lost)
         with contextlib.suppress(OutputLost):
             given and given.flush()
-        made = io.TextIOWrapper(
+        stream = io.TextIOWrapper(
             io.BufferedWriter(raw),
             encoding=given.encoding if given else "utf-8",
             errors="backslashreplace",
             line_buffering=name == "stderr" or raw.isatty(),
         )
-        setattr(sys, name, made)
-        setattr(sys, f"__{name}__", made)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def print_nothing_of_note() -> None:

@@ -71,7 +71,7 @@ class Collective:
 
 def collectives(program: Program) -> list[Collective]:
     """Returns the collectives of a program, equal ones merged, those that send the most first."""
-    found: dict[tuple[str, int, Groups, bool], Collective] = {}
+    merged: dict[tuple[str, int, Groups, bool], Collective] = {}
     for name, run in loops.runs(program).items():
         computation = program.computations[name]
         for instruction in computation.instructions.values():
@@ -84,10 +84,10 @@ def collectives(program: Program) -> list[Collective]:
             op_name = re.search(r'op_name="([^"]*)"', instruction.attributes)
             source = op_name[1] if op_name else ""
             key = (kind, size, groups, run.is_certain)
-            old = found.get(key, Collective(kind, size, groups, 0, run.is_certain, source))
+            old = merged.get(key, Collective(kind, size, groups, 0, run.is_certain, source))
             executions = old.executions + run.times
-            found[key] = dataclasses.replace(old, executions=executions)
-    return sorted(found.values(), key=lambda c: -c.sent * c.executions)
+            merged[key] = dataclasses.replace(old, executions=executions)
+    return sorted(merged.values(), key=lambda c: -c.sent * c.executions)
 
 
 def _kind(computation: Computation, instruction: Instruction) -> str | None:

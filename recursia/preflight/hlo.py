@@ -92,15 +92,15 @@ def parse(text: str) -> Program:
     computations, entry, lines, name, root = {}, None, {}, None, ""
     for line in text.splitlines():
         if name is None:
-            if found := _HEAD.match(line):
-                name, lines, root = found[2], {}, ""
-                entry = name if found[1] else entry
+            if match := _HEAD.match(line):
+                name, lines, root = match[2], {}, ""
+                entry = name if match[1] else entry
         elif _END.match(line):
             computations[name] = Computation(name, lines, root)
             name = None
-        elif found := _LINE.match(line):
-            lines[found[2]] = _instruction(found[2], line[found.end() :])
-            root = found[2] if found[1] else root
+        elif match := _LINE.match(line):
+            lines[match[2]] = _instruction(match[2], line[match.end() :])
+            root = match[2] if match[1] else root
     if entry is None:
         raise ValueError("parse: the text has no ENTRY computation; give compiled.as_text()")
     head = text[: text.find("\n")]

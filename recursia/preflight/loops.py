@@ -32,11 +32,11 @@ class Run:
 
 def runs(program: Program) -> dict[str, Run]:
     """Returns the executions of each computation, summed over its callers."""
-    found: dict[str, Run] = {}
+    total: dict[str, Run] = {}
     for name, times, is_fused, is_certain in _walk(program, program.entry, 1, False, True):
-        old = found.get(name, Run(0, is_fused, True))
-        found[name] = Run(old.times + times, is_fused, old.is_certain and is_certain)
-    return found
+        old = total.get(name, Run(0, is_fused, True))
+        total[name] = Run(old.times + times, is_fused, old.is_certain and is_certain)
+    return total
 
 
 def _walk(
@@ -61,8 +61,8 @@ def trip_count(program: Program, caller: Computation, loop: Instruction) -> int 
     The compiler may annotate it. TPU programs are not annotated: there the condition compares a
     counter with a bound, and the body adds a constant to the counter.
     """
-    if found := _TRIPS.search(loop.attributes):
-        return int(found[1])
+    if annotated := _TRIPS.search(loop.attributes):
+        return int(annotated[1])
     condition, body = (program.computations[loop.calls[name][0]] for name in ("condition", "body"))
     root = condition.instructions[condition.root]
     read: Callable[[str], Affine | None] = functools.partial(_affine, program, condition)

@@ -68,13 +68,13 @@ def _speed(report: Report) -> list[str]:
 
 
 def _decoded(report: Report) -> str:
-    found, have = report["decode"], gigabytes(report["hbm_bytes_per_chip"])
-    need = gigabytes(found["bytes_per_chip"])
-    if not found["fits"]:
+    decode, have = report["decode"], gigabytes(report["hbm_bytes_per_chip"])
+    need = gigabytes(decode["bytes_per_chip"])
+    if not decode["fits"]:
         return f"decoding on one chip does not fit: needs {need} of {have}"
     return (
         f"decoding on one chip fits in {need} of {have}, at best "
-        f"{1e3 * found['seconds_per_token']:.3g} ms a token"
+        f"{1e3 * decode['seconds_per_token']:.3g} ms a token"
     )
 
 

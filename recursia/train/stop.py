@@ -54,7 +54,7 @@ class Stop:
         if self._is_joined:
             return multihost_utils.reached_preemption_sync_point(step)
         self._listener.has_work = True
-        return self._listener.told is not None
+        return self._listener.received is not None
 
     def close(self) -> None:
         """Restores the signal handlers from before."""
