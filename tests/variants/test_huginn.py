@@ -58,11 +58,7 @@ def sandwich(w, x, where):
     heads = lambda name: np.einsum("td,dnh->tnh", normed(x, "attention"), w["attention"][name])
     query, key = (heads(name) + w["attention"][f"{name}_bias"] for name in ("query", "key"))
     query, key = (turned(h, where[0], 50_000.0) for h in (query, key))
-    value, mixed = heads("value"), np.zeros_like(query)
-    for t, n in np.ndindex(query.shape[:2]):
-        sees = (where[0] <= where[0, t]) & (where[1] == where[1, t])
-        score = np.exp(key[sees, n] @ query[t, n] / math.sqrt(BLOCK.mixer.head_dim))
-        mixed[t, n] = score / score.sum() @ value[sees, n]
+    mixed = by_hand.attend(query, key, heads("value"), where, where)
     x = normed(x + np.einsum("tnh,nhd->td", mixed, w["attention"]["out"]), "after_attention")
     gate, up = (normed(x, "mlp") @ w["mlp"][name] for name in ("gate", "up"))
     return normed(x + (gate * by_hand.sigmoid(gate) * up) @ w["mlp"]["down"], "after_mlp")

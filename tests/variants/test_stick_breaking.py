@@ -1,7 +1,6 @@
 """Stick-breaking halting is its recurrence, computed again by hand on each row."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +44,7 @@ def forced(params, logit):
 def gate_by_hand(params, x):
     """Returns a token's probability of halting, of what is left."""
     w = by_hand.pick(params["depth"], ...)
-    h = x @ w["hidden"] + w["bias"]
-    h = 0.5 * h * (1 + by_hand.erf(h / math.sqrt(2)))
+    h = by_hand.gelu(x @ w["hidden"] + w["bias"])
     return by_hand.sigmoid(h @ (w["out"][:, 1] - w["out"][:, 0]))
 
 

@@ -14,7 +14,8 @@ from recursia.layers import balance
 from recursia.layers.attention import Context, KeysValues, attend
 from tests.helpers import by_hand
 from tests.helpers.blocks import altered, arranged, flat, published
-from tests.helpers.sut_by_hand import attention_by_hand, block_by_hand, gelu, layer_norm
+from tests.helpers.by_hand import gelu, layer_norm
+from tests.helpers.sut_by_hand import attention_by_hand, block_by_hand
 from tests.helpers.tiny import (
     LENGTH,
     VOCAB,

@@ -15,8 +15,8 @@ from recursia.layers.attention import Context
 from recursia.sharing.remat import Remat
 from tests.helpers import by_hand
 from tests.helpers.blocks import altered, flat, published
+from tests.helpers.by_hand import layer_norm
 from tests.helpers.flops import assert_exact
-from tests.helpers.moeut_by_hand import layer_norm
 from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
@@ -53,11 +53,7 @@ def layer(w, x, where, block, source=None):
     heads = lambda name: np.einsum("td,dnh->tnh", h, w["attention"][name])
     turned = lambda name: by_hand.rotate(heads(name), where[0], block.rope_base)
     source, query = source or (turned("key"), heads("value")), turned("query")
-    mixed = np.zeros_like(query)
-    for t, n in np.ndindex(query.shape[:2]):
-        sees = (where[0] <= where[0, t]) & (where[1] == where[1, t])
-        score = np.exp(source[0][sees, n] @ query[t, n] / math.sqrt(block.head_dim))
-        mixed[t, n] = score / score.sum() @ source[1][sees, n]
+    mixed = by_hand.attend(query, *source, where, where)
     x = x + np.einsum("tnh,nhd->td", mixed, w["attention"]["out"])
     h = layer_norm(x, w["norms"]["experts"], block.norm_eps)
     p = np.exp(h @ w["router"])
@@ -73,8 +69,7 @@ def layer(w, x, where, block, source=None):
         for e in best[t]:
             full[e] += 1
             if full[e] <= places:
-                z = h[t] @ w["experts"]["up"][e]
-                z = 0.5 * z * (1 + by_hand.erf(z / math.sqrt(2)))
+                z = by_hand.gelu(h[t] @ w["experts"]["up"][e])
                 out[t] += p[t, e] * (z @ w["experts"]["down"][e])
     return out, source, p, best
 
