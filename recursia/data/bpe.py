@@ -78,7 +78,7 @@ class BPETokenizer(Tokenizer):
             encodings = self._library.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encodings]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
         """Returns the text of `ids` without special tokens; invalid UTF-8 becomes U+FFFD."""
         known = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
         return self._library.decode(known, skip_special_tokens=True)

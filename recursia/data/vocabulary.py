@@ -50,7 +50,7 @@ class Tokenizer(abc.ABC):
         """
 
     @abc.abstractmethod
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
         """Returns the text of `ids` without special tokens; invalid UTF-8 becomes U+FFFD."""
 
     @abc.abstractmethod
@@ -153,7 +153,7 @@ class ByteTokenizer(Tokenizer):
     def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
         """Returns the text of `ids`; invalid UTF-8 becomes U+FFFD, ids above 255 are skipped."""
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", errors="replace")
 
