@@ -189,7 +189,7 @@ def train_step(
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
-    weights: Tree = optax.apply_updates(state.params, updates)
+    weights: Any = optax.apply_updates(state.params, updates)  # a dict, typed by optax as any tree
     weights["depth"] = config.depth.after_step(weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 
