@@ -52,7 +52,7 @@ EVERY_COMBINATION = ("kernels", "preflight")  # folders
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks a combination of parameters as slow if quicker ones already cover each of its values."""
+    """Marks a combination of parameters as slow if others already cover each of its values."""
     tests = collections.defaultdict(dict)
     for item in items:
         is_marked = item.get_closest_marker("slow") or item.get_closest_marker("gpu_compile")

@@ -14,6 +14,7 @@ from recursia.train import step as step_lib
 from recursia.train.objective import loss_fn
 from recursia.train.step import Trainer
 from tests.helpers import slow
+from tests.helpers.batches import nats
 from tests.helpers.runs import tiny_run
 from tests.helpers.tiny import error, is_equal, tol
 from tests.helpers.trainers import LENGTH, ROWS, VOCAB, batch
@@ -66,10 +67,8 @@ def test_the_loss_is_the_mean_over_weighted_tokens():
     params = made.init().params
     where = {name: rows[name] for name in ("positions", "segment_ids")}
     out = model.apply(params, rows["tokens"], made.model, mode="train", **where)
-    logits = np.asarray(model.logits(params, out.hidden, made.model), np.float64)
-    nats = np.log(np.exp(logits).sum(-1))
-    nats -= np.take_along_axis(logits, rows["targets"][..., None], -1)[..., 0]
-    want = (rows["weights"] * nats).sum() / rows["weights"].sum()
+    each = nats(model.logits(params, out.hidden, made.model), rows["targets"])
+    want = (rows["weights"] * each).sum() / rows["weights"].sum()
     assert abs(metrics["loss"] - want) < 1e-5
     assert abs(metrics["mean_depth"] - 2) < 1e-6
 
