@@ -167,9 +167,3 @@ def test_a_variant_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(ConfigError, match="tiny_token") as refusal:
         load("mor:tiny_tokens", {})
     assert "\n" not in str(refusal.value)
-
-
-def test_sharing_keys_across_one_recursion_is_making_them():
-    own, shared = (tiny("expert_choice", recursions=1, kv=kv) for kv in ("own", "first_recursion"))
-    params = draw(own)
-    assert_close(forward(params, text(), shared)[0], forward(params, text(), own)[0])

@@ -125,25 +125,6 @@ def test_a_grouped_product_takes_empty_groups_anywhere_and_no_rows():
         assert np.allclose(ours, expected, atol=1e-5) and ours.shape == expected.shape
 
 
-def test_the_order_of_experts_means_nothing():
-    x, logits, weights = normal(2, 9, D), normal(2, 9, 5), banks(5)
-    order = np.array([3, 0, 4, 1, 2])
-
-    def run(logits, weights):
-        choice = experts.choose(logits, 2, score="softmax", is_renormalised=True)
-        return mlp(x, choice.index, choice.weight, *weights)
-
-    assert_close(run(logits, weights), run(logits[..., order], [w[order] for w in weights]))
-
-
-def test_all_experts_with_weight_one_are_one_wide_mlp():
-    x, (up, down, *_) = normal(2, 9, D), banks(4)
-    choice = experts.choose(jnp.full((2, 9, 4), 99.0), 4, score="sigmoid", is_renormalised=False)
-    wide = np.concatenate(np.asarray(up, np.float64), axis=1)
-    dense = np.maximum(x @ wide, 0) @ np.concatenate(np.asarray(down, np.float64))
-    assert_close(experts.expert_mlp(x, choice, up, down, RELU), dense)
-
-
 @pytest.mark.parametrize(
     ("score", "is_renormalised", "weights"),
     [

@@ -125,15 +125,6 @@ def test_a_masked_token_takes_no_expert():
     assert_close(found[~LIVE], twice[~LIVE])
 
 
-def test_experts_have_no_order():
-    weights, x = weights_of(BLOCK), states(0)
-    turned = dict(weights)
-    for bank, router in (("attention_experts", "attention_router"), ("experts", "router")):
-        turned[bank] = jax.tree.map(lambda leaf: leaf[::-1], weights[bank])
-        turned[router] = {**weights[router], "out": weights[router]["out"][:, ::-1]}
-    assert_close(apply(turned, x, BLOCK)[0], apply(weights, x, BLOCK)[0])
-
-
 @pytest.mark.parametrize("is_accelerator", [False, True])
 def test_relative_scores_and_their_gradients_are_those_of_the_plain_softmax(
     monkeypatch, is_accelerator
