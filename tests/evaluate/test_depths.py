@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_is_one_line(run, tmp_path, refused_command, damage
 def test_a_run_without_checkpoints_is_one_line(run, tmp_path, refused_command):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
     typed = ("eval", f"--workdir={tmp_path / 'run'}")
-    refused_command(*typed, parts=["no checkpoints"], code=5)
+    refused_command(*typed, parts=["checkpoints: does not exist"], code=5)
     (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)  # a save that was cut off
     refused_command(*typed, parts=["0 finished checkpoints"], code=5)
 

@@ -1,19 +1,24 @@
 """A recursion's state is read as the model reads its last: loop norm, coda, final norm, head."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from recursia import model
+from recursia.depth.exit_gate import ExitGate
 from tests.helpers.blocks import PUBLISHED
-from tests.helpers.points import DEPTHS, point
+from tests.helpers.points import DEPTHS, RECURSIONS, point
 from tests.helpers.tiny import assert_close, draw, error, text
 
 POINTS = {
     **{name: point(name, sharing="middle_cycle", loop_norm="last") for name in ("llama", "huginn")},
     **{name: point(name) for name in PUBLISHED},
     **{name: point(depth_=name, sharing="middle_cycle") for name in DEPTHS if name != "exit_gate"},
-    "exit_gate": point(depth_="exit_gate", loop_norm="each"),
+    "exit_gate": dataclasses.replace(  # no token stops early
+        point(depth_="exit_gate", loop_norm="each"), depth=ExitGate(RECURSIONS)
+    ),
 }
 
 
