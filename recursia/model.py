@@ -3,7 +3,9 @@
 Blocks, sharing, weight kinds and depth policies meet only here.
 """
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.cache import CORE, Cache
 from recursia.depth.policy import Aux, Call, Mode
 from recursia.injection import Injection
 from recursia.layers import embedding
@@ -23,6 +26,7 @@ from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf
 from recursia.sharding import constrain
 from recursia.sharing import key_banks
+from recursia.sharing.cached import CachedStack, Store
 from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
@@ -36,10 +40,12 @@ class Output:
     Attributes:
       hidden: states of the last layer, normalised: `logits` multiplies them by the head.
       aux: what the depth policy reports, with the losses and metrics of the blocks.
+      cache: of all tokens so far, if they are decoded.
     """
 
     hidden: Leaf  # [B T D]
     aux: Aux
+    cache: Cache | None = None
 
 
 def specs(config: Model) -> dict[str, Any]:
@@ -111,13 +117,54 @@ def apply(
       remat: what a backward pass computes again.
     """
     context = _context(tokens.shape, positions, segment_ids)
-    stacks = _stacks(params, config, remat)
+    call = Call(mode, step, key, microbatch, state, wanted)
+    return _forward(params, tokens, config, context, _stacks(params, config, remat), call)
+
+
+def extend(
+    params: dict[str, Any],
+    tokens: Int[Array, "B T"],
+    config: Model,
+    cache: Cache,
+    *,
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+) -> Output:
+    """Returns the final hidden states of further tokens of some texts, and the KV cache with them.
+
+    It gives what `apply` in mode "causal" gives at those tokens of the whole texts.
+
+    Args:
+      params: of `cache.unstack`.
+      tokens: of each row, those that come next in its text; padding may stand anywhere.
+      config: the model.
+      cache: of the tokens before.
+      positions: of the tokens in their texts.
+      segment_ids: 1 for a token, 0 for padding.
+    """
+    context = _context(tokens.shape, positions, segment_ids)
+    stores = {name: Store(pasts) for name, pasts in cache.pasts.items()}
+    stacks = _cached_stacks(params, config, stores)
+    call = Call("causal", wanted=context.is_live)
+    out = _forward(params, tokens, config, context, stacks, call)
+    count = sum(store.num_blocks for store in stores.values())
+    pasts = {name: store.pasts for name, store in stores.items()}
+    return out.replace(cache=Cache(pasts, cache.num_blocks + count))
+
+
+def _forward(
+    params: dict[str, Any],
+    tokens: Int[Array, "B T"],
+    config: Model,
+    context: Context,
+    stacks: Mapping[str, Stack],
+    call: Call,
+) -> Output:
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
     x = constrain(x, ("batch", "length", None))
     x, before = stacks["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
     if config.inject.needs_input:
         context = context.replace(inputs=x)
-    call = Call(mode, step, key, microbatch, state, wanted)
     x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
@@ -199,6 +246,18 @@ def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, St
         read=read,
     )
     return stacks
+
+
+def _cached_stacks(
+    params: dict[str, Any], config: Model, stores: dict[str, Store]
+) -> dict[str, Stack]:
+    """Returns the stacks of blocks by name, with their weights and KV caches."""
+    found: dict[str, Stack] = {}
+    for name, stack in _stacks(params, config, KEEP).items():
+        fields = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack)}
+        shows_stopped = name == CORE and config.depth.shows_stopped
+        found[name] = CachedStack(**fields, store=stores[name], shows_stopped=shows_stopped)
+    return found
 
 
 def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], config: Model) -> Aux:

@@ -11,6 +11,7 @@ from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.branch import Losses, Report
+from recursia.layers.past import Past
 from recursia.mixers.mixer import Mixer, Params
 from recursia.params import Leaf
 
@@ -104,21 +105,22 @@ class Block(abc.ABC):
         params: Params,
         x: Float[Array, "B T D"],
         context: Context,
-        source: tuple[KeysValues, Context] | None = None,
+        source: tuple[KeysValues, Context] | Past | None = None,
         memory: Float[Array, "B T D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues | None, Report]:
+    ) -> tuple[Float[Array, "B T D"], KeysValues | Past | None, Report]:
         """Applies the block once.
 
         Args:
           params: one entry of each slot's bank, in the compute dtype; those of `exact` in float32.
           x: hidden states of the tokens in `context`.
           context: where those tokens stand.
-          source: keys and values to read instead of the block's own, with their tokens' context.
+          source: keys and values to read instead of the block's own, with their tokens' context;
+            or the step's cache, to which the block adds its own before it reads.
           memory: states of the same tokens to make keys and values from, instead of `x`.
 
         Returns:
-          The new hidden states, the keys and values made (None if `source` was read), and what
-          both branches report.
+          The new hidden states, the keys and values made (None if only `source` was read) or the
+          cache with them, and what both branches report.
         """
         norm = lambda x, name: norms.normalise(x, params["norms"][name], self.norm_eps)
         name = self.mixer.norm_name

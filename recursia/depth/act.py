@@ -49,6 +49,8 @@ class Act(Policy):
         -3 starts deep, for where training would stay with two.
     """
 
+    shows_stopped = True
+
     update: Literal["basic", "accumulated"] = "basic"
     halted_state: Literal["live", "copied"] = "live"
     epsilon: float = 0.01

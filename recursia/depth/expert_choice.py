@@ -189,6 +189,11 @@ class ExpertChoice(Policy):
         """Returns whether no token looks ahead: in causal mode, or where all tokens are kept."""
         return mode == "causal" or all(capacity == 1 for capacity in self.capacity)
 
+    def cache_places(self, schedule: Schedule, recursion: int, num_tokens: int) -> int:
+        """Returns the capacity of the recursion, or of the one before where it shows all active."""
+        kept = (num_tokens, *counts(self, num_tokens))
+        return kept[recursion if schedule.is_source(recursion) else recursion + 1]
+
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
         """Returns what each recursion processes in the modes that keep the best tokens."""
         kept = counts(self, seq_len)

@@ -99,6 +99,7 @@ class Policy:
 
     slots: ClassVar[tuple[str, ...]] = ()  # its own parameters that may vary along recursions
     is_by_recursion: ClassVar[bool] = True  # whether it needs recursions walked one after the other
+    shows_stopped: ClassVar[bool] = False  # whether later recursions show stopped tokens to others
 
     def __post_init__(self):
         ranges.recursions(self)
@@ -128,6 +129,13 @@ class Policy:
                 f"depth: {self.kind} decides after a whole recursion, and sharing 'sequence' has "
                 "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
             )
+
+    def cache_places(self, schedule: Schedule, recursion: int, num_tokens: int) -> int:
+        """Returns how many tokens of a text need a place in a KV cache of this recursion's steps.
+
+        What comes beyond is not lost: the cache is given more places, and the step taken again.
+        """
+        return num_tokens
 
     def check_length(self, seq_len: int) -> None:
         """Refuses sequences of a length that it cannot split.

@@ -46,6 +46,8 @@ class Recurrent(Policy):
       exit_threshold: what is little; None takes 0.03 for "latent_diff" and 0.001 for the others.
     """
 
+    shows_stopped = True
+
     backprop_depth: int = 8
     sampler: Literal["poisson_lognormal", "fixed"] = "poisson_lognormal"
     sigma: float = 0.5

@@ -40,6 +40,8 @@ class StickBreaking(Policy):
         tokens.
     """
 
+    shows_stopped = True
+
     threshold: float = 0.999
     act_loss_weight: float = 0.01
 

@@ -9,6 +9,7 @@ from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Branch, Report
 from recursia.layers.experts import Choice
+from recursia.layers.past import Past
 from recursia.params import Leaf
 
 Params = dict[str, Leaf]  # one entry of each slot's bank
@@ -82,9 +83,9 @@ class Mixer(Branch):
         x: Float[Array, "B T D"],
         h: Float[Array, "B T D"],
         context: Context,
-        source: tuple[KeysValues, Context] | None = None,
+        source: tuple[KeysValues, Context] | Past | None = None,
         memory: tuple[Float[Array, "B T D"], Float[Array, "B T D"]] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues | None, Report]:
+    ) -> tuple[Float[Array, "B T D"], KeysValues | Past | None, Report]:
         """Returns what tokens take from those they see, the keys and values made, and a report.
 
         Args:
@@ -92,14 +93,19 @@ class Mixer(Branch):
           x: states whose content is passed on, as values.
           h: states that decide, as queries, keys and routers; most arrangements give `x` again.
           context: where the tokens stand.
-          source: keys and values to read instead of making them, with their tokens' context.
+          source: keys and values to read instead of making them, with their tokens' context; or
+            the step's cache, to which those made here are added before it is read.
           memory: `x` and `h` of the same tokens to make keys and values from, instead.
         """
         queries = self.queries(params, h, context)
         made, value_usage = None, None
-        if source is None:
+        if source is None or isinstance(source, Past):
             made, value_usage = self.keys_values(params, *(memory or (x, h)), context)
-            source = made, context
+            if source is None:
+                source = made, context
+            else:
+                made = source.append(made, context)
+                source = made.keys_values, made.context
         mixed = attend(queries.heads, source[0], context, source[1], queries.relative)
         y, usage = self.outputs(params, mixed, h, queries, context)
         return y, made, self.report(value_usage, usage)

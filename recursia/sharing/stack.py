@@ -176,10 +176,8 @@ class Stack(Steps):
         Returns:
           The last carry.
         """
-        plan = self.schedule
-        steps = np.arange(plan.num_steps)
-        if not np.isin(plan.owners, (steps % plan.num_blocks)).all() and not plan.makes_all_keys:
-            return self.loop(step, carry, entries)[0]  # whose keys are read later is not plain
+        if not self._is_plain():
+            return self.loop(step, carry, entries)[0]
         *_, last = self._runs(None, ())
         kept: tuple[Kept, ...] = ()
         if last.start:
@@ -192,6 +190,12 @@ class Stack(Steps):
 
         is_open = lambda loop: (loop[0] < last.turns) & goes_on(loop[1])
         return jax.lax.while_loop(is_open, once, (jnp.int32(0), carry))[1]
+
+    def _is_plain(self) -> bool:
+        """Whether each step reads its own keys, or all read those of the first recursion."""
+        plan = self.schedule
+        first = np.arange(plan.num_steps) % plan.num_blocks
+        return plan.makes_all_keys or bool(np.isin(plan.owners, first).all())
 
     def recursion(self, number: int) -> Recursion:
         """Returns one recursion, for a loop of a policy's own; it reads no other's keys."""
