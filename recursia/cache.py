@@ -19,6 +19,7 @@ from recursia.layers.attention import Context, KeysValues
 from recursia.layers.past import Past
 from recursia.params import Leaf
 from recursia.sharing import key_banks
+from recursia.sharing.pending import Pending
 from recursia.sharing.schedule import Schedule
 
 CORE = "core"
@@ -30,10 +31,13 @@ class Cache:
 
     Attributes:
       pasts: by the stack's name ("prelude", "core", "coda") and the place of a step in its walk.
+      pending: tokens that stopped early, whose later keys wait until another token asks for them;
+        None before the first token, and under policies where no token ever does.
       num_blocks: blocks applied so far, to all rows at once.
     """
 
     pasts: dict[str, dict[int, Past]]
+    pending: Pending | None
     num_blocks: Leaf  # []
 
     @property
@@ -93,7 +97,7 @@ def empty(config: Model, batch: int, size: int) -> Cache:
         }
         for name, plan in stacks(config).items()
     }
-    return Cache(pasts, jnp.zeros((), jnp.int32))
+    return Cache(pasts, None, jnp.zeros((), jnp.int32))
 
 
 def _places(config: Model, name: str, plan: Schedule, owner: int, size: int) -> int:

@@ -5,7 +5,7 @@ Blocks, sharing, weight kinds and depth policies meet only here.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -143,13 +143,14 @@ def extend(
       segment_ids: 1 for a token, 0 for padding.
     """
     context = _context(tokens.shape, positions, segment_ids)
-    stores = {name: Store(pasts) for name, pasts in cache.pasts.items()}
+    pending = {CORE: cache.pending}
+    stores = {n: Store(pasts, pending.get(n)) for n, pasts in cache.pasts.items()}
     stacks = _cached_stacks(params, config, stores)
     call = Call("causal", wanted=context.is_live)
     out = _forward(params, tokens, config, context, stacks, call)
     count = sum(store.num_blocks for store in stores.values())
     pasts = {name: store.pasts for name, store in stores.items()}
-    return out.replace(cache=Cache(pasts, cache.num_blocks + count))
+    return out.replace(cache=Cache(pasts, stores[CORE].pending, cache.num_blocks + count))
 
 
 def _forward(
@@ -165,7 +166,7 @@ def _forward(
     x, before = stacks["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
     if config.inject.needs_input:
         context = context.replace(inputs=x)
-    x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
+    x, aux = config.depth.run(stacks[CORE].among(context), params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
 
@@ -248,6 +249,17 @@ def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, St
     return stacks
 
 
+def _resume(params: dict[str, Any], config: Model) -> Callable[..., Any] | None:
+    """Returns what runs the depth policy for tokens that stopped before; None if none can wait."""
+    if not config.depth.shows_stopped:
+        return None
+
+    def resume(stack: Stack, x: Array, context: Context) -> Any:
+        return config.depth.run(stack, params, x, context, Call("causal"))
+
+    return resume
+
+
 def _cached_stacks(
     params: dict[str, Any], config: Model, stores: dict[str, Store]
 ) -> dict[str, Stack]:
@@ -255,8 +267,8 @@ def _cached_stacks(
     found: dict[str, Stack] = {}
     for name, stack in _stacks(params, config, KEEP).items():
         fields = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack)}
-        shows_stopped = name == CORE and config.depth.shows_stopped
-        found[name] = CachedStack(**fields, store=stores[name], shows_stopped=shows_stopped)
+        resume = _resume(params["depth"], config) if name == CORE else None
+        found[name] = CachedStack(**fields, store=stores[name], resume=resume, context=None)
     return found
 
 

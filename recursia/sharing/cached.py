@@ -10,12 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from recursia.injection import Injection
 from recursia.layers.attention import Context
 from recursia.layers.past import Past
-from recursia.params import at
+from recursia.params import Leaf, at
+from recursia.sharing import pending as waiting
+from recursia.sharing.pending import Pending
 from recursia.sharing.stack import Recursion, Stack, Step
 from recursia.sharing.steps import Span
 
@@ -28,10 +31,12 @@ class Store:
 
     Attributes:
       pasts: of the steps that make keys.
+      pending: tokens whose later keys are not made yet; None where there never are any.
       num_blocks: how many blocks the call has applied, counted as it runs.
     """
 
     pasts: Pasts
+    pending: Pending | None = None
     num_blocks: int | Array = 0
 
 
@@ -43,11 +48,18 @@ class CachedStack(Stack):
 
     Attributes:
       store: the caches, replaced as they are written.
-      shows_stopped: whether later recursions show stopped tokens to others.
+      resume: runs the depth policy with a stack, on the states of some tokens and their context;
+        None where later recursions do not show stopped tokens to others.
+      context: of the tokens of the call, with the states that the core is entered with.
     """
 
     store: Store
-    shows_stopped: bool
+    resume: Callable[["CachedStack", Array, Context], Any] | None
+    context: Context | None
+
+    def among(self, context: Context) -> "CachedStack":
+        """Returns the stack for the tokens of a call."""
+        return dataclasses.replace(self, context=context)
 
     @property
     def can_walk(self) -> bool:
@@ -115,23 +127,53 @@ class CachedStack(Stack):
         self, step: Step, carry: Any, entries: Any, goes_on: Callable[[Any], Bool[Array, ""]]
     ) -> Any:
         """Runs recursions in turn, and applies no block of those that are not needed."""
-        if self.shows_stopped or not self._is_plain():
+        if not self._is_plain():
             return self.loop(step, carry, entries)[0]
-        unit, count = self.schedule.num_blocks, jnp.int32(0)
+        pending = self._pending(carry)
+        state = _State(carry, self.store.pasts, pending, jnp.int32(0), jnp.int32(0))
         for number in range(self.schedule.num_recursions):
 
-            def once(state: Any, number: int = number) -> Any:
-                carry, pasts, count = state
-                recursion = self.recursion(number, pasts)
-                carry, _, made = step(carry, recursion, at(entries, number))
-                return carry, made.kept, count + unit
+            def once(state: _State, number: int = number) -> _State:
+                state = self._catch_up(number, state)
+                recursion = self.recursion(number, state.pasts)
+                carry, _, made = step(state.carry, recursion, at(entries, number))
+                return state.after(carry, made.kept, state.pending, self.schedule.num_blocks)
 
-            state = carry, self.store.pasts, count
-            is_needed = number == 0 or goes_on(carry)
-            state = once(state) if number == 0 else jax.lax.cond(is_needed, once, _skip, state)
-            carry, self.store.pasts, count = state
-        self.store.num_blocks += count
-        return carry
+            if number:
+                state = jax.lax.cond(goes_on(state.carry), once, _skip, state)
+            else:
+                state = once(state)
+        self.store.pasts = state.pasts
+        if state.pending is not None and self.context is not None:
+            self.store.pending = state.pending.add(state.carry, self.context, state.done)
+        self.store.num_blocks += state.num_blocks
+        return state.carry
+
+    def _pending(self, carry: Any) -> Pending | None:
+        """Returns the tokens that stopped early, none yet in a call's first."""
+        if self.resume is None or self.context is None:
+            return None
+        size = next(iter(self.store.pasts.values())).size
+        return self.store.pending or waiting.empty(carry, self.context, size)
+
+    def _catch_up(self, number: int, state: "_State") -> "_State":
+        """Lets stopped tokens take a recursion that they have not taken, several at once."""
+        if state.pending is None:
+            return state
+
+        def some(state: _State) -> _State:
+            index, is_taken = state.pending.first(number)
+            carry, context = state.pending.take(index, state.carry)
+            context = context.hide(~is_taken)
+            fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+            one = _One(**fields, number=number, carry=carry, pasts=state.pasts, found=[])
+            x = jnp.zeros((*index.shape, self.block.embed_dim), self.dtype)
+            self.resume(one, x, context)
+            ((carry, _, made),) = one.found
+            pending = state.pending.put(index, carry, context, number + 1, 0)
+            return state.after(state.carry, made.kept, pending, self.schedule.num_blocks, 0)
+
+        return jax.lax.while_loop(lambda s: s.pending.waits(number).any(), some, state)
 
     def recursion(self, number: int, pasts: Pasts | None = None) -> Recursion:
         """Returns one recursion, with the caches as they are, or as given."""
@@ -145,5 +187,55 @@ class CachedStack(Stack):
         self.store.num_blocks += num_blocks
 
 
-def _skip(state: Any) -> Any:
+@dataclasses.dataclass(frozen=True)
+class _One(CachedStack):
+    """The stack for some tokens that stopped before a recursion, and now take that one alone.
+
+    Attributes:
+      number: of the recursion.
+      carry: of the policy, for those tokens.
+      pasts: the caches.
+      found: takes what the recursion gives.
+    """
+
+    number: int
+    carry: Any
+    pasts: Pasts
+    found: list[Any]
+
+    def loop_while(
+        self, step: Step, carry: Any, entries: Any, goes_on: Callable[[Any], Bool[Array, ""]]
+    ) -> Any:
+        """Runs the one recursion."""
+        recursion = self.recursion(self.number, self.pasts)
+        self.found.append(step(self.carry, recursion, at(entries, self.number)))
+        return self.found[0][0]
+
+
+@struct.dataclass
+class _State:
+    """What goes from one recursion to the next.
+
+    Attributes:
+      carry: of the depth policy, for the tokens of the call.
+      pasts: the caches.
+      pending: tokens that wait.
+      done: recursions that the tokens of the call have taken.
+      num_blocks: blocks applied.
+    """
+
+    carry: Any
+    pasts: Pasts
+    pending: Pending | None
+    done: Leaf
+    num_blocks: Leaf
+
+    def after(
+        self, carry: Any, pasts: Pasts, pending: Pending | None, num_blocks: int, more: int = 1
+    ) -> "_State":
+        """Returns what is after a recursion of the call's tokens, or of others that catch up."""
+        return _State(carry, pasts, pending, self.done + more, self.num_blocks + num_blocks)
+
+
+def _skip(state: _State) -> _State:
     return state

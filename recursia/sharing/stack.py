@@ -120,6 +120,10 @@ class Stack(Steps):
 
     read: Callable[[Array, Context], Array]
 
+    def among(self, context: Context) -> "Stack":
+        """Returns the stack for the tokens of a call, of which decoding has to know."""
+        return self
+
     def loop(
         self, step: Step, carry: Any, entries: Any = None, recursions: range | None = None, kept=()
     ) -> tuple[Any, Any, dict[str, Any], tuple[Kept, ...]]:
