@@ -100,6 +100,21 @@ def empty(config: Model, batch: int, size: int) -> Cache:
     return Cache(pasts, None, jnp.zeros((), jnp.int32))
 
 
+def resized(held: Cache, places: dict[tuple[str, int], int]) -> Cache:
+    """Returns the cache with other numbers of places for some steps.
+
+    Args:
+      held: the cache.
+      places: by the name of the stack and the place of the step in its walk.
+    """
+    size = lambda name, owner, past: places.get((name, owner), past.size)
+    pasts = {
+        name: {owner: past.resized(size(name, owner, past)) for owner, past in each.items()}
+        for name, each in held.pasts.items()
+    }
+    return held.replace(pasts=pasts)
+
+
 def _places(config: Model, name: str, plan: Schedule, owner: int, size: int) -> int:
     if name != CORE:
         return size

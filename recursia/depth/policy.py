@@ -130,6 +130,11 @@ class Policy:
                 "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
             )
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether a token's depth depends on nothing that a KV cache does not hold."""
+        return True
+
     def cache_places(self, schedule: Schedule, recursion: int, num_tokens: int) -> int:
         """Returns how many tokens of a text need a place in a KV cache of this recursion's steps.
 

@@ -118,6 +118,11 @@ class Recurrent(Policy):
         """Returns the policy of another depth."""
         return dataclasses.replace(self, num_recursions=num_recursions)
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether no exit reads a state through the coda, whose keys would be another depth's."""
+        return self.exit not in ("kl", "entropy")
+
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
         """Returns the recursions of a training step without and with a gradient: mean numbers."""
         counts = draw(self, None)

@@ -53,6 +53,11 @@ class SoftmaxMoE(FeedForward):
         ranges.above(0, self, *(("capacity",) if self.capacity is not None else ()))
         ranges.at_least(0, self, "balance_loss_weight")
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether no expert turns tokens away: how many it takes grows with the text."""
+        return self.capacity is None
+
     def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
         """Returns the experts and their router."""
         d, e, m = width, self.num_experts, self.expert_dim

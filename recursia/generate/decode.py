@@ -1,19 +1,21 @@
-"""Decoding by full forward passes in causal mode: one for every new token.
+"""Continuing texts: with a KV cache, or by reading the whole text again for every token.
 
-Each token decides alone how deep it goes, as it will with a cache; nothing is kept between tokens.
+A text that fills the model's context goes on from its last half, which is read anew.
 """
 
-import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array
 
-from recursia import model
+from recursia import cache, model
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.generate import recompute
+from recursia.generate.decoder import BUCKET, Decoder, compiled
+from recursia.generate.sampling import Sampling
 
 
 def generate(
@@ -34,7 +36,7 @@ def generate(
       config: the model.
       prompt: ids, at least one.
       num_tokens: how many to draw at most.
-      window: the latest tokens that the model is given.
+      window: tokens that the model's context holds.
       temperature: of the distribution; 0 takes the likeliest token.
       end_of_text: the id that ends the text; it is not returned.
       key: of the draws; a token's draw depends on its place.
@@ -42,16 +44,59 @@ def generate(
     Raises:
       ValueError: for an empty prompt.
     """
-    if not prompt:
-        raise ValueError("generate: the prompt has 0 tokens, takes at least 1")
-    text = jnp.zeros(len(prompt) + num_tokens, jnp.int32).at[: len(prompt)].set(jnp.array(prompt))
-    window = min(window, text.shape[0])
-    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    # Parameters may lie over the devices of several processes: each then needs the whole text.
-    whole = NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
-    run = _decode(config, len(prompt), window, temperature > 0, whole)
-    drawn = jax.device_get(run(params, text, key, max(temperature, 1e-6)))[len(prompt) :].tolist()
-    return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
+    if not config.is_incremental:
+        how = {"window": window, "temperature": temperature, "end_of_text": end_of_text, "key": key}
+        return recompute.generate(params, config, prompt, num_tokens=num_tokens, **how)
+    decoder = Decoder(params, config, Sampling(temperature))
+    how = {"num_tokens": num_tokens, "window": window, "end_of_text": end_of_text}
+    return [drawn for (drawn,) in stream(decoder, [prompt], key[None], **how)]
+
+
+def stream(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    keys: Array,
+    *,
+    num_tokens: int,
+    window: int,
+    end_of_text: int,
+    is_done: np.ndarray | None = None,
+) -> Iterator[list[int | None]]:
+    """Yields the next token of each text, until all have ended; None for one that has.
+
+    Args:
+      decoder: the model.
+      prompts: ids, at least one each; of a prompt longer than the context its end is read.
+      keys: of the draws, one for each prompt.
+      num_tokens: how many to draw at most.
+      window: tokens that the model's context holds.
+      end_of_text: the id that ends a text; it is not yielded.
+      is_done: rows that the caller ends by setting them, if any.
+
+    Raises:
+      ValueError: for an empty prompt.
+    """
+    room = min(window, max(map(len, prompts)) + num_tokens)
+    room = min(window, -(-room // BUCKET) * BUCKET)
+    texts = [list(prompt) for prompt in prompts]
+    ended = np.zeros(len(texts), bool) if is_done is None else is_done
+    state = decoder.start([text[-window:] for text in texts], keys, room)
+    for count in range(1, num_tokens + 1):
+        drawn = jax.device_get(state.token).tolist()
+        ended |= np.array([token == end_of_text for token in drawn])
+        if ended.all():
+            return
+        for text, token, is_over in zip(texts, drawn, ended, strict=True):
+            text.extend([] if is_over else [token])
+        yield [None if over else token for token, over in zip(drawn, ended, strict=True)]
+        if count == num_tokens or ended.all():
+            return
+        state.is_open = ~ended
+        if (state.position[~ended] >= room).any():
+            half = max(window // 2, 1)
+            state = decoder.start([text[-half:] for text in texts], keys, room)
+        else:
+            state = decoder.step(state)
 
 
 def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
@@ -59,40 +104,20 @@ def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
 
     Args:
       config: the model.
-      length: tokens of the text and of the window.
+      length: tokens of the text.
       device: which need not be here.
     """
-    where = SingleDeviceSharding(device)
-    text, key = jax.ShapeDtypeStruct((length,), jnp.int32), jax.eval_shape(jax.random.key, 0)
+    if not config.is_incremental:
+        return recompute.lower(config, length, device)
+    where = jax.sharding.SingleDeviceSharding(device)
+    weights = parameters.abstract(model.specs(config))
     arguments = (
-        parameters.abstract(model.specs(config)),
-        text,
-        key,
-        jax.ShapeDtypeStruct((), "f4"),
+        jax.eval_shape(lambda params: cache.unstack(params, config), weights),
+        jax.ShapeDtypeStruct((1,), "i4"),
+        jax.eval_shape(lambda: cache.empty(config, 1, length)),
+        jax.ShapeDtypeStruct((1,), "i4"),
+        jax.ShapeDtypeStruct((1,), "bool"),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)),
     )
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return _decode(config, length - 1, length, True, None).lower(*jax.tree.map(place, arguments))
-
-
-@functools.lru_cache(maxsize=16)
-def _decode(config: Model, start: int, window: int, is_random: bool, whole: NamedSharding | None):
-    """Returns a compiled function that fills a text from place `start` on."""
-
-    def fill(params: Any, text: Int[Array, "T"], key: Array, temperature: Array) -> Array:
-        def step(place: Array, text: Array) -> Array:
-            first = jnp.maximum(place - window, 0)
-            seen = jax.lax.dynamic_slice(text, (first,), (window,))[None]
-            last = place - first - 1
-            along = jnp.arange(window)[None]
-            how = {"mode": "causal", "wanted": along == last}
-            # What stands after `place` is not yet text: padding.
-            how["segment_ids"] = (along <= last).astype(jnp.int32)
-            hidden = model.apply(params, seen, config, **how).hidden
-            logits = model.logits(params, hidden[0, last], config)
-            drawn = jax.random.categorical(jax.random.fold_in(key, place), logits / temperature)
-            token = drawn if is_random else jnp.argmax(logits)
-            return text.at[place].set(token.astype(text.dtype))
-
-        return jax.lax.fori_loop(start, text.shape[0], step, text)
-
-    return jax.jit(fill, out_shardings=whole)
+    return compiled(config, Sampling(), None).step.lower(*jax.tree.map(place, arguments))
