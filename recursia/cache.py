@@ -93,7 +93,7 @@ def empty(config: Model, batch: int, size: int) -> Cache:
     pasts = {
         name: {
             owner: past.empty(example, batch, _places(config, name, plan, owner, size))
-            for owner in sorted(set(plan.in_walk[0].tolist()))
+            for owner in sorted(set(plan.owner_places.tolist()))
         }
         for name, plan in stacks(config).items()
     }
@@ -107,12 +107,14 @@ def resized(held: Cache, places: dict[tuple[str, int], int]) -> Cache:
       held: the cache.
       places: by the name of the stack and the place of the step in its walk.
     """
-    size = lambda name, owner, past: places.get((name, owner), past.size)
     pasts = {
-        name: {owner: past.resized(size(name, owner, past)) for owner, past in each.items()}
+        name: {
+            owner: past.resized(places.get((name, owner)) or past.size)
+            for owner, past in each.items()
+        }
         for name, each in held.pasts.items()
     }
-    return held.replace(pasts=pasts)
+    return Cache(pasts, held.pending, held.num_blocks)
 
 
 def _places(config: Model, name: str, plan: Schedule, owner: int, size: int) -> int:

@@ -1,7 +1,7 @@
 """Runs with some fields changed, and what to type to get from one run to another."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recursia import config, settings
@@ -32,6 +32,6 @@ def overrides(before: settings.Run, after: settings.Run) -> dict[str, Any]:
     return dict(changes(config.to_dict(before), config.to_dict(after), ""))
 
 
-def typed(changes: dict[str, Any]) -> str:
+def typed(changes: Mapping[str, Any]) -> str:
     """Returns overrides as they are typed on a command line."""
     return " ".join(f"--config.{field}={value}" for field, value in changes.items())

@@ -48,8 +48,15 @@ def generate(
         how = {"window": window, "temperature": temperature, "end_of_text": end_of_text, "key": key}
         return recompute.generate(params, config, prompt, num_tokens=num_tokens, **how)
     decoder = Decoder(params, config, Sampling(temperature))
-    how = {"num_tokens": num_tokens, "window": window, "end_of_text": end_of_text}
-    return [drawn for (drawn,) in stream(decoder, [prompt], key[None], **how)]
+    rows = stream(
+        decoder,
+        [prompt],
+        key[None],
+        num_tokens=num_tokens,
+        window=window,
+        end_of_text=end_of_text,
+    )
+    return [token for (token,) in rows if token is not None]
 
 
 def stream(

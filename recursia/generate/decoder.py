@@ -161,15 +161,16 @@ def compiled(config: Model, sampling: Sampling, whole: NamedSharding | None) -> 
     ) -> tuple[Array, Cache]:
         places = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (places < lengths[:, None]).astype(jnp.int32)
-        out = model.extend(params, tokens, config, held, positions=places, segment_ids=segments)
+        how = {"positions": places, "segment_ids": segments}
+        hidden, held = model.extend(params, tokens, config, held, **how)
         last = jnp.clip(lengths - 1 - first, 0, tokens.shape[1] - 1)
-        hidden = out.hidden[jnp.arange(len(tokens)), last]
-        return draw(params, hidden, keys, lengths), out.cache
+        hidden = hidden[jnp.arange(len(tokens)), last]
+        return draw(params, hidden, keys, lengths), held
 
     def step(
         params: Any, token: Array, held: Cache, position: Array, is_open: Array, keys: Array
     ) -> tuple[Array, Cache]:
-        out = model.extend(
+        hidden, held = model.extend(
             params,
             token[:, None],
             config,
@@ -177,6 +178,6 @@ def compiled(config: Model, sampling: Sampling, whole: NamedSharding | None) -> 
             positions=position[:, None],
             segment_ids=is_open[:, None].astype(jnp.int32),
         )
-        return draw(params, out.hidden[:, 0], keys, position + 1), out.cache
+        return draw(params, hidden[:, 0], keys, position + 1), held
 
     return Compiled(jax.jit(read), jax.jit(step, donate_argnums=2))

@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), rotary or without positions.
+"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), with RoPE or without positions.
 
 With as many key heads as query heads it is multi-head attention.
 """
@@ -6,22 +6,23 @@ With as many key heads as query heads it is multi-head attention.
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from recursia import ranges
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
+from recursia.layers.branch import Params, States
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
 from recursia.layers.rotary import Layout, rotate
-from recursia.mixers.mixer import Mixer, Params, Queries
-from recursia.params import Leaf, Spec
+from recursia.mixers.mixer import Heads, Mixer, Queries
+from recursia.params import Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupedQuery(Mixer):
-    """Queries in groups that read one key head each.
+    """Attention whose query heads share key and value heads in groups.
 
     Attributes:
       num_heads: query heads.
@@ -30,12 +31,12 @@ class GroupedQuery(Mixer):
       rope_base: base of the rotary wavelengths; None does not rotate.
       rope_layout: which numbers of a head are rotated as a pair: of its two "halves", or
         "interleaved" neighbours.
-      rope_fraction: of a head, how much is rotated, rounded down to an even width.
+      rope_fraction: of a head's width that is rotated, rounded down to an even width.
       has_bias: whether queries and keys have biases.
       has_value_bias: whether values and outputs have biases.
-      is_gated: whether what a head read is multiplied by the sigmoid of a projection of the token's
-        normalised state (Qiu et al. 2025, arXiv 2505.06708).
-      init: scales of its matrices at the start.
+      is_gated: whether each head's output is multiplied by the sigmoid of a projection of the
+        token's normalised state (Qiu et al. 2025, arXiv 2505.06708).
+      init: initialisation of the matrices.
     """
 
     num_heads: int
@@ -68,34 +69,31 @@ class GroupedQuery(Mixer):
                 )
 
     @property
-    def query_width(self) -> int:
-        """Numbers in all queries of a token."""
-        return self.num_heads * self.head_dim
-
-    @property
     def key_width(self) -> int:
-        """Numbers in all keys of a token."""
+        """Width of all keys of a token together, and of all values."""
         return self.num_kv_heads * self.head_dim
 
-    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
+    def specs(self, width: int, num_steps: int) -> Params:
         """Returns the projections of queries, keys, values and outputs."""
-        d, n, k, h = width, self.num_heads, self.num_kv_heads, self.head_dim
-        init = self.init.read(d, d)
-        keys = Spec((d, k, h), ("embed", "kv_heads", None), init)
-        bias = lambda count, axis: Spec((count, h), (axis, None), zeros, is_decayed=False)
-        write = self.init.write(d, n * h, num_steps)
+        n, k = self.num_heads, self.num_kv_heads
+        read = self.init.read(width, width)
+        write = self.init.write(width, self.query_width, num_steps)
+        keys = self._input_projection(width, read, k, "kv_heads")
+        bias = lambda count, axis: Spec(
+            (count, self.head_dim), (axis, None), zeros, is_decayed=False
+        )
         weights = {
-            "query": Spec((d, n, h), ("embed", "heads", None), init),
+            "query": self._input_projection(width, read),
             "key": keys,
             "value": keys,
-            "out": Spec((n, h, d), ("heads", None, "embed"), write, inputs=2),
+            "out": self._output_projection(width, write),
         }
         if self.is_gated:
             weights["gate"] = weights["query"]
         if self.has_bias:
             weights |= {"query_bias": bias(n, "heads"), "key_bias": bias(k, "kv_heads")}
         if self.has_value_bias:
-            out = Spec((d,), (None,), zeros, is_decayed=False)
+            out = Spec((width,), (None,), zeros, is_decayed=False)
             weights |= {"value_bias": bias(k, "kv_heads"), "out_bias": out}
         return {"attention": weights}
 
@@ -104,19 +102,20 @@ class GroupedQuery(Mixer):
         y = dot(x, weights[name], einsum)
         return y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
 
-    def rotated(self, heads: Float[Array, "B T N H"], context: Context) -> Float[Array, "B T N H"]:
+    def rotated(self, heads: Heads, context: Context) -> Heads:
         """Returns queries or keys, rotated by the positions of their tokens."""
         if self.rope_base is None:
             return heads
-        how = self.rope_base, self.rope_layout, self.rope_fraction
-        return rotate(heads, context.positions, *how)
+        return rotate(
+            heads, context.positions, self.rope_base, self.rope_layout, self.rope_fraction
+        )
 
-    def queries(self, params: Params, h: Float[Array, "B T D"], context: Context) -> Queries:
+    def queries(self, params: Params, h: States, context: Context) -> Queries:
         """Returns the queries of normalised states."""
         return Queries(self.rotated(self._project(params, "query", h, "d,dnh->nh"), context))
 
     def keys_values(
-        self, params: Params, x: Float[Array, "B T D"], h: Float[Array, "B T D"], context: Context
+        self, params: Params, x: States, h: States, context: Context
     ) -> tuple[KeysValues, Usage | None]:
         """Returns keys of `h` and values of `x`."""
         value = self._project(params, "value", x, "d,dnh->nh")
@@ -124,14 +123,9 @@ class GroupedQuery(Mixer):
         return KeysValues(self.rotated(key, context), value), None
 
     def outputs(
-        self,
-        params: Params,
-        mixed: Float[Array, "B T N H"],
-        h: Float[Array, "B T D"],
-        queries: Queries,
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Usage | None]:
-        """Returns the heads, gated if so, projected to the stream."""
+        self, params: Params, mixed: Heads, h: States, queries: Queries, context: Context
+    ) -> tuple[States, Usage | None]:
+        """Returns the projection of all heads, gated first if the settings say so."""
         if self.is_gated:
             mixed = mixed * jax.nn.sigmoid(dot(h, params["attention"]["gate"], "d,dnh->nh"))
         return self._project(params, "out", mixed, "nh,nhd->d"), None

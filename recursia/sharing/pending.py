@@ -26,19 +26,19 @@ class Pending:
       carry: what the policy carries from one recursion to the next; what is no leaf [B S ...] is
         the same for all tokens that take a recursion.
       context: where the tokens stand; padding has segment 0.
-      done: recursions that a token has taken.
+      depth: recursions that a token has taken.
       used: places that are taken.
     """
 
     carry: Any  # [B S ...]
     context: Context  # [B S]
-    done: Leaf  # [B S]
+    depth: Leaf  # [B S]
     used: Leaf  # [B]
 
     def waits(self, number: int) -> Bool[Array, "B S"]:
         """Returns which tokens have yet to take a recursion, and have taken all before."""
-        is_token = jnp.arange(self.done.shape[1]) < self.used[:, None]
-        return is_token & (self.done == number) & (self.context.segment_ids != PADDING)
+        is_token = jnp.arange(self.depth.shape[1]) < self.used[:, None]
+        return is_token & (self.depth == number) & (self.context.segment_ids != PADDING)
 
     def first(self, number: int) -> tuple[Int[Array, "B W"], Bool[Array, "B W"]]:
         """Returns the places of the first tokens that wait for a recursion, and which are some."""
@@ -51,17 +51,17 @@ class Pending:
     def take(self, index: Int[Array, "B W"], carry: Any) -> tuple[Any, Context]:
         """Returns carry and context of some tokens; what all tokens share is that of `carry`."""
         rows = jnp.arange(len(index))[:, None]
-        pick = lambda kept, new: kept[rows, index] if is_by_token(new, self.done.shape[0]) else new
+        pick = lambda kept, new: kept[rows, index] if is_by_token(new, self.depth.shape[0]) else new
         return jax.tree.map(pick, self.carry, carry), self.context.take(index)
 
-    def add(self, carry: Any, context: Context, done: Any) -> "Pending":
+    def add(self, carry: Any, context: Context, depth: Any) -> "Pending":
         """Returns the same with further tokens, all of which have taken as many recursions."""
         count = context.positions.shape[1]
         index = self.used[:, None] + jnp.arange(count)
-        return self.put(index, carry, context, done, count)
+        return self.put(index, carry, context, depth, count)
 
     def put(
-        self, index: Int[Array, "B W"], carry: Any, context: Context, done: Any, count: Any
+        self, index: Int[Array, "B W"], carry: Any, context: Context, depth: Any, count: Any
     ) -> "Pending":
         """Returns the same with tokens written at some places; those beyond the last are dropped.
 
@@ -69,7 +69,7 @@ class Pending:
           index: the places.
           carry: of those tokens.
           context: of those tokens.
-          done: recursions that they have taken.
+          depth: recursions that they have taken.
           count: how many of them are new, by row.
         """
         rows = jnp.arange(len(index))[:, None]
@@ -83,7 +83,7 @@ class Pending:
         return Pending(
             jax.tree.map(each, self.carry, carry),
             jax.tree.map(put, self.context, context),
-            put(self.done, jnp.asarray(done)),
+            put(self.depth, jnp.asarray(depth)),
             self.used + count,
         )
 
@@ -108,5 +108,6 @@ def empty(carry: Any, context: Context, size: int) -> Pending:
             return jnp.zeros(leaf.shape, leaf.dtype)
         return jnp.zeros((batch, size, *leaf.shape[2:]), leaf.dtype)
 
-    zeros = jax.tree.map(room, (carry, context))
-    return Pending(*zeros, jnp.zeros((batch, size), jnp.int32), jnp.zeros(batch, jnp.int32))
+    carry, context = jax.tree.map(room, (carry, context))
+    depth = jnp.zeros((batch, size), jnp.int32)
+    return Pending(carry, context, depth, jnp.zeros(batch, jnp.int32))

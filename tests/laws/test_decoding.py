@@ -41,8 +41,8 @@ EARLY = {  # depth policies at which the tokens of the text below stop at differ
 def extended(config):
     def run(params, tokens, held, positions, segments):
         how = {"positions": positions, "segment_ids": segments}
-        out = model.extend(params, tokens, config, held, **how)
-        return model.logits(params, out.hidden, config), out.cache
+        hidden, held = model.extend(params, tokens, config, held, **how)
+        return model.logits(params, hidden, config), held
 
     return jax.jit(run)
 
@@ -114,17 +114,20 @@ def test_padding_on_either_side_changes_nothing(depth):
     lengths = np.array([3, 7])
     logits = forward(params, tokens, config, "causal")[0]
     for is_left in (False, True):
-        rows = [np.roll(row[:8], 8 - n if is_left else 0) for row, n in zip(tokens, lengths)]
+        rows = [
+            np.roll(row[:8], 8 - n if is_left else 0)
+            for row, n in zip(tokens, lengths, strict=True)
+        ]
         first = (8 - lengths if is_left else 0 * lengths)[:, None]
         places = np.arange(8) - first
         segments = ((places >= 0) & (places < lengths[:, None])).astype(np.int32)
-        more = np.stack([row[n : n + 3] for row, n in zip(tokens, lengths)])
+        more = np.stack([row[n : n + 3] for row, n in zip(tokens, lengths, strict=True)])
         given = jnp.concatenate([jnp.stack(rows), more], axis=1)
         after = lengths[:, None] + np.arange(3)
         where = jnp.concatenate([np.maximum(places, 0), after], axis=1)
         segments = jnp.concatenate([segments, np.ones((2, 3), np.int32)], axis=1)
         got = step_by_step(config, params, given, (8, 1, 1, 1), where, segments)[0][:, 8:]
-        want = jnp.stack([row[n : n + 3] for row, n in zip(logits, lengths)])
+        want = jnp.stack([row[n : n + 3] for row, n in zip(logits, lengths, strict=True)])
         assert_close(got, want)
 
 
