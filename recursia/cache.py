@@ -107,13 +107,9 @@ def resized(held: Cache, places: dict[tuple[str, int], int]) -> Cache:
       held: the cache.
       places: by the name of the stack and the place of the step in its walk.
     """
-    pasts = {
-        name: {
-            owner: past.resized(places.get((name, owner)) or past.size)
-            for owner, past in each.items()
-        }
-        for name, each in held.pasts.items()
-    }
+    pasts = {name: dict(each) for name, each in held.pasts.items()}
+    for (name, owner), size in places.items():
+        pasts[name][owner] = pasts[name][owner].resized(size)
     return Cache(pasts, held.pending, held.num_blocks)
 
 
