@@ -100,6 +100,12 @@ class Model:
         block = self.block.key_weights
         return (*block, *self.weights.key_weights(block))
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether a KV cache can stand for the tokens before: decoding then reads each once."""
+        parts = self.block.mixer, self.block.feedforward, self.depth
+        return all(part.is_incremental for part in parts)
+
     def _check(self) -> None:
         """Refuses settings that cannot be combined, with the reason."""
         plan = self.schedule

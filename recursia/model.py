@@ -5,6 +5,7 @@ Blocks, sharing, weight kinds and depth policies meet only here.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.cache import CORE, Cache
 from recursia.depth.policy import Aux, Call, Mode
 from recursia.injection import Injection
 from recursia.layers import embedding
@@ -25,6 +27,7 @@ from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf
 from recursia.sharding import constrain
 from recursia.sharing import key_banks
+from recursia.sharing.cached import CachedStack, Store
 from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
@@ -116,14 +119,56 @@ def apply(
       remat: what a backward pass computes again.
     """
     context = _context(tokens.shape, positions, segment_ids)
-    stacks = _stacks(params, config, remat)
+    call = Call(mode, step, key, microbatch, state, wanted)
+    return _forward(params, tokens, config, context, _stacks(params, config, remat), call)
+
+
+def extend(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: Model,
+    cache: Cache,
+    *,
+    positions: Int[Array, "B T"],
+    segment_ids: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T D"], Cache]:
+    """Returns the final hidden states of the next tokens of some texts, and the KV cache with them.
+
+    They are those that `apply` in mode "causal" returns for these tokens of the whole texts.
+
+    Args:
+      params: of `cache.unstack`.
+      tokens: the next tokens of each row; padding may stand anywhere.
+      config: the model.
+      cache: of the tokens before.
+      positions: of the tokens in their texts.
+      segment_ids: 1 for a token, 0 for padding.
+    """
+    context = _context(tokens.shape, positions, segment_ids)
+    pending = {CORE: cache.pending}
+    stores = {name: Store(pasts, pending.get(name)) for name, pasts in cache.pasts.items()}
+    stacks = _cached_stacks(params, config, stores)
+    call = Call("causal", wanted=context.is_live)
+    hidden = _forward(params, tokens, config, context, stacks, call).hidden
+    count = cache.num_blocks + sum(store.num_blocks for store in stores.values())
+    pasts = {name: store.pasts for name, store in stores.items()}
+    return hidden, Cache(pasts, stores[CORE].pending, jnp.asarray(count))
+
+
+def _forward(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: Model,
+    context: Context,
+    stacks: Mapping[str, Stack],
+    call: Call,
+) -> Output:
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
     x = constrain(x, ("batch", "length", None))
     x, before = stacks["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
     if config.inject.needs_input:
         context = dataclasses.replace(context, inputs=x)
-    call = Call(mode, step, key, microbatch, state, wanted)
-    x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
+    x, aux = config.depth.run(stacks[CORE].among(context), params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
 
@@ -156,7 +201,7 @@ def read(
 
 
 def _finish(
-    params: Params, x: Array, context: Context, config: Model, stacks: dict[str, Stack]
+    params: Params, x: Array, context: Context, config: Model, stacks: Mapping[str, Stack]
 ) -> tuple[Array, Report]:
     """Returns the head's input of the states after the core, and the report of the coda."""
     if config.loop_norm == "last":
@@ -204,6 +249,26 @@ def _stacks(params: Params, config: Model, remat: Remat) -> dict[str, Stack]:
         read=read,
     )
     return stacks
+
+
+def _cached_stacks(
+    params: Params, config: Model, stores: Mapping[str, Store]
+) -> dict[str, CachedStack]:
+    """Returns the stacks of blocks by name, with their weights and KV caches."""
+
+    def resume(stack: Stack, x: Array, context: Context) -> None:
+        config.depth.run(stack, params["depth"], x, context, Call("causal"))
+
+    found: dict[str, CachedStack] = {}
+    for name, stack in _stacks(params, config, KEEP).items():
+        fields = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack)}
+        more = {
+            "store": stores[name],
+            "resume": resume if name == CORE and config.depth.shows_stopped else None,
+            "context": None,
+        }
+        found[name] = CachedStack(**fields, **more)
+    return found
 
 
 def _with_reports(aux: Aux, before: Report, after: Report, config: Model) -> Aux:

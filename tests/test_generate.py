@@ -35,9 +35,11 @@ def generate(config, prompt=PROMPT, temperature=0.0, window=100, end=-1, seed=0,
 
 def by_hand(config, window, mode="causal"):
     """Takes the likeliest token of a forward pass of what stands there, again and again."""
-    text = list(PROMPT)
+    text, first = list(PROMPT), max(len(PROMPT) - window, 0)
     for _ in range(COUNT):
-        logits, _ = forward(draw(config), jnp.array([text[-window:]]), config, mode)
+        if len(text) - first > window:  # the context is full: its last half goes on
+            first = len(text) - max(window // 2, 1)
+        logits, _ = forward(draw(config), jnp.array([text[first:]]), config, mode)
         text.append(int(logits[0, -1].argmax()))
     return text[len(PROMPT) :]
 

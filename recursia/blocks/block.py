@@ -11,6 +11,7 @@ from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.past import Past
 from recursia.mixers.mixer import Mixer
 from recursia.params import Leaf
 
@@ -104,21 +105,22 @@ class Block(abc.ABC):
         params: Params,
         x: States,
         context: Context,
-        source: tuple[KeysValues, Context] | None = None,
+        source: tuple[KeysValues, Context] | Past | None = None,
         memory: States | None = None,
-    ) -> tuple[States, KeysValues | None, Report]:
+    ) -> tuple[States, KeysValues | Past | None, Report]:
         """Applies the block once.
 
         Args:
           params: one entry of each slot's bank, in the compute dtype; those of `exact` in float32.
           x: hidden states of the tokens in `context`.
           context: positions, documents and padding of the tokens.
-          source: keys and values to read instead of making them, with their tokens' context.
+          source: keys and values to read instead of making them, with their tokens' context; or
+            the KV cache of the step, to which those made here are added before it is read.
           memory: other states of the same tokens, to make keys and values of.
 
         Returns:
-          The new hidden states, the keys and values made (None if `source` was read), and the
-          report of both branches.
+          The new hidden states; the keys and values made, or the KV cache with them, or None if
+          `source` was only read; and the report of both branches.
         """
         norm = lambda x, name: norms.normalise(x, params["norms"][name], self.norm_eps)
         name = self.mixer.norm_name

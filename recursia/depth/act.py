@@ -49,6 +49,8 @@ class Act(Policy):
         recursions; with -3 they start deep.
     """
 
+    shows_stopped = True
+
     update: Literal["basic", "accumulated"] = "basic"
     halted_state: Literal["live", "copied"] = "live"
     epsilon: float = 0.01

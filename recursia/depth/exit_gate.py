@@ -48,6 +48,8 @@ class ExitGate(Policy):
         "train"; 1 takes every recursion.
     """
 
+    shows_stopped = True
+
     stage: int = 1
     entropy_weight: float = 0.1
     slope: float = 50.0

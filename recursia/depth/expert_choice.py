@@ -20,8 +20,8 @@ from jaxtyping import Array, Int
 
 from recursia import batch, ranges
 from recursia import params as parameters
+from recursia.depth import alone, routing
 from recursia.depth import capacity as capacities
-from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Mode, Pass, Policy, Result
 from recursia.depth.routing import pick, put, select, statistics, take
 from recursia.injection import Injection
@@ -125,6 +125,8 @@ class ExpertChoice(Policy):
             raise ValueError(
                 "step: None; expert_choice with capacity_warmup_steps trains at a step"
             )
+        if call.mode == "causal" and call.wanted is not None:
+            return self._alone(stack, routers, x, context, call)
         if call.mode == "causal" or is_warming:
             step = call.step if is_warming else None
             x, out, report = _masked(stack, routers, x, context, self, step)
@@ -137,6 +139,22 @@ class ExpertChoice(Policy):
         kept = batch.mean(is_kept.astype(jnp.float32), (1, 2), context.is_live)
         metrics = {**out, "tokens_kept": kept}
         return x, Aux(losses, metrics, is_kept.sum(0), state, report)
+
+    def _alone(
+        self, stack: Stack, routers: Params, x: States, context: Context, call: Call
+    ) -> Result:
+        def decide(x: Array, entry: tuple[Params, Array]) -> tuple[Array, Array]:
+            weights, is_open = entry
+            logits, predicted = _logits(weights, x, self)
+            gate = routing.gate(logits, self.score, self.alpha)
+            return is_open | routing.is_above(predicted), gate
+
+        update = lambda x, y, gate: routing.update(x, y, gate, self.gating)
+        return alone.run(stack, x, context, call, (routers, self._is_open()), decide, update)
+
+    def _is_open(self) -> Array:
+        """Returns for each recursion whether all active tokens take it."""
+        return jnp.array([a <= b for a, b in itertools.pairwise((1.0, *self.shares))])
 
     def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy of fewer recursions; refuses more than there are capacities."""
@@ -158,6 +176,11 @@ class ExpertChoice(Policy):
     def is_causal(self, mode: Mode) -> bool:
         """Returns whether no token reads later scores: in causal mode, or if all are kept."""
         return mode == "causal" or all(share == 1 for share in self.shares)
+
+    def cache_places(self, schedule: Schedule, recursion: int, num_tokens: int) -> int:
+        """Returns the capacity of the recursion, or of the one before where it shows all active."""
+        kept = (num_tokens, *counts(self, num_tokens))
+        return kept[recursion if schedule.is_source(recursion) else recursion + 1]
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
         """Returns the passes of the top-k modes."""
@@ -273,7 +296,7 @@ def _masked(
     """
     shares, parts = config.shares, config.parts
     live = jnp.ones(x.shape[:2], bool) if context.is_live is None else context.is_live
-    is_open = jnp.array([a <= b for a, b in itertools.pairwise((1.0, *shares))])
+    is_open = config._is_open()
     if warmup_step is None:
         limits = capacities.limits(shares, parts, live)
     else:

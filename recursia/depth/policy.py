@@ -108,6 +108,7 @@ class Policy:
 
     slots: ClassVar[tuple[str, ...]] = ()  # slots of its own that may vary across recursions
     is_by_recursion: ClassVar[bool] = True  # whether it needs the state after each recursion
+    shows_stopped: ClassVar[bool] = False  # whether later recursions show stopped tokens to others
 
     def __post_init__(self):
         ranges.recursions(self)
@@ -147,6 +148,18 @@ class Policy:
                 f"depth: {self.kind} needs the state after each recursion, and sharing 'sequence' "
                 "has none, as it runs block by block; take a cycle, or depth.kind 'fixed'"
             )
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether a token's depth depends on nothing that a KV cache does not hold."""
+        return True
+
+    def cache_places(self, schedule: Schedule, recursion: int, num_tokens: int) -> int:
+        """Returns how many tokens of a text need a place in the KV caches of a recursion's steps.
+
+        More are not lost: the cache is given more places, and the step is taken again.
+        """
+        return num_tokens
 
     def check_length(self, seq_len: int) -> None:
         """Refuses lengths of sequences that the policy does not support.

@@ -52,6 +52,8 @@ class Recurrent(Policy):
         others.
     """
 
+    shows_stopped = True
+
     backprop_depth: int = 8
     sampler: Literal["poisson_lognormal", "fixed"] = "poisson_lognormal"
     sigma: float = 0.5
@@ -100,6 +102,11 @@ class Recurrent(Policy):
         if call.mode == "train":
             return _truncated(stack, state, context, self, draw(self, call.key))
         return _adaptive(stack, state, context, self, call)
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether no exit reads a state through the coda, whose keys would be another depth's."""
+        return self.exit not in ("kl", "entropy")
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
         """Returns the mean numbers of recursions of a training step without and with a gradient."""

@@ -42,6 +42,8 @@ class StickBreaking(Policy):
         over tokens.
     """
 
+    shows_stopped = True
+
     threshold: float = 0.999
     act_loss_weight: float = 0.01
 

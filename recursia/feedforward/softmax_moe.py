@@ -39,6 +39,11 @@ class SoftmaxMoE(MixtureOfExperts, FeedForward):
         ranges.above(0, self, *(("capacity",) if self.capacity is not None else ()))
         ranges.at_least(0, self, "balance_loss_weight")
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether experts have room for all tokens: with a capacity it grows with the text."""
+        return self.capacity is None
+
     def specs(self, width: int, num_steps: int) -> Params:
         """Returns the experts and their router."""
         read = self.init.read(width, width)

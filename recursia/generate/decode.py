@@ -1,23 +1,25 @@
-"""Decoding by a full forward pass in causal mode for every new token, without a KV cache.
+"""Continuing texts: with a KV cache, or by reading the whole text again for every token.
 
-In causal mode each token's depth depends on that token alone, as decoding with a cache requires.
+A text that fills the model's context goes on from its last half, which is read anew.
 """
 
-import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array
 
-from recursia import model
+from recursia import cache, model
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.generate import recompute
+from recursia.generate.decoder import BUCKET, Decoder, compiled
+from recursia.generate.sampling import Sampling
 
 
 def generate(
-    params: dict[str, Any],
+    params: Any,
     config: Model,
     prompt: list[int],
     *,
@@ -27,82 +29,102 @@ def generate(
     end_of_text: int,
     key: Array,
 ) -> list[int]:
-    """Returns the token ids of a continuation of a prompt.
+    """Returns a continuation of a prompt.
 
     Args:
       params: float32 parameters.
       config: the model.
-      prompt: token ids, at least one.
-      num_tokens: number of tokens to draw at most.
-      window: number of the latest tokens that the model attends to.
+      prompt: ids, at least one.
+      num_tokens: how many to draw at most.
+      window: tokens that the model's context holds.
       temperature: of the distribution; 0 takes the likeliest token.
       end_of_text: the id that ends the text; it is not returned.
-      key: of the draws; the draw of a token depends on its position.
+      key: of the draws; a token's draw depends on its place.
 
     Raises:
       ValueError: for an empty prompt.
     """
-    if not prompt:
-        raise ValueError("generate: the prompt has 0 tokens; give at least 1")
-    text = jnp.zeros(len(prompt) + num_tokens, jnp.int32).at[: len(prompt)].set(jnp.array(prompt))
-    window = min(window, text.shape[0])
-    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    # The result is replicated, for the mesh may span several processes, and each reads the text.
-    replicated = (
-        NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
+    if not config.is_incremental:
+        how = {"window": window, "temperature": temperature, "end_of_text": end_of_text, "key": key}
+        return recompute.generate(params, config, prompt, num_tokens=num_tokens, **how)
+    decoder = Decoder(params, config, Sampling(temperature))
+    rows = stream(
+        decoder,
+        [prompt],
+        key[None],
+        num_tokens=num_tokens,
+        window=window,
+        end_of_text=end_of_text,
     )
-    fill = _decode(config, len(prompt), window, temperature > 0, replicated)
-    drawn = jax.device_get(fill(params, text, key, max(temperature, 1e-6)))[len(prompt) :].tolist()
-    return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
+    return [token for (token,) in rows if token is not None]
+
+
+def stream(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    keys: Array,
+    *,
+    num_tokens: int,
+    window: int,
+    end_of_text: int,
+    is_done: np.ndarray | None = None,
+) -> Iterator[list[int | None]]:
+    """Yields the next token of each text, until all have ended; None for one that has.
+
+    Args:
+      decoder: the model.
+      prompts: ids, at least one each; of a prompt longer than the context its end is read.
+      keys: of the draws, one for each prompt.
+      num_tokens: how many to draw at most.
+      window: tokens that the model's context holds.
+      end_of_text: the id that ends a text; it is not yielded.
+      is_done: rows that the caller ends by setting them, if any.
+
+    Raises:
+      ValueError: for an empty prompt.
+    """
+    room = min(window, max(map(len, prompts)) + num_tokens)
+    room = min(window, -(-room // BUCKET) * BUCKET)
+    texts = [list(prompt) for prompt in prompts]
+    ended = np.zeros(len(texts), bool) if is_done is None else is_done
+    state = decoder.start([text[-window:] for text in texts], keys, room)
+    for count in range(1, num_tokens + 1):
+        drawn = jax.device_get(state.token).tolist()
+        ended |= np.array([token == end_of_text for token in drawn])
+        if ended.all():
+            return
+        for text, token, is_over in zip(texts, drawn, ended, strict=True):
+            text.extend([] if is_over else [token])
+        yield [None if over else token for token, over in zip(drawn, ended, strict=True)]
+        if count == num_tokens or ended.all():
+            return
+        state.is_open = ~ended
+        if (state.position[~ended] >= room).any():
+            half = max(window // 2, 1)
+            state = decoder.start([text[-half:] for text in texts], keys, room)
+        else:
+            state = decoder.step(state)
 
 
 def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
-    """Returns the lowered program that draws the last token of a text on one device.
+    """Returns the drawing of one token after all others of a text, lowered for a device.
 
     Args:
       config: the model.
-      length: tokens of the text and of the window.
-      device: of this machine, or described by a topology.
+      length: tokens of the text.
+      device: which need not be here.
     """
-    where = SingleDeviceSharding(device)
-    text, key = jax.ShapeDtypeStruct((length,), jnp.int32), jax.eval_shape(jax.random.key, 0)
+    if not config.is_incremental:
+        return recompute.lower(config, length, device)
+    where = jax.sharding.SingleDeviceSharding(device)
+    weights = parameters.abstract(model.specs(config))
     arguments = (
-        parameters.abstract(model.specs(config)),
-        text,
-        key,
-        jax.ShapeDtypeStruct((), "f4"),
+        jax.eval_shape(lambda params: cache.unstack(params, config), weights),
+        jax.ShapeDtypeStruct((1,), "i4"),
+        jax.eval_shape(lambda: cache.empty(config, 1, length)),
+        jax.ShapeDtypeStruct((1,), "i4"),
+        jax.ShapeDtypeStruct((1,), "bool"),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)),
     )
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return _decode(config, length - 1, length, True, None).lower(*jax.tree.map(place, arguments))
-
-
-@functools.lru_cache(maxsize=16)
-def _decode(
-    config: Model, start: int, window: int, is_random: bool, replicated: NamedSharding | None
-) -> jax.stages.Wrapped:
-    """Returns a jitted function that fills a text from position `start` on."""
-
-    def fill(
-        params: dict[str, Any], text: Int[Array, "T"], key: Array, temperature: Array
-    ) -> Array:
-        def step(position: Array, text: Array) -> Array:
-            first = jnp.maximum(position - window, 0)
-            seen = jax.lax.dynamic_slice(text, (first,), (window,))[None]
-            last = position - first - 1
-            columns = jnp.arange(window)[None]
-            out = model.apply(
-                params,
-                seen,
-                config,
-                mode="causal",
-                wanted=columns == last,
-                segment_ids=(columns <= last).astype(jnp.int32),  # later columns are padding
-            )
-            logits = model.logits(params, out.hidden[0, last], config)
-            drawn = jax.random.categorical(jax.random.fold_in(key, position), logits / temperature)
-            token = drawn if is_random else jnp.argmax(logits)
-            return text.at[position].set(token.astype(text.dtype))
-
-        return jax.lax.fori_loop(start, text.shape[0], step, text)
-
-    return jax.jit(fill, out_shardings=replicated)
+    return compiled(config, Sampling(), None).step.lower(*jax.tree.map(place, arguments))

@@ -31,6 +31,11 @@ class Branch(abc.ABC):
     slots: ClassVar[tuple[str, ...]]
     exact: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether later tokens leave what it does with a token as it is, so that it may be kept."""
+        return True
+
     @abc.abstractmethod
     def specs(self, width: int, num_steps: int) -> Params:
         """Returns a tree of specs for each slot.

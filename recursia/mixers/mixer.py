@@ -9,6 +9,7 @@ from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Branch, Params, Report, States
 from recursia.layers.experts import Choice
+from recursia.layers.past import Past
 from recursia.params import Initializer, Leaf, Spec
 
 Heads = Float[Array, "B T N H"]
@@ -102,9 +103,9 @@ class Mixer(Branch):
         x: States,
         h: States,
         context: Context,
-        source: tuple[KeysValues, Context] | None = None,
+        source: tuple[KeysValues, Context] | Past | None = None,
         memory: tuple[States, States] | None = None,
-    ) -> tuple[States, KeysValues | None, Report]:
+    ) -> tuple[States, KeysValues | Past | None, Report]:
         """Returns the writes to the residual stream, the keys and values made, and a report.
 
         Args:
@@ -113,14 +114,19 @@ class Mixer(Branch):
           h: states that queries, keys and routers are made of; `x` again in most arrangements of
             norms.
           context: positions, documents and padding of the tokens.
-          source: keys and values to read instead of making them, with their tokens' context.
+          source: keys and values to read instead of making them, with their tokens' context; or
+            the KV cache of the step, to which those made here are added before it is read.
           memory: another `x` and `h` of the same tokens, to make keys and values of.
         """
         queries = self.queries(params, h, context)
         made, value_usage = None, None
-        if source is None:
+        if source is None or isinstance(source, Past):
             made, value_usage = self.keys_values(params, *(memory or (x, h)), context)
-            source = made, context
+            if source is None:
+                source = made, context
+            else:
+                made = source.append(made, context)
+                source = made.keys_values, made.context
         mixed = attend(queries.heads, source[0], context, source[1], queries.relative)
         y, usage = self.outputs(params, mixed, h, queries, context)
         return y, made, self.report(value_usage, usage)

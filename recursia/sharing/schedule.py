@@ -94,6 +94,11 @@ class Schedule:
         """Whether every step makes its own keys and values."""
         return bool((self.owners == np.arange(self.num_steps)).all())
 
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether every step reads its own keys, or all read keys of the first recursion."""
+        return self.makes_all_keys or bool((self.owners < self.num_blocks).all())
+
     @functools.lru_cache  # noqa: B019 - schedules are few and small
     def entry(self, slot: str) -> Int[np.ndarray, "N"]:
         """Returns the entry of a slot's bank that each step uses.

@@ -32,6 +32,10 @@ class Stack(Steps):
 
     read: Callable[[Array, Context], Array]
 
+    def among(self, context: Context) -> "Stack":
+        """Returns the stack for the tokens of a call, which decoding has to know."""
+        return self
+
     @property
     def can_walk(self) -> bool:
         """Whether `walk` costs no more than `loop`.
@@ -122,9 +126,7 @@ class Stack(Steps):
         Returns:
           The last carry.
         """
-        plan = self.schedule
-        steps = np.arange(plan.num_steps)
-        if not np.isin(plan.owners, (steps % plan.num_blocks)).all() and not plan.makes_all_keys:
+        if not self.schedule.is_plain:
             return self.loop(body, carry, entries)[0]  # a later scan may read keys of any of them
         *_, last = self._scans(None, ())
         cached: tuple[CachedKeys, ...] = ()

@@ -15,6 +15,7 @@ from recursia.fsdp import Shard, gathered
 from recursia.injection import Injection
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.branch import Report, States
+from recursia.layers.past import Past
 from recursia.sharing import key_banks
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS, Schedule
@@ -25,6 +26,11 @@ from recursia.sharing.weights import Tree, Weights
 @runtime_checkable
 class SharedBlock(Protocol):
     """What a block has that is shared across depth; `recursia.blocks.block.Block` says more."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the residual stream."""
+        ...
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -41,9 +47,9 @@ class SharedBlock(Protocol):
         params: Tree,
         x: States,
         context: Context,
-        source: tuple[KeysValues, Context] | None = None,
+        source: tuple[KeysValues, Context] | Past | None = None,
         memory: States | None = None,
-    ) -> tuple[States, KeysValues | None, Report]:
+    ) -> tuple[States, KeysValues | Past | None, Report]:
         """Applies the block once."""
         ...
 

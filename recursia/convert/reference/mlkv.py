@@ -33,6 +33,7 @@ from recursia.layers import embedding
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Params, Report
+from recursia.layers.past import Past
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.sharing.weights import Tree
 
@@ -58,9 +59,9 @@ class Released(GroupedQuery):
         x: Array,
         h: Array,
         context: Context,
-        source: tuple[KeysValues, Context] | None = None,
+        source: tuple[KeysValues, Context] | Past | None = None,
         memory: tuple[Array, Array] | None = None,
-    ) -> tuple[Array, KeysValues | None, Report]:
+    ) -> tuple[Array, KeysValues | Past | None, Report]:
         """Returns what a mixer does, with keys before rotation."""
         if source is not None:
             return super().apply(params, x, h, context, source, memory)

@@ -1,0 +1,137 @@
+"""KV cache of a model for decoding: one `Past` for each step that makes keys and values.
+
+`unstack` turns parameters into what decoding reads: each bank entry an array of its own, in the
+compute dtype. `empty` makes the cache of a batch of texts; `model.apply` extends it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array
+
+from recursia import params as parameters
+from recursia.architecture import Model
+from recursia.layers import past
+from recursia.layers.attention import Context, KeysValues
+from recursia.layers.past import Past
+from recursia.params import Leaf
+from recursia.sharing import key_banks
+from recursia.sharing.pending import Pending
+from recursia.sharing.schedule import Schedule
+
+CORE = "core"
+
+
+@struct.dataclass
+class Cache:
+    """The KV caches of a batch of texts.
+
+    Attributes:
+      pasts: by the stack's name ("prelude", "core", "coda") and the place of a step in its walk.
+      pending: tokens that stopped early, whose later keys wait until another token asks for them;
+        None before the first token, and under policies where no token ever does.
+      num_blocks: blocks applied so far, to all rows at once.
+    """
+
+    pasts: dict[str, dict[int, Past]]
+    pending: Pending | None
+    num_blocks: Leaf  # []
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        held = [each.keys_values for pasts in self.pasts.values() for each in pasts.values()]
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(held))
+
+
+def stacks(config: Model) -> dict[str, Schedule]:
+    """Returns the schedule of every stack that the model has, by name."""
+    ends = {name: Schedule(1, count) for name, count in config.ends.items() if count}
+    return {**ends, CORE: config.schedule}
+
+
+def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
+    """Returns parameters for decoding: bank entries apart, in the compute dtype.
+
+    Args:
+      params: float32, with the entries of a bank stacked.
+      config: the model.
+    """
+    exact = (*config.block.exact, *config.weights.exact)
+
+    def entries(name: str, slot: str, tree: Any) -> dict[str, tuple[Any, ...]]:
+        dtype = jnp.float32 if slot in exact else config.dtype
+        banks = {slot: tree}
+        if name == CORE:
+            banks = key_banks.split(slot, tree, config.key_weights)
+        one = lambda bank, index: jax.tree.map(lambda leaf: leaf[index].astype(dtype), bank)
+        count = lambda bank: len(jax.tree.leaves(bank)[0]) if jax.tree.leaves(bank) else 0
+        apart = lambda bank: tuple(one(bank, index) for index in range(count(bank)))
+        return {name: apart(bank) for name, bank in banks.items()}
+
+    def stack(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for slot, tree in params[name].items():
+            found |= entries(name, slot, tree)
+        return found
+
+    return {**params, **{name: stack(name) for name in stacks(config)}}
+
+
+def empty(config: Model, batch: int, size: int) -> Cache:
+    """Returns the cache of texts without a token.
+
+    Args:
+      config: the model.
+      batch: texts.
+      size: tokens of the longest; a step that routes needs fewer places (`Policy.cache_places`).
+    """
+    example = _example(config)
+    pasts = {
+        name: {
+            owner: past.empty(example, batch, _places(config, name, plan, owner, size))
+            for owner in sorted(set(plan.owner_places.tolist()))
+        }
+        for name, plan in stacks(config).items()
+    }
+    return Cache(pasts, None, jnp.zeros((), jnp.int32))
+
+
+def resized(held: Cache, places: dict[tuple[str, int], int]) -> Cache:
+    """Returns the cache with other numbers of places for some steps.
+
+    Args:
+      held: the cache.
+      places: by the name of the stack and the place of the step in its walk.
+    """
+    pasts = {name: dict(each) for name, each in held.pasts.items()}
+    for (name, owner), size in places.items():
+        pasts[name][owner] = pasts[name][owner].resized(size)
+    return Cache(pasts, held.pending, held.num_blocks)
+
+
+def _places(config: Model, name: str, plan: Schedule, owner: int, size: int) -> int:
+    if name != CORE:
+        return size
+    recursion = int(plan.steps[owner]) // plan.num_blocks
+    return config.depth.cache_places(plan, recursion, size)
+
+
+def _example(config: Model) -> KeysValues:
+    """Returns the shapes of the keys and values that a step makes of one token."""
+    x = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), config.dtype)
+    where = Context(np.zeros((1, 1), np.int32))
+    shapes = parameters.abstract(config.block.specs(1))
+    exact = config.block.exact
+    cast = lambda slot, tree: jax.tree.map(
+        lambda leaf: leaf.update(dtype=jnp.float32 if slot in exact else config.dtype), tree
+    )
+    shapes = {slot: cast(slot, tree) for slot, tree in shapes.items()}
+
+    def made(weights: Any, x: Array) -> KeysValues:
+        return config.block.mixer.keys_values(weights, x, x, where)[0]
+
+    return jax.eval_shape(made, shapes, x)

@@ -1,0 +1,183 @@
+"""Decoding of a batch of texts with a KV cache: a prefill, then one token a step.
+
+Rows may differ in length, and end one by one. What a row gets does not depend on the others.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Int
+
+from recursia import cache, model
+from recursia.architecture import Model
+from recursia.cache import Cache
+from recursia.generate.sampling import Sampling
+
+BUCKET = 64  # prompts are padded to a multiple, so that few lengths are compiled
+CHUNK = 512  # tokens of a prompt that are read at once
+GROWTH = 1.25  # of a routed step's cache that is full
+
+
+@dataclasses.dataclass
+class Texts:
+    """A batch of texts under way.
+
+    Attributes:
+      cache: of the tokens that the model has read.
+      token: the last token of each, which it has not.
+      position: of that token.
+      is_open: whether the text goes on.
+      keys: of the draws of each.
+    """
+
+    cache: Cache
+    token: Int[Array, "B"]
+    position: Int[np.ndarray, "B"]
+    is_open: Bool[np.ndarray, "B"]
+    keys: Array  # [B]
+
+
+class Decoder:
+    """A model that continues texts."""
+
+    def __init__(self, params: dict[str, Any], config: Model, sampling: Sampling):
+        """Lays out the parameters for decoding.
+
+        Args:
+          params: float32 parameters.
+          config: the model.
+          sampling: of tokens.
+
+        Raises:
+          ValueError: if what the model does with a token depends on those beside it, so that no
+            cache can stand for them (`Model.is_incremental`).
+        """
+        if not config.is_incremental:
+            raise ValueError("decoder: the model reads whole texts only; decode without a cache")
+        self.config = config
+        self.params = jax.jit(functools.partial(cache.unstack, config=config))(params)
+        where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+        is_spread = isinstance(where, NamedSharding)
+        whole = NamedSharding(where.mesh, PartitionSpec()) if is_spread else None
+        self._run = compiled(config, sampling, whole)
+
+    def start(self, prompts: Sequence[Sequence[int]], keys: Array, room: int) -> Texts:
+        """Reads prompts (prefill) and draws the first token of each.
+
+        Args:
+          prompts: ids, at least one each.
+          keys: of the draws, one for each prompt; a token's draw depends on its position, too.
+          room: tokens that a text may have at most, its prompt included.
+
+        Raises:
+          ValueError: for an empty prompt, or one that leaves no room.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts])
+        if not lengths.all():
+            raise ValueError("generate: the prompt has 0 tokens, takes at least 1")
+        if lengths.max() > room:
+            raise ValueError(f"generate: a prompt has {lengths.max()} tokens, takes up to {room}")
+        tokens = np.zeros((len(prompts), -(-int(lengths.max()) // BUCKET) * BUCKET), np.int32)
+        for row, prompt in zip(tokens, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        held = cache.empty(self.config, len(prompts), room)
+        drawn = jnp.zeros(len(prompts), jnp.int32)
+        for first in range(0, tokens.shape[1], CHUNK):
+            chunk = tokens[:, first : first + CHUNK]
+            token, after = self._run.read(self.params, chunk, held, first, lengths, keys)
+            while lacking := _lacking(after):
+                held = cache.resized(held, lacking)
+                token, after = self._run.read(self.params, chunk, held, first, lengths, keys)
+            held = after
+            drawn = jnp.where((lengths > first) & (lengths <= first + CHUNK), token, drawn)
+        return Texts(held, drawn, lengths, np.ones(len(prompts), bool), keys)
+
+    def step(self, texts: Texts) -> Texts:
+        """Reads the last token of every open text, and draws the next.
+
+        The cache that is given is used up.
+        """
+        held = texts.cache
+        if lacking := _lacking(held, room=1):
+            held = cache.resized(held, lacking)
+        token, held = self._run.step(
+            self.params, texts.token, held, texts.position, texts.is_open, texts.keys
+        )
+        return dataclasses.replace(texts, cache=held, token=token, position=texts.position + 1)
+
+
+def _lacking(held: Cache, room: int = 0) -> dict[tuple[str, int], int]:
+    """Returns the places that steps need which lack some, by stack and owner.
+
+    Args:
+      held: the caches.
+      room: places that each has to have besides those that are taken.
+    """
+    longest = max(past.size for pasts in held.pasts.values() for past in pasts.values())
+    routed = {
+        (name, owner): past
+        for name, pasts in held.pasts.items()
+        for owner, past in pasts.items()
+        if past.size < longest
+    }
+    used = jax.device_get({place: past.used.max() for place, past in routed.items()})
+    return {
+        place: min(longest, max(int(GROWTH * past.size), int(used[place]) + room))
+        for place, past in routed.items()
+        if used[place] + room > past.size
+    }
+
+
+class Compiled(NamedTuple):
+    """The programs of a decoder: to read part of a prompt, and to read one token of each text."""
+
+    read: Any
+    step: Any
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(config: Model, sampling: Sampling, whole: NamedSharding | None) -> Compiled:
+    """Returns the programs that read tokens and draw the next.
+
+    Args:
+      config: the model.
+      sampling: of the tokens.
+      whole: where drawn tokens lie, if parameters lie over several devices.
+    """
+
+    def draw(params: Any, hidden: Array, keys: Array, position: Array) -> Array:
+        logits = model.logits(params, hidden, config)
+        drawn = sampling.draw(logits, jax.vmap(jax.random.fold_in)(keys, position))
+        return drawn if whole is None else jax.lax.with_sharding_constraint(drawn, whole)
+
+    def read(
+        params: Any, tokens: Array, held: Cache, first: Array, lengths: Array, keys: Array
+    ) -> tuple[Array, Cache]:
+        places = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
+        segments = (places < lengths[:, None]).astype(jnp.int32)
+        how = {"positions": places, "segment_ids": segments}
+        hidden, held = model.extend(params, tokens, config, held, **how)
+        last = jnp.clip(lengths - 1 - first, 0, tokens.shape[1] - 1)
+        hidden = hidden[jnp.arange(len(tokens)), last]
+        return draw(params, hidden, keys, lengths), held
+
+    def step(
+        params: Any, token: Array, held: Cache, position: Array, is_open: Array, keys: Array
+    ) -> tuple[Array, Cache]:
+        hidden, held = model.extend(
+            params,
+            token[:, None],
+            config,
+            held,
+            positions=position[:, None],
+            segment_ids=is_open[:, None].astype(jnp.int32),
+        )
+        return draw(params, hidden[:, 0], keys, position + 1), held
+
+    return Compiled(jax.jit(read), jax.jit(step, donate_argnums=2))
