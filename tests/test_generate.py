@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from recursia.generate import decode
+from recursia.generate.sampling import Sampling
 from recursia.layers import embedding
 from tests.helpers.blocks import altered
 from tests.helpers.points import block, point
@@ -27,7 +28,7 @@ def generate(config, prompt=PROMPT, temperature=0.0, window=100, end=-1, seed=0,
         prompt,
         num_tokens=count,
         window=window,
-        temperature=temperature,
+        sampling=Sampling(temperature),
         end_of_text=end,
         key=jax.random.key(seed),
     )
@@ -109,3 +110,35 @@ def test_the_end_of_text_ends_it_and_is_not_returned():
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="0 tokens"):
         generate(MODELS["fixed"], [])
+
+
+LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        ({}, 4),
+        ({"top_k": 2}, 2),
+        ({"top_k": 9}, 4),
+        ({"top_p": 0.5}, 1),
+        ({"top_p": 0.51}, 2),
+        ({"top_p": 0.9}, 3),
+        ({"min_p": 0.25}, 3),
+        ({"min_p": 0.51}, 1),
+        ({"top_k": 3, "min_p": 0.4}, 2),
+    ],
+)
+def test_filters_keep_the_likeliest_tokens(sampling, kept):
+    left = Sampling(1.0, **sampling).filtered(LOGITS)[0]
+    assert jnp.isfinite(left).tolist() == [True] * kept + [False] * (4 - kept)
+    keys = jax.random.split(jax.random.key(0), 200)
+    drawn = Sampling(1.0, **sampling).draw(jnp.tile(LOGITS, (200, 1)), keys)
+    assert set(drawn.tolist()) == set(range(kept))
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"min_p": 1.5}, {"temperature": -1.0}])
+def test_a_filter_out_of_range_is_refused(wrong):
+    ((field, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{field}: got {value}"):
+        Sampling(**wrong)

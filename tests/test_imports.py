@@ -17,7 +17,7 @@ CONFIGS = {"settings", "config", "notes", "kinds"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 BLOCKS = LAYERS | {"mixers", "feedforward", "blocks"}
 MODEL = BLOCKS | {"kv", "injection", "sharing", "depth"}
-FORWARD = {"architecture", "model"}
+FORWARD = {"architecture", "model", "cache"}
 MAY = {
     "errors": set(),
     "ranges": set(),
@@ -45,7 +45,8 @@ MAY = {
     "kv": BASE | {"sharing"},
     "depth": LAYERS | {"injection", "sharing"},
     "architecture": MODEL,
-    "model": MODEL | {"architecture"},
+    "model": MODEL | {"architecture", "cache"},
+    "cache": BASE | {"architecture", "layers", "params", "sharing"},
     "optimizers": BASE | {"params"},
     "traced_flops": set(),
     "step_costs": MODEL | {"architecture", "traced_flops"},
@@ -98,7 +99,7 @@ MAY = {
 # works with any kind knows the base class.
 HOLD = ("architecture", "model", "kinds", "settings", "accounting", "step_costs", "scaling")
 NARROW = {
-    ("train", "generate"): {"generate.decode"},
+    ("train", "generate"): {"generate.decode", "generate.sampling"},
     **{(part, "blocks"): {"blocks.block"} for part in HOLD},
     **{(part, "depth"): {"depth.policy"} for part in (*HOLD, "scores")},
     ("kinds", "mixers"): {"mixers.mixer"},

@@ -25,7 +25,7 @@ def generate(
     *,
     num_tokens: int,
     window: int,
-    temperature: float,
+    sampling: Sampling,
     end_of_text: int,
     key: Array,
 ) -> list[int]:
@@ -37,7 +37,7 @@ def generate(
       prompt: ids, at least one.
       num_tokens: how many to draw at most.
       window: tokens that the model's context holds.
-      temperature: of the distribution; 0 takes the likeliest token.
+      sampling: of a token from its distribution.
       end_of_text: the id that ends the text; it is not returned.
       key: of the draws; a token's draw depends on its place.
 
@@ -45,9 +45,9 @@ def generate(
       ValueError: for an empty prompt.
     """
     if not config.is_incremental:
-        how = {"window": window, "temperature": temperature, "end_of_text": end_of_text, "key": key}
+        how = {"window": window, "sampling": sampling, "end_of_text": end_of_text, "key": key}
         return recompute.generate(params, config, prompt, num_tokens=num_tokens, **how)
-    decoder = Decoder(params, config, Sampling(temperature))
+    decoder = Decoder(params, config, sampling)
     rows = stream(
         decoder,
         [prompt],

@@ -34,6 +34,7 @@ class Texts:
       position: of that token.
       is_open: whether the text goes on.
       keys: of the draws of each.
+      room: tokens that a text may have at most.
     """
 
     cache: Cache
@@ -41,6 +42,7 @@ class Texts:
     position: Int[np.ndarray, "B"]
     is_open: Bool[np.ndarray, "B"]
     keys: Array  # [B]
+    room: int
 
 
 class Decoder:
@@ -91,12 +93,12 @@ class Decoder:
         for first in range(0, tokens.shape[1], CHUNK):
             chunk = tokens[:, first : first + CHUNK]
             token, after = self._run.read(self.params, chunk, held, first, lengths, keys)
-            while lacking := _lacking(after):
+            while lacking := _lacking(after, room):
                 held = cache.resized(held, lacking)
                 token, after = self._run.read(self.params, chunk, held, first, lengths, keys)
             held = after
             drawn = jnp.where((lengths > first) & (lengths <= first + CHUNK), token, drawn)
-        return Texts(held, drawn, lengths, np.ones(len(prompts), bool), keys)
+        return Texts(held, drawn, lengths, np.ones(len(prompts), bool), keys, room)
 
     def step(self, texts: Texts) -> Texts:
         """Reads the last token of every open text, and draws the next.
@@ -104,7 +106,7 @@ class Decoder:
         The cache that is given is used up.
         """
         held = texts.cache
-        if lacking := _lacking(held, room=1):
+        if lacking := _lacking(held, texts.room, more=1):
             held = cache.resized(held, lacking)
         token, held = self._run.step(
             self.params, texts.token, held, texts.position, texts.is_open, texts.keys
@@ -112,25 +114,25 @@ class Decoder:
         return dataclasses.replace(texts, cache=held, token=token, position=texts.position + 1)
 
 
-def _lacking(held: Cache, room: int = 0) -> dict[tuple[str, int], int]:
+def _lacking(held: Cache, room: int, more: int = 0) -> dict[tuple[str, int], int]:
     """Returns the places that steps need which lack some, by stack and owner.
 
     Args:
       held: the caches.
-      room: places that each has to have besides those that are taken.
+      room: tokens that a text may have at most.
+      more: places that each has to have besides those that are taken.
     """
-    longest = max(past.size for pasts in held.pasts.values() for past in pasts.values())
     routed = {
         (name, owner): past
         for name, pasts in held.pasts.items()
         for owner, past in pasts.items()
-        if past.size < longest
+        if past.size < room
     }
     used = jax.device_get({place: past.used.max() for place, past in routed.items()})
     return {
-        place: min(longest, max(int(GROWTH * past.size), int(used[place]) + room))
+        place: min(room, max(int(GROWTH * past.size), int(used[place]) + more))
         for place, past in routed.items()
-        if used[place] + room > past.size
+        if used[place] + more > past.size
     }
 
 

@@ -8,6 +8,7 @@ import jax
 from recursia import console
 from recursia.errors import ConfigError
 from recursia.generate import decode
+from recursia.generate.sampling import Sampling
 from recursia.workdir import trained as runs
 
 
@@ -17,7 +18,7 @@ def continue_prompts(
     step: int | None,
     prompts: list[str],
     num_tokens: int,
-    temperature: float,
+    sampling: Sampling,
     seed: int,
     overrides: Mapping[str, str],
 ) -> Iterator[str]:
@@ -28,18 +29,13 @@ def continue_prompts(
       step: of the checkpoint; None takes the latest.
       prompts: texts to continue.
       num_tokens: number of tokens to draw at most.
-      temperature: of the draws; 0 takes the likeliest token.
+      sampling: of a token from its distribution.
       seed: of the draws.
       overrides: fields of the depth policy to change, as typed.
 
     Raises:
-      ConfigError: for an empty prompt, or a number out of range.
+      ConfigError: for an empty prompt.
     """
-    if num_tokens < 1 or temperature < 0:
-        raise ConfigError(
-            f"generate: got --num_tokens={num_tokens} --temperature={temperature}, takes at least "
-            "1 and 0"
-        )
     with console.doing(f"loading {workdir}"):
         trained = runs.load(workdir, step, overrides)
     for index, prompt in enumerate(prompts):
@@ -52,7 +48,7 @@ def continue_prompts(
                 ids,
                 num_tokens=num_tokens,
                 window=trained.run.train.seq_len,
-                temperature=temperature,
+                sampling=sampling,
                 end_of_text=trained.tokenizer.end_of_text,
                 key=jax.random.fold_in(jax.random.key(seed), index),
             )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 from recursia import model
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.generate.sampling import Sampling
 
 
 def generate(
@@ -23,7 +24,7 @@ def generate(
     *,
     num_tokens: int,
     window: int,
-    temperature: float,
+    sampling: Sampling,
     end_of_text: int,
     key: Array,
 ) -> list[int]:
@@ -35,7 +36,7 @@ def generate(
       prompt: token ids, at least one.
       num_tokens: number of tokens to draw at most.
       window: number of the latest tokens that the model attends to.
-      temperature: of the distribution; 0 takes the likeliest token.
+      sampling: of a token from its distribution.
       end_of_text: the id that ends the text; it is not returned.
       key: of the draws; the draw of a token depends on its position.
 
@@ -51,8 +52,8 @@ def generate(
     replicated = (
         NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
     )
-    fill = _decode(config, len(prompt), window, temperature > 0, replicated)
-    drawn = jax.device_get(fill(params, text, key, max(temperature, 1e-6)))[len(prompt) :].tolist()
+    fill = _decode(config, len(prompt), window, sampling, replicated)
+    drawn = jax.device_get(fill(params, text, key))[len(prompt) :].tolist()
     return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
 
 
@@ -66,25 +67,20 @@ def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
     """
     where = SingleDeviceSharding(device)
     text, key = jax.ShapeDtypeStruct((length,), jnp.int32), jax.eval_shape(jax.random.key, 0)
-    arguments = (
-        parameters.abstract(model.specs(config)),
-        text,
-        key,
-        jax.ShapeDtypeStruct((), "f4"),
-    )
+    arguments = parameters.abstract(model.specs(config)), text, key
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return _decode(config, length - 1, length, True, None).lower(*jax.tree.map(place, arguments))
+    return _decode(config, length - 1, length, Sampling(), None).lower(
+        *jax.tree.map(place, arguments)
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def _decode(
-    config: Model, start: int, window: int, is_random: bool, replicated: NamedSharding | None
+    config: Model, start: int, window: int, sampling: Sampling, replicated: NamedSharding | None
 ) -> jax.stages.Wrapped:
     """Returns a jitted function that fills a text from position `start` on."""
 
-    def fill(
-        params: dict[str, Any], text: Int[Array, "T"], key: Array, temperature: Array
-    ) -> Array:
+    def fill(params: dict[str, Any], text: Int[Array, "T"], key: Array) -> Array:
         def step(position: Array, text: Array) -> Array:
             first = jnp.maximum(position - window, 0)
             seen = jax.lax.dynamic_slice(text, (first,), (window,))[None]
@@ -99,9 +95,8 @@ def _decode(
                 segment_ids=(columns <= last).astype(jnp.int32),  # later columns are padding
             )
             logits = model.logits(params, out.hidden[0, last], config)
-            drawn = jax.random.categorical(jax.random.fold_in(key, position), logits / temperature)
-            token = drawn if is_random else jnp.argmax(logits)
-            return text.at[position].set(token.astype(text.dtype))
+            (token,) = sampling.draw(logits[None], jax.random.fold_in(key, position)[None])
+            return text.at[position].set(token)
 
         return jax.lax.fori_loop(start, text.shape[0], step, text)
 

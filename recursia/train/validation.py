@@ -9,6 +9,7 @@ import jax
 from recursia import scores
 from recursia.data.tokenizer import Tokenizer
 from recursia.generate import decode
+from recursia.generate.sampling import Sampling
 from recursia.sharing.weights import Tree
 from recursia.train.step import Trainer
 
@@ -67,7 +68,7 @@ class Validation:
                 ids,
                 num_tokens=run.eval.sample_tokens,
                 window=run.train.seq_len,
-                temperature=run.eval.temperature,
+                sampling=Sampling(run.eval.temperature),
                 end_of_text=self.tokenizer.end_of_text,
                 key=jax.random.fold_in(key, index),
             )

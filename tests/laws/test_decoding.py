@@ -95,7 +95,7 @@ def early(name):
 
 
 def recursions_run(depth, shows_stopped):
-    """Returns how many recursions a text takes, of the tokens of a call or of some that catch up."""
+    """Returns how many recursions a text takes, those of tokens that catch up included."""
     done, total = [], 0
     for tokens in (depth[:PROMPT], *depth[PROMPT:, None]):
         deepest = int(tokens.max())
