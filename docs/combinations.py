@@ -28,7 +28,7 @@ INTRODUCTION = """# What goes together
 A model is a point on the axes block (its arrangement), mixer, feedforward, depth, sharing, keys and
 values, weights, inject and loop_norm. This page is written by `python -m docs.combinations`, which
 builds every pair of values with the other axes at their plainest: block `pre_norm` of mixer
-`grouped_query` and feedforward `swiglu`, depth `fixed`, sharing `cycle`; depth `recurrent` is told
+`grouped_query` and feedforward `swiglu`, depth `fixed`, sharing `cycle`; depth `recurrent` is given
 the core's input unless the pair says otherwise. The numbers are the reasons below. A test holds the
 page to the code, and another draws points from all axes at once.
 
