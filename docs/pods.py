@@ -62,8 +62,8 @@ PARTS = {
 }
 TEXT = """# Before you rent the machine
 
-`recursia compile` compiles the training step that `recursia train` would run, for machines that are
-not here: TPU v4, v5e, v5p and v6e through libtpu, NVIDIA A100, H100 and H200 through jax's CUDA
+`recursia compile` compiles the training step that `recursia train` would run, for machines that need
+not be present: TPU v4, v5e, v5p and v6e through libtpu, NVIDIA A100, H100 and H200 through jax's CUDA
 plugin. It needs neither a TPU nor a GPU, runs nothing, and says
 
 - whether the step fits, and if not, how much is missing and what to change (exit code 1);
@@ -149,9 +149,9 @@ once a step, and with routing in every recursion.
 
 - Shared weights are few: split parameters and optimizer over `fsdp` and gather them once. The bytes
   that a chip sends hardly depend on the number of chips.
-- What a chip holds besides is the whole of the shared weights and of their gradients in float32,
-  whatever the mesh: each device sums its own over all recursions first. Where that is too much,
-  `tensor` splits it.
+- Besides, each chip holds all shared weights, and their gradients in float32, whatever the mesh:
+  each device first sums its own gradients over all recursions. Where that is too much, `tensor`
+  splits it.
 - On the v5e slice above, `fsdp` along one side of 16 splits parameters and optimizer less and needs
   2.4 GB more, sends less and takes longer for it: gradients cross the other side whole.
 - Between GPU nodes `data` instead of a part of `fsdp` saves nothing here: gradients then cross the
