@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array
 
@@ -123,7 +122,7 @@ def _places(config: Model, name: str, plan: Schedule, owner: int, size: int) -> 
 def _example(config: Model) -> KeysValues:
     """Returns the shapes of the keys and values that a step makes of one token."""
     x = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), config.dtype)
-    where = Context(np.zeros((1, 1), np.int32))
+    where = Context(jnp.zeros((1, 1), jnp.int32))
     shapes = parameters.abstract(config.block.specs(1))
     exact = config.block.exact
     cast = lambda slot, tree: jax.tree.map(
