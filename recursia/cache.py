@@ -68,7 +68,7 @@ def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
             banks = key_banks.split(slot, tree, config.key_weights)
         one = lambda bank, index: jax.tree.map(lambda leaf: leaf[index].astype(dtype), bank)
         count = lambda bank: len(jax.tree.leaves(bank)[0]) if jax.tree.leaves(bank) else 0
-        apart = lambda bank: tuple(one(bank, index) for index in range(count(bank)))
+        apart = lambda bank: tuple(one(bank, index) for index in range(max(count(bank), 1)))
         return {name: apart(bank) for name, bank in banks.items()}
 
     def stack(name: str) -> dict[str, Any]:

@@ -134,7 +134,8 @@ class CachedStack(Stack):
 
     def _entries(self, step: int) -> Tree:
         index = {name: int(self.schedule.entry(name)[step]) for name in self.banks}
-        return {name: bank[index[name]] if bank else {} for name, bank in self.banks.items()}
+        # A bank without an array, as of norms without weights, is one entry.
+        return {name: bank[min(index[name], len(bank) - 1)] for name, bank in self.banks.items()}
 
     def loop(
         self,
