@@ -62,9 +62,9 @@ PARTS = {
 }
 TEXT = """# Before you rent the machine
 
-`recursia compile` compiles the training step that `recursia train` would run, for machines that need
-not be present: TPU v4, v5e, v5p and v6e through libtpu, NVIDIA A100, H100 and H200 through jax's CUDA
-plugin. It needs neither a TPU nor a GPU, runs nothing, and says
+`recursia compile` compiles the training step that `recursia train` would run, for machines that
+need not be present: TPU v4, v5e, v5p and v6e through libtpu, NVIDIA A100, H100 and H200 through
+jax's CUDA plugin. It needs neither a TPU nor a GPU, runs nothing, and says
 
 - whether the step fits, and if not, how much is missing and what to change (exit code 1);
 - what it moves between chips, each collective with its bytes and how often a step executes it, the
