@@ -1,7 +1,7 @@
 """KV cache of a model for decoding: one `Past` for each step that makes keys and values.
 
 `unstack` turns parameters into what decoding reads: each bank entry an array of its own, in the
-compute dtype. `empty` makes the cache of a batch of texts; `model.apply` extends it.
+compute dtype. `empty` makes the cache of a batch of texts; `model.extend` adds tokens to it.
 """
 
 from typing import Any
@@ -20,8 +20,7 @@ from recursia.params import Leaf
 from recursia.sharing import key_banks
 from recursia.sharing.pending import Pending
 from recursia.sharing.schedule import Schedule
-
-CORE = "core"
+from recursia.stacks import CORE, schedules
 
 
 @struct.dataclass
@@ -44,12 +43,6 @@ class Cache:
         """Bytes of all keys and values."""
         held = [each.keys_values for pasts in self.pasts.values() for each in pasts.values()]
         return sum(leaf.nbytes for leaf in jax.tree.leaves(held))
-
-
-def stacks(config: Model) -> dict[str, Schedule]:
-    """Returns the schedule of every stack that the model has, by name."""
-    ends = {name: Schedule(1, count) for name, count in config.ends.items() if count}
-    return {**ends, CORE: config.schedule}
 
 
 def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
@@ -77,7 +70,7 @@ def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
             found |= entries(name, slot, tree)
         return found
 
-    return {**params, **{name: stack(name) for name in stacks(config)}}
+    return {**params, **{name: stack(name) for name in schedules(config)}}
 
 
 def empty(config: Model, batch: int, size: int) -> Cache:
@@ -94,7 +87,7 @@ def empty(config: Model, batch: int, size: int) -> Cache:
             owner: past.empty(example, batch, _places(config, name, plan, owner, size))
             for owner in sorted(set(plan.owner_places.tolist()))
         }
-        for name, plan in stacks(config).items()
+        for name, plan in schedules(config).items()
     }
     return Cache(pasts, None, jnp.zeros((), jnp.int32))
 

@@ -15,10 +15,10 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from recursia import params as parameters
+from recursia import stacks
 from recursia.architecture import Model
-from recursia.cache import CORE, Cache
+from recursia.cache import Cache
 from recursia.depth.policy import Aux, Call, Mode
-from recursia.injection import Injection
 from recursia.layers import embedding
 from recursia.layers.attention import PADDING, Context
 from recursia.layers.branch import Report
@@ -27,12 +27,11 @@ from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf
 from recursia.sharding import constrain
 from recursia.sharing import key_banks
-from recursia.sharing.cached import CachedStack, Store
+from recursia.sharing.cached import Store
 from recursia.sharing.remat import KEEP, Remat
-from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
-from recursia.sharing.tied import Tied
 from recursia.sharing.weights import Tree
+from recursia.stacks import CORE
 
 Params = dict[str, Any]  # trees by section: embed, prelude, core, coda, depth, inject, final_norm
 
@@ -147,9 +146,14 @@ def extend(
     context = _context(tokens.shape, positions, segment_ids)
     pending = {CORE: cache.pending}
     stores = {name: Store(pasts, pending.get(name)) for name, pasts in cache.pasts.items()}
-    stacks = _cached_stacks(params, config, stores)
+
+    def resume(stack: Stack, x: Array, context: Context) -> None:
+        config.depth.run(stack, params["depth"], x, context, Call("causal"))
+
+    may_resume = resume if config.depth.shows_stopped else None
+    cached = stacks.with_caches(_stacks(params, config, KEEP), stores, may_resume)
     call = Call("causal", wanted=context.is_live)
-    hidden = _forward(params, tokens, config, context, stacks, call).hidden
+    hidden = _forward(params, tokens, config, context, cached, call).hidden
     count = cache.num_blocks + sum(store.num_blocks for store in stores.values())
     pasts = {name: store.pasts for name, store in stores.items()}
     return hidden, Cache(pasts, stores[CORE].pending, jnp.asarray(count))
@@ -160,16 +164,16 @@ def _forward(
     tokens: Int[Array, "B T"],
     config: Model,
     context: Context,
-    stacks: Mapping[str, Stack],
+    by_name: Mapping[str, Stack],
     call: Call,
 ) -> Output:
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
     x = constrain(x, ("batch", "length", None))
-    x, before = stacks["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
+    x, before = by_name["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
     if config.inject.needs_input:
         context = dataclasses.replace(context, inputs=x)
-    x, aux = config.depth.run(stacks[CORE].among(context), params["depth"], x, context, call)
-    x, after = _finish(params, x, context, config, stacks)
+    x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
+    x, after = _finish(params, x, context, config, by_name)
     return Output(x, _with_reports(aux, before, after, config))
 
 
@@ -201,73 +205,25 @@ def read(
 
 
 def _finish(
-    params: Params, x: Array, context: Context, config: Model, stacks: Mapping[str, Stack]
+    params: Params, x: Array, context: Context, config: Model, by_name: Mapping[str, Stack]
 ) -> tuple[Array, Report]:
     """Returns the head's input of the states after the core, and the report of the coda."""
     if config.loop_norm == "last":
         x = _norm(params, x, config)
     report: Report = {}
     if coda := config.ends["coda"]:
-        x, report = stacks["coda"].walk(x, dataclasses.replace(context, inputs=None))
+        x, report = by_name["coda"].walk(x, dataclasses.replace(context, inputs=None))
     if config.loop_norm != "each" or coda:
         x = _norm(params, x, config)
     return embedding.before_head(params["embed"], x), report
 
 
 def _stacks(params: Params, config: Model, remat: Remat) -> dict[str, Stack]:
-    """Returns the stacks of blocks by name, with their weights."""
-
     def read(x: Array, context: Context) -> Array:
-        return logits(params, _finish(params, x, context, config, stacks)[0], config)
+        return logits(params, _finish(params, x, context, config, found)[0], config)
 
-    def end(name: str) -> Stack:
-        plan = Schedule(1, config.ends[name])
-        return Stack(
-            plan,
-            config.block,
-            Tied(),
-            params[name],
-            Injection(),
-            {},
-            None,
-            config.dtype,
-            remat.of_blocks(),
-            read=read,
-        )
-
-    stacks = {name: end(name) for name, count in config.ends.items() if count}
-    stacks["core"] = Stack(
-        config.schedule,
-        config.block,
-        config.weights,
-        params["core"],
-        config.inject,
-        params["inject"],
-        functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None,
-        config.dtype,
-        remat.in_order(config.schedule.order),
-        read=read,
-    )
-    return stacks
-
-
-def _cached_stacks(
-    params: Params, config: Model, stores: Mapping[str, Store]
-) -> dict[str, CachedStack]:
-    """Returns the stacks of blocks by name, with their weights and KV caches."""
-
-    def resume(stack: Stack, x: Array, context: Context) -> None:
-        config.depth.run(stack, params["depth"], x, context, Call("causal"))
-
-    found: dict[str, CachedStack] = {}
-    for name, stack in _stacks(params, config, KEEP).items():
-        fields = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack)}
-        more = {
-            "store": stores[name],
-            "resume": resume if name == CORE and config.depth.shows_stopped else None,
-            "context": None,
-        }
-        found[name] = CachedStack(**fields, **more)
+    norm = functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None
+    found = stacks.with_weights(params, config, remat, norm, read)
     return found
 
 

@@ -67,7 +67,6 @@ def stream(
     num_tokens: int,
     window: int,
     end_of_text: int,
-    is_done: np.ndarray | None = None,
 ) -> Iterator[list[int | None]]:
     """Yields the next token of each text, until all have ended; None for one that has.
 
@@ -78,7 +77,6 @@ def stream(
       num_tokens: how many to draw at most.
       window: tokens that the model's context holds.
       end_of_text: the id that ends a text; it is not yielded.
-      is_done: rows that the caller ends by setting them, if any.
 
     Raises:
       ValueError: for an empty prompt.
@@ -86,8 +84,9 @@ def stream(
     room = min(window, max(map(len, prompts)) + num_tokens)
     room = min(window, -(-room // BUCKET) * BUCKET)
     texts = [list(prompt) for prompt in prompts]
-    ended = np.zeros(len(texts), bool) if is_done is None else is_done
-    state = decoder.start([text[-window:] for text in texts], keys, room)
+    starts = [max(len(text) - window, 0) for text in texts]  # of what each row's context holds
+    ended = np.zeros(len(texts), bool)
+    state = decoder.start(_contexts(texts, starts), keys, room)
     for count in range(1, num_tokens + 1):
         drawn = jax.device_get(state.token).tolist()
         ended |= np.array([token == end_of_text for token in drawn])
@@ -99,11 +98,17 @@ def stream(
         if count == num_tokens or ended.all():
             return
         state.is_open = ~ended
-        if (state.position[~ended] >= room).any():
-            half = max(window // 2, 1)
-            state = decoder.start([text[-half:] for text in texts], keys, room)
+        full = [row for row in np.flatnonzero(~ended) if state.position[row] >= room]
+        for row in full:
+            starts[row] = len(texts[row]) - max(window // 2, 1)
+        if full:
+            state = decoder.start(_contexts(texts, starts), keys, room)
         else:
             state = decoder.step(state)
+
+
+def _contexts(texts: list[list[int]], starts: list[int]) -> list[list[int]]:
+    return [text[start:] for text, start in zip(texts, starts, strict=True)]
 
 
 def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:

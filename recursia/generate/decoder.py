@@ -24,6 +24,9 @@ CHUNK = 512  # tokens of a prompt that are read at once
 GROWTH = 1.25  # of a routed step's cache that is full
 
 
+_unstack = jax.jit(cache.unstack, static_argnames="config")
+
+
 @dataclasses.dataclass
 class Texts:
     """A batch of texts under way.
@@ -63,7 +66,7 @@ class Decoder:
         if not config.is_incremental:
             raise ValueError("decoder: the model reads whole texts only; decode without a cache")
         self.config = config
-        self.params = jax.jit(functools.partial(cache.unstack, config=config))(params)
+        self.params = _unstack(params, config)
         where = getattr(jax.tree.leaves(params)[0], "sharding", None)
         is_spread = isinstance(where, NamedSharding)
         whole = NamedSharding(where.mesh, PartitionSpec()) if is_spread else None

@@ -28,21 +28,7 @@ def generate(
     end_of_text: int,
     key: Array,
 ) -> list[int]:
-    """Returns the token ids of a continuation of a prompt.
-
-    Args:
-      params: float32 parameters.
-      config: the model.
-      prompt: token ids, at least one.
-      num_tokens: number of tokens to draw at most.
-      window: number of the latest tokens that the model attends to.
-      sampling: of a token from its distribution.
-      end_of_text: the id that ends the text; it is not returned.
-      key: of the draws; the draw of a token depends on its position.
-
-    Raises:
-      ValueError: for an empty prompt.
-    """
+    """Returns a continuation of a prompt; the arguments are those of `decode.generate`."""
     if not prompt:
         raise ValueError("generate: the prompt has 0 tokens; give at least 1")
     text = jnp.zeros(len(prompt) + num_tokens, jnp.int32).at[: len(prompt)].set(jnp.array(prompt))

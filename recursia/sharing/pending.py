@@ -20,12 +20,12 @@ AT_ONCE = 8  # tokens of a row that catch up together
 
 @struct.dataclass
 class Pending:
-    """Every token of a batch of texts, in the order in which they came.
+    """Every token of a batch of texts, in the order in which they came; padding has no place.
 
     Attributes:
       carry: what the policy carries from one recursion to the next; what is no leaf [B S ...] is
         the same for all tokens that take a recursion.
-      context: where the tokens stand; padding has segment 0.
+      context: where the tokens stand.
       depth: recursions that a token has taken.
       used: places that are taken.
     """
@@ -38,7 +38,7 @@ class Pending:
     def waits(self, number: int) -> Bool[Array, "B S"]:
         """Returns which tokens have yet to take a recursion, and have taken all before."""
         is_token = jnp.arange(self.depth.shape[1]) < self.used[:, None]
-        return is_token & (self.depth == number) & (self.context.segment_ids != PADDING)
+        return is_token & (self.depth == number)
 
     def first(self, number: int) -> tuple[Int[Array, "B W"], Bool[Array, "B W"]]:
         """Returns the places of the first tokens that wait for a recursion, and which are some."""
@@ -56,9 +56,10 @@ class Pending:
 
     def add(self, carry: Any, context: Context, depth: Any) -> "Pending":
         """Returns the same with further tokens, all of which have taken as many recursions."""
-        count = context.positions.shape[1]
-        index = self.used[:, None] + jnp.arange(count)
-        return self.put(index, carry, context, depth, count)
+        is_token = context.segment_ids != PADDING
+        index = self.used[:, None] + jnp.cumsum(is_token, 1) - 1
+        index = jnp.where(is_token, index, self.depth.shape[1])
+        return self.put(index, carry, context, depth, is_token.sum(1))
 
     def put(
         self, index: Int[Array, "B W"], carry: Any, context: Context, depth: Any, count: Any

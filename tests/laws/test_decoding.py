@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from recursia import accounting, cache, model
+from recursia.generate import decode
 from recursia.generate.decoder import Decoder
 from recursia.generate.sampling import Sampling
 from recursia.sharing.pending import AT_ONCE
-from tests.helpers import points
+from tests.helpers import points, slow
 from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import BATCH, LENGTH, assert_close, draw, forward, text
 
@@ -48,11 +49,12 @@ def extended(config):
     return jax.jit(run)
 
 
-def step_by_step(config, params, tokens, chunks, positions=None, segments=None):
+def step_by_step(config, params, tokens, chunks, positions=None, segments=None, places=None):
     """Returns logits and the cache of rows that are read in chunks of so many tokens."""
     params = cache.unstack(params, config)
-    held = cache.empty(config, len(tokens), tokens.shape[1])
-    room = {(n, o): tokens.shape[1] for n, pasts in held.pasts.items() for o in pasts}
+    places = places or tokens.shape[1]
+    held = cache.empty(config, len(tokens), places)
+    room = {(n, o): places for n, pasts in held.pasts.items() for o in pasts}
     held, logits, first = cache.resized(held, room), [], 0
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -70,7 +72,12 @@ ONE_BY_ONE = (PROMPT, *[1] * (LENGTH - PROMPT))
 
 
 @pytest.mark.parametrize(
-    ("axis", "kind"), [(axis, kind) for axis, kinds in AXES.items() for kind in kinds]
+    ("axis", "kind"),
+    [
+        slow(axis, kind) if axis in ("block_", "inject_") else (axis, kind)
+        for axis, kinds in AXES.items()
+        for kind in kinds
+    ],
 )
 def test_steps_are_the_forward_pass(axis, kind):
     config = points.point(**{axis: kind})
@@ -120,25 +127,28 @@ def test_early_exits_save_blocks_and_change_nothing(name):
         assert held.num_blocks == config.schedule.num_blocks * count
 
 
-@pytest.mark.parametrize("depth", points.DEPTHS)
-def test_padding_on_either_side_changes_nothing(depth):
-    config = points.point(depth_=depth)
-    params, tokens = draw(config), text()
-    lengths = np.array([3, 7])
-    logits = forward(params, tokens, config, "causal")[0]
-    for is_left in (False, True):
-        shifts = 8 - lengths if is_left else 0 * lengths
-        rows = [np.roll(row[:8], shift) for row, shift in zip(tokens, shifts, strict=True)]
-        places = np.arange(8) - shifts[:, None]
-        segments = ((places >= 0) & (places < lengths[:, None])).astype(np.int32)
-        more = np.stack([row[n : n + 3] for row, n in zip(tokens, lengths, strict=True)])
-        given = jnp.concatenate([jnp.stack(rows), more], axis=1)
-        after = lengths[:, None] + np.arange(3)
-        where = jnp.concatenate([np.maximum(places, 0), after], axis=1)
-        segments = jnp.concatenate([segments, np.ones((2, 3), np.int32)], axis=1)
-        got = step_by_step(config, params, given, (8, 1, 1, 1), where, segments)[0][:, 8:]
-        want = jnp.stack([row[n : n + 3] for row, n in zip(logits, lengths, strict=True)])
-        assert_close(got, want)
+@pytest.mark.parametrize("name", [*points.DEPTHS, *(name for name in EARLY if " " in name)])
+@pytest.mark.parametrize("is_left", [False, True])
+def test_padding_on_either_side_changes_nothing(name, is_left):
+    """Caches have as many places as a text has tokens, fewer than the padded prompt is long."""
+    if name in EARLY:
+        config, params, _ = early(name)
+    else:
+        config = points.point(depth_=name)
+        params = draw(config)
+    tokens, lengths, width, count = np.asarray(text()), np.array([3, 7]), 16, LENGTH - 7
+    shifts = width - lengths if is_left else 0 * lengths
+    places = np.arange(width) - shifts[:, None]
+    after = lengths[:, None] + np.arange(count)
+    places = np.concatenate([places, after], axis=1)
+    is_text = (places >= 0) & ((places < lengths[:, None]) | (np.arange(width + count) >= width))
+    positions = np.clip(places, 0, LENGTH - 1)
+    given = np.take_along_axis(tokens, positions, axis=1)
+    chunks = (width, *[1] * count)
+    segments = jnp.asarray(is_text, jnp.int32)
+    got, _ = step_by_step(config, params, given, chunks, jnp.asarray(positions), segments, LENGTH)
+    want = forward(params, jnp.asarray(tokens), config, "causal")[0]
+    assert_close(got[:, width:], jnp.take_along_axis(want, after[..., None], axis=1))
 
 
 def test_a_routed_step_has_places_for_the_tokens_that_it_keeps():
@@ -164,3 +174,40 @@ def test_a_cache_that_is_full_grows(capacity):
         written.append(int(texts.token[0]))
     logits = forward(params, jnp.array([written]), config, "causal")[0][0]
     assert written[LENGTH:] == logits[LENGTH - 1 : -1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("depth", ("expert_choice", "exit_gate"))
+def test_a_batch_never_changes_what_a_text_gets(depth):
+    """One text fills its context of 16 tokens before the other, and one ends early."""
+    config = early(depth)[0]
+    decoder = Decoder(draw(config), config, Sampling(2.0))
+    keys = jax.random.split(jax.random.key(0), 2)
+    prompts = [text()[0].tolist(), text()[1, :5].tolist()]
+
+    def drawn(rows, end=-1):
+        chosen = [prompts[row] for row in rows]
+        how = {"num_tokens": 2 * LENGTH, "window": 16, "end_of_text": end}
+        return list(zip(*decode.stream(decoder, chosen, keys[np.array(rows)], **how), strict=True))
+
+    together, alone = drawn([0, 1]), [drawn([0])[0], drawn([1])[0]]
+    assert together == alone
+    end = alone[0][3]
+    assert end not in alone[0][:3]
+    ended = drawn([0, 1], end)
+    assert [token for token in ended[0] if token is not None] == list(alone[0][:3])
+    kept = [token for token in ended[1] if token is not None]
+    assert kept == list(alone[1][: len(kept)])
+
+
+def test_what_reads_whole_texts_decodes_without_a_cache():
+    config = points.point(depth_="recurrent")
+    depth = dataclasses.replace(config.depth, exit="kl", exit_threshold=0.01)
+    config = dataclasses.replace(config, depth=depth)
+    params, prompt = draw(config), text()[0, :PROMPT].tolist()
+    with pytest.raises(ValueError, match="whole texts"):
+        Decoder(params, config, Sampling(0.0))
+    how = {"window": LENGTH, "sampling": Sampling(0.0), "end_of_text": -1}
+    key = jax.random.key(0)
+    drawn = decode.generate(params, config, prompt, num_tokens=4, key=key, **how)
+    logits = forward(params, jnp.array([[*prompt, *drawn]]), config, "causal")[0][0]
+    assert drawn == logits[PROMPT - 1 : -1].argmax(-1).tolist()
