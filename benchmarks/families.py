@@ -1,10 +1,10 @@
 r"""Every family at equal training FLOPs: loss, parameters, FLOPs, time.
 
-Trains each `tiny` preset on the bundled text, byte by byte, until it has spent the training FLOPs
-that the first one spends in its own steps, with every seed, each run by the command line in a
-process of its own. Runs resume: start it again after a stop. Then times a step of each, in turns in
-one process, and writes one JSON file, one table (Markdown) and one picture. Small models, little
-text, one learning rate for all: what it says is about this size.
+Trains each `tiny` preset on the bytes of the bundled text with every seed, until it has spent the
+training FLOPs that the first preset spends in its own steps. Each run is a command in a process of
+its own, and interrupted runs resume. Then a step of each preset is timed, in turns in one process,
+and the results are written as a JSON file, a Markdown table and a plot. Models are small, the text
+is short, and all have the same learning rate: the results hold for this size only.
 
   python benchmarks/families.py --workdir=runs/families --out=benchmarks/results/families_cpu.json
   python benchmarks/families.py ... --table=docs/families.md --plot=docs/families.png
@@ -40,7 +40,7 @@ def flops_per_step(run: settings.Run) -> float:
 
 
 def plan(presets: list[str], num_steps: int) -> dict[str, dict]:
-    """Returns the steps of each preset that cost what `num_steps` of the first one cost."""
+    """Returns the steps of each preset at the training FLOPs of `num_steps` of the first."""
     total, plans = None, {}
     for name in presets:
         run = config.load(name, {})
@@ -60,7 +60,7 @@ def plan(presets: list[str], num_steps: int) -> dict[str, dict]:
 
 
 def train(name: str, seed: int, steps: int, options: argparse.Namespace) -> dict:
-    """Trains one model, or reads what it came to; returns its last validation and its speed."""
+    """Trains one model, or reads its finished run; returns its last validation and its speed."""
     workdir = options.workdir / f"{name.replace(':', '_')}_{seed}"
     settings_ = {
         "train.num_steps": steps,

@@ -1,8 +1,8 @@
-r"""What kernels cost: each op against its reference, libraries' forms of it, and its floor.
+r"""Times of kernels: each op, its reference, implementations of libraries, and a lower bound.
 
-The floor is bytes over the measured bandwidth of a copy, or FLOPs over the measured rate of a
+The lower bound is bytes over the measured bandwidth of a copy, or FLOPs over the measured rate of a
 matrix product, whichever is longer. Shapes are those of published models in bfloat16; on a CPU they
-are cut by --cut, and only references run. Candidates take turns; times are medians.
+are divided by --cut, and only references run. Candidates take turns; times are medians.
 
   python benchmarks/kernels.py --out=benchmarks/results/kernels_h100.json
 """
@@ -51,11 +51,11 @@ class Case:
 
     Attributes:
       op: its name.
-      shape: whose.
-      candidates: functions of `arrays`; the first is what "auto" takes.
-      arrays: what they read.
-      bytes: that must move at least.
-      flops: of the useful products.
+      shape: name of the shape.
+      candidates: implementations as functions of `arrays`; the first is that of backend "auto".
+      arrays: inputs of the candidates.
+      bytes: least number of bytes that the op moves.
+      flops: of the useful matrix products.
     """
 
     op: str
@@ -71,7 +71,7 @@ def draw(seed: int, shape: tuple[int, ...], dtype: Any = jnp.bfloat16) -> jax.Ar
 
 
 def both_ways(f: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """Returns a function to the gradients of the first `count` arguments, forward included."""
+    """Returns the gradient function of the first `count` arguments, with the forward pass."""
     total = lambda *arrays: f(*arrays).astype(jnp.float32).sum()
     return jax.grad(total, argnums=tuple(range(count)))
 
@@ -184,7 +184,7 @@ def expert_cases(name: str, cut: int) -> list[Case]:
 
 
 def seconds(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Returns the median time of each of some functions that take turns."""
+    """Returns the median time of each candidate; candidates take turns."""
     calls = {}
     for name, f in candidates.items():
         jax.block_until_ready(f())

@@ -1,21 +1,21 @@
-r"""Does re-using a block over depth help with formulas longer than those of training?
+r"""Length generalisation of shared and unshared blocks: formulas longer than those of training.
 
-Which of seven relations holds between two formulas of propositional logic (Bowman et al. 2015,
-arXiv 1506.04834)? Models read `left ~ right ?` token by token, causally, and say the relation at
-the end; only that is trained. Training has formulas of up to four operators, the test up to
-twelve. All models are made of one kind of block (Dehghani et al. 2018, arXiv 1807.03819), with the
-same batches, steps and learning rate:
+The task is the relation, one of seven, between two formulas of propositional logic (Bowman et al.
+2015, arXiv 1506.04834). Models read `left ~ right ?` causally and predict the relation at the end;
+only that prediction is trained. Training has formulas of up to four operators, the test up to
+twelve. All models have one kind of block (Dehghani et al. 2018, arXiv 1807.03819) and the same
+batches, steps and learning rate:
 
-    dense_6           six layers, no sharing; coordinates in the text at the input
-    universal_6       one block, six times; coordinates in text and depth at every step
-    adaptive_6        the same block up to six times: tokens halt by themselves
-    dense_1           one layer, the unique parameters of the two above
-    universal_wide_6  universal_6 at twice the width
+    dense_6           six layers without sharing; embeddings of the position are added to the input
+    universal_6       six recursions of one block; position and recursion are added in each
+    adaptive_6        at most six recursions of the same block: tokens halt by themselves
+    dense_1           one layer, with the unique parameters of the two above
+    universal_wide_6  universal_6 with twice the width
 
-Coordinates count from a random offset, so that none of the test's is new. The data are the files
-of data/propositionallogic in github.com/yikangshen/Ordered-Memory, gzipped, with the columns
-relation, left and right: train0.tsv.gz to train4.tsv.gz, test0.tsv.gz to test12.tsv.gz. Runs that
-the result file has already are not repeated.
+Positions start at a random offset, so that training has seen all positions of the test. The data
+are the files of data/propositionallogic in github.com/yikangshen/Ordered-Memory, gzipped, with the
+columns relation, left and right: train0.tsv.gz to train4.tsv.gz, test0.tsv.gz to test12.tsv.gz.
+Runs that are already in the result file are not repeated.
 
   python benchmarks/length_generalisation.py --data=DIR \
       --out=benchmarks/results/length_generalisation_cpu.json
@@ -71,7 +71,7 @@ def encode(line: str) -> Example:
     """Returns the tokens of a line `relation TAB left TAB right`, and the answer.
 
     Raises:
-      ValueError: for a line of other columns, or a symbol that is not there.
+      ValueError: for another number of columns, or an unknown symbol.
     """
     columns = line.rstrip("\n").split("\t")
     if len(columns) != 3:
@@ -95,10 +95,10 @@ def packed(
     longest_offset: int,
     rng: np.random.Generator,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields batches that hold the examples in turn, as many as fit, each a segment of its own.
+    """Yields packed batches of the examples, in order; each example is a segment of its own.
 
     Args:
-      examples: which; the last batch ends with empty rows.
+      examples: tokens and answers; the last batch ends with empty rows.
       shape: rows of a batch and their tokens; padding is segment 0.
       longest_offset: an example's first position is at most this, drawn for each.
       rng: of the offsets.
@@ -133,7 +133,7 @@ def forever(groups: list[list[Example]], rng: np.random.Generator) -> Iterator[E
 
 
 def trainer(options: argparse.Namespace, name: str, seed: int) -> Trainer:
-    """Returns what trains one of the models."""
+    """Returns the trainer of one of the models."""
     wider, depth = WIDER.get(name, 1), dict(MODELS[name]["depth"])
     width = wider * options.width
     if depth["kind"] == "act":
@@ -186,9 +186,9 @@ def train(
 def evaluate(
     options: argparse.Namespace, made: Model, weights: dict, test: dict[int, list[Example]]
 ) -> dict[str, list[float]]:
-    """Returns, by operators, the fraction answered right and the recursions taken.
+    """Returns, by operators, the accuracy and the recursions taken.
 
-    Recursions of the token that answers, and of all tokens on average.
+    The recursions are those of the token that answers, and the mean of all tokens.
     """
     run = jax.jit(functools.partial(_answers, made))
     shape, found = (options.batch_rows, TEST_TOKENS), {}
@@ -219,7 +219,7 @@ def _answers(found: Model, weights: dict, batch: dict) -> jax.Array:
 
 
 def measure(options: argparse.Namespace, name: str, seed: int, groups: list, test: dict) -> dict:
-    """Returns what one model cost and came to, at its own depth and at others."""
+    """Returns the cost and the results of one model, at its own depth and at others."""
     made = trainer(options, name, seed)
     state, trained = train(options, made, groups)
     weights = jax.device_get(state.params)
@@ -240,7 +240,7 @@ def measure(options: argparse.Namespace, name: str, seed: int, groups: list, tes
 
 
 def described(options: argparse.Namespace, test: dict[int, list[Example]]) -> dict:
-    """Returns the result without runs, or with those that the result file has already."""
+    """Returns the result without runs, or with the runs that the result file already has."""
     numbers = {k: v for k, v in vars(options).items() if isinstance(v, int | float)}
     most = lambda rows: Counter(answer for _, answer in rows).most_common(1)[0][1] / len(rows)
     result = {
@@ -263,7 +263,7 @@ def described(options: argparse.Namespace, test: dict[int, list[Example]]) -> di
 
 
 def table(result: dict) -> str:
-    """Returns percent right by operators, then recursions taken by operators, as Markdown."""
+    """Returns a Markdown table of accuracy and recursions by the number of operators."""
     percent = lambda values: [f"{100 * value:.0f}" for value in values]
     rows = [("model", "seed", *map(str, TEST_OPERATORS)), ("---",) * (len(TEST_OPERATORS) + 2)]
     rows.append(("most frequent relation", "", *percent(result["majority"])))

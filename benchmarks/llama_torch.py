@@ -1,8 +1,8 @@
-"""A dense Llama's training step in plain PyTorch: what `train_step.py --torch` sets ours against.
+"""The training step of a dense Llama in plain PyTorch, the baseline of `train_step.py --torch`.
 
-Compiled with `torch.compile`, attention by `scaled_dot_product_attention`, fused AdamW, float32
-weights under autocast. The same function as our block of `recursia.configs.blocks.llama` in an
-unshared stack.
+It uses `torch.compile`, `scaled_dot_product_attention`, fused AdamW and float32 weights under
+autocast. The model computes the same function as an unshared stack of the block
+`recursia.configs.blocks.llama`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # relative, of a first step's m
 
 
 class Norm(nn.Module):
-    """Root-mean-square normalisation, in float32 and back before the scale."""
+    """Root-mean-square normalisation in float32; the scale is applied in the input's dtype."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -34,13 +34,13 @@ class Norm(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates heads [B N T H], pairs being one number of each half."""
+    """Rotates heads [B N T H]; a pair has one element of each half."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class Block(nn.Module):
-    """Rotary grouped-query attention, then SwiGLU, each after a norm and added to its input."""
+    """Rotary grouped-query attention, then SwiGLU, as pre-norm residual branches."""
 
     def __init__(self, block: Any):
         super().__init__()
@@ -69,7 +69,7 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Tokens and targets to the mean cross-entropy, in nats per token."""
+    """The model and its loss: mean cross-entropy of tokens and targets, in nats per token."""
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int):
         super().__init__()
@@ -96,7 +96,7 @@ class Llama(nn.Module):
 
 
 def load(model: Llama, weights: dict[str, Any]) -> None:
-    """Copies our parameters of the same model into it."""
+    """Copies the parameters of the same JAX model into the PyTorch model."""
     put = lambda into, array: into.data.copy_(torch.tensor(np.asarray(array)))
     core = weights["core"]  # banks [R L ...] of one recursion
     put(model.embedding.weight, weights["embed"]["table"])
@@ -169,13 +169,13 @@ def in_torch(
     rows: dict[str, np.ndarray],
     ours: dict[str, float],
 ) -> tuple[Callable[[int], None], dict[str, float]]:
-    """Returns what makes so many steps and waits for them, and the metrics of the first step.
+    """Returns a function that runs and awaits a number of steps, and the first step's metrics.
 
     Args:
-      run: see `make_step`, as for `weights`.
-      weights: see there.
+      run: as for `make_step`.
+      weights: as for `make_step`.
       rows: the batch of every step.
-      ours: `loss` and `gradient_norm` of our first step, which this one's have to be.
+      ours: `loss` and `gradient_norm` of the first step in JAX, which PyTorch must reproduce.
 
     Raises:
       UserError: if they are not: two models that differ are not timed.

@@ -1,4 +1,4 @@
-"""The models that `train_step.py` times: a preset in some shape, and what it is set against."""
+"""The models that `train_step.py` times: a preset in some shape, and its baselines."""
 
 import dataclasses
 from typing import Any
@@ -14,12 +14,12 @@ WIDTHS = ("embed_dim", "head_dim", "mlp_dim", "expert_dim")  # of a block, scale
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """How large models are made; 0 leaves what the preset has.
+    """The size of models; 0 takes the preset's.
 
     Attributes:
-      cut: divides layers, widths, vocabulary and tokens of a sequence, where nothing else is said.
+      cut: divides layers, widths, vocabulary and tokens of a sequence that no other field sets.
       layers: of every model, or the nearest number that its recursions divide.
-      width: of the residual stream; all other widths of the block go with it.
+      width: of the residual stream; all other widths of the block scale with it.
       seq_len: tokens of a sequence.
       batch_size: sequences of a step.
     """
@@ -64,13 +64,13 @@ def _deep(model: Model, wanted: int) -> Model:
 
 
 def load(name: str, shape: Shape, overrides: dict[str, str]) -> settings.Run:
-    """Returns a preset in a shape, nothing rematerialised, then with overrides."""
+    """Returns a preset in a shape, without rematerialisation, then with overrides."""
     dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return shape.of(config.load(name, {"model.dtype": dtype, "train.remat": "none", **overrides}))
 
 
 def rivals(run: settings.Run, versus: settings.Run | None) -> dict[str, settings.Run]:
-    """Returns what a run is set against, by name: "dense" and "full_capacity" as it has them."""
+    """Returns the baselines of a run, by name: "dense" and "full_capacity", if they differ."""
     found, depth = {}, run.model.depth
     if versus is None and not is_dense(run):
         versus = matching.controls(run)["equal_flops"]
@@ -85,7 +85,7 @@ def rivals(run: settings.Run, versus: settings.Run | None) -> dict[str, settings
 
 
 def is_dense(run: settings.Run) -> bool:
-    """Returns whether the model is a plain stack of blocks without experts, each applied once."""
+    """Returns whether the model is an unshared stack of Llama blocks, each applied once."""
     block, depth = run.model.block, run.model.depth
     parts = map(kinds.kind_of, (block, block.mixer, block.feedforward, depth))
     plain = ("pre_norm", "grouped_query", "swiglu", "fixed")

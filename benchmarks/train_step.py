@@ -1,9 +1,9 @@
-r"""Tokens/s and utilisation of training steps, beside a dense model's of equal FLOPs.
+r"""Tokens/s and utilisation of training steps, compared with a dense model of equal FLOPs.
 
-Each preset takes turns with the plain stack that spends as many FLOPs on a token (or with
---versus), a model with capacities also with itself at capacity 1 everywhere, and with --torch the
-dense one also with its twin in plain PyTorch. What counts are medians of ratios within a round:
-single times depend on the machine. On a CPU shapes are cut.
+Each preset takes turns with the unshared stack of equal FLOPs per token (or with the preset of
+--versus). A model with capacities is also compared with itself at capacity 1, and with --torch the
+dense model with the same model in plain PyTorch. The results are medians of ratios within a round,
+as single times depend on the machine. On a CPU sizes are divided by --cut.
 
   python benchmarks/train_step.py --presets=mor:360m,recursive:360m --torch \
       --out=benchmarks/results/train_step_h100.json                     # bfloat16, T 2048
@@ -53,7 +53,7 @@ def batch(run: settings.Run, vocab_size: int) -> dict[str, np.ndarray]:
 
 
 def ours(run: settings.Run) -> tuple[Turn, dict[str, Any], dict[str, float]]:
-    """Returns a run's turns, the weights it starts from, and the metrics of its first step."""
+    """Returns a run's timed function, initial weights, and the metrics of its first step."""
     vocab_size = budget.vocab_size(run)
     trainer = Trainer(run, run.model.sized(vocab_size), sharding.make_mesh(run.mesh))
     step, rows = trainer.step_function(run.train.num_steps), trainer.put(batch(run, vocab_size))
@@ -84,7 +84,7 @@ def timed(turns: dict[str, Turn], rounds: int, steps: int) -> dict[str, list[flo
 
 
 def described(run: settings.Run, seconds: list[float], peak: float) -> dict[str, Any]:
-    """Returns what a model is and how fast: FLOPs per token, tokens per second, utilisation."""
+    """Returns a model's size, FLOPs per token, tokens per second and utilisation."""
     model, train = run.model.sized(budget.vocab_size(run)), run.train
     cost = accounting.budget(model, train.seq_len, train.rematerialisation)
     step = statistics.median(seconds)
@@ -103,7 +103,7 @@ def described(run: settings.Run, seconds: list[float], peak: float) -> dict[str,
 
 
 def compared(times: dict[str, list[float]], flops: dict[str, float]) -> dict[str, Any]:
-    """Returns what the first model costs over each other one."""
+    """Returns the cost of the first model relative to each other one."""
     (first, mine), *others = times.items()
     found = {}
     for name, theirs in others:
@@ -126,12 +126,12 @@ def measure(
     options: argparse.Namespace,
     peak: float,
 ) -> dict[str, Any]:
-    """Returns a row of the result: the models of a preset, and the first over each other.
+    """Returns a row of the result: the models of a preset, and ratios of the first to each other.
 
-    With torch, a dense rival over its twin stands in `dense_over_torch`.
+    With --torch, `dense_over_torch` is the ratio of the dense model to the one in PyTorch.
 
     Raises:
-      UserError: if the twin's first step is not the dense model's.
+      UserError: if the first steps of JAX and PyTorch differ.
     """
     turns, firsts = {}, {}
     for label, run in runs.items():
@@ -228,7 +228,7 @@ def run_all(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str,
 
 
 def versions(has_torch: bool) -> dict[str, str]:
-    """Returns those of what was measured."""
+    """Returns the versions of the packages that were measured."""
     found = {"jax": jax.__version__, "python": platform.python_version()}
     if has_torch:
         import torch

@@ -2,8 +2,8 @@
 
   python -m docs.combinations
 
-Every pair of values of two axes is built, the other axes at their plainest; what the code says when
-it refuses is the reason.
+Every pair of values of two axes is built, with one value for each other axis; a pair is illegal if
+the code refuses it, and the error is the reason.
 """
 
 import itertools
@@ -27,10 +27,10 @@ INTRODUCTION = """# What goes together
 
 A model is a point on the axes block (its arrangement), mixer, feedforward, depth, sharing, keys and
 values, weights, inject and loop_norm. This page is written by `python -m docs.combinations`, which
-builds every pair of values with the other axes at their plainest: block `pre_norm` of mixer
-`grouped_query` and feedforward `swiglu`, depth `fixed`, sharing `cycle`; depth `recurrent` is given
-the core's input unless the pair says otherwise. The numbers are the reasons below. A test holds the
-page to the code, and another draws points from all axes at once.
+builds every pair of values. The other axes have the values block `pre_norm`, mixer `grouped_query`,
+feedforward `swiglu`, depth `fixed` and sharing `cycle`; depth `recurrent` is given the core's input
+unless the pair says otherwise. Numbers in parentheses refer to the reasons below. One test compares
+the page with the code, and another draws points from all axes at once.
 
 """
 
@@ -60,7 +60,7 @@ def page() -> str:
         lines += ["|---" * (len(columns) + 1) + "|"]
         lines += [f"| {a} | " + " | ".join(show(cells[a, b]) for b in columns) + " |" for a in rows]
         tables.append("\n".join(lines))
-    every = f"Every value goes with every other of: {'; '.join(plain)}.\n\n"
+    every = f"Any two values can be combined for these pairs of axes: {'; '.join(plain)}.\n\n"
     numbered = "\n".join(f"{number}. {why}" for why, number in reasons.items())
     return INTRODUCTION + every + "\n\n".join(tables) + "\n\n## Reasons\n\n" + numbered + "\n"
 

@@ -53,7 +53,7 @@ MESHES = (
 )
 COMMANDS = tuple(dict.fromkeys(MACHINES + SHARED + BATCHES + CONTEXTS + MESHES))
 
-PARTS = {
+TABLES = {
     "machines": MACHINES,
     "shared": SHARED,
     "batches": BATCHES,
@@ -62,106 +62,108 @@ PARTS = {
 }
 TEXT = """# Before you rent the machine
 
-`recursia compile` compiles the training step that `recursia train` would run, for machines that
-need not be present: TPU v4, v5e, v5p and v6e through libtpu, NVIDIA A100, H100 and H200 through
-jax's CUDA plugin. It needs neither a TPU nor a GPU, runs nothing, and says
+`recursia compile` compiles the training step of `recursia train` for chips that need not be
+present: TPU v4, v5e, v5p and v6e through libtpu, NVIDIA A100, H100 and H200 through jax's CUDA
+plugin. It runs no step, and says
 
-- whether the step fits, and if not, how much is missing and what to change (exit code 1);
-- what it moves between chips, each collective with its bytes and how often a step executes it, the
-  steps of loops counted;
-- the least time a step can take, by arithmetic, by memory and by network.
+- whether the step fits, and if not, how much memory is missing and what to change (exit code 1);
+- the bytes of each collective, and how often a step executes it, iterations of loops included;
+- the least time that a step can take, by arithmetic, by memory and by network.
 
 ```sh
 recursia compile --config=vanilla:tiny --topology=v5e:1x1 --output=report.json
 ```
 
-A configuration names the machine it is meant for; `--topology` takes another: a TPU slice by its
-shape (`v5e:16x16`, `v5p:4x4x8`), slices that the data center's network joins (`v5e:16x16:2`), the
-GPUs of a node (`h100:8`), nodes (`h100:8x4`). Any field may be changed as for training. `--decode`
-compiles the drawing of a token too, on one chip. `--json` prints one object, `--output` writes it.
-Several such commands may run at once. Where libtpu ends with `SIGSEGV STACK OVERFLOW`, as on
-`sut:244m`, run it after `ulimit -s unlimited`: that step then compiles, and fits.
+A configuration names its topology; `--topology` takes another: a TPU slice by its shape
+(`v5e:16x16`, `v5p:4x4x8`), slices joined by the data center's network (`v5e:16x16:2`), the GPUs of
+a node (`h100:8`), several nodes (`h100:8x4`). Fields are changed as for training. `--decode` also
+compiles a step of decoding, on one chip. `--json` prints one object, `--output` writes it. Several
+such commands may run at once. Where libtpu ends with `SIGSEGV STACK OVERFLOW`, as on `sut:244m`,
+run the command after `ulimit -s unlimited`: that step then compiles, and fits.
 
-`--search` climbs a ladder until the step fits: more rematerialisation, then more microbatches, then
-other meshes (all five axes, by powers of two; up to 8 devices split heads, a sequence or experts),
-those that split the fewest products first. It compiles at most `--tries` programs, says what each
-needs and what to type for it, leaves out microbatches that cannot be enough, and keeps reports
-beside compiled programs, so that a second search compiles nothing twice.
+`--search` changes the run until the step fits: more rematerialisation, then more microbatches, then
+other meshes (all five axes, by powers of two; up to 8 devices shard heads, a sequence or experts),
+with the fewest sharded matrix products first. It compiles at most `--tries` programs, skips
+microbatches that cannot suffice, prints the memory of each program and its options, and caches
+reports beside compiled programs.
 
-## How the numbers come about
+## How the numbers are computed
 
-- **Memory** is the compiler's report: arguments by kind, temporaries, results that take no
-  argument's place, code. A program fits if the sum is not above what the compiler allows a program
-  of (TPU), or nine tenths of the memory (GPU; set `XLA_CLIENT_MEM_FRACTION=0.9`).
-- **FLOPs** are the closed forms of `recursia budget`, since XLA counts a loop's body once; those
-  executed include what is computed again to save memory.
+- **Memory** is the compiler's report: arguments by kind, temporaries, outputs without donated
+  arguments, code. A program fits if the sum is at most what the compiler allows (TPU), or nine
+  tenths of the memory (GPU; set `XLA_CLIENT_MEM_FRACTION=0.9`).
+- **FLOPs** are the closed forms of `recursia budget`, since XLA counts the body of a loop once;
+  executed FLOPs include those of rematerialisation.
 - **Compute** is executed FLOPs / (chips x peak).
-- **Memory time** is the bytes that the fusions of the compiled program read and write, loops
-  counted, without what lies in VMEM, / bandwidth: an estimate.
-- **Network** is, for each collective, the bytes that a chip must send, / the bandwidth it has for
-  them. Of a group of g that is (g-1)/g of the array, twice that for an all-reduce. The bandwidth is
-  that of the links along the sides of the torus that the group spans, two links where a side closes
-  and one where it does not; of NVLink within a node; between slices or nodes, each chip sends its
-  share over the network.
-- **Roofline** is the longest of the three: no step is faster. Tokens per second are a range, from
-  none of the three overlapping to all.
+- **Memory time** is the bytes that the fusions of the compiled program read and write outside VMEM,
+  iterations of loops included, / bandwidth: an estimate.
+- **Network** is, for each collective, the bytes that a chip must send, / its bandwidth for them. In
+  a group of g chips that is (g-1)/g of the array, and twice that for an all-reduce. The bandwidth
+  is that of the links along the sides of the torus that the group spans, two links where a side
+  wraps around and one otherwise; within a node that of NVLink; between slices or nodes, each chip
+  sends its share over the network.
+- **Roofline** is the longest of the three: no step is faster. Tokens per second are a range: from
+  no overlap of the three to complete overlap.
 - **Utilisation** is useful FLOPs / (chips x peak x time).
 
-The table of chips is `recursia/chips.py`, with its sources. Nothing on this page was
-timed. What the numbers leave out makes a real step slower: matrix units that are not full, kernels
-below peak, latency of small collectives, input, checkpoints.
+The table of chips and its sources are in `recursia/chips.py`. Nothing on this page was timed. A
+real step is slower, because the numbers omit matrix units that are not full, kernels below peak,
+latency of small collectives, input, and checkpoints.
 
-## What runs where
+## Presets on their topologies
 
 {machines}
 
-## What sharing buys
+## What sharing saves
 
-The same width and depth with every layer its own (vanilla), with three recursions of shared layers
-(recursive), and with routing besides (mor). A shared weight is gathered once a step, before the
-recursions, and its gradient summed once after them.
+The same width and depth without sharing (vanilla), with three recursions of shared blocks
+(recursive), and with routing as well (mor). A shared weight is all-gathered once per training step,
+before the recursions, and its gradient is reduced once after them.
 
 {shared}
 
 ## Batches that are too small for a machine
 
-64 sequences, as published, leave a chip of 256 so few tokens that reading the weights and adding up
-their gradients takes 200 times as long as all products. A sixteenth of the chips takes twice as
-long. A larger batch uses them better, but experts 128 wide, 24 for each token, are bound by memory
-at any batch: a token's row is read and written for each of them.
+With 64 sequences, as published, each of 256 chips has so few tokens that reading the weights and
+summing their gradients takes 200 times as long as all matrix products. A sixteenth of the chips
+takes twice as long. A larger batch uses the chips better, but 24 experts of width 128 for each
+token are bound by memory at any batch size: a token's row is read and written for each of its
+experts.
 
 {batches}
 
 ## Long sequences
 
-`context` splits the tokens of a sequence; keys and values are gathered, and routing chooses among
-all of its tokens. The same number of tokens a step in 16 times longer sequences:
+The mesh axis `context` shards the tokens of a sequence; keys and values are all-gathered, and
+routing chooses among all tokens of the sequence. The second row has the same number of tokens per
+step, in sequences 16 times as long:
 
 {contexts}
 
-What moves more is keys and values, in every block, and the tokens that routing chose, besides the
-weights' gradients: where all tokens take every recursion the compiler sums those over `context`
-once a step, and with routing in every recursion.
+The additional traffic is keys and values in every block, the tokens that routing chose, and
+gradients of weights: the compiler reduces these over `context` once per training step where all
+tokens take every recursion, and in every recursion with routing.
 
 ## Choosing a mesh
 
 {meshes}
 
-- Shared weights are few: split parameters and optimizer over `fsdp` and gather them once. The bytes
-  that a chip sends hardly depend on the number of chips.
-- Besides, each chip holds all shared weights, and their gradients in float32, whatever the mesh:
-  each device first sums its own gradients over all recursions. Where that is too much, `tensor`
-  splits it.
-- On the v5e slice above, `fsdp` along one side of 16 splits parameters and optimizer less and needs
-  2.4 GB more, sends less and takes longer for it: gradients cross the other side whole.
-- Between GPU nodes `data` instead of a part of `fsdp` saves nothing here: gradients then cross the
+- Shared weights are few: shard parameters and optimizer state over `fsdp`, which gathers them once.
+  The bytes that a chip sends hardly depend on the number of chips.
+- Each chip also holds all shared weights, and their gradients in float32, whatever the mesh: each
+  device first sums its own gradients over all recursions. Where that is too much, `tensor` shards
+  them.
+- On the v5e slice above, `fsdp` along one side of 16 shards parameters and optimizer state less and
+  needs 2.4 GB more. It sends fewer bytes but takes longer, as unsharded gradients cross the other
+  side.
+- Between GPU nodes, `data` in place of some of `fsdp` saves nothing here: gradients then cross the
   network twice in float32, where parameters would have crossed once in bfloat16.
-- More microbatches cost the network little: shared weights are gathered before all of them and
-  their gradients summed after, and only the unshared ends travel with each. Without sharing every
-  weight does, as the last row shows. Prefer them to computing more again.
-- `tensor` moves activations in every layer and recursion: it is for a batch of too few sequences
-  for the chips, or a layer that is too large.
-- `recursia compile --search` tries these for you.
+- More microbatches add little traffic: shared weights are gathered before all of them and their
+  gradients reduced after, and only prelude and coda are gathered for each. Without sharing every
+  weight is, as the last row shows. Prefer microbatches to more rematerialisation.
+- `tensor` moves activations in every block and recursion: use it if a batch has fewer sequences
+  than there are chips, or a layer is too large.
+- `recursia compile --search` tries these.
 """
 
 
@@ -224,7 +226,7 @@ def _cells(report: dict[str, Any] | None) -> list[str]:
 def page() -> str:
     """Returns the page."""
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    return TEXT.format(**{name: table(commands, known) for name, commands in PARTS.items()})
+    return TEXT.format(**{name: table(commands, known) for name, commands in TABLES.items()})
 
 
 if __name__ == "__main__":
