@@ -13,11 +13,7 @@ Report = dict[str, Any]  # the keys are those of `examine`
 
 
 def examine(
-    run: settings.Run,
-    topology: str,
-    devices: Sequence[Any],
-    *,
-    with_decode: bool = False,
+    run: settings.Run, topology: str, devices: Sequence[Any], *, with_decode: bool = False
 ) -> Report:
     """Compiles a run's steps for a topology and returns their report.
 
