@@ -1,0 +1,278 @@
+"""How likely continuations are after their contexts: rows of few shapes, scored over a mesh.
+
+A row is padded to the next of a few lengths by its own length alone, so that its score does not
+depend on what else is asked. Requests that differ in their last token only are one row.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from recursia import model, sharding
+from recursia.architecture import Model
+from recursia.data.loader import rows_here
+from recursia.depth.policy import Mode
+from recursia.errors import DataError
+
+SHORTEST = 16  # tokens of the shortest padded row
+WIDTH, CHOICES = 8, 4  # scored tokens and last tokens of a row are padded to powers of these
+PARTS = 16  # of the tokens of a batch, of which logits exist at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked: how likely is this continuation after this context?
+
+    Attributes:
+      context: ids, at least one.
+      continuation: ids that follow them; none is certain.
+    """
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a model makes of a request.
+
+    Attributes:
+      log_likelihood: of the whole continuation, in nats; at most 0.
+      is_greedy: whether each of its tokens is the likeliest one.
+      mean_depth: recursions per token of the row.
+    """
+
+    log_likelihood: float
+    is_greedy: bool
+    mean_depth: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where and how requests are computed.
+
+    Attributes:
+      mode: "eval" as published, "causal" as decoding decides.
+      mesh: devices over which rows are split.
+      rules: how.
+      context_length: tokens that the model is given at most; the latest are kept.
+      batch_tokens: tokens, padding included, of the rows computed at a time.
+    """
+
+    mode: Mode
+    mesh: Mesh
+    rules: sharding.Rules
+    context_length: int
+    batch_tokens: int
+
+    @property
+    def by_rows(self) -> NamedSharding:
+        """How arrays with a leading axis of rows lie over the devices."""
+        return NamedSharding(self.mesh, sharding.partition(("batch",), self.rules))
+
+    def rows_at_a_time(self, length: int, wanted: int) -> int:
+        """Returns the rows of a batch: a power of two, or what `batch_tokens` allows.
+
+        Args:
+          length: of each, padded.
+          wanted: rows that there are.
+        """
+        axes = sharding.splitting("batch", self.rules)
+        ways = math.prod(self.mesh.shape[axis] for axis in axes)
+        most = max(self.batch_tokens // length, 1)
+        return -(-min(most, power(2, wanted)) // ways) * ways
+
+    def put(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+        """Returns arrays of rows over the devices; each process brings what its own hold."""
+        count = len(next(iter(arrays.values())))
+        here = list(rows_here(self.by_rows, (count, 1)))
+        lay = functools.partial(jax.make_array_from_process_local_data, self.by_rows)
+        return {name: lay(value[here]) for name, value in arrays.items()}
+
+
+@dataclasses.dataclass
+class _Row:
+    """Requests with the same input.
+
+    Attributes:
+      inputs: ids that the model is given.
+      count: of its last positions, those whose next tokens are scored.
+      targets: those tokens but the last.
+      lasts: the last token of each request, and which request that is.
+    """
+
+    inputs: tuple[int, ...]
+    count: int
+    targets: tuple[int, ...]
+    lasts: list[tuple[int, int]]
+
+
+def power(base: int, least: int) -> int:
+    """Returns the first power of `base` from `least` on."""
+    found = 1
+    while found < least:
+        found *= base
+    return found
+
+
+def padded(length: int, most: int) -> int:
+    """Returns to how many tokens a row is padded: 16, 24, 32, 48, 64, ... up to `most`."""
+    step = max(power(2, length), SHORTEST)
+    step = step * 3 // 4 if SHORTEST < step and length <= step * 3 // 4 else step
+    return min(step, most)
+
+
+def is_cut(request: Request, context_length: int) -> bool:
+    """Returns whether a request is longer than the model's context, and cut from the left."""
+    return len(request.context) + len(request.continuation) - 1 > context_length
+
+
+def score(
+    params: Any,
+    config: Model,
+    requests: Sequence[Request],
+    place: Place,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[Answer]:
+    """Returns the answer to each request.
+
+    Args:
+      params: float32 parameters, wherever they lie.
+      config: the model.
+      requests: of any lengths.
+      place: where and how.
+      advance: is told how many requests were answered since it was last told.
+
+    Raises:
+      DataError: for a continuation that is longer than the model's context.
+    """
+    answers = [Answer(0.0, True, float("nan"))] * len(requests)
+    rows = _rows(requests, place.context_length)
+    advance(len(requests) - sum(len(row.lasts) for row in rows))
+    run = _scored(config, place.mode, place.mesh, place.rules)
+    with jax.set_mesh(place.mesh):
+        for part, arrays in _batches(rows, config, place):
+            found = jax.device_get(run(params, place.put(arrays)))
+            for at, row in enumerate(part):
+                before, depth = float(found["before"][at]), float(found["depth"][at])
+                for choice, (_, owner) in enumerate(row.lasts):
+                    total = before + float(found["last"][at, choice])
+                    greedy = bool(found["greedy"][at] & found["last_greedy"][at, choice])
+                    answers[owner] = Answer(total, greedy, depth)
+            advance(sum(len(row.lasts) for row in part))
+    return answers
+
+
+def _rows(requests: Sequence[Request], context_length: int) -> list[_Row]:
+    """Returns the rows that answer all requests, the longest first."""
+    rows: dict[tuple[tuple[int, ...], int], _Row] = {}
+    for index, request in enumerate(requests):
+        count = len(request.continuation)
+        if count > context_length:
+            raise DataError(
+                f"eval: a continuation of {count} tokens is asked for, and the model's context "
+                f"holds {context_length}; score long texts with --text, or as rolling requests"
+            )
+        if not request.context:
+            raise DataError("eval: a context has 0 tokens, takes at least 1; begin with the prefix")
+        if not count:
+            continue
+        kept = (request.context + request.continuation)[-(context_length + 1) :]
+        inputs, targets = kept[:-1], request.continuation[:-1]
+        row = rows.setdefault((inputs, count), _Row(inputs, count, targets, []))
+        row.lasts.append((kept[-1], index))
+    return sorted(rows.values(), key=lambda row: -len(row.inputs))
+
+
+def _batches(
+    rows: list[_Row], config: Model, place: Place
+) -> Iterator[tuple[list[_Row], dict[str, np.ndarray]]]:
+    """Yields rows of one shape, and what the program takes of them."""
+    choices = power(CHOICES, max((len(row.lasts) for row in rows), default=1))
+    shapes: dict[tuple[int, int], list[_Row]] = {}
+    for row in rows:
+        length = _allowed(config, padded(len(row.inputs), place.context_length), place)
+        width = min(power(WIDTH, row.count), length)
+        shapes.setdefault((length, width), []).append(row)
+    for (length, width), alike in shapes.items():
+        size = place.rows_at_a_time(length, len(alike))
+        for first in range(0, len(alike), size):
+            part = alike[first : first + size]
+            yield part, _arrays(part, size, length, width, choices)
+
+
+def _allowed(config: Model, length: int, place: Place) -> int:
+    """Returns a row's length if the depth policy can split it, else that of the context."""
+    try:
+        config.depth.check_length(length)
+    except ValueError:
+        return place.context_length
+    return length
+
+
+def _arrays(
+    part: list[_Row], size: int, length: int, width: int, choices: int
+) -> dict[str, np.ndarray]:
+    """Returns rows as arrays; rows that fill up a batch are nothing but padding."""
+    arrays = {
+        "tokens": np.zeros((size, length), np.int32),
+        "lengths": np.zeros(size, np.int32),
+        "counts": np.zeros(size, np.int32),
+        "targets": np.zeros((size, width), np.int32),  # against the right, one place left free
+        "lasts": np.zeros((size, choices), np.int32),
+    }
+    for at, row in enumerate(part):
+        arrays["tokens"][at, : len(row.inputs)] = row.inputs
+        arrays["lengths"][at], arrays["counts"][at] = len(row.inputs), row.count
+        arrays["targets"][at, width - row.count : width - 1] = row.targets
+        arrays["lasts"][at, : len(row.lasts)] = [token for token, _ in row.lasts]
+    return arrays
+
+
+@functools.lru_cache(maxsize=32)
+def _scored(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
+    """Returns a compiled function from parameters and a batch of rows to their scores."""
+    rows = NamedSharding(mesh, sharding.partition(("batch",), rules))
+
+    def run(params: Any, batch: dict[str, Array]) -> dict[str, Array]:
+        tokens, lengths, width = batch["tokens"], batch["lengths"], batch["targets"].shape[1]
+        is_live = jnp.arange(tokens.shape[1]) < lengths[:, None]
+        segments = is_live.astype(jnp.int32)
+        out = model.apply(params, tokens, config, segment_ids=segments, mode=mode)
+        along = jnp.arange(width)
+        places = jnp.maximum(lengths[:, None] - width + along, 0)
+        hidden = jnp.take_along_axis(out.hidden, places[..., None], axis=1)
+        is_scored = (along >= width - batch["counts"][:, None]) & (along < width - 1)
+        columns = jnp.moveaxis(hidden, 1, 0), batch["targets"].T[..., None]
+        at_once = max(tokens.shape[1] // PARTS, 1)
+        column = lambda x: _log_likelihood(params, config, *x)
+        each, greedy = jax.lax.map(column, columns, batch_size=at_once)
+        last, last_greedy = _log_likelihood(params, config, hidden[:, -1], batch["lasts"])
+        return {
+            "before": jnp.sum(each[..., 0].T * is_scored, axis=1),
+            "greedy": jnp.all(greedy[..., 0].T | ~is_scored, axis=1),
+            "last": last,
+            "last_greedy": last_greedy,
+            "depth": (out.aux.depth_used * is_live).sum(1) / jnp.maximum(lengths, 1),
+        }
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(run, in_shardings=(None, rows), out_shardings=everywhere)
+
+
+def _log_likelihood(
+    params: Any, config: Model, hidden: Float[Array, "B D"], targets: Int[Array, "B C"]
+) -> tuple[Float[Array, "B C"], Bool[Array, "B C"]]:
+    """Returns log-probabilities of some next tokens, and whether each is the likeliest."""
+    logits = model.logits(params, hidden, config)
+    chosen = jnp.take_along_axis(logits, targets, axis=1)
+    total = jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    return chosen - total, targets == jnp.argmax(logits, axis=1, keepdims=True)
