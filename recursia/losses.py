@@ -92,9 +92,14 @@ def _forward(
 
     def step(head_grad: dict[str, Array], part: tuple[Array, Any, Array]):
         h, here, weight = part
-        each, error = charge(logits(h, head), common, here)
+        scores = logits(h, head)
+        each, error = charge(scores, common, here)
         error = weight[..., None] * error()
-        more = {"bias": error.sum((0, 1))} if "bias" in head else {}
+        more = {}
+        if "cap" in head:
+            error, more["cap"] = error * (1 - (scores / head["cap"]) ** 2), jnp.zeros(())
+        if "bias" in head:
+            more["bias"] = error.sum((0, 1))
         error = error.astype(h.dtype)
         more["matrix"] = jnp.einsum("btv,btd->vd", error, h, preferred_element_type=jnp.float32)
         head_grad = jax.tree.map(jnp.add, head_grad, more)
@@ -127,7 +132,8 @@ def logits(hidden: Float[Array, "B C D"], head: dict[str, Array]) -> Float[Array
     """Returns float32 logits; the head's matrix is in the compute dtype."""
     matrix = head["matrix"]
     found = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
-    return found + head["bias"] if "bias" in head else found
+    found = found + head["bias"] if "bias" in head else found
+    return head["cap"] * jnp.tanh(found / head["cap"]) if "cap" in head else found
 
 
 def _split(chunk: int, tree: Any) -> Any:

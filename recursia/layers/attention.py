@@ -67,6 +67,8 @@ def attend(
     context: Context,
     source_context: Context,
     relative: Float[Array, "B T N R"] | None = None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
     """Causal grouped-query attention: a query sees keys of its segment not later than itself.
 
@@ -80,6 +82,8 @@ def attend(
       source_context: where the keys stand; they need not be the tokens of the queries.
       relative: what each query adds to the scores of keys 0, 1, ... positions behind it; those
         further behind take the last.
+      scale: of the scores; None: 1 / sqrt(H).
+      cap: bound of the scores, by the hyperbolic tangent; 0 has none.
     """
     positions = [context.positions, source_context.positions]
     if context.is_row and source_context.is_row and not is_split("length"):
@@ -94,7 +98,8 @@ def attend(
     def run(query, key, value, relative, *where: Array | None) -> Array:
         names = ("query_positions", "key_positions", "query_segments", "key_segments")
         how: dict[str, Any] = dict(zip(names, where, strict=True))
-        return routed_attention(query, key, value, relative=relative, window=context.window, **how)
+        how |= {"scale": scale, "cap": cap, "window": context.window}
+        return routed_attention(query, key, value, relative=relative, **how)
 
     queries, keys = ("batch", "length", "kv_heads", None), ("batch", None, "kv_heads", None)
     return locally(

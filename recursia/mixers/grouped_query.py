@@ -13,8 +13,9 @@ from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
-from recursia.layers.norm import zeros
+from recursia.layers.norm import rms_norm, rms_specs, zeros
 from recursia.layers.rotary import Layout, rotate
+from recursia.layers.stretch import Stretch
 from recursia.mixers.mixer import Mixer, Params, Queries
 from recursia.params import Leaf, Spec
 
@@ -33,8 +34,15 @@ class GroupedQuery(Mixer):
       rope_fraction: of a head, how much is rotated, rounded down to an even width.
       has_bias: whether queries and keys have biases.
       has_value_bias: whether values and outputs have biases.
+      has_out_bias: whether outputs have one where values do.
       is_gated: whether what a head read is multiplied by the sigmoid of a projection of the token's
         normalised state (Qiu et al. 2025, arXiv 2505.06708).
+      head_norm_eps: added to the mean square in norms of each query and key head, before they are
+        rotated (Henry et al. 2020, arXiv 2010.04245); None has no such norms.
+      score_scale: of the scores; None is one over the root of `head_dim`.
+      score_cap: bound of the scores, by the hyperbolic tangent (Gemma Team 2024, arXiv
+        2408.00118); 0 has none.
+      rope_stretch: of the rotary wavelengths, for documents longer than those of training.
       init: scales of its matrices at the start.
     """
 
@@ -46,11 +54,18 @@ class GroupedQuery(Mixer):
     rope_fraction: float = 1.0
     has_bias: bool = False
     has_value_bias: bool = False
+    has_out_bias: bool = True
     is_gated: bool = False
+    head_norm_eps: float | None = None
+    score_scale: float | None = None
+    score_cap: float = 0.0
+    rope_stretch: Stretch = dataclasses.field(default_factory=Stretch)
     init: Init = dataclasses.field(default_factory=Init)
 
     slots = ("attention",)
-    key_weights = tuple(("attention", n) for n in ("key", "key_bias", "value", "value_bias"))
+    key_weights = tuple(
+        ("attention", n) for n in ("key", "key_bias", "key_norm", "value", "value_bias")
+    )
 
     def __post_init__(self):
         ranges.at_least(1, self, "num_heads", "num_kv_heads", "head_dim")
@@ -59,6 +74,8 @@ class GroupedQuery(Mixer):
                 f"num_heads: {self.num_heads} query heads do not divide over num_kv_heads "
                 f"{self.num_kv_heads}; take a multiple of {self.num_kv_heads}"
             )
+        ranges.at_least(0, self, "score_cap", *self._given("head_norm_eps"))
+        ranges.above(0, self, *self._given("score_scale"))
         if self.rope_base is not None:
             ranges.above(0, self, "rope_base")
             ranges.fraction(self, "rope_fraction")
@@ -66,6 +83,9 @@ class GroupedQuery(Mixer):
                 raise ValueError(
                     f"head_dim: got {self.head_dim}, takes an even number (rotary pairs)"
                 )
+
+    def _given(self, name: str) -> tuple[str, ...]:
+        return () if getattr(self, name) is None else (name,)
 
     @property
     def query_width(self) -> int:
@@ -95,20 +115,26 @@ class GroupedQuery(Mixer):
         if self.has_bias:
             weights |= {"query_bias": bias(n, "heads"), "key_bias": bias(k, "kv_heads")}
         if self.has_value_bias:
-            out = Spec((d,), (None,), zeros, is_decayed=False)
-            weights |= {"value_bias": bias(k, "kv_heads"), "out_bias": out}
+            weights["value_bias"] = bias(k, "kv_heads")
+        if self.has_value_bias and self.has_out_bias:
+            weights["out_bias"] = Spec((d,), (None,), zeros, is_decayed=False)
+        if self.head_norm_eps is not None:
+            weights |= {"query_norm": rms_specs(h), "key_norm": rms_specs(h)}
         return {"attention": weights}
 
     def _project(self, params: Params, name: str, x: Array, einsum: str) -> Array:
         weights = params["attention"]
         y = dot(x, weights[name], einsum)
-        return y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
+        y = y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
+        if self.head_norm_eps is None or f"{name}_norm" not in weights:
+            return y
+        return rms_norm(y, weights[f"{name}_norm"], self.head_norm_eps)
 
     def rotated(self, heads: Float[Array, "B T N H"], context: Context) -> Float[Array, "B T N H"]:
         """Returns queries or keys, rotated by the positions of their tokens."""
         if self.rope_base is None:
             return heads
-        how = self.rope_base, self.rope_layout, self.rope_fraction
+        how = self.rope_base, self.rope_layout, self.rope_fraction, self.rope_stretch
         return rotate(heads, context.positions, *how)
 
     def queries(self, params: Params, h: Float[Array, "B T D"], context: Context) -> Queries:

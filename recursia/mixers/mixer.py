@@ -36,9 +36,13 @@ class Mixer(Branch):
     Attributes:
       key_weights: (slot, name) of weights that only make keys and values: a step that reads those
         of another step leaves them out.
+      score_scale: of the scores; None is one over the root of a head's width.
+      score_cap: bound of the scores, by the hyperbolic tangent; 0 has none.
     """
 
     norm_name = "attention"
+    score_scale: float | None = None
+    score_cap: float = 0.0
     key_weights: ClassVar[tuple[tuple[str, str], ...]]
 
     @property
@@ -100,7 +104,8 @@ class Mixer(Branch):
         if source is None:
             made, value_usage = self.keys_values(params, *(memory or (x, h)), context)
             source = made, context
-        mixed = attend(queries.heads, source[0], context, source[1], queries.relative)
+        how = queries.relative, self.score_scale, self.score_cap
+        mixed = attend(queries.heads, source[0], context, source[1], *how)
         y, usage = self.outputs(params, mixed, h, queries, context)
         return y, made, self.report(value_usage, usage)
 

@@ -40,7 +40,8 @@ class Teacher:
         """Returns its last states of a batch as published, and its head, without gradient."""
         where: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
         out = model.apply(self.params, batch["tokens"], self.model, mode="eval", **where)
-        return jax.lax.stop_gradient((out.hidden, embedding.head(self.params["embed"])))
+        head = embedding.head(self.params["embed"], self.model.embed)
+        return jax.lax.stop_gradient((out.hidden, head))
 
 
 def distance(
