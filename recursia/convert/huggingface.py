@@ -1,0 +1,304 @@
+"""Settings of Hugging Face models as ours, and ours as theirs: one `config.json` a family.
+
+Llama (Touvron et al. 2023, arXiv 2302.13971), which SmolLM2 is; Qwen2 (Yang et al. 2024, arXiv
+2407.10671) with biases of queries, keys and values; Qwen3 (Yang et al. 2025, arXiv 2505.09388) with
+norms of query and key heads; Gemma 2 (Gemma Team 2024, arXiv 2408.00118); Ouro (Zhu et al. 2025,
+arXiv 2510.25741). What a `config.json` says that is not read here is refused, not left out.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from recursia import kv
+from recursia.architecture import Model
+from recursia.blocks.block import Block
+from recursia.blocks.pre_norm import PreNorm
+from recursia.blocks.sandwich_norm import SandwichNorm
+from recursia.convert.names import FAMILIES
+from recursia.depth.exit_gate import ExitGate
+from recursia.depth.fixed import Fixed
+from recursia.errors import ConfigError
+from recursia.feedforward.geglu import GEGLU
+from recursia.feedforward.swiglu import SwiGLU
+from recursia.layers.embedding import Embedding
+from recursia.layers.stretch import Stretch
+from recursia.mixers.grouped_query import GroupedQuery
+
+Settings = Mapping[str, Any]
+_SANDWICH = ("gemma2", "ouro")
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "ouro": "OuroForCausalLM",
+}
+# Options of which one value is read.
+_READ = {"mlp_bias": False, "pretraining_tp": 1, "use_bidirectional_attention": False}
+_ACTIVATIONS = {"silu": SwiGLU, "swish": SwiGLU, "gelu_pytorch_tanh": GEGLU}
+# What transformers takes where a file does not say.
+_TIED = {"llama": False, "qwen2": False, "qwen3": False, "gemma2": True, "ouro": False}
+
+
+def model_of(theirs: Settings) -> tuple[str, Model]:
+    """Returns the family that a `config.json` is of, and our configuration of its model.
+
+    Raises:
+      ConfigError: for an unknown architecture, an option that is not read or one that is missing.
+    """
+    family = theirs.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"config.json: model_type {family!r} is no architecture that is read; there is "
+            f"{', '.join(FAMILIES)}"
+        )
+    for option, value in _READ.items():
+        if (got := theirs.get(option) or value) != value:
+            raise ConfigError(f"config.json: {option} {got!r} is not read; {value!r} is")
+    layers, width = _number(theirs, "num_hidden_layers"), _number(theirs, "hidden_size")
+    mixer, has_gate = _mixer(theirs, family, width), family == "ouro"
+    recursions = int(theirs.get("total_ut_steps") or 4) if has_gate else 1
+    embed = Embedding(
+        is_tied=bool(theirs.get("tie_word_embeddings", _TIED[family])),
+        scale=math.sqrt(width) if family == "gemma2" else 1.0,
+        logit_cap=float(theirs.get("final_logit_softcapping") or 0.0),
+    )
+    arrangement = SandwichNorm if family in _SANDWICH else PreNorm
+    block = arrangement(
+        embed_dim=width,
+        mixer=mixer,
+        feedforward=_feedforward(theirs),
+        norm_eps=float(theirs.get("rms_norm_eps", 1e-6)),
+    )
+    try:
+        return family, Model(
+            num_layers=layers * recursions,
+            block=block,
+            depth=ExitGate(recursions) if has_gate else Fixed(1),
+            sharing="cycle" if has_gate else "none",
+            loop_norm="each" if has_gate else "none",
+            kv=kv.Plan(window=_windows(theirs, family, layers, recursions)),
+            embed=embed,
+            vocab_size=_number(theirs, "vocab_size"),
+        )
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.json: {error}") from None
+
+
+def _number(theirs: Settings, name: str) -> int:
+    value = theirs.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"config.json: {name} is {value!r}, takes a number from 1")
+    return value
+
+
+def _mixer(theirs: Settings, family: str, width: int) -> GroupedQuery:
+    heads = _number(theirs, "num_attention_heads")
+    biased = family == "qwen2" or bool(theirs.get("attention_bias"))
+    scale = theirs.get("query_pre_attn_scalar") if family == "gemma2" else None
+    base, stretch = _rotary(theirs, family)
+    try:
+        return GroupedQuery(
+            num_heads=heads,
+            num_kv_heads=int(theirs.get("num_key_value_heads") or heads),
+            head_dim=int(theirs.get("head_dim") or width // heads),
+            rope_base=base,
+            rope_stretch=stretch,
+            has_bias=biased,
+            has_value_bias=biased,
+            has_out_bias=family != "qwen2",
+            head_norm_eps=float(theirs.get("rms_norm_eps", 1e-6)) if family == "qwen3" else None,
+            score_scale=None if scale is None else float(scale) ** -0.5,
+            score_cap=float(theirs.get("attn_logit_softcapping") or 0.0),
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.json: {error}") from None
+
+
+def _feedforward(theirs: Settings) -> SwiGLU:
+    name = theirs.get("hidden_activation") or theirs.get("hidden_act") or "silu"
+    if name not in _ACTIVATIONS:
+        raise ConfigError(f"config.json: hidden_act {name!r} is not read; {list(_ACTIVATIONS)} are")
+    return _ACTIVATIONS[name](mlp_dim=_number(theirs, "intermediate_size"))
+
+
+def _rotary(theirs: Settings, family: str) -> tuple[float, Stretch]:
+    """Returns the base of the wavelengths and how they are stretched, in any version's words."""
+    words: dict[str, Any] = dict(theirs.get("rope_scaling") or {})
+    words |= theirs.get("rope_parameters") or {}
+    default = 1_000_000.0 if family == "ouro" else 10_000.0
+    base = float(words.get("rope_theta") or theirs.get("rope_theta") or default)
+    kind = words.get("rope_type", words.get("type")) or "default"
+    if (part := float(words.get("partial_rotary_factor") or 1.0)) != 1.0:
+        raise ConfigError(f"config.json: partial_rotary_factor {part} is not read; 1 is")
+    try:
+        if kind == "default":
+            return base, Stretch()
+        if kind == "linear":
+            return base, Stretch(factor=float(words["factor"]))
+        if kind == "llama3":
+            low, high = float(words["low_freq_factor"]), float(words["high_freq_factor"])
+            length = int(words["original_max_position_embeddings"])
+            return base, Stretch(float(words["factor"]), length, low, high)
+    except KeyError as missing:
+        raise ConfigError(f"config.json: rope_type {kind!r} has no {missing}") from None
+    raise ConfigError(
+        f"config.json: rope_type {kind!r} is not read; 'default', 'linear' and 'llama3' are"
+    )
+
+
+def _windows(theirs: Settings, family: str, layers: int, recursions: int) -> Any:
+    """Returns the table of windows: of each layer, the same in every recursion; 0 without any."""
+    window = int(theirs.get("sliding_window") or 0)
+    has_switch = family in ("qwen2", "qwen3", "ouro")
+    if not window or family == "llama" or (has_switch and not theirs.get("use_sliding_window")):
+        return 0
+    kinds = theirs.get("layer_types")
+    if kinds is None and family == "gemma2":
+        kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    elif kinds is None:
+        first = int(theirs.get("max_window_layers", 28))
+        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    if len(kinds) != layers:
+        raise ConfigError(f"config.json: {len(kinds)} layer_types for {layers} num_hidden_layers")
+    row = tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    return (row,) * recursions if any(row) else 0
+
+
+def config_of(config: Model, family: str, length: int) -> dict[str, Any]:
+    """Returns a family's `config.json` of our model.
+
+    Args:
+      config: with its size of vocabulary.
+      family: one of `FAMILIES`.
+      length: tokens of a document, `max_position_embeddings`.
+
+    Raises:
+      ConfigError: if the family has no such model, with what differs.
+    """
+    theirs = _written(config, family, length)
+    read = model_of(theirs)[1]
+    ours, back = comparable(config), comparable(read)
+    if other := [name for name in ours if ours[name] != back.get(name)]:
+        at = other[0]
+        more = f", and so {', '.join(other[1:4])}" if len(other) > 1 else ""
+        raise ConfigError(
+            f"--format={family}: has no model of {at} {ours[at]!r}; it would be {back.get(at)!r}"
+            f"{more}; take --format=recursive"
+        )
+    return theirs
+
+
+def _written(config: Model, family: str, length: int) -> dict[str, Any]:
+    """Returns the settings that a family has words for; the rest is lost, and seen by its reader."""
+    block, mixer = config.block, config.block.mixer
+    if not isinstance(mixer, GroupedQuery) or not isinstance(block.feedforward, SwiGLU):
+        kinds = type(mixer).__name__, type(block.feedforward).__name__
+        raise ConfigError(
+            f"--format={family}: blocks of {' and '.join(kinds)} have no such form; take a model "
+            "of grouped_query and swiglu"
+        )
+    is_gelu = isinstance(block.feedforward, GEGLU)
+    base = float(mixer.rope_base or 0.0)
+    theirs: dict[str, Any] = {
+        "architectures": [_CLASSES[family]],
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": block.embed_dim,
+        "intermediate_size": block.feedforward.mlp_dim,
+        "num_hidden_layers": config.schedule.num_blocks,
+        "num_attention_heads": mixer.num_heads,
+        "num_key_value_heads": mixer.num_kv_heads,
+        "head_dim": mixer.head_dim,
+        "hidden_act": "gelu_pytorch_tanh" if is_gelu else "silu",
+        "max_position_embeddings": length,
+        "rms_norm_eps": block.norm_eps,
+        "rope_theta": base,
+        "rope_parameters": {"rope_theta": base, **_stretched(mixer.rope_stretch)},
+        "tie_word_embeddings": config.embed.is_tied,
+        "attention_bias": mixer.has_bias and family != "qwen2",
+        "torch_dtype": "float32",
+        "use_cache": True,
+    }
+    if mixer.rope_stretch != Stretch():
+        theirs["rope_scaling"] = _stretched(mixer.rope_stretch)
+    return theirs | _of_family(config, family, mixer, is_gelu)
+
+
+def _of_family(config: Model, family: str, mixer: GroupedQuery, is_gelu: bool) -> dict[str, Any]:
+    windows = set(config.schedule.seen.tolist()) - {0}
+    window = max(windows, default=0)
+    row = config.schedule.seen[: config.schedule.num_blocks]
+    kinds = ["sliding_attention" if seen else "full_attention" for seen in row]
+    sliding: dict[str, Any] = {"layer_types": kinds, "sliding_window": window or None}
+    match family:
+        case "llama":
+            return {"mlp_bias": False}
+        case "qwen2" | "qwen3":
+            return {**sliding, "use_sliding_window": bool(window), "max_window_layers": 0}
+        case "gemma2":
+            scale = mixer.score_scale or mixer.head_dim**-0.5
+            return {
+                **sliding,
+                "sliding_window": window or 4096,
+                "hidden_activation": "gelu_pytorch_tanh" if is_gelu else "silu",
+                "query_pre_attn_scalar": round(scale**-2),
+                "attn_logit_softcapping": mixer.score_cap or None,
+                "final_logit_softcapping": config.embed.logit_cap or None,
+            }
+    return {
+        **sliding,
+        "use_sliding_window": bool(window),
+        "total_ut_steps": config.schedule.num_recursions,
+        "early_exit_threshold": getattr(config.depth, "exit_threshold", 1.0),
+    }
+
+
+def _stretched(stretch: Stretch) -> dict[str, Any]:
+    if stretch == Stretch():
+        return {"rope_type": "default"}
+    if not stretch.original_length:
+        return {"rope_type": "linear", "factor": stretch.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": stretch.factor,
+        "low_freq_factor": stretch.low,
+        "high_freq_factor": stretch.high,
+        "original_max_position_embeddings": stretch.original_length,
+    }
+
+
+def comparable(config: Model) -> dict[str, Any]:
+    """Returns what decides a model's logits, by dotted name: all but how it starts and trains."""
+    mixer, embed, plan = config.block.mixer, config.embed, config.schedule
+    found: dict[str, Any] = {"block": type(config.block).__name__}
+    for name, part in (("block", config.block), ("mixer", mixer), ("", config.block.feedforward)):
+        found |= _fields(part, name or "feedforward")
+    found |= _fields(embed, "embed") | _fields(config.inject, "inject")
+    if not getattr(mixer, "has_value_bias", False):
+        found.pop("mixer.has_out_bias", None)
+    scale = getattr(mixer, "score_scale", None)
+    found["mixer.score_scale"] = scale or getattr(mixer, "head_dim", 1) ** -0.5
+    steps = {slot: tuple(plan.entry(slot).tolist()) for slot in config.block.slots}
+    return found | {
+        "vocab_size": config.vocab_size,
+        "depth": type(config.depth).__name__,
+        "depth.num_recursions": plan.num_recursions,
+        "depth.exit_threshold": getattr(config.depth, "exit_threshold", 1.0),
+        "loop_norm": config.loop_norm,
+        "weights": type(config.weights).__name__,
+        "ends": tuple(config.ends.values()),
+        "sharing": (plan.order, *sorted(steps.items())),
+        "kv.kv_sharing": tuple(plan.owners.tolist()),
+        "kv.window": tuple(plan.seen.tolist()),
+    }
+
+
+def _fields(part: Block | Any, name: str) -> dict[str, Any]:
+    own = {field: value for field, value in vars(part).items() if not field.endswith("init_std")}
+    for inner in ("mixer", "feedforward", "init"):
+        own.pop(inner, None)
+    return {name: type(part).__name__} | {f"{name}.{field}": value for field, value in own.items()}
