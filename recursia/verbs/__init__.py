@@ -7,6 +7,7 @@ from recursia import parsing
 from recursia.verbs import (
     budget,
     compile,
+    convert_huggingface,
     convert_recursive,
     data_inspect,
     data_prepare,
@@ -45,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "compile": compile,
     "parity": parity,
     "convert recursive": convert_recursive,
+    "convert huggingface": convert_huggingface,
     "data prepare": data_prepare,
     "data inspect": data_inspect,
     "presets": presets,
