@@ -7,6 +7,7 @@ from recursia import parsing
 from recursia.verbs import (
     budget,
     compile,
+    convert_export,
     convert_huggingface,
     convert_recursive,
     data_inspect,
@@ -47,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "parity": parity,
     "convert recursive": convert_recursive,
     "convert huggingface": convert_huggingface,
+    "convert export": convert_export,
     "data prepare": data_prepare,
     "data inspect": data_inspect,
     "presets": presets,
