@@ -4,6 +4,7 @@ The whole text is computed again for every token, in causal mode, as each token 
 how deep it goes.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,26 @@ from recursia.architecture import Model
 from recursia.evaluate.requests import Place, padded
 
 IsDone = Callable[[int, list[int]], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How prompts are continued.
+
+    Attributes:
+      until: texts, the first of which ends a continuation and is no part of it.
+      num_tokens: of a continuation, at most.
+      temperature: of its draws; 0 takes the likeliest token.
+    """
+
+    until: tuple[str, ...]
+    num_tokens: int
+    temperature: float
+
+    def cut(self, text: str) -> str:
+        """Returns a text up to the first of its ends."""
+        ends = (at for end in self.until if (at := text.find(end)) >= 0)
+        return text[: min(ends, default=len(text))]
 
 
 def continuations(

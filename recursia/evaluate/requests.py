@@ -144,6 +144,8 @@ def score(
 ) -> list[Answer]:
     """Returns the answer to each request.
 
+    A continuation longer than the context is scored in parts that fit, the sum of which counts.
+
     Args:
       params: float32 parameters, wherever they lie.
       config: the model.
@@ -152,23 +154,52 @@ def score(
       advance: is told how many requests were answered since it was last told.
 
     Raises:
-      DataError: for a continuation that is longer than the model's context.
+      DataError: for an empty context.
     """
+    parts = [part for each in requests for part in _parts(each, place.context_length)]
+    owners = [i for i, each in enumerate(requests) for _ in _parts(each, place.context_length)]
     answers = [Answer(0.0, True, float("nan"))] * len(requests)
-    rows = _rows(requests, place.context_length)
-    advance(len(requests) - sum(len(row.lasts) for row in rows))
+    advance(len(requests) - len(set(owners)))
+    for owner, answer in zip(owners, _answers(params, config, parts, place, advance), strict=True):
+        before = answers[owner]
+        answers[owner] = Answer(
+            before.log_likelihood + answer.log_likelihood,
+            before.is_greedy and answer.is_greedy,
+            answer.mean_depth,
+        )
+    return answers
+
+
+def _parts(request: Request, context_length: int) -> list[Request]:
+    """Returns requests that together ask the same, none for more than the context holds."""
+    if not request.context:
+        raise DataError("eval: a context has 0 tokens, takes at least 1; begin with the prefix")
+    whole, first = request.context + request.continuation, len(request.context)
+    starts = range(first, len(whole), context_length)
+    return [Request(whole[:at], whole[at : at + context_length]) for at in starts]
+
+
+def _answers(
+    params: Any,
+    config: Model,
+    parts: Sequence[Request],
+    place: Place,
+    advance: Callable[[int], None],
+) -> list[Answer]:
+    rows = _rows(parts, place.context_length)
+    found: dict[int, Answer] = {}
     run = _scored(config, place.mode, place.mesh, place.rules)
     with jax.set_mesh(place.mesh):
-        for part, arrays in _batches(rows, config, place):
-            found = jax.device_get(run(params, place.put(arrays)))
-            for at, row in enumerate(part):
-                before, depth = float(found["before"][at]), float(found["depth"][at])
+        for some, arrays in _batches(rows, config, place):
+            got = jax.device_get(run(params, place.put(arrays)))
+            for at, row in enumerate(some):
+                before, depth = float(got["before"][at]), float(got["depth"][at])
                 for choice, (_, owner) in enumerate(row.lasts):
-                    total = before + float(found["last"][at, choice])
-                    greedy = bool(found["greedy"][at] & found["last_greedy"][at, choice])
-                    answers[owner] = Answer(total, greedy, depth)
-            advance(sum(len(row.lasts) for row in part))
-    return answers
+                    total = before + float(got["last"][at, choice])
+                    greedy = bool(got["greedy"][at] & got["last_greedy"][at, choice])
+                    found[owner] = Answer(total, greedy, depth)
+            advance(sum(len(row.lasts) for row in some))
+    return [found[index] for index in range(len(parts))]
 
 
 def _rows(requests: Sequence[Request], context_length: int) -> list[_Row]:
@@ -176,15 +207,6 @@ def _rows(requests: Sequence[Request], context_length: int) -> list[_Row]:
     rows: dict[tuple[tuple[int, ...], int], _Row] = {}
     for index, request in enumerate(requests):
         count = len(request.continuation)
-        if count > context_length:
-            raise DataError(
-                f"eval: a continuation of {count} tokens is asked for, and the model's context "
-                f"holds {context_length}; score long texts with --text, or as rolling requests"
-            )
-        if not request.context:
-            raise DataError("eval: a context has 0 tokens, takes at least 1; begin with the prefix")
-        if not count:
-            continue
         kept = (request.context + request.continuation)[-(context_length + 1) :]
         inputs, targets = kept[:-1], request.continuation[:-1]
         row = rows.setdefault((inputs, count), _Row(inputs, count, targets, []))

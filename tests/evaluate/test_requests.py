@@ -122,12 +122,28 @@ def test_a_request_longer_than_the_context_keeps_its_end():
     assert_as_directly(params, config, [long], answers, "causal")
 
 
-def test_what_cannot_be_scored_is_refused_with_both_numbers():
+def test_a_continuation_longer_than_the_context_is_the_sum_of_its_parts():
     config = point()
-    with pytest.raises(DataError, match=r"41 tokens .* holds 40"):
-        score({}, config, [Request((1,), (1,) * 41)], place())
+    params, ids = draw(config), tuple(range(VOCAB)) * 3
+    whole, *parts = score(
+        params,
+        config,
+        [
+            Request(ids[:3], ids[3:90]),
+            Request(ids[:3], ids[3:43]),
+            Request(ids[:43], ids[43:83]),
+            Request(ids[:83], ids[83:90]),
+        ],
+        place(),
+    )
+    total = sum(part.log_likelihood for part in parts)
+    assert whole.log_likelihood == pytest.approx(total, abs=1e-4)
+    assert whole.is_greedy == all(part.is_greedy for part in parts)
+
+
+def test_an_empty_context_is_refused():
     with pytest.raises(DataError, match="0 tokens"):
-        score({}, config, [Request((), (1,))], place())
+        score({}, point(), [Request((), (1,))], place())
 
 
 def test_there_are_few_shapes():
