@@ -9,14 +9,13 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from recursia import console
+from recursia.convert import safely
 from recursia.data import files
-from recursia.errors import ConfigError, DataError
+from recursia.errors import DataError
 from recursia.evaluate import rows
 from recursia.evaluate.rows import Row, WrongRow
 
@@ -140,28 +139,19 @@ def make(source: pathlib.Path, output: pathlib.Path) -> dict[str, int]:
       output: a new directory. The settings name it, as the harness does not look beside them.
 
     Raises:
-      ConfigError: if the output holds something.
+      ConfigError: if the output holds something, or cannot be written.
       DataError: if the folder holds none of the files, or a line is broken.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output={output}: is not empty; give a new directory")
     found = {name: path for name, task in TASKS.items() if (path := _find(source, task.file))}
     if not found:
         names = ", ".join(f"{task.file}.jsonl" for task in TASKS.values())
         raise DataError(f"{source}: holds none of the files {names}, .gz or .zst or not")
-    place = output.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
     counts = {}
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
-        made = pathlib.Path(temporary) / "made"
-        made.mkdir()
+    with safely.new_folder(output) as made:
         with console.bar("making tasks", len(found), "tasks") as advance:
             for name, path in found.items():
-                counts[name] = _make(name, TASKS[name], source, path, made, place)
+                counts[name] = _make(name, TASKS[name], source, path, made, output.resolve())
                 advance(1)
-        if place.exists():
-            place.rmdir()
-        shutil.move(made, place)
     return counts
 
 

@@ -175,7 +175,7 @@ def test_what_is_not_there_and_what_is_already_there(tmp_path):
     (tmp_path / "full" / "a").touch()
     with pytest.raises(DataError, match=r"holds none of the files blimp\.jsonl"):
         tasks.make(tmp_path, tmp_path / "tasks")
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="is there already"):
         tasks.make(HERE, tmp_path / "full")
     source = tmp_path / "source"
     source.mkdir()
