@@ -61,7 +61,7 @@ MAY = {
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "data", "distributed"},
     "generate": BASE | FORWARD | {"params", "workdir", "console"},
-    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data"},
+    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "workdir"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "matching": BLOCKS | {"architecture", "accounting", "budget", "changes"} | CONFIGS,
     "train": MODEL

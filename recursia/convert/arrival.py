@@ -4,13 +4,13 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tokenizers
 
 import recursia.config
-from recursia import model
+from recursia import model, settings, sharding
 from recursia.architecture import Model
 from recursia.convert import (
     gguf,
@@ -22,10 +22,11 @@ from recursia.convert import (
     safetensors,
     vocabularies,
 )
+from recursia.convert.formats import OWN
 from recursia.data.tokenizer import BPETokenizer, Tokenizer, from_spec
 from recursia.errors import CheckpointError, ConfigError, DataError
+from recursia.workdir import trained
 
-OWN = "recursia"  # the model_type of a folder that `recursia.convert.export` wrote
 _LENGTH = 2048  # tokens of a document, where the settings do not say
 
 
@@ -142,10 +143,11 @@ def tokenizer(found: Checkpoint, asked: str, end_of_text: str) -> Tokenizer:
       ConfigError, DataError: if there is none, or one with more ids than the model has rows.
     """
     end, rows = end_of_text or found.end_of_text, found.config.vocab_size
-    if not asked and isinstance(found.tokenizer, tokenizers.Tokenizer):
-        ours: Tokenizer = BPETokenizer(found.tokenizer, "its vocabulary", end)
-    elif not asked and found.tokenizer.is_file():
-        raise ConfigError(f"{found.tokenizer}: holds no vocabulary; give --tokenizer=FILE")
+    inside = found.tokenizer
+    if not asked and isinstance(inside, tokenizers.Tokenizer):
+        ours: Tokenizer = BPETokenizer(inside, "its vocabulary", end)
+    elif not asked and isinstance(inside, pathlib.Path) and inside.is_file():
+        raise ConfigError(f"{inside}: holds no vocabulary; give --tokenizer=FILE")
     elif (place := pathlib.Path(asked)).suffix == ".bin":
         ours = BPETokenizer(vocabularies.by_scores(place, rows), asked, end)
     else:
@@ -157,3 +159,43 @@ def tokenizer(found: Checkpoint, asked: str, end_of_text: str) -> Tokenizer:
             "the tokenizer that it was trained with"
         )
     return ours
+
+
+def save(
+    found: Checkpoint,
+    ours: Tokenizer,
+    place: pathlib.Path,
+    *,
+    dtype: Literal["float32", "bfloat16"],
+    seq_len: int,
+    batch_size: int,
+) -> None:
+    """Writes a checkpoint as step 0 of a run, laid over the devices that are here.
+
+    Args:
+      found: the checkpoint.
+      ours: its tokenizer.
+      place: a new directory.
+      dtype: compute dtype of the run.
+      seq_len: tokens of a sequence when it is scored; 0 takes the model's, at most 2048.
+      batch_size: sequences scored at a time.
+
+    Raises:
+      ConfigError, CheckpointError: for settings or arrays that do not go together.
+    """
+    config = dataclasses.replace(found.config, dtype=dtype)
+    count = jax.device_count()
+    mesh = sharding.MeshConfig(data=1, fsdp=count) if count > 1 else sharding.MeshConfig()
+    train = settings.Train(
+        num_steps=1000, batch_size=batch_size, seq_len=seq_len or min(found.length, _LENGTH)
+    )
+    data = settings.Data(text=("bundled:train",))
+    try:
+        run = settings.Run(model=config, data=data, train=train, mesh=mesh)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"convert: {error}") from None
+    here = sharding.make_mesh(mesh)
+    params = found.params(sharding.fitting(model.specs(config), here, mesh.rules))
+    trained.save(run, config.vocab_size, params, ours, place)

@@ -17,13 +17,12 @@ import recursia.config
 from recursia import model
 from recursia.architecture import Model
 from recursia.convert import huggingface, names, safetensors, unroll, vocabularies
-from recursia.convert.arrival import OWN
+from recursia.convert.formats import OWN
 from recursia.data.tokenizer import BPETokenizer, Tokenizer
 from recursia.errors import ConfigError
 from recursia.injection import Injection
 from recursia.params import at
 
-FORMATS = ("recursive", *names.FAMILIES)
 CODE = "modeling_recursia.py"
 _READ = {  # kinds that the modelling file computes
     "mixer": ("grouped_query",),
@@ -47,7 +46,7 @@ def export(
       config: the model, with its size of vocabulary.
       params: its parameters.
       tokenizer: of its text.
-      format: one of `FORMATS`.
+      format: one of `formats.FORMATS`.
       length: tokens of a document, at most.
       folder: that exists.
 

@@ -15,7 +15,7 @@ from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.pre_norm import PreNorm
 from recursia.blocks.sandwich_norm import SandwichNorm
-from recursia.convert.names import FAMILIES
+from recursia.convert.formats import FAMILIES
 from recursia.depth.exit_gate import ExitGate
 from recursia.depth.fixed import Fixed
 from recursia.errors import ConfigError
@@ -193,7 +193,7 @@ def config_of(config: Model, family: str, length: int) -> dict[str, Any]:
 
 
 def _written(config: Model, family: str, length: int) -> dict[str, Any]:
-    """Returns the settings that a family has words for; the rest is lost, and seen by its reader."""
+    """Returns the settings that a family has words for; reading them back tells what is lost."""
     block, mixer = config.block, config.block.mixer
     if not isinstance(mixer, GroupedQuery) or not isinstance(block.feedforward, SwiGLU):
         kinds = type(mixer).__name__, type(block.feedforward).__name__

@@ -77,8 +77,10 @@ class Arrays(Mapping[str, np.ndarray]):
             ("mlp.down_proj", (width, hidden)),
             ("mlp.up_proj", (hidden, width)),
         )
-        found, place = {"model.embed_tokens.weight": (_HEADER, (vocabulary, width))}, _HEADER
-        place += 4 * vocabulary * width
+        found: dict[str, tuple[int, tuple[int, ...]]] = {
+            "model.embed_tokens.weight": (_HEADER, (vocabulary, width))
+        }
+        place = _HEADER + 4 * vocabulary * width
         for name, shape in by_layer:
             for layer in range(layers):
                 found[f"model.layers.{layer}.{name}.weight"] = place, shape

@@ -18,7 +18,7 @@ from recursia.convert.names import Place
 from recursia.errors import CheckpointError
 from recursia.params import Spec
 
-Index = tuple[slice, ...]
+Index = tuple[slice, ...] | None  # of a device's part
 # Of a checkpoint, what no model reads: tables that follow from the settings.
 _DERIVED = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
@@ -28,7 +28,7 @@ def load(config: Model, family: str, source: Mapping[str, np.ndarray], where: An
 
     Args:
       config: our model of it.
-      family: one of `names.FAMILIES`.
+      family: one of `formats.FAMILIES`.
       source: their arrays by name, read when they are asked for.
       where: the sharding of each of our parameters.
 
@@ -89,6 +89,7 @@ def _placed(
     read = lambda place: place.read(source[place.name])
 
     def part(index: Index) -> np.ndarray:
+        index = index or (slice(None),) * len(spec.shape)
         if not spec.bank:
             return np.array(read(places[0])[index], np.float32)
         entries, inner = range(len(places))[index[0]], index[1:]

@@ -1,8 +1,8 @@
 """Which array of a Hugging Face checkpoint is which part of our parameter tree.
 
-A linear weight is `[out, in]` there and `[in ..., out ...]` here, so that its transpose in our shape
-is ours; nothing else is moved, and what is read is a view. Some families keep a norm's weight less
-one: subtracting one from what adding one gave is exact, and so a round trip is.
+A linear weight is `[out, in]` there and `[in ..., out ...]` here, so that its transpose in our
+shape is ours; nothing else is moved, and what is read is a view. Some families keep a norm's weight
+less one: subtracting one from what adding one gave is exact, and so a round trip is.
 """
 
 import dataclasses
@@ -53,7 +53,6 @@ _NORMS = {
         "after_mlp": "post_attention_layernorm_2",
     },
 }
-FAMILIES = tuple(_NORMS)
 _LESS_ONE = ("gemma2",)  # families whose norms are kept so
 
 
@@ -99,7 +98,7 @@ def places(config: Model, family: str) -> list[Place]:
 
     Args:
       config: a model whose core has one bank entry a layer.
-      family: one of `FAMILIES`.
+      family: one of `formats.FAMILIES`.
     """
     specs = dict(leaves(model.specs(config)))
     place = functools.partial(_place, is_less=family in _LESS_ONE)

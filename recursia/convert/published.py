@@ -102,20 +102,18 @@ def _repeats(theirs: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str,
     recursions, how = recursive.get("num_recursion") or 1, recursive.get("sharing") or "none"
     first = 1 if how.startswith("middle_") else 0
     count = (int(theirs["llama"]["num_hidden_layers"]) - 2 * first) // recursions
+    later = range(1, recursions if how != "none" else 1)
     for name in names:
         if match := re.fullmatch(r"model\.layers\.(\d+)(\.block\..*)", name):
-            for recursion in range(int(match[1]) - first + 1, recursions):
-                yield f"model.layers.{first + recursion}{match[2]}", name
+            for layer in range(int(match[1]) + 1, first + recursions):
+                yield f"model.layers.{layer}{match[2]}", name
         elif match := re.fullmatch(r"(model\.layers\.\d+\.block_list\.)0(\..*)", name):
-            for recursion in range(1, recursions):
+            for recursion in later:
                 yield f"{match[1]}{recursion}{match[2]}", name
-        elif not theirs.get("mor") and (match := re.fullmatch(r"model\.layers\.(\d+)(\..*)", name)):
-            place = int(match[1]) - first
-            if not 0 <= place < count * recursions:
-                continue
-            step = count if how.endswith("cycle") else 1
-            for recursion in range(1, recursions if how != "none" else 1):
-                later = place + recursion * step
-                is_next = how.endswith("cycle") or place // recursions == later // recursions
-                if later < count * recursions and is_next:
-                    yield f"model.layers.{first + later}{match[2]}", name
+        elif not theirs.get("mor") and (m := re.fullmatch(r"model\.layers\.(\d+)(\..*)", name)):
+            place = int(m[1]) - first
+            is_first = place < count if how.endswith("cycle") else place % recursions == 0
+            if 0 <= place < count * recursions and is_first:
+                step = count if how.endswith("cycle") else 1
+                for recursion in later:
+                    yield f"model.layers.{first + place + recursion * step}{m[2]}", name

@@ -57,8 +57,8 @@ class Arrays(Mapping[str, np.ndarray]):
                 length = int.from_bytes(file.read(8), "little")
                 if size < 8 or length > min(size - 8, _LONGEST):
                     raise CheckpointError(
-                        f"{path}: is cut short or no safetensors file: it has {size} bytes, and its "
-                        f"header would have {length}; fetch it again"
+                        f"{path}: is cut short or no safetensors file: it has {size} bytes, and "
+                        f"its header would have {length}; fetch it again"
                     )
                 header = json.loads(file.read(length))
         except OSError as error:

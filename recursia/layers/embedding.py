@@ -78,7 +78,7 @@ def before_head(params: dict[str, Any], x: Float[Array, "*B D"]) -> Float[Array,
 
 
 def head(params: dict[str, Any], config: Embedding) -> dict[str, Array]:
-    """Returns the float32 `matrix` [V E] of the output layer, its `bias` [V] and `cap` [], if any."""
+    """Returns the float32 `matrix` [V E] of the output layer, and its `bias` [V] and `cap` []."""
     found = {"matrix": params["head"] if "head" in params else params["table"]}
     found |= {"bias": params["bias"]} if "bias" in params else {}
     return found | ({"cap": jnp.float32(config.logit_cap)} if config.logit_cap else {})

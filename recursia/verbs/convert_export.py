@@ -3,9 +3,9 @@
 import argparse
 
 from recursia import arguments, console, parsing
+from recursia.convert import formats
 
 ABOUT = "Write a run as a Hugging Face folder, with its own code or as a family unrolled."
-FORMATS = ("recursive", "llama", "qwen2", "qwen3", "gemma2", "ouro")
 
 
 def options(parser: parsing.Parser) -> None:
@@ -13,7 +13,7 @@ def options(parser: parsing.Parser) -> None:
     arguments.run_options(parser)
     parser.add_argument("--output", type=parsing.path, required=True, help="a new directory")
     about = "recursive: as it is, with a modelling file; a family: unrolled, in its layout"
-    parser.add_argument("--format", choices=FORMATS, default="recursive", help=about)
+    parser.add_argument("--format", choices=formats.FORMATS, default="recursive", help=about)
 
 
 def run(given: argparse.Namespace) -> None:

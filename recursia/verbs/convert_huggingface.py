@@ -1,11 +1,8 @@
 """`recursia convert huggingface`: makes a run of a checkpoint from elsewhere."""
 
 import argparse
-import dataclasses
-import shutil
 
 from recursia import console, parsing
-from recursia.errors import ConfigError
 
 ABOUT = "Make a run of a Hugging Face folder, a GGUF or llama2.c file, or authors' safetensors."
 
@@ -30,36 +27,13 @@ def options(parser: parsing.Parser) -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Makes a run of a checkpoint."""
-    import jax
-
-    from recursia import model, settings, sharding
     from recursia.convert import arrival
     from recursia.convert.safely import new_folder
-    from recursia.workdir import trained
 
     with new_folder(given.output) as part:
         found = arrival.find(given.input)
         tokenizer = arrival.tokenizer(found, given.tokenizer, given.end_of_text)
-        config = dataclasses.replace(found.config, dtype=given.dtype)
-        count = jax.device_count()
-        mesh = sharding.MeshConfig(data=1, fsdp=count) if count > 1 else sharding.MeshConfig()
-        try:
-            run = settings.Run(
-                model=config,
-                data=settings.Data(text=("bundled:train",)),
-                train=settings.Train(
-                    num_steps=1000,
-                    batch_size=given.batch_size,
-                    seq_len=given.seq_len or min(found.length, 2048),
-                ),
-                mesh=mesh,
-            )
-        except ValueError as error:
-            raise ConfigError(f"convert: {error}") from None
+        how = {"dtype": given.dtype, "seq_len": given.seq_len, "batch_size": given.batch_size}
         with console.doing(f"reading {given.input}"):
-            here = sharding.make_mesh(mesh)
-            specs = model.specs(config)
-            weights = found.params(sharding.fitting(specs, here, mesh.rules))
-        shutil.rmtree(part)
-        trained.save(run, config.vocab_size, weights, tokenizer, part)
+            arrival.save(found, tokenizer, part, **how)
     print(f"{given.output}: made of {given.input} ({found.kind})")

@@ -36,18 +36,15 @@ class RecursiaConfig(PretrainedConfig):
         super().__init__(**others)
 
 
-class Tree(nn.Module):
-    """Parameters by name, inside one another."""
-
-    def plant(self, path, shape):
-        """Adds a parameter under a dotted name."""
-        first, _, rest = path.partition(".")
-        if not rest:
-            self.register_parameter(first, nn.Parameter(torch.empty(shape)))
-            return
-        if first not in self._modules:
-            self.add_module(first, Tree())
-        Tree.plant(self._modules[first], rest, shape)
+def plant(module, path, shape):
+    """Adds a parameter under a dotted name."""
+    first, _, rest = path.partition(".")
+    if not rest:
+        module.register_parameter(first, nn.Parameter(torch.empty(shape)))
+        return
+    if first not in module._modules:
+        module.add_module(first, nn.Module())
+    plant(module._modules[first], rest, shape)
 
 
 def rotate(x, positions, mixer):
@@ -92,7 +89,7 @@ def linear(x, weight, taken=1):
 
 
 def attention(query, key, value, mask, scale, cap):
-    """Returns what queries [B T N H] read of keys and values [B S K H] that `mask` [B T S] shows."""
+    """Returns what queries [B T N H] read of those keys [B S K H] that `mask` [B T S] shows."""
     times = query.shape[2] // key.shape[2]
     key, value = key.repeat_interleave(times, 2), value.repeat_interleave(times, 2)
     scores = torch.einsum("btnh,bsnh->bnts", query, key).float() * scale
@@ -112,7 +109,7 @@ class RecursiaForCausalLM(PreTrainedModel, GenerationMixin):
         """Makes parameters of the shapes that the configuration says."""
         super().__init__(config)
         for path, shape in config.shapes.items():
-            Tree.plant(self, path, shape)
+            plant(self, path, shape)
         self.plan, self.settings = config.plan, config.model
         self.block, self.depth_settings = config.model["block"], config.model["depth"]
         self.post_init()
@@ -182,10 +179,8 @@ class RecursiaForCausalLM(PreTrainedModel, GenerationMixin):
     def _end(self, name, x):
         """Applies the blocks of an end, which share nothing."""
         for layer in range(self.plan[name]):
-            prefix = f"{name}."
-            ours = {
-                n[len(prefix) :]: w[layer] for n, w in self.weights.items() if n.startswith(prefix)
-            }
+            mine = [n for n in self.weights if n.startswith(f"{name}.")]
+            ours = {n[len(name) + 1 :]: self.weights[n][layer] for n in mine}
             x, _ = self._apply(x, ours, self.live, 0, None)
         return x
 
@@ -279,7 +274,7 @@ class RecursiaForCausalLM(PreTrainedModel, GenerationMixin):
         return x
 
     def _best(self, scores, share):
-        """Returns whether a token is among the best of its part of the row; ties go to the earlier."""
+        """Returns whether a token is among the best of its part of a row; ties go to the earlier."""
         rows, parts = len(scores), self.depth_settings["parts"]
         lengths = self.live.reshape(rows, parts, -1).sum(-1)
         most = [[max(1, int(share * n)) if n else 0 for n in row] for row in lengths.tolist()]
