@@ -50,7 +50,7 @@ test-presets: .venv/installed-test
 # The same tests with every annotated shape and type checked as it runs.
 test-shapes: .venv/installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS) --jaxtyping-packages=recursia,beartype.beartype \
-	  tests/golden tests/laws/test_segments.py tests/test_losses.py tests/test_generate.py
+	  tests/golden tests/laws/test_sight.py tests/test_losses.py tests/test_generate.py
 
 lint: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --level error

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recursia import budget, settings
+from recursia import budget, kinds, settings
 from recursia.architecture import Model
 from recursia.errors import ConfigError, UserError
 
@@ -130,8 +130,8 @@ def make_step(
     """
     plan = run.model
     block = plan.block
-    kinds = tuple(map(settings.kind, (block, block.mixer, block.feedforward)))
-    is_plain = kinds == ("pre_norm", "grouped_query", "swiglu") and block.norm == "rms"
+    names = tuple(map(kinds.kind_of, (block, block.mixer, block.feedforward)))
+    is_plain = names == ("pre_norm", "grouped_query", "swiglu") and block.norm == "rms"
     if not is_plain or plan.depth.num_recursions > 1:
         raise ConfigError("--torch: has only the plain stack of Llama blocks")
     model = Llama(plan, vocab_size, run.train.seq_len)

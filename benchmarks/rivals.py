@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from recursia import budget, config, matching, settings
+from recursia import budget, config, kinds, matching, settings
 from recursia.architecture import Model
 from recursia.errors import ConfigError
 
@@ -87,6 +87,6 @@ def rivals(run: settings.Run, versus: settings.Run | None) -> dict[str, settings
 def is_dense(run: settings.Run) -> bool:
     """Returns whether the model is a plain stack of blocks without experts, each applied once."""
     block, depth = run.model.block, run.model.depth
-    parts = map(settings.kind, (block, block.mixer, block.feedforward, depth))
+    parts = map(kinds.kind_of, (block, block.mixer, block.feedforward, depth))
     plain = ("pre_norm", "grouped_query", "swiglu", "fixed")
     return tuple(parts) == plain and depth.num_recursions == 1

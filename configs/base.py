@@ -1,4 +1,4 @@
-"""What the shipped configurations have in common: shapes, data and recipes by size."""
+"""Shapes, data and training recipes by size, shared by the shipped configurations."""
 
 from ml_collections import ConfigDict
 
@@ -14,9 +14,9 @@ SHAPES = {
     "730m": dict(num_layers=26, embed_dim=1536, num_heads=24, num_kv_heads=8, mlp_dim=4096),
     "1.7b": dict(num_layers=24, embed_dim=2048, num_heads=32, num_kv_heads=32, mlp_dim=8192),
 }
-# TinyLlama, the shape of which studies of shared keys train variants.
+# TinyLlama, of which studies of shared keys train variants.
 TINYLLAMA = dict(num_layers=22, embed_dim=2048, num_heads=32, num_kv_heads=4, mlp_dim=5632)
-# A machine that each is meant for; any other takes it too.
+# The topology that each preset is meant for; it runs on others too.
 TOPOLOGIES = {
     "demo": "v5e:1x1",
     "tiny": "v5e:1x1",
@@ -26,18 +26,18 @@ TOPOLOGIES = {
     "1.1b": "v5e:16x16",
     "1.7b": "v5e:16x16",
 }
-# Layers that three recursions divide between an unshared first and last. The authors' code drops
-# layers that are left over, and these depths have the unique parameters that the paper reports.
+# Depths whose layers, without an unshared first and last, are divisible by three recursions. The
+# authors' code drops layers beyond these, and they give the unique parameters of the paper.
 MIDDLE_THREE = {"135m": 29, "1.7b": 23}
 PRESETS = tuple(SHAPES)
 
 
 def get_config(preset: str, num_steps: int) -> ConfigDict:
-    """Returns a vanilla Llama of one size with the recipe that goes with it.
+    """Returns a vanilla Llama of one size with its training recipe.
 
     Args:
-      preset: a key of SHAPES, or "1.1b" of TinyLlama's.
-      num_steps: updates of the published run; the small presets have their own.
+      preset: a key of SHAPES, or "1.1b" for TinyLlama.
+      num_steps: training steps of the published run; "demo" and "tiny" have their own.
     """
     shape = dict({**SHAPES, "1.1b": TINYLLAMA}[preset])
     config = ConfigDict(dict(topology=TOPOLOGIES[preset]))
@@ -56,9 +56,9 @@ def get_config(preset: str, num_steps: int) -> ConfigDict:
 
 
 def published(config: ConfigDict, num_steps: int) -> None:
-    """The recipe of the released 360m runs; the other sizes take it over.
+    """Sets the recipe of the released 360m runs, which the other sizes use too.
 
-    Global batch 1024 x 2048 tokens, AdamW, warm-up of 0.6 %, linear decay over the last 20 %.
+    Global batch of 1024 x 2048 tokens, AdamW, warm-up of 0.6 %, linear decay over the last 20 %.
     """
     config.model.update(vocab_size=49152, dtype="bfloat16")
     config.data = dict(path=("data/fineweb-edu",))
@@ -71,7 +71,7 @@ def published(config: ConfigDict, num_steps: int) -> None:
 
 
 def tiny(config: ConfigDict, num_steps: int) -> None:
-    """About a minute on two cores, from the bundled text, byte by byte."""
+    """Sets a run of about a minute on two cores, on the bytes of the bundled text."""
     _bundled(config, "byte")
     config.train = dict(num_steps=300, batch_size=8, seq_len=128)
     config.optimizer = dict(learning_rate=3e-3)
@@ -82,7 +82,7 @@ def tiny(config: ConfigDict, num_steps: int) -> None:
 
 
 def demo(config: ConfigDict, num_steps: int) -> None:
-    """About four minutes on two cores, from the bundled text."""
+    """Sets a run of about four minutes on two cores, on the bytes of the bundled text."""
     _bundled(config, "byte")
     config.train = dict(num_steps=500, batch_size=8, seq_len=192, loss_chunk=192)
     config.optimizer = dict(learning_rate=5e-3)

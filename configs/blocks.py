@@ -1,7 +1,7 @@
-"""Published blocks, as presets of an arrangement, a mixer and a feed-forward.
+"""Published blocks: each an arrangement of norms, a mixer and a feed-forward.
 
-Each function takes widths, with the names that fields have, and gives `model.block`. What it does
-not take has the value of the published block; others are set by `update` or on the command line.
+Each function takes widths under the names of their fields and returns `model.block`. The other
+fields have the values of the published block; change them with `update` or on the command line.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def ouro(**widths: Any) -> Fields:
 
 
 def neox(embed_dim: int, mlp_dim: int, **heads: Any) -> Fields:
-    """GPT-NeoX (Black et al. 2022, arXiv 2204.06745), as in Pythia; a quarter of a head rotates."""
+    """GPT-NeoX (Black et al. 2022, arXiv 2204.06745), in Pythia: a quarter of a head is rotary."""
     biased = dict(rope_fraction=0.25, has_bias=True, has_value_bias=True)
     return dict(
         kind="parallel_norm",
@@ -39,10 +39,10 @@ def neox(embed_dim: int, mlp_dim: int, **heads: Any) -> Fields:
 
 
 def huginn(embed_dim: int, mlp_dim: int, num_heads: int, head_dim: int) -> Fields:
-    """Huginn (Geiping et al. 2025, arXiv 2502.05171); what writes to the stream starts smaller.
+    """Huginn (Geiping et al. 2025, arXiv 2502.05171), with smaller initial output projections.
 
-    By the root of twice the effective depth, after Takase et al. 2023 (arXiv 2312.16903); so does
-    the feed-forward's linear branch, as in the released code.
+    Their scale is divided by the root of twice the effective depth, after Takase et al. 2023 (arXiv
+    2312.16903); so is that of the feed-forward's linear branch, as in the released code.
     """
     init = dict(rule="small", std=1.0, by_depth=True)
     mixer = dict(
@@ -69,8 +69,8 @@ def universal(
 ) -> Fields:
     """Universal Transformer (Dehghani et al. 2018, arXiv 1807.03819), pre-norm as released.
 
-    Attention has no rotation. The paper's form is kind "post_norm", where writes do not add up:
-    its `init.by_depth` is False.
+    Attention is not rotary. The paper's form is kind "post_norm" with `init.by_depth` False, for
+    its residual stream is normalised after every branch.
     """
     init = dict(rule="fan_in", std=1.0, by_depth=True)
     mixer = dict(
@@ -105,7 +105,7 @@ def moeut(embed_dim: int, num_heads: int, head_dim: int, **experts: Any) -> Fiel
 
 
 def sut(embed_dim: int, num_heads: int, head_dim: int, mim_weight: float, **experts: Any) -> Fields:
-    """Sparse Universal Transformer (Tan et al. 2023, arXiv 2310.07096); one weight of both MIMs."""
+    """Sparse Universal Transformer (Tan et al. 2023, arXiv 2310.07096), one weight of both MIMs."""
     inner = ("num_attention_experts", "attention_top_k", "num_distances", "attention_mim_sign")
     attention, mlp = _split(experts, inner)
     attention |= dict(num_heads=num_heads, head_dim=head_dim, attention_mim_weight=mim_weight)
@@ -123,7 +123,7 @@ def widenet(
 ) -> Fields:
     """WideNet (Xue et al. 2021, arXiv 2107.11817) with causal rotary attention and no biases.
 
-    What writes to the stream starts smaller by the root of twice the effective depth.
+    The initial scale of output projections is divided by the root of twice the effective depth.
     """
     init = dict(std=init_std, by_depth=True)
     heads = dict(num_heads=num_heads, num_kv_heads=num_heads, head_dim=head_dim)
@@ -137,6 +137,6 @@ def widenet(
 
 
 def _split(fields: Fields, first: tuple[str, ...]) -> tuple[Fields, Fields]:
-    """Returns the fields of these names, and the others."""
+    """Returns the fields with these names, and the others."""
     inside = {name: value for name, value in fields.items() if name in first}
     return inside, {name: value for name, value in fields.items() if name not in first}

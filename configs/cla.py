@@ -1,15 +1,15 @@
-r"""Cross-layer attention: of two neighbouring layers, the first makes the keys of both.
+r"""Cross-layer attention: two adjacent layers share the keys and values of the first.
 
   recursia train --config=cla:tiny --workdir=runs/cla_tiny                # a minute on 2 cores
   recursia train --config=cla:tiny ... --config.model.kv.kv_sharing=groups/4
   recursia train --config=cla:1.1b --workdir=runs/cla_1.1b --config.data.path=DIR
 
-Brandon et al. 2024, arXiv 2405.12981. 1.1b is TinyLlama's shape, of which Wu et al. 2024 (arXiv
-2410.14442) train this and other plans on 100 B tokens of SlimPajama; the rest of the recipe is that
-of the other systems here. Meant for v5e:16x16.
+Brandon et al. 2024, arXiv 2405.12981. 1.1b has TinyLlama's shape; Wu et al. 2024 (arXiv 2410.14442)
+train it with this and other sharing of keys on 100 B tokens of SlimPajama. The rest of the recipe
+is that of the other systems here. Meant for v5e:16x16.
 
-Measured, tiny after 200 steps: 3.12 bits per byte of the bundled validation text, with
-half of the keys and values of vanilla:tiny.
+Measured, tiny after 200 steps: 3.12 bits per byte of the bundled validation text, with half of the
+keys and values of vanilla:tiny.
 """
 
 from ml_collections import ConfigDict

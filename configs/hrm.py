@@ -1,14 +1,14 @@
-r"""HRM-Text: low blocks that turn fast inside high blocks that turn slowly, and short gradients.
+r"""HRM-Text: low blocks recur inside recursions of high blocks; the gradient is truncated.
 
   recursia train --config=hrm:tiny --workdir=runs/hrm_tiny               # a minute on 2 cores
   recursia train --config=hrm:1b --workdir=runs/hrm_1b --config.data.path=DIR
 
 The two levels are those of the Hierarchical Reasoning Model (Wang et al. 2025, arXiv 2506.21734).
-Two high cycles of three low recursions and a high one; the gradient goes through the last low
-recursion of the first cycle and the last two of the second. Blocks are pre-norm with a gated
-attention; norms have no weights, and one stands after every recursion. 1b is the released size: 16
-low and 16 high layers of width 1536. Data and recipe are those of the other systems here; the
-released model reads its prompt with prefix attention, this one causally. Meant for v5e:16x16.
+Each of two high cycles has three low recursions and a high one; the gradient goes through the last
+low recursion of the first cycle and the last two of the second. Blocks are pre-norm with gated
+attention; norms have no weights, and every recursion ends in one. 1b is the released size: 16 low
+and 16 high layers of width 1536. Data and recipe are those of the other systems here. The released
+model attends to its prompt in both directions; this one is causal. Meant for v5e:16x16.
 
 Measured, tiny (a low and a high block, 8 recursions) on 2 cores in float32: validation loss 2.054
 nats per token after 300 steps.

@@ -1,14 +1,14 @@
-r"""Recurrent depth (Huginn): a core walked a random number of times between prelude and coda.
+r"""Recurrent depth (Huginn): a core recurs a random number of times between prelude and coda.
 
   recursia train --config=huginn:tiny --workdir=runs/huginn_tiny          # a minute on 2 cores
   recursia train --config=huginn:study --workdir=runs/huginn_study --config.data.path=DIR
   recursia train --config=huginn:3.5b --workdir=runs/huginn --config.data.path=DIR
 
-Geiping et al. 2025, arXiv 2502.05171: adapter A [s; e], first states of noise, 1 + Poisson
-recursions of log-normal rate with a gradient through the last 8. 3.5b is the released model,
-3,564,976,800 parameters of effective depth 132, trained on 4096 GPUs; study has blocks (1, 4, 1)
-and width 1024 of the paper's small models, with heads and an MLP of ours.
-Meant for v5p:8x8x8 (3.5b) and v5e:16x16 (study).
+Geiping et al. 2025, arXiv 2502.05171: adapter A [s; e], initial states of noise, and 1 + Poisson
+recursions of log-normal rate, with a gradient through the last 8. 3.5b is the released model, with
+3,564,976,800 parameters and effective depth 132, trained on 4096 GPUs. study has the blocks (1, 4,
+1) and the width 1024 of the paper's small models; heads and MLP width are our choice. Meant for
+v5p:8x8x8 (3.5b) and v5e:16x16 (study).
 
 Measured with tiny (a mean of 4, a gradient through 2), seed 0: bits per byte of the bundled
 validation text 2.810 at depth 1, 2.776 at 2, and 2.774 at 4, 8 and 16.
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from recursia.configs import base, blocks
 
-# Blocks of prelude, core and coda; widths; mean number of recursions and how many of them train.
+# Blocks of prelude, core and coda; widths; mean recursions, and how many of them have a gradient.
 SHAPES = {
     "tiny": dict(blocks=(1, 2, 1), embed_dim=64, num_heads=4, mlp_dim=192, mean=4, trained=2),
     "study": dict(blocks=(1, 4, 1), embed_dim=1024, num_heads=8, mlp_dim=3520, mean=32, trained=8),
@@ -57,10 +57,10 @@ def get_config(preset: str) -> ConfigDict:
 
 
 def published(config: ConfigDict) -> None:
-    """The recipe of the released run, which the study models take over with its vocabulary.
+    """Sets the recipe and vocabulary of the released run, also for the study models.
 
-    Global batch 4096 x 4096 tokens, 800 B in all, decoupled weight decay of 4e-5 a step, a warm-up
-    and then a constant rate.
+    Global batch of 4096 x 4096 tokens, 800 B in all, decoupled weight decay of 4e-5 per step, and a
+    constant learning rate after warm-up.
     """
     config.model.update(vocab_size=65536, dtype="bfloat16")
     config.data = dict(path=("data/fineweb-edu",))

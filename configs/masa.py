@@ -4,11 +4,11 @@ r"""MASA: queries, keys and values of every layer as combinations of a few share
   recursia train --config=masa:tiny ... --config.weights.names=query,key,value,out
   recursia train --config=masa:360m --workdir=runs/masa_360m --config.data.path=DIR
 
-Matrix atom sharing (arXiv 2508.04581), its MASA-QKV: as many atoms as a third of the layers, for
-each of three projections; the output and all else are every layer's own. Coefficients are trained
-themselves, without the published network that makes them. Widths of the published 110M, 335M and
-729M are not known here: sizes and recipe are those of the vanilla model. Meant for v5e:4x4 (135m),
-v5e:8x8 (360m) and v5e:16x16 (730m, 1.7b).
+Matrix atom sharing (arXiv 2508.04581) in its variant MASA-QKV: each of three projections has as
+many atoms as a third of the layers; all other matrices are private to a layer. Coefficients are
+parameters here, not outputs of a network as published. The widths of the published 110M, 335M and
+729M models are not known: sizes and recipe are those of the vanilla model. Meant for v5e:4x4
+(135m), v5e:8x8 (360m) and v5e:16x16 (730m, 1.7b).
 
 Measured, tiny on 2 cores in float32: validation loss 2.08 nats per token after 300 steps.
 """

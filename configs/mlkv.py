@@ -1,15 +1,15 @@
-r"""Multi-layer key-value sharing: a few layers make keys, each for all up to the next.
+r"""Multi-layer key-value sharing: a few layers make keys, which the layers after them read.
 
   recursia train --config=mlkv:tiny --workdir=runs/mlkv_tiny              # a minute on 2 cores
   recursia train --config=mlkv:160m --workdir=runs/mlkv_160m --config.data.path=DIR
 
-Zuhri et al. 2024, arXiv 2406.09297, on the block of GPT-NeoX. 160m is Pythia's shape with keys in 4
-of its 12 layers; the paper goes on training Pythia itself, here it starts anew by the recipe of the
-other systems. `recursia convert recursive --start=average` merges keys as the paper does. Meant for
-v5e:4x4.
+Zuhri et al. 2024, arXiv 2406.09297, on the block of GPT-NeoX. 160m has Pythia's shape, with keys in
+4 of its 12 layers. The paper continues training Pythia; this starts from scratch with the recipe of
+the other systems. `recursia convert recursive --start=average` merges keys as the paper does. Meant
+for v5e:4x4.
 
-Measured, tiny after 200 steps: 3.34 bits per byte of the bundled validation text, with 3
-layers of 8 that make keys.
+Measured, tiny after 200 steps: 3.34 bits per byte of the bundled validation text, with 3 layers of
+8 that make keys.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,12 @@
-r"""MoEUT: a group of layers, repeated; experts in the feed-forward layer and in attention.
+r"""MoEUT: a repeated group of layers with experts in the feed-forward and in attention.
 
   recursia train --config=moeut:tiny --workdir=runs/moeut_tiny            # minutes on 2 cores
   recursia train --config=moeut:244m --workdir=runs/moeut_244m --config.data.path=DIR
 
 Csordás et al. 2024, arXiv 2405.16039: sizes and recipe of the released sweeps, 100,000 steps of
-65,536 tokens (8,000 sentence pieces of C4), the cosine down to a tenth. The paper trained 244m on
-eight V100s. Of 727m the released profile has width 1024; the sweep that was trained has 1280.
-Meant for v6e:2x2, v6e:4x4 (727m) and v6e:16x16 (1b).
+65,536 tokens of C4 with a vocabulary of 8,000 and a cosine decay to a tenth. The paper trained 244m
+on eight V100s. For 727m the released profile has width 1024, but the trained sweep has 1280. Meant
+for v6e:2x2, v6e:4x4 (727m) and v6e:16x16 (1b).
 
 `tiny` after 300 steps: 1.92 nats (2.77 bits) per byte of the bundled validation text.
 """
@@ -45,7 +45,7 @@ def get_config(preset: str) -> ConfigDict:
         ),
         depth=dict(kind="fixed", num_recursions=steps // group),
         sharing="cycle",
-        # The head's is the spread of PyTorch's uniform default.
+        # head_init_std is that of PyTorch's uniform default.
         embed=dict(
             is_tied=False,
             has_head_bias=True,
@@ -57,7 +57,7 @@ def get_config(preset: str) -> ConfigDict:
         base.tiny(config, num_steps=300)
     else:
         _published(config, warmup_steps=0 if preset == "44m" else 4000)
-    if preset == "1b":  # 64 sequences for 256 chips: four share one's tokens
+    if preset == "1b":  # 64 sequences for 256 chips: each is split over four
         config.mesh = dict(data=1, fsdp=-1, context=4)
     return config.lock()
 

@@ -1,17 +1,17 @@
-r"""Looped language model: one stack, four times round, and a gate that learns when to stop.
+r"""Looped language model: one stack in four recursions, and a gate that learns when to stop.
 
   recursia train --config=ouro:tiny --workdir=runs/ouro_tiny             # a minute on 2 cores
   recursia train --config=ouro:1.4b --workdir=runs/ouro_1.4b --config.data.path=DIR
 
-then the gate alone, from what that gave:
+then the gate alone, from the trained model:
 
   recursia train --config=ouro:tiny --workdir=runs/ouro_gate --config.depth.stage=2 \
     --config.optimizer.trainable=depth --config.train.init_from=runs/ouro_tiny
 
-Zhu et al. 2025, arXiv 2510.25741. 1.4b and 2.6b are 24 and 48 layers of width 2048; the other
-widths are those of the public configuration, with which 2.6b has the published 2,667,974,657
-parameters. Data and recipe are those of the other systems here, not the published 7.7 T tokens.
-Both are meant for v5p:4x4x8.
+Zhu et al. 2025, arXiv 2510.25741. 1.4b and 2.6b have 24 and 48 layers of width 2048; the other
+widths are those of the public configuration, and give 2.6b the published 2,667,974,657 parameters.
+Data and recipe are those of the other systems here, not the published 7.7 T tokens. Both are meant
+for v5p:4x4x8.
 
 Measured, tiny after 174 steps, two seeds: 3.61 bits per byte of the bundled validation text.
 """

@@ -1,4 +1,4 @@
-r"""Recursive Transformer: three recursions of shared middle layers, every token takes all.
+r"""Recursive Transformer: every token takes three recursions of shared middle layers.
 
   recursia train --config=recursive:tiny --workdir=runs/recursive_tiny    # a minute on 2 cores
   recursia train --config=recursive:360m --workdir=runs/recursive_360m --config.data.path=DIR

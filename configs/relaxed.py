@@ -1,11 +1,11 @@
-r"""Relaxed Recursive Transformer: two recursions of shared layers, each step with its own adapters.
+r"""Relaxed Recursive Transformer: two recursions of shared layers with LoRA adapters of each step.
 
   recursia train --config=relaxed:tiny --workdir=runs/relaxed_tiny        # a minute on 2 cores
   recursia train --config=relaxed:2b --workdir=runs/relaxed_2b --config.data.path=DIR
   recursia train --config=relaxed:2b ... --config.depth.num_recursions=3 --config.weights.rank=512
 
 Bae et al. 2024, arXiv 2410.20672: sharing "cycle", adapters at every linear map. The paper starts
-from a pretrained model: `recursia.convert.recursive` does. `2b` has the widths and depth of the
+from a pretrained model, as `recursia convert recursive` does. `2b` has the widths and depth of the
 paper's largest model and its 15 B tokens in sequences of 2048, but this library's block and the
 optimizer settings of the other presets. `tiny` ends at a validation loss of 2.12 nats per byte.
 Meant for v5e:4x4 (135m), v5e:8x8 (360m), v5e:16x16 (730m, 1.7b) and v6e:16x16 (2b).

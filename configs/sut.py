@@ -1,4 +1,4 @@
-r"""Sparse Universal Transformer: one block of experts for all recursions, and tokens that halt.
+r"""Sparse Universal Transformer: one block with experts for all recursions, and tokens that halt.
 
   recursia train --config=sut:tiny --workdir=runs/sut_tiny                # minutes on 2 cores
   recursia train --config=sut:44m --workdir=runs/sut_44m --config.data.path=DIR
@@ -6,14 +6,15 @@ r"""Sparse Universal Transformer: one block of experts for all recursions, and t
 
 Tan et al. 2023, arXiv 2310.07096, as a causal language model.
 
-  tiny       2.44 nats a byte on the validation text after its 300 steps, at a mean depth of 1.75
-             of 6; vanilla:tiny 2.04. Experts start as small as published and take longer to grow.
+  tiny       2.44 nats per byte on the validation text after its 300 steps, at a mean depth of 1.75
+             of 6; vanilla:tiny has 2.04. Experts have the published initial scale, which is small.
   44m, 244m  the baselines of MoEUT (Csordás et al. 2024, arXiv 2405.16039), from its released
-             sweeps: 100,000 steps of 64 x 1024 tokens, a vocabulary of 8,000. Those normalise the
-             embedding once more, and the larger one draws an expert at random: neither is here.
-  wmt        the shape of one stack of the paper's translation base, with the recipe of `base`.
-  logic      the shape of its logical inference task, on the bundled text. The paper's width is not
-             known to us: 256 is ours, as are two heads of 16 in its experts of 32.
+             sweeps: 100,000 steps of 64 x 1024 tokens, a vocabulary of 8,000. The sweeps also
+             normalise the embedding, and the larger one draws an expert at random; these do not.
+  wmt        the shape of one stack of the paper's base model for translation, with the recipe of
+             `base.published`.
+  logic      the shape for the paper's logical inference, on the bundled text. The paper's width is
+             not known: 256 is our choice, as are two heads of 16 in its experts of 32.
 
 Meant for v5e:4x4 (44m, 244m) and v5e:16x16 (wmt).
 """
@@ -22,8 +23,8 @@ from ml_collections import ConfigDict
 
 from recursia.configs import base, blocks
 
-# Recursions; then of the block: width, key heads, head width, attention experts, those taken,
-# experts, those taken, expert width.
+# Recursions; then of the block: width, key heads, head width, attention experts and their top-k,
+# experts and their top-k, expert width.
 SHAPES = {
     "tiny": (6, 64, 2, 16, 4, 2, 8, 2, 64),
     "logic": (12, 256, 2, 16, 12, 4, 12, 4, 128),
@@ -52,13 +53,13 @@ def get_config(preset: str) -> ConfigDict:
         baseline(config, *CLIP_WARMUP[preset])
     if preset == "wmt":
         config.model.depth.act_loss_weight = 0.0
-        config.topology = "v5e:16x16"  # relative scores of every pair of tokens lie in memory
+        config.topology = "v5e:16x16"  # relative scores of all pairs of tokens are in memory
         config.train.num_microbatches = 4
     return config.lock()
 
 
 def baseline(config: ConfigDict, clip_norm: float, warmup_steps: int) -> None:
-    """The recipe of MoEUT's baselines."""
+    """Sets the recipe of MoEUT's baselines."""
     width = config.model.block.embed_dim
     config.model.vocab_size = 8000
     config.model.embed = dict(

@@ -1,11 +1,11 @@
-r"""You only cache once: a window of keys in the lower half, one layer's keys for all above.
+r"""You only cache once: sliding windows in the lower half, one layer's keys for the upper half.
 
   recursia train --config=yoco:tiny --workdir=runs/yoco_tiny              # a minute on 2 cores
   recursia train --config=yoco:1.1b --workdir=runs/yoco_1.1b --config.data.path=DIR
 
-Sun et al. 2024, arXiv 2405.05254, with sliding-window attention below; their gated retention is not
-here. 1.1b is TinyLlama's shape as in Wu et al. 2024 (arXiv 2410.14442), 100 B tokens of SlimPajama;
-the rest of the recipe is that of the other systems here. Meant for v5e:16x16.
+Sun et al. 2024, arXiv 2405.05254, with sliding-window attention in the lower half, not their gated
+retention. 1.1b has TinyLlama's shape and 100 B tokens of SlimPajama as in Wu et al. 2024 (arXiv
+2410.14442); the rest of the recipe is that of the other systems here. Meant for v5e:16x16.
 
 Measured, tiny after 200 steps: 3.12 bits per byte of the bundled validation text.
 """

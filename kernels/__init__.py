@@ -1,5 +1,5 @@
-"""Kernels for recursion over some of the tokens: select, gather, scatter, attend, multiply groups.
+"""Kernels for routed tokens: top-k selection, gather, scatter, attention and grouped matmul.
 
-Each op is a folder with its public function, a reference that is also the path on a CPU, and the
-kernels for TPU and GPU. Nothing here imports the rest of recursia.
+Each op is a folder with its public function, a reference that runs on a CPU, and the kernels for
+TPU and GPU. Nothing here imports the rest of recursia.
 """

@@ -1,7 +1,7 @@
-"""Which implementation of an op runs: chosen when a program is lowered, for its platform.
+"""Chooses the implementation of an op when a program is lowered, for the platform of the program.
 
-An op stays one equation of a program until then. A program traced on a CPU can so be lowered for a
-TPU or a GPU that is not there, and its FLOPs can be counted without taking kernels apart.
+Until then an op is one equation of the program. So a program traced on a CPU can be lowered for an
+absent TPU or GPU, and its FLOPs can be counted without looking into kernels.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ class Implementation:
     """One way to compute an op.
 
     Attributes:
-      name: what `backend` calls it.
-      platform: where it runs.
-      run: takes the arguments of the reference and raises NotImplementedError, with the reason, to
-        decline them.
+      name: its name as a `backend`.
+      platform: the platform it runs on.
+      run: takes the arguments of the reference; raises NotImplementedError, with the reason, for
+        arguments that it does not support.
     """
 
     name: str
@@ -39,15 +39,15 @@ class Implementation:
 class Op:
     """A function of arrays with several implementations.
 
-    Called with `backend="auto"` it takes the first implementation of the platform that does not
-    decline, else the reference; the log of "recursia.kernels" tells which and why. With "reference"
-    or an implementation's name, it takes that one alone.
+    With `backend="auto"` the first implementation of the platform that supports the arguments runs,
+    or else the reference; the logger "recursia.kernels" says which one, and why. With "reference"
+    or the name of an implementation, only that one may run.
 
     Attributes:
-      name: of the equation.
-      reference: what the others must equal; runs everywhere.
-      implementations: the best of each platform first.
-      flops: of its matrix products, from the arrays' shapes; None has none.
+      name: name of the equation.
+      reference: defines the results of all implementations; runs on every platform.
+      implementations: in order of preference for each platform.
+      flops: returns the FLOPs of the matrix products from the arrays; None if there are none.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Op:
 
     @functools.cached_property
     def primitive(self) -> Primitive:
-        """The equation; its parameters are the tree of arrays, the backend and what is static."""
+        """The equation, with the tree of arrays, the backend and static arguments as parameters."""
         primitive = _Equation(self.name)
         primitive.multiple_results = True
         primitive.op = self
@@ -71,11 +71,11 @@ class Op:
         return primitive
 
     def __call__(self, *arrays: Any, backend: str = "auto", **static: Any) -> Any:
-        """Returns the op of arrays (or None) and hashable keyword arguments.
+        """Applies the op to arrays (or None) and hashable keyword arguments.
 
         Raises:
-          ValueError: for a backend that the op does not have.
-          NotImplementedError: when lowered, if the named backend declines.
+          ValueError: for an unknown backend.
+          NotImplementedError: when lowered, if the named backend does not support the arguments.
         """
         names = ("auto", "reference", *(each.name for each in self.implementations))
         if backend not in names:
@@ -86,7 +86,7 @@ class Op:
         return jax.tree.unflatten(self._out(leaves, tree, kept)[1], outs)
 
     def explain(self, *arrays: Any, platform: Platform, **static: Any) -> dict[str, str]:
-        """Returns each backend of a platform in the order tried, with "accepts" or its reason."""
+        """Returns "accepts" or a reason for each backend of a platform, in order of preference."""
         told = {}
         for each in self.of(platform):
             try:
@@ -97,7 +97,7 @@ class Op:
         return told
 
     def of(self, platform: Platform) -> list[Implementation]:
-        """Returns the implementations of a platform, the best first."""
+        """Returns the implementations of a platform in order of preference."""
         return [each for each in self.implementations if each.platform == platform]
 
     def _out(self, leaves: Any, tree: Any, static: Any) -> tuple[list[Any], Any]:
@@ -111,7 +111,7 @@ class Op:
         arrays = jax.tree.unflatten(tree, leaves)
         name, outs, reasons = self.choose(arrays, dict(static), backend, platform)
         declined = "".join(f"; {other} declines: {why}" for other, why in reasons.items())
-        # A platform that has kernels and runs none of them is worth a word; the rest is detail.
+        # A warning only where a platform has kernels and none of them runs.
         level = logging.WARNING if reasons and name == "reference" else logging.DEBUG
         shapes = [leaf.shape for leaf in leaves]
         LOG.log(level, "%s%s on %s takes %s%s", self.name, shapes, platform, name, declined)
@@ -120,7 +120,7 @@ class Op:
     def choose(
         self, arrays: Any, static: dict[str, Any], backend: str, platform: Platform
     ) -> tuple[str, Any, dict[str, str]]:
-        """Returns the name of what runs, what it gives, and why others that were tried do not."""
+        """Returns an implementation's name, its results, and why those tried before did not run."""
         reasons: dict[str, str] = {}
         if backend == "auto":
             for each in self.of(platform):
@@ -143,9 +143,9 @@ class _Equation(Primitive):
     op: Op
 
 
-@functools.lru_cache(maxsize=4096)  # a trace asks several times of every call
+@functools.lru_cache(maxsize=4096)  # called several times for each call of an op
 def _shapes_of(reference: Callable, given: Any, tree: Any, static: Any) -> tuple[list[Any], Any]:
-    """Returns what a reference gives, flat, and its tree."""
+    """Returns the shapes of a reference's results, flat, and their tree."""
     arrays = jax.tree.unflatten(tree, [jax.ShapeDtypeStruct(*each) for each in given])
     return jax.tree.flatten(jax.eval_shape(functools.partial(reference, **dict(static)), *arrays))
 
@@ -156,7 +156,7 @@ def _compiled(primitive: Primitive, **kept: Any) -> Callable[..., Any]:
 
 
 def _one_by_one(primitive: Primitive, leaves: Any, axes: Any, **kept: Any) -> tuple[Any, Any]:
-    """Maps an op over a batch axis: one after the other, each with the whole device."""
+    """Batching rule: runs the op for one entry of the batch after another, on the whole device."""
     moved = [
         leaf if axis is None else jax.numpy.moveaxis(leaf, axis, 0)
         for leaf, axis in zip(leaves, axes, strict=True)

@@ -1,19 +1,19 @@
-"""The settings of a model, and what follows from them alone: its schedule and its ends."""
+"""The settings of a model, and its schedule, which follows from them alone."""
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Literal
 
-from recursia import injection
 from recursia import kv as keys_values
 from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
+from recursia.injection import Injection
 from recursia.layers import embedding
 from recursia.ranges import MOST_LAYERS, at_least, between
 from recursia.sharing import key_banks, patterns
 from recursia.sharing.schedule import Schedule, Table
 from recursia.sharing.tied import Tied
-from recursia.sharing.weights import Weights
+from recursia.sharing.weights import Tree, Weights
 
 LoopNorm = Literal["none", "each", "last"]
 ENDS = ("prelude", "coda")  # stacks whose blocks share nothing
@@ -25,19 +25,20 @@ class Model:
 
     Attributes:
       num_layers: effective depth: block applications of a token that takes every recursion.
-      block: what one step does; `kind` names a module of `recursia.blocks`, and its `mixer` and
-        `feedforward` name theirs. A field of these may be named without them.
-      depth: how often each token goes round; `kind` names a module of `recursia.depth`.
+      block: applied in every step; `kind` names a module of `recursia.blocks`, and `mixer` and
+        `feedforward` have kinds of their own. Their fields may be given as fields of the block.
+      depth: how many recursions each token takes; `kind` names a module of `recursia.depth`.
       sharing: "none", "cycle", "sequence", "middle_cycle" or "middle_sequence".
       varies: per slot (attention, mlp, norms, router), where it differs from `sharing`: "block",
         "recursion", "recursion+block", "one", groups such as "block/2", or a table.
-      prelude: unshared blocks before the core; none takes one for a "middle_" pattern, else 0.
-      coda: unshared blocks after it, likewise.
-      weights: how a shared weight becomes a step's; `kind` names a module of `recursia.sharing`.
-      inject: what is injected when a recursion starts.
-      loop_norm: where the final norm stands besides before the head: "none", after "each"
+      prelude: unshared blocks before the core; None takes 1 for a "middle_" pattern, otherwise 0.
+      coda: unshared blocks after the core; None as for `prelude`.
+      weights: how a step's weights are made of shared ones; `kind` names a module of
+        `recursia.sharing`.
+      inject: the inputs injected again at each recursion.
+      loop_norm: where the final norm is applied besides before the head: "none", after "each"
         recursion, or after the "last". After "each" and with no coda, it is not repeated.
-      kv: whose keys and values a step reads.
+      kv: sharing of keys and values across steps, and sliding windows.
       embed: embedding and head.
       vocab_size: rows of the embedding; 0 takes the tokenizer's.
       dtype: compute dtype; parameters and optimizer are float32.
@@ -51,7 +52,7 @@ class Model:
     prelude: int | None = None
     coda: int | None = None
     weights: Weights = dataclasses.field(default_factory=Tied)
-    inject: injection.Injection = dataclasses.field(default_factory=injection.Injection)
+    inject: Injection = dataclasses.field(default_factory=Injection)
     loop_norm: LoopNorm = "none"
     kv: keys_values.Plan = dataclasses.field(default_factory=keys_values.Plan)
     embed: embedding.Embedding = dataclasses.field(default_factory=embedding.Embedding)
@@ -71,7 +72,7 @@ class Model:
 
     @functools.cached_property
     def schedule(self) -> Schedule:
-        """What each step of the core uses."""
+        """The bank entries and keys that each step of the core uses."""
         how = "recursion+block" if self.sharing == "none" else "block"
         slots: dict[str, patterns.How] = {
             **dict.fromkeys(self.block.slots, how),
@@ -86,21 +87,21 @@ class Model:
             slots,
             dict(self.varies),
         )
-        return self.kv.lay(plan)
+        return self.kv.added_to(plan)
 
     @functools.cached_property
-    def block_specs(self) -> dict[str, Any]:
-        """The parameters of one block by slot, with initial scales for the model's depth."""
+    def block_specs(self) -> Tree:
+        """The specs of one block by slot; initial scales depend on the number of layers."""
         return self.block.specs(self.num_layers)
 
     @property
     def key_weights(self) -> key_banks.Names:
-        """(slot, name) of weights that only make keys and values."""
+        """(slot, name) of weights that only make keys and values, those of weight kinds too."""
         block = self.block.key_weights
         return (*block, *self.weights.key_weights(block))
 
     def _check(self) -> None:
-        """Refuses parts that cannot be combined, with the reason."""
+        """Refuses settings that cannot be combined, with the reason."""
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)
         if self.loop_norm != "none" and self.block.final_norm() is None:
@@ -113,18 +114,18 @@ class Model:
                 "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' walks "
                 "block by block; take a cycle, or 'last'"
             )
-        if plan.order == "sequence" and self.inject != injection.Injection():
+        if plan.order == "sequence" and self.inject != Injection():
             raise ValueError(
                 "inject: tells a recursion something when it starts, and sharing 'sequence' walks "
                 "block by block; take a cycle"
             )
 
     def sized(self, vocab_size: int) -> "Model":
-        """Returns the model with so many rows in its embedding."""
+        """Returns the model with `vocab_size` rows in its embedding."""
         return dataclasses.replace(self, vocab_size=vocab_size)
 
     def at_depth(self, num_recursions: int) -> "Model":
-        """Returns the model that walks its core `num_recursions` times.
+        """Returns the model with `num_recursions` recursions of its core.
 
         Raises:
           ValueError: for a depth that some slot or the depth policy has no weights for.
@@ -145,14 +146,14 @@ class Model:
         )
 
     def at_step(self, step: int) -> "Model":
-        """Returns the model of one training step; few distinct values, each compiled once."""
+        """Returns the model of a training step; each distinct model is compiled once."""
         return dataclasses.replace(self, depth=self.depth.at_step(step))
 
     def is_causal(self, mode: Mode) -> bool:
-        """Returns whether logits up to a token are free of later tokens in this mode."""
+        """Returns whether the logits of a token do not depend on later tokens in this mode."""
         return self.depth.is_causal(mode)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Modes in which it is scored: as published, and causally if that differs."""
+        """Modes in which the model is scored: as published, and causally if that differs."""
         return ("eval",) if self.is_causal("eval") else ("eval", "causal")

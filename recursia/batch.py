@@ -1,10 +1,10 @@
-"""Sums over all rows of a batch, from inside a program that holds some of them.
+"""All-reduces over the rows of a batch, inside a training step that runs on every device's rows.
 
-A training step is run by every device on its own rows. Whatever is no sum over tokens, such as a
-product of two means, needs the sums of all rows first. Outside such a step these are plain sums.
+A statistic that is no sum over tokens, such as a product of two means, needs the sums over the rows
+of all devices first. Outside of a training step these are plain sums and means.
 
-What every device then has alike counts once in the loss, so each brings its `share`: gradients are
-those of the sum over devices.
+Terms that are identical on all devices are divided by `num_shards()`, so that gradients summed over
+devices count them once.
 """
 
 import math
@@ -13,24 +13,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-AXES = ("data", "fsdp", "expert")  # of the mesh, that split the rows of a batch
+AXES = ("data", "fsdp", "expert")  # mesh axes that split the rows of a batch
 
 
 def axes() -> tuple[str, ...]:
-    """Returns the mesh axes of several devices over which this program holds only its own rows."""
+    """Returns the mesh axes along which the devices of this `shard_map` hold different rows."""
     mesh = jax.sharding.get_abstract_mesh()
     held = () if mesh.empty else mesh.manual_axes
     return tuple(axis for axis in AXES if axis in held and mesh.shape[axis] > 1)
 
 
 def num_shards() -> int:
-    """Returns over how many devices the rows are split."""
+    """Returns the number of devices over which the rows are split."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return math.prod(sizes[axis] for axis in axes())
 
 
 def total(x: Array) -> Array:
-    """Returns the sum of what every device has."""
+    """Returns the sum over the devices that hold other rows."""
     return jax.lax.psum(x, axes()) if axes() else x
 
 
@@ -39,12 +39,12 @@ def mean(
     over: int | tuple[int, ...],
     where: Bool[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
-    """Returns a mean over axes of which one is the batch; of nothing it is 0.
+    """Returns a mean over the rows of all devices and other axes; 0 if there are no entries.
 
     Args:
       values: of this device's rows.
-      over: the axes.
-      where: the entries to take; None takes all.
+      over: the axes to reduce, the batch axis among them.
+      where: the entries that count; None counts all.
     """
     counted = jnp.ones_like(values) if where is None else jnp.broadcast_to(where, values.shape)
     kept = values if where is None else jnp.where(where, values, 0)
@@ -53,6 +53,6 @@ def mean(
 
 
 def rows(count: int) -> Int[Array, "B"]:
-    """Returns the numbers, in the whole batch, of the `count` rows that this device holds."""
+    """Returns the indices, in the global batch, of the `count` rows that this device holds."""
     first = jax.lax.axis_index(axes()) * count if axes() else 0
     return first + jnp.arange(count)

@@ -1,10 +1,10 @@
-"""Models side by side: what they cost, and the steps that make them cost the same."""
+"""Costs of models side by side, and the training steps that make them equal."""
 
 import dataclasses
 import textwrap
 from typing import Any, Literal
 
-from recursia import accounting, settings
+from recursia import accounting, kinds, settings
 from recursia.data import packing, tokenizer
 from recursia.errors import DataError
 from recursia.notes import notes
@@ -13,15 +13,15 @@ Match = Literal["none", "flops", "params", "cache"]
 QUANTITIES = {"params": "unique_parameters", "cache": "cache_bytes_per_token"}
 Row = dict[str, Any]  # a quantity's value by its name; `name` is the model's
 
-# How a table shows what a name ends with: the base of its units, and the units from one upwards.
+# The base of a table's units, and the names of the units.
 _DECIMAL = (1000, ("", "k", "M", "G", "T", "P", "E", "Z", "Y"))
 _BINARY = (1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
-_CHOOSING = ("expert_choice", "token_choice")  # kinds of depth that `mor_` counts are made for
+_ROUTED = ("expert_choice", "token_choice")  # kinds of depth for which `mor_` counts are shown
 _NOTES = {
     "applied_": "parameters of the same model with nothing shared",
-    "executed_": "with what the backward pass computes again to save memory",
-    "sixn_": "six for each unique parameter, forward and backward; it sees neither attention nor "
-    "that weights are used again",
+    "executed_": "with rematerialisation in the backward pass",
+    "sixn_": "six for each unique parameter, forward and backward; it counts neither attention nor "
+    "the reuse of weights",
     "mor_": "as arXiv 2507.10524 counts: forward only, without embedding, head and router, with "
     "half of attention; the steps of its released runs follow from it",
 }
@@ -29,25 +29,25 @@ _NAME_WIDTH = 14  # characters of a model's name in a table; four models fit 100
 
 
 def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
-    """Returns what each run costs, the first being the reference.
+    """Returns the costs of each run; the first run is the reference.
 
     Args:
       runs: by name, at least one.
-      match: what is to be equal; "flops" adds the steps after which a run has spent the training
-        FLOPs that the reference spends in all of its own.
+      match: the quantity to be equal; "flops" adds the number of steps in which a run spends the
+        reference's training FLOPs.
 
     Returns:
       For each run its `name`, the fields of `accounting.Budget` at its sequence length, and
         depth_kind, vocab_size, seq_len, num_steps: of the run.
         tokens_per_step: over all devices.
-        training_flops, mor_flops: of all its steps, exactly and as `mor_flops_per_token` counts.
+        training_flops, mor_flops: of all its steps, exact and as `mor_flops_per_token` counts.
         matched_steps, mor_matched_steps: steps that give the reference's total of each, rounded.
-        matched_error, mor_matched_error: what is left of the difference, as a fraction of the
-          reference's: of the FLOPs of matched steps, or of the quantity that `match` names.
+        matched_error, mor_matched_error: relative difference to the reference, of the FLOPs of
+          matched steps, or of the quantity that `match` names.
 
     Raises:
-      ConfigError: if the size of a vocabulary is not known.
-      DataError: if it is to be read from data that cannot be read.
+      ConfigError: if the size of a vocabulary is unknown.
+      DataError: if it has to be read from data that is not readable.
     """
     rows = [_row(name, run) for name, run in runs.items()]
     if match == "flops":
@@ -66,7 +66,7 @@ def _row(name: str, run: settings.Run) -> Row:
     cost = accounting.budget(config, train.seq_len, train.rematerialisation, run.optimizer)
     return {
         "name": name,
-        "depth_kind": settings.kind(run.model.depth),
+        "depth_kind": kinds.kind_of(run.model.depth),
         **dataclasses.asdict(cost),
         "vocab_size": config.vocab_size,
         "seq_len": train.seq_len,
@@ -96,8 +96,7 @@ def vocab_size(run: settings.Run, tokenizer_size: int | None = None) -> int:
 
     Args:
       run: its settings.
-      tokenizer_size: tokens of the data's tokenizer; None looks them up if the settings leave the
-        rows to it.
+      tokenizer_size: tokens of the data's tokenizer; None looks them up if needed.
 
     Raises:
       ConfigError: for a "bpe:N" without a number.
@@ -124,9 +123,9 @@ def _tokenizer_size(data: settings.Data) -> int:
 
 
 def render(rows: list[Row]) -> str:
-    """Returns what `compare` gives as a table of text, a model to a column, and notes.
+    """Returns the rows of `compare` as a text table, with a column for each model, and notes.
 
-    What says nothing about any of these models is left out.
+    Quantities that tell nothing about any of the models are omitted.
     """
     names = [row["name"] for row in rows]
     names = [n if len(n) <= _NAME_WIDTH else f"…{n[1 - _NAME_WIDTH :]}" for n in names]
@@ -151,11 +150,11 @@ def render(rows: list[Row]) -> str:
 
 
 def _applies(key: str, rows: list[Row]) -> bool:
-    """Returns whether a quantity says something about one of the models at least."""
+    """Returns whether a quantity tells something about at least one of the models."""
     if key in ("name", "depth_kind", "notes"):
         return False
     if key.startswith("mor_"):
-        return any(row["depth_kind"] in _CHOOSING for row in rows)
+        return any(row["depth_kind"] in _ROUTED for row in rows)
     if key == "mean_depth":
         return any(row[key] != 1 for row in rows)
     same_as = {"applied_parameters": "unique_parameters", "matched_steps": "num_steps"}.get(key)

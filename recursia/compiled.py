@@ -1,7 +1,7 @@
-"""Where compiled programs are kept from one command to the next.
+"""The folder of jax's persistent compilation cache.
 
-jax keeps them, under keys that hold its versions and the program; on a CPU also what this CPU can
-do must be the same, so each kind of CPU has a folder of its own.
+jax's cache keys hold its version and the program, but not all features of a CPU, so each CPU model
+has a folder of its own.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def use(*, is_on: bool = True) -> pathlib.Path | None:
-    """Turns the cache on or off for this process; returns its folder, None if there is none.
+    """Turns the cache on or off for this process; returns its folder, or None without a cache.
 
-    A folder that cannot be written is told in a line, and the command goes on without.
+    If the folder is not writable, a message is printed and there is no cache.
     """
     if not is_on:
         os.environ[VARIABLE] = ""
@@ -39,7 +39,7 @@ def use(*, is_on: bool = True) -> pathlib.Path | None:
 
 
 def where() -> pathlib.Path | None:
-    """Returns the folder that is in use; None if programs are not kept."""
+    """Returns the folder of the cache; None without a cache."""
     name = os.environ.get(VARIABLE)
     return pathlib.Path(name) if name else None
 
@@ -53,10 +53,10 @@ def default() -> pathlib.Path:
 
 
 def _cpu() -> str:
-    """Returns a name of what the CPU is and can do."""
-    said = platform.processor()
+    """Returns a name of the CPU's model and features."""
+    features = platform.processor()
     with contextlib.suppress(OSError):
         lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0]
         keys = ("model name", "flags", "Features", "CPU part")
-        said = "\n".join(line for line in lines.splitlines() if line.startswith(keys))
-    return f"{platform.machine()}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+        features = "\n".join(line for line in lines.splitlines() if line.startswith(keys))
+    return f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"

@@ -1,8 +1,7 @@
 """Progress bars and status lines on standard error.
 
-On a terminal rich draws them over one another; in a file or a scheduler's log they are plain lines,
-now and then. Whoever reads may leave (a closed pipe, a lost terminal): that ends no command, and
-what is said afterwards goes nowhere.
+On a terminal, rich redraws them in place; in a file or a scheduler's log they are plain lines at
+intervals. If the reader closes the stream, later messages are dropped and the command continues.
 """
 
 import contextlib
@@ -11,8 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-PATIENCE = 2.0  # seconds that may pass in silence
-EVERY = 10.0  # seconds between the lines of a bar where there is no terminal
+PATIENCE = 2.0  # seconds before a task prints its first line without a terminal
+EVERY = 10.0  # seconds between the lines of a bar without a terminal
 
 
 def is_live() -> bool:
@@ -21,14 +20,14 @@ def is_live() -> bool:
 
 
 def write(text: str) -> None:
-    """Writes to standard error; a reader that has left is no error."""
+    """Writes to standard error; a closed stream is not an error."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 def flush() -> None:
-    """Writes what is still to be written on both streams; readers that have left are no error."""
+    """Flushes both standard streams; a closed stream is not an error."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -41,10 +40,10 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def doing(about: str) -> Iterator[None]:
-    """Says what takes a while: a spinner on a terminal, else one line after two seconds.
+    """Shows a spinner on a terminal, or else prints one line after two seconds.
 
     Args:
-      about: what is done, such as "compiling mor:tiny for 1 device".
+      about: the task, such as "compiling mor:tiny for 1 device".
     """
     if not is_live():
         timer = threading.Timer(PATIENCE, write, (about + "\n",))
@@ -65,13 +64,13 @@ def doing(about: str) -> Iterator[None]:
 def bar(
     about: str, total: int | float | None, unit: str = "bytes"
 ) -> Iterator[Callable[[int | float], None]]:
-    """Draws how much of a known amount is done; yields `advance(amount)`.
+    """Shows a progress bar; yields `advance(amount)`.
 
-    Where there is no terminal a plain line comes after two seconds, and then every ten.
+    Without a terminal, prints a plain line after two seconds, and then every ten.
 
     Args:
-      about: what is done, such as "tokenising".
-      total: the whole amount, in `unit`; None if nobody knows.
+      about: the task, such as "tokenising".
+      total: the amount at the end, in `unit`; None if unknown.
       unit: "bytes", or a plural such as "batches".
     """
     if not is_live():
@@ -114,7 +113,7 @@ class _Lines:
 
 @contextlib.contextmanager
 def _quietly(drawn: contextlib.AbstractContextManager) -> Iterator[None]:
-    """Enters what rich draws; a terminal that is lost meanwhile is no error."""
+    """Enters a display of rich; a terminal that closes meanwhile is not an error."""
     with contextlib.suppress(OSError):
         drawn.__enter__()
     try:

@@ -1,9 +1,9 @@
-"""Many processes as one run: how they find each other, agree, and leave.
+"""Several processes as one run: how they join, agree and exit.
 
-jax finds the other processes by itself under SLURM, Open MPI, Kubernetes and on TPUs; flags say
-the same by hand. A process that fails by itself must not hold the others, which would wait for it
-in a collective: what can fail alone is done `together`, and what fails alone all the same leaves at
-once, upon which the coordinator ends the others.
+jax finds the other processes under SLURM, Open MPI and Kubernetes and on TPUs; otherwise flags of
+the command line name them. If one process fails alone, the others would wait for it in a
+collective. Code that may fail in one process therefore runs in `together`; after any other error
+the process exits at once, and the coordinator ends the others.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ from jax.experimental import multihost_utils
 
 from recursia.errors import ConfigError, Diverged, Preempted, UserError
 
-JOIN_SECONDS = 300  # until all processes must have started
-HEARTBEAT_SECONDS = 100  # of silence, after which a process counts as dead and the others end
+JOIN_SECONDS = 300  # time in which all processes must start
+HEARTBEAT_SECONDS = 100  # time without a heartbeat after which a process counts as dead
 GRACE_SECONDS = 5
 SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
 BY_HAND = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
@@ -33,12 +33,13 @@ BY_HAND = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """What the command line says about the processes of a run.
+    """The flags of the command line for a run of several processes.
 
     Attributes:
       coordinator: HOST:PORT at which process 0 listens for the others.
-      num_processes: of the run. By itself it can only be 1: alone, whatever the environment says.
-      process_id: which of them this one is, from 0.
+      num_processes: of the run. Without the other flags it can only be 1, which makes a run of one
+        process whatever the environment.
+      process_id: index of this process, from 0.
     """
 
     coordinator: str | None = None
@@ -62,21 +63,21 @@ class Flags:
 
 
 def _port(address: str) -> int:
-    """Returns the port of HOST:PORT, or 0 if it is none."""
-    found = re.fullmatch(r"(?:[^:\s]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", address)
-    return int(found[1]) if found and int(found[1]) < 65536 else 0
+    """Returns the port of HOST:PORT, or 0 if the address is invalid."""
+    match = re.fullmatch(r"(?:[^:\s]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})", address)
+    return int(match[1]) if match and int(match[1]) < 65536 else 0
 
 
 @contextlib.contextmanager
 def joined(flags: Flags, *, is_preemptible: bool) -> Iterator[None]:
-    """Joins the processes of the run for the time of the block, if there are others.
+    """Joins the run's other processes, if there are any, while its context is open.
 
     Args:
-      flags: what the command line says.
-      is_preemptible: whether SIGTERM is left to `recursia.train.stop`, and ends nothing by itself.
+      flags: of the command line.
+      is_preemptible: whether jax's preemption service handles SIGTERM, for `recursia.train.stop`.
 
     Raises:
-      ConfigError: if they cannot be found.
+      ConfigError: if the other processes cannot be found.
     """
     by_hand = flags.coordinator is not None
     surroundings = None if by_hand or flags.num_processes == 1 else _surroundings()
@@ -87,7 +88,7 @@ def joined(flags: Flags, *, is_preemptible: bool) -> Iterator[None]:
     _initialize(flags, surroundings)
     try:
         yield
-    except (Diverged, Preempted):  # decided by what all processes see alike
+    except (Diverged, Preempted):  # all processes raise these at the same step
         jax.distributed.shutdown()
         raise
     except BaseException as error:
@@ -99,10 +100,10 @@ def joined(flags: Flags, *, is_preemptible: bool) -> Iterator[None]:
 
 
 def _surroundings() -> str | None:
-    """Returns what started this process as one of several, by the variables that it sets.
+    """Returns the name of the launcher, from environment variables; None for a single process.
 
     Raises:
-      ConfigError: if jax could not find the others there.
+      ConfigError: if jax cannot find the other processes of that launcher.
     """
     env = os.environ
     if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
@@ -114,7 +115,7 @@ def _surroundings() -> str | None:
         return "Open MPI"
     if all(f"SLURM_{name}" in env for name in SLURM) and int(env["SLURM_NTASKS"]) > 1:
         return "SLURM"
-    # jax names the platform if there are chips; it asks a metadata server for the others of a VM.
+    # jax sets the platform if there are TPU chips; a metadata server names a VM's other processes.
     named = {"TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"} & env.keys()
     platforms = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
     if "tpu" in platforms and (named or "TPU_SKIP_MDS_QUERY" not in env):
@@ -134,14 +135,14 @@ def _initialize(flags: Flags, surroundings: str | None) -> None:
     where = dataclasses.asdict(flags) if surroundings is None else {}
     address = where.pop("coordinator", None)
     if address is not None:
-        # Nothing of the environment is mixed in: under SLURM it would leave one device visible.
+        # Detection is off: under SLURM it would leave one device visible.
         where |= {"coordinator_address": address, "cluster_detection_method": "deactivate"}
         if address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]"):
-            where["coordinator_bind_address"] = address  # else it would listen to all the world
+            where["coordinator_bind_address"] = address  # by default it listens on every interface
     through = jax.config.jax_cpu_collectives_implementation  # pyright: ignore[reportAttributeAccessIssue]
     if through is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Where one is missing jax aborts with a stack trace: this line comes first.
+    # If a process is missing, jax aborts with a stack trace; this message comes earlier.
     watch = threading.Timer(JOIN_SECONDS, _give_up, (flags, surroundings))
     watch.daemon = True
     watch.start()
@@ -162,7 +163,9 @@ def _initialize(flags: Flags, surroundings: str | None) -> None:
 
 
 def _give_up(flags: Flags, surroundings: str | None) -> None:
-    said = f"recursia: {surroundings}: not all processes came in {JOIN_SECONDS} s; see their output"
+    message = (
+        f"recursia: {surroundings}: not all processes came in {JOIN_SECONDS} s; see their output"
+    )
     if flags.coordinator is not None and surroundings is None:
         host, _, port = flags.coordinator.rpartition(":")
         try:
@@ -170,43 +173,43 @@ def _give_up(flags: Flags, surroundings: str | None) -> None:
             answers = "process 0 listens, but another process is missing; start all of them"
         except OSError:
             answers = "nothing listens there; start process 0, and open its port to the others"
-        said = (
+        message = (
             f"recursia: --coordinator={flags.coordinator}: process {flags.process_id} of "
             f"{flags.num_processes} waited {JOIN_SECONDS} s: {answers}"
         )
-    _exit(said + "\n", ConfigError.exit_code)
+    _exit(message + "\n", ConfigError.exit_code)
 
 
 def _leave(error: BaseException) -> None:
-    """Ends this process at once: to end in order it would have to wait for the others."""
-    if is_first():  # the coordinator ends with it: others that fail alike come before
+    """Exits this process at once, because an orderly shutdown would wait for the others."""
+    if is_first():  # it is the coordinator; others that fail alike print their errors first
         time.sleep(GRACE_SECONDS)
-    if hasattr(error, "exit_code"):  # a user's mistake, or a signal before there was a step
-        said = f"recursia: process {jax.process_index()}: {error}\n"
+    if hasattr(error, "exit_code"):  # a user's mistake, or a signal before the first step
+        message = f"recursia: process {jax.process_index()}: {error}\n"
     else:
-        said = "".join(traceback.format_exception(error))
-    _exit(said, getattr(error, "exit_code", 1))
+        message = "".join(traceback.format_exception(error))
+    _exit(message, getattr(error, "exit_code", 1))
 
 
-def _exit(said: str, code: int) -> None:
+def _exit(message: str, code: int) -> None:
     sys.stdout.flush()
-    sys.stderr.write(said)
+    sys.stderr.write(message)
     sys.stderr.flush()
     os._exit(code)
 
 
 def is_alone() -> bool:
-    """Returns whether this process is all there is of the run."""
+    """Returns whether the run has one process."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that writes and speaks for the run."""
+    """Returns whether this is process 0, which writes files and messages for the run."""
     return is_alone() or jax.process_index() == 0
 
 
 def everyone(number: int) -> list[int]:
-    """Returns the numbers, up to 2^31, that the processes give, by process; all must call it."""
+    """Returns every process's number, below 2^31, by process; all processes must call it."""
     if is_alone():
         return [number]
     return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()
@@ -214,9 +217,9 @@ def everyone(number: int) -> list[int]:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Lets all processes out of the block, or none: an error in one ends the run in all.
+    """Waits for all processes at the end of a block; an error in one raises in all.
 
-    Nothing inside may wait for other processes.
+    The block must not wait for other processes.
 
     Raises:
       UserError: in the processes that did not fail, with the exit code of one that did.
@@ -228,7 +231,7 @@ def together() -> Iterator[None]:
         failure = error
     codes = everyone(0 if failure is None else getattr(failure, "exit_code", 1))
     if any(codes) and not is_alone():
-        jax.distributed.shutdown()  # all come here, so none waits for another
+        jax.distributed.shutdown()  # all processes reach this line
     if failure is not None:
         raise failure
     for index, code in enumerate(codes):
@@ -239,14 +242,14 @@ def together() -> Iterator[None]:
 
 
 def check_same(what: str, digest: str) -> None:
-    """Checks that all processes have the same of something.
+    """Checks that a value is equal in all processes.
 
     Args:
-      what: that thing, for the message.
-      digest: of it, in hex.
+      what: name of the value, for the message.
+      digest: of the value, in hex.
 
     Raises:
-      ConfigError: in the processes that have another than the first.
+      ConfigError: in the processes whose value differs from the first one's.
     """
     ours = int(digest[:7], 16)
     first = everyone(ours)[0]
@@ -256,5 +259,5 @@ def check_same(what: str, digest: str) -> None:
 
 
 def from_first(value: int) -> int:
-    """Returns what the first process gives."""
+    """Returns the value of the first process; all processes must call it."""
     return everyone(value)[0]

@@ -1,11 +1,11 @@
-"""Errors a user can cause: one line each, with the exit code of the process that meets them."""
+"""Errors that a user can cause, each with a message of one line and the process's exit code."""
 
 import errno
 import os
 
 
 class UserError(ValueError):
-    """Something the user can mend; the command line prints its message and no traceback."""
+    """An error that the user can fix; the command line prints its message without a traceback."""
 
     exit_code = 2
 
@@ -15,7 +15,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """Missing, empty, broken or mismatched data."""
+    """Data that is missing, empty, broken or of another tokenizer."""
 
     exit_code = 3
 
@@ -33,24 +33,20 @@ class CheckpointError(UserError):
 
 
 class Preempted(UserError):
-    """The run was told to stop, and saved itself first; schedulers requeue on this code."""
+    """A signal stopped the run, which saved its state; schedulers requeue on this exit code."""
 
     exit_code = 75
 
 
 class OutputLost(UserError):
-    """Nobody reads what a command prints as its product, or there is no place for it.
+    """The result that a command prints cannot be written to standard output.
 
     Attributes:
-      is_closed: whether the reader left, which goes without saying.
+      is_closed: whether the reader closed the stream, which needs no message.
     """
 
     def __init__(self, number: int):
-        """Says why.
-
-        Args:
-          number: of the system's error.
-        """
+        """Makes the message and the exit code from an `errno`."""
         self.is_closed = number in (errno.EPIPE, errno.EBADF)
-        self.exit_code = 141 if self.is_closed else 6  # 141: of a process that SIGPIPE ends
+        self.exit_code = 141 if self.is_closed else 6  # 141: as if SIGPIPE ended the process
         super().__init__(f"standard output: cannot be written ({os.strerror(number)})")

@@ -1,4 +1,4 @@
-"""The fields of a configuration: where each stands, what it means, and what a typo meant."""
+"""The fields of a configuration: their paths, meanings and types, and suggestions for typos."""
 
 import dataclasses
 import difflib
@@ -6,12 +6,12 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from recursia import settings, typed
+from recursia import kinds, settings, typed
 from recursia.architecture import Model
 from recursia.errors import ConfigError
 from recursia.meanings import meanings
 
-# What other libraries call a field of this one.
+# Names that other libraries use for a field of this one.
 _SYNONYMS = {
     "accumulation": "num_microbatches",
     "accumulation_steps": "num_microbatches",
@@ -46,7 +46,7 @@ _SYNONYMS = {
 }
 
 
-# Fields that had another name before.
+# Fields that were renamed, by their former paths.
 _RENAMED = {
     f"{section}{name}": f"train.{name}"
     for section in ("", "model.")
@@ -59,11 +59,11 @@ class Field:
     """A field of a configuration.
 
     Attributes:
-      path: dotted, as it is typed after `--config.`.
+      path: dotted, as typed after `--config.`.
       meaning: one sentence or more.
       type: in words.
-      default: what it is where no one sets it, or "required".
-      value: what it is here.
+      default: its default, or "required".
+      value: its value in this configuration.
     """
 
     path: str
@@ -74,7 +74,7 @@ class Field:
 
 
 def fields(run: settings.Run, prefix: str = "") -> list[Field]:
-    """Returns every field of a configuration, those of the kinds in force included, in order.
+    """Returns every field of a configuration in order, with the fields of its kinds.
 
     Args:
       run: the configuration.
@@ -83,66 +83,66 @@ def fields(run: settings.Run, prefix: str = "") -> list[Field]:
     Raises:
       ConfigError: if there is no such section or field.
     """
-    found = list(_walk(run, ""))
-    under = resolve(prefix, [field.path for field in found])
-    of = [f for f in found if not under or f"{f.path}.".startswith(f"{under}.")]
-    if not of:
-        sections = list(dict.fromkeys(f.path.partition(".")[0] for f in found))
-        raise ConfigError(
-            f"{prefix}: no such field{near(under, sections, [f.path for f in found])}"
-        )
-    return of
+    every = list(_walk(run, ""))
+    paths = [field.path for field in every]
+    under = resolve(prefix, paths)
+    selected = [f for f in every if not under or f"{f.path}.".startswith(f"{under}.")]
+    if not selected:
+        sections = list(dict.fromkeys(path.partition(".")[0] for path in paths))
+        raise ConfigError(f"{prefix}: no such field{near(under, sections, paths)}")
+    return selected
 
 
 def full(field: str) -> str:
-    """Returns a dotted field with its section: a field of the model may be named without."""
-    first, names = field.partition(".")[0], lambda cls: [f.name for f in dataclasses.fields(cls)]
-    is_short = first not in names(settings.Run) and first in names(Model)
-    return f"model.{field}" if is_short else field
+    """Returns a dotted field with its section, which a field of the model may omit."""
+    first = field.partition(".")[0]
+    is_field_of = lambda cls: any(first == field.name for field in dataclasses.fields(cls))
+    return f"model.{field}" if is_field_of(Model) and not is_field_of(settings.Run) else field
 
 
 def resolve(field: str, known: Iterable[str]) -> str:
-    """Returns the dotted path of a field, which may be named without the parts that it stands in.
+    """Returns the full dotted path of a field that may be typed by a short name.
 
     Args:
-      field: as typed: a field of the model without its section, and a field of a part within a
-        part without the inner one (`block.num_heads` for `model.block.mixer.num_heads`).
-      known: dotted paths of the configuration; what none of them ends with stays as it is.
+      field: as typed. A field of the model may omit `model`, and a field of a kind within a kind
+        may omit the inner one: `block.num_heads` is `model.block.mixer.num_heads`.
+      known: dotted paths of the configuration; a field that none of them ends with is returned as
+        it is, with its section.
 
     Raises:
-      ConfigError: if several parts have such a field, with the full names.
+      ConfigError: if several paths match; the message lists them.
     """
     place, known = full(field), tuple(known)
     if any(f"{path}.".startswith(f"{place}.") for path in known):
         return place
-    parts = (path.removesuffix("kind") for path in known if path.endswith(".kind"))
-    part = max((part for part in parts if place.startswith(part)), key=len, default="")
-    end = f".{place.removeprefix(part)}"
-    found = [path for path in known if part and path.startswith(part) and path.endswith(end)]
-    if len(found) > 1:
-        raise ConfigError(f"config.{field}: may be {' or '.join(found)}; give it by that name")
-    return found[0] if found else place
+    owners = (path.removesuffix("kind") for path in known if path.endswith(".kind"))
+    owner = max((owner for owner in owners if place.startswith(owner)), key=len, default="")
+    end = f".{place.removeprefix(owner)}"
+    matches = [path for path in known if owner and path.startswith(owner) and path.endswith(end)]
+    if len(matches) > 1:
+        raise ConfigError(f"config.{field}: may be {' or '.join(matches)}; give the full name")
+    return matches[0] if matches else place
 
 
-def is_part(name: str, hint: Any) -> bool:
+def names_a_kind(name: str, hint: Any) -> bool:
     """Returns whether a field names a module by its kind."""
-    return hint is settings.KINDS.get(name)
+    return hint is kinds.BASES.get(name)
 
 
 def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
-    """Yields the dotted paths of all fields that a tree of values may have, given its kinds."""
+    """Yields the dotted paths of all fields that a tree of values of these kinds may have."""
     values = values if isinstance(values, Mapping) else {}
     defaults = {field.name: default_kind(field) for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for name in defaults:
         hint, inner = hints[name], values.get(name)
-        if is_part(name, hint):
+        if names_a_kind(name, hint):
             yield f"{path}{name}.kind"
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner
             kind = defaults[name] if kind is None else kind
-            if str(kind) in settings.kinds(name):
-                of: Any = settings.kind_config(name, str(kind))
-                yield from tree(of, inner, f"{path}{name}.")
+            if str(kind) in kinds.names(name):
+                config_class: Any = kinds.config_class(name, str(kind))
+                yield from tree(config_class, inner, f"{path}{name}.")
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from tree(hint, inner, f"{path}{name}.")
         else:
@@ -150,18 +150,18 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
 
 
 def default_kind(field: dataclasses.Field) -> str:
-    """Returns the kind that a section has which names none; "" where it must."""
+    """Returns the kind of a section that names none; "" if the kind is required."""
     default = _default(field)
-    return settings.kind(default) if dataclasses.is_dataclass(default) else ""
+    return kinds.kind_of(default) if dataclasses.is_dataclass(default) else ""
 
 
 def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
-    """Returns the end of a refusal: which field may be meant, and which there are beside it.
+    """Returns the end of an error message: the field probably meant, and the fields of its section.
 
     Args:
-      field: dotted, of which the last part is wrong.
-      siblings: names that would be right there.
-      known: dotted paths of the whole configuration, which are searched too.
+      field: dotted path whose last name does not exist.
+      siblings: names of the fields in its section.
+      known: dotted paths of all fields of the configuration, which are searched too.
     """
     if field in _RENAMED:
         return f"; it is now {_RENAMED[field]}"
@@ -174,22 +174,22 @@ def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
     meant = meant or difflib.get_close_matches(name, siblings, n=1)
     for close in [] if meant else difflib.get_close_matches(name, lasts, n=1, cutoff=0.75):
         meant = [path for path, last in zip(known, lasts, strict=True) if last == close]
-    there = f"is {', '.join(siblings)}"
+    beside = ", ".join(siblings)
     asked = " or ".join(map(repr, meant[:3]))
-    return f"; did you mean {asked}? There {there}" if meant else f"; there {there}"
+    return f"; did you mean {asked}? Fields are {beside}" if meant else f"; fields are {beside}"
 
 
 def _walk(config: Any, path: str) -> Iterator[Field]:
     cls = type(config)
-    hints, about = typing.get_type_hints(cls, include_extras=True), meanings(cls)
+    hints, by_name = typing.get_type_hints(cls, include_extras=True), meanings(cls)
     for field in dataclasses.fields(cls):
-        value, meaning = getattr(config, field.name), about.get(field.name, "")
+        value, meaning = getattr(config, field.name), by_name.get(field.name, "")
         default = _default(field)
         place = f"{path}{field.name}"
-        if is_part(field.name, hints[field.name]):
+        if names_a_kind(field.name, hints[field.name]):
             default = default_kind(field) or default
-            kinds = " or ".join(map(repr, settings.kinds(field.name)))
-            yield Field(f"{place}.kind", meaning, kinds, default, settings.kind(value))
+            choices = " or ".join(map(repr, kinds.names(field.name)))
+            yield Field(f"{place}.kind", meaning, choices, default, kinds.kind_of(value))
         if dataclasses.is_dataclass(value):
             yield from _walk(value, f"{place}.")
         else:

@@ -1,11 +1,12 @@
-"""Input injection: what each recursion takes in besides the state that the last one left.
+"""Input injection: what each recursion reads besides the states of the last recursion.
 
-`input`: the state that the core was entered with. "add" adds it (looped transformers: Yang et al.
-2023, arXiv 2311.12424); "adapter" joins it to the state and maps both back to the width (Geiping et
-al. 2025, arXiv 2502.05171). `position` and `step`: coordinates in the text and in depth, added to
-the state at every recursion (Universal Transformer: Dehghani et al. 2018, arXiv 1807.03819), as
-sinusoids that alternate along the width ("interleaved", the paper), or sines in the first half and
-cosines in the second ("halves", the released code), or a learned vector for each recursion.
+`input`: the input of the core. "add" adds it to the states (looped transformers: Yang et al. 2023,
+arXiv 2311.12424); "adapter" concatenates both and projects them to the embedding width (Geiping et
+al. 2025, arXiv 2502.05171). `position` and `step`: embeddings of the position and of the recursion,
+added to the states in every recursion (Universal Transformer: Dehghani et al. 2018, arXiv
+1807.03819), as sines and cosines that alternate along the width ("interleaved", the paper), or
+sines in the first half and cosines in the second ("halves", the released code), or a learned vector
+for each recursion.
 """
 
 import dataclasses
@@ -25,13 +26,13 @@ Wave = Literal["none", "interleaved", "halves"]
 
 @dataclasses.dataclass(frozen=True)
 class Injection:
-    """What is injected at the start of each recursion.
+    """Inputs injected at the start of each recursion.
 
     Attributes:
-      input: how the core's input comes in again: "none", "add" or "adapter".
-      position: a token's place: "none", "interleaved" or "halves".
-      step: the recursion: "none", "interleaved", "halves" or "learned".
-      init_std: standard deviation of the adapter and the learned vectors at the start.
+      input: how the core's input is injected again: "none", "add" or "adapter".
+      position: embedding of a token's position: "none", "interleaved" or "halves".
+      step: embedding of the recursion: "none", "interleaved", "halves" or "learned".
+      init_std: initial standard deviation of the adapter and the learned vectors.
     """
 
     input: Literal["none", "add", "adapter"] = "none"
@@ -43,10 +44,10 @@ class Injection:
         ranges.at_least(0, self, "init_std")
 
     def check_depth(self, trained: int, num_recursions: int) -> None:
-        """Refuses recursions that have no learned vector.
+        """Checks that every recursion has a learned vector.
 
         Raises:
-          ValueError: if there are more than were trained.
+          ValueError: if there are more recursions than were trained.
         """
         if self.step == "learned" and num_recursions > trained:
             raise ValueError(
@@ -55,18 +56,18 @@ class Injection:
             )
 
     def specs(self, num_recursions: int, embed_dim: int) -> dict[str, Spec]:
-        """Returns the adapter, and a vector for each recursion where they are learned."""
-        found = {}
+        """Returns the specs of the adapter and of the learned vectors, if any."""
+        specs = {}
         if self.input == "adapter":
             shape, axes = (2 * embed_dim, embed_dim), (None, "embed")
-            found["adapter"] = Spec(shape, axes, normal(self.init_std))
+            specs["adapter"] = Spec(shape, axes, normal(self.init_std))
         if self.step == "learned":
             shape = (num_recursions, embed_dim)
-            found["step"] = Spec(shape, (None, "embed"), normal(self.init_std), is_decayed=False)
-        return found
+            specs["step"] = Spec(shape, (None, "embed"), normal(self.init_std), is_decayed=False)
+        return specs
 
     def by_recursion(self, params: dict[str, Array], num_recursions: int) -> dict[str, Array]:
-        """Returns what differs between recursions, one entry each along the leading axis."""
+        """Returns the inputs that differ between recursions, recursions in front."""
         if self.step == "none":
             return {}
         if self.step == "learned":
@@ -80,13 +81,13 @@ class Injection:
         x: Float[Array, "B T D"],
         context: Context,
     ) -> Float[Array, "B T D"]:
-        """Returns the state that the blocks of a recursion start from.
+        """Returns the input of a recursion's first block.
 
         Args:
           params: of `specs`, float32.
           own: this recursion's entry of `by_recursion`.
-          x: the state that the last recursion left.
-          context: where the tokens stand, and the states that the core was entered with.
+          x: states after the last recursion.
+          context: of the tokens, with their positions and the input of the core.
         """
         core_input = x if context.inputs is None else context.inputs.astype(x.dtype)
         if self.input == "adapter":
@@ -105,19 +106,19 @@ class Injection:
         return x
 
     def flops(self, embed_dim: int) -> int:
-        """Returns the forward FLOPs of one token in one recursion."""
+        """Returns the forward FLOPs of injection for one token in one recursion."""
         return 4 * embed_dim**2 if self.input == "adapter" else 0
 
     @property
     def needs_input(self) -> bool:
-        """Returns whether a recursion reads the state that the core was entered with."""
+        """Whether a recursion reads the input of the core."""
         return self.input != "none"
 
 
 def waves(index: Int[Array, "*B"], embed_dim: int, layout: Wave) -> Float[Array, "*B D"]:
-    """Returns sines and cosines of an index at wavelengths from 2 pi to 20,000 pi, in float32."""
+    """Returns sinusoidal embeddings, of wavelengths from 2 pi to 20,000 pi, in float32."""
     half = embed_dim // 2
-    # The released code spreads its wavelengths so that the last is exactly the longest.
+    # In the released code the last wavelength is exactly 20,000 pi, in the paper it is shorter.
     last = half if layout == "interleaved" else max(half - 1, 1)
     rates = jnp.exp(-math.log(10_000) / last * jnp.arange(half, dtype=jnp.float32))
     angle = index[..., None].astype(jnp.float32) * rates

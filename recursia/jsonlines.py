@@ -1,6 +1,6 @@
-"""JSON Lines: one value a line, split at line feeds only.
+"""JSON Lines: one JSON value per line, split at line feeds only.
 
-JSON leaves U+2028, U+0085 and others as they are, which `str.splitlines` takes for line ends.
+JSON text may contain U+2028 and U+0085, at which `str.splitlines` would split.
 """
 
 import json
@@ -10,18 +10,14 @@ from typing import Any
 
 
 def line(value: Any) -> str:
-    """Returns a value as one line, with its line feed."""
+    """Returns a value as one line of JSON, with its line feed."""
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def values(path: pathlib.Path) -> Iterator[Any]:
-    """Yields the value of each line; one that is no JSON is left out.
-
-    Args:
-      path: a file of UTF-8.
-    """
-    for each in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
+    """Yields the value of each line of a UTF-8 file; lines that are not JSON are skipped."""
+    for text in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
         try:
-            yield json.loads(each)
+            yield json.loads(text)
         except (ValueError, RecursionError):
             continue

@@ -1,13 +1,13 @@
-"""Whose keys and values a step reads, and how many of them it sees: constructors of the tables.
+"""Sharing of keys and values across steps, and sliding windows: constructors of their tables.
 
-"own": every step makes keys and values of the tokens it processes, and attends among them.
-"first_recursion": the first recursion makes them and later ones read them, block by block (Bae et
-al. 2025, arXiv 2507.10524). "groups/2": of so many neighbouring steps the first makes them for all
-(Brandon et al. 2024, arXiv 2405.12981). "spread/3": so many steps make them, the first one and
-others at even distances, each for those up to the next (Zuhri et al. 2024, arXiv 2406.09297).
-"upper_half": the step in the middle makes them for all after it (Sun et al. 2024, arXiv
-2405.05254). Or a table: for each recursion, the number of the step that each block reads, where
-steps are numbered recursion by recursion.
+"own": every step makes keys and values of the tokens it processes.
+"first_recursion": the first recursion makes them, and the same block of later recursions reads them
+(Bae et al. 2025, arXiv 2507.10524). "groups/2": the first of 2 neighbouring steps makes them for
+both (Brandon et al. 2024, arXiv 2405.12981). "spread/3": 3 steps at even distances make them, the
+first step among them, each for the steps before the next of the 3 (Zuhri et al. 2024, arXiv
+2406.09297). "upper_half": the step in the middle makes them for all after it (Sun et al. 2024,
+arXiv 2405.05254). Or a table: for each recursion, the number of the step whose keys each block
+reads; steps are numbered recursion by recursion.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from recursia import ranges
 from recursia.sharing.schedule import Schedule, Table
 
-_PLANS = "takes 'own', 'first_recursion', 'groups/2', 'spread/3', 'upper_half', or a table"
+_TAKES = "takes 'own', 'first_recursion', 'groups/2', 'spread/3', 'upper_half', or a table"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Plan:
     """Sharing of keys and values across steps, and sliding windows.
 
     Attributes:
-      kv_sharing: whose a step reads: "own", "first_recursion", groups such as "groups/2",
-        "spread/3" of three steps that make them, "upper_half", or a table.
-      window: how many keys a token sees, its own included, in the steps that `kv_sharing` leaves
-        to themselves: under "upper_half" those of the lower half, else all; 0 sees all. Or a table:
-        for each recursion, the window of each block.
+      kv_sharing: the step whose keys and values a step reads: "own", "first_recursion", groups
+        such as "groups/2", "spread/3" of three steps that make them, "upper_half", or a table.
+      window: sliding window in tokens, the query's own included; 0 is no bound. Under "upper_half"
+        it holds for the lower half of the steps, otherwise for all. Or a table: for each recursion,
+        the window of each block.
     """
 
     kv_sharing: str | Table = "own"
@@ -42,24 +42,19 @@ class Plan:
             raise ValueError(f"window: got {least[0]} in the table, takes at least 0")
         named = r"own|first_recursion|upper_half|(groups|spread)/[1-9]\d*"
         if isinstance(self.kv_sharing, str) and not re.fullmatch(named, self.kv_sharing):
-            raise ValueError(f"kv_sharing: got {self.kv_sharing!r}, {_PLANS}")
+            raise ValueError(f"kv_sharing: got {self.kv_sharing!r}, {_TAKES}")
 
-    def lay(self, schedule: Schedule) -> Schedule:
-        """Returns a schedule with whose keys and values its steps read.
+    def added_to(self, schedule: Schedule) -> Schedule:
+        """Returns a schedule with the tables of keys and of windows.
 
         Raises:
-          ValueError: for a table of another shape, or of a step that does not come before.
+          ValueError: for a table of another shape, or if a step reads keys that are not made yet.
         """
         keys = self.kv_sharing
         if isinstance(keys, str):
             owner, steps = self._owner(schedule), schedule.steps
             keys = _table(schedule, lambda place: int(steps[owner(place)]))
-        windows = self.window
-        if isinstance(windows, int):
-            last = (
-                schedule.num_steps // 2 if self.kv_sharing == "upper_half" else schedule.num_steps
-            )
-            windows = _table(schedule, lambda place: self.window if place < last else 0)
+        windows = self._windows(schedule)
         for name, table in (("kv.kv_sharing", keys), ("kv.window", windows)):
             _check(name, table, schedule)
         return dataclasses.replace(
@@ -68,8 +63,15 @@ class Plan:
             windows=windows if self.window else (),
         )
 
+    def _windows(self, schedule: Schedule) -> Table:
+        if not isinstance(window := self.window, int):
+            return window
+        count = schedule.num_steps
+        stop = count // 2 if self.kv_sharing == "upper_half" else count
+        return _table(schedule, lambda place: window if place < stop else 0)
+
     def _owner(self, schedule: Schedule) -> Callable[[int], int]:
-        """Returns the function from a step to the one whose keys it reads, by place in the walk."""
+        """Returns the function from a place in the walk to that of the step whose keys it reads."""
         count, (name, _, number) = schedule.num_steps, str(self.kv_sharing).partition("/")
         match name:
             case "first_recursion":
@@ -98,7 +100,7 @@ def _table(schedule: Schedule, value: Callable[[int], int]) -> Table:
 
 
 def _check(name: str, table: Table, schedule: Schedule) -> None:
-    """Refuses a table that is not as the steps are."""
+    """Refuses a table whose shape is not that of the steps."""
     rows, blocks = schedule.num_recursions, schedule.num_blocks
     if (len(table), {len(row) for row in table}) != (rows, {blocks}):
         raise ValueError(

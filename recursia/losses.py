@@ -1,4 +1,4 @@
-"""Losses of each token whose logits never exist for more than a chunk of the tokens."""
+"""Chunked cross-entropy: the logits of a chunk of tokens alone are in memory at a time."""
 
 import functools
 from collections.abc import Callable
@@ -6,42 +6,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from recursia import sharding
 
-# From logits [B C V], what all tokens share and what belongs to these: what each token is charged
-# [B C], and a function that gives the gradient of that towards its logits.
-Charge = Callable[[Array, Any, Any], tuple[Array, Callable[[], Array]]]
+Head = dict[str, Array]  # `matrix` [V D] of the output layer, and its `bias` [V] if it has one
+# From logits [B C V], arrays that all chunks share and arrays of this chunk: the loss of each token
+# [B C], and a function that returns the gradient of that loss towards the logits.
+TokenLoss = Callable[[Array, Any, Any], tuple[Array, Callable[[], Array]]]
 
 
 def cross_entropy(
     hidden: Float[Array, "B T D"],
-    head: dict[str, Array],
+    head: Head,
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     chunk: int,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
-    """Returns the weighted sum of each token's cross-entropy, and each one's, in nats.
+    """Returns the weighted sum of the tokens' cross-entropy, and that of each token, in nats.
 
     Args:
       hidden: normalised hidden states, in the compute dtype.
       head: float32 `matrix` [V D] of the output layer, and its `bias` [V] if it has one.
-      targets: the next token of each.
+      targets: the next token of each token.
       weights: of each token's loss.
-      chunk: tokens of each sequence whose logits exist at a time.
+      chunk: tokens of each sequence whose logits are in memory at a time.
     """
-    return charged(_cross_entropy, hidden, head, None, targets, weights, chunk)
+    return chunked_loss(_cross_entropy, hidden, head, None, targets, weights, chunk)
 
 
 def token_nats(
     hidden: Float[Array, "B T D"],
-    head: dict[str, Array],
+    head: Head,
     targets: Int[Array, "B T"],
     chunk: int,
 ) -> Float[Array, "B T"]:
     """Returns the cross-entropy of each token, in nats; the arguments are `cross_entropy`'s."""
-    return _each(_cross_entropy, hidden, head, None, targets, chunk)
+    return _token_losses(_cross_entropy, hidden, head, None, targets, chunk)
 
 
 def _cross_entropy(logits: Array, _: None, targets: Array) -> tuple[Array, Callable[[], Array]]:
@@ -51,111 +53,125 @@ def _cross_entropy(logits: Array, _: None, targets: Array) -> tuple[Array, Calla
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 6))
-def charged(
-    charge: Charge,
+def chunked_loss(
+    token_loss: TokenLoss,
     hidden: Float[Array, "B T D"],
-    head: dict[str, Array],
+    head: Head,
     common: Any,
     own: Any,
     weights: Float[Array, "B T"],
     chunk: int,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
-    """Returns the weighted sum of what each token's logits are charged, and each one's charge.
+    """Returns the weighted sum of the tokens' losses, and the loss of each token.
 
-    Differentiated, it makes each chunk's gradient while its logits are there: three products with
-    the head in all, and nothing computed again. The head's gradient sums in float32. No gradient
-    goes through the single charges, `common` or `own`.
+    Differentiated, it computes each chunk's gradient together with its logits: three products with
+    the head in all, and no logits computed again. The head's gradient is summed in float32. No
+    gradient goes through the losses of single tokens, `common` or `own`.
 
     Args:
-      charge: what a token's logits cost.
-      hidden: as `cross_entropy` takes them, as are `head`, `weights` and `chunk`.
-      head: see there.
-      common: arrays that `charge` takes whole.
-      own: arrays [B T ...] of which it takes a chunk.
-      weights: see there.
-      chunk: see there.
+      token_loss: of the logits of a chunk.
+      hidden: see `cross_entropy`.
+      head: see `cross_entropy`.
+      common: arrays that `token_loss` takes for every chunk.
+      own: arrays [B T ...] of which `token_loss` takes the chunk.
+      weights: see `cross_entropy`.
+      chunk: see `cross_entropy`.
     """
-    each = _each(charge, hidden, head, common, own, chunk)
-    return jnp.sum(weights * each), each
+    losses = _token_losses(token_loss, hidden, head, common, own, chunk)
+    return jnp.sum(weights * losses), losses
 
 
-def _each(charge: Charge, hidden: Array, head: Any, common: Any, own: Any, chunk: int) -> Array:
+def _token_losses(
+    token_loss: TokenLoss, hidden: Array, head: Head, common: Any, own: Any, chunk: int
+) -> Array:
     head = cast(head, hidden.dtype)
-    step = lambda _, part: (None, charge(logits(part[0], head), common, part[1])[0])
+    step = lambda _, xs: (None, token_loss(logits(xs[0], head), common, xs[1])[0])
     return _join(jax.lax.scan(step, None, _split(chunk, (hidden, own)))[1], hidden.shape[1])
 
 
 def _forward(
-    charge: Charge, hidden: Array, head: Any, common: Any, own: Any, weights: Array, chunk: int
+    token_loss: TokenLoss,
+    hidden: Array,
+    head: Head,
+    common: Any,
+    own: Any,
+    weights: Array,
+    chunk: int,
 ):
     head = cast(head, hidden.dtype)
 
-    def step(head_grad: dict[str, Array], part: tuple[Array, Any, Array]):
-        h, here, weight = part
+    def step(head_grad: Head, xs: tuple[Array, Any, Array]):
+        h, own, weight = xs
         scores = logits(h, head)
-        each, error = charge(scores, common, here)
+        losses, error = token_loss(scores, common, own)
         error = weight[..., None] * error()
-        more = {}
+        added = {}
         if "cap" in head:
-            error, more["cap"] = error * (1 - (scores / head["cap"]) ** 2), jnp.zeros(())
+            error, added["cap"] = error * (1 - (scores / head["cap"]) ** 2), jnp.zeros(())
         if "bias" in head:
-            more["bias"] = error.sum((0, 1))
+            added["bias"] = error.sum((0, 1))
         error = error.astype(h.dtype)
-        more["matrix"] = jnp.einsum("btv,btd->vd", error, h, preferred_element_type=jnp.float32)
-        head_grad = jax.tree.map(jnp.add, head_grad, more)
-        towards = jnp.einsum("btv,vd->btd", error, head["matrix"])
-        return head_grad, (each, towards)
+        added["matrix"] = jnp.einsum("btv,btd->vd", error, h, preferred_element_type=jnp.float32)
+        head_grad = jax.tree.map(jnp.add, head_grad, added)
+        hidden_grad = jnp.einsum("btv,vd->btd", error, head["matrix"])
+        return head_grad, (losses, hidden_grad)
 
-    start = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), head)
-    parts = _split(chunk, (hidden, own, weights))
-    head_grad, (each, hidden_grad) = jax.lax.scan(step, start, parts)
-    each, hidden_grad = (_join(part, hidden.shape[1]) for part in (each, hidden_grad))
-    return (jnp.sum(weights * each), each), (hidden_grad, head_grad, each)
+    zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), head)
+    chunks = _split(chunk, (hidden, own, weights))
+    head_grad, by_chunk = jax.lax.scan(step, zeros, chunks)
+    losses, hidden_grad = (_join(each, hidden.shape[1]) for each in by_chunk)
+    return (jnp.sum(weights * losses), losses), (hidden_grad, head_grad, losses)
 
 
-def _backward(charge: Charge, chunk: int, saved: Any, grads: tuple[Array, Array]):
-    hidden_grad, head_grad, each = saved
+def _backward(
+    token_loss: TokenLoss,
+    chunk: int,
+    saved: tuple[Array, Head, Array],
+    grads: tuple[Array, Array],
+):
+    hidden_grad, head_grad, losses = saved
     scale = grads[0]
     head_grad = jax.tree.map(lambda grad: scale * grad, head_grad)
-    return scale.astype(hidden_grad.dtype) * hidden_grad, head_grad, None, None, scale * each
+    return scale.astype(hidden_grad.dtype) * hidden_grad, head_grad, None, None, scale * losses
 
 
-charged.defvjp(_forward, _backward)
+chunked_loss.defvjp(_forward, _backward)
 
 
-def cast(head: dict[str, Array], dtype: Any) -> dict[str, Array]:
+def cast(head: Head, dtype: DTypeLike) -> Head:
     """Returns the head with its matrix in the compute dtype."""
     return {**head, "matrix": head["matrix"].astype(dtype)}
 
 
-def logits(hidden: Float[Array, "B C D"], head: dict[str, Array]) -> Float[Array, "B C V"]:
+def logits(hidden: Float[Array, "B C D"], head: Head) -> Float[Array, "B C V"]:
     """Returns float32 logits; the head's matrix is in the compute dtype."""
     matrix = head["matrix"]
-    found = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
-    found = found + head["bias"] if "bias" in head else found
-    return head["cap"] * jnp.tanh(found / head["cap"]) if "cap" in head else found
+    scores = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+    scores = scores + head["bias"] if "bias" in head else scores
+    return head["cap"] * jnp.tanh(scores / head["cap"]) if "cap" in head else scores
 
 
 def _split(chunk: int, tree: Any) -> Any:
     """Returns arrays [B T ...] as chunks of tokens [N B C ...], the last padded with zeros.
 
-    Where devices hold parts of a sequence, a chunk has as many tokens of each: none has to travel.
+    Where a sequence is sharded over devices, a chunk has as many tokens of each shard, so that no
+    tokens are sent between devices.
     """
     batch, length = jax.tree.leaves(tree)[0].shape[:2]
-    parts = sharding.ways("length")
-    each = max(1, min(chunk, length) // parts)
-    pad = -length % (each * parts)
+    shards = sharding.ways("length")
+    size = max(1, min(chunk, length) // shards)  # of a chunk, in each shard
+    pad = -length % (size * shards)
 
     def split(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2)) if pad else x
-        x = jnp.moveaxis(x.reshape(batch, parts, -1, each, *x.shape[2:]), 2, 0)
-        return x.reshape(-1, batch, parts * each, *x.shape[4:])
+        x = jnp.moveaxis(x.reshape(batch, shards, -1, size, *x.shape[2:]), 2, 0)
+        return x.reshape(-1, batch, shards * size, *x.shape[4:])
 
     return jax.tree.map(split, tree)
 
 
 def _join(chunks: Array, length: int) -> Array:
-    """Undoes `_split`."""
-    parts, (number, batch) = sharding.ways("length"), chunks.shape[:2]
-    x = jnp.moveaxis(chunks.reshape(number, batch, parts, -1, *chunks.shape[3:]), 0, 2)
+    """Inverts `_split`."""
+    shards, (number, batch) = sharding.ways("length"), chunks.shape[:2]
+    x = jnp.moveaxis(chunks.reshape(number, batch, shards, -1, *chunks.shape[3:]), 0, 2)
     return x.reshape(batch, -1, *x.shape[4:])[:, :length]

@@ -1,8 +1,9 @@
-"""Tokens to logits: embed, prelude, recursions, coda, head.
+"""The forward pass, from tokens to logits: embedding, prelude, recursions, coda, head.
 
 Blocks, sharing, weight kinds and depth policies meet only here.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,6 +19,7 @@ from recursia.depth.policy import Aux, Call, Mode
 from recursia.injection import Injection
 from recursia.layers import embedding
 from recursia.layers.attention import PADDING, Context
+from recursia.layers.branch import Report
 from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf
@@ -27,36 +29,39 @@ from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
 from recursia.sharing.tied import Tied
+from recursia.sharing.weights import Tree
+
+Params = dict[str, Any]  # trees by section: embed, prelude, core, coda, depth, inject, final_norm
 
 
 @struct.dataclass
 class Output:
-    """What a forward pass gives.
+    """The final hidden states, and the losses and metrics of a forward pass.
 
     Attributes:
-      hidden: states of the last layer, normalised: `logits` multiplies them by the head.
-      aux: what the depth policy reports, with the losses and metrics of the blocks.
+      hidden: normalised states of the last layer, which `logits` multiplies by the head.
+      aux: losses and metrics of the depth policy and of the blocks.
     """
 
     hidden: Leaf  # [B T D]
     aux: Aux
 
 
-def specs(config: Model) -> dict[str, Any]:
-    """Returns the parameters of a model, as specs."""
+def specs(config: Model) -> Params:
+    """Returns the specs of a model's parameters."""
     d, plan = config.block.embed_dim, config.schedule
     exact = (*config.block.exact, *config.weights.exact)
 
-    def blocks(slots: dict[str, Any]) -> dict[str, Any]:
+    def blocks(slots: Tree) -> Tree:
         marked = lambda slot, tree: parameters.mark(tree, is_exact=slot in exact, is_reused=False)
         return {slot: marked(slot, tree) for slot, tree in slots.items()}
 
     def core(slot: str, tree: Any) -> Any:
+        def bank(name: str, tree: Any) -> Any:
+            return parameters.mark(plan.bank(name, tree), is_reused=plan.is_reused(name))
+
         banks = key_banks.split(slot, tree, config.key_weights)
-        made = lambda name, tree: parameters.mark(
-            plan.bank(name, tree), is_reused=plan.is_reused(name)
-        )
-        return key_banks.join({name: made(name, tree) for name, tree in banks.items()})[slot]
+        return key_banks.join({name: bank(name, tree) for name, tree in banks.items()})[slot]
 
     embed = embedding.specs(config.embed, config.vocab_size, d)
     ends = {
@@ -64,7 +69,7 @@ def specs(config: Model) -> dict[str, Any]:
         for name, count in config.ends.items()
     }
     slots = blocks(config.block_specs | config.weights.specs(config.block_specs))
-    found = {
+    sections = {
         "embed": {name: parameters.mark(s, is_exact=name == "bias") for name, s in embed.items()},
         "prelude": ends["prelude"],
         "core": {slot: core(slot, tree) for slot, tree in slots.items()},
@@ -73,11 +78,11 @@ def specs(config: Model) -> dict[str, Any]:
         "inject": config.inject.specs(plan.num_recursions, d),
     }
     final = config.block.final_norm()
-    return found if final is None else {**found, "final_norm": final}
+    return sections if final is None else {**sections, "final_norm": final}
 
 
 def apply(
-    params: dict[str, Any],
+    params: Params,
     tokens: Int[Array, "B T"],
     config: Model,
     *,
@@ -98,16 +103,16 @@ def apply(
       tokens: ids in [0, vocab_size).
       config: the model.
       positions: of the tokens in their documents; None counts along the row.
-      segment_ids: tokens see only their own segment, a number from 1; None makes the row one. 0 is
-        padding, which is no token: it takes no place in a capacity or an expert and no part in a
-        loss or metric, and what is returned for it means nothing.
-      mode: "train", "eval" (as published) or "causal" (as decoding will decide).
+      segment_ids: the documents of a packed row, from 1: tokens attend to their own alone. None
+        makes the row one document. 0 is padding: it takes no capacity of a recursion or an expert,
+        enters no loss or metric, and its hidden states are undefined.
+      mode: "train", "eval" (as published) or "causal" (as in decoding).
       step: the training step, for policies whose training changes with it.
       key: of the step's random draws; None draws the same numbers every time.
-      microbatch: which microbatch of the step this is.
-      state: what a policy that starts from noise starts from; None draws it.
-      wanted: in causal mode, the tokens whose states will be read: those of others may be wrong.
-        None wants all.
+      microbatch: the number of the microbatch in its step.
+      state: the initial state of a policy that starts from noise; None draws it.
+      wanted: in causal mode, the tokens whose states will be read; the states of others may be
+        wrong. None wants all.
       remat: what a backward pass computes again.
     """
     context = _context(tokens.shape, positions, segment_ids)
@@ -116,14 +121,14 @@ def apply(
     x = constrain(x, ("batch", "length", None))
     x, before = stacks["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
     if config.inject.needs_input:
-        context = context.replace(inputs=x)
+        context = dataclasses.replace(context, inputs=x)
     call = Call(mode, step, key, microbatch, state, wanted)
     x, aux = config.depth.run(stacks["core"], params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, stacks)
     return Output(x, _with_reports(aux, before, after, config))
 
 
-def _context(shape: tuple[int, int], positions: Array | None, segment_ids: Array | None) -> Context:
+def _context(shape: tuple[int, ...], positions: Array | None, segment_ids: Array | None) -> Context:
     along = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     return Context(
         along if positions is None else positions,
@@ -134,16 +139,16 @@ def _context(shape: tuple[int, int], positions: Array | None, segment_ids: Array
 
 
 def read(
-    params: dict[str, Any],
+    params: Params,
     state: Float[Array, "B T D"],
     config: Model,
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T E"]:
-    """Returns what the head takes of a recursion's states, were they the last (logit lens).
+    """Returns the head's input of a recursion's states, as if they were the last (logit lens).
 
-    The state goes through loop norm, coda and final norm, as the last recursion's does. The other
+    Like those of the last recursion, they go through loop norm, coda and final norm. The other
     arguments are those of `apply`.
     """
     context = _context(state.shape[:2], positions, segment_ids)
@@ -151,20 +156,20 @@ def read(
 
 
 def _finish(
-    params: dict[str, Any], x: Array, context: Context, config: Model, stacks: dict[str, Stack]
-) -> tuple[Array, dict[str, Any]]:
-    """Returns what the head takes of a last state, and what the coda reports."""
+    params: Params, x: Array, context: Context, config: Model, stacks: dict[str, Stack]
+) -> tuple[Array, Report]:
+    """Returns the head's input of the states after the core, and the report of the coda."""
     if config.loop_norm == "last":
         x = _norm(params, x, config)
-    report: dict[str, Any] = {}
+    report: Report = {}
     if coda := config.ends["coda"]:
-        x, report = stacks["coda"].walk(x, context.replace(inputs=None))
+        x, report = stacks["coda"].walk(x, dataclasses.replace(context, inputs=None))
     if config.loop_norm != "each" or coda:
         x = _norm(params, x, config)
     return embedding.before_head(params["embed"], x), report
 
 
-def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, Stack]:
+def _stacks(params: Params, config: Model, remat: Remat) -> dict[str, Stack]:
     """Returns the stacks of blocks by name, with their weights."""
 
     def read(x: Array, context: Context) -> Array:
@@ -201,10 +206,10 @@ def _stacks(params: dict[str, Any], config: Model, remat: Remat) -> dict[str, St
     return stacks
 
 
-def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], config: Model) -> Aux:
-    """Adds what the blocks make of their reports, summed over the uses of each bank entry.
+def _with_reports(aux: Aux, before: Report, after: Report, config: Model) -> Aux:
+    """Adds the losses and metrics of the blocks' reports, summed over the uses of each bank entry.
 
-    A loop that stops when it may keeps no reports: nothing is added.
+    A loop that stops early returns no reports: nothing is added.
     """
     if not aux.report:
         return aux
@@ -216,58 +221,56 @@ def _with_reports(aux: Aux, before: dict[str, Any], after: dict[str, Any], confi
 
     def joined(slot: str, tree: Any) -> Any:
         summed = jax.tree.map(functools.partial(by_entry, slot), tree)
-        ends = [jax.tree.map(lambda leaf: leaf[0], end[slot]) for end in (before, after) if end]
+        ends = [parameters.at(end[slot], 0) for end in (before, after) if end]
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), summed, *ends)
 
     reports = {slot: joined(slot, tree) for slot, tree in aux.report.items()}
     losses, metrics = config.block.losses(reports)
-    return aux.replace(losses={**aux.losses, **losses}, metrics={**aux.metrics, **metrics})
+    return dataclasses.replace(
+        aux, losses={**aux.losses, **losses}, metrics={**aux.metrics, **metrics}
+    )
 
 
-def _norm(params: dict[str, Any], x: Array, config: Model) -> Array:
+def _norm(params: Params, x: Array, config: Model) -> Array:
     if "final_norm" not in params:
         return x
     weights = jax.tree.map(lambda p: p.astype(x.dtype), params["final_norm"])
     return norm(x, weights, config.block.norm_eps)
 
 
-def normalise(params: dict[str, Any], x: Array, config: Model) -> Array:
-    """Returns a recursion's state through the final norm alone, without loop norm or coda."""
+def normalise(params: Params, x: Array, config: Model) -> Array:
+    """Returns the head's input of a recursion's states through the final norm, without the coda."""
     x = x if config.loop_norm == "each" else _norm(params, x, config)
     return embedding.before_head(params["embed"], x)
 
 
-def logits(
-    params: dict[str, Any], hidden: Float[Array, "*B D"], config: Model
-) -> Float[Array, "*B V"]:
+def logits(params: Params, hidden: Float[Array, "*B D"], config: Model) -> Float[Array, "*B V"]:
     """Returns float32 next-token logits of normalised hidden states."""
     head = embedding.head(params["embed"], config.embed)
     scores = dot(hidden, head["matrix"].astype(hidden.dtype), "d,vd->v").astype(jnp.float32)
     return embedding.capped(scores + head["bias"] if "bias" in head else scores, head)
 
 
-def at_depth(
-    config: Model, params: dict[str, Any], num_recursions: int
-) -> tuple[Model, dict[str, Any]]:
-    """Returns the model that walks its core `num_recursions` times, with the same weights.
+def at_depth(config: Model, params: Params, num_recursions: int) -> tuple[Model, Params]:
+    """Returns the model with `num_recursions` recursions of its core, and its parameters.
 
     Raises:
       ValueError: for a depth that some slot or the depth policy has no weights for.
     """
-    whole, config = config.schedule, config.at_depth(num_recursions)
-    kept = {name: specs(config)[name] for name in ("depth", "inject")}
-    cut = lambda spec, p: p[: spec.shape[0]] if spec.shape else p
-    first = jax.tree.map(cut, kept, {name: params[name] for name in kept})
+    trained, config = config.schedule, config.at_depth(num_recursions)
+    by_recursion = {name: specs(config)[name] for name in ("depth", "inject")}
+    first = lambda spec, p: p[: spec.shape[0]] if spec.shape else p
+    sections = jax.tree.map(first, by_recursion, {name: params[name] for name in by_recursion})
 
     def core(slot: str, tree: Any) -> Any:
-        place = lambda bank: np.searchsorted(whole.held(bank), config.schedule.held(bank))
+        entries = lambda bank: np.searchsorted(trained.held(bank), config.schedule.held(bank))
         banks = key_banks.split(slot, tree, config.key_weights)
-        return key_banks.join({b: parameters.at(t, place(b)) for b, t in banks.items()})[slot]
+        return key_banks.join({b: parameters.at(t, entries(b)) for b, t in banks.items()})[slot]
 
-    first["core"] = {slot: core(slot, tree) for slot, tree in params["core"].items()}
-    return config, {**params, **first}
+    sections["core"] = {slot: core(slot, tree) for slot, tree in params["core"].items()}
+    return config, {**params, **sections}
 
 
-def init(config: Model, key: Array) -> dict[str, Any]:
+def init(config: Model, key: Array) -> Params:
     """Returns float32 parameters."""
     return parameters.init(specs(config), key)

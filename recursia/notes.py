@@ -1,27 +1,29 @@
-"""What a configuration says that is no mistake, but may not be meant."""
+"""Notes on valid configurations that are probably not intended."""
 
 from recursia import settings
 
 
 def notes(run: settings.Run) -> list[str]:
-    """Returns what is no mistake, but may not be meant: a line each, with its field first."""
-    steps, depth, said = run.train.num_steps, run.model.depth, []
+    """Returns a line for each setting that is probably not intended, with its field first."""
+    steps, depth, lines = run.train.num_steps, run.model.depth, []
     if conflict := run.schedule.conflict(steps):
-        said.append(conflict)
+        lines.append(conflict)
     for name in ("capacity_warmup_steps", "full_depth_steps"):
         if (phase := getattr(depth, name, 0)) >= steps:
-            said.append(
+            lines.append(
                 f"model.depth.{name}: {phase} steps, and train.num_steps is {steps}: training ends "
                 "before they do"
             )
-    parts = {"block": run.model.block, "depth": depth}
-    uneven = [
-        f"model.{part}.{name}" for part, config in parts.items() for name in config.batch_losses()
+    owners = {"block": run.model.block, "depth": depth}
+    weights = [
+        f"model.{owner}.{name}"
+        for owner, config in owners.items()
+        for name in config.batch_losses()
     ]
-    if uneven and run.train.num_microbatches > 1:
-        said.append(
-            f"train.num_microbatches: {' and '.join(uneven)} weighs a loss that is no sum over "
-            f"tokens; it is a mean over {run.train.num_microbatches} parts of the batch, and "
-            "differs a little from that of another number of parts"
+    if weights and run.train.num_microbatches > 1:
+        lines.append(
+            f"train.num_microbatches: {' and '.join(weights)} weighs a loss that is not a sum over "
+            f"tokens; it is a mean over {run.train.num_microbatches} microbatches, and changes a "
+            "little with their number"
         )
-    return said
+    return lines

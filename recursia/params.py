@@ -1,4 +1,4 @@
-"""Parameters, declared once: every tree of arrays starts as a tree of `Spec`."""
+"""Parameters, declared once: shape, logical axes and initializer of each, as a tree of `Spec`."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-Leaf = Any  # a Spec, an array, a sharding or a mask, as the tree goes through its life
+Leaf = Any  # of a parameter tree: a Spec, then an array, its sharding, or a mask
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
 ones = jax.nn.initializers.ones
@@ -23,23 +23,25 @@ def normal(std: float) -> Initializer:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One parameter before it exists.
+    """The declaration of one parameter.
 
     Attributes:
       shape: lengths of its axes.
-      axes: the logical name of each axis, None for one that is never sharded.
-      init: draws it from a key, a shape and a dtype.
+      axes: the logical name of each axis; None for an axis that is never sharded.
+      init: draws the array from a key, a shape and a dtype.
       is_decayed: whether weight decay applies (not to norms and biases).
-      inputs: how many of the leading axes are the features a matrix takes; the rest it gives.
+      inputs: number of leading axes that are input features of a matrix; the others are output
+        features.
       products: how often a step multiplies one token by it.
-      lr_scale: of the learning rate; gradients of one scale are clipped together, apart from
-        those of another.
-      is_reused: whether a step of training uses it more than once, or outside the blocks: it is
-        then gathered before the step instead of where it is used.
+      lr_scale: factor of the learning rate; gradients are clipped by their norm apart for each
+        scale.
+      is_reused: whether a training step uses it more than once, or outside the blocks: it is then
+        all-gathered before the step instead of in it.
       is_exact: whether it stays float32 whatever the compute dtype.
-      is_matrix: whether an optimizer may take it as maps from features to features; not routers,
-        thin factors or coefficients. What has no weight decay or rows of a vocabulary is none.
-      bank: how many of the leading axes count entries of a bank, in front of `inputs`.
+      is_matrix: whether an optimizer may treat it as matrices from features to features; False for
+        routers, low-rank factors and coefficients. Parameters without weight decay, and those with
+        a vocabulary axis, are no matrices in any case.
+      bank: number of leading axes that index bank entries, in front of `inputs`.
     """
 
     shape: tuple[int, ...]
@@ -63,9 +65,9 @@ class Spec:
 
     @property
     def matrix(self) -> tuple[int, int, int] | None:
-        """How many matrices it holds, and the features each takes and gives; None if it is none.
+        """The number of matrices, their input and their output features; None if it holds none.
 
-        Every entry of a bank and every expert is a matrix by itself.
+        Every entry of a bank and every expert is a matrix of its own.
         """
         lead = self.bank + (self.axes[self.bank : self.bank + 1] == ("experts",))
         rows, shape = lead + self.inputs, self.shape
@@ -93,17 +95,17 @@ class Spec:
 
 
 def stack(tree: Any, sizes: tuple[int, ...], names: tuple[str | None, ...]) -> Any:
-    """Stacks every `Spec` of a tree; see `Spec.stack`."""
+    """Returns a tree of `Spec`, each stacked by `Spec.stack`."""
     return jax.tree.map(lambda spec: spec.stack(sizes, names), tree)
 
 
 def mark(tree: Any, **fields: Any) -> Any:
-    """Returns every `Spec` of a tree with some fields changed."""
+    """Returns a tree of `Spec` with some fields of each replaced."""
     return jax.tree.map(lambda spec: dataclasses.replace(spec, **fields), tree)
 
 
 def init(specs: Any, key: Array) -> Any:
-    """Returns float32 parameters; a parameter's key depends on its path alone."""
+    """Returns float32 parameters; the random key of each depends on `key` and its path alone."""
 
     def draw(path: tuple[Any, ...], spec: Spec) -> Array:
         name = zlib.crc32(jax.tree_util.keystr(path).encode())
@@ -113,18 +115,18 @@ def init(specs: Any, key: Array) -> Any:
 
 
 def abstract(specs: Any, where: Any = None) -> Any:
-    """Returns the shapes, dtypes and shardings of `init(specs, ...)` without drawing anything.
+    """Returns the shapes, dtypes and shardings of `init(specs, ...)`, as a tree without arrays.
 
     Args:
       specs: of the parameters.
-      where: the sharding of each; None leaves them open.
+      where: the sharding of each parameter; None specifies none.
     """
     shape = lambda spec, place=None: jax.ShapeDtypeStruct(spec.shape, jnp.float32, sharding=place)
     return jax.tree.map(shape, specs, *([] if where is None else [where]))
 
 
 def count(specs: Any) -> int:
-    """Returns the number of unique parameters."""
+    """Returns the number of parameters."""
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))
 
 

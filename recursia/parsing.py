@@ -1,4 +1,4 @@
-"""How values are typed: each reader refuses what makes no sense, and says the range."""
+"""The command line's parser, and readers that convert and check its values."""
 
 import argparse
 import math
@@ -11,7 +11,7 @@ from recursia.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that refuses in one line; also an option given twice, unless it adds."""
+    """A parser whose errors are one line, and which refuses an option given twice."""
 
     def __init__(self, **how: Any):
         how.setdefault("formatter_class", _Formatter)
@@ -20,17 +20,13 @@ class Parser(argparse.ArgumentParser):
         self.register("action", "add", Add)
 
     def error(self, message: str) -> NoReturn:
-        """Refuses what was typed, in one line.
-
-        Raises:
-          ConfigError: always.
-        """
+        """Raises ConfigError with a message of one line."""
         verb = self.prog.partition(" ")[2]
         raise ConfigError(f"{verb and f'{verb}: '}{message}; see {self.prog} --help")
 
 
 class Once(argparse.Action):
-    """Keeps the value of an option; a second, other one is refused."""
+    """Stores the value of an option; a second, different value is an error."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Reads one occurrence."""
@@ -52,7 +48,7 @@ class Add(argparse.Action):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Help that says every default which says something."""
+    """Help with the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -63,10 +59,10 @@ class _Formatter(argparse.HelpFormatter):
 
 
 def split(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Takes `--config.a.b=v` and `--config.a.b v` out of the arguments, wherever they stand.
+    """Separates overrides, `--config.a.b=v` or `--config.a.b v`, from the other arguments.
 
     Returns:
-      The other arguments, and the values by field, both as typed.
+      The other arguments, and the typed values by field.
 
     Raises:
       ConfigError: for bytes that are not UTF-8, or a field given twice.
@@ -90,7 +86,7 @@ def split(typed: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _decoded(item: str, before: str) -> str:
-    """Returns an argument as text, which Python reads by the locale, odd bytes as surrogates."""
+    """Returns an argument decoded as UTF-8; Python has decoded it by the locale."""
     if not any("\ud800" <= letter <= "\udfff" for letter in item):
         return item
     name, equals, _ = item.partition("=") if item.startswith("--") else ("", "", "")
@@ -106,7 +102,7 @@ def _decoded(item: str, before: str) -> str:
 
 
 def integer(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Returns the reader of an integer in a range; 1e3 is one."""
+    """Returns a reader of integers in a range; 1e3 is an integer."""
 
     def read(typed: str) -> int:
         try:
@@ -122,7 +118,7 @@ def integer(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def real(least: int | float, most: int | float | None = None) -> Callable[[str], float]:
-    """Returns the reader of a finite number in a range."""
+    """Returns a reader of finite numbers in a range."""
 
     def read(typed: str) -> float:
         value = _number(typed)
@@ -153,7 +149,7 @@ def place(typed: str) -> str:
     """Reads a path as text; `~` is the home directory."""
     try:
         return str(pathlib.Path(something(typed)).expanduser()) if typed[:1] == "~" else typed
-    except RuntimeError:  # of a user who is not there
+    except RuntimeError:  # of an unknown user
         raise argparse.ArgumentTypeError(f"got {typed!r}, which is nobody's home") from None
 
 
@@ -163,20 +159,20 @@ def path(typed: str) -> pathlib.Path:
 
 
 def names(typed: str) -> tuple[str, ...]:
-    """Reads names of configurations, by commas."""
-    if not (found := tuple(place(name) for name in typed.split(",") if name)):
+    """Reads names of configurations, separated by commas."""
+    if not (values := tuple(place(name) for name in typed.split(",") if name)):
         raise argparse.ArgumentTypeError(f"got {typed!r}, takes configurations, by commas")
-    return found
+    return values
 
 
 def depths(typed: str) -> tuple[int, ...]:
-    """Reads numbers of recursions, by commas."""
+    """Reads numbers of recursions, separated by commas."""
     try:
-        found = tuple(integer(1)(depth) for depth in typed.split(",") if depth)
+        values = tuple(integer(1)(depth) for depth in typed.split(",") if depth)
     except argparse.ArgumentTypeError:
-        found = ()
-    if not found:
+        values = ()
+    if not values:
         raise argparse.ArgumentTypeError(
             f"got {typed!r}, takes numbers of recursions such as 1,2,3"
         )
-    return found
+    return values

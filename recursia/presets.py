@@ -1,6 +1,6 @@
-"""Configuration files and their presets: what there is, and what one gives.
+"""Configuration files and their presets.
 
-A file has `get_config()`, or `get_config(preset)` and the names it takes as `PRESETS`.
+A file defines `get_config()`, or `get_config(preset)` and `PRESETS`, the names of its presets.
 """
 
 import ast
@@ -16,23 +16,23 @@ import ml_collections
 
 from recursia.errors import ConfigError
 
-_SHARED = ("__init__", "base", "blocks")  # files of the folder that are no configurations
+_SHARED = ("__init__", "base", "blocks")  # files of the folder that are not configurations
 
 
 def shipped() -> tuple[str, ...]:
-    """Returns the names of the shipped files, in order."""
+    """Returns the names of the shipped configuration files, in alphabetical order."""
     names = (path.stem for path in _folder().glob("*.py"))
     return tuple(sorted(name for name in names if name not in _SHARED))
 
 
 def presets(name: str) -> tuple[str, ...]:
-    """Returns what `--config=` takes of a file: "NAME:PRESET" for each preset, or its bare name.
+    """Returns the values of `--config=` for a file: "NAME:PRESET" each, or "NAME" without presets.
 
     Args:
-      name: a shipped file's bare name, or "FILE.py"; a preset after a colon is not read.
+      name: a shipped file's bare name, or "FILE.py"; a preset after a colon is ignored.
 
     Raises:
-      ConfigError: if there is no such file, or it cannot be run.
+      ConfigError: if the file does not exist or raises.
     """
     file, _ = _split(name)
     known = _known(name, _run(name))
@@ -40,19 +40,19 @@ def presets(name: str) -> tuple[str, ...]:
 
 
 def about(name: str) -> str:
-    """Returns the first line of what a shipped file says of itself."""
+    """Returns the first line of a shipped file's docstring."""
     tree = ast.parse(_path(name).read_text(encoding="utf-8"))
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
 def read(name: str) -> ml_collections.ConfigDict:
-    """Returns what `get_config` of a configuration file gives.
+    """Returns the result of a configuration file's `get_config`.
 
     Args:
       name: "FILE.py:PRESET", or a shipped file's bare name with its preset.
 
     Raises:
-      ConfigError: if there is no such file or preset, or the file cannot be run.
+      ConfigError: if the file or the preset does not exist, or the file raises.
     """
     file, preset = _split(name)
     module = _run(name)
@@ -60,33 +60,35 @@ def read(name: str) -> ml_collections.ConfigDict:
     if preset and known and preset not in known:
         raise ConfigError(f"--config={name}: no preset {preset!r}{hint(preset, known)}")
     try:
-        takes = inspect.signature(module.get_config).parameters.values()
-        if preset and not takes:
+        parameters = inspect.signature(module.get_config).parameters.values()
+        if preset and not parameters:
             raise ConfigError(f"--config={name}: has no presets; give --config={file}")
-        if not preset and any(one.default is one.empty for one in takes):
-            there = hint("", known) if known else ""
-            raise ConfigError(f"--config={name}: name a preset: {file}:PRESET{there}")
+        if not preset and any(p.default is p.empty for p in parameters):
+            choices = hint("", known) if known else ""
+            raise ConfigError(f"--config={name}: name a preset: {file}:PRESET{choices}")
         config = module.get_config(preset) if preset else module.get_config()
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
         raise _refusal(name, error) from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(
-            f"--config={name}: get_config gave {type(config).__name__}, not ConfigDict"
+            f"--config={name}: get_config returned {type(config).__name__}, not ConfigDict"
         )
     return config
 
 
 def hint(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """Returns the end of a refusal: the nearest name that is there, and all of them."""
+    """Returns the end of an error message: the nearest known name, and all of them."""
     close = difflib.get_close_matches(name, known, n=1)
-    there = f"is {', '.join(known)}"
-    return f"; did you mean {close[0]!r}? There {there}" if close else f"; there {there}"
+    listed = ", ".join(known)
+    if not close:
+        return f"; choices are {listed}"
+    return f"; did you mean {close[0]!r}? Choices are {listed}"
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Returns the file and the preset; a path may hold colons of its own."""
+    """Returns the file and the preset of a name; the file's path may contain colons."""
     file, ending, preset = name.rpartition(".py:")
     if ending:
         return f"{file}.py", preset
@@ -98,13 +100,13 @@ def _run(name: str) -> ModuleType:
     """Returns a configuration file as a module."""
     try:
         path = _path(name)
-        is_hidden = path.parent == _folder() and path.stem in _SHARED
-        is_there = path.is_file() and not is_hidden
-    except (OSError, RuntimeError) as error:  # a name that is too long, a home of no one
+        is_shared = path.parent == _folder() and path.stem in _SHARED
+        is_configuration = path.is_file() and not is_shared
+    except (OSError, RuntimeError) as error:  # a name that is too long, a user without a home
         raise ConfigError(f"--config={name}: {error}") from None
-    if not is_there:
-        known = hint(_split(name)[0], shipped())
-        raise ConfigError(f"--config={name}: no file {path.name}{known}")
+    if not is_configuration:
+        choices = hint(_split(name)[0], shipped())
+        raise ConfigError(f"--config={name}: no file {path.name}{choices}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec and spec.loader  # of a file that ends in .py
     module = importlib.util.module_from_spec(spec)
@@ -124,13 +126,13 @@ def _known(name: str, module: ModuleType) -> tuple[str, ...]:
 
 
 def _refusal(name: str, error: BaseException) -> ConfigError:
-    """Returns what a configuration file raised as one line, with the line it was raised at."""
+    """Returns an exception of a configuration file as one line, with the line number."""
     file = str(_path(name))
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return ConfigError(f"--config={name}: {where}{what}")
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return ConfigError(f"--config={name}: {where}{message}")
 
 
 def _path(name: str) -> pathlib.Path:

@@ -1,19 +1,15 @@
-"""Ranges of settings. Each refuses a field's value with the range; what is no number is in none."""
+"""Range checks of settings: each raises ValueError with the field, its value and the range."""
 
 import math
 from typing import Any
 
 LARGEST = 2**31 - 1  # integers of a compiled program have 32 bits
 LARGEST_SEED = 2**32 - 1
-MOST_LAYERS = 10_000  # each is planned by itself
+MOST_LAYERS = 10_000  # the schedule has an entry for each
 
 
 def at_least(least: int | float, config: Any, *names: str) -> None:
-    """Refuses fields below a number.
-
-    Raises:
-      ValueError: with the field, its value and the range; so do the others.
-    """
+    """Checks that fields are at least a number; NaN and infinity are refused."""
     for name in names:
         value = getattr(config, name)
         if not least <= value < math.inf:
@@ -23,33 +19,33 @@ def at_least(least: int | float, config: Any, *names: str) -> None:
 
 
 def above(bound: int | float, config: Any, *names: str) -> None:
-    """Refuses fields that are not above a number."""
+    """Checks that fields are finite and above a number."""
     for name in names:
         if not bound < (value := getattr(config, name)) < math.inf:
             raise ValueError(f"{name}: got {value}, takes a number above {bound}")
 
 
 def between(least: int | float, most: int | float, config: Any, *names: str) -> None:
-    """Refuses fields that are not between two numbers, of which both are taken."""
+    """Checks that fields are between two numbers, inclusive."""
     for name in names:
         if not least <= (value := getattr(config, name)) <= most:
             raise ValueError(f"{name}: got {value}, takes {least} to {most}")
 
 
 def fraction(config: Any, *names: str) -> None:
-    """Refuses fields that are not fractions."""
+    """Checks that fields are between 0 and 1, inclusive."""
     for name in names:
         if not 0 <= (value := getattr(config, name)) <= 1:
             raise ValueError(f"{name}: got {value}, takes a fraction from 0 to 1")
 
 
 def choice(config: Any, name: str, among: str) -> None:
-    """Refuses a field that takes more, or fewer, than there are of another."""
+    """Checks that a field is at least 1 and at most another field."""
     value, most = getattr(config, name), getattr(config, among)
     if not 1 <= value <= most:
         raise ValueError(f"{name}: got {value}, takes 1 to the {most} of {among}")
 
 
 def recursions(config: Any) -> None:
-    """Refuses a number of recursions that no model has."""
+    """Checks the number of recursions."""
     between(1, MOST_LAYERS, config, "num_recursions")

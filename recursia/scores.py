@@ -1,16 +1,17 @@
-"""How well a model predicts text: nats per token, bits per byte, recursions used."""
+"""Evaluation of a model on text: nats per token, bits per byte, recursions used."""
 
 import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from recursia import console, distributed, model, settings, sharding
@@ -22,20 +23,23 @@ from recursia.errors import DataError
 from recursia.layers import embedding
 from recursia.losses import token_nats
 
-CHUNK = 128  # tokens of each sequence whose logits exist at a time
+# From parameters, the bytes of each token id and a batch to named sums over its tokens.
+Sums = Callable[[model.Params, ArrayLike, dict[str, Array]], dict[str, Array]]
+
+CHUNK = 128  # tokens of each sequence whose logits are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a model makes of a text.
+    """Losses of a model on a text, and the recursions that it took.
 
     Attributes:
       nats_per_token: mean cross-entropy of the tokens.
-      bits_per_byte: the same information over the UTF-8 bytes that the tokens stand for.
-      tokens: predicted tokens.
+      bits_per_byte: their total cross-entropy per UTF-8 byte of the text.
+      tokens: number of predicted tokens.
       mean_depth: recursions per token.
-      lens_nats_per_token: cross-entropy of the state after each recursion, read as the model reads
-        the last (`model.read`); empty where recursions are not walked in turn.
+      lens_nats_per_token: cross-entropy of the states after each recursion, read by the logit lens
+        (`model.read`); empty where the model returns the last states alone.
     """
 
     nats_per_token: float
@@ -50,19 +54,19 @@ def _rows(mesh: Mesh, rules: sharding.Rules) -> NamedSharding:
 
 
 @functools.lru_cache(maxsize=32)
-def _sums(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
+def _sums(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules) -> Sums:
     """Returns a compiled function from parameters and a batch to sums over its tokens."""
     rows = _rows(mesh, rules)
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def sums(params: Any, token_bytes: Array, batch: dict[str, Array]) -> dict[str, Array]:
-        where: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
-        out = model.apply(params, batch["tokens"], config, mode=mode, **where)
+    def sums(params: model.Params, token_bytes: Array, batch: dict[str, Array]) -> dict[str, Array]:
+        packing: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
+        out = model.apply(params, batch["tokens"], config, mode=mode, **packing)
         weights, head = batch["weights"], embedding.head(params["embed"], config.embed)
         nats = lambda x: (weights * token_nats(x, head, batch["targets"], CHUNK)).sum()
         lens = jnp.zeros(0)
         if out.aux.states is not None:
-            read = lambda state: nats(model.read(params, state, config, **where))
+            read = lambda state: nats(model.read(params, state, config, **packing))
             lens = jax.lax.map(read, out.aux.states)
         return {
             "nats": nats(out.hidden),
@@ -72,11 +76,11 @@ def _sums(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
             "lens": lens,
         }
 
-    return jax.jit(sums, in_shardings=(None, everywhere, rows), out_shardings=everywhere)
+    return jax.jit(sums, in_shardings=(None, replicated, rows), out_shardings=replicated)
 
 
 def score(
-    params: Any,
+    params: model.Params,
     config: Model,
     batches: Iterable[dict[str, np.ndarray]],
     token_bytes: np.ndarray,
@@ -88,27 +92,27 @@ def score(
     """Returns a model's score on batches of rows.
 
     Args:
-      params: float32 parameters, wherever they lie.
+      params: float32 parameters, on any devices.
       config: the model.
-      batches: tokens, targets, positions, segment_ids and weights, each [B T]; of several
-        processes, those rows of each batch that this one's devices hold.
-      token_bytes: UTF-8 bytes of each id, 0 for special ones.
-      mode: "eval" as published, "causal" as decoding decides.
+      batches: tokens, targets, positions, segment_ids and weights, each [B T]; with several
+        processes, the rows of each batch that this process's devices hold.
+      token_bytes: number of UTF-8 bytes of each id, 0 for special tokens.
+      mode: "eval" as published, "causal" as in decoding.
       mesh: devices over which the rows are split.
-      rules: how.
+      rules: mesh axes that shard each logical axis.
 
     Raises:
-      DataError: if there is nothing to predict.
+      DataError: if the text has no tokens to predict.
     """
     sums, rows = _sums(config, mode, mesh, rules), _rows(mesh, rules)
     put = functools.partial(jax.make_array_from_process_local_data, rows)
     total: dict[str, Any] = {}
     with jax.set_mesh(mesh):
         for batch in batches:
-            here = {name: put(value) for name, value in batch.items()}
-            part = jax.device_get(sums(params, token_bytes, here))
-            wide = {name: value.astype(np.float64) for name, value in part.items()}
-            total = {name: total.get(name, 0.0) + value for name, value in wide.items()}
+            sharded = {name: put(value) for name, value in batch.items()}
+            added = jax.device_get(sums(params, token_bytes, sharded))
+            exact = {name: value.astype(np.float64) for name, value in added.items()}
+            total = {name: total.get(name, 0.0) + value for name, value in exact.items()}
     if not total or not total["tokens"]:
         raise DataError("eval: the text has 0 tokens to predict; give a longer one")
     tokens = total["tokens"]
@@ -124,26 +128,26 @@ def score(
 def validation_batches(
     run: settings.Run, paths: tuple[str, ...], num_batches: int, mesh: Mesh
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the validation split of prepared directories, row after row, each token once.
+    """Yields batches of the validation split of prepared directories, each token once.
 
-    Of several processes, each reads the rows that its own devices hold.
+    With several processes, each reads the rows that its own devices hold.
 
     Args:
-      run: whose rows, batches and view of other documents are taken.
+      run: settings of batches and of attention across documents.
       paths: the directories.
-      num_batches: of each, to read; 0 reads all.
+      num_batches: batches to read of each directory; 0 reads all.
       mesh: devices over which the rows are split.
     """
     train = run.train
     rows = rows_here(_rows(mesh, run.mesh.rules), (train.batch_size, train.seq_len))
     windows = [Windows(path, "validation", train.seq_len, keep_tail=True) for path in paths]
-    each = [-(-len(of) // train.batch_size) for of in windows]
-    total = sum(min(count, num_batches or count) for count in each)
+    counts = [-(-len(split) // train.batch_size) for split in windows]
+    total = sum(min(count, num_batches or count) for count in counts)
     bar = console.bar("scoring", total, "batches")
     with bar if distributed.is_first() else contextlib.nullcontext(lambda _: None) as advance:
-        for of in windows:
+        for split in windows:
             for batch in evaluation_batches(
-                of,
+                split,
                 train.batch_size,
                 run.data.cross_document_attention,
                 num_batches or None,

@@ -1,22 +1,14 @@
-"""Every setting of a run and its default; a preset says where it differs, nothing else does."""
+"""Every setting of a run, with its default; a preset gives only the fields that differ."""
 
 import dataclasses
-import functools
-import importlib
-import pkgutil
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from recursia import sharding, typed
+from recursia import kinds, sharding, typed
 from recursia.architecture import Model
-from recursia.blocks.block import Block
-from recursia.depth.policy import Policy
-from recursia.feedforward.feedforward import FeedForward
-from recursia.mixers.mixer import Mixer
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.optimizer import Optimizer
 from recursia.ranges import LARGEST_SEED, at_least, between, fraction
 from recursia.sharing.remat import Remat, Saves, Unit
-from recursia.sharing.weights import Weights
 
 Place = Annotated[str, typed.Path()]
 Texts = Annotated[str, typed.Path("bundled:.*")]
@@ -26,20 +18,20 @@ Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What the model reads.
+    """The training and validation text.
 
     Attributes:
       path: directories written by `recursia data prepare`, mixed by `weights`; `text` is then
-        not read. Where `path` or `text` is typed, no data of the configuration's file is read.
-      weights: relative number of rows drawn from each path; empty draws alike.
-      text: files to prepare inside the workdir when there is no `path`; "bundled:train" is the
+        not read. If `path` or `text` is typed, the data of the configuration file is not read.
+      weights: relative number of rows drawn from each path; empty draws equally from all.
+      text: files to prepare inside the workdir if there is no `path`; "bundled:train" is the
         bundled corpus.
-      validation_text: files of the validation split; empty sets documents of `text` aside.
-      validation_fraction: of the documents of `text`, where no validation files are given, in
-        [0, 1); 0 validates on nothing.
+      validation_text: files of the validation split; empty holds out documents of `text`.
+      validation_fraction: fraction of the documents of `text` to hold out if there are no
+        validation files, in [0, 1); 0 validates on nothing.
       tokenizer: for `text`: "byte", "bpe:SIZE", a tokenizer.json, or a folder with GPT-2's files.
-      end_of_text: name of the token that ends a text, in such a file; empty looks for the usual.
-      cross_document_attention: whether tokens see earlier documents of their row.
+      end_of_text: name of the end-of-text token in such a file; empty tries the common names.
+      cross_document_attention: whether tokens attend to earlier documents of their row.
       on_error: "stop" at a broken line, or "skip" it.
       seed: of the order of rows.
     """
@@ -57,9 +49,11 @@ class Data:
 
     def __post_init__(self):
         if not self.path and not self.text:
-            raise ValueError("path: no data; give folders as data.path, or text files as data.text")
+            raise ValueError("path: no data; give folders as data.path, or text files in data.text")
         if self.weights and len(self.weights) != len(self.path):
-            raise ValueError(f"weights: got {len(self.weights)} for {len(self.path)} paths")
+            raise ValueError(
+                f"weights: got {len(self.weights)} for {len(self.path)} paths; give one each"
+            )
         if not all(weight > 0 for weight in self.weights):
             raise ValueError(f"weights: got {self.weights}, takes numbers above 0")
         between(0, LARGEST_SEED, self, "seed")
@@ -77,7 +71,7 @@ class Schedule:
       kind: after the warm-up, "constant", "cosine", or "wsd": stable, then a linear decay.
       warmup_steps: steps of the linear warm-up from 0.
       decay_fraction: of all steps, the length of the decay of "wsd"; 0 has none.
-      final_fraction: of the peak, what is left at the end.
+      final_fraction: the learning rate at the end, as a fraction of its peak.
     """
 
     kind: Literal["constant", "cosine", "wsd"] = "wsd"
@@ -90,17 +84,17 @@ class Schedule:
         fraction(self, "decay_fraction", "final_fraction")
 
     def conflict(self, num_steps: int) -> str:
-        """Returns what keeps it from its course in so many steps, field first; "" if nothing."""
-        warm, decay = self.warmup_steps, max(round(self.decay_fraction * num_steps), 1)
-        if warm and warm >= num_steps:
+        """Returns why the schedule does not fit into `num_steps`, field first; "" if it fits."""
+        warmup, decay = self.warmup_steps, max(round(self.decay_fraction * num_steps), 1)
+        if warmup and warmup >= num_steps:
             return (
-                f"schedule.warmup_steps: {warm} steps of the {num_steps} of train.num_steps warm "
-                "up, and the learning rate never comes to its peak; lower it, or take more steps"
+                f"schedule.warmup_steps: {warmup} steps of the {num_steps} of train.num_steps are "
+                "warm-up, so the learning rate never reaches its peak; lower it, or take more steps"
             )
-        if self.kind == "wsd" and warm + decay > num_steps:
+        if self.kind == "wsd" and warmup + decay > num_steps:
             return (
                 f"schedule.decay_fraction: {self.decay_fraction} of the {num_steps} steps of "
-                f"train.num_steps is a decay of {decay}, which begins in the {warm} of "
+                f"train.num_steps is a decay of {decay}, which begins in the {warmup} of "
                 "schedule.warmup_steps; lower one"
             )
         return ""
@@ -112,17 +106,18 @@ class Train:
 
     Attributes:
       num_steps: updates of the parameters.
-      batch_size: sequences of an update, over all devices.
-      seq_len: tokens of a sequence.
-      num_microbatches: parts of a batch whose gradients are summed one after the other. Losses
-        that are no sums over tokens, such as those that even out experts, are means over the parts:
-        they differ a little with the number of parts.
+      batch_size: sequences per update, over all devices.
+      seq_len: tokens per sequence.
+      num_microbatches: microbatches per batch, for gradient accumulation. A loss that is not a sum
+        over tokens, such as load balancing, is a mean over microbatches: it changes a little with
+        their number.
       loss_chunk: tokens of each sequence whose logits exist at a time.
-      remat: what the backward pass computes again: nothing, each block, or each recursion.
-      remat_saves: what it keeps of that all the same: "nothing", what "attention" read, or the
-        "products" with weights.
-      seed: of the parameters.
-      init_from: another run's directory, whose latest parameters this one starts from; empty draws
+      remat: gradient checkpointing: the backward pass recomputes "none", each "block", or each
+        "recursion".
+      remat_saves: activations inside such a unit that are saved nevertheless: "nothing", the
+        inputs of "attention", or the "products" with weights.
+      seed: of the initial parameters.
+      init_from: another run's directory, whose latest parameters are the initial ones; empty draws
         them. A run that resumes does not read it.
     """
 
@@ -141,26 +136,26 @@ class Train:
         between(0, LARGEST_SEED, self, "seed")
         if self.batch_size % self.num_microbatches:
             raise ValueError(
-                f"num_microbatches: {self.num_microbatches} parts do not divide batch_size "
-                f"{self.batch_size}"
+                f"num_microbatches: {self.num_microbatches} do not divide batch_size "
+                f"{self.batch_size}; take a divisor"
             )
 
     @property
     def rematerialisation(self) -> Remat:
-        """What the backward pass computes again, and what it keeps of that."""
+        """The rematerialisation: its unit, and the activations that are saved nevertheless."""
         return Remat(self.remat, self.remat_saves)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """What is learnt from another distribution of the next token than the text.
+    """Distillation from a teacher model, or from the last recursion to earlier exits.
 
-    A state that has a teacher learns from it by `weight`, and from the text by the rest.
+    A state with a teacher has the loss `weight` * distance + (1 - `weight`) * cross-entropy.
 
     Attributes:
       teacher: another run's directory, whose latest parameters teach the last state; empty has
         none. It needs the same tokenizer.
-      exits: whether the last state teaches the earlier ones, where `model.depth` trains those.
+      exits: whether the last state teaches the earlier ones, if `model.depth` trains those.
       kind: the distance from the teacher; see `recursia.train.distill`.
       weight: of that distance, from 0 to 1.
     """
@@ -176,11 +171,11 @@ class Distill:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """When the state is saved, besides at the end and when the run is told to stop.
+    """When the state is saved. It is always saved at the end and after a signal to stop.
 
     Attributes:
-      every_steps: steps between saves; 0 saves only then.
-      keep: how many of the latest saves stay.
+      every_steps: steps between saves; 0 saves only at the end and after a signal.
+      keep: number of checkpoints kept, the latest.
     """
 
     every_steps: int = 1000
@@ -197,9 +192,9 @@ class Eval:
 
     Attributes:
       every_steps: steps between validations; 0 validates at the end only.
-      num_batches: batches of the validation split that are read; 0 reads all.
-      prompts: beginnings that samples continue; none draws no samples.
-      sample_tokens: tokens of a sample.
+      num_batches: batches of the validation split to read; 0 reads all.
+      prompts: texts that samples continue; none draws no samples.
+      sample_tokens: tokens per sample.
       temperature: of samples; 0 takes the likeliest token.
     """
 
@@ -213,18 +208,16 @@ class Eval:
         at_least(0, self, "every_steps", "num_batches", "temperature")
         at_least(1, self, "sample_tokens")
         if not all(self.prompts):
-            raise ValueError(
-                "prompts: one is empty; give each at least one character, or no prompts"
-            )
+            raise ValueError("prompts: one is empty; give it a character, or leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
-    """What is written while training.
+    """Metrics that are written during training.
 
     Attributes:
       every_steps: steps between rows of metrics.jsonl.
-      tensorboard: whether the same numbers go to TensorBoard files.
+      tensorboard: whether the same metrics are written to TensorBoard files.
     """
 
     every_steps: int = 10
@@ -236,11 +229,11 @@ class Log:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A whole configuration; one attribute a section.
+    """A configuration; each attribute is a section, except `topology`.
 
     Attributes:
-      optimizer: how gradients change parameters; `kind` names a module of `recursia.optimizers`.
-      topology: the machine it is meant for, such as "v5e:16x16" or "h100:8"; "" is any.
+      optimizer: the update rule; `kind` names a module of `recursia.optimizers`.
+      topology: the devices it is written for, such as "v5e:16x16" or "h100:8"; "" is any.
     """
 
     model: Model
@@ -258,49 +251,8 @@ class Run:
     def __post_init__(self):
         self.model.depth.check_length(self.train.seq_len)
         if self.distill.exits and self.model.depth.num_exits < 2:
+            name = kinds.kind_of(self.model.depth)
             raise ValueError(
-                f"distill.exits: depth {kind(self.model.depth)!r} trains the last state alone; "
-                "take depth 'exit_gate', or 'fixed' with an exit_loss"
+                f"distill.exits: depth {name!r} trains the last state alone; take depth "
+                "'exit_gate', or 'fixed' with an exit_loss"
             )
-
-
-# Fields that name a module, and the base of what it holds.
-KINDS: dict[str, type] = {
-    "block": Block,
-    "mixer": Mixer,
-    "feedforward": FeedForward,
-    "depth": Policy,
-    "weights": Weights,
-    "optimizer": Optimizer,
-}
-
-
-def kind(config: Any) -> str:
-    """Returns the name of the module that a kind's settings belong to."""
-    return type(config).__module__.rpartition(".")[2]
-
-
-@functools.cache
-def kinds(field: str) -> tuple[str, ...]:
-    """Returns the names that `kind` takes in a field of `KINDS`, in order."""
-    package = importlib.import_module(KINDS[field].__module__.rpartition(".")[0])
-    names = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(name for name in names if kind_config(field, name)))
-
-
-def kind_config(field: str, name: str) -> type | None:
-    """Returns the class of that kind in a field of `KINDS`, or None if there is none."""
-    base = KINDS[field]
-    package = base.__module__.rpartition(".")[0]
-    try:
-        module = importlib.import_module(f"{package}.{name}")
-    except ModuleNotFoundError:
-        return None
-    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
-    return next((c for c in own if c is not base and c.__module__ == module.__name__), None)
-
-
-def former(field: str, name: str) -> str:
-    """Returns what a kind that is no more has become, in words; "" if there never was such."""
-    package = importlib.import_module(KINDS[field].__module__.rpartition(".")[0])
-    return getattr(package, "FORMER", {}).get(name, "")

@@ -1,32 +1,30 @@
-"""The mesh, and the one place where logical axis names become mesh axes.
+"""The device mesh, and the rules by which logical axis names are sharded over mesh axes.
 
-Devices along "data", "fsdp" and "expert" hold different rows of a batch; "fsdp" also splits
+Devices along "data", "fsdp" and "expert" hold different rows of a batch; "fsdp" also shards
 parameters, "expert" the banks of experts, "tensor" heads, hidden widths and vocabulary, "context"
-the tokens of a row. A training step runs by rows: each device gathers a parameter that "fsdp"
-splits, once if all recursions share it (`Shard`), and sums gradients at the end. Over "tensor" and
-"context" the compiler splits what it can, and `locally` the rest.
+the tokens of a row. A training step is a `shard_map` over the axes of rows; parameters that "fsdp"
+shards are gathered inside it (`recursia.fsdp`). Over "tensor" and "context" the compiler partitions
+the program, and `locally` runs what it cannot partition, such as kernels.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from recursia import batch, ranges
 from recursia.errors import ConfigError
-from recursia.params import Leaf, Spec
+from recursia.params import Spec
 
-AXES = ("data", "fsdp", "expert", "context", "tensor")  # those that talk most lie closest
-GATHERED = ("data", "fsdp")  # a parameter split over these is whole where it is used
+# The devices of the last axes communicate most: they are neighbours.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 Rules = tuple[tuple[str, tuple[str, ...]], ...]  # logical axis -> mesh axes that split it
 RULES: Rules = (
     ("batch", batch.AXES),
@@ -42,15 +40,15 @@ RULES: Rules = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How devices are laid out: so many along each axis, of which one may be -1 for all left.
+    """The number of devices along each mesh axis; one may be -1 for all remaining devices.
 
     Attributes:
-      data: only the batch is split.
-      fsdp: batch and parameters are split.
-      tensor: heads, hidden widths and vocabulary are split.
-      context: the tokens of a sequence are split.
-      expert: batch and banks of experts are split.
-      rules: mesh axes that split each logical axis, where they differ from `RULES`.
+      data: shards the batch alone (data parallelism).
+      fsdp: shards batch and parameters (fully sharded data parallelism).
+      tensor: shards heads, hidden widths and vocabulary (tensor parallelism).
+      context: shards the tokens of a sequence (context parallelism).
+      expert: shards batch and banks of experts (expert parallelism).
+      rules: mesh axes that shard each logical axis, where they differ from `RULES`.
     """
 
     data: int = -1
@@ -89,8 +87,8 @@ class MeshConfig:
         return {axis: getattr(self, axis) for axis in AXES}
 
 
-def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """Returns the mesh of a config over `devices` (None: all there are).
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Returns the mesh of a config over `devices`; None takes all.
 
     Raises:
       ConfigError: if the axes do not multiply to the number of devices.
@@ -108,15 +106,15 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
 
 
 def check_batch(rows: int, seq_len: int, mesh: Mesh) -> None:
-    """Checks that the rows computed at a time, and their tokens, divide over the devices.
+    """Checks that the rows of a microbatch, and their tokens, divide over the devices.
 
     Raises:
       ConfigError: if they do not.
     """
-    ways = math.prod(mesh.shape[axis] for axis in batch.AXES)
-    if rows % ways:
+    num_shards = _num_shards(batch.AXES, mesh)
+    if rows % num_shards:
         raise ConfigError(
-            f"config.train.batch_size: {rows} sequences at a time do not divide over {ways} "
+            f"config.train.batch_size: {rows} sequences at a time do not divide over {num_shards} "
             "devices; change batch_size, num_microbatches or config.mesh"
         )
     if seq_len % mesh.shape["context"]:
@@ -127,12 +125,16 @@ def check_batch(rows: int, seq_len: int, mesh: Mesh) -> None:
 
 
 def splitting(name: str | None, rules: Rules) -> tuple[str, ...]:
-    """Returns the mesh axes that split a logical axis; none split one without a name."""
+    """Returns the mesh axes that shard a logical axis; none shard one without a name."""
     return () if name is None else dict(rules).get(name, ())
 
 
+def _num_shards(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def partition(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
-    """Returns how an array with these logical axes is split."""
+    """Returns the partition of an array with these logical axes."""
     return PartitionSpec(*(dict(rules).get(axis) if axis else None for axis in axes))
 
 
@@ -145,14 +147,16 @@ def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
 
     def place(path: tuple[Any, ...], spec: Spec) -> NamedSharding:
         for size, name in zip(spec.shape, spec.axes, strict=True):
-            ways = math.prod(mesh.shape[axis] for axis in splitting(name, rules))
-            if size % ways:
+            num_shards = _num_shards(splitting(name, rules), mesh)
+            if size % num_shards:
                 remedy = "the width"
                 if name == "vocab":
-                    remedy = f"set config.model.vocab_size={math.ceil(size / ways) * ways}"
+                    remedy = (
+                        f"set config.model.vocab_size={math.ceil(size / num_shards) * num_shards}"
+                    )
                 raise ConfigError(
                     f"config.mesh: {name} of {jax.tree_util.keystr(path)} is {size} wide, which "
-                    f"{ways} devices do not divide; change config.mesh or {remedy}"
+                    f"{num_shards} devices do not divide; change config.mesh or {remedy}"
                 )
         return NamedSharding(mesh, partition(spec.axes, rules))
 
@@ -160,107 +164,31 @@ def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
 
 
 def fitting(specs: Any, mesh: Mesh, rules: Rules) -> Any:
-    """Returns the sharding of every parameter, on a mesh that the model was not made for.
+    """Returns the sharding of every parameter on any mesh.
 
-    An axis that does not divide over the devices that would split it stays whole.
+    An axis that does not divide over the devices that would shard it is replicated instead.
     """
 
     def place(spec: Spec) -> NamedSharding:
-        ways = lambda name: math.prod(mesh.shape[axis] for axis in splitting(name, rules))
+        divides = lambda size, name: size % _num_shards(splitting(name, rules), mesh) == 0
         pairs = zip(spec.shape, spec.axes, strict=True)
-        axes = tuple(name if size % ways(name) == 0 else None for size, name in pairs)
+        axes = tuple(name if divides(size, name) else None for size, name in pairs)
         return NamedSharding(mesh, partition(axes, rules))
 
     return jax.tree.map(place, specs)
 
 
-def by_rows(spec: PartitionSpec) -> PartitionSpec:
-    """Returns the part of a partition that is over axes which split the batch."""
-    keep = lambda names: tuple(name for name in names if name in batch.AXES) or None
-    return PartitionSpec(*map(keep, _names(spec)))
-
-
-def summed(x: Array, spec: PartitionSpec) -> Array:
-    """Returns the sum over the devices that hold the same part of an array, but other rows."""
-    split = set(itertools.chain.from_iterable(_names(spec)))
-    axes = tuple(axis for axis in batch.axes() if axis not in split)
-    return jax.lax.psum(x, axes) if axes else x
-
-
-def _names(spec: PartitionSpec) -> list[tuple[str, ...]]:
-    return [(entry,) if isinstance(entry, str) else tuple(entry or ()) for entry in spec]
-
-
-@struct.dataclass
-class Shard:
-    """A device's part of a parameter, made whole in the step that uses it.
-
-    Attributes:
-      part: float32.
-      dims: the axes that are split, counted from the last, and over which mesh axes; leading axes
-        may be sliced away.
-    """
-
-    part: Leaf
-    dims: tuple[tuple[int, tuple[str, ...]], ...] = struct.field(pytree_node=False)
-
-
-def shard(spec: Spec, part: Array, mesh: Mesh, rules: Rules) -> Array | Shard:
-    """Returns the part of a parameter as one, or as it is if it is whole."""
-    dims = []
-    for dim, name in enumerate(spec.axes):
-        split = tuple(axis for axis in splitting(name, rules) if axis in GATHERED)
-        if math.prod(mesh.shape[axis] for axis in split) > 1:
-            dims.append((dim - len(spec.axes), split))
-    return Shard(part, tuple(dims)) if dims else part
-
-
-def gathered(weight: Array | Shard, dtype: Any, moved: Any = None) -> Array:
-    """Returns a weight in `dtype`, gathered if it is a shard.
-
-    Args:
-      weight: float32.
-      dtype: of the result.
-      moved: dtype in which it travels, and to which it is rounded; None is `dtype`. Its gradient
-        is summed over devices in float32.
-    """
-    moved = dtype if moved is None else moved
-    if isinstance(weight, Shard):
-        return _gather(weight.part, weight.dims, moved, dtype)
-    return weight.astype(dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather(part: Array, dims: tuple[Any, ...], moved: Any, dtype: Any) -> Array:
-    x = part.astype(moved)
-    for dim, axes in dims:
-        x = jax.lax.all_gather(x, axes, axis=x.ndim + dim, tiled=True)
-    return x.astype(dtype)
-
-
-def _scatter(dims: tuple[Any, ...], moved: Any, dtype: Any, _: None, grad: Array) -> tuple[Array]:
-    grad = grad.astype(jnp.float32)
-    for dim, axes in reversed(dims):
-        place = grad.ndim + dim
-        grad = jax.lax.psum_scatter(grad, axes, scatter_dimension=place, tiled=True)
-    return (grad,)
-
-
-_gather.defvjp(lambda part, *how: (_gather(part, *how), None), _scatter)
-
-
 def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:
-    """Asks the compiler to split activations so, over the axes that are its own to split."""
-    free = _compilers_axes()
-    names = (dict(RULES).get(axis, ()) if axis else () for axis in axes)
-    spec = [tuple(name for name in each if name in free) or None for each in names]
+    """Constrains the sharding of activations over the mesh axes that the compiler partitions."""
+    free = _compiler_axes()
+    spec = [tuple(axis for axis in splitting(name, RULES) if axis in free) or None for name in axes]
     if not any(spec):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def _compilers_axes() -> tuple[str, ...]:
-    """Returns the mesh axes over which the compiler splits this program, if more than one long."""
+def _compiler_axes() -> tuple[str, ...]:
+    """Returns the mesh axes of several devices over which the compiler partitions the program."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return ()
@@ -268,23 +196,24 @@ def _compilers_axes() -> tuple[str, ...]:
 
 
 def ways(name: str) -> int:
-    """Returns into how many parts the compiler may split an axis of this name."""
-    mesh, free = jax.sharding.get_abstract_mesh(), _compilers_axes()
-    return math.prod(mesh.shape[axis] for axis in dict(RULES)[name] if axis in free)
+    """Returns the number of shards that the compiler may make of a logical axis."""
+    mesh, free = jax.sharding.get_abstract_mesh(), _compiler_axes()
+    return _num_shards([axis for axis in dict(RULES)[name] if axis in free], mesh)
 
 
 def is_split(name: str, parts: int | None = None, is_local: bool = False) -> bool:
-    """Returns whether devices hold parts of an axis of this name, whoever splits it.
+    """Returns whether a logical axis is sharded.
 
     Args:
-      name: of a logical axis.
-      parts: into which it falls anyway; then only whether each device holds whole ones.
-      is_local: whether the question is asked inside `locally`.
+      name: of the logical axis.
+      parts: if given, into how many equal parts the axis falls, and the result is True only if
+        every device holds whole parts.
+      is_local: whether the call is inside `locally`.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    free = mesh.manual_axes if is_local and not mesh.empty else _compilers_axes()
-    ways = math.prod(mesh.shape[axis] for axis in dict(RULES)[name] if axis in free)
-    return ways > 1 and (parts is None or parts % ways == 0)
+    free = mesh.manual_axes if is_local and not mesh.empty else _compiler_axes()
+    num_shards = _num_shards([axis for axis in dict(RULES)[name] if axis in free], mesh)
+    return num_shards > 1 and (parts is None or parts % num_shards == 0)
 
 
 def locally(
@@ -294,27 +223,27 @@ def locally(
     out: tuple[str | None, ...],
     summed: str | None = None,
 ) -> Array:
-    """Runs `f` on each device's part of arrays: for what no compiler can split, such as a kernel.
+    """Runs `f` on each device's shards of arrays: for kernels, which no compiler can partition.
 
     Args:
       f: from arrays to an array.
-      arrays: what it takes; None stays None.
-      names: logical axes of each. One is split if its devices divide every axis of that name, and
-        left whole otherwise.
-      out: those of the result.
-      summed: a logical axis that `f` contracts: where it is split, results are summed.
+      arrays: arguments of `f`; None stays None.
+      names: logical axes of each argument. An axis is sharded if its devices divide every axis of
+        that name, and replicated otherwise.
+      out: logical axes of the result.
+      summed: a logical axis that `f` contracts: where it is sharded, results are summed.
     """
-    free, mesh = _compilers_axes(), jax.sharding.get_abstract_mesh()
+    free, mesh = _compiler_axes(), jax.sharding.get_abstract_mesh()
     if not free:
         return f(*arrays)
 
     @functools.cache
     def split(name: str | None) -> tuple[str, ...]:
         axes = tuple(axis for axis in splitting(name, RULES) if axis in free)
-        ways = math.prod(mesh.shape[axis] for axis in axes)
-        named = ((x.shape, its) for x, its in zip(arrays, names, strict=True) if x is not None)
-        each = itertools.chain.from_iterable(zip(*pair, strict=True) for pair in named)
-        return axes if all(size % ways == 0 for size, its in each if its == name) else ()
+        named = ((x.shape, own) for x, own in zip(arrays, names, strict=True) if x is not None)
+        pairs = itertools.chain.from_iterable(zip(*pair, strict=True) for pair in named)
+        sizes = [size for size, own in pairs if own == name]
+        return axes if all(size % _num_shards(axes, mesh) == 0 for size in sizes) else ()
 
     def run(*arrays: Array | None) -> Array:
         y = f(*arrays)
@@ -322,6 +251,8 @@ def locally(
 
     spec = lambda axes: PartitionSpec(*(split(name) or None for name in axes))
     ins = tuple(map(spec, names))
-    rest = set(mesh.axis_names) - set(mesh.manual_axes)  # a kernel takes none of the compiler's
-    every = jax.shard_map(run, in_specs=ins, out_specs=spec(out), axis_names=rest, check_vma=False)
-    return every(*arrays)
+    rest = set(mesh.axis_names) - set(mesh.manual_axes)  # in a kernel every mesh axis is manual
+    sharded = jax.shard_map(
+        run, in_specs=ins, out_specs=spec(out), axis_names=rest, check_vma=False
+    )
+    return sharded(*arrays)

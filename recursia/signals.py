@@ -1,7 +1,7 @@
-"""What a signal does to a command: it ends it at once, or once the step under way is saved.
+"""Signals that end a command: at once, or after the current step is saved.
 
-Two see each signal: the main thread, as soon as it is back from whatever it waits for, and a thread
-of this page at once, even while the main thread compiles.
+Python runs a signal's handler in the main thread, which may be busy compiling; a second thread
+reads the signal from a pipe at once, and ends the process if the main thread does not.
 """
 
 import os
@@ -14,51 +14,47 @@ from typing import Any, NoReturn
 from recursia import console
 from recursia.errors import Preempted
 
-ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # what ends a run
-GRACE_SECONDS = 2.0  # for the main thread to leave in order
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # signals that end a run
+GRACE_SECONDS = 2.0  # for the main thread to end the process in order
 INTERRUPTED = 128 + signal.SIGINT
 
 _leaving = threading.Lock()
 
 
 class Left(KeyboardInterrupt):
-    """The command ends here, having nothing to save; no `except Exception` stops it.
+    """A signal ended the command, which had nothing to save; no `except Exception` stops it.
 
     Attributes:
-      exit_code: of the process: 130 for Ctrl-C, 75 for what a scheduler sends.
+      exit_code: of the process: 130 for Ctrl-C, 75 for a signal from a scheduler.
     """
 
     def __init__(self, number: int):
-        """Says why.
-
-        Args:
-          number: the signal.
-        """
+        """Makes the message and the exit code of a signal's number."""
         is_typed = number == signal.SIGINT
         self.exit_code = INTERRUPTED if is_typed else Preempted.exit_code
-        about = "told to stop; there was nothing new to save; run it again to go on"
-        super().__init__("interrupted" if is_typed else about)
+        stopped = "stopped by a signal; there was nothing to save; run the same command to resume"
+        super().__init__("interrupted" if is_typed else stopped)
 
 
 class Listener:
-    """Listens until it is closed; signals that were ignored before are ignored still.
+    """Handles signals until it is closed; signals that the process ignored stay ignored.
 
-    The first signal raises `Left` in the main thread, or is only noted where there is something to
-    save. After it Ctrl-C leaves at once, and the other signals do nothing.
+    The first signal raises `Left` in the main thread, or is only recorded if there is something to
+    save. After it, Ctrl-C ends the process at once and other signals do nothing.
 
     Attributes:
-      told: the first signal; None until it comes.
-      has_work: whether there is something to save, so that the command goes on after a signal.
+      received: the first signal; None until it arrives.
+      has_work: whether there is something to save, so that a signal does not raise.
     """
 
     def __init__(self, numbers: Iterable[int], saves: Callable[[int], None] | None = None):
-        """Listens from now on; outside the main thread there is nothing to hear.
+        """Installs the handlers; outside the main thread, where Python allows none, does nothing.
 
         Args:
-          numbers: signals.
-          saves: is called with the first signal where there is something to save.
+          numbers: the signals.
+          saves: called with the first signal if there is something to save.
         """
-        self.told: int | None = None
+        self.received: int | None = None
         self.has_work = False
         self._saves = saves or (lambda _: None)
         self._before: dict[int, Any] = {}
@@ -75,36 +71,36 @@ class Listener:
                 self._before[number] = signal.signal(number, self._handle)
 
     def close(self) -> None:
-        """Gives the signals back; one who listened before knows then what this one was told."""
+        """Restores the handlers from before; an outer listener then knows of this one's signal."""
         if self._wakeup < 0:
             return
         for number, handler in self._before.items():
             signal.signal(number, handler)
-            if self.told is not None and isinstance(outer := _owner(handler), Listener):
-                outer.told, outer.has_work = outer.told or self.told, True
+            if self.received is not None and isinstance(outer := _owner(handler), Listener):
+                outer.received, outer.has_work = outer.received or self.received, True
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._wakeup)  # upon which the thread ends
+        os.close(self._wakeup)  # the thread's read then returns nothing, and it ends
         self._wakeup = -1
 
     def outlast(self, code: int) -> None:
-        """Keeps a program's exit code while it ends: of all signals Ctrl-C alone still counts."""
+        """Ignores signals while the program ends; Ctrl-C ends it at once with its exit code."""
         for number in self._before:
             is_typed = number == signal.SIGINT
             signal.signal(number, (lambda *_: os._exit(code)) if is_typed else signal.SIG_IGN)
 
     def _counts(self, number: int) -> bool:
-        """Returns whether it ends the run: a terminal that is lost ends none."""
+        """Returns whether a signal ends the command: SIGHUP from a lost terminal does not."""
         lost = number == signal.SIGHUP and self._had_terminal and not has_terminal()
         return number in self._before and not lost
 
     def _handle(self, number: int, _: Any) -> None:
         if not self._counts(number):
             return
-        if self.told is not None:
+        if self.received is not None:
             if number == signal.SIGINT:
                 leave(Left(number))
             return
-        self.told = number
+        self.received = number
         if not self.has_work:
             raise Left(number)
         self._saves(number)
@@ -130,18 +126,18 @@ def _owner(handler: Any) -> Any:
 
 
 def leave(why: Left) -> NoReturn:
-    """Ends the process at once, whatever its threads are doing."""
-    if not _leaving.acquire(blocking=False):  # the other thread is at it
+    """Prints why and ends the process at once, whatever its threads are doing."""
+    if not _leaving.acquire(blocking=False):  # the other thread is ending it
         time.sleep(GRACE_SECONDS)
     if console.is_live():
-        console.write("\033[?25h")  # the cursor, which a spinner hides
+        console.write("\033[?25h")  # shows the cursor, which a spinner hides
     console.say(f"recursia: {why}")
     console.flush()
     os._exit(why.exit_code)
 
 
 def has_terminal() -> bool:
-    """Returns whether the process has a terminal that controls it."""
+    """Returns whether the process has a controlling terminal."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
     except OSError:

@@ -1,8 +1,8 @@
-"""Standard output and error of a program whose readers may leave.
+"""Standard output and error whose readers may close them.
 
-What a command says on the way is lost with its reader and ends nothing; a command whose product is
-what it prints ends with 141, as a program that SIGPIPE kills. A character that the stream's
-encoding lacks is written as an escape.
+Messages to a closed stream are dropped. A command whose result is its standard output exits with
+141, as if SIGPIPE had killed it. A character that the stream's encoding lacks is written as an
+escape.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from recursia.errors import OutputLost
 
 
 class _Raw(io.FileIO):
-    """Bytes to a descriptor, until its reader is lost."""
+    """A descriptor to write to, which drops bytes once its reader has closed it."""
 
     def __init__(self, descriptor: int, is_product: bool, is_lost: bool):
         super().__init__(descriptor, "w", closefd=False)
@@ -27,20 +27,20 @@ class _Raw(io.FileIO):
         try:
             if self._is_lost:
                 raise OSError(errno.EBADF, "closed")
-            while (count := super().write(data)) is None:  # a pipe that is full and does not block
+            while (count := super().write(data)) is None:  # a full, non-blocking pipe
                 select.select([], [self], [])
             return count
         except OSError as error:
             if self.is_product:
-                self.is_product = False  # said once
+                self.is_product = False  # raises once
                 raise OutputLost(error.errno or errno.EIO) from None
             return len(data)
 
 
 def outlive_readers() -> None:
-    """Replaces both streams, but for one that somebody captures."""
+    """Replaces both standard streams, except one that a program has already replaced."""
     lost = [name for name in ("stdout", "stderr") if getattr(sys, name) is None]
-    # A descriptor that is closed would be given to the next file that is opened.
+    # The next file that is opened would get a closed standard descriptor.
     while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(spare)
@@ -51,18 +51,18 @@ def outlive_readers() -> None:
         raw = _Raw(descriptor, name == "stdout", name in lost)
         with contextlib.suppress(OutputLost):
             given and given.flush()
-        made = io.TextIOWrapper(
+        stream = io.TextIOWrapper(
             io.BufferedWriter(raw),
             encoding=given.encoding if given else "utf-8",
             errors="backslashreplace",
             line_buffering=name == "stderr" or raw.isatty(),
         )
-        setattr(sys, name, made)
-        setattr(sys, f"__{name}__", made)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def print_nothing_of_note() -> None:
-    """Says that a command's product is not what it prints: a lost reader ends it no more."""
+    """Marks standard output as messages, so that a closed reader does not end the command."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     if isinstance(raw, _Raw):
         raw.is_product = False

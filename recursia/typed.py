@@ -1,4 +1,4 @@
-"""What was typed, or stands in a file, as a value of the type of its field."""
+"""Converts values from the command line or a file to the types of their fields."""
 
 import ast
 import dataclasses
@@ -18,15 +18,15 @@ _BOUND = 2**63
 
 
 class Raw(str):
-    """A value as it was typed, still to be read by the type of its field."""
+    """A value from the command line, not yet converted to the type of its field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """Marks text that names a file or folder: `~` and relative paths are resolved when given.
+    """Marks text that names a file or folder, whose `~` and relative paths are resolved.
 
     Attributes:
-      keeps: a pattern of what is no path, and stays as it is.
+      keeps: a regular expression of values that are not paths and stay unchanged.
     """
 
     keeps: str = ""
@@ -34,23 +34,23 @@ class Path:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Marks text that is taken as it is typed, commas included."""
+    """Marks text that may contain commas, which do not separate list entries."""
 
 
 class _Wrong(Exception):
-    """Says what the field takes, where its type does not say enough."""
+    """A value has the wrong type; the message replaces the description of the type."""
 
 
 def read(hint: Any, value: Any, path: str) -> Any:
-    """Returns a value as the type of its field.
+    """Returns a value converted to the type of its field.
 
     Args:
       hint: the type.
-      value: as typed, if `Raw`, or as a file gave it.
+      value: `Raw` from the command line, or a value from a file.
       path: of the field, for messages.
 
     Raises:
-      ConfigError: if the type does not take it.
+      ConfigError: if the value cannot be converted.
     """
     try:
         return _convert(hint, value)
@@ -94,14 +94,14 @@ def _convert(hint: Any, value: Any) -> Any:
 
 
 def _any(options: tuple[Any, ...], value: Any) -> Any:
-    """Returns a value as the first type that takes it; text, which takes all, comes last."""
-    said = ""
+    """Returns a value as the first type that takes it; text takes every value and comes last."""
+    message = ""
     for option in sorted(options, key=lambda one: (one is not types.NoneType, one is str)):
         try:
             return _convert(option, value)
         except _Wrong as wrong:
-            said = said or str(wrong)
-    raise _Wrong(said)
+            message = message or str(wrong)
+    raise _Wrong(message)
 
 
 def _tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
@@ -116,7 +116,7 @@ def _tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
 
 
 def _items(item: Any, value: str) -> Any:
-    """Returns the entries of a list that is typed as Python writes it, or as names by commas."""
+    """Returns the entries of a list, typed as a Python literal or as names with commas."""
     is_marked = typing.get_origin(item) is Annotated
     listed = _literal(value)
     if item is not str and not is_marked:
@@ -131,7 +131,7 @@ def _items(item: Any, value: str) -> Any:
 
 
 def _literal(typed: str) -> Any:
-    """Returns what Python reads, or the text itself."""
+    """Returns the value of a Python literal, or the text itself if it is not one."""
     try:
         return ast.literal_eval(typed.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -153,7 +153,7 @@ def _integer(value: Any) -> int:
 
 
 def _decimal(typed: Raw) -> int | decimal.Decimal:
-    """Returns a number as Python writes integers, or as 1e3 or 1000.0."""
+    """Returns the number of a Python integer, or of text such as 1e3 or 1000.0."""
     try:
         return int(typed, 0)
     except ValueError:
@@ -212,7 +212,7 @@ def _place(mark: Path, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Returns a value as a message shows it: numbers as they were typed, text in quotes."""
+    """Returns a value for a message: numbers as typed, text in quotes."""
     is_plain = isinstance(value, Raw) and not isinstance(_literal(value), str)
     shown = str(value) if is_plain else repr(str(value) if isinstance(value, str) else value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

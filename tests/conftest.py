@@ -1,10 +1,10 @@
-"""Every test runs on a CPU that pretends to be eight devices.
+"""Every test runs on a CPU that presents itself as eight devices.
 
-Compiling dominates: programs are not optimised nor fused (a quarter of the time, the same laws),
-and what one worker compiled the others read. `JAX_DISABLE_MOST_OPTIMIZATIONS=0` optimises them.
+Compiling takes most of the time. Programs are therefore compiled without most optimisations, in a
+quarter of the time, unless `JAX_DISABLE_MOST_OPTIMIZATIONS=0`; workers share one compilation cache.
 
-Of a test with several parameters the quick tier meets every value of each, the slow one the
-combinations that are left. Kernels and machines meet in all combinations in the quick one too.
+The quick tier runs every value of each parameter of a test, and the slow tier the remaining
+combinations of values. Tests of kernels and of preflight run every combination in the quick tier.
 """
 
 import collections
@@ -38,23 +38,29 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("tests.helpers")
 
+from tests.helpers.refusals import assert_one_line  # noqa: E402 - whose assertions are rewritten
+
 
 def pytest_unconfigure():
-    """Deletes the programs in the process that made their folder; workers inherit it."""
+    """Deletes the compilation cache in the process that created it; workers inherit its path."""
     if OURS:
         shutil.rmtree(OURS, ignore_errors=True)
 
 
-WHOLE = ("kernels", "preflight")  # folders
+EVERY_COMBINATION = ("kernels", "preflight")  # folders
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks as slow the combinations of a test's parameters in which no value is new."""
+    """Marks a combination of parameters as slow if others already cover each of its values."""
     tests = collections.defaultdict(dict)
     for item in items:
         is_marked = item.get_closest_marker("slow") or item.get_closest_marker("gpu_compile")
-        if not is_marked and item.path.parent.name not in WHOLE and hasattr(item, "callspec"):
+        if (
+            not is_marked
+            and item.path.parent.name not in EVERY_COMBINATION
+            and hasattr(item, "callspec")
+        ):
             values = {(name, repr(value)) for name, value in item.callspec.params.items()}
             tests[item.nodeid.partition("[")[0]][item] = values
     for combinations in tests.values():
@@ -67,7 +73,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Looks for garbage seldom, and not among modules and tests: a twentieth of all the time."""
+    """Collects garbage seldom, and never modules and tests: this saves a twentieth of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
@@ -75,6 +81,34 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_dropped():
-    """Lets go of a module's compiled programs: thousands of them in one process crash XLA."""
+    """Drops a module's compiled programs: thousands of them in one process crash XLA."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs `recursia ARGUMENTS` here, which must end with a code; returns its two streams."""
+    from recursia import cli  # no sooner: the hook that checks shapes is not there yet
+
+    def run(*arguments, code=0):
+        capsys.readouterr()
+        got = cli.main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert got == code, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def refused_command(command):
+    """Runs a command that must end with a code, no output and one line that names every part."""
+
+    def run(*arguments, parts=(), code=2):
+        out, err = command(*arguments, code=code)
+        assert out == ""
+        assert_one_line(err, *parts)
+        return err
+
+    return run

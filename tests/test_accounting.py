@@ -11,6 +11,7 @@ from recursia import accounting, config, losses, model, params, sharding
 from recursia.depth import expert_choice, fixed
 from recursia.layers import embedding
 from recursia.sharing.remat import KEEP, Remat
+from recursia.traced_flops import count_flops
 from recursia.train import step
 from tests.helpers.blocks import flat
 from tests.helpers.flops import BATCH, BLOCK, VOCAB, assert_exact, tiny, traced
@@ -97,7 +98,7 @@ def test_the_trainers_loss_is_exact():
 
     weights = params.abstract(model.specs(model_config))
     tokens = jax.ShapeDtypeStruct((BATCH, seq_len), jnp.int32)
-    count = lambda f: accounting.count_flops(jax.make_jaxpr(f)(weights, tokens))
+    count = lambda f: count_flops(jax.make_jaxpr(f)(weights, tokens))
     assert count(chunked) == BATCH * accounting.forward_flops(model_config, seq_len)
     assert count(jax.grad(chunked)) == BATCH * accounting.executed_training_flops(
         model_config, seq_len, KEEP
@@ -117,7 +118,7 @@ def test_a_train_step_is_its_sequences_and_no_more(name):
     batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32)
     update = functools.partial(step.train_step, trainer, model_config)
     with jax.set_mesh(mesh):
-        count = accounting.count_flops(jax.make_jaxpr(update)(trainer.abstract(), batch))
+        count = count_flops(jax.make_jaxpr(update)(trainer.abstract(), batch))
     each = accounting.executed_training_flops(
         model_config, run.train.seq_len, run.train.rematerialisation
     )
@@ -261,7 +262,7 @@ def test_mean_depth_is_what_tokens_take():
 def test_count_of_a_scan_is_its_steps():
     x, w = jnp.ones((5, 4)), jnp.ones((4, 4))
     loop = lambda x, w: jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=7)[0]
-    count = lambda f: accounting.count_flops(jax.make_jaxpr(f)(x, w))
+    count = lambda f: count_flops(jax.make_jaxpr(f)(x, w))
     assert count(loop) == 7 * 2 * 5 * 4 * 4
     assert count(jax.jit(jax.vmap(loop, (0, None)))) == 7 * 2 * 5 * 4 * 4
     assert count(lambda x, w: jnp.einsum("bi,bj->bij", x, x)) == 2 * 5 * 4 * 4
@@ -270,16 +271,16 @@ def test_count_of_a_scan_is_its_steps():
 def test_count_of_a_condition_is_its_dearest_branch():
     x = jnp.ones((4, 4))
     branch = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
-    assert accounting.count_flops(jax.make_jaxpr(branch)(x)) == 2 * 2 * 4**3
+    assert count_flops(jax.make_jaxpr(branch)(x)) == 2 * 2 * 4**3
 
 
 def test_count_refuses_what_it_cannot_know():
     x = jnp.ones((4, 4))
     endless = lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x @ x, x)
     with pytest.raises(ValueError, match="128 FLOPs in each step"):
-        accounting.count_flops(jax.make_jaxpr(endless)(x))
+        count_flops(jax.make_jaxpr(endless)(x))
     harmless = lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, lambda x: x + 1, x)
-    assert accounting.count_flops(jax.make_jaxpr(harmless)(x)) == 0
+    assert count_flops(jax.make_jaxpr(harmless)(x)) == 0
     grouped = lambda x: jax.lax.ragged_dot(x, jnp.ones((2, 4, 4)), jnp.array([1, 3]))
     with pytest.raises(ValueError, match="ragged_dot_general is not counted"):
-        accounting.count_flops(jax.make_jaxpr(grouped)(x))
+        count_flops(jax.make_jaxpr(grouped)(x))

@@ -1,33 +1,17 @@
 """What the pages say of benchmarks is what their result files say."""
 
-import importlib.util
 import json
-import pathlib
 
 import pytest
 
+from docs import pods
 from recursia import accounting, config
 from recursia.budget import vocab_size
-
-ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def benchmark(name):
-    path = ROOT / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def result(name):
-    return json.loads((RESULTS / f"{name}_cpu.json").read_text())
+from tests.helpers.benchmarks import ROOT, benchmark, page, result
 
 
 def test_the_table_of_families_is_their_result():
-    page = (ROOT / "docs" / "families.md").read_text()
-    shown = page.partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
+    shown = page("families").partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
     assert shown == benchmark("families").table(result("families")["rows"])
 
 
@@ -45,15 +29,28 @@ def test_every_family_was_trained_as_it_is():
     assert {name.partition(":")[0] for name in rows} <= files
     for name, row in rows.items():
         run = config.load(name, {})
-        assert (
-            accounting.unique_parameters(run.model.sized(vocab_size(run)))
-            == (row["unique_parameters"])
-        )
+        counted = accounting.unique_parameters(run.model.sized(vocab_size(run)))
+        assert counted == row["unique_parameters"]
 
 
 def test_the_table_of_length_generalisation_is_its_result():
-    page = (ROOT / "docs" / "length_generalisation.md").read_text()
-    found = result("length_generalisation")
-    assert benchmark("length_generalisation").table(found) in page
+    found, shown = result("length_generalisation"), page("length_generalisation")
+    assert benchmark("length_generalisation").table(found) in shown
     for run in found["runs"]:
-        assert f"{run['unique_parameters']:,}" in page
+        assert f"{run['unique_parameters']:,}" in shown
+
+
+def test_the_table_of_performance_is_its_result():
+    found, shown = result("train_step"), page("performance")
+    rivals = {"dense": "dense", "full_capacity": "capacity 1"}
+    for row in found["rows"]:
+        for rival, over in row["over"].items():
+            numbers = [over[name] for name in ("flop_ratio", "time_ratio", "time_over_flops")]
+            cells = " | ".join(f"{number:.2f}" for number in numbers)
+            assert f"| `{row['preset']}` over {rivals[rival]} | {cells} |" in shown
+    assert found["command"] in shown.replace(" \\\n    ", " ")
+
+
+def test_the_page_of_large_runs_is_written_from_its_results():
+    assert pods.PAGE.read_text() == pods.page()
+    assert set(pods.COMMANDS) == set(json.loads(pods.RESULTS.read_text()))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from recursia import cli
+from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import values, write_config, write_text
 
 DENSE = {"num_layers": 4, "sharing": "none", "depth": {"kind": "fixed", "num_recursions": 1}}
@@ -33,28 +34,24 @@ def folder(tmp_path_factory):
     return folder
 
 
-def nats(capsys, workdir):
-    capsys.readouterr()
-    assert cli.main(["eval", f"--workdir={workdir}", "--json", "--num_batches=1"]) == 0
-    return json.loads(capsys.readouterr().out)["nats_per_token"]
+def nats(command, workdir):
+    scored = command("eval", f"--workdir={workdir}", "--json", "--num_batches=1")
+    return json.loads(scored[0])["nats_per_token"]
 
 
-def test_full_rank_adapters_give_back_the_dense_run(folder, capsys):
-    target = written(folder, "relaxed", RELAXED)
+def test_full_rank_adapters_give_back_the_dense_run(folder, command):
+    target, made = written(folder, "relaxed", RELAXED), folder / "made"
     convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", f"--config={target}"]
-    assert cli.main([*convert, "--start=average", f"--output={folder / 'made'}"]) == 0
-    assert abs(nats(capsys, folder / "made") - nats(capsys, folder / "dense")) < 1e-4
-    assert cli.main([*convert, f"--output={folder / 'made'}"]) == 2
-    assert "is not empty" in capsys.readouterr().err
-    start = f"--config.train.init_from={folder / 'made'}"
-    train = ["train", f"--config={target}", f"--workdir={folder / 'again'}", start]
-    assert cli.main(train) == 0
+    command(*convert, "--start=average", f"--output={made}")
+    assert abs(nats(command, made) - nats(command, folder / "dense")) < 1e-4
+    _, err = command(*convert, f"--output={made}", code=2)
+    assert_one_line(err, "is not empty")
+    start = f"--config.train.init_from={made}"
+    command("train", f"--config={target}", f"--workdir={folder / 'again'}", start)
 
 
-def test_a_model_of_other_widths_is_refused_in_one_line(folder, capsys):
+def test_a_model_of_other_widths_is_refused_in_one_line(folder, command):
     target = written(folder, "deeper", {**RELAXED, "num_layers": 6})
     convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", f"--config={target}"]
-    assert cli.main([*convert, f"--output={folder / 'none'}"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("recursia: convert: ") and err.count("\n") == 1
-    assert "4" in err and "6" in err
+    _, err = command(*convert, f"--output={folder / 'none'}", code=2)
+    assert_one_line(err, "convert: ", 4, 6)

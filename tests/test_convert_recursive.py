@@ -15,6 +15,7 @@ from recursia.layers.initial import Init
 from recursia.sharing import lora, tied
 from tests.helpers import points
 from tests.helpers.blocks import altered
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import BLOCK, VOCAB, assert_close, draw, forward, is_equal, text
 
 STARTS = ("stepwise", "average", "lower", "upper", "random")
@@ -218,29 +219,20 @@ def test_head_embedding_and_final_norm_are_copied():
 
 WIDE = altered(BLOCK, mlp_dim=32)
 REFUSED = {
-    "depth": (build(num_layers=9), {}, "num_layers: got 9, and the model to start from has 6"),
-    "width": (
-        build(block=WIDE),
-        {},
-        "mlp_dim: got 32, and the model to start from has 24",
-    ),
-    "vocabulary": (
-        build(vocab_size=VOCAB + 1),
-        {},
-        "vocab_size: got 33",
-    ),
-    "head": (build(embed=embedding.Embedding(is_tied=False)), {}, "embed.is_tied: got False"),
-    "start": (build(), {"start": "middle"}, "start: got 'middle', takes stepwise or average"),
-    "norms": (build(), {"norms": "zero"}, "norms: got 'zero'"),
-    "adapters": (build(), {"adapters": "svd"}, "adapters: got 'svd', takes nearest or initial"),
+    "depth": (build(num_layers=9), {}, ("num_layers", 9, 6)),
+    "width": (build(block=WIDE), {}, ("mlp_dim", 32, 24)),
+    "vocabulary": (build(vocab_size=VOCAB + 1), {}, ("vocab_size", 33)),
+    "head": (build(embed=embedding.Embedding(is_tied=False)), {}, ("embed.is_tied", False)),
+    "start": (build(), {"start": "middle"}, ("start", "'middle'", "stepwise", "average")),
+    "norms": (build(), {"norms": "zero"}, ("norms", "'zero'")),
+    "adapters": (build(), {"adapters": "svd"}, ("adapters", "'svd'", "nearest", "initial")),
 }
 
 
 @pytest.mark.parametrize(("target", "how", "why"), REFUSED.values(), ids=REFUSED)
 def test_models_that_do_not_fit_are_refused_in_one_line(target, how, why):
-    with pytest.raises(ValueError, match=why) as refusal:
+    with refused(ValueError, *why):
         recursive(draw(DENSE), DENSE, target, **{"start": "stepwise", "key": KEY, **how})
-    assert "\n" not in str(refusal.value)
 
 
 def test_initial_scales_may_differ():

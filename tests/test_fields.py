@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from recursia import config, settings
+from recursia import config, kinds
 from recursia.errors import ConfigError
 from recursia.meanings import meanings
 from tests.helpers.runs import values, write_config
 
-KINDS = [(field, kind) for field in settings.KINDS for kind in settings.kinds(field)]
+KINDS = [(field, kind) for field in kinds.BASES for kind in kinds.names(field)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_every_field_has_a_meaning_a_type_and_its_value(run):
 
 @pytest.mark.parametrize(("field", "kind"), KINDS)
 def test_every_field_of_every_kind_has_a_meaning(field, kind):
-    cls = settings.kind_config(field, kind)
+    cls = kinds.config_class(field, kind)
     assert {f.name for f in dataclasses.fields(cls)} <= meanings(cls).keys()
 
 
@@ -74,7 +74,7 @@ MEANT = {
     "train.learningrate": "did you mean 'optimizer.learning_rate'?",
     "depth.num_recursion": "did you mean 'num_recursions'?",
     "temperature": "did you mean 'model.depth.temperature' or 'eval.temperature'?",
-    "block.expert_dim": "There is embed_dim, mixer, feedforward, ",
+    "block.expert_dim": "Fields are embed_dim, mixer, feedforward, ",
 }
 
 

@@ -1,15 +1,11 @@
 """What the length generalisation benchmark feeds its models: rows say what their lines say."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 
-PATH = pathlib.Path(__file__).parent.parent / "benchmarks" / "length_generalisation.py"
-spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
-task = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(task)
+from tests.helpers.benchmarks import benchmark
+
+task = benchmark("length_generalisation")
 
 LINES = ["=\ta\ta\n", "v\t( not b )\t( b ( or c ) )\n", "<\t( d ( and e ) )\td\n"]
 

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 import recursia.configs
-from recursia import accounting, config, model, params
+from recursia import accounting, config, model, params, presets
 from tests.helpers.presets import COSTED, FILES, PRESETS, SYSTEMS
 
 FOLDER = pathlib.Path(recursia.configs.__path__[0])
@@ -23,6 +23,7 @@ def test_every_file_has_a_tiny_preset():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_model_with_a_cost(name):
+    assert presets.read(name).is_locked
     run = config.load(name, {})
     made = run.model.sized(run.model.vocab_size or 257)
     shapes = params.abstract(model.specs(made))
@@ -34,7 +35,9 @@ def test_a_preset_is_a_model_with_a_cost(name):
         cost = accounting.budget(made, run.train.seq_len, run.train.rematerialisation)
         assert cost.unique_parameters == count
         assert 0 < cost.forward_flops_per_token < cost.training_flops_per_token
-    assert config.build(type(run), config.to_dict(run), "config") == run
+    assert made.schedule.num_steps + sum(made.ends.values()) == run.model.num_layers
+    saved = json.loads(json.dumps(config.to_dict(run)))
+    assert config.build(type(run), saved, "config") == run
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from recursia import config, settings
+from recursia import config, kinds, settings
 from recursia.errors import ConfigError
 from tests.helpers.runs import values
 
@@ -30,7 +30,7 @@ def place(field):
 
 def plain(folder, field="depth", kind="fixed"):
     """Returns a run as plain values, with one of its parts of another kind."""
-    cls = settings.kind_config(field, kind)
+    cls = kinds.config_class(field, kind)
     names = {f.name for f in dataclasses.fields(cls)}
     part = {"kind": kind} | {k: v for k, v in SECTION[field].items() if k in names}
     given = values(
@@ -68,7 +68,7 @@ def is_list(value):
     return len(value) if isinstance(value, tuple) else 0
 
 
-KINDS = [(field, kind) for field in settings.KINDS for kind in settings.kinds(field)]
+KINDS = [(field, kind) for field in kinds.BASES for kind in kinds.names(field)]
 
 
 @pytest.mark.parametrize(("field", "kind"), KINDS)
@@ -92,12 +92,6 @@ def test_a_number_out_of_range_is_refused_by_name(tmp_path, field, kind):
                 assert np.isfinite(float(odd)), (path, odd)
                 assert not isinstance(at(given, path), int) or float(odd) < 2**32, (path, odd)
                 assert config.build(settings.Run, config.to_dict(run), "config") == run
-
-
-@pytest.mark.parametrize("name", ["data", "fsdp", "tensor", "context", "expert"])
-def test_a_mesh_says_which_axis_is_wrong(tmp_path, name):
-    with pytest.raises(ConfigError, match=rf"config\.mesh\.{name}: got 0, takes a number from 1"):
-        config.build(settings.Run, changed(plain(tmp_path), ("mesh", name), 0), "config")
 
 
 def test_every_seed_is_one_of_its_own_and_the_same_inside_a_program():

@@ -66,9 +66,9 @@ def ended(process, *numbers, seconds=0.2):
     ("number", "code", "said"),
     [
         (signal.SIGINT, 130, "recursia: interrupted"),
-        (signal.SIGTERM, 75, "recursia: told to stop; there was nothing new to save;"),
-        (signal.SIGUSR1, 75, "recursia: told to stop"),
-        (signal.SIGHUP, 75, "recursia: told to stop"),
+        (signal.SIGTERM, 75, "recursia: stopped by a signal; there was nothing to save;"),
+        (signal.SIGUSR1, 75, "recursia: stopped by a signal"),
+        (signal.SIGHUP, 75, "recursia: stopped by a signal"),
     ],
 )
 def test_a_run_with_nothing_to_save_ends_at_once_in_one_line(number, code, said):

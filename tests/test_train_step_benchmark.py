@@ -135,15 +135,3 @@ def test_torch_declines_what_is_no_plain_stack(benchmark):
 
     with pytest.raises(ValueError, match="plain stack"):
         llama_torch.make_step(shaped("recursive:tiny"), 257, {}, "cpu")
-
-
-def test_the_table_of_performance_is_its_result(benchmark):
-    page = (ROOT / "docs" / "performance.md").read_text()
-    result = json.loads((ROOT / "benchmarks" / "results" / "train_step_cpu.json").read_text())
-    for row in result["rows"]:
-        for rival, over in row["over"].items():
-            numbers = [over[name] for name in ("flop_ratio", "time_ratio", "time_over_flops")]
-            name = {"dense": "dense", "full_capacity": "capacity 1"}[rival]
-            cells = " | ".join(f"{number:.2f}" for number in numbers)
-            assert f"| `{row['preset']}` over {name} | {cells} |" in page
-    assert result["command"] in page.replace(" \\\n    ", " ")

@@ -1,4 +1,4 @@
-"""Rows of a recursion out of the sequence. `scatter_tokens` is its transpose."""
+"""Gathers the routed tokens of a sequence; `scatter_tokens` is its transpose."""
 
 import functools
 
@@ -29,17 +29,17 @@ def gather_tokens(
 ) -> Float[Array, "B C D"]:
     """Returns the rows of `x` at `index`, bit for bit.
 
-    The gradient adds up the rows that go to one place in float32 and rounds once.
+    The gradient sums the rows of each place in float32 and rounds once.
 
     Args:
       x: rows of a sequence.
       index: places in [0, T), in any order, repeats allowed.
-      is_sorted: promises that no row of `index` descends, which spares the gradient a sort on a
-        GPU. Wrong results there if it does.
+      is_sorted: promises that every row of `index` ascends, so that the gradient need not sort on a
+        GPU; results there are wrong if one does not.
       backend: "auto" takes the kernel on TPU and GPU and the reference elsewhere.
 
     Raises:
-      ValueError: if shapes do not go together.
+      ValueError: if shapes do not match.
     """
     if x.ndim != 3 or index.ndim != 2 or x.shape[0] != index.shape[0]:
         raise ValueError(
@@ -62,7 +62,7 @@ def _forward(x, index, length, is_sorted, backend):
 
 
 def _backward(length, is_sorted, backend, index, rows):
-    from ..scatter_tokens import SCATTER  # here, for each is the other's transpose
+    from ..scatter_tokens import SCATTER  # not at the top: each module imports the other
 
     static = {"length": length, "is_sorted": is_sorted}
     return SCATTER(None, index, rows, None, backend=backend, **static), None

@@ -1,4 +1,4 @@
-"""Rows out of a sequence on a GPU: a program moves a few whole rows."""
+"""Gathers rows of a sequence on a GPU: a program copies a few rows."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-TILE = 8192  # numbers a program moves: with 4 warps, each thread has 8 loads of 16 bytes under way
+TILE = 8192  # numbers of a program: each thread of 4 warps has 8 loads of 16 bytes under way
 
 
 def gather(

@@ -1,4 +1,4 @@
-"""Rows of each sequence at given places."""
+"""Defines the result of gather: the rows of each sequence at given places."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

@@ -1,7 +1,6 @@
-"""Rows out of a sequence on a TPU: a slab of the sequence in vector memory, copied row by row.
-
-Memory hands out tiles of eight rows or more, so single rows cannot be fetched: a sequence is read
-whole, once, some columns at a time, whatever the order of the index.
+"""Gathers rows of a sequence on a TPU, row by row from a slab of columns in vector memory.
+A TPU reads HBM in tiles of eight rows or more, so single rows cannot be fetched. Instead all rows
+of a sequence are read once, a slab of columns at a time, in any order of the index.
 """
 
 import dataclasses
@@ -16,22 +15,22 @@ from jaxtyping import Array, Float, Int
 
 LANES = 128
 BLOCK = 512  # indices a step: enough rows to hide the cost of a step
-UNROLL = 8  # rows moved between two jumps
-PART = 128  # rows of a slab worked on at a time
+UNROLL = 8  # rows copied in one iteration of a loop
+PART = 128  # rows of a slab processed at a time
 BUDGET = 14 << 20  # bytes of vector memory, of the 16 MiB that every TPU has
 LIMIT = 44 << 20  # of the 64 MiB and more since v5, for sequences too long for that
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a sequence is cut.
+    """How a sequence is split into slabs and its indices into steps.
 
     Attributes:
-      count: indices a step.
-      steps: that many steps make all indices.
-      lanes: columns of a slab.
-      slabs: that many slabs make the width.
-      held: bytes of vector memory.
+      count: indices in a step.
+      steps: number of steps.
+      lanes: columns in a slab.
+      slabs: number of slabs.
+      held: bytes of vector memory in use.
     """
 
     count: int
@@ -69,7 +68,7 @@ def plan(length: int, count: int, width: int, row_bytes: int, block_bytes: int) 
 
 
 def whole_tiles(x: Float[Array, "B T D"]) -> Float[Array, "B P D"]:
-    """Returns `x` with rows to fill the last tile.
+    """Returns `x` padded with rows to full tiles.
 
     Raises:
       NotImplementedError: for numbers that do not make words of 32 bits.
@@ -106,7 +105,7 @@ def rows_left(count: int, plan: Plan) -> Any:
 
 
 def params(cut: Plan, order: Literal["parallel", "arbitrary"] = "parallel") -> pltpu.CompilerParams:
-    """Returns what every kernel here asks: steps of a slab in order; slabs too, if "arbitrary"."""
+    """Returns compiler parameters: steps of a slab run in order; slabs too, if "arbitrary"."""
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", order, "arbitrary"),
         vmem_limit_bytes=max(16 << 20, cut.held + (4 << 20)),
@@ -114,7 +113,7 @@ def params(cut: Plan, order: Literal["parallel", "arbitrary"] = "parallel") -> p
 
 
 def by_parts(rows: int, body: Callable[[Any, int], None]) -> None:
-    """Runs `body(start, size)` over all rows, some at a time, for the code to stay small."""
+    """Runs `body(start, size)` over all rows, some at a time, so that the code stays small."""
 
     @pl.loop(0, rows // PART)
     def _(i):
@@ -177,7 +176,7 @@ def gather(
     (batch, _, width), count = x.shape, index.shape[1]
     x = whole_tiles(x)
     length = x.shape[1]
-    held = 3 * x.dtype.itemsize  # one that comes, one in use, one as words
+    held = 3 * x.dtype.itemsize  # one being loaded, one in use, one as words
     cut = plan(length, count, width, held, held)
     return pl.pallas_call(
         lambda *refs: _kernel(*refs, rows=rows_left(count, cut)),

@@ -1,18 +1,18 @@
-"""Products of rows with the entry of their group, and what mixtures of experts make of them.
+"""Grouped matmul: multiplies rows by the bank entry of their group, for mixtures of experts.
 
-Rows of a group follow one another; groups are ragged, some are empty, and none is padded to a
-capacity. Tokens that choose `k` of `E` groups are ordered by `group_choices`; then
-`dispatch_matmul` reads each token `k` times instead of copying it, and `combine_matmul` sums what
-its groups gave. Rows behind the last group are in none, as choices of groups that another device
-holds: every op here takes them for zeros, whatever they hold, gives zeros for them, and so do the
-gradients. For N = k T choices, widths D of a token and M < D of a group, in items of memory:
+The rows of a group are adjacent; groups are ragged, may be empty, and are not padded to a capacity.
+`group_choices` orders the choices of tokens that take `k` of `E` groups; then `dispatch_matmul`
+reads each token `k` times instead of copying it, and `combine_matmul` sums the products of its
+groups. Rows after the last group belong to none, as choices of groups on another device do: every
+op and every gradient treats them as zeros, whatever they contain, and returns zeros for them. For
+N = k T choices, widths D of a token and M < D of a group, the ops move these numbers of items:
 
-  dispatch_matmul: N D read and N M written; copies in between would add 2 N D.
-  combine_matmul: N D written by the product, read again by the sum. Adding to the T D sums from
-    inside the product would need float32 atomics: up to 8 bytes for each of N D where two passes
-    in bfloat16 move 4, and in an order that changes from run to run.
-  Its gradient: N D read and N M written, twice; the weights' gradient is read off those N M, so
-    that the N D of the product is neither kept nor made again.
+  dispatch_matmul: N D read and N M written; copying tokens first would add 2 N D.
+  combine_matmul: N D written by the product and read by the sum. Adding to the T D sums inside the
+    product would need float32 atomics: up to 8 bytes for each of N D, where two passes in bfloat16
+    move 4, and the order of additions would change from run to run.
+  Its gradient: N D read and N M written, twice. The gradient of the weights is computed from those
+    N M, so that the N D of the product is neither kept nor recomputed.
 """
 
 import functools
@@ -39,17 +39,17 @@ __all__ = [
 
 
 def group_choices(index: Int[Array, "T k"], num_groups: int) -> Groups:
-    """Returns tokens' choices in the order of groups, those of one group by token.
+    """Returns the choices of tokens sorted by group, and within a group by token.
 
     Args:
       index: groups chosen, each in [0, num_groups), or `num_groups` for none: such choices come
-        last and are in no group.
-      num_groups: from which they are chosen.
+        last and belong to no group.
+      num_groups: number of groups.
     """
     flat = index.reshape(-1).astype(jnp.int32)
     number = jnp.arange(flat.shape[0], dtype=jnp.int32)
     if (num_groups + 1) * flat.shape[0] < 2**31:
-        # Numbers alone sort faster than pairs: on a CPU 7 times, of 2**17 choices.
+        # Numbers sort faster than pairs: 7 times on a CPU, for 2**17 choices.
         order = jnp.sort(flat * flat.shape[0] + number, stable=False) % max(1, flat.shape[0])
     else:
         order = jnp.argsort(flat, stable=True)
@@ -59,7 +59,7 @@ def group_choices(index: Int[Array, "T k"], num_groups: int) -> Groups:
 
 
 def _inverse(order: Int[Array, "N"]) -> Int[Array, "N"]:
-    # A TPU scatters one number after the other.
+    # Not on a TPU, which scatters sequentially.
     number = jnp.arange(order.shape[0], dtype=order.dtype)
     return jnp.zeros_like(order).at[order].set(number, unique_indices=True)
 
@@ -73,14 +73,14 @@ def grouped_matmul(
 ) -> Float[Array, "N M"]:
     """Returns the product of each row with its group's entry of the bank, summed in float32.
 
-    The work follows N, with at most one block of rows more for each group. The bank's gradient is
-    summed in float32 and has its dtype.
+    The work is proportional to N, plus at most one block of rows for each group. The gradient of
+    the bank is summed in float32 and has the dtype of the bank.
 
     Args:
-      rows: sorted by group.
+      rows: rows sorted by group.
       bank: an entry for each group.
-      group_sizes: rows of each group, some perhaps 0; they sum to N or less, and rows behind are
-        in no group: their products are zero and so are their gradients.
+      group_sizes: rows of each group, 0 or more; they sum to N or less. The rows after them belong
+        to no group: their products and gradients are zero.
       backend: "auto", "reference", or the name of an implementation.
 
     Raises:
@@ -93,15 +93,15 @@ def grouped_matmul(
 def dispatch(
     x: Float[Array, "T D"], groups: Groups, *, backend: str = "auto"
 ) -> Float[Array, "N D"]:
-    """Returns each token once for each of its choices, in the order of groups; zeros for none.
+    """Returns each token once for each of its choices, sorted by group; zeros for no group.
 
     Args:
-      x: the tokens, each of which made the same number of the choices.
-      groups: what the tokens chose.
-      backend: of the gradient, which sums over a token's choices in float32.
+      x: tokens, with equally many choices each.
+      groups: the choices of the tokens.
+      backend: backend of the gradient, which sums over the choices of a token in float32.
 
     Raises:
-      ValueError: if choices are no multiple of tokens.
+      ValueError: if the number of choices is not a multiple of the number of tokens.
     """
     _check_choices("dispatch", x, groups)
     return gradients.spread(backend, x, groups)
@@ -114,18 +114,19 @@ def dispatch_matmul(
     *,
     backend: str = "auto",
 ) -> Float[Array, "N M"]:
-    """Returns each token's product with each of its groups' entries, in the order of groups.
+    """Returns the product of each token with the entry of each of its groups, sorted by group.
 
-    Choices of no group have products of zero.
+    The product of a choice of no group is zero.
 
     Args:
-      x: the tokens, each of which made the same number of the choices.
+      x: tokens, with equally many choices each.
       bank: an entry for each group.
-      groups: what the tokens chose.
+      groups: the choices of the tokens.
       backend: "auto", "reference", or the name of an implementation.
 
     Raises:
-      ValueError: if widths or numbers of groups differ, or choices are no multiple of tokens.
+      ValueError: if widths or numbers of groups differ, or the number of choices is not a multiple
+        of the number of tokens.
     """
     _check("dispatch_matmul", x, bank, groups.sizes)
     _check_choices("dispatch_matmul", x, groups)
@@ -139,19 +140,19 @@ def combine(
     *,
     backend: str = "auto",
 ) -> Float[Array, "T M"]:
-    """Returns each token's weighted sum of its rows, in float32, in the rows' dtype.
+    """Returns each token's weighted sum of its rows, computed in float32, in the dtype of the rows.
 
-    Rows in no group add nothing.
+    Rows of no group add nothing.
 
     Args:
-      rows: one for each choice, in the order of groups.
-      groups: what the tokens chose; tokens here may be others than those multiplied, if their
-        choices follow one another.
-      weights: of each choice.
+      rows: one for each choice, sorted by group.
+      groups: the choices of the tokens. These may be other tokens than those multiplied, if the
+        choices of each are adjacent.
+      weights: weight of each choice.
       backend: "auto", "reference", or the name of an implementation.
 
     Raises:
-      ValueError: if rows, choices and weights are not as many.
+      ValueError: if rows, choices and weights differ in number.
     """
     _check_weights("combine", rows, groups, weights)
     return gradients.combined(backend, rows, groups, weights)
@@ -165,16 +166,16 @@ def combine_matmul(
     *,
     backend: str = "auto",
 ) -> Float[Array, "T M"]:
-    """Returns each token's weighted sum of its rows' products with their groups' entries.
+    """Returns each token's weighted sum of its rows' products with the entries of their groups.
 
-    As `combine` of `grouped_matmul`, but no row of width M is kept for the gradient or made again
-    in it: the form for entries that are wider than the rows.
+    It equals `combine` of `grouped_matmul`, but the gradient neither keeps nor recomputes rows of
+    width M, which saves memory if entries give more than they take.
 
     Args:
-      rows: one for each choice, in the order of groups.
+      rows: one for each choice, sorted by group.
       bank: an entry for each group.
-      groups: what the tokens chose.
-      weights: of each choice.
+      groups: the choices of the tokens.
+      weights: weight of each choice.
       backend: "auto", "reference", or the name of an implementation.
 
     Raises:

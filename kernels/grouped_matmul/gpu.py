@@ -1,7 +1,6 @@
-"""Grouped products on an NVIDIA GPU: a program for each block of a group's rows and of columns.
-
-Blocks begin where their group begins, so that none holds rows of two groups. Rows that choices read
-are gathered as they are loaded: a row is contiguous, and a program asks for many at once.
+"""Grouped matmul on an NVIDIA GPU: a program for each block of a group's rows and of columns.
+Blocks are aligned to groups, so that none holds rows of two groups. The rows of choices are
+gathered while they are loaded: a row is contiguous, and a program loads many at once.
 """
 
 import functools
@@ -15,10 +14,10 @@ from jaxtyping import Array, Float, Int
 from .reference import Contracted, blocks
 
 _SIDE = 128  # rows and columns of a result: 128 x 128 in float32 are 128 registers of 128 threads
-_CHUNK_BYTES = 128  # of the contracted width at a time: a row's part is one cache line
+_CHUNK_BYTES = 128  # of the contracted width at a time: one cache line of a row
 _PRODUCT = plgpu.CompilerParams(num_warps=4, num_stages=3)  # 96 KiB: two programs on an H100's core
 _SUM = plgpu.CompilerParams(num_warps=4, num_stages=1)
-_MOST_CHOICES = 64  # whose rows a program asks for at once
+_MOST_CHOICES = 64  # choices whose rows a program loads at once
 
 
 def matmul(
@@ -30,14 +29,14 @@ def matmul(
     contracted: Contracted = 1,
     interpret: bool = False,
 ) -> Float[Array, "N M"]:
-    """Returns what the reference does."""
+    """Returns the result of `reference.matmul`."""
     dtype, out_dtype = _common(rows, bank), rows.dtype
     count = rows.shape[0] if take is None else take.shape[0]
     inner, width = bank.shape[contracted], bank.shape[3 - contracted]
     if 0 in (count, inner, width):
         return jnp.zeros((count, width), out_dtype)
     size, across = _rows_of(count, bank.shape[0]), _side(width)
-    # What is in no group is one more.
+    # Rows of no group are treated as one more group.
     sizes = jnp.append(group_sizes, count - group_sizes.sum())
     tables = blocks(sizes, count, size)
     body = functools.partial(
@@ -68,7 +67,7 @@ def _matmul_body(
     inner, width = bank.shape[contracted], bank.shape[3 - contracted]
     entry, first, end = group[block], start[block], stop[block]
     row = first + jnp.arange(size)
-    # Any row will do behind the end: what it gives is not stored.
+    # After the end any row may be read: its product is not stored.
     source = jnp.minimum(row, out.shape[0] - 1)
     source = source if take is None else take[source]
     is_column = None if width % across == 0 else column < width
@@ -104,7 +103,7 @@ def outer(
     *,
     interpret: bool = False,
 ) -> Float[Array, "E D M"]:
-    """Returns what the reference does."""
+    """Returns the result of `reference.outer`."""
     dtype = _common(left, right)
     count = left.shape[0] if take_left is None else take_left.shape[0]
     tall, wide, num_groups = left.shape[1], right.shape[1], group_sizes.shape[0]
@@ -161,7 +160,7 @@ def combine(
     *,
     interpret: bool = False,
 ) -> Float[Array, "T M"]:
-    """Returns what the reference does, in one pass: rows read once, sums written once."""
+    """Returns the result of `reference.combine`, reading rows and writing sums once."""
     (count, k), width = slots.shape, rows.shape[1]
     if k > _MOST_CHOICES:
         raise NotImplementedError(f"sums at most {_MOST_CHOICES} rows of a token, not {k}")
@@ -202,7 +201,7 @@ def _common(a: Array, b: Array) -> jnp.dtype:
 
 
 def _rows_of(count: int, num_groups: int) -> int:
-    """Returns the rows of a block: of the last one of each group, half is waste on average."""
+    """Returns the rows of a block; half of the last block of each group is padding on average."""
     mean = count / num_groups
     return 128 if mean >= 512 else 64 if mean >= 128 else 32 if mean >= 32 else 16
 

@@ -1,7 +1,6 @@
-"""The ops and their gradients.
-
-Each function here takes the backend first. The gradient of a gather would be a scatter, though the
-places of a token's choices are known: it is a gather and a sum of `k`.
+"""The grouped ops with their gradients.
+Each function takes the backend first. The gradient of gathering tokens would be a scatter; since
+the places of a token's choices are known, it is a gather and a sum over `k`.
 """
 
 import functools
@@ -53,9 +52,9 @@ COMBINE = Op(
 
 
 class Groups(NamedTuple):
-    """The choices of all tokens, ordered by group; choice `i` is one of token `i // k`.
+    """The choices of all tokens, sorted by group; choice `i` is one of token `i // k`.
 
-    Where the sizes sum to less than N, the last choices of the order are in no group.
+    If the sizes sum to less than N, the last choices of the order belong to no group.
     """
 
     sizes: Int[Array, "E"]  # choices of each group
@@ -64,33 +63,33 @@ class Groups(NamedTuple):
 
 
 def _token(groups: Groups, num_tokens: int) -> Int[Array, "N"]:
-    """Returns the token of each place of the order."""
+    """Returns the token of each choice, sorted by group."""
     return groups.order // max(1, groups.order.shape[0] // max(1, num_tokens))
 
 
 def _each(a: Array, at: Array, is_in: Array) -> Array:
-    """Returns the entries of `a` at some places, and zeros where none is to be read."""
+    """Returns the entries of `a` at some places, and zeros at masked ones."""
     at = jnp.where(is_in, at, a.shape[0])
     return jnp.take(a, at, axis=0, mode="fill", fill_value=0)
 
 
 def _are_in(groups: Groups) -> Bool[Array, "N"]:
-    """Returns of each place of the order whether it is in a group."""
+    """Returns whether each choice, sorted by group, belongs to a group."""
     return jnp.arange(groups.order.shape[0]) < groups.sizes.sum()
 
 
 def _of_tokens(a: Array, groups: Groups, num_tokens: int) -> Array:
-    """Returns what each place of the order has of its token."""
+    """Returns the entry of each choice's token, sorted by group."""
     return _each(a, _token(groups, num_tokens), _are_in(groups))
 
 
 def _scales(groups: Groups, weights: Array) -> Array:
-    """Returns the weight of each place of the order."""
+    """Returns the weight of each choice, sorted by group."""
     return _each(weights.reshape(-1), groups.order, _are_in(groups))[:, None]
 
 
 def _sum(backend: str, rows: Array, groups: Groups, weights: Array) -> Array:
-    # The product's backends are not the sum's.
+    # The backends of the product have other names than those of the sum.
     backend = "reference" if backend == "reference" else "auto"
     slots = jnp.where(groups.place < groups.sizes.sum(), groups.place, rows.shape[0])
     return COMBINE(rows, slots.reshape(weights.shape), weights, backend=backend)
@@ -125,7 +124,7 @@ def _spread_backward(backend: str, saved: Any, gradient: Array):
     return _sum(backend, gradient, groups, ones), None
 
 
-# Of the tokens the gradient needs the number alone.
+# The gradient needs only the number of tokens.
 spread.defvjp(
     lambda backend, x, groups: (spread(backend, x, groups), (x[:, :0], groups)), _spread_backward
 )
@@ -190,7 +189,7 @@ matmul_combined.defvjp(
 
 
 def _of_weights(rows: Array, gradient: Array, groups: Groups, weights: Array) -> Array:
-    """Returns the gradient of weights: how much each row, in order of groups, went along."""
+    """Returns the gradient of the weights: the dot product of each row with its cotangent."""
     each = (rows.astype(jnp.float32) * gradient.astype(jnp.float32)).sum(1)
     each = _each(each, groups.place, groups.place < groups.sizes.sum())
     return each.reshape(weights.shape).astype(weights.dtype)

@@ -1,7 +1,7 @@
-"""What the kernels must equal: scans over blocks of rows that lie in one group each.
+"""Defines the results of grouped matmul, as scans over blocks of rows of one group each.
 
-This is the path on a CPU. There `jax.lax.ragged_dot` does the work of every group for every row:
-for 2048 rows and entries of 64 x 64 it took 3 times as long forward and backward with 8 groups, 20
+It runs on a CPU, where `jax.lax.ragged_dot` multiplies every row by the entries of all groups: for
+2048 rows and entries of 64 x 64 it took 3 times as long forward and backward with 8 groups, and 20
 times with 64.
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 Contracted = Literal[1, 2]
 
-_ROWS = 64  # of a block; of 32, 64 and 128 none is the fastest on a CPU for all shapes
+_ROWS = 64  # rows of a block; of 32, 64 and 128 none is the fastest on a CPU for all shapes
 
 
 def matmul(
@@ -27,12 +27,12 @@ def matmul(
     """Returns the product of each row with its group's entry of the bank.
 
     Args:
-      rows: to multiply.
+      rows: rows to multiply.
       bank: an entry for each group.
-      group_sizes: rows of each group, which follow one another; rows behind them are in no group
-        and give zero, whatever they hold.
-      take: which of `rows` each row of the product multiplies; None takes them in order.
-      contracted: axis of the bank that meets the rows' width: 1, or 2 for entries transposed.
+      group_sizes: rows of each group, which are adjacent; rows after the last group give zero,
+        whatever they contain.
+      take: for each row of the product, the number in `rows` of its factor; None is 0, 1, 2, ...
+      contracted: axis of the bank that is contracted: 1, or 2 to multiply by transposed entries.
     """
     count = rows.shape[0] if take is None else take.shape[0]
     size = _size(count)
@@ -45,7 +45,7 @@ def matmul(
         y = jax.lax.dot_general(
             read(start), bank[group], contract, preferred_element_type=jnp.float32
         )
-        # Where a group follows, its blocks write over these zeros.
+        # The blocks of the next group overwrite these zeros.
         y = jnp.where((start + jnp.arange(size) < stop)[:, None], y, 0)
         return jax.lax.dynamic_update_slice_in_dim(out, y.astype(out.dtype), start, 0), None
 
@@ -60,15 +60,15 @@ def outer(
     take_left: Int[Array, "N"] | None = None,
     take_right: Int[Array, "N"] | None = None,
 ) -> Float[Array, "E D M"]:
-    """Returns the sum over each group's rows of their outer products, in float32.
+    """Returns the sum of the outer products of each group's rows, in float32.
 
     Args:
       left: rows of the first factor.
-      right: rows of the second.
-      group_sizes: rows of each group, which follow one another; of none the sum is zero. Rows
-        behind them are in no group and are not read.
-      take_left: which of `left` each row is; None takes them in order.
-      take_right: the same of `right`.
+      right: rows of the second factor.
+      group_sizes: rows of each group, which are adjacent; the sum of an empty group is zero. Rows
+        after the last group are not read.
+      take_left: for each row, its number in `left`; None is 0, 1, 2, ...
+      take_right: the same for `right`.
     """
     count = left.shape[0] if take_left is None else take_left.shape[0]
     size = _size(count)
@@ -88,12 +88,12 @@ def outer(
 def combine(
     rows: Float[Array, "N M"], slots: Int[Array, "T k"], weights: Float[Array, "T k"]
 ) -> Float[Array, "T M"]:
-    """Returns each token's weighted sum of its `k` rows, in float32, in the rows' dtype.
+    """Returns each token's weighted sum of `k` rows, computed in float32, in the dtype of the rows.
 
     Args:
-      rows: to sum.
-      slots: of a token's rows; one behind the last row adds nothing.
-      weights: of each.
+      rows: rows to sum.
+      slots: numbers of a token's rows; one after the last row adds nothing.
+      weights: weight of each.
     """
 
     def add(total: Array, choice: tuple[Array, Array]):
@@ -101,7 +101,7 @@ def combine(
         row = jnp.take(rows, slot, axis=0, mode="fill", fill_value=0)
         return total + row.astype(jnp.float32) * weight[:, None], None
 
-    # On a CPU three times as fast as the sum of what one gather gives.
+    # Three times as fast on a CPU as a sum over one gather.
     total = jnp.zeros((slots.shape[0], rows.shape[1]), jnp.float32)
     return jax.lax.scan(add, total, (slots.T, weights.T), unroll=16)[0].astype(rows.dtype)
 
@@ -109,10 +109,10 @@ def combine(
 def blocks(
     group_sizes: Int[Array, "E"], count: int, size: int
 ) -> tuple[Int[Array, "n"], Int[Array, "n"], Int[Array, "n"]]:
-    """Returns each block's group, first row and its group's end.
+    """Returns the group of each block, its first row, and the end of its group.
 
-    `g` groups that are not empty fill at most `(count + g (size - 1)) / size` blocks. Those left
-    over begin and end behind the last row.
+    `g` non-empty groups fill at most `(count + g (size - 1)) / size` blocks. Unused blocks begin
+    and end after the last row.
     """
     num_groups = group_sizes.shape[0]
     num_blocks = (count + min(num_groups, count) * (size - 1)) // size

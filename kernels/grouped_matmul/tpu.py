@@ -1,11 +1,10 @@
-"""Grouped products on a TPU: blocks of rows, each visited once for every group that is in it.
-
+"""Grouped matmul on a TPU: blocks of rows, each visited once for every group in it.
 Tables of the visits are prefetched to scalar memory, so that the next rows and the next entry of
-the bank are on their way while this visit multiplies. An entry stays in fast memory for all visits
-of its group, rows for all groups of their block. The contracted width is not divided.
+the bank load while the current visit multiplies. An entry stays in VMEM for all visits of its
+group, and rows for all groups of their block. The contracted width is not divided.
 
-What choices read is gathered before: rows of a tiled array are not contiguous in memory, and to
-fetch them one by one takes longer than to write and read the copy.
+The tokens of choices are gathered before: rows of a tiled array are not contiguous in memory, and
+fetching them one by one takes longer than writing and reading a copy.
 """
 
 import functools
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from .reference import Contracted
 
 _ROWS = 512  # of a block: of width 1024, 1 MiB, which takes longer to load than a step's overhead
-_PART = 128  # rows of the parts of a block that not one group fills; fewer leave the MXU waiting
+_PART = 128  # rows of a part of a block shared by groups; fewer would not keep the MXU busy
 _BLOCK_BYTES = 1 << 20  # of rows; of each array two are in fast memory, 16 MiB in all
 _ENTRY_BYTES = 2 << 20  # of a bank's block, and of a float32 result's
 _WIDEST = 32 << 10  # bytes of a row, for a bank's block of 128 columns to take 4 MiB
@@ -36,7 +35,7 @@ def matmul(
     contracted: Contracted = 1,
     interpret: Any = False,
 ) -> Float[Array, "N M"]:
-    """Returns what the reference does."""
+    """Returns the result of `reference.matmul`."""
     dtype = _common(rows, bank)
     rows, out_dtype = rows if take is None else rows[take], rows.dtype
     count, inner = rows.shape
@@ -47,7 +46,7 @@ def matmul(
         raise NotImplementedError(f"a row takes {inner * item} bytes, more than {_WIDEST}")
     size = _size(count, inner * item)
     tile = _tile(width, min(_ENTRY_BYTES // (inner * item), _ENTRY_BYTES // (4 * size)))
-    # What is in no group is one more, which reads neither rows nor an entry of its own.
+    # Rows of no group are one more group, which loads neither rows nor an entry of its own.
     in_groups = group_sizes.sum()
     group, block, *bounds = _visits(
         jnp.append(group_sizes, count - in_groups), count, size, of_empty=0
@@ -94,7 +93,7 @@ def _matmul_body(group, block, start, stop, _, rows, entry, out, *, size, num_gr
             out[...] = product(pl.ds(0, size)).astype(out.dtype)
 
         def part(at):
-            # The other rows are those of groups before, or will be of groups after.
+            # The other rows belong to the groups before or after.
             y = jnp.where(_is_in(at, begin, end), product(at), out[at, :].astype(jnp.float32))
             out[at, :] = y.astype(out.dtype)
 
@@ -114,7 +113,7 @@ def outer(
     *,
     interpret: Any = False,
 ) -> Float[Array, "E D M"]:
-    """Returns what the reference does."""
+    """Returns the result of `reference.outer`."""
     dtype = _common(left, right)
     left = left if take_left is None else left[take_left]
     right = right if take_right is None else right[take_right]
@@ -178,7 +177,7 @@ def megablox_matmul(
     contracted: Contracted = 1,
     interpret: bool = False,
 ) -> Float[Array, "N M"]:
-    """Returns what the reference does, by a kernel that comes with jax."""
+    """Returns the result of `reference.matmul`, by megablox of jax."""
     rows = rows if take is None else rows[take]
     tiling = _megablox_tiling(rows, bank, bank.shape[contracted], bank.shape[3 - contracted])
     y = _megablox().gmm(
@@ -202,7 +201,7 @@ def megablox_outer(
     *,
     interpret: bool = False,
 ) -> Float[Array, "E D M"]:
-    """Returns what the reference does, by a kernel that comes with jax."""
+    """Returns the result of `reference.outer`, by megablox of jax."""
     left = left if take_left is None else left[take_left]
     right = right if take_right is None else right[take_right]
     tiling = _megablox_tiling(left, right, left.shape[1], right.shape[1])
@@ -250,14 +249,14 @@ def _tile(width: int, most: int) -> int:
 def _visits(group_sizes: Array, count: int, size: int, of_empty: int) -> tuple[Array, ...]:
     """Returns each visit's group and block, and the group's first row and end.
 
-    Visits of a group follow one another, and so do those of a block. Those left over change neither
-    and have no rows.
+    Visits of one group are adjacent, and so are those of one block. Unused visits repeat the last
+    group and block and have no rows.
 
     Args:
       group_sizes: rows of each group.
-      count: of all rows, at least 1.
+      count: number of rows, at least 1.
       size: rows of a block.
-      of_empty: visits of a group without rows: 1 where it has a result to make zero.
+      of_empty: visits of an empty group: 1 if it has a result to set to zero.
     """
     num_blocks, num_groups = pl.cdiv(count, size), group_sizes.shape[0]
     number = jnp.arange(num_blocks + (num_groups if of_empty else min(num_groups, count)) - 1)
@@ -273,7 +272,7 @@ def _visits(group_sizes: Array, count: int, size: int, of_empty: int) -> tuple[A
 
 
 def _parts(part: Any, begin: Array, end: Array, size: int) -> None:
-    """Runs `part` on those parts of a block that rows from `begin` to `end` touch, if not all."""
+    """Runs `part` on the parts of a block with rows from `begin` to `end`, unless all have."""
     step = min(_PART, size)
     first = jax.lax.div(jnp.maximum(begin, 0), step)
     last = jax.lax.div(jnp.minimum(end, size) + step - 1, step)

@@ -1,6 +1,6 @@
-"""Attention of some tokens to some keys and values, by where the tokens stand.
+"""Attention of routed tokens, masked by the positions and segments of queries and keys.
 
-Flash attention (Dao, 2023, arXiv:2307.08691) whose blocks are chosen by positions and segments: the
+Flash attention (Dao, 2023, arXiv:2307.08691) that skips blocks by positions and segments: for the
 tokens of one recursion among themselves, or over the keys and values of another.
 """
 
@@ -29,11 +29,11 @@ _CUDNN_BACK = Implementation("cudnn", "cuda", libraries.cudnn_backward)
 
 
 def _products(count: int) -> Callable[..., int]:
-    """Returns the FLOPs of so many products of all queries with all keys, unseen ones included."""
+    """Returns the FLOPs of `count` products of all queries with all keys, masked ones included."""
     return lambda query, key, *_, **__: 2 * count * query.size * key.shape[1]
 
 
-# Any implementation of the one goes with any of the other, but cuDNN's forward with its own alone.
+# Forward and backward implementations can be mixed, except that cuDNN's forward needs its backward.
 FORWARD = Op("routed_attention", reference.forward, (_TPU, _TRITON, _SPLASH, _CUDNN), _products(2))
 BACKWARD = Op(
     "routed_attention_backward",
@@ -53,7 +53,7 @@ CAUSAL_BACKWARD = libraries.needs_devices(
     )
 )
 
-# Within a window libraries' kernels serve where positions are None, and else the reference.
+# For a window: kernels of libraries if positions are None, and else the reference.
 WINDOWED = libraries.needs_devices(
     Op("windowed_attention", reference.forward, (_SPLASH, _CUDNN), _products(2))
 )
@@ -61,7 +61,7 @@ WINDOWED_BACKWARD = libraries.needs_devices(
     Op("windowed_attention_backward", reference.backward, (_SPLASH_BACK, _CUDNN_BACK), _products(5))
 )
 
-# No kernel bounds its scores yet.
+# No kernel has a soft cap yet.
 CAPPED = Op("capped_attention", reference.forward, (), _products(2))
 CAPPED_BACKWARD = Op("capped_attention_backward", reference.backward, (), _products(5))
 
@@ -81,30 +81,30 @@ def routed_attention(
     cap: float = 0.0,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Causal grouped-query attention: a query sees keys of its segment not later than itself.
+    """Causal grouped-query attention: a query sees keys of its segment that are not after it.
 
-    A query that sees nothing reads zeros. Probabilities are never kept: the backward pass computes
-    them again. Kernels skip the blocks that positions and segments exclude, so time follows what
-    may be seen wherever both are nearly sorted; no order is needed for the result. Where positions
-    are None, libraries' kernels for causal attention may serve.
+    A query that sees no key returns zeros. Probabilities are not kept: the backward pass recomputes
+    them. Kernels skip blocks that positions and segments mask, so the time is proportional to the
+    unmasked part if both are nearly sorted; the result needs no order. If positions are None,
+    causal kernels of libraries may run.
 
     Args:
-      query: of N heads; head n reads key head n // (N / K).
-      key: of K heads, a divisor of N.
+      query: N heads; head n reads key head n // (N / K).
+      key: K heads; K divides N.
       value: one for each key.
-      query_positions: where the queries stand, in tokens; None: 0, 1, 2, ...
-      key_positions: where the keys stand; None: 0, 1, 2, ...
-      query_segments: None: all are of segment 0.
-      key_segments: None: all are of segment 0.
-      relative: what each query adds to the scores of keys 0, 1, ... positions behind it; those
-        further behind take the last.
-      scale: of the scores; None: 1 / sqrt(H).
-      window: how many positions behind a query it sees, its own included; 0 is no bound.
-      cap: bound of the scores, by the hyperbolic tangent: cap * tanh(score / cap); 0 has none.
+      query_positions: positions of the queries, in tokens; None is 0, 1, 2, ...
+      key_positions: positions of the keys; None is 0, 1, 2, ...
+      query_segments: segment ids of the queries; None is 0 for all.
+      key_segments: segment ids of the keys; None is 0 for all.
+      relative: position bias that each query adds to the scores of keys 0, 1, ... positions before
+        it; keys further away take the last.
+      scale: factor of the scores; None is 1 / sqrt(H).
+      window: number of positions up to its own that a query sees; 0 is no bound.
+      cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
       backend: "auto", "reference" or the name of a kernel.
 
     Raises:
-      ValueError: for shapes that do not fit each other, or a backend that does not exist.
+      ValueError: for shapes that do not match, or an unknown backend.
     """
     where = Where(query_positions, key_positions, query_segments, key_segments)
     _check(query, key, value, where, relative)
@@ -117,7 +117,7 @@ def routed_attention(
 def _ops(
     where: Where, relative: Any, window: int, cap: float
 ) -> tuple[Op, Op, dict[str, int | float]]:
-    """Returns the forward and the backward op: libraries come first where they may serve."""
+    """Returns the forward and the backward op: libraries are preferred where they may run."""
     if cap:
         return CAPPED, CAPPED_BACKWARD, {"window": window, "cap": cap}
     if window:
@@ -149,7 +149,7 @@ def _forward(
     inputs = query, key, value, where, relative
     forward, _, more = _ops(where, relative, window, cap)
     made = forward(*inputs, scale=scale, backend=backend, **more)
-    # By this name a rematerialisation policy may keep what the backward pass reads.
+    # A rematerialisation policy can save by this name what the backward pass reads.
     out, logsum = (checkpoint_name(each, "routed_attention") for each in made)
     return out, (*inputs, out, logsum)
 
@@ -167,7 +167,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _check(query: Array, key: Array, value: Array, where: Where, relative: Array | None) -> None:
-    """Raises ValueError for shapes that do not fit each other."""
+    """Raises ValueError for shapes that do not match."""
     batch, length, heads, width = query.shape
     if key.shape != value.shape:
         raise ValueError(f"routed_attention: key is {key.shape} but value is {value.shape}.")

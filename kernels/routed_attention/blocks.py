@@ -1,4 +1,4 @@
-"""Which blocks of queries may see which blocks of keys, from where their tokens stand."""
+"""Block mask: which blocks of queries may see which blocks of keys."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def even(length: int, most: int, multiple: int) -> int:
 
 
 def padded(where: Where, query_block: int, key_block: int) -> Where:
-    """Returns whole blocks of tokens: the added queries see nothing, and nothing sees the keys."""
+    """Returns positions and segments padded to full blocks; padding neither sees nor is seen."""
     query_positions, key_positions, query_segments, key_segments = where.arrays
 
     def pad(x: Array, block: int, **filled: Any) -> Array:
@@ -35,12 +35,12 @@ def padded(where: Where, query_block: int, key_block: int) -> Where:
 def meeting(
     where: Where, query_block: int, key_block: int
 ) -> tuple[Bool[Array, "B Q K"], Bool[Array, "B Q K"]]:
-    """Returns which blocks may meet at all, and in which every query sees every key.
+    """Returns which blocks are not fully masked, and in which no key is masked.
 
-    Both follow from the least and the greatest position and segment of each block, and from its
-    first key and last query by segment, then position: where documents are packed in order, only
-    these tell the end of one from the start of the next. The first result errs towards yes, the
-    second towards no.
+    Both are computed from the least and the greatest position and segment of each block, and from
+    its first key and last query by segment, then position: if documents are packed in order, only
+    these tell the end of one from the start of the next. The first result may be true for a fully
+    masked block, and the second false for an unmasked one.
     """
     query_positions, key_positions, query_segments, key_segments = where
     cut = lambda x, block: x.reshape(len(x), -1, block)
@@ -62,10 +62,10 @@ def meeting(
 
 
 def ranges(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Int[Array, "B O 4"]:
-    """Returns the inner blocks to go through for each outer one, as four ends.
+    """Returns the range of inner blocks for each outer one, as four ends.
 
-    Tokens must be told apart from the first end to the second, and from the third to the fourth;
-    between the second and the third each sees each. Blocks beyond the ends never meet.
+    The blocks from the first end to the second, and from the third to the fourth, need a mask;
+    those between the second and the third do not. All others are fully masked.
     """
     count = some.shape[-1]
     index = jnp.arange(count)

@@ -1,6 +1,6 @@
 """Flash attention on a GPU, in Triton (Dao, 2023, arXiv:2307.08691).
 
-A program keeps one block of queries, or of keys, while the blocks that may meet it pass by.
+A program keeps one block of queries, or of keys, and loops over the blocks not masked for it.
 """
 
 import functools
@@ -30,7 +30,7 @@ def forward(
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """Returns what `reference.forward` returns."""
+    """Returns the results of `reference.forward`."""
     _check(query, relative)
     # 128 x 64 scores and as many sums in float32 are half of the registers of four warps.
     tiles = tiles or _tiles(query, Tiles(128, 64, 4 if query.shape[-1] <= 64 else 8, 3))
@@ -60,9 +60,9 @@ def backward(
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> tuple[Array, Array, Array, None]:
-    """Returns what `reference.backward` returns.
+    """Returns the results of `reference.backward`.
 
-    Tiles are those of the pass that keeps queries; the one that keeps keys turns them round.
+    Tiles are those of the pass that keeps queries; the pass that keeps keys swaps them.
     """
     _check(query, relative)
     # Scores, their gradients and up to two sums of 128 x 64: half of the registers of eight warps.
@@ -99,7 +99,7 @@ def _check(query: Array, relative: Array | None) -> None:
 
 
 def _tiles(query: Array, usual: Tiles) -> Tiles:
-    """Returns smaller tiles where less fits, and where rows are short: the diagonal wastes less."""
+    """Returns smaller tiles if less fits, or if rows are short: the diagonal wastes less."""
     length, width = query.shape[1], query.shape[3]
     if query.dtype == jnp.float32:
         return Tiles(32, 32, 4, 1 if width > 128 else 2)
@@ -114,7 +114,7 @@ def _places(ref: Any, span: Any) -> tuple[Array, Array]:
 
 
 def _hide(scores: Array, queries: tuple[Array, Array], keys: tuple[Array, Array]) -> Array:
-    """Returns scores with those of unseen keys replaced; places are columns or rows."""
+    """Returns scores with masked keys replaced; places are columns or rows."""
     return jnp.where((queries[0] >= keys[0]) & (queries[1] == keys[1]), scores, UNSEEN)
 
 
@@ -148,7 +148,7 @@ def _forward_kernel(
     nothing = jnp.zeros(query.shape, jnp.float32)
     rows = jnp.zeros(len(query), jnp.float32)
     mixed, top, total = go_through(ends, meet, (nothing, rows + UNSEEN, rows))
-    sees = top > UNSEEN  # a query that saw nothing counted every key that it met
+    sees = top > UNSEEN  # a query that saw no key counted every key of its blocks
     total = jnp.where(sees, total, 1.0)
     cut.store(out, here, jnp.where(sees[:, None], mixed / total[:, None], 0.0))
     cut.store(logsum, here, jnp.where(sees, (top + jnp.log2(total)) / LOG2E, jnp.inf))
@@ -190,7 +190,7 @@ def _key_kernel(
 
     def of_head(head: Array, totals: Any) -> Any:
         def meet(apart: bool, block: Array, totals: Any) -> Any:
-            # Keys are the rows here: weights go from one product to the next as they are.
+            # Keys are the rows here: weights need no transpose between the products.
             there = cut.queries(block, every=not apart)
             query, grad = (cut.load(ref, there, head) for ref in (queries, grads))
             scores = cut.dot(key, query, transposed=True) * (scale * LOG2E)

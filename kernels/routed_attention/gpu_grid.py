@@ -1,4 +1,4 @@
-"""How attention is cut into blocks on a GPU, and how blocks are read and written."""
+"""Splits attention into blocks on a GPU, and reads and writes the blocks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from .where import Where
 
 
 class Tiles(NamedTuple):
-    """How a kernel is cut: tokens of a block, warps that work on it, loads under way."""
+    """Sizes of a kernel: tokens of a block, its warps, and pipelined loads."""
 
     queries: int
     keys: int
@@ -24,7 +24,7 @@ class Tiles(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A block of tokens; those from `length` on do not exist, and None says that all do."""
+    """A block of tokens; those from `length` on are padding; None: there is no padding."""
 
     start: Array
     size: int
@@ -32,11 +32,11 @@ class Span(NamedTuple):
 
     @property
     def slice(self) -> Any:
-        """Where its tokens are."""
+        """The slice of its tokens."""
         return pl.ds(self.start, self.size)
 
     def inside(self, shape: tuple[int, ...], width: int) -> Bool[Array, "..."] | None:
-        """Returns which entries exist of a block of heads of `width`, or of single numbers."""
+        """Returns which entries of heads of `width`, or of single numbers, are not padding."""
         masks = []
         if self.length is not None:
             rows = self.start + jnp.arange(self.size) < self.length
@@ -54,7 +54,7 @@ Kind = Literal["queries", "keys", "rows"]
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Queries [B T N H] and keys [B S K H], each program's own ones being one block of a head."""
+    """Queries [B T N H] and keys [B S K H], split into the blocks of a head that programs keep."""
 
     batch: int
     length: int
@@ -72,25 +72,25 @@ class Cut:
         return cls(batch, length, key_length, heads, groups, width, tiles, interpret)
 
     def queries(self, block: Array, *, every: bool = False) -> Span:
-        """Returns a block of queries; `every` of it is known to exist."""
+        """Returns a block of queries; `every`: none is padding."""
         size = self.tiles.queries
         return Span(block * size, size, None if every or not self.length % size else self.length)
 
     def keys(self, block: Array, *, every: bool = False) -> Span:
-        """Returns a block of keys; `every` of it is known to exist."""
+        """Returns a block of keys; `every`: none is padding."""
         size = self.tiles.keys
         exist = every or not self.key_length % size
         return Span(block * size, size, None if exist else self.key_length)
 
     def load(self, ref: Any, span: Span, head: Array | None = None) -> Array:
-        """Reads tokens of [T] or [T H], or of a head of [G T] or [T G H]; the others are 0."""
+        """Reads tokens of [T] or [T H], or of a head of [G T] or [T G H]; padding is 0."""
         of_head = (head, span.slice) if len(ref.shape) == 2 else (span.slice, head)
         ref = ref.at[span.slice if head is None else of_head]
         mask = span.inside(ref.shape, self.width)
         return plgpu.load(ref, mask=mask, other=None if mask is None else 0.0)
 
     def store(self, ref: Any, span: Span, x: Array) -> None:
-        """Writes tokens of [T] or [T H] that exist."""
+        """Writes the tokens of [T] or [T H] that are not padding."""
         plgpu.store(ref.at[span.slice], x.astype(ref.dtype), mask=span.inside(x.shape, self.width))
 
     def dot(self, x: Array, y: Array, *, transposed: bool = False) -> Array:
@@ -114,14 +114,14 @@ class Cut:
         """Returns a function of arrays that runs a kernel for each block of queries, or of keys.
 
         Args:
-          kernel: takes the ends of the blocks that pass by, the places of queries and of keys, and
-            the inputs and outputs, whole rows of its head. By key, queries [T G H] and rows [G T]
-            are those of all heads that read the key head.
-          where: the tokens stand.
-          by_key: whether programs keep keys and queries pass by.
-          inputs: what the arrays are; "rows" [B N T] are numbers of each query.
-          outputs: what the results are, and their dtypes.
-          name: of the kernel.
+          kernel: takes the ends of the unmasked blocks, positions and segments of queries and of
+            keys, and the inputs and outputs, all rows of its head. By key, queries [T G H] and rows
+            [G T] are those of all heads that read the key head.
+          where: the attention mask.
+          by_key: whether programs keep keys and loop over queries.
+          inputs: kinds of the arrays; "rows" [B N T] are one number for each query.
+          outputs: kinds of the results, and their dtypes.
+          name: name of the kernel.
         """
         where = where.written_out(self.batch, self.length, self.key_length)
         where = padded(where, self.tiles.queries, self.tiles.keys)
@@ -134,7 +134,7 @@ class Cut:
         )
         specs, count = self._specs(by_key), ends.shape[1]
         places = lambda x: pl.BlockSpec((None, *x.shape[1:]), lambda _, head, row: (row, 0, 0))
-        # Causal work grows with the query: the longest programs first, so that none is left alone.
+        # Causal work grows with the query: the longest programs start first.
         own = (lambda i: i) if by_key else (lambda i: count - 1 - i)
         shapes = self._shapes()
 
@@ -168,7 +168,7 @@ class Cut:
         }
 
     def _specs(self, by_key: bool) -> dict[str, pl.BlockSpec]:
-        """Returns whole rows of a head: blocks reach beyond their ends, and masks hide that."""
+        """Returns specs of all rows of a head: blocks reach beyond their ends, which masks hide."""
         each = self.heads // self.groups
         width = max(16, pl.next_power_of_2(self.width))
         length = pl.cdiv(self.length, self.tiles.queries) * self.tiles.queries
@@ -186,9 +186,9 @@ class Cut:
 
 
 def go_through(ends: Any, meet: Callable[..., Any], carry: Any) -> Any:
-    """Applies `carry = meet(apart, block, carry)` to every block that passes by.
+    """Applies `carry = meet(apart, block, carry)` to every block that is not fully masked.
 
-    Where each token sees each, `apart` is False.
+    `apart` is False for a block without any masked key.
     """
     for i, apart in enumerate((True, False, True)):
         step = lambda block, carry, apart=apart: meet(apart, block, carry)

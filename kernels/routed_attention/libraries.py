@@ -1,4 +1,4 @@
-"""Attention that well-kept libraries have kernels for: plain causal, a query to a key."""
+"""Causal attention without positions or segments by kernels of libraries: cuDNN and splash."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ def cudnn_forward(
     query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float,
     window: int = 0,
 ) -> Forward:  # fmt: skip
-    """Returns what `reference.forward` returns, but for a rounded logarithm.
+    """Returns the results of `reference.forward`, except that log-sum-exp is rounded.
 
-    jax rounds it to the dtype of the queries. `cudnn_backward`, which takes whatever this takes,
+    jax rounds it to the dtype of the queries. `cudnn_backward`, which supports the same arguments,
     does not read it.
     """
     _decline_unless_causal(query, key, where, relative)
@@ -36,11 +36,10 @@ def cudnn_backward(
     query: Array, key: Array, value: Array, where: Where, relative: Any,
     out: Array, logsum: Array, grad: Array, *, scale: float, window: int = 0,
 ) -> Backward:  # fmt: skip
-    """Returns what `reference.backward` returns.
+    """Returns the results of `reference.backward`.
 
-    The library runs its forward pass again for it, and XLA merges that with one of the same inputs
-    in the same computation, as there is where a step is rematerialised. Else it adds the cost of a
-    forward pass, and is about as slow as `gpu.backward` would be.
+    The library recomputes its forward pass. XLA merges that with one of the same inputs in the same
+    computation, as in a rematerialised step; otherwise this is about as slow as `gpu.backward`.
     """
     _decline_unless_causal(query, key, where, relative)
     run = lambda query, key, value: _cudnn(query, key, value, scale, window)[0]
@@ -52,7 +51,7 @@ def splash_forward(
     query: Array, key: Array, value: Array, where: Where, relative: Any = None, *, scale: float,
     window: int = 0,
 ) -> Forward:  # fmt: skip
-    """Returns what `reference.forward` returns."""
+    """Returns the results of `reference.forward`."""
     _decline_unless_causal(query, key, where, relative)
     out, (logsum,) = _splash(query, key, value, scale, window, save_residuals=True)
     return out.swapaxes(1, 2), logsum
@@ -62,10 +61,10 @@ def splash_backward(
     query: Array, key: Array, value: Array, where: Where, relative: Any,
     out: Array, logsum: Array, grad: Array, *, scale: float, window: int = 0,
 ) -> Backward:  # fmt: skip
-    """Returns what `reference.backward` returns.
+    """Returns the results of `reference.backward`.
 
-    The library runs its forward pass again for it, nine matrix products for the seven of
-    `tpu.backward`, and XLA does not merge the two: "auto" prefers the latter.
+    The library recomputes its forward pass, which XLA does not merge with another: nine matrix
+    products instead of the seven of `tpu.backward`, which "auto" prefers.
     """
     _decline_unless_causal(query, key, where, relative)
     both = lambda *x: _splash(x[0], x[1], x[2], scale, window, save_residuals=False)
@@ -75,9 +74,9 @@ def splash_backward(
 
 
 def needs_devices(op: Op) -> Op:
-    """Returns an op that is lowered knowing its devices, which cuDNN's partitioning asks for.
+    """Returns an op whose lowering has the program's devices, which cuDNN's partitioning needs.
 
-    Only primitives that a program shows are asked whether they need them, not those in an op.
+    JAX asks only the primitives of the program whether they need devices, not those inside an op.
     """
     if _NEED_DEVICES is not None:
         _NEED_DEVICES.add(op.primitive)

@@ -1,4 +1,4 @@
-"""Attention head by head: what the kernels must equal, and the path on a CPU."""
+"""Defines the result of attention, head by head; runs on a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from .where import Where, visible
 
-UNSEEN = float(jnp.finfo(jnp.float32).min)  # the score of a key that a query does not see
+UNSEEN = float(jnp.finfo(jnp.float32).min)  # the score of a masked key
 
 
 def forward(
@@ -23,10 +23,10 @@ def forward(
     window: int = 0,
     cap: float = 0.0,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """Returns what each query reads, and in float32 the logarithm of its sum of exponentials.
+    """Returns the output of each query, and in float32 the log-sum-exp of its scores.
 
-    That logarithm is +inf for a query that sees nothing, so that exp(score - it) is its
-    probabilities: zeros.
+    The log-sum-exp is +inf for a query that sees no key, so that its probabilities exp(score - it)
+    are zero.
     """
 
     def one(query: Array, key: Array, value: Array, relative: Array | None, where: Where) -> Any:
@@ -113,7 +113,7 @@ def _scores(
 
 
 def _behind(where: Where, count: int) -> Int[Array, "T S"]:
-    """Returns how far behind each query its keys stand, the furthest being `count - 1`."""
+    """Returns how many positions each key is before each query, at most `count - 1`."""
     query_positions, key_positions, *_ = where.arrays
     behind = query_positions[:, None] - key_positions[None, :]
     return jnp.clip(behind, 0, count - 1)
@@ -133,7 +133,7 @@ def _written_out(where: Where, query: Array, key: Array) -> Where:
 
 
 def _by_key_head(x: Float[Array, "B T N H"] | None, groups: int) -> Array | None:
-    """Returns [B K G T H]: the query heads that read one key head side by side."""
+    """Returns [B K G T H]: query heads grouped by the key head that they read."""
     if x is None:
         return None
     batch, length, heads, width = x.shape
@@ -148,7 +148,7 @@ def _by_token(x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
 def _over_heads(one: Callable, arrays: tuple[Any, ...], where: Where) -> Any:
     """Applies `one(*arrays, where)` to every row and key head of arrays [B K ...].
 
-    All at once; on a CPU one by one, since the scores of one head stay in its cache.
+    In parallel, but on a CPU sequentially: there the scores of one head stay in the cache.
     """
 
     def walk(each: Callable) -> Callable:

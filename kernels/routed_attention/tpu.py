@@ -1,7 +1,7 @@
-"""Flash attention on a TPU: one step of the grid for each pair of blocks that may meet.
+"""Flash attention on a TPU: one step of the grid for each pair of blocks that is not masked.
 
-What positions and segments exclude costs nothing, not even a step. The query heads that read one
-key head are worked on together, as the rows of one product: keys and values are loaded once.
+Masked pairs cost nothing, not even a step. The query heads that read one key head are the rows of
+one product, so that keys and values are loaded once.
 """
 
 import functools
@@ -31,7 +31,7 @@ def forward(
     blocks: tuple[int, int] | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """Returns what `reference.forward` returns; `blocks` holds queries of a head, and keys."""
+    """Returns the results of `reference.forward`; `blocks` holds queries of a head, and keys."""
     cut = _cut(query, key, relative, blocks)
     where, query_places, key_places = cut.places(where)
     rows = cut.each * cut.query_block
@@ -62,7 +62,7 @@ def backward(
     blocks: tuple[int, int] | None = None,
     interpret: Any = False,
 ) -> tuple[Array, Array, Array, None]:
-    """Returns what `reference.backward` returns; `blocks` holds queries of a head, and keys."""
+    """Returns the results of `reference.backward`; `blocks` holds queries of a head, and keys."""
     cut = _cut(query, key, relative, blocks)
     where, query_places, key_places = cut.places(where)
     mean = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
@@ -109,27 +109,27 @@ def _dot(x: Array, y: Array, dims: Any) -> Array:
 
 
 def _rows(ref: Any) -> Array:
-    """Returns the queries of all heads of a block [G T H] one under the other."""
+    """Returns the queries of all heads of a block [G T H] as rows [G*T H]."""
     return ref[...].reshape(-1, ref.shape[-1])
 
 
 def _across(x: Shaped[Array, "T L"], width: int) -> Shaped[Array, "T W"]:
-    """Returns columns that are all the same, as many as asked for."""
+    """Returns a column repeated to a number of columns."""
     return x[:, :width] if width <= LANES else jnp.tile(x, (1, -(-width // LANES)))[:, :width]
 
 
 def _upright(row: Array) -> Array:
-    """Returns a row [1 T] as a column, in each of the lanes."""
+    """Returns a row [1 T] as a column, repeated in every lane."""
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T
 
 
 def _side_by_side(ref: Any) -> Float[Array, "1 T"]:
-    """Returns the rows [G T] of all heads of a block in one."""
+    """Returns the rows [G T] of all heads of a block as one row."""
     return jnp.concatenate([ref[i : i + 1, :] for i in range(ref.shape[0])], axis=1)
 
 
 def _hide(scores: Array, query_places: Any, key_places: Any, each: int) -> Array:
-    """Returns scores [G*T S] with those of unseen keys replaced."""
+    """Returns scores [G*T S] with masked keys replaced."""
     keys = key_places.shape[1]
     behind = _across(_upright(query_places[0:1, :]), keys) >= key_places[0:1, :]
     sees = behind & (_across(_upright(query_places[1:2, :]), keys) == key_places[1:2, :])
@@ -137,7 +137,7 @@ def _hide(scores: Array, query_places: Any, key_places: Any, each: int) -> Array
 
 
 def _on_visit(visit: Array, start: Any, meet: Any, finish: Any) -> None:
-    """Runs what a visit asks for: `meet` is told whether keys must be told apart."""
+    """Runs the phases of a visit; the argument of `meet` says whether any key is masked."""
     flag = lambda which: (visit & which) == which
     pl.when(flag(FIRST))(start)
     pl.when(flag(LIVE | EVERY))(lambda: meet(False))
@@ -169,7 +169,7 @@ def _forward_kernel(
         top[...] = higher
 
     def finish() -> None:
-        # A query that saw nothing counted every key that it met.
+        # A query that saw no key counted every key of its blocks.
         sees = top[...] > UNSEEN
         share = jnp.where(sees, 1 / total[...], 0)
         result = (mixed[...] * _across(share, width)).astype(out.dtype)
@@ -216,7 +216,7 @@ def _key_kernel(
         value_total[...] = jnp.zeros_like(value_total)
 
     def meet(apart: bool) -> None:
-        # Keys are the rows here, so that no product needs its left side turned.
+        # Keys are the rows here, so that no product needs a transpose of its left side.
         scores = _dot(key[...], _rows(query), ROWS) * scale
         if apart:
             length = query.shape[1]

@@ -1,4 +1,4 @@
-"""How attention is cut into blocks on a TPU, and the list of pairs of blocks that are visited."""
+"""Splits attention into blocks on a TPU, and lists the pairs of blocks to visit."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,21 +14,21 @@ from .blocks import ALWAYS, even, meeting, padded
 from .where import Where
 
 LANES = 128
-FIRST, LAST, LIVE, EVERY = 1, 2, 4, 8  # flags of a visit; above them which blocks meet in it
+FIRST, LAST, LIVE, EVERY = 1, 2, 4, 8  # flags of a visit, below the bits of its blocks
 MOST_VISITS = 1 << 17  # half of the scalar memory
 VMEM_BYTES = 48 << 20  # of 128 MB on v5e and v6e, 64 on v5p
 Kind = Literal["queries", "keys", "query_rows", "query_places", "key_places"]
 
 
 class Visits(NamedTuple):
-    """Pairs of blocks in the order visited, the outer one staying until it is done.
+    """Pairs of blocks in the order of visits; those of one outer block are adjacent.
 
     Attributes:
-      codes: row, outer block, inner block and flags, in the bits of one integer: all of it must
-        fit into scalar memory. FIRST and LAST of its outer block; LIVE: any query may see any key;
-        EVERY: each sees each.
-      count: how many of the codes are visited.
-      bits: of the inner block, and of the outer one.
+      codes: row, outer block, inner block and flags, packed into one integer for each visit, for
+        all must fit into scalar memory. Flags: FIRST and LAST visit of the outer block; LIVE: not
+        fully masked; EVERY: no key is masked.
+      count: number of codes that are visited.
+      bits: bits of the inner block, and of the outer one.
     """
 
     codes: Int[Array, "P"]
@@ -47,7 +47,7 @@ class Visits(NamedTuple):
 
 
 def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
-    """Lists the blocks that meet, outer one by outer one: each of these at least once.
+    """Lists the pairs of blocks that are not fully masked, and each outer block at least once.
 
     Raises:
       NotImplementedError: if they do not fit into scalar memory.
@@ -71,8 +71,8 @@ def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
 class Cut:
     """Queries [B T N H] and keys [B S K H] cut into blocks.
 
-    Arrays are laid out by key head, [B K G T H] and [B K S H], and filled up to whole blocks: with
-    zeros, and with tokens that neither see nor are seen.
+    Arrays are laid out by key head, [B K G T H] and [B K S H], and padded to full blocks by
+    zeros, as tokens that neither see nor are seen.
     """
 
     batch: int
@@ -103,18 +103,18 @@ class Cut:
         return cls(batch, length, key_length, groups, each, width, query_block, key_block)
 
     def places(self, where: Where) -> tuple[Where, Int[Array, "B 2 T"], Int[Array, "B 2 S"]]:
-        """Returns where tokens stand, filled up; also as one array of queries and one of keys."""
+        """Returns positions and segments, padded; also as one array of queries and one of keys."""
         where = where.written_out(self.batch, self.length, self.key_length)
         where = padded(where, self.query_block, self.key_block)
         return where, jnp.stack(where.arrays[0::2], 1), jnp.stack(where.arrays[1::2], 1)
 
     def queries(self, x: Float[Array, "B T N H"]) -> Float[Array, "B K G T H"]:
-        """Lays out what queries have."""
+        """Lays out an array of the queries."""
         x = x.reshape(self.batch, self.length, self.groups, self.each, self.width)
         return self._fill(x.transpose(0, 2, 3, 1, 4), 3, self.query_block)
 
     def keys(self, x: Float[Array, "B S K H"]) -> Float[Array, "B K S H"]:
-        """Lays out what keys have."""
+        """Lays out an array of the keys."""
         return self._fill(x.swapaxes(1, 2), 2, self.key_block)
 
     def query_rows(self, x: Float[Array, "B N T"]) -> Float[Array, "B K G T"]:
@@ -123,16 +123,16 @@ class Cut:
         return self._fill(x, 3, self.query_block)
 
     def by_token(self, x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
-        """Undoes `queries`."""
+        """Returns the inverse of `queries`."""
         x = x[:, :, :, : self.length].transpose(0, 3, 1, 2, 4)
         return x.reshape(self.batch, self.length, -1, self.width)
 
     def by_key(self, x: Float[Array, "B K S H"]) -> Float[Array, "B S K H"]:
-        """Undoes `keys`."""
+        """Returns the inverse of `keys`."""
         return x[:, :, : self.key_length].swapaxes(1, 2)
 
     def by_query(self, x: Float[Array, "B K G T"]) -> Float[Array, "B N T"]:
-        """Undoes `query_rows`."""
+        """Returns the inverse of `query_rows`."""
         return x[..., : self.length].reshape(self.batch, -1, self.length)
 
     def _fill(self, x: Array, axis: int, block: int) -> Array:
@@ -156,12 +156,12 @@ class Cut:
 
         Args:
           kernel: takes the visit's code, blocks of the inputs and outputs, and the scratch.
-          where: filled up.
-          by_key: whether a block of keys stays while its queries pass, not the other way round.
-          inputs: what the arrays are.
-          outputs: what the results are, and their dtypes.
-          scratch: shapes in float32, kept from visit to visit.
-          name: of the kernel.
+          where: the padded attention mask.
+          by_key: whether the outer blocks are of keys, and the inner ones of queries.
+          inputs: kinds of the arrays.
+          outputs: kinds of the results, and their dtypes.
+          scratch: shapes of float32 arrays that are kept between visits.
+          name: name of the kernel.
           interpret: as in `pallas_call`.
         """
         some, every = meeting(where, self.query_block, self.key_block)
@@ -199,7 +199,7 @@ class Cut:
         }
 
     def _specs(self, listed: Visits, by_key: bool) -> dict[str, pl.BlockSpec]:
-        """Returns the block of each kind that a visit meets."""
+        """Returns the block specs of each kind of array."""
 
         def spec(shape: tuple[int | None, ...], at: Callable[..., Any]) -> pl.BlockSpec:
             def index(head: Array, visit: Array, codes: Any) -> tuple[Any, ...]:

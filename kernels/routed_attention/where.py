@@ -1,4 +1,4 @@
-"""Where queries and keys stand: which keys a query sees."""
+"""The attention mask: which keys a query sees, by positions and segments."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from jaxtyping import Array, Bool, Int
 class Where(NamedTuple):
     """Positions and segments of the queries and the keys.
 
-    A query sees the keys of its segment whose position is not later than its own. Neither need be
-    sorted, and both may repeat.
+    A query sees the keys of its segment whose position is not after its own. Positions and segments
+    need not be sorted and may repeat.
 
     Attributes:
-      query_positions: None: 0, 1, 2, ...
-      key_positions: None: 0, 1, 2, ...
-      query_segments: None: all are of segment 0.
-      key_segments: None: all are of segment 0.
+      query_positions: positions of the queries; None is 0, 1, 2, ...
+      key_positions: positions of the keys; None is 0, 1, 2, ...
+      query_segments: segment ids of the queries; None is 0 for all.
+      key_segments: segment ids of the keys; None is 0 for all.
     """
 
     query_positions: Int[Array, "B T"] | None = None
@@ -26,13 +26,13 @@ class Where(NamedTuple):
 
     @property
     def arrays(self) -> tuple[Array, Array, Array, Array]:
-        """The fields, once they are written out: none is None."""
+        """The fields, of which none may be None."""
         found = [x for x in self if x is not None]
         query_positions, key_positions, query_segments, key_segments = found
         return query_positions, key_positions, query_segments, key_segments
 
     def written_out(self, batch: int, length: int, key_length: int) -> "Where":
-        """Returns the same with an int32 array in the place of every None."""
+        """Returns the same mask with int32 arrays for all fields."""
 
         def positions(given: Array | None, count: int) -> Array:
             given = jnp.arange(count) if given is None else given
@@ -51,14 +51,14 @@ class Where(NamedTuple):
 
 
 def visible(where: Where, window: int = 0) -> Bool[Array, "*B T S"]:
-    """Returns which keys each query sees, of positions and segments that are written out.
+    """Returns the attention mask.
 
     Args:
-      where: they stand.
-      window: how many positions behind a query it sees, its own included; 0 is no bound.
+      where: positions and segments, none of them None.
+      window: number of positions up to its own that a query sees; 0 is no bound.
     """
     query_positions, key_positions, query_segments, key_segments = where.arrays
     queries, keys = query_positions[..., :, None], key_positions[..., None, :]
-    is_near = queries >= keys  # a difference would overflow where blocks are filled up
+    is_near = queries >= keys  # a difference would overflow for padding
     is_near = is_near & (queries - keys < window) if window else is_near
     return is_near & (query_segments[..., :, None] == key_segments[..., None, :])

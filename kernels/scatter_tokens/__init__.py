@@ -1,4 +1,4 @@
-"""Rows of a recursion back into the sequence: `y[index] += gate * update`, and its gradient."""
+"""Scatters routed tokens back into the sequence: `y[index] += gate * update`, and its gradient."""
 
 import functools
 
@@ -42,19 +42,19 @@ def scatter_tokens(
 ) -> Float[Array, "B T D"]:
     """Returns `y` with `y[b, index[b, c]] += gate[b, c] * update[b, c]`.
 
-    What goes to one place is multiplied and added in float32, in the order of c, and rounded once.
+    Products and sums of one place are in float32, in the order of c, and rounded once.
 
     Args:
       y: rows of a sequence.
       index: places in [0, T), in any order, repeats allowed.
-      update: what is added.
-      gate: a factor of each row; None is one.
-      is_sorted: promises that no row of `index` descends, which spares a GPU a sort. Wrong results
-        there if it does.
+      update: the rows to add.
+      gate: factor of each row; None is 1.
+      is_sorted: promises that every row of `index` ascends, so that a GPU need not sort; results
+        there are wrong if one does not.
       backend: "auto" takes the kernel on TPU and GPU and the reference elsewhere.
 
     Raises:
-      ValueError: if shapes do not go together.
+      ValueError: if shapes do not match.
     """
     if y.ndim != 3 or index.ndim != 2 or y.shape[0] != index.shape[0]:
         raise ValueError(

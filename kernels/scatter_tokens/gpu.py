@@ -1,8 +1,8 @@
-"""Rows back into a sequence on a GPU, in the order of the index, without atomics.
+"""Scatters rows into a sequence on a GPU, in the order of the index, without atomics.
 
-A program writes a few rows of the result, each with all that goes there: in ascending indices
-those are neighbours, found by bisection. So every row is read and written once, and the same
-index always gives the same bits.
+A program writes a few rows of the result and adds all updates of those rows, which are adjacent in
+an ascending index and found by bisection. So every row is read and written once, and the result is
+deterministic.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ..gather_tokens.gpu import tile
 
-TILE = 4096  # numbers of a program: 32 float32 a thread at 4 warps, and as many that come in
+TILE = 4096  # numbers of a program: 32 float32 a thread at 4 warps, and as many being loaded
 
 
 def scatter(
@@ -66,7 +66,7 @@ def _scatter_kernel(given, out_ref, *, rows, lanes):
     def load(name, c, ok, other):
         return plgpu.load(given[name].at[batch, c], mask=ok, other=other)
 
-    # Asked for first, so that it comes while the places are looked for.
+    # Loaded first, so that the load overlaps with the bisection.
     total = jnp.zeros((rows, lanes), jnp.float32)
     if "y" in given:
         total = plgpu.load(given["y"].at[whole], mask=mask, other=0.0).astype(jnp.float32)

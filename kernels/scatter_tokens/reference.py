@@ -1,4 +1,4 @@
-"""Rows added back to their places in each sequence, and what that needs for its gradient."""
+"""Defines the result of scatter and of its gradient."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

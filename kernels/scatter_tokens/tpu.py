@@ -1,7 +1,7 @@
-"""Rows back into a sequence on a TPU: a slab of it is summed in float32 and written once.
+"""Scatters rows into a sequence on a TPU: a slab of columns is summed in float32, written once.
 
-The result is a new array: in training the old one is still needed for the gradient, and adding in
-place would first copy it.
+The result is a new array: in training the gradient still needs the old one, and adding in place
+would first copy it.
 """
 
 import jax
@@ -47,7 +47,7 @@ def scatter(
             raise NotImplementedError(f"adds float32 and bfloat16, got {dtype}")
     slab_bytes = 2 * out.dtype.itemsize * (1 if y is None else 2) + 4
     cut = plan(length, count, width, slab_bytes, 2 * update.dtype.itemsize + 8)
-    # Indices past the last add to a row that is thrown away.
+    # Padding indices add to a row that is dropped.
     given = {"index": (padded(index, cut, length), indices(cut)), "update": (update, block(cut))}
     if y is not None:
         given["y"] = (y, slab(length, cut))
@@ -120,7 +120,7 @@ def collect(
     batch, count, width = update.shape
     cotangent, held = whole_tiles(cotangent), 3 * cotangent.dtype.itemsize
     length = cotangent.shape[1]
-    # Of a step: two blocks each way, the words that are picked, and three in float32.
+    # Of a step: two blocks each way, the gathered words, and three blocks in float32.
     cut = plan(length, count, width, held, 4 * update.dtype.itemsize + 16)
     to_update, to_gate = pl.pallas_call(
         lambda *refs: _collect_kernel(*refs, width=width, valid=rows_left(count, cut)),
@@ -130,7 +130,7 @@ def collect(
         ),
         grid=(batch, cut.slabs, cut.steps),
         in_specs=[indices(cut), slab(length, cut), block(cut), _row(cut)],
-        # Sums of a sequence stay while its slabs go by, each adding its columns.
+        # The sums of a sequence stay in memory while each of its slabs adds its columns.
         out_specs=(
             block(cut),
             pl.BlockSpec((None, 1, cut.count * cut.steps), lambda b, d, c: (b, 0, 0)),

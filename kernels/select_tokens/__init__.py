@@ -1,4 +1,4 @@
-"""Which tokens go on: the k best of each row, or those that reach a threshold. No gradient."""
+"""Selects tokens: the top-k of each row, or those above a threshold. There is no gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +23,18 @@ ABOVE = Op("select_above", reference.above, (), flops=lambda scores, threshold: 
 def select_tokens(
     scores: Float[Array, "B T"], k: int, *, backend: str = "auto"
 ) -> Int[Array, "B k"]:
-    """Returns the places of the k best scores of each row, ascending, in int32.
+    """Returns the places of the top-k scores of each row, ascending, in int32.
 
-    Ties go to the earlier place. Zeros of both signs tie; NaN is above infinity, whatever its sign.
+    Of equal scores the earlier place is taken. Zeros of both signs are equal; NaN of either sign is
+    above infinity.
 
     Args:
-      scores: any real numbers. They get no gradient from this.
+      scores: real numbers; they get no gradient.
       k: tokens to keep, from 0 to T.
       backend: "auto" takes the kernel on TPU and GPU and the reference elsewhere.
 
     Raises:
-      ValueError: if there are not k scores in a row.
+      ValueError: if a row has fewer than k scores.
     """
     _check("select_tokens", scores)
     batch, length = scores.shape
@@ -47,17 +48,17 @@ def select_tokens(
 def select_above(
     scores: Float[Array, "B T"], threshold: Float[Array, "*B"] | float, *, backend: str = "auto"
 ) -> tuple[Bool[Array, "B T"], Int[Array, "B"]]:
-    """Returns which scores reach a threshold, and how many of each row, in int32.
+    """Returns which scores reach a threshold, and their number in each row, in int32.
 
-    Each token is chosen by its own score alone, so no token looks ahead. NaN never reaches.
+    Each token is selected by its own score alone, so the selection is causal. NaN reaches none.
 
     Args:
-      scores: any real numbers. They get no gradient from this.
-      threshold: one for all, or one for each row.
-      backend: "auto" or "reference", which compilers make the one pass that a kernel would be.
+      scores: real numbers; they get no gradient.
+      threshold: one for all rows, or one for each row.
+      backend: "auto" or "reference"; XLA fuses the reference into one pass, as a kernel would be.
 
     Raises:
-      ValueError: if the thresholds are not as many as the rows.
+      ValueError: if thresholds and rows differ in number.
     """
     _check("select_above", scores)
     threshold = jnp.asarray(threshold, scores.dtype)

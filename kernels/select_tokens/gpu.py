@@ -1,7 +1,7 @@
-"""The k best of a row on a GPU: bisection on the bits of the k-th score, then one prefix sum.
+"""Top-k of a row on a GPU: bisection on the bits of the k-th score, then one prefix sum.
 
-A row is one program's and stays in its registers up to CHUNK scores; a longer one is read again
-from the cache at every step.
+One program takes a row. Up to CHUNK scores stay in its registers; a longer row is read again from
+the cache at every step of the bisection.
 """
 
 import functools
@@ -19,7 +19,7 @@ NOTHING = -(2**31)  # below the image of any score
 
 
 def select(scores: Float[Array, "B T"], *, k: int, interpret: bool = False) -> Int[Array, "B k"]:
-    """Returns the places of the k best scores, ascending; ties go to the earlier."""
+    """Returns the places of the top-k scores, ascending; of equal scores the earlier is taken."""
     batch, length = scores.shape
     if scores.dtype.itemsize > 4:
         raise NotImplementedError(f"orders scores of at most 32 bits, got {scores.dtype}")
@@ -70,7 +70,7 @@ def _kernel(scores_ref, out_ref, *, k, length, chunk):
 
 
 def _kth(load, k, length, chunk, chunks):
-    """Returns a bound that k images reach, or more where the k-th ties; and no greater one does."""
+    """Returns the largest bound that at least k images reach."""
 
     def unsettled(state):
         bit, _, reach = state

@@ -1,8 +1,8 @@
-"""The k best of eight rows at once on a TPU, without a sort, a gather or a scatter.
-
-Bisection on the bits of the k-th score, another on the place of the last tie that is kept, and a
-compaction in log2(T) shifts: a chosen token has to go left by the number of those before it that
-are not, and goes by that number's bits, the lowest first, so that no two ever meet.
+"""Top-k of eight rows at once on a TPU, without a sort, a gather or a scatter.
+One bisection finds the bits of the k-th score, another the place of the last of equal scores that
+is kept. Then log2(T) shifts compact the selected tokens: each moves left by the number of tokens
+before it that are not selected, one bit of that number at a time, the lowest first, so that no two
+collide.
 """
 
 import functools
@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Int
 from .reference import ordered
 
 ROWS, LANES = 8, 128  # of a vector register
-WIDTH = 2048  # lanes worked on at a time: 16 registers, so that a few such values fit in all 64
+WIDTH = 2048  # lanes processed at a time: 16 registers, so that a few such values fit in all 64
 LIMIT = 131072  # scores of a row: eight of them, and what is made of them, take 24 MiB
 
 
 def select(scores: Float[Array, "B T"], *, k: int, interpret: bool = False) -> Int[Array, "B k"]:
-    """Returns the places of the k best scores, ascending; ties go to the earlier."""
+    """Returns the places of the top-k scores, ascending; of equal scores the earlier is taken."""
     batch, length = scores.shape
     if scores.dtype.itemsize > 4:
         raise NotImplementedError(f"orders scores of at most 32 bits, got {scores.dtype}")
@@ -63,7 +63,7 @@ def _kernel(scores_ref, out_ref, image_ref, left_ref, *, k, width):
         image_ref[part(c)] = ordered(scores_ref[part(c)])
 
     def count(which):
-        """Returns how many of each row `which(image, place)` holds for."""
+        """Returns for how many of each row `which(image, place)` is true."""
         # Sums of ones in float32 are exact to 2**24.
         add = lambda c, n: n + jnp.where(which(image_ref[part(c)], lane + c * width), 1.0, 0.0)
         ones = jax.lax.fori_loop(0, chunks, add, jnp.zeros((rows, width), jnp.float32))
@@ -110,7 +110,7 @@ def _kernel(scores_ref, out_ref, image_ref, left_ref, *, k, width):
 
 
 def _shift(left_ref, part, lane, chunks, bit):
-    """Moves who has this bit in the way to go left by its value, one chunk after the other."""
+    """Moves tokens whose distance has this bit left by its value, one chunk after the other."""
     width = lane.shape[1]
     over, by = divmod(1 << bit, width)
 

@@ -1,34 +1,34 @@
-"""The base of blocks: two branches, of which an arrangement says where norms stand."""
+"""The base of blocks: a mixer and a feed-forward in a residual arrangement with norms."""
 
 import abc
 import dataclasses
 from collections.abc import Callable
 
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
-from recursia.layers.branch import Losses, Report
-from recursia.mixers.mixer import Mixer, Params
+from recursia.layers.branch import Losses, Params, Report, States
+from recursia.mixers.mixer import Mixer
 from recursia.params import Leaf
 
-Norm = Callable[[Array, str], Array]  # a state normalised by the weights of that name
+Norm = Callable[[Array, str], Array]  # of states, by the norm of that name
 
 
 @dataclasses.dataclass(frozen=True)
 class Block(abc.ABC):
-    """What one step does: a mixer and then a feed-forward write to the residual stream.
+    """One step of depth: a mixer and then a feed-forward write to the residual stream.
 
-    An arrangement says what a branch reads (`before`) and how its result joins (`after`). A report
-    holds both branches, by slot; what `recursia.layers.branch.Branch` says of statistics over
-    the batch holds for arrangements too.
+    An arrangement says what each branch reads (`before`) and how its output joins the stream
+    (`after`). A report holds both branches, by slot; statistics over the batch follow the rule of
+    `recursia.layers.branch.Branch`.
 
     Attributes:
       embed_dim: width of the residual stream.
-      mixer: what lets tokens see each other; `kind` names a module of `recursia.mixers`.
-      feedforward: what a token does alone; `kind` names a module of `recursia.feedforward`.
+      mixer: attention; `kind` names a module of `recursia.mixers`.
+      feedforward: position-wise layer; `kind` names a module of `recursia.feedforward`.
       norm: "rms" (Zhang & Sennrich 2019, arXiv 1910.07467) or "layer" (Ba et al. 2016, arXiv
         1607.06450), or "unscaled": "rms" without weights.
       norm_eps: added to the mean square or the variance that a norm divides by.
@@ -46,7 +46,7 @@ class Block(abc.ABC):
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """Names of the parts of a block that can be shared apart."""
+        """Names of the trees of weights that can be shared across depth each by itself."""
         return ("norms", *self.mixer.slots, *self.feedforward.slots)
 
     @property
@@ -61,11 +61,11 @@ class Block(abc.ABC):
 
     @property
     def norm_names(self) -> tuple[str, ...]:
-        """Names of the norms: one for each branch, unless the arrangement says otherwise."""
+        """Names of the norms: one for each branch, unless an arrangement has more."""
         return (self.mixer.norm_name, self.feedforward.norm_name)
 
-    def specs(self, num_steps: int) -> dict[str, Leaf]:
-        """Returns a tree of specs for each slot, of a model that applies it in `num_steps` steps.
+    def specs(self, num_steps: int) -> Params:
+        """Returns a tree of specs for each slot.
 
         Args:
           num_steps: effective depth, on which initial scales may depend.
@@ -78,91 +78,91 @@ class Block(abc.ABC):
         }
 
     def final_norm(self) -> Leaf:
-        """Returns the specs of the norm before the head, or None where blocks end in their own."""
+        """Returns the specs of the norm before the head, or None if blocks end in a norm."""
         return norms.specs(self.norm, self.embed_dim)
 
     @abc.abstractmethod
     def before(self, x: Array, name: str, norm: Norm) -> tuple[Array, Array]:
-        """Returns the states whose content a branch passes on, and those that decide.
+        """Returns a branch's inputs `x` and `h`, as `apply` of mixers and feed-forwards has them.
 
         Args:
           x: the residual stream.
           name: of the branch's norm.
-          norm: normalises states by the weights of a name.
+          norm: normalises states by the norm of a name.
         """
 
     @abc.abstractmethod
     def after(self, x: Array, y: Array, name: str, norm: Norm) -> Array:
-        """Returns the residual stream with what a branch made, `y`; the others are `before`'s."""
+        """Returns the residual stream after a branch with output `y`."""
 
     def between(self, x: Array, mixed: Array) -> Array:
-        """Returns the stream that the feed-forward reads, of that before and after the mixer."""
+        """Returns the stream that the feed-forward reads: `x` (before the mixer) or `mixed`."""
         return mixed
 
     def apply(
         self,
         params: Params,
-        x: Float[Array, "B T D"],
+        x: States,
         context: Context,
         source: tuple[KeysValues, Context] | None = None,
-        memory: Float[Array, "B T D"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues | None, Report]:
+        memory: States | None = None,
+    ) -> tuple[States, KeysValues | None, Report]:
         """Applies the block once.
 
         Args:
           params: one entry of each slot's bank, in the compute dtype; those of `exact` in float32.
           x: hidden states of the tokens in `context`.
-          context: where those tokens stand.
-          source: keys and values to read instead of the block's own, with their tokens' context.
-          memory: states of the same tokens to make keys and values from, instead of `x`.
+          context: positions, documents and padding of the tokens.
+          source: keys and values to read instead of making them, with their tokens' context.
+          memory: other states of the same tokens, to make keys and values of.
 
         Returns:
-          The new hidden states, the keys and values made (None if `source` was read), and what
-          both branches report.
+          The new hidden states, the keys and values made (None if `source` was read), and the
+          report of both branches.
         """
         norm = lambda x, name: norms.normalise(x, params["norms"][name], self.norm_eps)
         name = self.mixer.norm_name
-        seen = None if memory is None else self.before(memory, name, norm)
-        read = self.before(x, name, norm)
-        y, made, report = self.mixer.apply(params, *read, context, source, seen)
+        kv_inputs = None if memory is None else self.before(memory, name, norm)
+        inputs = self.before(x, name, norm)
+        y, keys_values, report = self.mixer.apply(params, *inputs, context, source, kv_inputs)
         mixed, name = self.after(x, y, name, norm), self.feedforward.norm_name
-        read = self.before(self.between(x, mixed), name, norm)
-        y, more = self.feedforward.apply(params, *read, context)
-        return self.after(mixed, y, name, norm), made, {**report, **more}
+        inputs = self.before(self.between(x, mixed), name, norm)
+        y, more = self.feedforward.apply(params, *inputs, context)
+        return self.after(mixed, y, name, norm), keys_values, {**report, **more}
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns terms of the training loss in nats per token, and metrics.
 
         Args:
-          reports: by slot, summed over the uses of each bank entry, entries in front; those of
-            prelude and coda are included.
+          reports: by slot, summed over the uses of each bank entry, prelude and coda included;
+            entries are the leading axis.
         """
         losses, metrics = {}, {}
-        for part in (self.mixer, self.feedforward):
-            if own := {slot: r for slot, r in reports.items() if slot in part.slots}:
-                more, shown = part.losses(own)
-                losses, metrics = {**losses, **more}, {**metrics, **shown}
+        for branch in (self.mixer, self.feedforward):
+            if own := {slot: report for slot, report in reports.items() if slot in branch.slots}:
+                branch_losses, branch_metrics = branch.losses(own)
+                losses, metrics = losses | branch_losses, metrics | branch_metrics
         return losses, metrics
 
     def batch_losses(self) -> tuple[str, ...]:
-        """Returns the fields that weigh losses in force which are no sums over tokens."""
-        parts = (("mixer", self.mixer), ("feedforward", self.feedforward))
-        return tuple(f"{name}.{field}" for name, part in parts for field in part.batch_losses())
+        """Returns the names of nonzero loss weights whose loss is no sum over tokens."""
+        branches = (("mixer", self.mixer), ("feedforward", self.feedforward))
+        return tuple(f"{name}.{field}" for name, b in branches for field in b.batch_losses())
 
     def forward_flops(self, keys: int | float, is_reading: bool) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token.
 
         Args:
-          keys: number of keys that a query meets, masked ones included.
-          is_reading: whether the keys and values are another step's, and not made here.
+          keys: number of keys per query, masked ones included.
+          is_reading: whether the step reads the keys and values of another step.
         """
         mixed = self.mixer.forward_flops(self.embed_dim, keys, is_reading)
         return mixed + self.feedforward.forward_flops(self.embed_dim)
 
     def recomputed_flops(self, keys: int | float) -> int | float:
-        """Returns the FLOPs of one token that any backward pass computes again."""
+        """Returns the FLOPs of one token that every backward pass recomputes."""
         return self.mixer.recomputed_flops(keys)
 
     def cache_entries(self) -> int:
-        """Returns how many numbers one step keeps for one token."""
+        """Returns how many numbers the KV cache of one step holds for one token."""
         return self.mixer.cache_entries()

@@ -12,8 +12,8 @@ from recursia.blocks.pre_norm import PreNorm
 
 @dataclasses.dataclass(frozen=True)
 class ParallelNorm(PreNorm):
-    """A norm before each branch; both read the stream that entered the block."""
+    """A norm before each branch; both branches read the stream that entered the block."""
 
     def between(self, x: Array, mixed: Array) -> Array:
-        """Returns the stream as it entered."""
+        """Returns the stream that entered the block."""
         return x

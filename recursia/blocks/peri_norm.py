@@ -1,8 +1,7 @@
-"""Peri-norm: x + branch(x), which reads norm(x) only where it decides something.
+"""Peri-norm: x + branch(x, norm(x)), where only queries, keys, gates and routers read norm(x).
 
-"Peri-layernorm" of MoEUT (Csordás et al. 2024, arXiv 2405.16039): queries, keys, gates and routers
-read normalised states; values and what experts are given are raw, so that what a branch gives grows
-with what it is given.
+"Peri-layernorm" of MoEUT (Csordás et al. 2024, arXiv 2405.16039): values and experts read the
+residual stream itself, so that a branch's output scales with its input.
 """
 
 import dataclasses
@@ -14,10 +13,10 @@ from recursia.blocks.block import Block, Norm
 
 @dataclasses.dataclass(frozen=True)
 class PeriNorm(Block):
-    """A norm of what decides, and none of what is passed on."""
+    """A norm before queries, keys, gates and routers alone."""
 
     def before(self, x: Array, name: str, norm: Norm) -> tuple[Array, Array]:
-        """Returns the state as it is, and normalised."""
+        """Returns the stream, and the stream normalised."""
         return x, norm(x, name)
 
     def after(self, x: Array, y: Array, name: str, norm: Norm) -> Array:

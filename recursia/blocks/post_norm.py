@@ -9,13 +9,13 @@ from recursia.blocks.block import Block, Norm
 
 @dataclasses.dataclass(frozen=True)
 class PostNorm(Block):
-    """A norm of each sum; the head needs none."""
+    """A norm of each residual sum, and none before the head."""
 
     def final_norm(self) -> None:
-        """Returns None: the block normalises its own result."""
+        """Returns None: the block ends in a norm."""
 
     def before(self, x: Array, name: str, norm: Norm) -> tuple[Array, Array]:
-        """Returns the state as it is."""
+        """Returns the stream twice."""
         return x, x
 
     def after(self, x: Array, y: Array, name: str, norm: Norm) -> Array:

@@ -9,10 +9,10 @@ from recursia.blocks.block import Block, Norm
 
 @dataclasses.dataclass(frozen=True)
 class PreNorm(Block):
-    """A norm before each branch; the stream passes by it."""
+    """A norm before each branch."""
 
     def before(self, x: Array, name: str, norm: Norm) -> tuple[Array, Array]:
-        """Returns the normalised state."""
+        """Returns the normalised stream twice."""
         return (h := norm(x, name)), h
 
     def after(self, x: Array, y: Array, name: str, norm: Norm) -> Array:

@@ -1,1 +1,1 @@
-"""Checkpoints of other code, in and out."""
+"""Initialises models from other models, and reads the checkpoints of the authors' code."""

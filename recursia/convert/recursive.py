@@ -1,14 +1,15 @@
-"""A model that shares its layers, started from one that does not.
+"""Initialises a model that shares layers from one that does not.
 
-Recursive Transformers (Bae et al. 2024, arXiv 2410.20672): each entry of a bank takes one layer of
-the other model or the mean of several, and adapters, where there are some, what comes nearest to
-the rest: a truncated singular value decomposition, and at full rank the other model itself.
-Functions of parameter trees, for any block and any way of sharing. A target that shares nothing
-unrolls a recursive model.
+Recursive Transformers (Bae et al. 2024, arXiv 2410.20672): each entry of a bank starts as one layer
+of the other model or as the mean of several. LoRA adapters, if the model has them, start as the
+truncated singular value decomposition of the difference to the layers; at full rank the result is
+the other model. It works on parameter trees, for any block and any way of sharing. A target without
+sharing unrolls a recursive model.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -23,6 +24,7 @@ from recursia.layers.initial import Init
 from recursia.params import Spec
 from recursia.sharing import key_banks, lora
 from recursia.sharing.schedule import KEYS
+from recursia.sharing.weights import Tree
 
 Start = Literal["stepwise", "average", "lower", "upper", "random"]
 Adapters = Literal["nearest", "initial"]
@@ -30,7 +32,7 @@ Groups = list[list[int]]  # for each entry of a bank, layers by their number in 
 
 
 def recursive(
-    params: dict[str, Any],
+    params: Tree,
     config: Model,
     target: Model,
     start: Start,
@@ -38,66 +40,76 @@ def recursive(
     norms: Start | None = None,
     adapters: Adapters = "nearest",
     key: Array,
-) -> dict[str, Any]:
-    """Returns parameters of `target` made of those of a model of as many layers.
+) -> Tree:
+    """Returns parameters of `target`, initialised from those of a model of as many layers.
 
-    Embedding, head and final norm are copied, layers that are not shared too. What the other model
-    does not have, such as routers, starts as in a new model.
+    Embedding, head, final norm and unshared layers are copied. Parameters that the other model does
+    not have, such as routers, start as in a new model.
 
     Args:
-      params: of the other model, float32.
+      params: parameters of the other model, in float32.
       config: the other model.
-      target: the model to start.
-      start: the layers of the core that the entries of a bank take, in the order of their use:
+      target: the model to initialise.
+      start: which layers of the core the entries of a bank start as, in the order of their use:
         "stepwise" spreads them evenly from the first to the last, "lower" takes the first,
-        "upper" the last, "random" draws them. "average" takes the mean of all that an entry is
-        used for.
-      norms: the same for what is no matrix (norms and biases); None takes `start`.
-      adapters: "nearest" to what the entries miss, or "initial", as in a new model.
-      key: of what is drawn.
+        "upper" the last, and "random" draws them. "average" takes the mean of all layers that an
+        entry is used for.
+      norms: the same for norms and biases; None takes `start`.
+      adapters: "nearest" to the difference between entries and layers, or "initial", as in a new
+        model.
+      key: for all random draws.
 
     Raises:
-      ValueError: for an unknown start, or models that differ in more than what is shared.
+      ValueError: for an unknown start, or models that differ in more than sharing.
     """
     _check(config, target)
     _check_choice("start", start, Start)
     _check_choice("norms", norms or start, Start)
     _check_choice("adapters", adapters, Adapters)
-    specs, plan, block = model.specs(target), target.schedule, target.block_specs
-    prelude, coda = target.ends.values()
-    theirs = layers(params, config)
-    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), plan.num_steps))
+    specs, weights, prelude = model.specs(target), target.weights, target.ends["prelude"]
+    dense = layers(params, config)
+    num_steps = target.schedule.num_steps
+    order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), num_steps))
+    drawn = {name: specs[name] for name in ("core", "depth", "inject")}
+    drawn["core"] = {s: tree for s, tree in specs["core"].items() if s not in target.block_specs}
+    converted = parameters.init(drawn, key)
+    converted["core"] |= _entries_from(dense, target, start, norms or start, order)
+    if isinstance(weights, lora.Lora) and adapters == "nearest":
+        converted["core"] |= _nearest(converted["core"], dense, target, weights)
+    for name, ends in (("prelude", dense[:prelude]), ("coda", dense[prelude + num_steps :])):
+        converted[name] = jax.tree.map(lambda *w: jnp.stack(w), *ends) if ends else {}
+    return converted | {name: params[name] for name in ("embed", "final_norm") if name in specs}
 
-    def leaf(bank: str, spec: Spec, stacked: Spec, *each: Array) -> Array:
-        groups = sources(target, bank, start if spec.is_decayed else norms or start, order)
-        means = [_mean(*(each[layer] for layer in group)) for group in groups]
+
+def _entries_from(
+    dense: list[Tree], target: Model, start: Start, norms: Start, order: Sequence[int] | np.ndarray
+) -> Tree:
+    """Returns the core's banks for the slots of the block, from the layers that `sources` names."""
+    core = model.specs(target)["core"]
+
+    def leaf(bank: str, spec: Spec, stacked: Spec, *by_layer: Array) -> Array:
+        groups = sources(target, bank, start if spec.is_decayed else norms, order)
+        means = [_mean(*(by_layer[layer] for layer in group)) for group in groups]
         return jnp.stack(means).reshape(stacked.shape)
 
-    def of_slot(slot: str) -> Any:
-        trees = block[slot], specs["core"][slot], *(w[slot] for w in theirs)
+    def slot_banks(slot: str) -> Tree:
+        trees = target.block_specs[slot], core[slot], *(layer[slot] for layer in dense)
         split = [key_banks.split(slot, tree, target.key_weights) for tree in trees]
-        made = lambda bank: jax.tree.map(functools.partial(leaf, bank), *(t[bank] for t in split))
-        return key_banks.join({bank: made(bank) for bank in split[0]})[slot]
+        entries = lambda bank: jax.tree.map(
+            functools.partial(leaf, bank), *(t[bank] for t in split)
+        )
+        return key_banks.join({bank: entries(bank) for bank in split[0]})[slot]
 
-    drawn = {name: specs[name] for name in ("core", "depth", "inject")}
-    drawn["core"] = {s: tree for s, tree in specs["core"].items() if s not in block}
-    found = parameters.init(drawn, key)
-    found["core"] |= {slot: of_slot(slot) for slot in block}
-    if isinstance(target.weights, lora.Lora) and adapters == "nearest":
-        found["core"] |= _nearest(found["core"], theirs, target)
-    for name, count in (("prelude", slice(prelude)), ("coda", slice(-coda, None))):
-        ends = theirs[count] if specs[name] else []
-        found[name] = jax.tree.map(lambda *w: jnp.stack(w), *ends) if ends else {}
-    return found | {name: params[name] for name in ("embed", "final_norm") if name in specs}
+    return {slot: slot_banks(slot) for slot in target.block_specs}
 
 
-def layers(params: dict[str, Any], config: Model) -> list[dict[str, Any]]:
-    """Returns the weights of every layer by slot, adapters added up, as a token meets them."""
+def layers(params: Tree, config: Model) -> list[Tree]:
+    """Returns the weights of every layer by slot, with adapters merged."""
 
-    def at_step(step: int) -> dict[str, Any]:
+    def at_step(step: int) -> Tree:
         weights = config.weights.bind(_entries(params["core"], config, step))
-        is_made = lambda w: hasattr(w, "full")
-        return jax.tree.map(lambda w: w.full() if is_made(w) else w, weights, is_leaf=is_made)
+        has_full = lambda w: hasattr(w, "full")
+        return jax.tree.map(lambda w: w.full() if has_full(w) else w, weights, is_leaf=has_full)
 
     ends = {
         name: [parameters.at(params[name], i) for i in range(count)]
@@ -106,9 +118,9 @@ def layers(params: dict[str, Any], config: Model) -> list[dict[str, Any]]:
     return ends["prelude"] + [at_step(s) for s in config.schedule.steps] + ends["coda"]
 
 
-def _entries(core: dict[str, Any], config: Model, step: int) -> dict[str, Any]:
+def _entries(core: Tree, config: Model, step: int) -> Tree:
     """Returns the entry of each slot's banks that a step uses."""
-    banks: dict[str, Any] = {}
+    banks: Tree = {}
     for slot, tree in core.items():
         banks |= key_banks.split(slot, tree, config.key_weights)
     entry = lambda bank: int(config.schedule.entry(bank)[step])
@@ -116,25 +128,27 @@ def _entries(core: dict[str, Any], config: Model, step: int) -> dict[str, Any]:
 
 
 def uses(config: Model, bank: str) -> Groups:
-    """Returns, for each entry of a bank, the layers that it stands for."""
-    plan = config.schedule
-    found: Groups = [[] for _ in range(plan.size(bank))]
-    for layer, step in enumerate(plan.steps, start=config.ends["prelude"]):
-        found[plan.entry(bank)[step]].append(layer)
-    return found
+    """Returns, for each entry of a bank, the layers that use it."""
+    schedule = config.schedule
+    groups: Groups = [[] for _ in range(schedule.size(bank))]
+    for layer, step in enumerate(schedule.steps, start=config.ends["prelude"]):
+        groups[schedule.entry(bank)[step]].append(layer)
+    return groups
 
 
-def sources(config: Model, bank: str, start: Start, order: Any) -> Groups:
+def sources(
+    config: Model, bank: str, start: Start, order: Sequence[int] | np.ndarray | None
+) -> Groups:
     """Returns, for each entry of a bank, the layers whose mean it starts as.
 
-    What makes keys and values starts with the rest of its slot, or as the "average" of all whose
-    keys are read with it (Zuhri et al. 2024, arXiv 2406.09297).
+    Weights that make keys and values start as the same layers as the rest of their slot, or as the
+    "average" of all layers that read those keys (Zuhri et al. 2024, arXiv 2406.09297).
 
     Args:
-      config: the model to start.
-      bank: of one of the block's slots.
+      config: the model to initialise.
+      bank: a bank of one of the block's slots.
       start: as in `recursive`.
-      order: the layers of the core by number from 0, shuffled, for "random".
+      order: for "random", the layers of the core by number from 0, shuffled.
     """
     if bank.endswith(KEYS) and start != "average":
         groups = sources(config, bank.removesuffix(KEYS), start, order)
@@ -144,42 +158,45 @@ def sources(config: Model, bank: str, start: Start, order: Any) -> Groups:
     match start:
         case "average":
             return used
-        case "stepwise":  # halves are rounded to the even layer, as the authors' code does
+        case "stepwise":  # halves round to the even layer, as in the authors' code
             chosen = [round(layer) for layer in np.linspace(first, end - 1, size)]
         case "lower":
             chosen = range(first, first + size)
         case "upper":
             chosen = range(end - size, end)
         case "random":
-            chosen = sorted(first + int(layer) for layer in order[:size])
+            chosen = sorted(first + int(layer) for layer in np.asarray(order)[:size])
     by_use = sorted(range(size), key=lambda entry: used[entry])
     return [[layer] for _, layer in sorted(zip(by_use, chosen, strict=True))]
 
 
-def _nearest(core: dict[str, Any], theirs: list[dict[str, Any]], target: Model) -> dict[str, Any]:
-    """Returns the adapters of what the entries of the banks in `core` miss of each layer."""
-    found, walk = {}, list(enumerate(target.schedule.steps, start=target.ends["prelude"]))
+def _nearest(core: Tree, dense: list[Tree], target: Model, weights: lora.Lora) -> Tree:
+    """Returns adapters nearest to the difference between the layers and the entries of banks."""
+    steps = list(enumerate(target.schedule.steps, start=target.ends["prelude"]))
 
-    def adapters(slot: str, missing: dict[int, Any], bank: str, tree: Any) -> Any:
+    def bank_adapters(slot: str, missing: dict[int, Tree], bank: str, specs: Tree) -> Tree:
         means = [
             jax.tree.map(_mean, *(missing[layer] for layer in group))
             for group in uses(target, bank)
         ]
-        pairs = [target.weights.nearest(target.block_specs[slot], mean) for mean in means]
-        kept = [{name: pair[name] for name in tree} for pair in pairs]
-        return jax.tree.map(lambda spec, *w: jnp.stack(w).reshape(spec.shape), tree, *kept)
+        pairs = [weights.nearest(target.block_specs[slot], mean) for mean in means]
+        kept = [{name: pair[name] for name in specs} for pair in pairs]
+        return jax.tree.map(lambda spec, *w: jnp.stack(w).reshape(spec.shape), specs, *kept)
 
-    for slot in target.weights.slots:
-        bases = [_entries({slot: core[slot]}, target, step)[slot] for _, step in walk]
+    def slot_adapters(slot: str) -> Tree:
         missing = {
-            layer: jax.tree.map(jnp.subtract, theirs[layer][slot], base)
-            for (layer, _), base in zip(walk, bases, strict=True)
+            layer: jax.tree.map(
+                jnp.subtract, dense[layer][slot], _entries({slot: core[slot]}, target, step)[slot]
+            )
+            for layer, step in steps
         }
         name = lora.slot_of(slot)
         banks = key_banks.split(name, model.specs(target)["core"][name], target.key_weights)
-        made = {bank: adapters(slot, missing, bank, tree) for bank, tree in banks.items()}
-        found |= key_banks.join(made)
-    return found
+        return key_banks.join(
+            {bank: bank_adapters(slot, missing, bank, specs) for bank, specs in banks.items()}
+        )
+
+    return {name: tree for slot in weights.slots for name, tree in slot_adapters(slot).items()}
 
 
 def _mean(*arrays: Array) -> Array:
@@ -192,37 +209,38 @@ def _check_choice(name: str, got: str, choices: Any) -> None:
 
 
 def _check(config: Model, target: Model) -> None:
-    """Refuses models of which one cannot be made of the other."""
-    if made := [s for s in target.weights.specs(target.block_specs) if s in target.block.slots]:
+    """Refuses a pair of models of which the second cannot be initialised from the first."""
+    replaced = target.weights.specs(target.block_specs).keys() & set(target.block.slots)
+    if replaced:
         kind = type(target.weights).__module__.rpartition(".")[2]
         raise ValueError(
-            f"weights: {kind!r} makes matrices of {', '.join(made)} of other parameters, and how "
-            "they start from a model is not known; take 'tied' or 'lora'"
+            f"weights: {kind!r} makes matrices of {', '.join(sorted(replaced))} from other "
+            "parameters, which cannot be initialised from a model; take 'tied' or 'lora'"
         )
-    ours, theirs = _shape(target), _shape(config)
-    for name, value in ours.items():
-        if theirs.get(name) != value:
+    fixed = _fixed(config)
+    for name, value in _fixed(target).items():
+        if fixed.get(name) != value:
             raise ValueError(
-                f"{name}: got {value}, and the model to start from has {theirs.get(name)}; take "
+                f"{name}: got {value}, and the model to start from has {fixed.get(name)}; take "
                 "the same"
             )
 
 
-def _shape(config: Model) -> dict[str, Any]:
-    """Returns what two models must have alike: all of it but initial scales."""
+def _fixed(config: Model) -> dict[str, Any]:
+    """Returns the settings, by dotted name, in which two models must agree."""
     embed = {f"embed.{name}": v for name, v in dataclasses.asdict(config.embed).items()}
     sizes = {"num_layers": config.num_layers, "vocab_size": config.vocab_size}
-    found = {**_parts(config.block, "block"), **sizes, **embed}
-    return {name: value for name, value in found.items() if not name.endswith("init_std")}
+    settings = {**_settings(config.block, "block"), **sizes, **embed}
+    return {name: value for name, value in settings.items() if not name.endswith("init_std")}
 
 
-def _parts(part: Any, name: str) -> dict[str, Any]:
-    """Returns the kinds and settings of a block by dotted name, but for initial scales."""
-    found = {name: type(part).__name__}
-    for field, value in vars(part).items():
+def _settings(branch: Any, name: str) -> dict[str, Any]:
+    """Returns the kinds and settings of a block by dotted name, without initialisation."""
+    settings = {name: type(branch).__name__}
+    for field, value in vars(branch).items():
         if dataclasses.is_dataclass(value):
-            inner = {} if isinstance(value, Init) else _parts(value, f"{name}.{field}")
-            found.update(inner)
+            inner = {} if isinstance(value, Init) else _settings(value, f"{name}.{field}")
+            settings.update(inner)
         else:
-            found[f"{name}.{field}"] = value
-    return found
+            settings[f"{name}.{field}"] = value
+    return settings

@@ -1,1 +1,1 @@
-"""Data: documents from files, tokenizers, packed shards, and batches as functions of the step."""
+"""Data: documents from files, tokenizers, packed shards, and batches by training step."""

@@ -1,27 +1,26 @@
-"""The bytes of files, gzip or Zstandard compressed or not."""
+"""Reads the bytes of files, plain or compressed with gzip or Zstandard."""
 
 import contextlib
 import gzip
 import io
 import zlib
 from collections.abc import Iterator
-from typing import IO
 
 import zstandard
 
 from recursia.errors import DataError
 
-PACKED = ("", ".gz", ".zst")  # what a suffix may be followed by
+COMPRESSIONS = ("", ".gz", ".zst")  # suffixes that may follow that of the kind of file
 CHUNK = 1 << 20  # bytes read at a time
-_PACKED_CHUNK = 1 << 14  # of Zstandard, which may stand for thousands of times as many
+_COMPRESSED_CHUNK = 1 << 14  # bytes of Zstandard input read at a time: some give 1000 times as many
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """Opens a file whose suffix says how it is compressed.
+def opened(path: str) -> Iterator[io.BufferedIOBase]:
+    """Opens a file, and decompresses it if its suffix says so.
 
     Raises:
-      DataError: if it cannot be read, also where that shows later.
+      DataError: if the file cannot be read, also if that shows only inside the `with` block.
     """
     try:
         with _open(path) as file:
@@ -31,7 +30,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def unreadable(path: str, error: Exception) -> DataError:
-    """Returns why a file cannot be read, in one line."""
+    """Returns an error of one line that says why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: does not exist; give a file that does.")
     if isinstance(error, IsADirectoryError):
@@ -40,7 +39,7 @@ def unreadable(path: str, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read ({reason}); check or fetch the file again.")
 
 
-def _open(path: str) -> IO[bytes]:
+def _open(path: str) -> io.BufferedIOBase:
     if path.lower().endswith(".gz"):
         return gzip.open(path, "rb")
     if path.lower().endswith(".zst"):
@@ -49,7 +48,10 @@ def _open(path: str) -> IO[bytes]:
 
 
 class _Zstandard(io.RawIOBase):
-    """Frames of a Zstandard file; unlike the library's reader, a frame cut short is an error."""
+    """Decompresses the frames of a Zstandard file.
+
+    A truncated frame is an error here; the reader of the zstandard library ends without one.
+    """
 
     def __init__(self, path: str):
         self._file = open(path, "rb")
@@ -66,7 +68,7 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:
         while not self._output:
-            self._input = self._input or self._file.read(_PACKED_CHUNK)
+            self._input = self._input or self._file.read(_COMPRESSED_CHUNK)
             if not self._input:
                 if self._frame is not None:
                     raise EOFError("the compressed data ends before its end marker")

@@ -1,33 +1,35 @@
-"""Training batches as a pure function of the data, the seed and the step, read through grain."""
+"""Loads batches: a pure function of the data, the seed and the step, read ahead with grain."""
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any, cast
 
 import grain
 import jax
 import numpy as np
 
-from recursia.data.packing import Reader, canonical_hash
+from recursia.data.manifest import canonical_hash
+from recursia.data.packing import Reader
 from recursia.data.tokenizer import Tokenizer
-from recursia.data.windows import Windows
+from recursia.data.windows import Row, Windows
 from recursia.errors import ConfigError, DataError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # the arrays of its rows, stacked
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches ahead, not rows
 
 
 class Loader:
     """Shuffled, mixed, endless batches of one split.
 
-    Each directory's rows are shuffled anew in every epoch and repeated without end; several
-    directories are mixed by weight. Step `s` holds rows `s * batch_size` and on of that order,
-    which knows nothing of processes: each reads those of a batch that its own devices hold.
+    The rows of each directory are shuffled again in every epoch and repeated without end; several
+    directories are mixed by weight. The batch of step `s` starts with row `s * batch_size` of that
+    order, which does not depend on the number of processes: each process reads the rows of a batch
+    that its own devices hold.
 
     Attributes:
-      fingerprint: sha256, in hex, of all that determines the batches of all processes together.
-      identity: the fingerprint, and in words what it is made of.
-      vocab_size: ids of the tokenizer.
-      tokenizer: of the first directory; all must have the same.
+      fingerprint: sha256, in hex, of all that determines the batches over all processes.
+      identity: the fingerprint, and in words what it is computed from.
+      vocab_size: number of ids of the tokenizer.
     """
 
     def __init__(
@@ -45,60 +47,61 @@ class Loader:
 
         Args:
           directories: prepared folders, at least one.
-          weights: share of the rows from each directory, in any unit, above 0.
+          weights: share of the rows from each directory, above 0; they are normalised.
           split: "train" or "validation".
-          seq_len: targets in a row, tokens.
-          batch_size: rows in a step over all processes, at least 1.
-          seed: of the shuffling, 0 or more.
-          cross_document_attention: whether a row counts as one document: segments all 1,
+          seq_len: targets in a row.
+          batch_size: rows in a batch over all processes, at least 1.
+          seed: seed of the shuffling, 0 or more.
+          cross_document_attention: whether a row counts as one document: segment ids all 1,
             positions 0 to T-1.
-          rows: which of each batch this process reads, such as `rows_here` says; None reads all.
+          rows: rows of each batch that this process reads, as `rows_here` returns them; None reads
+            all.
 
         Raises:
-          ConfigError: if a number is out of range or the counts do not match.
+          ConfigError: if a number is out of range, or directories and weights differ in number.
           DataError: if a directory cannot be read or their tokenizers differ.
         """
         rows = range(batch_size) if rows is None else rows
         _check(directories, weights, batch_size, seed, rows)
         windows = [Windows(path, split, seq_len) for path in directories]
-        readers = [rows.reader for rows in windows]
+        readers = [source.reader for source in windows]
         _check_tokenizers(readers)
         self._rows = _mix(windows, weights, seed)
         self._batch_size = batch_size
-        self._here = rows
+        self._own_rows = rows
         self._cross_document_attention = cross_document_attention
         self._reader = readers[0]
         self.vocab_size = readers[0].vocab_size
-        determining = {
-            "directories": [reader.fingerprint for reader in readers],
+        numbers = {
             "weights": [weight / sum(weights) for weight in weights],
-        } | {"split": split, "seq_len": seq_len, "seed": seed, "batch_size": batch_size}
-        self.fingerprint = canonical_hash(determining)
-        named = {name: determining[name] for name in ("weights", "seed", "seq_len", "batch_size")}
-        self.identity = {
+            "seed": seed,
+            "seq_len": seq_len,
+            "batch_size": batch_size,
+        }
+        hashes = [reader.fingerprint for reader in readers]
+        self.fingerprint = canonical_hash({"directories": hashes, "split": split, **numbers})
+        self.identity: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "files": [_files(reader, split) for reader in readers],
             "tokenizer": readers[0].tokenizer_name,
-            **named,
+            **numbers,
         }
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the data."""
+        """The tokenizer of the data, the same in all directories."""
         return self._reader.tokenizer
 
     def batch(self, step: int) -> Batch:
-        """Returns this process's rows of step `step`, counted from 0: arrays [B T] by name.
-
-        The keys are those of a row of `Windows`.
-        """
-        rows = [self._rows[step * self._batch_size + i] for i in self._here]
+        """Returns this process's rows of a step, counted from 0: the arrays of `Windows`, [B T]."""
+        rows = [self._rows[step * self._batch_size + i] for i in self._own_rows]
+        rows = cast(list[Row], rows)  # grain gives None only where rows are filtered out
         return _stack(rows, self._cross_document_attention)
 
     def iterate(self, start_step: int) -> Generator[Batch, None, None]:
         """Yields `batch(start_step)`, `batch(start_step + 1)`, ... read ahead in the background.
 
-        Closing the generator, or dropping it, ends the reading.
+        Closing or deleting the generator ends the reading.
         """
         steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch)
         batches = iter(steps.to_iter_dataset(_READ))
@@ -114,20 +117,20 @@ def rows_here(where: jax.sharding.Sharding, shape: tuple[int, int]) -> tuple[int
     Where devices of several processes hold the same rows, each of those processes reads them.
 
     Args:
-      where: how the batch lies over the devices of all processes.
-      shape: of the whole batch, [B T].
+      where: sharding of a batch over the devices of all processes.
+      shape: shape of a batch over all processes, [B T].
 
     Raises:
-      ConfigError: if none of these devices is this process's.
+      ConfigError: if none of its devices belongs to this process.
     """
     places = where.addressable_devices_indices_map(shape).values()
-    here = {row for place in places for row in range(shape[0])[place[0]]}
-    if not here:
+    rows = {row for place in places if place is not None for row in range(shape[0])[place[0]]}
+    if not rows:
         raise ConfigError(
             f"process {jax.process_index()}: has none of the {len(where.device_set)} devices that "
             f"hold the {shape[0]} rows of a batch; start fewer processes, or change the batch"
         )
-    return tuple(sorted(here))
+    return tuple(sorted(rows))
 
 
 def evaluation_batches(
@@ -140,47 +143,47 @@ def evaluation_batches(
     """Yields the rows of `windows` in order, `batch_size` at a time.
 
     Args:
-      windows: the rows; opened with `keep_tail=True` they cover every target.
-      batch_size: rows in a batch. The last batch is filled up with rows of weight 0.
-      cross_document_attention: whether a row counts as one document.
-      limit: batches at most; None for all.
-      rows: which of each batch this process reads; None reads all.
+      windows: the rows; they cover every target if opened with `keep_tail=True`.
+      batch_size: rows in a batch. The last batch is filled up with padding rows of weight 0.
+      cross_document_attention: as for `Loader`.
+      limit: most batches; None yields all.
+      rows: rows of each batch that this process reads; None reads all.
     """
     stop = len(windows) if limit is None else min(len(windows), limit * batch_size)
     rows = range(batch_size) if rows is None else rows
-    empty = _empty(windows[0], windows.reader.end_of_text)
+    padding = _padding(windows[0], windows.reader.end_of_text)
     for first in range(0, stop, batch_size):
-        here = [windows[first + i] if first + i < stop else empty for i in rows]
-        yield _stack(here, cross_document_attention)
+        own = [windows[first + i] if first + i < stop else padding for i in rows]
+        yield _stack(own, cross_document_attention)
 
 
-def _mix(windows: list[Windows], weights: tuple[float, ...], seed: int) -> grain.MapDataset:
-    # grain adds the epoch to the seed, so neighbouring seeds would repeat each other's orders.
+def _mix(windows: list[Windows], weights: tuple[float, ...], seed: int) -> grain.MapDataset[Row]:
+    # grain adds the epoch to the seed, so consecutive seeds would repeat each other's orders.
     seeds = np.random.SeedSequence(seed).generate_state(len(windows))
     rows = [
-        grain.MapDataset.source(source).seed(int(own)).shuffle().repeat(None)
-        for source, own in zip(windows, seeds, strict=True)
+        grain.MapDataset.source(source).seed(int(source_seed)).shuffle().repeat(None)
+        for source, source_seed in zip(windows, seeds, strict=True)
     ]
     return rows[0] if len(rows) == 1 else grain.MapDataset.mix(rows, weights=weights)
 
 
-def _stack(rows: list[Batch], cross_document_attention: bool) -> Batch:
+def _stack(rows: Sequence[Row], cross_document_attention: bool) -> Batch:
     batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
     if cross_document_attention:
         arange = np.arange(batch["tokens"].shape[1], dtype=np.int32)
-        batch["segment_ids"] = np.minimum(batch["segment_ids"], 1)  # padding stays 0
+        batch["segment_ids"] = np.minimum(batch["segment_ids"], 1)  # 0 for padding
         batch["positions"] = np.broadcast_to(arange, batch["positions"].shape).copy()
     return batch
 
 
-def _empty(row: Batch, end_of_text: int) -> Batch:
-    """Returns a row of nothing but padding."""
-    empty = {key: np.zeros_like(value) for key, value in row.items()}
-    return empty | {key: np.full_like(row[key], end_of_text) for key in ("tokens", "targets")}
+def _padding(row: Row, end_of_text: int) -> Row:
+    """Returns a row of padding, with the shapes of `row`."""
+    zeros = {key: np.zeros_like(value) for key, value in row.items()}
+    return zeros | {key: np.full_like(row[key], end_of_text) for key in ("tokens", "targets")}
 
 
 def _files(reader: Reader, split: str) -> str:
-    """Returns what a directory was made of; the same whatever the tokenizer."""
+    """Returns the sources of a directory in words, which do not depend on the tokenizer."""
     entry, sources = reader.split(split), reader.manifest.get("sources", ())
     names = ", ".join(source["name"] for source in sources if source["split"] == split)
     return f"{entry['documents']} documents, {entry['bytes']} bytes{names and f' of {names}'}"

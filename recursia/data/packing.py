@@ -1,8 +1,9 @@
-"""Prepared data on disk: shards of tokens with the boundaries of documents.
+"""Prepared data on disk: shards of token ids with the boundaries of documents.
 
-A folder holds `manifest.json`, the tokenizer, and for each split `NAME-00000.tokens` (raw
-little-endian ids; every document is followed by the end of text) beside `NAME-00000.documents`
-(raw int64: where in the shard each document starts). It appears whole or not at all.
+A folder holds `manifest.json`, the tokenizer, and for each shard two files: `SPLIT-00000.tokens`
+(little-endian ids; every document is followed by the end of text) and `SPLIT-00000.documents`
+(int64: the place in the shard at which each document starts). The folder appears under its name
+only when it is complete.
 """
 
 import contextlib
@@ -14,40 +15,34 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import IO
 
 import numpy as np
 
+from recursia.data import manifest as manifests
 from recursia.data import tokenizer as tokenizer_lib
+from recursia.data.manifest import SPLITS, Manifest, Record, ShardEntry, SplitEntry
+from recursia.data.vocabulary import named
 from recursia.errors import DataError
 
-FORMAT_VERSION = 1
-SPLITS = ("train", "validation")
 _OFFSET = np.dtype("<i8")
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-
-
-def canonical_hash(value: Any) -> str:
-    """Returns the sha256, in hex, of a JSON value however its keys were ordered."""
-    return hashlib.sha256(
-        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
 
 
 class Writer:
     """Writes a prepared folder; a context manager that leaves nothing behind on an error.
 
-    Everything goes to a sibling `OUTPUT.partial-...`, which `finish` renames to the output. After
-    a kill that sibling remains; nothing reads it, and it may be removed.
+    All files go to a sibling `OUTPUT.partial-...`, which `finish` renames to the output. If the
+    process is killed, that sibling remains; nothing reads it, and it may be removed.
     """
 
     def __init__(self, output: str, tokenizer: tokenizer_lib.Tokenizer, shard_tokens: int):
         """Creates the sibling folder.
 
         Args:
-          output: the folder to appear; it must be absent or empty when `finish` is called.
-          tokenizer: of the ids to come; saved beside them.
-          shard_tokens: tokens in a shard at most, unless one document alone is longer.
+          output: the folder to make; it must be absent or empty when `finish` is called.
+          tokenizer: the tokenizer of the ids; it is saved beside them.
+          shard_tokens: most tokens in a shard, unless a single document is longer.
         """
         self._output = output
         self._folder = f"{os.path.abspath(output)}.partial-{uuid.uuid4().hex[:8]}"
@@ -55,95 +50,101 @@ class Writer:
         self._shard_tokens = shard_tokens
         self._dtype = _DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
         self._open: dict[str, _Shard] = {}
-        self._done: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-        self._waiting: list[np.ndarray] = []  # ids of a document that is in no shard yet
-        self._waiting_tokens = 0
-        self._is_inside = False  # a document that is in one already
+        self._closed: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+        self._pending: list[np.ndarray] = []  # ids of the current document, not yet in a shard
+        self._pending_tokens = 0
+        self._is_begun = False  # whether a shard holds ids of the current document
         parents = pathlib.Path(self._folder).parents
-        self._made = [parent for parent in parents if not parent.exists()]  # the nearest first
+        self._new_parents = [folder for folder in parents if not folder.exists()]  # nearest first
         os.makedirs(self._folder)
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for shard in self._open.values():  # all finished already if all went well
-            with contextlib.suppress(OSError):  # a full disk; the folder goes anyway
+        for shard in self._open.values():  # none after `finish`
+            with contextlib.suppress(OSError):  # a full disk; the folder is removed anyway
                 shard.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        for parent in self._made:  # stays if the output is in it
+        for folder in self._new_parents:  # one that holds the output is not empty, and stays
             with contextlib.suppress(OSError):
-                parent.rmdir()
+                folder.rmdir()
 
     def add(self, split: str, ids: Sequence[int], num_bytes: int) -> None:
-        """Appends one document, without its end of text, that stands for `num_bytes` of UTF-8."""
+        """Appends a document of `num_bytes` of UTF-8; the end of text is appended to its ids."""
         self.extend(split, ids)
         self.end(split, num_bytes)
 
-    def extend(self, split: str, ids: Sequence[int]) -> None:
-        """Appends the next ids of a document, whose `end` comes before the next document."""
-        self._waiting.append(np.asarray(ids, self._dtype))
-        self._waiting_tokens += len(ids)
+    def extend(self, split: str, ids: Sequence[int] | np.ndarray) -> None:
+        """Appends ids to the current document, which `end` ends."""
+        self._pending.append(np.asarray(ids, self._dtype))
+        self._pending_tokens += len(ids)
         shard = self._open.get(split)
-        if self._is_inside or shard is None or not self._fits(shard):
-            self._flush(split)  # else what is to come may be too much for this shard
+        # While the document still fits into the open shard, it waits: it may grow too long for it.
+        if self._is_begun or shard is None or not self._fits(shard):
+            self._flush(split)
 
     def end(self, split: str, num_bytes: int) -> None:
-        """Ends a document that stands for `num_bytes` of UTF-8."""
+        """Ends the current document, which had `num_bytes` of UTF-8."""
         self.extend(split, [self._tokenizer.end_of_text])
         self._flush(split)
         self._open[split].bytes += num_bytes
-        self._is_inside = False
+        self._is_begun = False
 
     def _fits(self, shard: "_Shard") -> bool:
-        return shard.tokens + self._waiting_tokens <= self._shard_tokens
+        return shard.tokens + self._pending_tokens <= self._shard_tokens
 
     def _flush(self, split: str) -> None:
-        """Writes what waits: into the split's shard, or a new one if a new document is too long."""
+        """Writes the pending ids; a document that does not fit into the open shard starts a new."""
         shard = self._open.get(split)
-        if shard is not None and not self._is_inside and not self._fits(shard):
-            self._done[split].append(self._open.pop(split).close())
+        if shard is not None and not self._is_begun and not self._fits(shard):
+            self._closed[split].append(self._open.pop(split).close())
             shard = None
         if shard is None:
-            name = f"{split}-{len(self._done[split]):05d}"
+            name = f"{split}-{len(self._closed[split]):05d}"
             shard = self._open[split] = _Shard(os.path.join(self._folder, name))
-        if not self._is_inside:
+        if not self._is_begun:
             shard.begin()
-        self._is_inside = True
-        for tokens in self._waiting:
+        self._is_begun = True
+        for tokens in self._pending:
             shard.add(tokens)
-        self._waiting.clear()
-        self._waiting_tokens = 0
+        self._pending.clear()
+        self._pending_tokens = 0
 
-    def finish(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Completes the folder and returns its manifest, which also holds `record` as it is."""
+    def finish(self, record: Record) -> Manifest:
+        """Completes the folder and returns its manifest, which includes `record` unchanged."""
         for split in tuple(self._open):
-            self._done[split].append(self._open.pop(split).close())
-        totals = ("tokens", "documents", "bytes")
-        splits = {
-            split: {key: sum(s[key] for s in shards) for key in totals} | {"shards": shards}
-            for split, shards in self._done.items()
-            if shards
-        }
-        fields = ("kind", "fingerprint", "vocab_size", "end_of_text")
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "tokenizer": {name: getattr(self._tokenizer, name) for name in fields},
+            self._closed[split].append(self._open.pop(split).close())
+        tokenizer = self._tokenizer
+        manifest: Manifest = {
+            "format_version": manifests.FORMAT_VERSION,
+            "tokenizer": {
+                "kind": tokenizer.kind,
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                "end_of_text": tokenizer.end_of_text,
+            },
             "dtype": self._dtype.name,
-            "splits": splits,
+            "splits": {split: _totals(shards) for split, shards in self._closed.items() if shards},
+            "fingerprint": "",
         }
-        anonymous = {
-            split: [{k: v for k, v in shard.items() if k != "name"} for shard in entry["shards"]]
-            for split, entry in splits.items()
-        }
-        manifest["fingerprint"] = canonical_hash(manifest | {"splits": anonymous})
-        manifest |= record
-        self._tokenizer.save(self._folder)
+        manifest["fingerprint"] = manifests.fingerprint(manifest)
+        manifest = {**manifest, **record}
+        tokenizer.save(self._folder)
         with open(os.path.join(self._folder, "manifest.json"), "w", encoding="utf-8") as file:
             json.dump(manifest, file, indent=2, ensure_ascii=False)
             _sync(file)
         os.rename(self._folder, self._output)
         return manifest
+
+
+def _totals(shards: list[ShardEntry]) -> SplitEntry:
+    return {
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "documents": sum(shard["documents"] for shard in shards),
+        "bytes": sum(shard["bytes"] for shard in shards),
+        "shards": shards,
+    }
 
 
 class _Shard:
@@ -167,7 +168,7 @@ class _Shard:
         self._files[ending].write(raw)
         self._digests[ending].update(raw)
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> ShardEntry:
         for file in self._files.values():
             _sync(file)
             file.close()
@@ -181,28 +182,32 @@ class _Shard:
         }
 
 
-def _sync(file: Any) -> None:
+def _sync(file: IO[str] | IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
 class Reader:
-    """A prepared folder, checked against its manifest by the sizes of its files.
+    """A prepared folder whose files have the sizes that its manifest says.
 
     Attributes:
       directory: the folder.
-      manifest: what `manifest.json` holds.
+      manifest: the contents of `manifest.json`.
+      fingerprint: hash of the tokenizer and of all tokens.
+      tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer.
+      vocab_size: `Tokenizer.vocab_size` of the tokenizer.
+      end_of_text: `Tokenizer.end_of_text` of the tokenizer.
     """
 
     def __init__(self, directory: str):
         """Reads the manifest.
 
         Raises:
-          DataError: if the folder or manifest is missing or damaged, is of another format, or a
-            file has not the bytes it should.
+          DataError: if the folder or the manifest is missing or damaged, if its format is another,
+            or if a file has another size.
         """
         self.directory = directory = os.path.expanduser(directory)
-        self.manifest = _manifest(directory)
+        self.manifest = manifests.read(directory)
         try:
             self._dtype = _DTYPES[self.manifest["dtype"]]
             for entry in self.manifest["splits"].values():
@@ -238,12 +243,12 @@ class Reader:
 
     @property
     def tokenizer_name(self) -> str:
-        """What to call the tokenizer, as `Tokenizer.name`."""
+        """The `Tokenizer.name` of the tokenizer."""
         kind = self.manifest["tokenizer"].get("kind")
-        return tokenizer_lib.named(kind, self.vocab_size, self.tokenizer_fingerprint)
+        return named(kind, self.vocab_size, self.tokenizer_fingerprint)
 
-    def split(self, name: str) -> dict[str, Any]:
-        """Returns the manifest's entry of a split: tokens, documents, bytes, shards.
+    def split(self, name: str) -> SplitEntry:
+        """Returns the manifest's entry of a split.
 
         Raises:
           DataError: if there is no such split.
@@ -257,39 +262,13 @@ class Reader:
         return splits[name]
 
     def tokens(self, split: str) -> list[np.ndarray]:
-        """Returns each shard's ids, memory-mapped."""
+        """Returns the ids of each shard, memory-mapped."""
         return self._map(split, ".tokens", self._dtype)
 
     def documents(self, split: str) -> list[np.ndarray]:
-        """Returns, for each shard, where in it each document starts, memory-mapped."""
+        """Returns, for each shard, the place at which each document starts, memory-mapped."""
         return self._map(split, ".documents", _OFFSET)
 
     def _map(self, split: str, ending: str, dtype: np.dtype) -> list[np.ndarray]:
         stems = [os.path.join(self.directory, s["name"]) for s in self.split(split)["shards"]]
         return [np.memmap(stem + ending, dtype, mode="r") for stem in stems]
-
-
-def _manifest(directory: str) -> dict[str, Any]:
-    path = os.path.join(directory, "manifest.json")
-    if not os.path.isdir(directory):
-        raise DataError(f"{directory}: no such folder; make it with recursia data prepare.")
-    try:
-        with open(path, encoding="utf-8") as file:
-            manifest = json.load(file)
-        version = manifest["format_version"]
-    except FileNotFoundError:
-        raise DataError(
-            f"{directory}: holds no manifest.json, so no prepared data; "
-            "make it with recursia data prepare."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = " ".join(repr(error).split())
-        raise DataError(
-            f"{path}: damaged ({reason}); remove the folder and prepare again."
-        ) from None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: format_version is {version} but {FORMAT_VERSION} is read here; "
-            "remove the folder and prepare again."
-        )
-    return manifest

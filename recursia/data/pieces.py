@@ -1,16 +1,16 @@
-"""A long text cut into short ones that give a tokenizer the same ids.
+"""Cuts a long text into pieces that a tokenizer encodes to the same ids as the whole text.
 
-A tokenizer library holds some hundred bytes for every character of a text that it is at, and
-learning takes time with the square of a word. So texts are fed to it in pieces, cut where its own
-pre-tokenizer would cut.
+A tokenizer library holds some hundred bytes for each character of the text it encodes, and
+learning a vocabulary takes time quadratic in the length of a word. So a text is encoded in pieces,
+cut where the tokenizer's own pre-tokenizer would cut.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PIECE = 1 << 14  # characters of a piece
-LOOK = 128  # characters on either side that say whether a cut is harmless
-_TRIES = 8  # places of a kind that are tried
+LOOK = 128  # characters before and after a cut that decide whether it is harmless
+_TRIES = 8  # places that each pattern below offers
 
 # Where nearly every pre-tokenizer cuts: before white space, and before and after punctuation.
 _PLACES = tuple(
@@ -19,26 +19,25 @@ _PLACES = tuple(
 
 
 def pieces(
-    parts: Iterable[str],
+    chunks: Iterable[str],
     split: Callable[[str], Sequence],
     starts: Callable[[str], Sequence[int]],
 ) -> Iterator[str]:
-    """Yields the text of `parts` in pieces of at most PIECE + LOOK characters.
+    """Yields a text in pieces of at most PIECE + LOOK characters.
 
-    The pieces do not depend on how the text was parted. Each cut leaves what `split` gives the text
-    around it unchanged. Where the tokenizer puts a space before a text, the space at a cut may be
-    left out for that, and the pieces are that much shorter than the text. Where no cut in the
-    second half of PIECE characters is harmless, as inside a word that is longer than that, the text
-    is cut after PIECE characters all the same.
+    The pieces do not depend on the chunks. Each cut leaves the result of `split` on the text around
+    it unchanged. A tokenizer may put a space before each text it encodes: a space at a cut is then
+    left out, and the pieces are one character shorter than the text. If no cut in the second half
+    of a piece is harmless, as inside a very long word, the piece ends after PIECE characters.
 
     Args:
-      parts: a text, in parts of any length.
-      split: what must stay equal, such as the words or ids of a text.
-      starts: where the words of a text start, for a text without white space and punctuation.
+      chunks: the text, in chunks of any length.
+      split: gives what a cut must not change, such as the words or ids of a text.
+      starts: gives the places where words start, for a text without white space and punctuation.
     """
     rest = ""
-    for part in parts:
-        rest, start = rest + part, 0
+    for chunk in chunks:
+        rest, start = rest + chunk, 0
         while len(rest) - start > PIECE + LOOK:
             end, after = _cut(rest[start : start + PIECE + LOOK], split, starts)
             yield rest[start : start + end]
@@ -51,20 +50,20 @@ def pieces(
 def _cut(
     text: str, split: Callable[[str], Sequence], starts: Callable[[str], Sequence]
 ) -> tuple[int, int]:
-    """Returns where a piece ends, from half of PIECE to PIECE, and where the next one starts."""
+    """Returns where a piece ends, between PIECE / 2 and PIECE, and where the next one starts."""
 
     def harmless(first: int, place: int) -> tuple[int, int] | None:
         before, after = text[first:place], text[place : place + LOOK]
-        whole, begun = [*split(before + after)], [*split(before)]
-        if [*begun, *split(after)] == whole:
+        uncut, left = [*split(before + after)], [*split(before)]
+        if [*left, *split(after)] == uncut:
             return place, place
-        if after[0] == " " and [*begun, *split(after[1:])] == whole:
+        if after[0] == " " and [*left, *split(after[1:])] == uncut:
             return place, place + 1
         return None
 
     for pattern in _PLACES:
-        found = [place.start() for place in pattern.finditer(text, PIECE // 2, PIECE)]
-        for place in reversed(found[-_TRIES:]):
+        places = [match.start() for match in pattern.finditer(text, PIECE // 2, PIECE)]
+        for place in reversed(places[-_TRIES:]):
             if cut := harmless(place - LOOK, place):
                 return cut
     words = [0, *(start for start in starts(text) if 0 < start <= PIECE)]

@@ -1,7 +1,7 @@
-"""Documents out of sources, each of a kind that says which files it reads.
+"""Reads documents from source files; the suffix of a file says its kind.
 
-A kind is a subclass of `Source` in a module of `recursia.data.sources`; that module is all it takes
-to add one.
+A kind is a subclass of `Source` in a module of `recursia.data.sources`. Adding that module adds
+the kind.
 """
 
 import abc
@@ -27,30 +27,30 @@ BUNDLED = {f"bundled:{name}": f"{name}.jsonl.gz" for name in ("train", "validati
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text, read in parts so that it need not be in memory whole.
+    """One text, read in chunks so that it may be larger than memory.
 
     Attributes:
-      parts: gives the text's parts anew at each call.
+      chunks: yields the text from its start, in chunks; may be called again.
     """
 
-    parts: Callable[[], Iterator[str]]
+    chunks: Callable[[], Iterator[str]]
 
     @property
     def text(self) -> str:
-        """The whole text."""
-        return "".join(self.parts())
+        """The text, in memory."""
+        return "".join(self.chunks())
 
 
-def one_piece(text: str) -> Document:
-    """Returns a document that is in memory."""
+def in_memory(text: str) -> Document:
+    """Returns a document of one chunk."""
     return Document(functools.partial(iter, (text,)))
 
 
 class BrokenError(DataError):
-    """Why one record of a source is no document.
+    """Says why a record of a source is not a document.
 
     Attributes:
-      where: file and line or row, for a user to find it.
+      where: file and line or row of the record.
     """
 
     def __init__(self, where: str, reason: str):
@@ -60,11 +60,11 @@ class BrokenError(DataError):
 
 @dataclasses.dataclass(frozen=True)
 class Source(abc.ABC):
-    """A file of documents; a kind says which suffixes it reads, and how.
+    """A file of documents; a subclass reads one kind of file.
 
     Attributes:
-      path: of the file.
-      SUFFIXES: in lower case, of the files that the kind reads.
+      path: path of the file.
+      SUFFIXES: suffixes of the files that the kind reads, in lower case.
     """
 
     path: str
@@ -72,31 +72,31 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def records(self, text_field: str) -> Iterator[Document | BrokenError]:
-        """Yields each record in order, or why it is no document.
+        """Yields each record in order: a document, or the error that says why it is none.
 
         Args:
-          text_field: name of what holds the text, where a record has several fields.
+          text_field: name of the field that holds the text, if records have fields.
 
         Raises:
           DataError: if the file cannot be read.
-          BrokenError: while the parts of a document are read, if a later one is no text.
+          BrokenError: while a document is read, at a chunk that is not text.
         """
 
     @property
     def name(self) -> str:
-        """What prepared data calls it: no folder."""
+        """The name of the file in prepared data: its path without folders."""
         return os.path.basename(self.path)
 
     @property
     def size(self) -> int:
-        """The bytes that `fingerprint` reads; 0 if the file is missing."""
+        """Bytes of the file; 0 if it is missing."""
         return os.path.getsize(self.path) if os.path.exists(self.path) else 0
 
     def fingerprint(self, advance: Callable[[float], None]) -> str:
         """Returns the sha256, in hex, of the file's bytes.
 
         Args:
-          advance: is told of the bytes read, some at a time.
+          advance: called with the number of bytes read since its last call.
 
         Raises:
           DataError: if the file cannot be read.
@@ -114,34 +114,34 @@ class Source(abc.ABC):
     def documents(
         self, *, on_error: OnError, text_field: str = "text", warn: bool = True
     ) -> Iterator[Document]:
-        """Yields the documents. A byte-order mark at the start of a file is no part of a text.
+        """Yields the documents, without the byte-order mark that a file may start with.
 
         Args:
           on_error: "stop" raises at the first broken record; "skip" leaves it out.
           text_field: see `records`.
-          warn: whether to print, at the end, how many were skipped to stderr.
+          warn: whether to print to stderr, at the end, how many records were skipped.
 
         Raises:
-          DataError: if the file cannot be read, holds no document, or is broken under "stop"; for
-            a document in parts that may come while they are read.
+          DataError: if the file cannot be read or holds no document; with "stop", at a broken
+            record, which may show only while the chunks of its document are read.
         """
-        skipped, found = [], 0
+        skipped, count = [], 0
         for document in self.records(text_field):
             try:
                 if isinstance(document, BrokenError):
                     raise document
-                if on_error == "skip":  # parts are used before a later one proves broken
-                    collections.deque(document.parts(), maxlen=0)
+                if on_error == "skip":  # read it to its end: a later chunk may be broken
+                    collections.deque(document.chunks(), maxlen=0)
             except BrokenError as error:
                 if on_error == "stop":
                     raise
                 skipped.append(error.where)
             else:
-                found += 1
+                count += 1
                 yield document
         if skipped and warn:
             console.say(f"{self.path}: skipped {len(skipped)} broken, the first at {skipped[0]}")
-        if not found:
+        if not count:
             why = f"{len(skipped)} broken skipped" if skipped else "it is empty"
             raise DataError(
                 f"{self.path}: 0 documents ({why}); give it text or leave it out of the inputs."
@@ -151,20 +151,20 @@ class Source(abc.ABC):
 @functools.cache
 def kinds() -> dict[str, type[Source]]:
     """Returns the kind of source that reads each suffix, in the order of the kinds' modules."""
-    found = {}
+    kinds_by_suffix = {}
     for module in pkgutil.iter_modules(sources.__path__, f"{sources.__name__}."):
         names = vars(importlib.import_module(module.name)).values()
         for kind in (n for n in names if isinstance(n, type) and issubclass(n, Source)):
             if kind is not Source:
-                found |= dict.fromkeys(kind.SUFFIXES, kind)
-    return found
+                kinds_by_suffix |= dict.fromkeys(kind.SUFFIXES, kind)
+    return kinds_by_suffix
 
 
 def of(path: str) -> Source:
-    """Returns the source that a file is.
+    """Returns the source of a file.
 
     Raises:
-      DataError: if its suffix is that of no kind, or what its kind needs is not installed.
+      DataError: if no kind reads its suffix, or a library that its kind needs is not installed.
     """
     for suffix, kind in kinds().items():
         if path.lower().endswith(suffix):
@@ -176,20 +176,20 @@ def expand(paths: Iterable[str]) -> tuple[Source, ...]:
     """Returns the sources that `paths` name, in the order given and sorted within each.
 
     Args:
-      paths: files, glob patterns (`**` crosses folders), folders (every accepted file directly in
-        them), each with `~` for the home; or "bundled:train" and "bundled:validation", the demo
-        corpus.
+      paths: files, glob patterns (`**` crosses folders) and folders (for every readable file
+        directly in them), where `~` is the home folder; or "bundled:train" and
+        "bundled:validation", the demo corpus.
 
     Raises:
-      DataError: if a path names nothing, is of no kind that is read, or comes twice.
+      DataError: if a path names no file, or a file that no kind reads, or a file named before.
     """
-    found = [of(file) for path in paths for file in _expand(path)]
+    expanded = [of(file) for path in paths for file in _expand(path)]
     seen = set()
-    for source in found:
+    for source in expanded:
         if (real := os.path.realpath(source.path)) in seen:
             raise DataError(f"{source.path}: named 2 times by the inputs; name it 1 time.")
         seen.add(real)
-    return tuple(found)
+    return tuple(expanded)
 
 
 def _expand(path: str) -> list[str]:
@@ -200,18 +200,18 @@ def _expand(path: str) -> list[str]:
         return [str(_corpus() / BUNDLED[path])]
     if os.path.isdir(path):
         names = sorted(n for n in os.listdir(path) if n.lower().endswith((*kinds(),)))
-        files = [os.path.join(path, n) for n in names if os.path.isfile(os.path.join(path, n))]
-        if not files:
+        paths = [os.path.join(path, n) for n in names if os.path.isfile(os.path.join(path, n))]
+        if not paths:
             raise DataError(f"{path}: 0 files in this folder end in {', '.join(kinds())}.")
-        return files
+        return paths
     if os.path.exists(path):
         return [path]
     if not glob.has_magic(path):
         raise DataError(f"{path}: does not exist; give a file, a folder or a glob pattern.")
-    files = sorted(f for f in glob.glob(path, recursive=True) if os.path.isfile(f))
-    if not files:
+    paths = sorted(f for f in glob.glob(path, recursive=True) if os.path.isfile(f))
+    if not paths:
         raise DataError(f"{path}: 0 files match this pattern; give one that matches at least 1.")
-    return files
+    return paths
 
 
 def _corpus() -> Path:

@@ -1,39 +1,39 @@
-"""How bytes become text: UTF-8, with or without a byte-order mark, and what is neither."""
+"""Decodes bytes as UTF-8, with or without a byte-order mark, and says why others are not text."""
 
 import codecs
 
 from recursia.errors import DataError
 
 _MARK = codecs.BOM_UTF8
-_OTHERS = {  # longest first: the mark of UTF-32 begins with that of UTF-16
+_OTHER_MARKS = {  # longest first: the mark of UTF-32 begins with that of UTF-16
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_LOOK = 64  # first bytes that tell an encoding
+_LOOK = 64  # first bytes from which an encoding is recognised
 
 
 class NotTextError(Exception):
-    """Why bytes are no text."""
+    """Says why bytes are not text."""
 
 
 class Decoder:
-    """Decodes the bytes of one file, part by part; a byte-order mark at its start is no text."""
+    """Decodes the bytes of one file, chunk by chunk, and drops a byte-order mark at its start."""
 
     def __init__(self):
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._seen = 0  # bytes before those that the decoder holds
+        self._seen = 0  # bytes given to the decoder
 
     def decode(self, raw: bytes, *, is_last: bool = False) -> str:
-        """Returns the text of the next bytes; a character cut in two comes with the part after.
+        """Returns the text of the next bytes; an incomplete character is kept for the next call.
 
         Args:
-          raw: the next bytes; the first ones hold the file's first three, if it has them.
-          is_last: whether none follow.
+          raw: the next bytes; at the first call at least three, unless the file has fewer.
+          is_last: whether no bytes follow.
 
         Raises:
-          NotTextError: at the first byte that is wrong, counted from the start of the file.
+          NotTextError: with the first invalid byte, counted from the start of the file.
         """
         if not self._seen and (other := _other(raw)):
             raise NotTextError(f"{other}, where UTF-8 is expected")
@@ -49,16 +49,16 @@ class Decoder:
 
 
 def decode(raw: bytes) -> str:
-    """Returns the text of a whole file, or of a whole line of one.
+    """Returns the text of all bytes of a file or of a line.
 
     Raises:
-      NotTextError: if it is no UTF-8.
+      NotTextError: if they are not UTF-8.
     """
     return Decoder().decode(raw, is_last=True)
 
 
 def lone_surrogate(text: str) -> int | None:
-    """Returns where the first half of a surrogate pair is, which no UTF-8 can spell."""
+    """Returns the place of the first lone surrogate, which UTF-8 cannot encode, or None."""
     if text.isascii():
         return None
     try:
@@ -69,10 +69,10 @@ def lone_surrogate(text: str) -> int | None:
 
 
 def check(text: str) -> None:
-    """Refuses half a surrogate pair, which the command line and JSON make of what is no text.
+    """Refuses lone surrogates, which a command line or JSON gives for bytes that are not text.
 
     Raises:
-      DataError: if one is there.
+      DataError: if the text has one.
     """
     if (place := lone_surrogate(text)) is not None:
         raise DataError(
@@ -83,9 +83,9 @@ def check(text: str) -> None:
 
 def _other(raw: bytes) -> str | None:
     """Returns the name of another encoding, by its mark or by a zero in every other byte."""
-    for mark, name in _OTHERS.items():
+    for mark, name in _OTHER_MARKS.items():
         if raw.startswith(mark):
             return name
-    look = raw[:_LOOK]
-    zeros = [part.count(0) == len(part) > 0 for part in (look[::2], look[1::2])]
-    return "UTF-16" if len(look) >= 4 and zeros[0] != zeros[1] else None
+    start = raw[:_LOOK]
+    is_zero = [half.count(0) == len(half) > 0 for half in (start[::2], start[1::2])]
+    return "UTF-16" if len(start) >= 4 and is_zero[0] != is_zero[1] else None

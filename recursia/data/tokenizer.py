@@ -1,40 +1,20 @@
-"""Which tokenizer a spec names: bytes, one learnt from the text at hand, or files."""
+"""Makes the tokenizer that a spec names: bytes, one learned from text, or one in files."""
 
 import gzip
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models
 
-from recursia.data import pieces
+from recursia.data import bpe
 from recursia.data import text as text_lib
-from recursia.data.vocabulary import (
-    CONFIG,
-    END_OF_TEXT,
-    LIBRARY,
-    BPETokenizer,
-    ByteTokenizer,
-    Tokenizer,
-    library_errors,
-    named,
-    one_line,
-    words,
-)
+from recursia.data.bpe import LIBRARY, BPETokenizer, library_errors, one_line
+from recursia.data.vocabulary import CONFIG, ByteTokenizer, Tokenizer
 from recursia.errors import ConfigError, DataError
-
-__all__ = [
-    "BPETokenizer",
-    "ByteTokenizer",
-    "Tokenizer",
-    "bpe_size",
-    "check",
-    "from_spec",
-    "load",
-    "named",
-]
 
 
 def from_spec(
@@ -43,30 +23,30 @@ def from_spec(
     """Returns the tokenizer that `spec` names.
 
     Args:
-      spec: "byte"; "bpe:N", trained on `texts()` to exactly N ids; a `tokenizer.json`, `.gz` or
-        not; or a folder with that file, with GPT-2's `encoder.json` and `vocab.bpe` (`.gz` or
-        not), or that `Tokenizer.save` wrote.
-      texts: gives the training documents anew at each call, each a text or its parts; called for
-        "bpe:N" only. Words of more than `pieces.PIECE` characters are learnt from in parts.
-      end_of_text: name of the token that ends a text, of a vocabulary in a file; empty looks for
-        the usual ones.
+      spec: "byte"; "bpe:N", learned from `texts()` to exactly N ids; a `tokenizer.json`; a folder
+        with that file or with GPT-2's `encoder.json` and `vocab.bpe`; or a folder that
+        `Tokenizer.save` wrote. Each file may be compressed, with `.gz` after its name.
+      texts: returns the training documents, each as a text or in chunks; called for "bpe:N" only.
+        Words of more than `pieces.PIECE` characters are cut.
+      end_of_text: name of the token that ends a text, for a vocabulary in a file; empty looks for
+        the usual names.
 
     Raises:
-      ConfigError: if N is no number, or below the 257 that bytes and the end of text need; or if
-        the end of text is named where it has no name.
-      DataError: if the files are missing or broken, or the text is too little for N ids, or no
-        token has that name.
+      ConfigError: if N is not a number, or below the 257 that bytes and the end of text need; or if
+        `end_of_text` is given for "byte" or "bpe:N".
+      DataError: if the files are missing or broken, if the text gives fewer than N ids, or if no
+        token has the name `end_of_text`.
     """
     check(spec, end_of_text)
     spec = os.path.expanduser(spec)
     if spec == "byte":
         return ByteTokenizer()
     if spec.startswith("bpe:"):
-        return _train(spec, texts)
+        return bpe.learn(texts(), bpe_size(spec), spec)
     if os.path.isdir(spec):
         return _from_folder(spec, end_of_text)
     if os.path.isfile(spec):
-        return _from_file(spec, end_of_text)
+        return BPETokenizer(_library(spec), spec, end_of_text)
     raise DataError(f"tokenizer {spec}: neither 'byte', 'bpe:4096' nor a file or folder here.")
 
 
@@ -74,7 +54,7 @@ def load(directory: str) -> Tokenizer:
     """Returns the tokenizer that `Tokenizer.save` wrote into `directory`.
 
     Raises:
-      DataError: if it is missing, broken, or not the one that was saved.
+      DataError: if it is missing or broken, or its fingerprint is not the saved one.
     """
     config = _object(os.path.join(directory, CONFIG))
     kind, end = config.get("kind"), config.get("end_of_text")
@@ -97,7 +77,7 @@ def load(directory: str) -> Tokenizer:
 
 
 def check(spec: str, end_of_text: str) -> None:
-    """Refuses what `from_spec` would refuse whatever the text and the files.
+    """Raises the errors of `from_spec` that depend on its arguments alone.
 
     Raises:
       ConfigError: as `from_spec` does.
@@ -115,7 +95,7 @@ def bpe_size(spec: str) -> int:
     """Returns the N of "bpe:N".
 
     Raises:
-      ConfigError: if it is no number, or below the 257 that bytes and the end of text need.
+      ConfigError: if it is not a number, or below the 257 that bytes and the end of text need.
     """
     size, least = spec.removeprefix("bpe:"), 256 + 1
     if not (size.isascii() and size.isdecimal() and len(size) < 10 and int(size) >= least):
@@ -123,47 +103,16 @@ def bpe_size(spec: str) -> int:
     return int(size)
 
 
-def _train(spec: str, texts: Callable[[], Iterator[str]]) -> BPETokenizer:
-    size = bpe_size(spec)
-    library = _byte_level(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[END_OF_TEXT[0]],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    cut = words(library)
-    split = lambda part: [word for word, _ in cut(part)]
-    starts = lambda part: [start for _, (start, _) in cut(part)]
-    parts = ((text,) if isinstance(text, str) else text for text in texts())
-    library.train_from_iterator(
-        (piece for text in parts for piece in pieces.pieces(text, split, starts)), trainer
-    )
-    if (found := library.get_vocab_size()) != size:
-        raise DataError(
-            f"tokenizer {spec}: the training text gives {found} of {size} ids; "
-            f"ask for bpe:{found} or fewer, or give more text."
-        )
-    return BPETokenizer(library, spec)
-
-
-def _byte_level(model: models.BPE) -> tokenizers.Tokenizer:
-    """Returns `model` with GPT-2's splitting into words and mapping of bytes to characters."""
-    library = tokenizers.Tokenizer(model)
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    return library
-
-
 def _from_folder(directory: str, end_of_text: str) -> Tokenizer:
     def find(name: str) -> str | None:
-        paths = (os.path.join(directory, name + packed) for packed in ("", ".gz"))
+        paths = (os.path.join(directory, name + suffix) for suffix in ("", ".gz"))
         return next((path for path in paths if os.path.isfile(path)), None)
 
-    if (config := find(CONFIG)) and "kind" in _object(config):  # others write files of this name
+    # Other libraries write files of the same name, without a kind.
+    if (config := find(CONFIG)) and "kind" in _object(config):
         return load(directory)
     if library := find(LIBRARY):
-        return _from_file(library, end_of_text)
+        return BPETokenizer(_library(library), library, end_of_text)
     encoder, merges = find("encoder.json"), find("vocab.bpe")
     if not (encoder and merges):
         raise DataError(
@@ -176,14 +125,10 @@ def _from_folder(directory: str, end_of_text: str) -> Tokenizer:
 def _from_gpt2(encoder: str, merges: str, end_of_text: str) -> BPETokenizer:
     vocabulary = _object(encoder)
     lines = [line.rstrip("\r") for line in _read(merges).split("\n")]
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     with library_errors(f"{encoder}, {merges}", "no vocabulary", "fetch them again"):
-        library = _byte_level(models.BPE(vocab=vocabulary, merges=pairs))
+        library = bpe.byte_level(models.BPE(vocabulary, [(left, right) for left, right in pairs]))
     return BPETokenizer(library, encoder, end_of_text)
-
-
-def _from_file(path: str, end_of_text: str) -> BPETokenizer:
-    return BPETokenizer(_library(path), path, end_of_text)
 
 
 def _library(path: str) -> tokenizers.Tokenizer:
@@ -200,7 +145,7 @@ def _read(path: str) -> str:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); check the file.") from None
 
 
-def _object(path: str) -> dict:
+def _object(path: str) -> dict[str, Any]:
     text = _read(path)
     try:
         value = json.loads(text)

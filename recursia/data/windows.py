@@ -1,19 +1,26 @@
-"""Rows of a fixed length out of a prepared folder, with segments, positions and weights."""
+"""Cuts a split into rows of a fixed length, with segment ids, positions and weights."""
 
 import numpy as np
 
 from recursia.data.packing import Reader
 from recursia.errors import ConfigError, DataError
 
+Row = dict[str, np.ndarray]
+
 
 class Windows:
-    """Rows of `seq_len` targets cut one after the other from a split, by number.
+    """Rows of `seq_len` targets, cut one after the other from a split; indexed by their number.
 
-    Row `i` is a dict of arrays [T]: `tokens` and `targets` (int32; the targets are the tokens one
-    on), `segment_ids` (int32; which document of the row, from 1), `positions` (int32; from 0 at
-    the row's start and at each document's start) and `weights` (float32; 1 for a target, 0 for
-    padding, where the ids are the end of text and the segment is 0). An end of text belongs to
-    the document it ends. Every token of the split but the first is a target exactly once.
+    A row is a dict of arrays [T]:
+
+      tokens: int32 ids that the model reads.
+      targets: int32, the ids one place later.
+      segment_ids: int32, the document in the row that a token belongs to, from 1; 0 for padding.
+      positions: int32, from 0 at the start of the row and of each document.
+      weights: float32, 1 for a target and 0 for padding, whose ids are the end of text.
+
+    An end of text belongs to the document that it ends. Every token of the split except the first
+    is a target exactly once.
     """
 
     def __init__(self, directory: str, split: str, seq_len: int, *, keep_tail: bool = False):
@@ -22,13 +29,13 @@ class Windows:
         Args:
           directory: a prepared folder.
           split: "train" or "validation".
-          seq_len: targets in a row, tokens, at least 1.
-          keep_tail: whether targets too few for a row make a last, padded one (for evaluation) or
-            are dropped (for training).
+          seq_len: targets in a row, at least 1.
+          keep_tail: whether the last targets, if fewer than `seq_len`, make a padded row (for
+            evaluation) or are dropped (for training).
 
         Raises:
           ConfigError: if `seq_len` is below 1.
-          DataError: if the data is missing or damaged, or too little for one row.
+          DataError: if the data is missing or damaged, or has too few tokens for one row.
         """
         if seq_len < 1:
             raise ConfigError(f"seq_len is {seq_len} but must be at least 1 token; raise it.")
@@ -48,37 +55,37 @@ class Windows:
     def __len__(self) -> int:
         return self._len
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if not 0 <= i < self._len:
-            raise IndexError(f"Windows: row {i} is not among the {self._len}.")
-        start, length = int(i) * self.seq_len, self.seq_len
-        count = min(length, self._targets - start)  # fewer than length in a kept tail only
-        tokens, begins = self._read(start, start + count + 1)
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self._len:
+            raise IndexError(f"Windows: row {index} is not among the {self._len}.")
+        start, length = int(index) * self.seq_len, self.seq_len
+        count = min(length, self._targets - start)
+        tokens, starts = self._read(start, start + count + 1)
         arange = np.arange(length, dtype=np.int32)
         is_first = np.zeros(length, np.int32)
-        is_first[begins[(begins > 0) & (begins < count)]] = 1
-        begun = np.maximum.accumulate(arange * is_first)
-        real = arange < count
+        is_first[starts[(starts > 0) & (starts < count)]] = 1
+        document_start = np.maximum.accumulate(arange * is_first)
+        is_target = arange < count
         end = self.reader.end_of_text
         pad = lambda ids: np.pad(ids, (0, length - count), constant_values=end)
         return {
             "tokens": pad(tokens[:-1]),
             "targets": pad(tokens[1:]),
-            "segment_ids": np.where(real, 1 + np.cumsum(is_first, dtype=np.int32), 0),
-            "positions": np.where(real, arange - begun, 0),
-            "weights": real.astype(np.float32),
+            "segment_ids": np.where(is_target, 1 + np.cumsum(is_first, dtype=np.int32), 0),
+            "positions": np.where(is_target, arange - document_start, 0),
+            "weights": is_target.astype(np.float32),
         }
 
     def _read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns tokens [start, stop) and where in them documents start."""
+        """Returns tokens [start, stop), and the places among them at which documents start."""
         first = int(np.searchsorted(self._bounds, start, side="right")) - 1
         last = int(np.searchsorted(self._bounds, stop, side="left"))
-        tokens, begins = [], []
+        tokens, starts = [], []
         for shard in range(first, last):
             base = int(self._bounds[shard])
             low, high = max(start - base, 0), min(stop - base, len(self._tokens[shard]))
             tokens.append(self._tokens[shard][low:high].astype(np.int32))
             documents = self._documents[shard]
             a, b = np.searchsorted(documents, np.array([low, high], np.int64))
-            begins.append(np.asarray(documents[a:b]) + (base - start))
-        return np.concatenate(tokens), np.concatenate(begins)
+            starts.append(np.asarray(documents[a:b]) + (base - start))
+        return np.concatenate(tokens), np.concatenate(starts)

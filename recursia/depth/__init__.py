@@ -1,1 +1,1 @@
-"""How often each token goes round: depth policies, one a file; `policy` says what each offers."""
+"""Depth policies: how many recursions each token takes, one file each, all on `policy.Policy`."""

@@ -1,9 +1,10 @@
-"""How many tokens of a row each recursion keeps, and which: padding takes no place.
+"""Capacity of recursions: how many tokens of a row each keeps, padding not counted.
 
-A share is the fraction of all tokens that a recursion keeps. A row falls into equal parts, each of
-which keeps its share of its own tokens.
+A share is the fraction of all tokens that a recursion keeps. A row is split into equal parts, and a
+recursion keeps its share of the tokens of each part.
 """
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -13,9 +14,33 @@ from jaxtyping import Array, Bool, Float, Int
 Shares = tuple[float, ...]  # of each recursion
 
 
+def linear(num_recursions: int) -> Shares:
+    """Returns the published shares: (R - r) / R for r = 0 .. R-1."""
+    return tuple((num_recursions - r) / num_recursions for r in range(num_recursions))
+
+
+def check(shares: Shares, num_recursions: int) -> None:
+    """Refuses shares that no recursions can keep.
+
+    Raises:
+      ValueError: with the shares, or their number.
+    """
+    if len(shares) != num_recursions:
+        raise ValueError(
+            f"capacity: got {len(shares)} numbers for num_recursions {num_recursions}; give one "
+            "for each recursion, or None"
+        )
+    is_growing = any(a < b for a, b in itertools.pairwise(shares))
+    if is_growing or not all(0 < share <= 1 for share in shares):
+        raise ValueError(
+            f"capacity: got {shares}, takes fractions of all tokens in (0, 1] that never grow: a "
+            "recursion keeps some of the tokens that the one before kept"
+        )
+
+
 def counts(shares: Shares, parts: int, seq_len: int) -> tuple[int, ...]:
-    """Returns how many tokens of a whole row each recursion keeps; at least one of each part."""
-    return tuple(parts * _places(share, seq_len // parts) for share in shares)
+    """Returns how many tokens of a row without padding each recursion keeps, 1 a part or more."""
+    return tuple(parts * _count(share, seq_len // parts) for share in shares)
 
 
 def limits(shares: Shares, parts: int, is_live: Bool[Array, "B T"]) -> Int[Array, "R B P"]:
@@ -23,49 +48,49 @@ def limits(shares: Shares, parts: int, is_live: Bool[Array, "B T"]) -> Int[Array
 
     Args:
       shares: of each recursion.
-      parts: of a row.
+      parts: number of parts of a row.
       is_live: the tokens that are not padding.
     """
-    each, lengths = is_live.shape[1] // parts, _lengths(parts, is_live)
-    table = [[_places(share, length) for length in range(each + 1)] for share in shares]
+    longest, lengths = is_live.shape[1] // parts, _lengths(parts, is_live)
+    table = [[_count(share, length) for length in range(longest + 1)] for share in shares]
     return jnp.array(table)[:, lengths]
 
 
-def warming(
+def warmup_limits(
     shares: Shares, parts: int, num_steps: int, is_live: Bool[Array, "B T"], step: Int[Array, ""]
 ) -> Int[Array, "R B P"]:
-    """Returns the same at a step of a warm-up, in which shares fall from 1 along half a cosine.
+    """Returns `limits` at a warm-up step, in which shares fall from 1 along half a cosine.
 
     Args:
       shares: of each recursion after the warm-up.
-      parts: of a row.
-      num_steps: of the warm-up.
+      parts: number of parts of a row.
+      num_steps: steps of the warm-up.
       is_live: the tokens that are not padding.
-      step: of training, from 0.
+      step: training step, from 0.
     """
     falls = 0.5 * (1 + np.cos(math.pi * np.arange(1, num_steps + 1) / num_steps))
-    falling = np.array([[share + (1 - share) * fall for share in shares] for fall in falls])
-    each, lengths = is_live.shape[1] // parts, _lengths(parts, is_live)
-    whole = np.array([[_places(share, each) for share in row] for row in falling])
+    share_table = np.array([[share + (1 - share) * fall for share in shares] for fall in falls])
+    longest, lengths = is_live.shape[1] // parts, _lengths(parts, is_live)
+    count_table = np.array([[_count(share, longest) for share in row] for row in share_table])
     step = jnp.clip(step, 0, num_steps - 1)
-    share, whole = (jnp.array(of)[step][:, None, None] for of in (falling, whole))
-    # A table by length too would be large; of rows with padding, the product is in float32.
+    share, count = (jnp.array(table)[step][:, None, None] for table in (share_table, count_table))
+    # A table by length too would be large: with padding, the product is computed in float32.
     kept = (share * lengths.astype(share.dtype)).astype(jnp.int32)
-    part = jnp.minimum(jnp.maximum(kept, 1), lengths)
-    return jnp.where(lengths == each, whole, part)
+    padded = jnp.minimum(jnp.maximum(kept, 1), lengths)
+    return jnp.where(lengths == longest, count, padded)
 
 
 def is_best(scores: Float[Array, "B C"], limit: Int[Array, "B P"]) -> Bool[Array, "B C"]:
-    """Returns whether a token is among the best `limit` of its part; ties go to the earlier."""
+    """Returns whether a token is among the top `limit` of its part; ties go to the earlier."""
     parts = scores.reshape(*limit.shape, -1)
     rank = jnp.argsort(jnp.argsort(-parts, stable=True), stable=True)
     return (rank < limit[..., None]).reshape(scores.shape)
 
 
-def _places(share: float, length: int) -> int:
+def _count(share: float, length: int) -> int:
     return max(1, int(share * length)) if length else 0
 
 
 def _lengths(parts: int, is_live: Bool[Array, "B T"]) -> Int[Array, "B P"]:
-    """Returns how many tokens that are not padding each part of a row has."""
+    """Returns how many tokens of each part are not padding."""
     return is_live.reshape(len(is_live), parts, -1).sum(-1)

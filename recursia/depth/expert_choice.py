@@ -1,59 +1,63 @@
-"""Each recursion picks the tokens that go on: expert choice of Mixture-of-Recursions.
+"""Expert choice of Mixture-of-Recursions: each recursion keeps the top-k tokens by router score.
 
-Bae et al. 2025, arXiv 2507.10524. Recursion r keeps the best-scored `int(capacity[r] * T)` of the
-tokens that recursion r-1 kept, of a row with T tokens besides padding. Shapes shrink with capacity,
-so recursions are unrolled where it falls and scanned where it does not. A token's choice looks at
+Bae et al. 2025, arXiv 2507.10524. Recursion r keeps the `int(capacity[r] * T)` highest scores among
+the tokens that recursion r-1 kept, in a row with T tokens besides padding. Shapes shrink with
+capacity, so recursions are unrolled where it falls and scanned where it does not. The top-k reads
 the scores of later tokens: training and the paper's evaluation are not causal. In causal mode a
-token goes on if its own score is above the middle: the router's, which the auxiliary loss trains
-for it, or an auxiliary router's.
+token goes on if its own logit is at least 0: the router's, which the auxiliary loss trains for
+this, or an auxiliary router's.
 """
 
 import dataclasses
 import functools
 import itertools
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from recursia import batch, injection, ranges
+from recursia import batch, ranges
 from recursia import params as parameters
-from recursia.depth import capacity as places
+from recursia.depth import capacity as capacities
 from recursia.depth import routing
-from recursia.depth.policy import Aux, Call, Mode, Pass, Policy
+from recursia.depth.policy import Aux, Call, Mode, Pass, Policy, Result
 from recursia.depth.routing import pick, put, select, statistics, take
+from recursia.injection import Injection
 from recursia.layers.attention import Context
+from recursia.layers.branch import Params, Report, States
 from recursia.params import at
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Made, Recursion, Stack
+from recursia.sharing.stack import Stack
 
-_Carry = tuple[Array, Array | None, Array | None]  # states, places of active tokens, is_live
-AUX_LR_SCALE = 10.0  # of the auxiliary router's learning rate, as released
+_Carry = tuple[Array, Array | None, Array | None]  # states, indices of active tokens, is_live
+_Output = tuple[States, dict[str, Array], Report]  # states, statistics by recursion, reports
+AUX_LR_SCALE = 10.0  # factor of the auxiliary router's learning rate, as released
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice(Policy):
-    """Expert choice.
+    """Expert choice: a top-k over tokens in each recursion.
 
     Attributes:
       capacity: fraction of all tokens that each recursion keeps, never growing; None takes
         (R - r) / R for r = 0 .. R-1.
       alpha: largest gate.
-      score: how a logit becomes a gate.
+      score: function of the logits that gives the gate.
       gating: how the gate enters a token's state.
       router: "linear", or "mlp" with one hidden layer.
-      temperature: divides what the router sees.
-      sampling: whose score decides in causal mode. "aux_loss": the router's; "aux_router": that of
-        another router, which reads the same states at ten times the learning rate, and through
+      temperature: divides the router's input.
+      sampling: the router that decides in causal mode. "aux_loss": the router itself; "aux_router":
+        a second router, which reads the same states at ten times the learning rate, and through
         which no gradient reaches the rest of the model.
-      aux_loss_weight: of the cross-entropy between the logit that decides and whether its token was
-        kept, summed over recursions.
+      aux_loss_weight: of the cross-entropy between the logit that decides in causal mode and
+        whether its token was kept, summed over recursions.
       z_loss_weight: of the mean squared logit, summed over recursions.
-      parts: equal parts of a sequence, each of which keeps the same number of its own tokens. With
-        a multiple of `mesh.context`, choosing and moving tokens crosses no device; 1 compares the
-        whole sequence, which then has to come together.
+      parts: equal parts of a sequence, each of which keeps the same number of its tokens. With a
+        multiple of `mesh.context`, routing needs no communication; 1 compares the scores of the
+        whole sequence, which needs an all-gather.
       capacity_warmup_steps: training steps in which capacities fall from 1 along half a cosine;
         they compute every token, and the program is compiled once more after them.
     """
@@ -74,41 +78,31 @@ class ExpertChoice(Policy):
 
     def __post_init__(self):
         super().__post_init__()
-        count = self.num_recursions
-        if self.capacity is None:
-            linear = tuple((count - r) / count for r in range(count))
-            object.__setattr__(self, "capacity", linear)
-        if len(self.capacity) != count:
-            raise ValueError(
-                f"capacity: got {len(self.capacity)} numbers for num_recursions {count}; give one "
-                "for each recursion, or None"
-            )
-        if not all(0 < c <= 1 for c in self.capacity) or any(
-            a < b for a, b in itertools.pairwise(self.capacity)
-        ):
-            raise ValueError(
-                f"capacity: got {self.capacity}, takes fractions of all tokens in (0, 1] that "
-                "never grow: a recursion keeps some of those the one before kept"
-            )
+        object.__setattr__(self, "capacity", self.shares)
+        capacities.check(self.shares, self.num_recursions)
         weights = ("aux_loss_weight", "z_loss_weight")
         ranges.at_least(0, self, "alpha", "capacity_warmup_steps", *weights)
         ranges.at_least(1, self, "parts")
         ranges.above(0, self, "temperature")
 
-    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns the routers' banks: one entry a recursion unless slot "router" varies so."""
-        bank = lambda each: parameters.stack(each, (1 + max(_router_entries(schedule)),), (None,))
-        found = {"router": bank(routing.specs(self.router, embed_dim))}
-        if self.sampling == "aux_router":
-            found["aux_router"] = bank(routing.specs(self.router, embed_dim, lr_scale=AUX_LR_SCALE))
-        return found
+    @property
+    def shares(self) -> capacities.Shares:
+        """`capacity`, or its default."""
+        default = capacities.linear(self.num_recursions)
+        return default if self.capacity is None else self.capacity
 
-    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
-        """Refuses a walk block by block: a token is routed for a whole recursion.
+    def specs(self, schedule: Schedule, embed_dim: int) -> Params:
+        """Returns the routers' banks, with the entries of slot "router" in the schedule."""
+        num_entries = 1 + max(_router_entries(schedule))
+        bank = lambda lr_scale: parameters.stack(
+            routing.specs(self.router, embed_dim, lr_scale=lr_scale), (num_entries,), (None,)
+        )
+        if self.sampling == "aux_loss":
+            return {"router": bank(1.0)}
+        return {"router": bank(1.0), "aux_router": bank(AUX_LR_SCALE)}
 
-        Raises:
-          ValueError: for order "sequence", or routers that vary along blocks.
-        """
+    def check(self, schedule: Schedule, coda: int, inject: Injection) -> None:
+        """Refuses order "sequence", and routers that vary within a recursion."""
         super().check(schedule, coda, inject)
         if any(len(set(row)) > 1 for row in schedule.by_recursion("router").tolist()):
             raise ValueError(
@@ -116,35 +110,15 @@ class ExpertChoice(Policy):
             )
 
     def check_length(self, seq_len: int) -> None:
-        """Refuses sequences that do not fall into `parts`.
-
-        Raises:
-          ValueError: with both numbers.
-        """
+        """Refuses lengths that are no multiple of `parts`."""
         if seq_len % self.parts:
             raise ValueError(
                 f"model.depth.parts: {self.parts} do not divide the {seq_len} tokens of "
                 "train.seq_len; change one of them"
             )
 
-    def run(
-        self,
-        stack: Stack,
-        params: dict[str, Any],
-        x: Float[Array, "B T D"],
-        context: Context,
-        call: Call,
-    ) -> tuple[Float[Array, "B T D"], Aux]:
-        """Returns the states after routing.
-
-        Args:
-          stack: the core.
-          params: the routers.
-          x: hidden states of all tokens.
-          context: where they stand.
-          call: in modes "train" and "eval" recursions keep the best tokens, in "causal" each token
-            decides alone; the step of training is read while capacities warm up.
-        """
+    def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
+        """Returns the states after routing: by top-k, or in causal mode each token alone."""
         routers = at(params, np.array(_router_entries(stack.schedule)))
         is_warming = call.mode == "train" and self.capacity_warmup_steps > 0
         if is_warming and call.step is None:
@@ -165,18 +139,14 @@ class ExpertChoice(Policy):
         return x, Aux(losses, metrics, is_kept.sum(0), state, report)
 
     def at_depth(self, num_recursions: int) -> "Policy":
-        """Returns the policy of a model that stops after `num_recursions`.
-
-        Raises:
-          ValueError: if there are more recursions than capacities.
-        """
+        """Returns the policy of fewer recursions; refuses more than there are capacities."""
         if num_recursions > self.num_recursions:
             raise ValueError(
                 f"depth {num_recursions}: expert_choice has capacities and routers for "
                 f"{self.num_recursions} recursions; take at most {self.num_recursions}"
             )
         return dataclasses.replace(
-            self, num_recursions=num_recursions, capacity=self.capacity[:num_recursions]
+            self, num_recursions=num_recursions, capacity=self.shares[:num_recursions]
         )
 
     def at_step(self, step: int) -> "Policy":
@@ -186,11 +156,11 @@ class ExpertChoice(Policy):
         return dataclasses.replace(self, capacity_warmup_steps=0)
 
     def is_causal(self, mode: Mode) -> bool:
-        """Returns whether no token looks ahead: in causal mode, or where all tokens are kept."""
-        return mode == "causal" or all(capacity == 1 for capacity in self.capacity)
+        """Returns whether no token reads later scores: in causal mode, or if all are kept."""
+        return mode == "causal" or all(share == 1 for share in self.shares)
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
-        """Returns what each recursion processes in the modes that keep the best tokens."""
+        """Returns the passes of the top-k modes."""
         kept = counts(self, seq_len)
         scored = (seq_len, *kept[:-1])
         source = schedule.is_source
@@ -209,30 +179,34 @@ def _router_entries(schedule: Schedule) -> tuple[int, ...]:
 
 def counts(config: ExpertChoice, seq_len: int) -> tuple[int, ...]:
     """Returns how many tokens of a sequence each recursion keeps."""
-    return places.counts(config.capacity, config.parts, seq_len)
+    return capacities.counts(config.shares, config.parts, seq_len)
 
 
-def _logits(weights: dict[str, Any], x: Array, config: ExpertChoice) -> tuple[Array, Array]:
-    """Returns by which tokens are chosen and gated, and by which each decides in causal mode."""
+def _logits(weights: Params, x: Array, config: ExpertChoice) -> tuple[Array, Array]:
+    """Returns the logits of the top-k and gate, and those that decide in causal mode."""
     logits = routing.logits(weights["router"], x / config.temperature)
     if config.sampling == "aux_loss":
         return logits, logits
-    # As released: it is not divided by the temperature.
+    # As released, the temperature does not apply.
     return logits, routing.logits(weights["aux_router"], jax.lax.stop_gradient(x))
 
 
-def _gathered(stack: Stack, routers: Any, x: Array, context: Context, config: ExpertChoice):
-    """Processes only the tokens that each recursion keeps."""
-    everyone, live = counts(config, x.shape[1]), context.is_live
-    limits = None if live is None else places.limits(config.capacity, config.parts, live)
-    carry, kept, outs = (x, None, live), (), []
-    for count, same in itertools.groupby(range(len(everyone)), key=lambda r: everyone[r]):
-        first, *rest = same
+def _gathered(
+    stack: Stack, routers: Params, x: States, context: Context, config: ExpertChoice
+) -> _Output:
+    """Processes in each recursion only the tokens that it keeps."""
+    kept, live = counts(config, x.shape[1]), context.is_live
+    limits = None if live is None else capacities.limits(config.shares, config.parts, live)
+    carry, keys_values, outs = (x, None, live), (), []
+    for count, group in itertools.groupby(range(len(kept)), key=lambda r: kept[r]):
+        first, *others = group
         step = functools.partial(_keep_best, context, config, count)
-        # The first changes the shape of the carry; the others keep what they get.
-        for recursions in (range(first, first + 1), range(first + 1, first + 1 + len(rest))):
+        # The first of a group changes the shape of the carry; the others do not, and are scanned.
+        for recursions in (range(first, first + 1), range(first + 1, first + 1 + len(others))):
             if recursions:
-                carry, *out, kept = stack.loop(step, carry, (routers, limits), recursions, kept)
+                carry, *out, keys_values = stack.loop(
+                    step, carry, (routers, limits), recursions, keys_values
+                )
                 outs.append(out)
     out, report = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outs)
     return carry[0], out, report
@@ -244,12 +218,12 @@ def _keep_best(
     count: int,
     carry: _Carry,
     recursion: Recursion,
-    entry: tuple[Any, Int[Array, "B P"] | None],
-) -> tuple[_Carry, dict[str, Array], Made]:
-    """One recursion over the best `count` of the active tokens.
+    entry: tuple[Params, Int[Array, "B P"] | None],
+) -> tuple[_Carry, dict[str, Array], RecursionOutput]:
+    """One recursion over the top `count` of the active tokens.
 
-    Where rows have padding, `limit` tokens of each part of a row are really kept: the others fill
-    the shape, no token sees them, and they leave their states as they are.
+    In rows with padding only `limit` tokens of each part go on: the others keep the shape static,
+    no token attends to them, and their states do not change.
     """
     (x, active, live), (weights, limit) = carry, entry
     rows = jnp.arange(x.shape[0])[:, None]
@@ -259,58 +233,63 @@ def _keep_best(
     scores = gate if live is None else jnp.where(live, gate, -jnp.inf)
     chosen = None if count == h.shape[1] else select(scores, count, config.parts)
     kept = active if chosen is None else chosen if active is None else pick(active, chosen)
-    goes = None if live is None else pick(live, chosen)
-    if goes is not None:
-        goes &= places.is_best(pick(scores, chosen), limit)
-    where = lambda index: context if index is None else context.take(index)
+    going = None
+    if live is not None and limit is not None:
+        going = pick(live, chosen) & capacities.is_best(pick(scores, chosen), limit)
+    subset = lambda index: context if index is None else context.take(index)
     if recursion.is_source:
-        # It makes keys and values of every token that a later query may meet.
-        there = where(active) if live is None else where(active).hide(~live)
-        y, made = recursion.run(recursion.enter(h, there), there)
+        # It makes keys and values of every token that a later query may attend to.
+        visible = subset(active) if live is None else subset(active).hide(~live)
+        y, made = recursion.run(recursion.enter(h, visible), visible)
         y = take(y, chosen, config.parts)
     else:
-        there = where(kept) if goes is None else where(kept).hide(~goes)
-        y = recursion.enter(take(h, chosen, config.parts), there)
-        y, made = recursion.run(y, there)
-    x = put(x, kept, y, pick(gate, chosen), config.gating, config.parts, goes)
+        visible = subset(kept) if going is None else subset(kept).hide(~going)
+        y = recursion.enter(take(h, chosen, config.parts), visible)
+        y, made = recursion.run(y, visible)
+    x = put(x, kept, y, pick(gate, chosen), config.gating, config.parts, going)
 
-    def marked(shape: tuple[int, ...], index: Array | None) -> Array:
-        is_in = jnp.ones(y.shape[:2], bool) if goes is None else goes
-        return is_in if index is None else jnp.zeros(shape, bool).at[rows, index].set(is_in)
+    def mask(shape: tuple[int, ...], index: Array | None) -> Array:
+        goes_on = jnp.ones(y.shape[:2], bool) if going is None else going
+        return goes_on if index is None else jnp.zeros(shape, bool).at[rows, index].set(goes_on)
 
-    is_chosen, is_kept = marked(logits.shape, chosen), marked(x.shape[:2], kept)
-    among = jnp.ones(logits.shape, bool) if live is None else live
-    out = statistics(logits, predicted, is_chosen, among, config.score, config.alpha)
-    return (x, kept, goes), {**out, "state": x, "is_kept": is_kept}, made
+    is_chosen, is_kept = mask(logits.shape, chosen), mask(x.shape[:2], kept)
+    is_active = jnp.ones(logits.shape, bool) if live is None else live
+    out = statistics(logits, predicted, is_chosen, is_active, config.score, config.alpha)
+    return (x, kept, going), {**out, "state": x, "is_kept": is_kept}, made
 
 
 def _masked(
-    stack: Stack, routers: Any, x: Array, context: Context, config: ExpertChoice, time: Any
-):
-    """Processes every token and keeps the result for some: for numbers of them not known ahead.
+    stack: Stack,
+    routers: Params,
+    x: States,
+    context: Context,
+    config: ExpertChoice,
+    warmup_step: Int[Array, ""] | None,
+) -> _Output:
+    """Processes every token and discards the results of some, where their number is dynamic.
 
-    With `time`, those of a capacity warming up; without, those above their router's threshold. A
-    recursion whose capacity does not fall has nothing to decide: all its active tokens go on.
+    At a warm-up step the top-k go on; with None, the tokens that decide so by their own logit. All
+    active tokens go on in a recursion whose capacity does not fall.
     """
-    before = (1.0, *config.capacity[:-1])
-    everyone = jnp.ones(x.shape[:2], bool) if context.is_live is None else context.is_live
-    kept = config.capacity, config.parts
-    entries = {
-        "routers": routers,
-        "is_open": jnp.array([a <= b for a, b in zip(before, config.capacity, strict=True)]),
-        "limit": places.limits(*kept, everyone)
-        if time is None
-        else places.warming(*kept, config.capacity_warmup_steps, everyone, time),
-    }
+    shares, parts = config.shares, config.parts
+    live = jnp.ones(x.shape[:2], bool) if context.is_live is None else context.is_live
+    is_open = jnp.array([a <= b for a, b in itertools.pairwise((1.0, *shares))])
+    if warmup_step is None:
+        limits = capacities.limits(shares, parts, live)
+    else:
+        num_steps = config.capacity_warmup_steps
+        limits = capacities.warmup_limits(shares, parts, num_steps, live, warmup_step)
 
-    def step(carry, recursion: Recursion, entry: dict[str, Array]):
-        x, active = carry
-        logits, predicted = _logits(entry["routers"], x, config)
+    def step(
+        carry: tuple[Array, Array], recursion: Recursion, entry: tuple[Params, Array, Array]
+    ) -> tuple[tuple[Array, Array], dict[str, Array], RecursionOutput]:
+        (x, active), (weights, is_open, limit) = carry, entry
+        logits, predicted = _logits(weights, x, config)
         gate = routing.gate(logits, config.score, config.alpha)
-        if time is None:
-            chosen = active & (entry["is_open"] | routing.is_above(predicted))
+        if warmup_step is None:
+            chosen = active & (is_open | routing.is_above(predicted))
         else:
-            chosen = active & places.is_best(jnp.where(active, gate, -jnp.inf), entry["limit"])
+            chosen = active & capacities.is_best(jnp.where(active, gate, -jnp.inf), limit)
         visible = recursion.only(context, chosen, active)
         y, made = recursion.run(recursion.enter(x, visible), visible)
         y = routing.update(x, y, gate, config.gating)
@@ -318,5 +297,5 @@ def _masked(
         x = jnp.where(chosen[..., None], y, x)
         return (x, chosen), {**out, "state": x, "is_kept": chosen}, made
 
-    (x, _), out, report, _ = stack.loop(step, (x, everyone), entries)
+    (x, _), out, report, _ = stack.loop(step, (x, live), (routers, is_open, limits))
     return x, out, report

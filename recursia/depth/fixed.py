@@ -1,29 +1,32 @@
-"""Every token takes every recursion; with one recursion, any plain stack.
+"""Fixed depth: every token takes every recursion. With one recursion it is a plain stack.
 
 Recursive Transformers: Bae et al. 2024, arXiv 2410.20672.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from recursia import injection, ranges
-from recursia.depth.policy import Aux, Call, Policy
+from recursia import ranges
+from recursia.depth.policy import Aux, Call, Policy, Result
+from recursia.injection import Injection
 from recursia.layers.attention import Context
+from recursia.layers.branch import Params, States
+from recursia.sharing.recursion import Recursion
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Recursion, Stack
+from recursia.sharing.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Policy):
-    """A depth that is the same for all tokens.
+    """The same depth for all tokens.
 
     Attributes:
-      exit_loss: which states training reads through the head: "last"; all, "weighted" by their
-        depth i as i / sum of all; or "aggressive", the last plus `exit_alpha` times each other
-        (Bae et al. 2024, arXiv 2410.20672).
+      exit_loss: the cross-entropies of training: of the "last" state; of the states after each
+        recursion i, "weighted" by i over the sum of all i; or "aggressive", the last plus
+        `exit_alpha` times each other (Bae et al. 2024, arXiv 2410.20672).
       exit_alpha: weight of each earlier state under "aggressive".
     """
 
@@ -36,18 +39,14 @@ class Fixed(Policy):
         super().__post_init__()
         ranges.at_least(0, self, "exit_alpha")
 
-    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
-        """Refuses exits whose states are not what the head reads.
-
-        Raises:
-          ValueError: for exit losses on order "sequence", or before a coda.
-        """
+    def check(self, schedule: Schedule, coda: int, inject: Injection) -> None:
+        """Refuses exit losses on order "sequence", or before a coda."""
         if self.exit_loss == "last":
             return
         if schedule.order == "sequence":
             raise ValueError(
                 f"depth.exit_loss: {self.exit_loss!r} reads the state after each recursion, and "
-                "sharing 'sequence' walks block by block; take a cycle, or 'last'"
+                "sharing 'sequence' runs block by block; take a cycle, or 'last'"
             )
         if coda:
             raise ValueError(
@@ -55,14 +54,7 @@ class Fixed(Policy):
                 f"head, and {coda} blocks of coda stand between; take sharing 'cycle', or 'last'"
             )
 
-    def run(
-        self,
-        stack: Stack,
-        params: dict[str, Any],
-        x: Float[Array, "B T D"],
-        context: Context,
-        call: Call,
-    ) -> tuple[Float[Array, "B T D"], Aux]:
+    def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
         """Returns the states after all recursions; the modes do not differ."""
         depth_used = jnp.full(x.shape[:2], stack.schedule.num_recursions)
         is_read = call.mode != "train" or self.exit_loss != "last"
@@ -81,7 +73,7 @@ class Fixed(Policy):
         return x, Aux({}, {}, depth_used, states, report, weights)
 
     def exit_weights(self) -> Float[Array, "R"]:
-        """Returns the weight of each recursion's cross-entropy in training."""
+        """Returns the weight of the cross-entropy after each recursion."""
         depth = jnp.arange(1.0, self.num_recursions + 1)
         if self.exit_loss == "weighted":
             return depth / depth.sum()
@@ -89,5 +81,5 @@ class Fixed(Policy):
 
     @property
     def num_exits(self) -> int:
-        """States that training reads through the head."""
+        """Number of states that training reads through the head."""
         return 1 if self.exit_loss == "last" else self.num_recursions

@@ -1,13 +1,15 @@
-"""What a depth policy is, what it is told of a pass and what it reports."""
+"""The base of depth policies: how many recursions each token takes, and what they cost."""
 
 import dataclasses
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from flax import struct
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from recursia import injection, ranges
+from recursia import ranges
+from recursia.injection import Injection
 from recursia.layers.attention import Context
+from recursia.layers.branch import Params, Report, States
 from recursia.params import Leaf
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
@@ -17,16 +19,16 @@ Mode = Literal["train", "eval", "causal"]
 
 @struct.dataclass
 class Call:
-    """One forward pass, as a policy is told of it.
+    """The mode, training step and random key of one forward pass.
 
     Attributes:
-      mode: "train"; "eval", as published; "causal", as decoding decides: each token alone, and
-        nothing is computed that no `wanted` token needs.
-      step: of training; None outside it.
-      key: of the step's random draws, the same for all its microbatches; None draws the same
-        numbers every time.
-      microbatch: which microbatch of the step this is.
-      state: what to start from, for a policy that starts from noise; None draws it.
+      mode: "train"; "eval", as published; "causal", as in decoding: each token decides without
+        later ones, and recursions that no `wanted` token needs are left out.
+      step: training step; None outside training.
+      key: key of the step's random draws, the same for all its microbatches; with None, draws are
+        the same in every call.
+      microbatch: index of the microbatch in the step.
+      state: initial state of a policy that starts from noise; None draws it.
       wanted: in causal mode, the tokens whose states will be read; None wants all.
     """
 
@@ -37,158 +39,165 @@ class Call:
     state: Leaf | None = None  # [B T D]
     wanted: Leaf | None = None  # [B T]
 
+    def wants_any(self, tokens: Bool[Array, "B T"]) -> Bool[Array, ""]:
+        """Returns whether any of some tokens is wanted."""
+        return (tokens if self.wanted is None else self.wanted & tokens).any()
+
 
 @struct.dataclass
 class Aux:
-    """What a policy reports besides the hidden states.
+    """Losses, metrics and early-exit states that a policy returns besides the hidden states.
 
     Attributes:
-      losses: terms of the training loss, already weighted, in nats per token.
+      losses: terms of the training loss in nats per token, times their weights.
       metrics: named scalars, or arrays with one entry per recursion.
-      depth_used: recursions that each token took.
-      states: hidden states after each recursion; None where recursions are not walked in turn.
-      report: what blocks reported, by slot, over recursions and blocks.
-      exit_weights: where training reads every one of `states` through the head, the weight of each
-        one's cross-entropy; it replaces that of the last state.
-      exits: what the policy's `stopping_loss` needs; None where it has no such loss.
+      depth_used: number of recursions that each token took.
+      states: hidden states after each recursion; None where only the last are kept.
+      report: reports of blocks, by slot, over recursions and blocks.
+      exit_weights: weight of the cross-entropy of each of `states`, which replaces that of the last
+        state; None where training reads the last state alone through the head.
+      exits: what `stopping_loss` reads; None for a policy without such a loss.
     """
 
     losses: dict[str, Leaf]
     metrics: dict[str, Leaf]
     depth_used: Leaf  # [B T]
     states: Leaf | None  # [R B T D]
-    report: dict[str, Any] = struct.field(default_factory=dict)  # [R K ...]
+    report: Report = struct.field(default_factory=dict)  # [R K ...]
     exit_weights: Leaf | None = None  # [R B T]
-    exits: Any = None
+    exits: dict[str, Leaf] | None = None
+
+
+Result = tuple[States, Aux]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pass:
-    """What one recursion processes of a sequence, in tokens; fillers count too.
+    """Number of tokens of a sequence that one recursion processes, padding included.
 
     Attributes:
-      recursion: which of the schedule it is, or is like.
+      recursion: index in the schedule of a recursion with the same blocks.
       queries: tokens that the blocks process.
-      scored: tokens that a router or gate scores first.
-      times: how many recursions are like this; a mean where their number is drawn.
+      scored: tokens that a router or gate scores.
+      times: number of recursions like this one; a mean where the number is drawn.
       is_trained: whether a backward pass follows.
-      needed: of `queries`, those whose result is kept, as far as it is known ahead; None is all.
+      needed: of `queries`, tokens whose result is used, where an estimate exists; None is all.
     """
 
     recursion: int
     queries: int
     scored: int = 0
-    times: float = 1
+    times: int | float = 1
     is_trained: bool = True
     needed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Base of depth policies: how often each token goes round, and what that costs.
+    """Base of depth policies; by itself it says that every token takes every recursion.
 
-    A policy is a frozen dataclass of settings, one file in `recursia.depth`. It says what differs
-    from here, and nothing else. Whatever it reports over the tokens of a batch goes through
-    `recursia.batch.mean` or `total`: a plain mean differs on several devices.
+    A policy is a frozen dataclass of settings, one file in `recursia.depth`. Statistics over the
+    tokens of a batch go through `recursia.batch.mean` or `total`: a plain mean gives another result
+    on several devices.
 
     Attributes:
-      num_recursions: how often a token goes round, at most.
+      num_recursions: most recursions of a token.
     """
 
     num_recursions: int
 
-    slots: ClassVar[tuple[str, ...]] = ()  # its own parameters that may vary along recursions
-    is_by_recursion: ClassVar[bool] = True  # whether it needs recursions walked one after the other
+    slots: ClassVar[tuple[str, ...]] = ()  # slots of its own that may vary across recursions
+    is_by_recursion: ClassVar[bool] = True  # whether it needs the state after each recursion
 
     def __post_init__(self):
         ranges.recursions(self)
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """For each recursion, which group of blocks it takes: groups share no entries."""
-        return (0,) * self.num_recursions
-
-    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns its own parameters, such as routers and gates."""
-        return {}
-
-    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
-        """Refuses what it cannot walk.
-
-        Args:
-          schedule: of the core.
-          coda: blocks after the core.
-          inject: what is injected at each recursion.
-
-        Raises:
-          ValueError: with the reason.
-        """
-        if self.is_by_recursion and schedule.order == "sequence":
-            raise ValueError(
-                f"depth: {self.kind} decides after a whole recursion, and sharing 'sequence' has "
-                "none: its walk is block by block; take a cycle, or depth.kind 'fixed'"
-            )
-
-    def check_length(self, seq_len: int) -> None:
-        """Refuses sequences of a length that it cannot split.
-
-        Raises:
-          ValueError: with both numbers.
-        """
 
     @property
     def kind(self) -> str:
         """The name of its file, as `depth.kind` takes it."""
         return type(self).__module__.rpartition(".")[2]
 
-    def run(
-        self,
-        stack: Stack,
-        params: dict[str, Any],
-        x: Float[Array, "B T D"],
-        context: Context,
-        call: Call,
-    ) -> tuple[Float[Array, "B T D"], Aux]:
-        """Returns the states after the recursions, and what it reports.
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The group of blocks of each recursion; groups share no bank entries."""
+        return (0,) * self.num_recursions
+
+    @property
+    def num_exits(self) -> int:
+        """Number of states that training reads through the head."""
+        return 1
+
+    def specs(self, schedule: Schedule, embed_dim: int) -> Params:
+        """Returns the specs of its own parameters, such as routers and gates."""
+        return {}
+
+    def check(self, schedule: Schedule, coda: int, inject: Injection) -> None:
+        """Refuses models that the policy does not support.
 
         Args:
-          stack: the blocks between prelude and coda.
+          schedule: of the core.
+          coda: number of blocks after the core.
+          inject: input injection of each recursion.
+
+        Raises:
+          ValueError: with the reason.
+        """
+        if self.is_by_recursion and schedule.order == "sequence":
+            raise ValueError(
+                f"depth: {self.kind} needs the state after each recursion, and sharing 'sequence' "
+                "has none, as it runs block by block; take a cycle, or depth.kind 'fixed'"
+            )
+
+    def check_length(self, seq_len: int) -> None:
+        """Refuses lengths of sequences that the policy does not support.
+
+        Raises:
+          ValueError: with both numbers.
+        """
+
+    def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
+        """Returns the states after the recursions, and losses and metrics.
+
+        Args:
+          stack: the core: the blocks between prelude and coda.
           params: of `specs`.
-          x: hidden states of all tokens.
-          context: where they stand.
-          call: which pass this is.
+          x: hidden states that enter the core.
+          context: positions, documents and padding of the tokens.
+          call: the mode, step and key of the forward pass.
         """
         raise NotImplementedError
 
-    def stopping_loss(self, exits: Any, nats: Float[Array, "R B T"]) -> Float[Array, "B T"]:
-        """Returns what a token's stopping costs besides its expected cross-entropy, in nats.
+    def stopping_loss(
+        self, exits: dict[str, Array], nats: Float[Array, "R B T"]
+    ) -> Float[Array, "B T"]:
+        """Returns each token's loss of exit probabilities, besides its cross-entropy, in nats.
 
         Only for a policy whose `Aux` has `exits`.
 
         Args:
-          exits: of that `Aux`.
+          exits: of `Aux`.
           nats: cross-entropy of the state after each recursion, without a gradient.
         """
         raise NotImplementedError
 
-    def after_step(self, params: dict[str, Any], metrics: dict[str, Array]) -> dict[str, Any]:
-        """Returns its parameters after an update, where some change without a gradient.
+    def after_step(self, params: Params, metrics: dict[str, Array]) -> Params:
+        """Returns its parameters after an update, some of which may change without a gradient.
 
         Args:
-          params: those that the optimizer left.
+          params: as the optimizer updated them.
           metrics: of the step.
         """
         return params
 
     def batch_losses(self) -> tuple[str, ...]:
-        """Returns the weights in force of losses that are no sums over tokens."""
+        """Returns the names of nonzero loss weights whose loss is no sum over tokens."""
         return ()
 
     def at_depth(self, num_recursions: int) -> "Policy":
-        """Returns the policy of a model that stops, or goes on, after `num_recursions`.
+        """Returns the policy of a model that takes another number of recursions.
 
         Raises:
-          ValueError: for a depth that it cannot take.
+          ValueError: for a number that the policy does not support.
         """
         return dataclasses.replace(self, num_recursions=num_recursions)
 
@@ -197,18 +206,13 @@ class Policy:
         return self
 
     def is_causal(self, mode: Mode) -> bool:
-        """Returns whether a token's state is free of later tokens."""
+        """Returns whether no token's state depends on later tokens."""
         return True
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
-        """Returns what each recursion of a training step processes, for accounting."""
+        """Returns the passes of a training step, for counting FLOPs."""
         return [Pass(r, seq_len) for r in range(schedule.num_recursions)]
 
     def score_flops(self, embed_dim: int) -> int:
-        """Returns the forward FLOPs of scoring one token in one recursion."""
+        """Returns the forward FLOPs of a router or gate for one token in one recursion."""
         return 0
-
-    @property
-    def num_exits(self) -> int:
-        """States that training reads through the head."""
-        return 1

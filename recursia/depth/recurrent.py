@@ -1,159 +1,144 @@
-"""Depth drawn anew at every training step, from a state that starts as noise.
+"""Recurrent depth: random in training with truncated backpropagation, from a state of noise.
 
-Huginn: Geiping et al. 2025, arXiv 2502.05171. Training walks a random number r of recursions, one
-for all tokens, hosts and microbatches of a step, and its gradient goes through the last few only:
-memory does not grow with r, and one program serves every r. At inference the depth is any number,
-or each token's own, where the state of a token that has come to rest is kept.
+Huginn: Geiping et al. 2025, arXiv 2502.05171. Training runs a random number r of recursions, the
+same for all tokens, hosts and microbatches of a step, and backpropagates through the last few only:
+memory does not grow with r, and one compiled program serves every r. At inference the depth is any
+number, or each token's own: a token whose state has converged keeps it.
 """
 
 import dataclasses
 import functools
 import math
 import zlib
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from recursia import batch, injection, ranges
-from recursia.depth import rest
-from recursia.depth.policy import Aux, Call, Pass, Policy
+from recursia import batch, ranges
+from recursia.depth import convergence
+from recursia.depth.policy import Aux, Call, Pass, Policy, Result
+from recursia.injection import Injection
 from recursia.layers.attention import Context
+from recursia.layers.branch import Params, Report, States
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.remat import ENTERED
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Recursion, Stack
+from recursia.sharing.stack import Stack
 
-_SPREAD = np.linspace(-6, 6, 601)  # of a normal number, in deviations; finer than any Poisson's
+Count = int | Int[Array, ""]
+_GRID = np.linspace(-6, 6, 601)  # of a normal variable, in standard deviations
 
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent(Policy):
-    """A depth that is drawn in training.
+    """Random depth in training, any depth at inference.
 
     Attributes:
-      backprop_depth: how many of a training step's last recursions its gradient goes through; with
-        0 the core is not trained.
-      sampler: "poisson_lognormal" draws 1 + Poisson(rate) recursions, the rate log-normal; its mean
-        is `num_recursions` + 1. "fixed" always walks `num_recursions`.
+      backprop_depth: number of a training step's last recursions that are backpropagated through;
+        with 0 the core is not trained.
+      sampler: "poisson_lognormal" draws 1 + Poisson(rate) recursions with a log-normal rate, with
+        mean `num_recursions` + 1. "fixed" always runs `num_recursions`.
       sigma: standard deviation of the logarithm of the rate; 0 makes it constant.
-      state_std: standard deviation of the first state, before it is cut at three of them; the
+      state_std: standard deviation of the initial state, before truncation at three of them; the
         default is the embedding's, sqrt(2 / (5 D)) times the scale sqrt(D).
-      exit: when a token keeps its state from then on, outside training: never ("none"), or once a
-        recursion changes it by little: its state ("latent_diff", "cosine"), or what coda and head
-        predict from it ("kl", "entropy"), as `rest.is_near` says.
-      exit_threshold: what is little; None takes 0.03 for "latent_diff" and 0.001 for the others.
+      exit: outside training, when a token keeps its state from then on: never ("none"), or once a
+        recursion changes little of its state ("latent_diff", "cosine") or of the prediction of coda
+        and head ("kl", "entropy"), as `convergence.has_converged` says.
+      exit_threshold: threshold of that change; None takes 0.03 for "latent_diff" and 0.001 for the
+        others.
     """
 
     backprop_depth: int = 8
     sampler: Literal["poisson_lognormal", "fixed"] = "poisson_lognormal"
     sigma: float = 0.5
     state_std: float = math.sqrt(2 / 5)
-    exit: rest.Criterion = "none"
+    exit: convergence.Criterion = "none"
     exit_threshold: float | None = None
 
     def __post_init__(self):
-        if self.exit_threshold is None:
-            object.__setattr__(self, "exit_threshold", rest.THRESHOLDS[self.exit])
+        object.__setattr__(self, "exit_threshold", self.threshold)
         super().__post_init__()
         ranges.at_least(0, self, "backprop_depth", "state_std", "exit_threshold")
         if not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma: got {self.sigma}, takes a number from 0 to 1")
 
-    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
-        """Refuses what a walk of any length, from noise, cannot do.
+    @property
+    def threshold(self) -> float:
+        """`exit_threshold`, or its default."""
+        default = convergence.THRESHOLDS[self.exit]
+        return default if self.exit_threshold is None else self.exit_threshold
 
-        Raises:
-          ValueError: for order "sequence", keys and values of the first recursion, recursions with
-            weights of their own or told apart, or not told the core's input.
-        """
+    def check(self, schedule: Schedule, coda: int, inject: Injection) -> None:
+        """Refuses recursions that differ, keys and values of another, and no input injection."""
         super().check(schedule, coda, inject)
-        each = range(schedule.num_recursions)
-        if any(schedule.is_source(r) or schedule.is_reader(r) for r in each):
+        recursions = range(schedule.num_recursions)
+        if any(schedule.is_source(r) or schedule.is_reader(r) for r in recursions):
             raise ValueError(
                 "kv_sharing: a recursion reads keys and values of another, and under depth "
-                "recurrent the first recursions are mostly walked without a gradient; take 'own'"
+                "recurrent the first recursions mostly have no gradient; take 'own'"
             )
         if varying := [slot for slot, _ in schedule.entries if schedule.varies(slot)]:
             raise ValueError(
-                f"depth: recurrent walks any number of recursions with the same weights, and "
+                f"depth: recurrent runs any number of recursions with the same weights, and "
                 f"{', '.join(varying)} varies along them; take sharing 'cycle', or depth.kind "
                 "'fixed'"
             )
         if inject.input == "none" or inject.step != "none":
             raise ValueError(
-                f"inject: got input {inject.input!r} and step {inject.step!r}; under depth "
-                "recurrent, that starts from noise and draws its length, take input 'adapter' or 'add', "
-                "and step 'none'"
+                f"inject: got input {inject.input!r} and step {inject.step!r}; depth recurrent "
+                "starts from noise and draws its number of recursions: take input 'adapter' or "
+                "'add', and step 'none'"
             )
 
-    def run(
-        self,
-        stack: Stack,
-        params: dict[str, Any],
-        x: Float[Array, "B T D"],
-        context: Context,
-        call: Call,
-    ) -> tuple[Float[Array, "B T D"], Aux]:
-        """Returns the states after the recursions of this call.
-
-        Args:
-          stack: the core.
-          params: none.
-          x: what the core is entered with; recursions start from another state.
-          context: where the tokens stand, and `x` itself.
-          call: mode "train" draws the depth with its key; the others walk `num_recursions`, or
-            until `exit`. They differ in that "causal" stops when every wanted token has come to
-            rest.
-        """
+    def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
+        """Returns the states after a random number of recursions in training, else with `exit`."""
         state = initial_state(self, call, x, context.positions)
         if call.mode == "train":
             return _truncated(stack, state, context, self, draw(self, call.key))
         return _adaptive(stack, state, context, self, call)
 
-    def at_depth(self, num_recursions: int) -> "Policy":
-        """Returns the policy of another depth."""
-        return dataclasses.replace(self, num_recursions=num_recursions)
-
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
-        """Returns the recursions of a training step without and with a gradient: mean numbers."""
-        counts = draw(self, None)
-        if self.sampler != "fixed":
-            chance = odds(self.num_recursions, self.sigma)
-            walked = 1 + np.arange(len(chance))
-            trained = np.minimum(walked, self.backprop_depth)
-            counts = float(chance @ (walked - trained)), float(chance @ trained)
-        full = lambda times, is_trained: Pass(0, seq_len, times=times, is_trained=is_trained)
-        return [full(counts[0], False), full(counts[1], True)]
+        """Returns the mean numbers of recursions of a training step without and with a gradient."""
+        if self.sampler == "fixed":
+            trained = min(self.num_recursions, self.backprop_depth)
+            free = self.num_recursions - trained
+        else:
+            probability = odds(self.num_recursions, self.sigma)
+            depth = 1 + np.arange(len(probability))
+            last = np.minimum(depth, self.backprop_depth)
+            free, trained = float(probability @ (depth - last)), float(probability @ last)
+        return [Pass(0, seq_len, times=free, is_trained=False), Pass(0, seq_len, times=trained)]
 
 
 @functools.lru_cache
 def odds(num_recursions: int, sigma: float) -> Float[np.ndarray, "M"]:
-    """Returns the probability that training walks 1, 2, ... recursions.
+    """Returns the probability that training runs 1, 2, ... recursions.
 
     Args:
       num_recursions: mean of the rate.
       sigma: standard deviation of its logarithm.
     """
-    weights = np.exp(-(_SPREAD**2) / 2)
-    rates = num_recursions * np.exp(sigma * _SPREAD - sigma**2 / 2)
-    # Beyond eight deviations of the highest rate's Poisson nothing is left.
+    weights = np.exp(-(_GRID**2) / 2)
+    rates = num_recursions * np.exp(sigma * _GRID - sigma**2 / 2)
+    # Beyond eight standard deviations of the highest rate's Poisson the probability is negligible.
     counts = np.arange(math.ceil(rates.max() + 8 * math.sqrt(rates.max()) + 16))
     factorials = np.cumsum(np.log(np.maximum(counts, 1)))
-    sums = sum(
-        weight * np.exp(counts * math.log(rate) - rate - factorials)
-        for weight, rate in zip(weights, rates, strict=True)
-    )
-    return sums / sums.sum()
+    total = np.zeros(len(counts))
+    for weight, rate in zip(weights, rates, strict=True):
+        total += weight * np.exp(counts * math.log(rate) - rate - factorials)
+    return total / total.sum()
 
 
-def draw(config: Recurrent, key: Array | None) -> tuple[int | Int[Array, ""], int | Int[Array, ""]]:
-    """Returns how many recursions a training step walks without a gradient, and then with one.
+def draw(config: Recurrent, key: Array | None) -> tuple[Count, Count]:
+    """Returns how many recursions a training step runs without a gradient, and then with one.
 
     Args:
-      config: the policy; with sampler "fixed" the numbers are known before the step.
-      key: of the step; None draws the same number every time.
+      config: the policy; with sampler "fixed" both numbers are static.
+      key: of the step; with None the draw is the same in every call.
     """
     if config.sampler == "fixed":
         count = config.num_recursions
@@ -165,13 +150,12 @@ def draw(config: Recurrent, key: Array | None) -> tuple[int | Int[Array, ""], in
     return jnp.maximum(count - config.backprop_depth, 0), jnp.minimum(count, config.backprop_depth)
 
 
-def initial_state(
-    config: Recurrent, call: Call, x: Float[Array, "B T D"], positions: Int[Array, "B T"]
-) -> Float[Array, "B T D"]:
-    """Returns what recursions start from: `call.state`, or noise as wide as `x`.
+def initial_state(config: Recurrent, call: Call, x: States, positions: Int[Array, "B T"]) -> States:
+    """Returns the state that recursions start from: `call.state`, or noise in the shape of `x`.
 
     A token's noise depends on its row and its position in its document, and on nothing else in the
-    batch; with no key not on the row, so that a text has one score wherever it stands.
+    batch. Without a key it does not depend on the row either: a text then has the same score in
+    every row.
     """
     if call.state is not None:
         return call.state.astype(x.dtype)
@@ -183,83 +167,86 @@ def initial_state(
         token = jax.random.fold_in(jax.random.fold_in(key, row), position)
         return jax.random.truncated_normal(token, -3.0, 3.0, x.shape[-1:], jnp.float32)
 
-    drawn = jax.vmap(jax.vmap(noise, (None, 0)))(rows, positions)
-    return (config.state_std * drawn).astype(x.dtype)
+    unit = jax.vmap(jax.vmap(noise, (None, 0)))(rows, positions)
+    return (config.state_std * unit).astype(x.dtype)
 
 
 def _truncated(
-    stack: Stack, x: Array, context: Context, config: Recurrent, counts: tuple[Any, Any]
-):
-    """Walks some recursions without a gradient, then some with one."""
+    stack: Stack, x: States, context: Context, config: Recurrent, counts: tuple[Count, Count]
+) -> Result:
+    """Truncated backpropagation: runs recursions without a gradient, then some with one."""
     recursion = stack.recursion(0)
 
-    def once(x: Array) -> tuple[Array, dict[str, Any]]:
+    def once(x: Array) -> tuple[Array, Report]:
         y, made = recursion.run(recursion.enter(x, context), context)
         return y, made.report
 
-    # A loop of unknown length has no gradient, not even a zero one: what it reads must have none.
-    alone, read = jax.closure_convert(lambda x: once(x)[0], x)
-    read = jax.lax.stop_gradient(read)
+    # A loop of dynamic length has no reverse mode: nothing that it closes over may have a gradient.
+    step, closed_over = jax.closure_convert(lambda x: once(x)[0], x)
+    closed_over = jax.lax.stop_gradient(closed_over)
     first, last = counts
-    walked = jax.lax.fori_loop(0, first, lambda _, x: alone(x, *read), jax.lax.stop_gradient(x))
+    walked = jax.lax.fori_loop(
+        0, first, lambda _, x: step(x, *closed_over), jax.lax.stop_gradient(x)
+    )
     x = jnp.where(first > 0, walked, x)
     if config.sampler == "fixed":
-        x, report = jax.lax.scan(lambda x, _: once(x), x, length=last)
+        x, report = jax.lax.scan(
+            lambda x, _: once(x), x, length=min(config.num_recursions, config.backprop_depth)
+        )
     else:
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(once, x))
-        skip = lambda x: (x, nothing[1])
-        step = lambda x, is_walked: jax.lax.cond(is_walked, once, skip, x)
-        if (
-            stack.remat.unit == "block"
-        ):  # or each recursion would keep the shared weights that it read
-            kept = jax.checkpoint_policies.save_only_these_names(ENTERED)
-            step = jax.checkpoint(step, prevent_cse=False, policy=kept)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(once, x))
+        skip = lambda x: (x, zeros[1])
+        step = lambda x, is_run: jax.lax.cond(is_run, once, skip, x)
+        if stack.remat.unit == "block":  # or the scan would save the shared weights R times
+            saved = jax.checkpoint_policies.save_only_these_names(ENTERED)
+            step = jax.checkpoint(step, prevent_cse=False, policy=saved)
         x, report = jax.lax.scan(step, x, jnp.arange(config.backprop_depth) < last)
     depth_used = jnp.full(x.shape[:2], first + last)
     metrics = {"token_correlation": _correlation(x, context)}
-    return x, Aux({}, metrics, depth_used, None, jax.tree.map(_as_first(stack.schedule), report))
+    report = jax.tree.map(_in_first_recursion(stack.schedule), report)
+    return x, Aux({}, metrics, depth_used, None, report)
 
 
-def _as_first(schedule: Schedule):
-    """Returns a function to reports [R K ...] from those of any number of recursions.
+def _in_first_recursion(schedule: Schedule) -> Callable[[Array], Array]:
+    """Returns a function that sums reports over any number of recursions into the first of R.
 
-    All weights are the same along recursions, so that the sum may stand for any of them.
+    Recursions share all bank entries, over whose uses reports are summed in any case.
     """
-    rest = ((0, schedule.num_recursions - 1),)
-    return lambda leaf: jnp.pad(leaf.sum(0)[None], rest + ((0, 0),) * (leaf.ndim - 1))
+    zeros = ((0, schedule.num_recursions - 1),)
+    return lambda leaf: jnp.pad(leaf.sum(0)[None], zeros + ((0, 0),) * (leaf.ndim - 1))
 
 
-def _correlation(x: Float[Array, "B T D"], context: Context) -> Float[Array, ""]:
-    """Returns the mean cosine between the states of two tokens of a row; near 1 they are alike."""
+def _correlation(x: States, context: Context) -> Float[Array, ""]:
+    """Returns the mean cosine between the states of two tokens of a row; 1 if they are equal."""
     x = jax.lax.stop_gradient(x).astype(jnp.float32)
     unit = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
     if context.is_live is None:
         return batch.mean(jnp.square(unit.mean(1)).sum(-1), 0)
     count = context.is_live.sum(1)
-    middle = unit.sum(1, where=context.is_live[..., None]) / jnp.maximum(count, 1)[:, None]
-    return batch.mean(jnp.square(middle).sum(-1), 0, count > 0)
+    mean = unit.sum(1, where=context.is_live[..., None]) / jnp.maximum(count, 1)[:, None]
+    return batch.mean(jnp.square(mean).sum(-1), 0, count > 0)
 
 
-def _adaptive(stack: Stack, x: Array, context: Context, config: Recurrent, call: Call):
-    """Walks until every token rests, or all recursions; a resting token's state stays as it is."""
+def _adaptive(stack: Stack, x: States, context: Context, config: Recurrent, call: Call) -> Result:
+    """Runs all recursions, or fewer in causal mode; a converged token keeps its state."""
 
-    observed = lambda x: rest.observed(config.exit, stack.read, x, context)
+    observed = lambda x: convergence.observed(config.exit, stack.read, x, context)
 
-    def step(carry: tuple[Array, ...], recursion: Recursion, _: None):
-        x, before, is_resting, depth = carry
+    def step(
+        carry: tuple[Array, ...], recursion: Recursion, _: None
+    ) -> tuple[tuple[Array, ...], Array, RecursionOutput]:
+        x, before, converged, depth = carry
         y, made = recursion.run(recursion.enter(x, context), context)
-        y = jnp.where(is_resting[..., None], x, y)
-        depth += (~is_resting).astype(depth.dtype)
+        y = jnp.where(converged[..., None], x, y)
+        depth += (~converged).astype(depth.dtype)
         after = observed(y)
-        is_near = rest.is_near(config.exit, config.exit_threshold, before, after)
-        return (y, after, is_resting | is_near, depth), y, made
+        converges = convergence.has_converged(config.exit, config.threshold, before, after)
+        return (y, after, converged | converges, depth), y, made
 
-    nobody = jnp.zeros(x.shape[:2], bool)
-    carry = (x, observed(x), nobody, nobody.astype(jnp.int32))
+    none = jnp.zeros(x.shape[:2], bool)
+    carry = (x, observed(x), none, none.astype(jnp.int32))
     if call.mode == "eval" or config.exit == "none":
         (x, *_, depth), states, report, _ = stack.loop(step, carry)
         return x, Aux({}, {}, depth, states, report)
-    wanted = ~nobody if call.wanted is None else call.wanted
-    goes_on = lambda carry: jnp.any(wanted & ~carry[2])
-    x, *_, depth = stack.loop_while(step, carry, None, goes_on)
+    x, *_, depth = stack.loop_while(step, carry, None, lambda carry: call.wants_any(~carry[2]))
     return x, Aux({}, {}, depth, None)

@@ -1,4 +1,4 @@
-"""Scores of tokens, the choice among them, and what a chosen token's update is."""
+"""Routers of Mixture-of-Recursions: scores, top-k over tokens, gather, and gated scatter."""
 
 import functools
 from typing import Literal
@@ -12,6 +12,7 @@ from recursia import batch
 from recursia.kernels.gather_tokens import gather_tokens
 from recursia.kernels.scatter_tokens import scatter_tokens
 from recursia.kernels.select_tokens import select_tokens
+from recursia.layers.branch import States
 from recursia.layers.linear import dot
 from recursia.params import Spec, normal
 from recursia.sharding import constrain, is_split, locally
@@ -26,23 +27,23 @@ INIT_STD = 0.02  # of every router, as released
 def specs(
     kind: Kind, embed_dim: int, outputs: tuple[int, ...] = (), lr_scale: float = 1.0
 ) -> dict[str, Spec]:
-    """Returns one router: a vector, or two layers with twice the width between them.
+    """Returns one router.
 
     Args:
-      kind: which.
-      embed_dim: width of the states it reads.
-      outputs: () for one score a token, (n,) for n of them.
-      lr_scale: of its parameters.
+      kind: "linear", or "mlp" with a hidden layer of twice the width.
+      embed_dim: width of the states that it reads.
+      outputs: () for one score per token, (n,) for n of them.
+      lr_scale: factor of the learning rate of its parameters.
     """
 
     def matrix(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Spec:
         return Spec(shape, axes, normal(INIT_STD), lr_scale=lr_scale)
 
-    wide, axis = (embed_dim, "embed") if kind == "linear" else (2 * embed_dim, "mlp")
-    out = matrix((wide, *outputs), (axis, *(None for _ in outputs)))
+    width, axis = (embed_dim, "embed") if kind == "linear" else (2 * embed_dim, "mlp")
+    out = matrix((width, *outputs), (axis, *(None for _ in outputs)))
     if kind == "linear":
         return {"out": out}
-    return {"hidden": matrix((embed_dim, wide), ("embed", "mlp")), "out": out}
+    return {"hidden": matrix((embed_dim, width), ("embed", "mlp")), "out": out}
 
 
 def flops(kind: Kind, embed_dim: int, outputs: int = 1) -> int:
@@ -52,12 +53,12 @@ def flops(kind: Kind, embed_dim: int, outputs: int = 1) -> int:
     return 4 * embed_dim * (embed_dim + outputs)
 
 
-def logits(weights: dict[str, Array], x: Float[Array, "B T D"]) -> Float[Array, "B T *R"]:
-    """Returns the scores of each token, in float32 whatever the compute dtype."""
+def logits(weights: dict[str, Array], x: States) -> Float[Array, "B T *R"]:
+    """Returns the logits of each token, in float32 whatever the compute dtype."""
     return _logits(weights, x)
 
 
-# The backward pass keeps the states, not a copy of them in float32.
+# The backward pass stores the states, not a float32 copy of them.
 @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable)
 def _logits(weights: dict[str, Array], x: Array) -> Array:
     h = x.astype(jnp.float32)
@@ -67,27 +68,25 @@ def _logits(weights: dict[str, Array], x: Array) -> Array:
 
 
 def gate(logits: Float[Array, "B T"], score: Score, alpha: float) -> Float[Array, "B T"]:
-    """Returns the factor of a token's update; `alpha` bounds it, but for the score "none"."""
+    """Returns the factor of a token's update: at most `alpha`, or the logit for score "none"."""
     if score == "none":
         return logits
     return alpha * (jax.nn.sigmoid(logits) if score == "sigmoid" else jnp.tanh(logits))
 
 
 def is_above(logits: Float[Array, "B T"]) -> Bool[Array, "B T"]:
-    """Returns whether a token goes on when each decides alone: where sigmoid(logit) >= 1/2.
+    """Returns whether a token goes on in causal mode: where sigmoid(logit) >= 1/2.
 
-    That is what the auxiliary loss trains, whatever the score makes of the logit.
+    The auxiliary loss trains this sigmoid, whatever the score function.
     """
     return logits >= 0
 
 
-def update(
-    x: Float[Array, "B T D"], y: Float[Array, "B T D"], gate: Float[Array, "B T"], gating: Gating
-) -> Float[Array, "B T D"]:
-    """Returns a token's state after a recursion that turned `x` into `y`.
+def update(x: States, y: States, gate: Float[Array, "B T"], gating: Gating) -> States:
+    """Returns a token's state after a recursion from `x` to `y`.
 
-    "weighted" and "additive" are the published forms: `y` holds the residual already, so they hold
-    it twice. "delta" scales only what the recursion changed, and "replace" takes `y` as it is.
+    "weighted" and "additive" are the published forms, which count the residual twice, as `y`
+    includes it. "delta" scales only the change, and "replace" takes `y`.
     """
     gate = gate[..., None].astype(x.dtype)
     match gating:
@@ -102,33 +101,33 @@ def update(
 
 
 def select(scores: Float[Array, "B T"], count: int, parts: int = 1) -> Int[Array, "B C"]:
-    """Returns the places of the `count` highest scores, in order; ties go to the earlier.
+    """Returns the indices of the `count` highest scores, ascending; ties go to the earlier.
 
     Args:
-      scores: of the tokens that could go on.
-      count: how many do.
-      parts: equal parts of a row, each of which keeps as many of its own; 1 compares whole rows,
-        also where devices hold parts of them.
+      scores: of the active tokens.
+      count: number of tokens that go on.
+      parts: equal parts of a row, each of which keeps the same number of its tokens; 1 compares the
+        scores of a whole row, with an all-gather where devices hold parts of it.
     """
     length = scores.shape[1] // parts
 
     def run(scores: Array) -> Array:
-        among = select_tokens(scores.reshape(-1, length), k=count // parts)
+        in_part = select_tokens(scores.reshape(-1, length), k=count // parts)
         first = length * jnp.arange(scores.shape[1] // length)[:, None]
-        found = among.reshape(scores.shape[0], -1, count // parts) + first
-        return _first(scores, parts) + found.reshape(scores.shape[0], -1)
+        index = in_part.reshape(scores.shape[0], -1, count // parts) + first
+        return _first(scores, parts) + index.reshape(scores.shape[0], -1)
 
     names = ("batch", _tokens(parts))
     return locally(run, (scores,), (names,), names)
 
 
 def _tokens(parts: int) -> str | None:
-    """Returns the name of an axis of tokens that never meet those of another device, or None."""
+    """Returns the logical axis of tokens if they stay on their device, or None."""
     return "length" if is_split("length", parts) else None
 
 
 def _first(x: Array, parts: int) -> int | Array:
-    """Returns the place, in its row, of the first token that this device holds."""
+    """Returns the index in the row of the first token that this device holds."""
     return x.shape[1] * jax.lax.axis_index("context") if is_split("length", parts, True) else 0
 
 
@@ -137,10 +136,8 @@ def pick(x: Array, index: Int[Array, "B C"] | None) -> Array:
     return x if index is None else jnp.take_along_axis(x, index, axis=1)
 
 
-def take(
-    x: Float[Array, "B T D"], index: Int[Array, "B C"] | None, parts: int = 1
-) -> Float[Array, "B C D"]:
-    """Returns the states of the tokens at `index`, chosen by parts; None is all of them."""
+def take(x: States, index: Int[Array, "B C"] | None, parts: int = 1) -> Float[Array, "B C D"]:
+    """Returns the states of the tokens at `index`, a gather by parts; None is all of them."""
     if index is None:
         return x
     names = ("batch", _tokens(parts), None), ("batch", "length")
@@ -149,25 +146,24 @@ def take(
 
 
 def put(
-    x: Float[Array, "B T D"],
+    x: States,
     index: Int[Array, "B C"] | None,
     y: Float[Array, "B C D"],
     gate: Float[Array, "B C"],
     gating: Gating,
     parts: int = 1,
     is_live: Bool[Array, "B C"] | None = None,
-) -> Float[Array, "B T D"]:
-    """Returns all states after a recursion that turned those at `index`, in order, into `y`.
+) -> States:
+    """Returns all states after a recursion from those at `index`, ascending, to `y`: a scatter.
 
-    The others, and those that are not live, stay as they are, bit for bit; see `update` for the
-    rest.
+    Other states, and those of tokens that are not live, stay the same bit for bit.
     """
     if index is None:
         new = update(x, y, gate, gating)
         return new if is_live is None else jnp.where(is_live[..., None], new, x)
     if is_live is not None:
-        still = take(x, index, parts) if gating in ("delta", "replace") else jnp.zeros_like(y)
-        y = jnp.where(is_live[..., None], y, still)
+        unchanged = take(x, index, parts) if gating in ("delta", "replace") else jnp.zeros_like(y)
+        y = jnp.where(is_live[..., None], y, unchanged)
     if gating == "replace":
         return x.at[jnp.arange(x.shape[0])[:, None], index].set(y)
     added = y - take(x, index, parts) if gating == "delta" else y
@@ -187,14 +183,14 @@ def statistics(
     score: Score,
     alpha: float,
 ) -> dict[str, Array]:
-    """Returns what one recursion reports, as means over the tokens that could go on.
+    """Returns router statistics of one recursion, as means over the active tokens.
 
     Args:
-      logits: by which tokens were chosen, and gated.
-      predicted: logits by which each token decides in causal mode, learning from what was chosen.
+      logits: of the router, by which tokens were chosen and gated.
+      predicted: logits that decide in causal mode; the auxiliary loss trains them.
       chosen: the tokens that go on.
-      active: those that could.
-      score: how a logit becomes a gate.
+      active: the tokens among which they were chosen.
+      score: function of the logits that gives the gate.
       alpha: largest gate.
     """
 

@@ -1,32 +1,34 @@
-"""Each token halts by breaking a stick: what is left of it goes on to the next recursion.
+"""Stick-breaking halting: after each recursion a share of a token's remaining probability halts.
 
-The halting of the Sparse Universal Transformer (Tan et al. 2023, arXiv 2310.07096). After each
-recursion a gate halts a share of what is left of a token; the policy's result is the state that
-the token is expected to have, over the recursions where it halts. Other tokens' attention sees the
-same expectation: keys and values are made of it, queries and residuals of the state that goes on.
-A token of which less than `1 - threshold` is left stops: its expectation stays as it is, and its
-block's results are thrown away.
+The halting of the Sparse Universal Transformer (Tan et al. 2023, arXiv 2310.07096). The result is
+the expected state of a token over the recursion in which it halts. Keys and values are made of the
+expected state too, queries and residuals of the state that has not halted. A token stops when its
+probability of not having halted is below `1 - threshold`: its expected state is then final, and its
+results in later recursions are discarded.
 
-Published for one block a recursion. With several, block k makes its keys and values of what the
-token is expected to be if it halted before, and is at this block if not.
+Published for one block per recursion. With several, block k makes its keys and values of the
+expected state over the halts before this recursion and the state at block k.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia import batch, injection, ranges
-from recursia.depth.policy import Aux, Call, Pass, Policy
+from recursia import batch, ranges
+from recursia.depth.policy import Aux, Call, Pass, Policy, Result
+from recursia.injection import Injection
 from recursia.layers.attention import Context
+from recursia.layers.branch import Params, States
+from recursia.layers.initial import uniform
 from recursia.layers.linear import dot
 from recursia.params import Leaf, Spec
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Recursion, Stack
+from recursia.sharing.stack import Stack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +36,10 @@ class StickBreaking(Policy):
     """Stick-breaking halting.
 
     Attributes:
-      threshold: a token stops once this much of it has halted; 1 stops none. Less at evaluation
-        than in training saves recursions.
-      act_loss_weight: of the expected number of recursions that follow the first, a mean over
-        tokens.
+      threshold: probability of having halted at which a token stops; 1 stops none. A lower one at
+        evaluation than in training saves recursions.
+      act_loss_weight: of the ponder cost: the expected number of recursions after the first, a mean
+        over tokens.
     """
 
     threshold: float = 0.999
@@ -49,102 +51,72 @@ class StickBreaking(Policy):
             raise ValueError(f"threshold: got {self.threshold}, takes more than 0, to 1")
         ranges.at_least(0, self, "act_loss_weight")
 
-    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns the gate: a hidden layer, and logits of going on and halting, both 0 first."""
-        d, bound = embed_dim, embed_dim**-0.5
-        init = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+    def specs(self, schedule: Schedule, embed_dim: int) -> Params:
+        """Returns the gate: a hidden layer, then logits of going on and halting, 0 at the start."""
+        d, init = embed_dim, uniform(embed_dim**-0.5)
         return {
             "hidden": Spec((d, d), ("embed", None), init),
             "bias": Spec((d,), (None,), init, is_decayed=False),
             "out": Spec((d, 2), ("embed", None), jax.nn.initializers.zeros),
         }
 
-    def check(self, schedule: Schedule, coda: int, inject: injection.Injection) -> None:
-        """Refuses a walk block by block, and keys of the first recursion.
-
-        Raises:
-          ValueError: for order "sequence" or kv_sharing "first_recursion".
-        """
+    def check(self, schedule: Schedule, coda: int, inject: Injection) -> None:
+        """Refuses order "sequence", and steps that read the keys and values of others."""
         super().check(schedule, coda, inject)
         if not schedule.makes_all_keys:
             raise ValueError(
-                "kv.kv_sharing: a step that reads another's keys reads those of states that no "
-                "token has halted with, and stick_breaking makes them of the expected state anew; "
-                "take 'own'"
+                "kv.kv_sharing: stick_breaking makes the keys and values of every step of the "
+                "expected states at that step, and a step here reads those of another; take 'own'"
             )
 
-    def run(
-        self,
-        stack: Stack,
-        params: dict[str, Any],
-        x: Float[Array, "B T D"],
-        context: Context,
-        call: Call,
-    ) -> tuple[Float[Array, "B T D"], Aux]:
-        """Returns the expected states.
+    def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
+        """Returns the expected states; in causal mode the loop ends once all wanted tokens stop."""
 
-        Args:
-          stack: the core.
-          params: the gate.
-          x: hidden states of all tokens.
-          context: where they stand.
-          call: modes "train" and "eval" do not differ; "causal" gives the same, and stops when all
-            wanted tokens have.
-        """
-
-        def step(stick: Stick, recursion: Recursion, _: None):
+        def step(
+            stick: Stick, recursion: Recursion, _: None
+        ) -> tuple[Stick, tuple[Array, Array], RecursionOutput]:
             going = is_going(stick, self)
             share = jnp.where(going, jnp.exp(stick.log_left), 0.0)[..., None]
-            there = context.count_only(going)
-            entered = recursion.enter(stick.state, there)
-            mean = memory(stick, entered, going, share)
-            y, made = recursion.run(entered, there, mean)
+            live = context.count_only(going)
+            entered = recursion.enter(stick.state, live)
+            y, made = recursion.run(entered, live, memory(stick, entered, going, share))
             stick = advance(stick, y, going, share, gate(params, y))
             return stick, (stick.expected, going.astype(jnp.float32)), made
 
-        start, mean = begin(x), lambda values, over: batch.mean(values, over, context.is_live)
+        mean = lambda values, over: batch.mean(values, over, context.is_live)
         if call.mode == "causal":
-            wanted = jnp.ones(x.shape[:2], bool) if call.wanted is None else call.wanted
-            goes_on = lambda stick: (is_going(stick, self) & wanted).any()
-            stick = stack.loop_while(step, start, None, goes_on)
+            goes_on = lambda stick: call.wants_any(is_going(stick, self))
+            stick = stack.loop_while(step, begin(x), None, goes_on)
             states, report, metrics = None, {}, {}
         else:
-            stick, (states, kept), report, _ = stack.loop(step, start)
+            stick, (states, kept), report, _ = stack.loop(step, begin(x))
             expected = 1 + mean(stick.ponder, (0, 1))
             metrics = {"tokens_kept": mean(kept, (1, 2)), "expected_depth": expected}
         losses = {"halting": self.act_loss_weight * mean(stick.ponder, (0, 1))}
         return stick.expected, Aux(losses, metrics, stick.used, states, report)
 
-    def at_depth(self, num_recursions: int) -> "Policy":
-        """Returns the policy of another depth: the gate is the same for all."""
-        return dataclasses.replace(self, num_recursions=num_recursions)
-
-    def at_step(self, step: int) -> "Policy":
-        """Returns the policy itself: training steps do not differ."""
-        return self
-
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
-        """Returns one full pass per recursion, as training runs them: halted tokens are masked."""
+        """Returns a pass of all tokens per recursion: training computes stopped tokens too."""
         return [Pass(r, seq_len, scored=seq_len) for r in range(schedule.num_recursions)]
 
     def score_flops(self, embed_dim: int) -> int:
-        """Returns the forward FLOPs of one token's gate."""
+        """Returns the forward FLOPs of the gate for one token in one recursion."""
         return 2 * embed_dim**2 + 4 * embed_dim
 
 
 @struct.dataclass
 class Stick:
-    """What goes from one recursion to the next; sums are float32.
+    """The carry of the loop; sums are float32.
 
     Attributes:
-      state: of the part that goes on.
-      expected: state of the token.
-      halted: sum of the states that parts halted with, times the parts.
-      log_left: log of what has not halted.
-      depth: sum of the recursions after the first that halted parts took, times the parts.
-      ponder: `depth` with what is left, as of the last recursion.
-      used: recursions that took the token.
-      index: of the next recursion.
+      state: of a token that has not halted.
+      expected: expected state.
+      halted: sum over past recursions of the state times the probability of halting there.
+      log_left: log of the probability of not having halted.
+      depth: sum over past recursions of their index times the probability of halting there.
+      ponder: `depth` plus the share that had not halted, times the index of the last recursion.
+      used: number of recursions that the token took.
+      index: of the next recursion, from 0.
     """
 
     state: Leaf  # [B T D]
@@ -157,42 +129,42 @@ class Stick:
     index: Leaf  # []
 
 
-def begin(x: Float[Array, "B T D"]) -> Stick:
-    """Returns whole sticks."""
+def begin(x: States) -> Stick:
+    """Returns the carry before the first recursion, in which nothing has halted."""
     zero = jnp.zeros(x.shape[:2])
     count = jnp.zeros(x.shape[:2], jnp.int32)
     return Stick(x, x, jnp.zeros(x.shape), zero, zero, zero, count, jnp.int32(0))
 
 
 def is_going(stick: Stick, config: StickBreaking) -> Bool[Array, "B T"]:
-    """Returns which tokens take the next recursion; a token that does not never will again."""
+    """Returns which tokens take the next recursion; one that does not never does again."""
     return jnp.exp(stick.log_left) >= 1 - config.threshold
 
 
 def memory(
     stick: Stick,
-    entered: Float[Array, "B T D"],
+    entered: States,
     going: Bool[Array, "B T"],
     share: Float[Array, "B T 1"],
 ) -> Callable[[Array], Array]:
     """Returns the function from the states before a block to those that keys are made of.
 
-    What a recursion is entered (`entered` is the state with it) is added to halted parts, too.
+    What is injected, the difference of `entered` from the state, is added to halted states too.
     """
     halted = jnp.where(going[..., None], stick.halted, stick.expected)
     halted += (1 - share) * (entered - stick.state)
     return lambda x: (halted + share * x).astype(x.dtype)
 
 
-def gate(params: dict[str, Any], x: Float[Array, "B T D"]) -> Float[Array, "B T 2"]:
-    """Returns the log-probabilities that a token's rest goes on, and halts, in float32."""
+def gate(params: Params, x: States) -> Float[Array, "B T 2"]:
+    """Returns the log-probabilities of going on and of halting, in float32."""
     h = dot(x.astype(jnp.float32), params["hidden"], "d,de->e") + params["bias"]
     return jax.nn.log_softmax(dot(jax.nn.gelu(h, approximate=False), params["out"], "d,de->e"))
 
 
 def advance(
     stick: Stick,
-    y: Float[Array, "B T D"],
+    y: States,
     going: Bool[Array, "B T"],
     share: Float[Array, "B T 1"],
     log_gate: Float[Array, "B T 2"],
@@ -200,11 +172,11 @@ def advance(
     """Returns the stick after a recursion.
 
     Args:
-      stick: before it.
-      y: what it gave.
-      going: tokens that take it.
-      share: of each token, what takes it; 0 for a token that does not.
-      log_gate: of `gate(y)`.
+      stick: before the recursion.
+      y: states after the recursion.
+      going: tokens that take the recursion.
+      share: probability of not having halted before it; 0 for a token that does not take it.
+      log_gate: `gate` of `y`.
     """
     expected = (stick.halted + share * y).astype(y.dtype)
     breaks = jnp.exp(stick.log_left + log_gate[..., 1])

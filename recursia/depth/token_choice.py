@@ -1,17 +1,16 @@
-"""Each token picks its own depth, once: token choice of Mixture-of-Recursions.
+"""Token choice of Mixture-of-Recursions: a router gives each token its depth before the core.
 
 Bae et al. 2025, arXiv 2507.10524. One router scores every depth 1 .. R on the states that enter the
-core, and a token takes the best-scored. It goes round that often without a gate, and the last
-result is then added, times its score, to the state that it entered with. In recursion r the tokens
-of depth r or more attend among themselves. No token looks at another's score, so that training is
-causal as it is.
+core, and a token takes the depth of the highest score. It takes that many recursions without a
+gate; its last state, times its score, is then added to the state that entered. In recursion r the
+tokens of depth r or more attend to each other. No token reads another's score: training is causal.
 
-How many tokens share a depth is not known ahead, so every recursion computes all tokens, and those
-that are done are fillers that no other sees: nothing is saved by going round less often.
+The number of tokens of a depth is dynamic, so every recursion computes all tokens and discards the
+results of finished ones, to which no other token attends: smaller depths save no computation.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +18,36 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recursia import batch, ranges
 from recursia.depth import routing
-from recursia.depth.policy import Aux, Call, Pass, Policy
+from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.layers.attention import Context
+from recursia.layers.branch import Params, States
+from recursia.layers.norm import zeros
 from recursia.params import Spec
+from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
-from recursia.sharing.stack import Recursion, Stack
+from recursia.sharing.stack import Stack
 
 Balancing = Literal["loss", "loss_free", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenChoice(Policy):
-    """Token choice.
+    """Token choice: one choice of depth for each token.
 
     Attributes:
-      score: of a depth, from its logit: "softmax" over depths, or "sigmoid".
-      alpha: largest score; None takes the released 1 of "softmax" and 0.1 of "sigmoid".
-      gating: how the score enters a token's state when it is done.
+      score: function of the logits: "softmax" over depths, or "sigmoid".
+      alpha: largest score; None takes the released 1 for "softmax" and 0.1 for "sigmoid".
+      gating: how the score enters a token's last state.
       router: "linear", or "mlp" with one hidden layer.
-      temperature: divides what the router sees.
-      balancing: how depths are evened out. "loss": R times the sum over depths of the mean score
-        times the share of tokens; "loss_free": a bias on the scores that choose, which rises for
-        depths with less than their share (Wang et al. 2024, arXiv 2408.15664); or "none".
-      balance_weight: of that loss.
+      temperature: divides the router's input.
+      balancing: load balancing of depths. "loss": R times the sum over depths of the mean score
+        times the share of tokens; "loss_free": a bias added to the scores when choosing, which
+        rises for depths with less than an equal share (Wang et al. 2024, arXiv 2408.15664); or
+        "none".
+      balance_weight: of the load balancing loss.
       bias_rate: change of a bias in each update.
       z_loss_weight: of the mean squared log-sum-exp of a token's logits.
-      full_depth_steps: training steps, from the first, in which every token takes every recursion.
+      full_depth_steps: number of first training steps in which every token takes every recursion.
     """
 
     score: Literal["softmax", "sigmoid"] = "softmax"
@@ -59,83 +62,69 @@ class TokenChoice(Policy):
     full_depth_steps: int = 0
 
     def __post_init__(self):
-        if self.alpha is None:
-            object.__setattr__(self, "alpha", 1.0 if self.score == "softmax" else 0.1)
+        object.__setattr__(self, "alpha", self.largest_score)
         super().__post_init__()
         rates = ("balance_weight", "bias_rate", "z_loss_weight")
         ranges.at_least(0, self, "alpha", *rates, "full_depth_steps")
         ranges.above(0, self, "temperature")
 
-    def specs(self, schedule: Schedule, embed_dim: int) -> dict[str, Any]:
-        """Returns the router, and the biases of "loss_free": one for each depth."""
+    @property
+    def largest_score(self) -> float:
+        """`alpha`, or its default."""
+        default = 1.0 if self.score == "softmax" else 0.1
+        return default if self.alpha is None else self.alpha
+
+    def specs(self, schedule: Schedule, embed_dim: int) -> Params:
+        """Returns the router, and with "loss_free" a bias for each depth."""
         depths = (self.num_recursions,)
-        found: dict[str, Any] = {"router": routing.specs(self.router, embed_dim, depths)}
-        if self.balancing == "loss_free":
-            found["bias"] = Spec(depths, (None,), jax.nn.initializers.zeros, is_decayed=False)
-        return found
+        router = routing.specs(self.router, embed_dim, depths)
+        if self.balancing != "loss_free":
+            return {"router": router}
+        return {"router": router, "bias": Spec(depths, (None,), zeros, is_decayed=False)}
 
-    def run(
-        self,
-        stack: Stack,
-        params: dict[str, Any],
-        x: Float[Array, "B T D"],
-        context: Context,
-        call: Call,
-    ) -> tuple[Float[Array, "B T D"], Aux]:
-        """Returns the states after each token's own number of recursions; the modes do not differ.
-
-        Args:
-          stack: the core.
-          params: the router, and its biases.
-          x: hidden states of all tokens.
-          context: where they stand.
-          call: in mode "train" the step is read while tokens take every recursion; in "causal",
-            what no wanted token needs is left out.
-        """
+    def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
+        """Returns the states after each token's own number of recursions."""
         logits = routing.logits(params["router"], x / self.temperature)
         scores = _scores(logits, self)
         depth = _depths(params, scores, self, call)
         gate = jnp.take_along_axis(scores, depth[..., None] - 1, axis=-1)[..., 0]
 
-        def step(carry: tuple[Array, ...], recursion: Recursion, _: None):
-            now, states, done = carry
-            going = depth >= now
+        def step(
+            carry: tuple[Array, ...], recursion: Recursion, _: None
+        ) -> tuple[tuple[Array, ...], Array, RecursionOutput]:
+            number, states, output = carry  # recursions are numbered from 1
+            going = depth >= number
             visible = recursion.only(context, going, going)
             y, made = recursion.run(recursion.enter(states, visible), visible)
-            last = (depth == now)[..., None]
-            done = jnp.where(last, routing.update(x, y, gate, self.gating), done)
+            is_last = (depth == number)[..., None]
+            output = jnp.where(is_last, routing.update(x, y, gate, self.gating), output)
             states = jnp.where(going[..., None], y, states)
-            state = jnp.where((depth > now)[..., None], states, done)
-            return (now + 1, states, done), state, made
+            state = jnp.where((depth > number)[..., None], states, output)
+            return (number + 1, states, output), state, made
 
         carry = (jnp.int32(1), x, x)
         if call.wanted is None:
             (*_, x), states, report, _ = stack.loop(step, carry)
         else:
-            needed = jnp.where(call.wanted, depth, 0).max()
-            goes_on = lambda carry: carry[0] <= needed
-            *_, x = stack.loop_while(step, carry, None, goes_on)
+            deepest = jnp.where(call.wanted, depth, 0).max()
+            *_, x = stack.loop_while(step, carry, None, lambda carry: carry[0] <= deepest)
             states, report = None, {}
-        losses, metrics = _reported(logits, scores, depth, self, context.is_live)
+        losses, metrics = _statistics(logits, scores, depth, self, context.is_live)
         return x, Aux(losses, metrics, depth, states, report)
 
     def batch_losses(self) -> tuple[str, ...]:
-        """Returns the weights in force of losses that are no sums over tokens."""
+        """Returns the weight of the load balancing loss, a product of means over the batch."""
         return ("balance_weight",) if self.balancing == "loss" and self.balance_weight else ()
 
-    def after_step(self, params: dict[str, Any], metrics: dict[str, Array]) -> dict[str, Any]:
-        """Returns the parameters with each bias moved towards an even share, by its sign alone."""
+    def after_step(self, params: Params, metrics: dict[str, Array]) -> Params:
+        """Returns the parameters with each bias raised or lowered towards an equal share."""
         if self.balancing != "loss_free" or self.full_depth_steps:
             return params
         share = metrics["depth_share"]
         return {**params, "bias": params["bias"] + self.bias_rate * jnp.sign(share.mean() - share)}
 
     def at_depth(self, num_recursions: int) -> "Policy":
-        """Returns the policy itself.
-
-        Raises:
-          ValueError: for another depth: a token's score says how often it goes round of how many.
-        """
+        """Returns the policy itself; refuses another depth, for which it has no scores."""
         if num_recursions != self.num_recursions:
             raise ValueError(
                 f"depth {num_recursions}: token_choice chooses among {self.num_recursions} depths "
@@ -144,15 +133,15 @@ class TokenChoice(Policy):
         return self
 
     def at_step(self, step: int) -> "Policy":
-        """Returns the policy of a training step: with a choice once the first steps are over."""
+        """Returns the policy of a training step: tokens choose after `full_depth_steps`."""
         if step < self.full_depth_steps:
             return self
         return dataclasses.replace(self, full_depth_steps=0)
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
-        """Returns one full pass per recursion, the first after scoring.
+        """Returns a pass of all tokens per recursion; the router runs before the first.
 
-        What is needed of them supposes that every depth has as many tokens, as balancing wants.
+        `needed` is an estimate: it supposes the same number of tokens at each depth.
         """
         count = self.num_recursions
         return [
@@ -171,15 +160,15 @@ class TokenChoice(Policy):
 
 
 def _scores(logits: Float[Array, "B T R"], config: TokenChoice) -> Float[Array, "B T R"]:
-    squash = jax.nn.softmax if config.score == "softmax" else jax.nn.sigmoid
-    return config.alpha * squash(logits)
+    probability = jax.nn.softmax if config.score == "softmax" else jax.nn.sigmoid
+    return config.largest_score * probability(logits)
 
 
 def _depths(
-    params: dict[str, Any], scores: Float[Array, "B T R"], config: TokenChoice, call: Call
+    params: Params, scores: Float[Array, "B T R"], config: TokenChoice, call: Call
 ) -> Int[Array, "B T"]:
     """Returns the number of recursions that each token takes, from 1; ties take the fewest."""
-    # The bias chooses and does nothing else: no gradient reaches it.
+    # The bias only changes the choice, so it has no gradient.
     depth = 1 + jnp.argmax(scores + params.get("bias", 0.0), axis=-1)
     if call.mode != "train" or not config.full_depth_steps:
         return depth
@@ -188,14 +177,14 @@ def _depths(
     return jnp.where(call.step < config.full_depth_steps, config.num_recursions, depth)
 
 
-def _reported(
+def _statistics(
     logits: Float[Array, "B T R"],
     scores: Float[Array, "B T R"],
     depth: Int[Array, "B T"],
     config: TokenChoice,
     is_live: Bool[Array, "B T"] | None,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Returns losses and metrics of one choice, over all tokens that are not padding."""
+    """Returns losses and metrics of the router, over all tokens that are not padding."""
 
     def mean(values: Array) -> Array:
         where = None if is_live is None else is_live.reshape(*depth.shape, *[1] * (values.ndim - 2))

@@ -1,4 +1,4 @@
-"""What a model must beat: n-gram models of the same tokens, and general compressors."""
+"""Baselines of a language model: n-gram models of the same tokens, gzip and xz."""
 
 import lzma
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 
-_BLOCK = 1 << 22  # tokens at a time
+_BLOCK = 1 << 22  # tokens counted or scored at a time
 
 
 def scores(
@@ -26,68 +26,68 @@ def scores(
     """
     counted = [shard for path in train for shard in packing.Reader(path).tokens("train")]
     readers = [packing.Reader(path) for path in validation]
-    parts = [np.concatenate(reader.tokens("validation")) for reader in readers]
-    scored = np.concatenate([ids[: num_tokens or None] for ids in parts])
+    splits = [np.concatenate(reader.tokens("validation")) for reader in readers]
+    scored = np.concatenate([ids[: num_tokens or None] for ids in splits])
     size = float(tokenizer.token_bytes()[scored].sum())
     unigram, bigram = ngram_bits(counted, scored, tokenizer.vocab_size)
-    gzip, xz = (
-        zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS),
-        lzma.LZMACompressor(preset=9),
-    )
-    lengths = {"gzip -9": 0, "xz -9": 0}
+    compressors = {
+        "gzip -9": zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS),
+        "xz -9": lzma.LZMACompressor(preset=9),
+    }
+    lengths = dict.fromkeys(compressors, 0)
     for text in tokenizer.decoded(scored):
-        raw = text.encode()
-        lengths["gzip -9"] += len(gzip.compress(raw))
-        lengths["xz -9"] += len(xz.compress(raw))
-    lengths["gzip -9"] += len(gzip.flush())
-    lengths["xz -9"] += len(xz.flush())
-    packed = {name: 8 * length / size for name, length in lengths.items()}
-    return {"unigram": unigram / size, "bigram": bigram / size, **packed}
+        for name, compressor in compressors.items():
+            lengths[name] += len(compressor.compress(text.encode()))
+    for name, compressor in compressors.items():
+        lengths[name] += len(compressor.flush())
+    compressed = {name: 8 * length / size for name, length in lengths.items()}
+    return {"unigram": unigram / size, "bigram": bigram / size, **compressed}
 
 
 def ngram_bits(
     counted: Sequence[np.ndarray], scored: np.ndarray, vocab_size: int
 ) -> tuple[float, float]:
-    """Returns the bits of a text under a unigram and a bigram model of another.
+    """Returns the bits of a text under a unigram and a bigram model of another text.
 
-    The unigram adds one to every count. The bigram backs off to it with the weight that
-    Witten & Bell (1991, method C) give: the distinct followers of a token over its count and them.
+    The unigram adds one to every count. The bigram backs off to the unigram with the weight of
+    Witten & Bell (1991, method C): the number of distinct followers of a token, divided by the sum
+    of that number and the token's count.
 
     Args:
-      counted: ids that the models count, in parts that follow one another.
-      scored: ids that they predict, each from the one before.
+      counted: token ids that the models count, as consecutive arrays.
+      scored: token ids whose bits are summed, each predicted from the one before.
       vocab_size: number of ids.
     """
-    ones, before = np.ones(vocab_size), np.zeros(vocab_size)
-    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    counts, contexts = np.ones(vocab_size), np.zeros(vocab_size)
+    pairs, pair_counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     for block in _blocks(counted):
-        ones += np.bincount(block[1:], minlength=vocab_size)
-        before += np.bincount(block[:-1], minlength=vocab_size)
-        found, times = np.unique(_pairs(block, vocab_size), return_counts=True)
-        pairs, where = np.unique(np.concatenate([pairs, found]), return_inverse=True)
-        counts = np.bincount(where, np.concatenate([counts, times]))
-    ones[next(int(part[0]) for part in counted if len(part))] += 1
-    unigram = ones / ones.sum()
+        counts += np.bincount(block[1:], minlength=vocab_size)
+        contexts += np.bincount(block[:-1], minlength=vocab_size)
+        new, new_counts = np.unique(_pairs(block, vocab_size), return_counts=True)
+        pairs, where = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+        pair_counts = np.bincount(where, np.concatenate([pair_counts, new_counts]))
+    counts[next(int(ids[0]) for ids in counted if len(ids))] += 1
+    unigram = counts / counts.sum()
     followers = np.bincount(pairs // vocab_size, minlength=vocab_size).astype(float)
     first = -math.log2(unigram[scored[0]])
     bits = np.array([first, first])
     for block in _blocks([scored]):
         wanted, context = _pairs(block, vocab_size), block[:-1]
-        place = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-        seen = np.where(pairs[place] == wanted, counts[place], 0.0)
+        index = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
+        seen = np.where(pairs[index] == wanted, pair_counts[index], 0.0)
         alone = unigram[block[1:]]
-        total = before[context] + followers[context]
-        known = (seen + followers[context] * alone) / np.maximum(total, 1.0)
-        bits -= [np.log2(alone).sum(), np.log2(np.where(total > 0, known, alone)).sum()]
+        total = contexts[context] + followers[context]
+        bigram = (seen + followers[context] * alone) / np.maximum(total, 1.0)
+        bits -= [np.log2(alone).sum(), np.log2(np.where(total > 0, bigram, alone)).sum()]
     return float(bits[0]), float(bits[1])
 
 
-def _blocks(parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yields ids a block at a time, each beginning with the last of the one before."""
+def _blocks(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yields consecutive ids in blocks; each block begins with the last id of the one before."""
     last = np.zeros(0, np.int64)
-    for part in parts:
-        for start in range(0, len(part), _BLOCK):
-            block = np.concatenate([last, part[start : start + _BLOCK].astype(np.int64)])
+    for ids in arrays:
+        for start in range(0, len(ids), _BLOCK):
+            block = np.concatenate([last, ids[start : start + _BLOCK].astype(np.int64)])
             yield block
             last = block[-1:]
 

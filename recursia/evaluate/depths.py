@@ -1,9 +1,9 @@
-"""Scores of a trained run, by the recursions it walks."""
+"""Scores of a trained model at several depths."""
 
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recursia import console, model, scores
@@ -11,6 +11,8 @@ from recursia.depth.policy import Mode
 from recursia.errors import ConfigError, DataError
 from recursia.evaluate import baselines, split
 from recursia.workdir import trained as runs
+
+Row = dict[str, Any]  # `depth`, `mode`, the fields of `scores.Score`, and perhaps `causal_gap`
 
 
 def evaluate(
@@ -28,67 +30,81 @@ def evaluate(
 
     Args:
       workdir: the run's directory.
-      step: updates made; None takes the latest.
+      step: of the checkpoint; None takes the latest.
       text: a file to score; None reads the run's validation split.
-      depths: recursions to walk; none takes the trained depth.
-      modes: "eval", "causal"; none takes both where they differ.
+      depths: numbers of recursions to apply; none takes the trained depth.
+      modes: "eval", "causal"; none takes both if they differ.
       num_batches: of each directory or file, to read; 0 reads all.
       has_baselines: whether n-gram models of the training split, gzip and xz are scored too, on
         the same tokens.
-      overrides: fields of the depth policy that are to be other than in training, as typed.
+      overrides: fields of the depth policy to change, as typed.
 
     Returns:
-      `step`, the scores of the trained depth, `table` with a row for each depth and mode, and
-      where the model cannot walk a depth `missing`: why, by depth.
+      `step`, the scores of the trained depth, `table` with a row for each depth and mode,
+      `missing` with the reason for each depth that the model does not allow, and `baselines`.
 
     Raises:
-      ConfigError: if no depth can be walked.
+      ConfigError: if the model allows none of the depths.
+      DataError: if there is no text to score.
     """
     with console.doing(f"loading {workdir}"):
         trained = runs.load(workdir, step, overrides)
-    run, ours, mesh = trained.run, trained.model, trained.mesh
-    modes = modes or ours.modes
     scored = split.of_run(trained, workdir) if not text or has_baselines else ()
     if not text and not scored:
         raise DataError(f"{workdir}: its data has no validation split; give --text=FILE to score")
-    with tempfile.TemporaryDirectory() as place:
-        paths = (split.of_file(text, trained.tokenizer, place),) if text else scored
-        rows, missing = [], {}
-        for depth in dict.fromkeys(depths or (ours.schedule.num_recursions,)):
-            try:
-                at_depth, weights = model.at_depth(ours, trained.params, depth)
-            except ValueError as error:
-                missing[depth] = str(error)
-                continue
-            for mode in modes:
-                score = scores.score(
-                    weights,
-                    at_depth,
-                    scores.validation_batches(run, paths, num_batches, mesh),
-                    trained.tokenizer.token_bytes(),
-                    mode=mode,
-                    mesh=mesh,
-                    rules=run.mesh.rules,
-                )
-                rows.append({"depth": depth, "mode": mode, **dataclasses.asdict(score)})
-            if modes == ("eval", "causal"):
-                published, causal = (row["nats_per_token"] for row in rows[-2:])
-                rows[-1]["causal_gap"] = causal - published
+    full_depth = trained.model.schedule.num_recursions
+    with tempfile.TemporaryDirectory() as folder:
+        paths = (split.of_file(text, trained.tokenizer, folder),) if text else scored
+        modes = modes or trained.model.modes
+        rows, missing = _table(trained, paths, depths or (full_depth,), modes, num_batches)
         if not rows:
             raise ConfigError(f"--depths: {'; '.join(dict.fromkeys(missing.values()))}")
-        main = next((r for r in rows if r["depth"] == ours.schedule.num_recursions), rows[0])
+        main = next((row for row in rows if row["depth"] == full_depth), rows[0])
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {"step": trained.step, **{key: main[key] for key in keys}, "table": rows}
         if missing:
             result["missing"] = missing
         if has_baselines:
-            tokens = num_batches * run.train.batch_size * run.train.seq_len
+            tokens = num_batches * trained.run.train.batch_size * trained.run.train.seq_len
             result["baselines"] = baselines.scores(trained.paths, paths, trained.tokenizer, tokens)
     return result
 
 
+def _table(
+    trained: runs.Trained,
+    paths: tuple[str, ...],
+    depths: Sequence[int],
+    modes: tuple[Mode, ...],
+    num_batches: int,
+) -> tuple[list[Row], dict[int, str]]:
+    """Returns a row for each depth and mode, and the reason for each depth that is not allowed."""
+    run, mesh = trained.run, trained.mesh
+    rows, missing = [], {}
+    for depth in dict.fromkeys(depths):
+        try:
+            config, weights = model.at_depth(trained.model, trained.params, depth)
+        except ValueError as error:
+            missing[depth] = str(error)
+            continue
+        for mode in modes:
+            score = scores.score(
+                weights,
+                config,
+                scores.validation_batches(run, paths, num_batches, mesh),
+                trained.tokenizer.token_bytes(),
+                mode=mode,
+                mesh=mesh,
+                rules=run.mesh.rules,
+            )
+            rows.append({"depth": depth, "mode": mode, **dataclasses.asdict(score)})
+        if modes == ("eval", "causal"):
+            published, causal = (row["nats_per_token"] for row in rows[-2:])
+            rows[-1]["causal_gap"] = causal - published
+    return rows, missing
+
+
 def render(result: dict[str, Any]) -> str:
-    """Returns the scores as a table."""
+    """Returns the result of `evaluate` as a text table."""
     lines = [f"step {result['step']}, {result['tokens']:,} tokens", ""]
     lines.append(f"{'':22} {'bits/byte':>10} {'nats/token':>11} {'recursions/token':>17}")
     for row in result["table"]:
@@ -101,6 +117,6 @@ def render(result: dict[str, Any]) -> str:
             lines.append(f"{'  causal gap':22} {'':10} {row['causal_gap']:+11.4f}")
     for name, bits in result.get("baselines", {}).items():
         lines.append(f"{name:22} {bits:10.4f}")
-    for depth, why in result.get("missing", {}).items():
-        lines.append(f"depth {depth} is missing: {why}")
+    for depth, reason in result.get("missing", {}).items():
+        lines.append(f"depth {depth} is missing: {reason}")
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Holds a model against what the authors' code computed on the same weights.
+"""Compares a model, or an optimizer, with the results of the authors' code on the same weights.
 
-A file is an `.npz` of arrays: `family`, `config` (JSON), `tokens`, `param/NAME`, `alias/NAME` (the
-name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`. That of an optimizer
-has gradients [steps ...] and `param_after/CASE/NAME` instead of tokens and what comes of them.
+A parity file is an `.npz` of arrays: `family`, `config` (JSON), `tokens`, `param/NAME`,
+`alias/NAME` (the name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`. A
+file of an optimizer has gradients [steps ...] and `param_after/CASE/NAME` instead of tokens,
+logits and losses.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from recursia.architecture import Model
 from recursia.convert import reference
 from recursia.errors import ConfigError, DataError, UserError
 
-LOGITS, LOSSES, GRADIENTS = 2e-5, 1e-5, 1e-4  # float32 on a CPU; the last relative to the largest
+# Tolerances of `Parity`, for float32 on a CPU.
+LOGITS, LOSSES, GRADIENTS = 2e-5, 1e-5, 1e-4
 UPDATES, ROUNDED_UPDATES = 2.5e-7, 1e-2
 _MODEL = {"tokens", "logits", "cross_entropy"}
 
@@ -33,15 +35,15 @@ _MODEL = {"tokens", "logits", "cross_entropy"}
 class Parity:
     """Largest differences between a model, or an optimizer, and the authors' code.
 
-    What a file does not hold differs by 0.
+    The difference is 0 for a quantity that the file does not hold.
 
     Attributes:
       logits_max_abs: of any logit.
       loss_max_abs: of any loss, in nats per token.
       gradient_max_rel: of any gradient entry, over its tensor's largest entry.
       is_routed_alike: whether every recursion kept the same tokens.
-      update_max_abs: of any parameter after steps of an optimizer, of its momentum and direction.
-      rounded_update_max_abs: of the same where the authors multiply in bfloat16.
+      update_max_abs: of any parameter, momentum or direction after steps of an optimizer.
+      rounded_update_max_abs: of the same if the authors multiply in bfloat16.
     """
 
     logits_max_abs: float = 0.0
@@ -68,10 +70,10 @@ _UNREADABLE = (ValueError, OSError, KeyError, TypeError, EOFError, MemoryError, 
 
 
 def read(path: str) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file.
+    """Returns the arrays of a parity file.
 
     Raises:
-      DataError: if it is missing, or not such a file.
+      DataError: if the file is missing or is not a parity file.
     """
     try:
         with np.load(path) as file:
@@ -87,17 +89,17 @@ def read(path: str) -> dict[str, np.ndarray]:
 
 
 def check(path: str) -> Parity:
-    """Returns how far our model is from what the file says.
+    """Returns the differences between our results and a parity file.
 
     Raises:
       DataError: if the file is not readable.
-      ConfigError: for a family or option that has no counterpart here.
+      ConfigError: for a family or an option that recursia lacks.
     """
     file = read(path)
     family = str(file["family"])
     if family not in reference.FAMILIES:
         known = ", ".join(reference.FAMILIES)
-        raise ConfigError(f"{path}: family {family!r} is not read here; {known} are")
+        raise ConfigError(f"{path}: no family {family!r}; families are {known}")
     module = f"{reference.__name__}.{reference.FAMILIES[family]}"
     try:
         case = importlib.import_module(module).case(file)
@@ -108,8 +110,8 @@ def check(path: str) -> Parity:
     except UserError as error:
         raise type(error)(f"{path}: {error}") from None
     except (ValueError, TypeError, AttributeError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"{path}: the file does not fit its family: {said}") from None
+        message = " ".join(str(error).split())
+        raise ConfigError(f"{path}: the file does not fit its family: {message}") from None
 
 
 def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
@@ -118,15 +120,15 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
     (total, (logits, nats, aux)), ours = _graded(
         params, case.tokens, case.targets, case.options, case.config
     )
-    pairs = [("total_loss", total), ("cross_entropy", nats), *case.losses(aux)]
-    losses = [abs(float(value) - float(file[name])) for name, value in pairs if name in file]
+    values = [("total_loss", total), ("cross_entropy", nats), *case.losses(aux)]
+    losses_off = [abs(float(value) - float(file[name])) for name, value in values if name in file]
     arrays = [("logits", logits), *case.arrays(aux, params)]
     logits_off = [np.abs(np.asarray(a) - file[name]).max() for name, a in arrays if name in file]
     relative = lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-12))
     theirs = case.params(reference.under(file, "grad/"))
     return Parity(
         logits_max_abs=float(np.max(logits_off)),
-        loss_max_abs=float(np.max(losses)),
+        loss_max_abs=float(np.max(losses_off)),
         gradient_max_rel=float(np.max(jax.tree.leaves(jax.tree.map(relative, ours, theirs)))),
         is_routed_alike=all(
             np.array_equal(np.argwhere(mask), _places(file[f"selected/{r}"]))
@@ -144,9 +146,9 @@ def _compare_updates(case: reference.Updates) -> Parity:
 @functools.partial(jax.jit, static_argnames="config")
 @functools.partial(jax.value_and_grad, has_aux=True)
 def _graded(
-    params: Any, tokens: Array, targets: Array, options: dict[str, Any], config: Model
+    params: dict[str, Any], tokens: Array, targets: Array, options: dict[str, Any], config: Model
 ) -> Any:
-    """Returns the loss, what it is made of, and its gradient: one program for all files alike."""
+    """Returns the loss, its terms and its gradient; files of one shape share a program."""
     out = model.apply(params, tokens, config, mode="train", **options)
     logits = model.logits(params, out.hidden, config)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
@@ -154,17 +156,17 @@ def _graded(
     return nats + sum(out.aux.losses.values()), (logits, nats, out.aux)
 
 
-def _check_shapes(params: Any, config: Model) -> None:
-    """Raises ConfigError where an array has not the shape that the configuration gives it."""
+def _check_shapes(params: dict[str, Any], config: Model) -> None:
+    """Raises ConfigError if the shape of an array is not the configuration's."""
     wanted = jax.tree.leaves_with_path(parameters.abstract(model.specs(config)))
     for (path, spec), leaf in zip(wanted, jax.tree.leaves(params), strict=True):
         if leaf.shape != spec.shape:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             raise ConfigError(
-                f"{name}: its array becomes {leaf.shape}, and the configuration says {spec.shape}"
+                f"{name}: the file's array has shape {leaf.shape}, the configuration's {spec.shape}"
             )
 
 
 def _places(index: np.ndarray) -> np.ndarray:
-    """Returns sorted positions [B C] as pairs of row and position."""
+    """Returns sorted positions [B C] as pairs (row, position)."""
     return np.array([(b, t) for b, row in enumerate(index) for t in row])

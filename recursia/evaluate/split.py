@@ -1,4 +1,4 @@
-"""The prepared text that a score is of: a run's validation split, or a file."""
+"""The text to score: a run's validation split, or a file."""
 
 import pathlib
 
@@ -13,23 +13,24 @@ def of_run(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
     """Returns the directories of the run's data that have a validation split.
 
     Raises:
-      DataError: if the data is no longer there, or of another tokenizer.
+      DataError: if the data is missing, or was prepared with another tokenizer.
     """
     try:
         readers = [packing.Reader(path) for path in trained.paths]
     except DataError as error:
-        raise DataError(f"{error}; to score a text of your own, give --text=FILE") from None
+        raise DataError(f"{error}; to score another text, give --text=FILE") from None
     for reader in readers:
         directory.check_tokenizer(workdir, trained.run, reader.tokenizer, reader.directory)
     return tuple(r.directory for r in readers if "validation" in r.manifest["splits"])
 
 
-def of_file(text: str, tokenizer: Tokenizer, place: str) -> str:
-    """Returns a prepared directory that holds a text file as its validation split."""
-    output = str(pathlib.Path(place) / "text")
+def of_file(text: str, tokenizer: Tokenizer, folder: str) -> str:
+    """Prepares a text file as a validation split inside a folder; returns its directory."""
+    output = str(pathlib.Path(folder) / "text")
     with packing.Writer(output, tokenizer, 1 << 27) as writer:
         documents = source.of(text).documents(on_error="stop")
-        for _ in prepare.pack(writer, tokenizer, (("validation", each) for each in documents)):
+        labelled = (("validation", document) for document in documents)
+        for _ in prepare.pack(writer, tokenizer, labelled):
             pass
         writer.finish({})
     return output

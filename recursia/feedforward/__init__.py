@@ -1,4 +1,4 @@
-"""Feed-forwards transform each token alone, one file each.
+"""Feed-forwards: position-wise layers, one file each.
 
 All extend `recursia.feedforward.feedforward.FeedForward`.
 """

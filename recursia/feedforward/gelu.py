@@ -1,7 +1,4 @@
-"""One hidden layer of Gaussian error linear units with biases (Hendrycks & Gimpel 2016).
-
-arXiv 1606.08415.
-"""
+"""MLP with one hidden layer of GELU and biases (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
 
 import dataclasses
 import functools
@@ -13,6 +10,6 @@ from recursia.feedforward.relu import ReLU
 
 @dataclasses.dataclass(frozen=True)
 class GELU(ReLU):
-    """`gelu(h up + up_bias) down + down_bias`, by the error function itself."""
+    """`gelu(h up + up_bias) down + down_bias`, with the exact error function."""
 
     activation = staticmethod(functools.partial(jax.nn.gelu, approximate=False))

@@ -1,9 +1,9 @@
-"""Mixture of LoRAs: a feed-forward of which each token mixes several, a thin product apart.
+"""Mixture of LoRAs: experts that are one shared feed-forward plus a low-rank adapter each.
 
-ModernALBERT's: `y = sum_i p_i FF_i(h)`, where `FF_i` is one feed-forward with `W + scale A_i B_i`
-for every matrix `W`, and `p` the softmax of a router over the experts taken. Results are mixed, not
-weights: the feed-forward's non-linearity stands between the products of one expert. Published for
-encoders; known here from its equation alone.
+As in ModernALBERT: `y = sum_i p_i FF_i(h)`, where `FF_i` is the feed-forward with `W + scale A_i
+B_i` for every matrix `W`, and `p` the softmax of a router over the top-k experts. Outputs are
+mixed, not weights, as the feed-forward has a non-linearity between its matrices. Published for
+encoders; this follows the published equation, without the authors' code.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int
 from recursia import params as parameters
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
-from recursia.layers import balance, experts
+from recursia.layers import balance, experts, router
 from recursia.layers.attention import Context
-from recursia.layers.branch import Losses, Report
+from recursia.layers.branch import Losses, Params, Report, States
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
 from recursia.params import Leaf, Spec, normal
@@ -25,17 +25,17 @@ from recursia.params import Leaf, Spec, normal
 
 @dataclasses.dataclass(frozen=True)
 class MixtureOfLoras(FeedForward):
-    """Experts that are thin products; those of `B` are zero at the start, and do nothing then.
+    """Experts that are low-rank adapters, with `B` zero at the start.
 
-    The feed-forward, its experts and their router are slots that vary apart: tie the first alone,
-    and each step has experts of its own.
+    The feed-forward, the adapters and the router are slots that can be shared across depth each by
+    itself: share the feed-forward alone, and each step has adapters of its own.
 
     Attributes:
-      feedforward: what the experts modulate; `kind` names a module of one slot, such as "swiglu".
-      num_experts: of the layer.
-      rank: of an expert's products; a matrix that is thinner takes its own width.
-      top_k: of the experts, how many a token takes; with one alone its router learns nothing.
-      scale: multiplies the products; published as alpha over the rank.
+      feedforward: what the adapters change; `kind` names a module of one slot, such as "swiglu".
+      num_experts: experts of the layer.
+      rank: of an adapter, at most the smaller side of the matrix.
+      top_k: experts that a token takes; with 1 the router gets no gradient.
+      scale: factor of the adapters; published as alpha over the rank.
       init_std: standard deviation of `A` and of the router at the start.
     """
 
@@ -59,85 +59,84 @@ class MixtureOfLoras(FeedForward):
 
     @property
     def norm_name(self) -> str:
-        """That of the feed-forward."""
+        """The norm of the feed-forward."""
         return self.feedforward.norm_name
 
     @property
     def slots(self) -> tuple[str, ...]:
-        """The feed-forward's, and what is added to it."""
+        """The slots of the feed-forward, and those of adapters and router."""
         return (*self.feedforward.slots, "lora_experts", "lora_router")
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """The router: a rounded logit would choose another expert."""
+        """Those of the feed-forward and the router: a rounded logit would choose another expert."""
         return (*self.feedforward.exact, "lora_router")
 
-    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
-        """Returns the feed-forward's, `a` and `b` of every matrix for each expert, the router."""
+    def specs(self, width: int, num_steps: int) -> Params:
+        """Returns the feed-forward, adapters of each matrix by expert, and the router."""
 
-        def pair(spec: Spec) -> dict[str, Spec]:
-            (taken, given), (axis, other) = spec.shape, spec.axes
+        def adapter(spec: Spec) -> dict[str, Spec]:
+            (inputs, outputs), (axis_in, axis_out) = spec.shape, spec.axes
             e, r = self.num_experts, self._rank(spec)
             return {
-                "a": Spec((e, taken, r), ("experts", axis, None), normal(self.init_std)),
-                "b": Spec((e, r, given), ("experts", None, other), zeros),
+                "a": Spec((e, inputs, r), ("experts", axis_in, None), normal(self.init_std)),
+                "b": Spec((e, r, outputs), ("experts", None, axis_out), zeros),
             }
 
         ((slot, tree),) = self.feedforward.specs(width, num_steps).items()
         matrices = _matrices(tree)
-        again = lambda spec: 1 if spec.axes[0] == "embed" else self.top_k
-        shared = {n: dataclasses.replace(s, products=again(s)) for n, s in matrices.items()}
-        router = Spec((width, self.num_experts), ("embed", None), normal(self.init_std))
-        pairs = {name: pair(spec) for name, spec in matrices.items()}
-        added = {"lora_experts": pairs, "lora_router": router}
+        products = lambda spec: 1 if spec.axes[0] == "embed" else self.top_k
+        shared = {n: dataclasses.replace(s, products=products(s)) for n, s in matrices.items()}
+        added = {
+            "lora_experts": {name: adapter(spec) for name, spec in matrices.items()},
+            "lora_router": Spec((width, self.num_experts), ("embed", None), normal(self.init_std)),
+        }
         return {slot: {**tree, **shared}, **parameters.mark(added, is_matrix=False)}
 
     def apply(
-        self,
-        params: dict[str, Leaf],
-        x: Float[Array, "B T D"],
-        h: Float[Array, "B T D"],
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Report]:
-        """Returns the mean of what the experts that `h` chooses make, and how they were used.
+        self, params: Params, x: States, h: States, context: Context
+    ) -> tuple[States, Report]:
+        """Returns the weighted mean of the outputs of the experts, and router statistics.
 
-        It is the first one's and the weighted distance of the others from it: experts that add
-        nothing leave the feed-forward as it is, to the bit.
+        Computed as the first expert's output plus the weighted differences of the others from it,
+        so that adapters of zero leave the feed-forward's output bit for bit.
         """
-        logits = dot(h.astype(jnp.float32), params["lora_router"], "d,de->e")
-        choice = experts.choose(logits, self.top_k, score="softmax", is_renormalised=True)
+        choice, usage = router.route(
+            params["lora_router"], h, self.top_k, context, score="softmax", is_renormalised=True
+        )
         (slot,) = self.feedforward.slots
-        pairs = params["lora_experts"]
-        bases = {name: _Once(params[slot][name]) for name in pairs}
+        adapters = params["lora_experts"]
+        bases = {name: _Memoised(params[slot][name]) for name in adapters}
 
-        def made(index: Int[Array, "B T 1"]) -> Float[Array, "B T D"]:
-            with_expert = lambda name: _Chosen(
-                bases[name], **pairs[name], index=index, scale=self.scale
-            )
-            weights = {slot: {**params[slot], **{name: with_expert(name) for name in pairs}}}
+        def output(index: Int[Array, "B T 1"]) -> States:
+            adapted = {
+                name: _Adapted(bases[name], **adapters[name], index=index, scale=self.scale)
+                for name in adapters
+            }
+            weights = {slot: {**params[slot], **adapted}}
             return self.feedforward.apply(weights, x, h, context)[0].astype(jnp.float32)
 
-        first, *others = (made(choice.index[..., i : i + 1]) for i in range(self.top_k))
+        first, *others = (output(choice.index[..., i : i + 1]) for i in range(self.top_k))
         y = first
         for i, other in enumerate(others, start=1):
             y += choice.weight[..., i : i + 1] * (other - first)
-        report = {"lora_router": balance.usage(logits, choice.index, context.is_live)}
-        return y.astype(h.dtype), report
+        return y.astype(h.dtype), {"lora_router": usage}
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
-        """Returns no loss, and how evenly experts are taken."""
+        """Returns no loss, and how evenly experts are used."""
         return {}, {"expert_usage": balance.evenness(reports["lora_router"])}
 
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token.
 
-        Matrices that read the stream multiply it once for all experts, the others once for each.
+        Matrices that read the residual stream multiply it once for all experts, the others once for
+        each.
         """
         (slot,) = self.feedforward.slots
         matrices = _matrices(self.specs(width, 1)[slot]).values()
-        again = sum((spec.products - 1) * math.prod(spec.shape) for spec in matrices)
-        thin = sum(self.top_k * self._rank(spec) * sum(spec.shape) for spec in matrices)
-        added = again + thin + width * self.num_experts
+        repeated = sum((spec.products - 1) * math.prod(spec.shape) for spec in matrices)
+        adapters = sum(self.top_k * self._rank(spec) * sum(spec.shape) for spec in matrices)
+        added = repeated + adapters + width * self.num_experts
         return self.feedforward.forward_flops(width) + 2 * added
 
     def _rank(self, spec: Spec) -> int:
@@ -148,31 +147,31 @@ def _matrices(tree: dict[str, Spec]) -> dict[str, Spec]:
     return {name: spec for name, spec in tree.items() if len(spec.shape) == 2}
 
 
-class _Once:
-    """A matrix whose product with the same states is made once, whoever asks."""
+class _Memoised:
+    """A matrix that computes its product with the same states once."""
 
     def __init__(self, weight: Leaf):
-        self.weight, self.made = weight, []
+        self.weight, self.products = weight, []
 
     def dot(self, x: Array, einsum: str) -> Array:
-        for states, product in self.made:
+        for states, product in self.products:
             if states is x:
                 return product
         product = dot(x, self.weight, einsum)
-        self.made.append((x, product))
+        self.products.append((x, product))
         return product
 
 
 @dataclasses.dataclass(frozen=True)
-class _Chosen:
-    """A matrix with the products of one expert for each token added; see `layers.linear.dot`."""
+class _Adapted:
+    """A matrix plus the adapter of one expert for each token; see `layers.linear.Weight`."""
 
-    base: _Once
+    base: _Memoised
     a: Float[Array, "E D R"]
     b: Float[Array, "E R F"]
     index: Int[Array, "B T 1"]
     scale: float
 
     def dot(self, x: Array, einsum: str) -> Array:
-        thin = self.scale * experts.project(x, self.index, self.a)[..., 0, :]
-        return self.base.dot(x, einsum) + experts.project(thin, self.index, self.b)[..., 0, :]
+        low_rank = self.scale * experts.project(x, self.index, self.a)[..., 0, :]
+        return self.base.dot(x, einsum) + experts.project(low_rank, self.index, self.b)[..., 0, :]

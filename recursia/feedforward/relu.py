@@ -1,27 +1,26 @@
-"""One hidden layer of rectified units with biases (Vaswani et al. 2017, arXiv 1706.03762)."""
+"""MLP with one hidden layer of ReLU and biases (Vaswani et al. 2017, arXiv 1706.03762)."""
 
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float
 
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers.attention import Context
-from recursia.layers.branch import Report
+from recursia.layers.branch import Params, Report, States
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
-from recursia.params import Leaf, Spec
+from recursia.params import Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class ReLU(FeedForward):
-    """`relu(h up + up_bias) down + down_bias`: all of it decides, nothing is passed on raw.
+    """`relu(h up + up_bias) down + down_bias`, of normalised states alone.
 
     Attributes:
       mlp_dim: hidden width.
-      init: scales of its matrices at the start.
+      init: initialisation of the matrices.
     """
 
     mlp_dim: int
@@ -34,7 +33,7 @@ class ReLU(FeedForward):
     def __post_init__(self):
         ranges.at_least(1, self, "mlp_dim")
 
-    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
+    def specs(self, width: int, num_steps: int) -> Params:
         """Returns both layers with their biases."""
         d, f = width, self.mlp_dim
         bias = lambda width, axis: Spec((width,), (axis,), zeros, is_decayed=False)
@@ -48,13 +47,9 @@ class ReLU(FeedForward):
         }
 
     def apply(
-        self,
-        params: dict[str, Leaf],
-        x: Float[Array, "B T D"],
-        h: Float[Array, "B T D"],
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Report]:
-        """Returns what tokens write to the stream."""
+        self, params: Params, x: States, h: States, context: Context
+    ) -> tuple[States, Report]:
+        """Returns the writes to the residual stream."""
         weights = params["mlp"]
         hidden = self.activation(dot(h, weights["up"], "d,df->f") + weights["up_bias"])
         return dot(hidden, weights["down"], "f,fd->d") + weights["down_bias"], {}

@@ -1,17 +1,16 @@
-"""SwiGLU: a linear hidden layer, gated (Shazeer 2020, arXiv 2002.05202)."""
+"""SwiGLU: a gated linear unit (Shazeer 2020, arXiv 2002.05202)."""
 
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float
 
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers.attention import Context
-from recursia.layers.branch import Report
+from recursia.layers.branch import Params, Report, States
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
-from recursia.params import Leaf, Spec
+from recursia.params import Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +19,7 @@ class SwiGLU(FeedForward):
 
     Attributes:
       mlp_dim: hidden width.
-      init: scales of its matrices at the start; `by_depth` scales `up` too where the rule is
+      init: initialisation of the matrices; `by_depth` scales `up` too where the rule is
         "small", as in the code of Geiping et al. 2025 (arXiv 2502.05171).
     """
 
@@ -34,8 +33,8 @@ class SwiGLU(FeedForward):
     def __post_init__(self):
         ranges.at_least(1, self, "mlp_dim")
 
-    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
-        """Returns gate, linear branch and output."""
+    def specs(self, width: int, num_steps: int) -> Params:
+        """Returns the three matrices."""
         d, f = width, self.mlp_dim
         read, write = self.init.read(d, d), self.init.write(d, f, num_steps)
         up = self.init.write(d, d, num_steps) if self.init.rule == "small" else read
@@ -48,13 +47,9 @@ class SwiGLU(FeedForward):
         }
 
     def apply(
-        self,
-        params: dict[str, Leaf],
-        x: Float[Array, "B T D"],
-        h: Float[Array, "B T D"],
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Report]:
-        """Returns what tokens write to the stream."""
+        self, params: Params, x: States, h: States, context: Context
+    ) -> tuple[States, Report]:
+        """Returns the writes to the residual stream."""
         weights = params["mlp"]
         gate = dot(h, weights["gate"], "d,df->f")
         up = dot(x, weights["up"], "d,df->f")

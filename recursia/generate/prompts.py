@@ -1,4 +1,4 @@
-"""How a trained run continues prompts."""
+"""Continuations of prompts by a trained run."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -25,12 +25,12 @@ def continue_prompts(
 
     Args:
       workdir: the run's directory.
-      step: updates made; None takes the latest.
-      prompts: beginnings.
-      num_tokens: tokens to add at most.
+      step: of the checkpoint; None takes the latest.
+      prompts: texts to continue.
+      num_tokens: number of tokens to draw at most.
       temperature: of the draws; 0 takes the likeliest token.
       seed: of the draws.
-      overrides: fields of the depth policy that are to be other than in training, as typed.
+      overrides: fields of the depth policy to change, as typed.
 
     Raises:
       ConfigError: for an empty prompt, or a number out of range.

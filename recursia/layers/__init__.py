@@ -1,1 +1,1 @@
-"""What blocks are made of; axis letters are those of `jax.nn.dot_product_attention`."""
+"""Layers of blocks; axis letters are those of `jax.nn.dot_product_attention`."""

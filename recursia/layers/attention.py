@@ -1,7 +1,6 @@
-"""Attention of some tokens to some keys and values, by where the tokens stand."""
+"""Causal attention by positions and segments, for any subset of a row's tokens."""
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,22 +11,22 @@ from recursia.kernels.routed_attention import routed_attention
 from recursia.params import Leaf
 from recursia.sharding import is_split, locally
 
-PADDING = 0  # segment of what is no token
+PADDING = 0  # segment id of padding
 
 
 @struct.dataclass
 class Context:
-    """What a step may know of its tokens besides their hidden states.
+    """Positions, packed documents and padding of the tokens that a step processes.
 
     Attributes:
-      positions: in the document, whatever subset of its tokens is here.
-      segment_ids: tokens see only their own segment, a number from 1; 0 is padding. None is one
-        segment for all.
-      is_live: False for padding, and for tokens whose step is computed and thrown away: they take
-        no place and no part in what a block reports. None: all are.
-      inputs: the states that the core was entered with, where a recursion reads them.
-      is_row: whether these are the tokens of whole rows, at positions 0, 1, 2, ...
-      window: how many positions behind itself a token sees, its own included; 0 is no bound.
+      positions: each token's position in its document, whichever of its tokens are processed.
+      segment_ids: each token's document in a packed row, from 1; 0 is padding. A token attends to
+        its own segment only. None: one segment for all.
+      is_live: False for padding, and for tokens whose result is computed and discarded: they take
+        no expert's capacity and enter no statistics. None: all tokens are live.
+      inputs: the states that entered the core, where a recursion injects them again.
+      is_row: whether these are all tokens of their rows, at positions 0, 1, 2, ...
+      window: sliding window in tokens, the query's own included; 0 is no bound.
     """
 
     positions: Leaf  # [B T]
@@ -43,11 +42,11 @@ class Context:
         return jax.tree.map(lambda leaf: leaf[rows, index], replace(self, is_row=False))
 
     def count_only(self, live: Bool[Array, "B T"]) -> "Context":
-        """Returns a context in which the other tokens' steps are thrown away, yet seen by all."""
+        """Returns a context in which other tokens are not live, but attended to all the same."""
         return replace(self, is_live=live if self.is_live is None else live & self.is_live)
 
     def hide(self, hidden: Bool[Array, "B T"]) -> "Context":
-        """Returns a context in which the hidden tokens are padding: no other token sees them."""
+        """Returns a context in which the hidden tokens are padding, to which none attends."""
         segments = 1 if self.segment_ids is None else self.segment_ids
         counted = self.count_only(~hidden)
         return replace(counted, segment_ids=jnp.where(hidden, PADDING, segments))
@@ -55,7 +54,7 @@ class Context:
 
 @struct.dataclass
 class KeysValues:
-    """The keys and values that a step offers, one for each token of its context."""
+    """The keys and values of the tokens of a context."""
 
     key: Leaf  # [... B S K H]
     value: Leaf  # [... B S K H]
@@ -70,36 +69,46 @@ def attend(
     scale: float | None = None,
     cap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
-    """Causal grouped-query attention: a query sees keys of its segment not later than itself.
+    """Causal grouped-query attention: a query sees keys of its segment at or before its position.
 
-    Heads are split over devices where those of keys are, and queries where tokens are: each device
-    then reads the keys of all tokens.
+    Under sharding, query heads are split as key heads are, and queries as tokens are; each device
+    reads the keys of all tokens.
 
     Args:
       query: rotated queries of the tokens in `context`.
       source: rotated keys and values of the tokens in `source_context`.
-      context: where the queries stand.
-      source_context: where the keys stand; they need not be the tokens of the queries.
-      relative: what each query adds to the scores of keys 0, 1, ... positions behind it; those
-        further behind take the last.
-      scale: of the scores; None: 1 / sqrt(H).
-      cap: bound of the scores, by the hyperbolic tangent; 0 has none.
+      context: of the queries.
+      source_context: of the keys, whose tokens may be others than those of the queries.
+      relative: relative position bias: the query's score of keys 0, 1, ... positions behind it;
+        keys further behind take the last.
+      scale: factor of the scores; None is 1 / sqrt(H).
+      cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
     positions = [context.positions, source_context.positions]
     if context.is_row and source_context.is_row and not is_split("length"):
         positions = [None, None]
     segments = [context.segment_ids, source_context.segment_ids]
-    if segments[0] is None or segments[1] is None:  # one for all is segment 1, as in `hide`
-        written = lambda given, at: jnp.ones_like(at.positions) if given is None else given
+    if segments[0] is None or segments[1] is None:  # None is segment 1, as in `hide`
+        ids = lambda given, at: jnp.ones_like(at.positions) if given is None else given
         is_one = segments[0] is segments[1]
         pairs = zip(segments, (context, source_context), strict=True)
-        segments = [None, None] if is_one else [written(*pair) for pair in pairs]
+        segments = [None, None] if is_one else [ids(*pair) for pair in pairs]
 
-    def run(query, key, value, relative, *where: Array | None) -> Array:
-        names = ("query_positions", "key_positions", "query_segments", "key_segments")
-        how: dict[str, Any] = dict(zip(names, where, strict=True))
-        how |= {"scale": scale, "cap": cap, "window": context.window}
-        return routed_attention(query, key, value, relative=relative, **how)
+    def run(query, key, value, relative, *positions_and_segments: Array | None) -> Array:
+        query_positions, key_positions, query_segments, key_segments = positions_and_segments
+        return routed_attention(
+            query,
+            key,
+            value,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            query_segments=query_segments,
+            key_segments=key_segments,
+            relative=relative,
+            scale=scale,
+            cap=cap,
+            window=context.window,
+        )
 
     queries, keys = ("batch", "length", "kv_heads", None), ("batch", None, "kv_heads", None)
     return locally(

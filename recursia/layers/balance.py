@@ -1,7 +1,7 @@
-"""How evenly tokens use experts, and the losses that even it out.
+"""Load balancing losses of experts, and the router statistics that they are computed from.
 
-Every statistic is a sum over tokens: uses of one bank, by several recursions or by parts of a
-sequence, add up leaf by leaf before a loss is made of them.
+Every statistic is a sum over tokens: those of several uses of one bank, such as recursions, are
+added leaf by leaf before a loss is computed from them.
 """
 
 import jax
@@ -15,13 +15,13 @@ from recursia.params import Leaf
 
 @struct.dataclass
 class Usage:
-    """Float32 sums over the tokens of each sequence, by head `N` where experts are chosen by head.
+    """Router statistics: float32 sums over the tokens of a sequence, by head `N` if routed by head.
 
-    "Probability" is the softmax of the logits, whatever score the choice was made by.
+    "Probability" is the softmax of the logits, whatever score the router chose by.
     """
 
-    tokens: Leaf  # [B *N] how many
-    taken: Leaf  # [B *N E] how many took the expert, places beyond its capacity included
+    tokens: Leaf  # [B *N] number of tokens
+    taken: Leaf  # [B *N E] tokens that chose the expert, those beyond its capacity included
     probability: Leaf  # [B *N E]
     entropy: Leaf  # [B *N] of each token's own probabilities, in nats
     square: Leaf  # [B *N] of the log-sum-exp of the logits
@@ -32,12 +32,12 @@ def usage(
     index: Int[Array, "B T *N k"],
     is_counted: Bool[Array, "B T"] | None = None,
 ) -> Usage:
-    """Returns the sums of one use; of two uses of a bank they are `jax.tree.map(jnp.add, a, b)`.
+    """Returns the statistics of one use of a router.
 
     Args:
       logits: of each expert, in float32.
-      index: the experts that tokens took.
-      is_counted: the tokens to sum over, say those not padding nor halted; None is all.
+      index: the experts that each token took.
+      is_counted: the tokens to sum over, such as those neither padding nor halted; None is all.
     """
 
     def total(values: Array) -> Array:
@@ -59,8 +59,8 @@ def usage(
 def sequence_loss(usage: Usage) -> Float[Array, ""]:
     """Returns minus the entropy of a sequence's mean probabilities, a mean over sequences.
 
-    From -log E where a sequence uses all experts alike, to 0 where it uses one: MoEUT's regulariser
-    (arXiv 2405.16039). Heads are averaged; a row of nothing but padding is no sequence.
+    From -log E where a sequence uses all experts equally, to 0 where it uses one: MoEUT's
+    regulariser (arXiv 2405.16039). The mean is over heads too; a row of padding is left out.
     """
     entropy = _entropy(_mean(usage.probability, usage.tokens))
     return -batch.mean(entropy, tuple(range(entropy.ndim)), usage.tokens > 0)
@@ -69,50 +69,50 @@ def sequence_loss(usage: Usage) -> Float[Array, ""]:
 def information(usage: Usage) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the entropy H(e|x) of an expert given its token, and H(e) over all tokens, in nats.
 
-    The mutual information that the Sparse Universal Transformer maximises (arXiv 2310.07096) is the
-    second minus the first. Heads are averaged.
+    Their mutual information, which the Sparse Universal Transformer maximises (arXiv 2310.07096),
+    is the second minus the first. Both are means over heads.
     """
-    whole = _whole(usage)
-    conditional = _mean(whole.entropy, whole.tokens)
-    marginal = _entropy(_mean(whole.probability, whole.tokens))
+    sums = _batch_sums(usage)
+    conditional = _mean(sums.entropy, sums.tokens)
+    marginal = _entropy(_mean(sums.probability, sums.tokens))
     return conditional.mean(), marginal.mean()
 
 
 def switch_loss(usage: Usage) -> Float[Array, ""]:
-    """Returns E times the sum over experts of the share taken times the mean probability.
+    """Returns E times the sum over experts of the share of choices times the mean probability.
 
-    At least 1 where both agree, and 1 where all experts are used alike: Fedus et al. 2021 (arXiv
-    2101.03961), with the share of all places where a token takes several. Heads are averaged.
+    The load balancing loss of the Switch Transformer (Fedus et al. 2021, arXiv 2101.03961): 1 where
+    all experts are used equally. With top-k above 1 the share is that of all k choices. The mean is
+    over heads too.
     """
-    whole = _whole(usage)
-    share = _mean(whole.taken, whole.taken.sum(-1))
-    product = share * _mean(whole.probability, whole.tokens)
+    sums = _batch_sums(usage)
+    share = _mean(sums.taken, sums.taken.sum(-1))
+    product = share * _mean(sums.probability, sums.tokens)
     return share.shape[-1] * product.sum(-1).mean()
 
 
 def z_loss(usage: Usage) -> Float[Array, ""]:
     """Returns the mean squared log-sum-exp of the logits (Zoph et al. 2022, arXiv 2202.08906)."""
-    whole = _whole(usage)
-    return _mean(whole.square, whole.tokens).mean()
+    sums = _batch_sums(usage)
+    return _mean(sums.square, sums.tokens).mean()
 
 
 def evenness(usage: Usage) -> Float[Array, ""]:
-    """Returns the share of experts that would, all used alike, have the entropy of what was taken.
+    """Returns the effective number of experts over E: the exponential of the entropy of their use.
 
-    1 where a batch takes all experts alike; a mean over routers and heads.
+    1 where a batch uses all experts equally; a mean over routers and heads.
     """
     taken = batch.total(usage.taken.sum(1))
     share = taken / jnp.maximum(taken.sum(-1, keepdims=True), 1.0)
     return jnp.exp(jax.scipy.special.entr(share).sum(-1)).mean() / share.shape[-1]
 
 
-def _whole(usage: Usage) -> Usage:
-    """Returns the sums over a batch."""
+def _batch_sums(usage: Usage) -> Usage:
     return jax.tree.map(lambda leaf: batch.total(leaf.sum(0)), usage)
 
 
 def _mean(total: Array, count: Array) -> Array:
-    """Returns a mean, of no tokens 0."""
+    """Returns a mean; of no tokens it is 0."""
     count = jnp.maximum(count, 1.0)
     return total / (count[..., None] if total.ndim > count.ndim else count)
 

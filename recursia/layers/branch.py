@@ -1,13 +1,15 @@
-"""What mixers and feed-forwards have in common."""
+"""The base of a branch of a residual block: what mixers and feed-forwards have in common."""
 
 import abc
 from typing import Any, ClassVar
 
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from recursia.params import Leaf
 
-Report = dict[str, Any]  # trees of sums by slot: over the tokens of a row [B ...], or over all
+Params = dict[str, Leaf]  # a tree by slot: of specs, then of one entry of each slot's bank
+States = Float[Array, "B T D"]  # hidden states, in the compute dtype
+Report = dict[str, Any]  # trees of statistics by slot: sums over the tokens of a row [B ...]
 Losses = dict[str, Array]  # scalars by name
 
 
@@ -17,12 +19,12 @@ class Branch(abc.ABC):
     A report holds sums over tokens, by slot; reports of all uses of one entry of the slot's bank
     are added. Each device sees its own rows only: a statistic over the batch that is no sum over
     tokens must go through `recursia.batch.mean` or `recursia.batch.total`, or several devices
-    differ from one.
+    give another result than one.
 
     Attributes:
-      norm_name: name of its norm in the slot "norms".
-      slots: names of its slots, which can be shared apart.
-      exact: those whose weights stay float32 whatever the compute dtype.
+      norm_name: name of the branch's norm in the slot "norms".
+      slots: names of the branch's slots; each slot can be shared across depth, or not, by itself.
+      exact: slots whose weights stay float32 whatever the compute dtype.
     """
 
     norm_name: ClassVar[str]
@@ -30,7 +32,7 @@ class Branch(abc.ABC):
     exact: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
-    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
+    def specs(self, width: int, num_steps: int) -> Params:
         """Returns a tree of specs for each slot.
 
         Args:
@@ -42,10 +44,11 @@ class Branch(abc.ABC):
         """Returns terms of the training loss in nats per token, and metrics.
 
         Args:
-          reports: of its slots, summed over the uses of each bank entry, entries in front.
+          reports: of this branch's slots, summed over the uses of each bank entry; entries are the
+            leading axis.
         """
         return {}, {}
 
     def batch_losses(self) -> tuple[str, ...]:
-        """Returns the fields that weigh losses in force which are no sums over tokens."""
+        """Returns the names of nonzero loss weights whose loss is no sum over tokens."""
         return ()

@@ -1,10 +1,9 @@
-"""Layers of which each token takes a few of many: mixtures of experts.
+"""Mixture-of-experts products: top-k choice, capacity, and grouped matrix multiplication.
 
-One selection and one product serve them all: the sigma-MoE and SwitchHead of MoEUT (Csordás et al.
-2024, arXiv 2405.16039), the experts and attention of the Sparse Universal Transformer (Tan et al.
-2023, arXiv 2310.07096) and WideNet (Xue et al. 2021, arXiv 2107.11817). A bank holds an entry for
-each expert; what tokens choose is sorted by expert and multiplied group by group. No token is
-dropped unless `limit` says so.
+Used by the sigma-MoE and SwitchHead of MoEUT (Csordás et al. 2024, arXiv 2405.16039), the experts
+and attention of the Sparse Universal Transformer (Tan et al. 2023, arXiv 2310.07096) and WideNet
+(Xue et al. 2021, arXiv 2107.11817). A bank holds one entry for each expert. Tokens are sorted by
+expert and multiplied group by group. No token is dropped unless `limit` is called.
 """
 
 import dataclasses
@@ -37,10 +36,10 @@ PEERS = "expert"  # the mesh axis along which devices hold different experts
 
 @struct.dataclass
 class Choice:
-    """The experts that each token takes, the best first."""
+    """The experts that each token takes, highest score first."""
 
     index: Leaf  # [... k] of the expert
-    weight: Leaf  # [... k] float32, the factor of its output
+    weight: Leaf  # [... k] float32, the factor of the expert's output
 
 
 def choose(
@@ -50,14 +49,14 @@ def choose(
     score: Literal["sigmoid", "softmax"],
     is_renormalised: bool,
 ) -> Choice:
-    """Returns the `k` experts of the highest scores; ties go to the earlier.
+    """Returns each token's top-k experts by score; ties go to the lower index.
 
     Gradients reach the logits through the weights alone.
 
     Args:
       logits: of each expert, in float32.
       k: experts for each token.
-      score: what a logit becomes: its own sigmoid, or its share of the softmax over experts.
+      score: the sigmoid of each logit, or the softmax over experts.
       is_renormalised: whether a token's weights are divided by their sum (plus 1e-6).
 
     Raises:
@@ -78,17 +77,18 @@ def limit(
     capacity: float | None,
     is_live: Bool[Array, "B T"] | None = None,
 ) -> Choice:
-    """Returns a choice in which no expert has more than its share of a sequence.
+    """Returns a choice in which no expert exceeds its capacity in a sequence.
 
-    Places go to earlier tokens first, so that none depends on a later one, but on the length of the
-    sequence they do depend. What comes too late has weight zero.
+    Earlier tokens come first, so that no token depends on a later one; but the capacity depends on
+    the length of the sequence. A token beyond an expert's capacity has weight zero there.
 
     Args:
       choice: of tokens [B T k].
-      num_experts: among which it was made.
-      capacity: an expert's places over its mean number of tokens, `k T / E`; the places are rounded
-        up. None is no bound.
-      is_live: the T tokens that count and take places, say those that are not padding; None is all.
+      num_experts: experts that were chosen among.
+      capacity: an expert's most tokens over its mean number of tokens, `k T / E`, rounded up to a
+        whole token. None is no bound.
+      is_live: the tokens that count in T and in an expert's load, those that are not padding; None
+        is all.
 
     Raises:
       ValueError: if the capacity is not positive.
@@ -106,24 +106,27 @@ def limit(
         places = places[-1]
     else:
         places = jnp.array(places)[is_live.sum(1)][:, None, None]
-        index = jnp.where(is_live[..., None], index, num_experts)  # behind those that take places
+        index = jnp.where(is_live[..., None], index, num_experts)  # sorted behind live tokens
     order = jnp.argsort(index.reshape(batch, -1), axis=-1, stable=True)
     experts = jnp.take_along_axis(index.reshape(batch, -1), order, axis=-1)
-    here = jnp.arange(length * k)
+    order_of_entry = jnp.arange(length * k)
     is_first = jnp.diff(experts, axis=-1, prepend=-1) > 0
-    rank = here - jax.lax.cummax(jnp.where(is_first, here, 0), axis=1)
+    first = jax.lax.cummax(jnp.where(is_first, order_of_entry, 0), axis=1)
+    rank = order_of_entry - first
     rank = jnp.take_along_axis(rank, jnp.argsort(order, axis=-1), axis=-1)
     is_in = rank.reshape(choice.index.shape) < places
     return dataclasses.replace(choice, weight=jnp.where(is_in, choice.weight, 0.0))
 
 
-def alike(std: float, is_by_expert: bool) -> Initializer:
-    """Returns an initializer of directions [D ...] of about one length, so that none is favoured.
+def equal_norms(std: float, is_by_expert: bool) -> Initializer:
+    """Returns an initializer of a router [D ...] whose columns have about equal norms.
+
+    No expert is then favoured at the start.
 
     Args:
-      std: of a normal draw, whose directions they are.
-      is_by_expert: whether a direction keeps the standard deviation that its own draw happened to
-        have, or has that of all.
+      std: standard deviation of the normal draw that columns are scaled from.
+      is_by_expert: whether each column keeps the sample standard deviation of its own draw, or all
+        take that of the whole draw.
     """
 
     def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -136,9 +139,9 @@ def alike(std: float, is_by_expert: bool) -> Initializer:
 
 
 def by_head(choice: Choice, num_experts: int) -> Choice:
-    """Returns a choice [... N k] among heads' own experts, as one from a bank of all heads'.
+    """Returns a choice [... N k] in each head as indices into one bank of all heads' experts.
 
-    The bank holds the `num_experts` of the first head first, then those of the second.
+    The bank holds the `num_experts` of the first head, then those of the second, and so on.
     """
     first = num_experts * jnp.arange(choice.index.shape[-2])
     return dataclasses.replace(choice, index=choice.index + first[:, None])
@@ -149,8 +152,8 @@ def project(
 ) -> Float[Array, "*L k M"]:
     """Returns each token's product with each of its experts.
 
-    The leading axes say what shares an input: tokens `[B T]`, or also heads or earlier choices. An
-    input of each choice's own is `project(x, index[..., None], bank)`.
+    Leading axes are inputs: tokens `[B T]`, or also heads or earlier choices. Where each choice has
+    an input of its own, call `project(x, index[..., None], bank)`.
     """
 
     def run(x: Array, index: Array, bank: Array) -> Array:
@@ -165,7 +168,7 @@ def project(
 
 
 def mix(y: Float[Array, "*L k D"], weight: Float[Array, "*L k"]) -> Float[Array, "*L D"]:
-    """Returns the weighted sum of what each token's experts gave, summed in float32."""
+    """Returns the weighted sum of the outputs of each token's experts, summed in float32."""
     return (y * weight[..., None]).sum(-2).astype(y.dtype)
 
 
@@ -175,13 +178,13 @@ def project_and_mix(
     weight: Float[Array, "*S j"],
     bank: Float[Array, "E D M"],
 ) -> Float[Array, "*S M"]:
-    """Returns `mix` of `project`, without the products of each choice where they are the wider.
+    """Returns `mix` of `project`; the sum comes first where outputs are wider than inputs.
 
     Args:
-      x: what the choices share.
-      index: of the experts.
-      weight: of the same choices in the same order, grouped by the sum they go into.
-      bank: an entry for each expert.
+      x: inputs.
+      index: the experts of each input.
+      weight: factors of the same choices in the same order, grouped by the sum that they enter.
+      bank: one matrix for each expert.
     """
 
     def run(x: Array, index: Array, weight: Array, bank: Array) -> Array:
@@ -221,11 +224,10 @@ def expert_mlp(
             y = combine_matmul(rows, down, groups, weights)
         else:
             rows = grouped_matmul(rows, down, groups.sizes)
-            rows = rows if down_bias is None else rows + of_each(down_bias)
-            y = combine(rows, groups, weights)
+            y = combine(rows + of_each(down_bias), groups, weights)
         return _to_peers(y.reshape(x.shape))
 
-    mlp = "mlp" if down_bias is None else None  # a bias would be added once for each part
+    mlp = "mlp" if down_bias is None else None  # with `down` sharded, each shard would add the bias
     banks = (None, None, mlp), (None, mlp, None), (None, mlp), (None, None)
     arrays = x, choice.index, choice.weight, up, down, up_bias, down_bias
     names = *map(_tokens, arrays[:3]), *banks
@@ -233,15 +235,15 @@ def expert_mlp(
 
 
 def _tokens(x: Array) -> tuple[str | None, ...]:
-    """Returns the logical axes of an array of which the first are a batch and its tokens."""
+    """Returns the logical axes of an array whose leading axes are batch and tokens."""
     return *("batch", "length", *(None,) * x.ndim)[: x.ndim - 1], None
 
 
 def _group(x: Array, index: Array, num_experts: int) -> tuple[Groups, Int[Array, "N"]]:
-    """Returns choices by expert, and each one's entry of the bank that this device holds.
+    """Returns choices sorted by expert, and each choice's index in this device's bank.
 
-    Choices of experts that others hold come last, are in no group and have an entry behind the
-    last.
+    Choices of experts that other devices hold come last, are in no group and have the index
+    `num_experts`.
     """
     if x.shape[:-1] != index.shape[:-1]:
         raise ValueError(f"experts: tokens are {x.shape[:-1]} but choices {index.shape[:-1]}.")
@@ -253,23 +255,23 @@ def _group(x: Array, index: Array, num_experts: int) -> tuple[Groups, Int[Array,
 
 
 def _has_peers() -> bool:
-    """Returns whether other devices hold other experts, and other rows of the batch."""
+    """Returns whether experts, and rows of the batch, are sharded over the axis `PEERS`."""
     return PEERS in batch.axes()
 
 
 def _from_peers(x: Array) -> Array:
-    """Returns the rows of all devices among which experts are split."""
+    """Returns the all-gathered rows of the devices over which experts are sharded."""
     return jax.lax.all_gather(x, PEERS, tiled=True) if _has_peers() else x
 
 
 def _to_peers(y: Float[Array, "P ..."]) -> Float[Array, "B ..."]:
-    """Returns this device's rows, summed over what the experts of all devices gave."""
+    """Returns this device's rows, summed over the experts of all devices: a reduce-scatter."""
     return jax.lax.psum_scatter(y, PEERS, tiled=True) if _has_peers() else y
 
 
 @jax.custom_vjp
 def _permute(rows: Array, order: Array, inverse: Array) -> Array:
-    """Rows in a new order; the gradient of a gather would be a scatter, though it is a gather."""
+    """Returns rows in a new order; its gradient is a gather, while that of indexing scatters."""
     return rows[order]
 
 

@@ -1,4 +1,4 @@
-"""Scales of matrices at the start."""
+"""Initialisation of matrices."""
 
 import dataclasses
 import math
@@ -12,15 +12,15 @@ from recursia.params import Initializer, normal
 
 @dataclasses.dataclass(frozen=True)
 class Init:
-    """How the matrices of a mixer or a feed-forward start; biases start at 0.
+    """Initialisation of the matrices of a mixer or a feed-forward; biases start at 0.
 
     Attributes:
       rule: "normal" draws with standard deviation `std`; "fan_in" with `std` over the root of a
         matrix's inputs; "small" with `std` times sqrt(2 / (5 width)), no entry further than three
         deviations from 0 (Nguyen & Salazar 2019, arXiv 1910.05895).
       std: standard deviation, or a factor of the one that the rule gives.
-      by_depth: whether what writes to the residual stream starts smaller by the root of twice the
-        effective depth, for as many writes add up there.
+      by_depth: whether matrices that write to the residual stream are divided by the root of twice
+        the effective depth, the number of writes that the stream sums.
     """
 
     rule: Literal["normal", "fan_in", "small"] = "normal"
@@ -36,7 +36,7 @@ class Init:
         Args:
           width: of the residual stream.
           inputs: features that the matrix takes.
-          writes: writes to the residual stream over which a variance is divided.
+          writes: number by which the variance is divided.
         """
         if self.rule == "fan_in":
             return normal(self.std / math.sqrt(writes * inputs))
@@ -57,5 +57,5 @@ class Init:
 
 
 def uniform(bound: float) -> Initializer:
-    """Returns an initializer of independent entries spread evenly from `-bound` to `bound`."""
+    """Returns an initializer of independent uniform entries from `-bound` to `bound`."""
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)

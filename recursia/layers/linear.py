@@ -1,4 +1,4 @@
-"""Multiplication by a weight of the model."""
+"""Products of activations with weights, plain or with a low-rank adapter."""
 
 import math
 from typing import Protocol, runtime_checkable
@@ -13,22 +13,22 @@ from recursia.sharding import is_split
 
 @runtime_checkable
 class Weight(Protocol):
-    """What stands in an array's place; it has `full()` too where one array does the same."""
+    """What can replace an array as a weight; it has `full()` too if one array is equivalent."""
 
     def dot(self, x: Array, einsum: str) -> Array:
-        """Returns `einsum` of activations and itself, as the function `dot` does of an array."""
+        """Returns `einsum` of activations and this weight, as the function `dot` does."""
         ...
 
 
 @struct.dataclass
 class Relaxed:
-    """A weight with a product of two thin ones added: `base + scale a b`, never made in full.
+    """A weight with a low-rank (LoRA) update, `base + scale a b`, multiplied without its sum.
 
     Attributes:
-      base: the features taken, then those given.
-      a: the features taken, then the rank.
-      b: the rank, then the features given.
-      scale: of the product.
+      base: input features, then output features.
+      a: input features, then the rank.
+      b: the rank, then output features.
+      scale: factor of `a b`.
     """
 
     base: Leaf
@@ -37,31 +37,31 @@ class Relaxed:
     scale: float = struct.field(pytree_node=False)
 
     def dot(self, x: Array, einsum: str) -> Array:
-        """Returns the product with the base, and that with the thin ones, in turn."""
+        """Returns the product with the base plus the product with `a` and then `b`."""
         taken, rest = einsum.split(",")
         given = rest.split("->")[1]
         thin = self.scale * dot(x, self.a, f"{taken},{taken}z->z")
         return dot(x, self.base, einsum) + dot(thin, self.b, f"z,z{given}->{given}")
 
     def full(self) -> Array:
-        """Returns the one array that multiplies as this does."""
+        """Returns the sum as one array."""
         return self.base + self.scale * jnp.tensordot(self.a, self.b, 1)
 
 
 def dot(x: Array, weight: Array | Weight, einsum: str) -> Array:
     """Returns `einsum` of each token's activations and a weight.
 
-    Every multiplication by a model weight goes through here, so that what a weight is (an array,
-    an array with an adapter, a mixture) can be told apart without any block knowing. Tokens and
-    features are flattened to one axis each: a compiler can then fold the transposes of the backward
-    pass into its products instead of copying. Tokens split over devices are not: rows of several
-    sequences would have to come together for it.
+    Every multiplication by a model weight goes through here, so that a block need not know whether
+    its weight is an array, an array with an adapter or a mixture. Tokens and features are flattened
+    to one axis each: a compiler can then fold the transposes of the backward pass into its products
+    instead of copying. Tokens that are sharded by position are not flattened, which would need an
+    all-gather.
 
     Args:
-      x: activations, in the compute dtype: any axes of tokens, then the features named.
-      weight: a weight in the compute dtype: the features taken, then those given, or the other way
-        for an array.
-      einsum: the features alone, such as "d,dnh->nh".
+      x: activations in the compute dtype: any axes of tokens, then the features in `einsum`.
+      weight: a weight in the compute dtype: input features, then output features; an array may have
+        them in the other order.
+      einsum: of the features alone, such as "d,dnh->nh".
     """
     if not isinstance(weight, Array):
         return weight.dot(x, einsum)
@@ -76,5 +76,7 @@ def dot(x: Array, weight: Array | Weight, einsum: str) -> Array:
         y = jnp.einsum("...i,oi->...o", rows, weight.reshape(-1, rows.shape[-1]))
         shape = weight.shape[: len(given)]
     else:
-        raise ValueError(f"dot: {einsum!r} does not take and give features side by side.")
+        raise ValueError(
+            f"dot: {einsum!r} must keep input features together, and output features too."
+        )
     return y.reshape(*tokens, *shape)

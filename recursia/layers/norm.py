@@ -1,6 +1,6 @@
-"""Normalisation; what its weights are tells which."""
+"""Root-mean-square and layer normalisation; the tree of weights says which."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,33 +13,26 @@ zeros = jax.nn.initializers.zeros
 
 
 def specs(kind: Kind, embed_dim: int) -> Spec | dict[str, Spec]:
-    """Returns the weights of a root-mean-square or layer normalisation; "unscaled" has none."""
+    """Returns the specs of a normalisation's weights; "unscaled" has none."""
+    vector = lambda init: Spec((embed_dim,), (None,), init, is_decayed=False)
     match kind:
         case "rms":
-            return rms_specs(embed_dim)
+            return vector(ones)
         case "layer":
-            return layer_specs(embed_dim)
-    return {}
+            return {"scale": vector(ones), "bias": vector(zeros)}
+        case "unscaled":
+            return {}
 
 
-def rms_specs(embed_dim: int) -> Spec:
-    """Returns the weight of a root-mean-square normalisation."""
-    return Spec((embed_dim,), (None,), ones, is_decayed=False)
-
-
-def layer_specs(embed_dim: int) -> dict[str, Spec]:
-    """Returns the weights of a layer normalisation."""
-    scale = rms_specs(embed_dim)
-    return {"scale": scale, "bias": Spec((embed_dim,), (None,), zeros, is_decayed=False)}
-
-
-def normalise(x: Float[Array, "*B D"], weights: Any, eps: float) -> Float[Array, "*B D"]:
-    """Returns the normalisation that has these weights, of `specs`."""
-    if isinstance(weights, dict) and not weights:
+def normalise(
+    x: Float[Array, "*B D"], weights: Array | dict[str, Array], eps: float
+) -> Float[Array, "*B D"]:
+    """Returns `x` normalised; its weights, a tree of `specs`, say by which normalisation."""
+    if not isinstance(weights, dict):
+        return rms_norm(x, weights, eps)
+    if not weights:
         return rms_norm(x, jnp.ones((), x.dtype), eps)
-    if isinstance(weights, dict):
-        return layer_norm(x, weights["scale"], weights["bias"], eps)
-    return rms_norm(x, weights, eps)
+    return layer_norm(x, weights["scale"], weights["bias"], eps)
 
 
 def rms_norm(

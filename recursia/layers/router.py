@@ -1,67 +1,38 @@
-"""A router with a hidden layer, evened out by mutual information.
+"""A linear router: each token's top-k experts, and the statistics for load balancing losses."""
 
-Tan et al. 2023, arXiv 2310.07096. The released code draws some of a token's experts at random while
-training (`sample_topk`, off in its base model) and has dropout; neither is here.
-"""
-
-import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recursia.layers.attention import Context
-from recursia.layers.balance import Usage, information, usage
+from recursia.layers.balance import Usage, usage
+from recursia.layers.branch import States
 from recursia.layers.experts import Choice, choose
-from recursia.layers.initial import uniform
-from recursia.layers.linear import dot
-from recursia.params import Spec
-
-Sign = Literal["intended", "released"]
-
-
-def specs(width: int, num_experts: int) -> dict[str, Spec]:
-    """Returns a hidden layer as wide as the stream, and the logits of experts."""
-    init = uniform(width**-0.5)
-    return {
-        "hidden": Spec((width, width), ("embed", None), init, is_matrix=False),
-        "bias": Spec((width,), (None,), init, is_decayed=False),
-        "out": Spec((width, num_experts), ("embed", None), init, is_matrix=False),
-    }
+from recursia.layers.linear import Weight, dot
 
 
 def route(
-    weights: dict[str, Array], h: Float[Array, "B T D"], top_k: int, context: Context
+    weight: Float[Array, "D *N E"] | Weight,
+    h: States,
+    top_k: int,
+    context: Context,
+    *,
+    score: Literal["sigmoid", "softmax"],
+    is_renormalised: bool = False,
+    einsum: str = "d,de->e",
 ) -> tuple[Choice, Usage]:
-    """Returns the experts of each token, none of those that are not live, and the router's use."""
-    h = jnp.tanh(dot(h.astype(jnp.float32), weights["hidden"], "d,de->e") + weights["bias"])
-    logits = dot(h, weights["out"], "d,de->e")
-    choice = choose(logits, top_k, score="softmax", is_renormalised=True)
-    if context.is_live is not None:
-        live = context.is_live[..., None]
-        choice = dataclasses.replace(choice, weight=jnp.where(live, choice.weight, 0.0))
-    return choice, usage(logits, choice.index, context.is_live)
-
-
-def mim(
-    reports: dict[str, Usage], sign: Sign
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Returns minus the mutual information of tokens and experts in nats, and its two entropies.
+    """Returns each token's top-k experts and the router's statistics; logits are float32.
 
     Args:
-      reports: of routers by slot, entries in front; the loss is a sum over them.
-      sign: "intended" subtracts the entropy of experts from theirs given a token, "released" adds.
+      weight: the router's matrix.
+      h: the states that it reads.
+      top_k: experts for each token.
+      context: which tokens enter the statistics.
+      score: as in `choose`.
+      is_renormalised: as in `choose`.
+      einsum: "d,dne->ne" for a router with a choice in each head.
     """
-    total, metrics = jnp.zeros(()), {}
-    for slot, used in reports.items():
-        conditional, marginal = jax.vmap(information)(used)  # [entries]
-        total += (conditional + (-1 if sign == "intended" else 1) * marginal).sum()
-        metrics[f"{slot}_entropy_given_token"] = conditional.mean()
-        metrics[f"{slot}_entropy"] = marginal.mean()
-    return total, metrics
-
-
-def flops(width: int, num_experts: int) -> int:
-    """Returns the forward FLOPs of one token."""
-    return 2 * width * width + 2 * width * num_experts
+    logits = dot(h.astype(jnp.float32), weight, einsum)
+    choice = choose(logits, top_k, score=score, is_renormalised=is_renormalised)
+    return choice, usage(logits, choice.index, context.is_live)

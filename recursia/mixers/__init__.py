@@ -1,1 +1,1 @@
-"""Mixers let tokens see each other, one file each; all extend `recursia.mixers.mixer.Mixer`."""
+"""Mixers: layers in which tokens attend to each other, one file each, all on `mixer.Mixer`."""

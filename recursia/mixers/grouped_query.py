@@ -1,4 +1,4 @@
-"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), rotary or without positions.
+"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), with RoPE or without positions.
 
 With as many key heads as query heads it is multi-head attention.
 """
@@ -6,23 +6,25 @@ With as many key heads as query heads it is multi-head attention.
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from recursia import ranges
+from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
+from recursia.layers.branch import Params, States
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
-from recursia.layers.norm import rms_norm, rms_specs, zeros
+from recursia.layers.norm import rms_norm, zeros
 from recursia.layers.rotary import Layout, rotate
 from recursia.layers.stretch import Stretch
-from recursia.mixers.mixer import Mixer, Params, Queries
-from recursia.params import Leaf, Spec
+from recursia.mixers.mixer import Heads, Mixer, Queries
+from recursia.params import Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class GroupedQuery(Mixer):
-    """Queries in groups that read one key head each.
+    """Attention whose query heads share key and value heads in groups.
 
     Attributes:
       num_heads: query heads.
@@ -31,19 +33,19 @@ class GroupedQuery(Mixer):
       rope_base: base of the rotary wavelengths; None does not rotate.
       rope_layout: which numbers of a head are rotated as a pair: of its two "halves", or
         "interleaved" neighbours.
-      rope_fraction: of a head, how much is rotated, rounded down to an even width.
+      rope_fraction: of a head's width that is rotated, rounded down to an even width.
       has_bias: whether queries and keys have biases.
       has_value_bias: whether values and outputs have biases.
       has_out_bias: whether outputs have one where values do.
-      is_gated: whether what a head read is multiplied by the sigmoid of a projection of the token's
-        normalised state (Qiu et al. 2025, arXiv 2505.06708).
-      head_norm_eps: added to the mean square in norms of each query and key head, before they are
-        rotated (Henry et al. 2020, arXiv 2010.04245); None has no such norms.
-      score_scale: of the scores; None is one over the root of `head_dim`.
-      score_cap: bound of the scores, by the hyperbolic tangent (Gemma Team 2024, arXiv
+      is_gated: whether each head's output is multiplied by the sigmoid of a projection of the
+        token's normalised state (Qiu et al. 2025, arXiv 2505.06708).
+      head_norm_eps: added to the mean square in RMS norms of each query and key head, before the
+        rotation (Henry et al. 2020, arXiv 2010.04245); None has no such norms.
+      score_scale: factor of the scores; None is 1 / sqrt(head_dim).
+      score_cap: soft cap of the scores, cap * tanh(score / cap) (Gemma Team 2024, arXiv
         2408.00118); 0 has none.
-      rope_stretch: of the rotary wavelengths, for documents longer than those of training.
-      init: scales of its matrices at the start.
+      rope_stretch: factors of the rotary wavelengths, for documents longer than those of training.
+      init: initialisation of the matrices.
     """
 
     num_heads: int
@@ -88,27 +90,24 @@ class GroupedQuery(Mixer):
         return () if getattr(self, name) is None else (name,)
 
     @property
-    def query_width(self) -> int:
-        """Numbers in all queries of a token."""
-        return self.num_heads * self.head_dim
-
-    @property
     def key_width(self) -> int:
-        """Numbers in all keys of a token."""
+        """Width of all keys of a token together, and of all values."""
         return self.num_kv_heads * self.head_dim
 
-    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
+    def specs(self, width: int, num_steps: int) -> Params:
         """Returns the projections of queries, keys, values and outputs."""
-        d, n, k, h = width, self.num_heads, self.num_kv_heads, self.head_dim
-        init = self.init.read(d, d)
-        keys = Spec((d, k, h), ("embed", "kv_heads", None), init)
-        bias = lambda count, axis: Spec((count, h), (axis, None), zeros, is_decayed=False)
-        write = self.init.write(d, n * h, num_steps)
+        n, k = self.num_heads, self.num_kv_heads
+        read = self.init.read(width, width)
+        write = self.init.write(width, self.query_width, num_steps)
+        keys = self._input_projection(width, read, k, "kv_heads")
+        bias = lambda count, axis: Spec(
+            (count, self.head_dim), (axis, None), zeros, is_decayed=False
+        )
         weights = {
-            "query": Spec((d, n, h), ("embed", "heads", None), init),
+            "query": self._input_projection(width, read),
             "key": keys,
             "value": keys,
-            "out": Spec((n, h, d), ("heads", None, "embed"), write, inputs=2),
+            "out": self._output_projection(width, write),
         }
         if self.is_gated:
             weights["gate"] = weights["query"]
@@ -117,9 +116,10 @@ class GroupedQuery(Mixer):
         if self.has_value_bias:
             weights["value_bias"] = bias(k, "kv_heads")
         if self.has_value_bias and self.has_out_bias:
-            weights["out_bias"] = Spec((d,), (None,), zeros, is_decayed=False)
+            weights["out_bias"] = Spec((width,), (None,), zeros, is_decayed=False)
         if self.head_norm_eps is not None:
-            weights |= {"query_norm": rms_specs(h), "key_norm": rms_specs(h)}
+            norm = norms.specs("rms", self.head_dim)
+            weights |= {"query_norm": norm, "key_norm": norm}
         return {"attention": weights}
 
     def _project(self, params: Params, name: str, x: Array, einsum: str) -> Array:
@@ -130,19 +130,19 @@ class GroupedQuery(Mixer):
             return y
         return rms_norm(y, weights[f"{name}_norm"], self.head_norm_eps)
 
-    def rotated(self, heads: Float[Array, "B T N H"], context: Context) -> Float[Array, "B T N H"]:
+    def rotated(self, heads: Heads, context: Context) -> Heads:
         """Returns queries or keys, rotated by the positions of their tokens."""
         if self.rope_base is None:
             return heads
         how = self.rope_base, self.rope_layout, self.rope_fraction, self.rope_stretch
         return rotate(heads, context.positions, *how)
 
-    def queries(self, params: Params, h: Float[Array, "B T D"], context: Context) -> Queries:
+    def queries(self, params: Params, h: States, context: Context) -> Queries:
         """Returns the queries of normalised states."""
         return Queries(self.rotated(self._project(params, "query", h, "d,dnh->nh"), context))
 
     def keys_values(
-        self, params: Params, x: Float[Array, "B T D"], h: Float[Array, "B T D"], context: Context
+        self, params: Params, x: States, h: States, context: Context
     ) -> tuple[KeysValues, Usage | None]:
         """Returns keys of `h` and values of `x`."""
         value = self._project(params, "value", x, "d,dnh->nh")
@@ -150,14 +150,9 @@ class GroupedQuery(Mixer):
         return KeysValues(self.rotated(key, context), value), None
 
     def outputs(
-        self,
-        params: Params,
-        mixed: Float[Array, "B T N H"],
-        h: Float[Array, "B T D"],
-        queries: Queries,
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Usage | None]:
-        """Returns the heads, gated if so, projected to the stream."""
+        self, params: Params, mixed: Heads, h: States, queries: Queries, context: Context
+    ) -> tuple[States, Usage | None]:
+        """Returns the projection of all heads, gated first if the settings say so."""
         if self.is_gated:
             mixed = mixed * jax.nn.sigmoid(dot(h, params["attention"]["gate"], "d,dnh->nh"))
         return self._project(params, "out", mixed, "nh,nhd->d"), None

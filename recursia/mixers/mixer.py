@@ -1,4 +1,4 @@
-"""The base of mixers: whose keys and values a step reads, in one place."""
+"""The base of mixers: attention to a step's own keys and values, or to those of another step."""
 
 import abc
 from typing import ClassVar, NamedTuple
@@ -7,21 +7,21 @@ from jaxtyping import Array, Float
 
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage
-from recursia.layers.branch import Branch, Report
+from recursia.layers.branch import Branch, Params, Report, States
 from recursia.layers.experts import Choice
-from recursia.params import Leaf
+from recursia.params import Initializer, Leaf, Spec
 
-Params = dict[str, Leaf]  # one entry of each slot's bank
+Heads = Float[Array, "B T N H"]
 
 
 class Queries(NamedTuple):
-    """What tokens ask.
+    """The queries of a step, and the experts that projected them.
 
     Attributes:
-      heads: queries [B T N H], as `attend` takes them.
-      relative: what they add to scores by distance [B T N R]; None adds nothing.
-      choice: the experts that project them; None where there are none.
-      usage: of those experts.
+      heads: queries [B T N H].
+      relative: relative position bias of each query's scores [B T N R]; None adds nothing.
+      choice: the experts that projected them; None without experts.
+      usage: router statistics of those experts.
     """
 
     heads: Leaf
@@ -31,14 +31,19 @@ class Queries(NamedTuple):
 
 
 class Mixer(Branch):
-    """What lets tokens see each other; `Branch` says what reports may hold.
+    """A layer in which tokens attend to each other.
 
     Attributes:
+      num_heads: attention heads.
+      head_dim: width of a head.
       key_weights: (slot, name) of weights that only make keys and values: a step that reads those
-        of another step leaves them out.
-      score_scale: of the scores; None is one over the root of a head's width.
-      score_cap: bound of the scores, by the hyperbolic tangent; 0 has none.
+        of another step has no use for them.
+      score_scale: factor of the scores; None is 1 / sqrt(head_dim).
+      score_cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
+
+    num_heads: int
+    head_dim: int
 
     norm_name = "attention"
     score_scale: float | None = None
@@ -46,58 +51,74 @@ class Mixer(Branch):
     key_weights: ClassVar[tuple[tuple[str, str], ...]]
 
     @property
-    @abc.abstractmethod
     def query_width(self) -> int:
-        """Numbers in all queries of a token."""
+        """Width of all queries of a token together."""
+        return self.num_heads * self.head_dim
 
     @property
-    @abc.abstractmethod
     def key_width(self) -> int:
-        """Numbers in all keys of a token; its values have as many."""
+        """Width of all keys of a token together, and of all values."""
+        return self.num_heads * self.head_dim
 
     @abc.abstractmethod
-    def queries(self, params: Params, h: Float[Array, "B T D"], context: Context) -> Queries:
+    def queries(self, params: Params, h: States, context: Context) -> Queries:
         """Returns the queries of normalised states."""
 
     @abc.abstractmethod
     def keys_values(
-        self, params: Params, x: Float[Array, "B T D"], h: Float[Array, "B T D"], context: Context
+        self, params: Params, x: States, h: States, context: Context
     ) -> tuple[KeysValues, Usage | None]:
-        """Returns keys and values, of states `x` that `h` normalises, and the use of experts."""
+        """Returns keys and values, and the statistics of a router of values.
+
+        Args:
+          params: as in `apply`.
+          x: states that values are made of.
+          h: normalised states that keys are made of, and that routers read.
+          context: as in `apply`.
+        """
 
     @abc.abstractmethod
     def outputs(
-        self,
-        params: Params,
-        mixed: Float[Array, "B T N H"],
-        h: Float[Array, "B T D"],
-        queries: Queries,
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Usage | None]:
-        """Returns what heads write to the stream, and the use of experts."""
+        self, params: Params, mixed: Heads, h: States, queries: Queries, context: Context
+    ) -> tuple[States, Usage | None]:
+        """Returns the writes to the residual stream, and the statistics of a router of outputs.
 
-    def report(self, made: Usage | None, written: Usage | None) -> Report:
-        """Returns what the experts of values (None where none were made) and outputs report."""
+        Args:
+          params: as in `apply`.
+          mixed: the values that each head attended to.
+          h: normalised states, which gates and routers read.
+          queries: as `queries` returned them.
+          context: as in `apply`.
+        """
+
+    def report(self, values: Usage | None, outputs: Usage | None) -> Report:
+        """Returns the report of a step.
+
+        Args:
+          values: statistics of the router of values; None if the step read another's values.
+          outputs: statistics of the router of outputs.
+        """
         return {}
 
     def apply(
         self,
         params: Params,
-        x: Float[Array, "B T D"],
-        h: Float[Array, "B T D"],
+        x: States,
+        h: States,
         context: Context,
         source: tuple[KeysValues, Context] | None = None,
-        memory: tuple[Float[Array, "B T D"], Float[Array, "B T D"]] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KeysValues | None, Report]:
-        """Returns what tokens take from those they see, the keys and values made, and a report.
+        memory: tuple[States, States] | None = None,
+    ) -> tuple[States, KeysValues | None, Report]:
+        """Returns the writes to the residual stream, the keys and values made, and a report.
 
         Args:
           params: by slot, in the compute dtype; those of `exact` in float32.
-          x: states whose content is passed on, as values.
-          h: states that decide, as queries, keys and routers; most arrangements give `x` again.
-          context: where the tokens stand.
+          x: states that values are made of.
+          h: states that queries, keys and routers are made of; `x` again in most arrangements of
+            norms.
+          context: positions, documents and padding of the tokens.
           source: keys and values to read instead of making them, with their tokens' context.
-          memory: `x` and `h` of the same tokens to make keys and values from, instead.
+          memory: another `x` and `h` of the same tokens, to make keys and values of.
         """
         queries = self.queries(params, h, context)
         made, value_usage = None, None
@@ -115,14 +136,26 @@ class Mixer(Branch):
 
         Args:
           width: of the residual stream.
-          keys: number of keys that a query meets, masked ones included.
-          is_reading: whether the keys and values are another step's, and not made here.
+          keys: number of keys per query, masked ones included.
+          is_reading: whether the step reads the keys and values of another step.
         """
 
     def recomputed_flops(self, keys: int | float) -> int | float:
-        """Returns the FLOPs of one token that any backward pass computes again: the scores."""
+        """Returns the FLOPs of one token that every backward pass recomputes: attention scores."""
         return 2 * self.query_width * keys
 
     def cache_entries(self) -> int:
-        """Returns how many numbers one step keeps for one token: its keys and its values."""
+        """Returns how many numbers the KV cache of one step holds for one token."""
         return 2 * self.key_width
+
+    def _input_projection(
+        self, width: int, init: Initializer, num_heads: int | None = None, axis: str = "heads"
+    ) -> Spec:
+        """Returns the spec of a matrix from the stream to heads, by default all of the mixer's."""
+        heads = self.num_heads if num_heads is None else num_heads
+        return Spec((width, heads, self.head_dim), ("embed", axis, None), init)
+
+    def _output_projection(self, width: int, init: Initializer) -> Spec:
+        """Returns the spec of a matrix from all heads to the stream."""
+        shape = (self.num_heads, self.head_dim, width)
+        return Spec(shape, ("heads", None, "embed"), init, inputs=2)

@@ -1,42 +1,42 @@
-"""Mixture of multi-head attention: chosen experts project queries, in front of shared keys.
+"""Mixture of multi-head attention: experts of queries and outputs, with shared keys and values.
 
-Tan et al. 2023, arXiv 2310.07096 (after Zhang et al. 2022, arXiv 2210.05144). Where the paper and
-the released code differ is said at the option.
+Tan et al. 2023, arXiv 2310.07096 (after Zhang et al. 2022, arXiv 2210.05144). Each option says
+where the paper and the released code differ.
 """
 
 import dataclasses
 
 import jax
-from jaxtyping import Array, Float
 
 from recursia import ranges
-from recursia.layers import router
+from recursia.layers import mim_router
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
-from recursia.layers.branch import Losses, Report
+from recursia.layers.branch import Losses, Params, Report, States
 from recursia.layers.experts import mix, project
 from recursia.layers.initial import uniform
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
-from recursia.mixers.mixer import Mixer, Params, Queries
-from recursia.params import Leaf, Spec
+from recursia.mixers.mixer import Heads, Mixer, Queries
+from recursia.params import Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class MoMHA(Mixer):
-    """Attention experts that read the same keys and values; scores depend on distances.
+    """Attention experts that read the same keys and values, with a relative position bias.
 
     Attributes:
       num_heads: key and value heads, and query heads of one attention expert.
       head_dim: width of a head.
-      num_attention_experts: each projects queries and what their heads attended to.
-      attention_top_k: of them, how many a token takes.
-      num_distances: how far behind keys are told apart: 0, 1, ... positions, the last and farther
-        as one. The released table has as many for keys ahead, which a causal model never meets.
+      num_attention_experts: experts; each projects queries, and the outputs of their heads.
+      attention_top_k: experts that a token takes.
+      num_distances: entries of the relative position bias, for keys 0, 1, ... positions behind
+        the query; the last also serves all keys further behind. The released table has as many for
+        keys ahead, which causal attention never reads.
       attention_mim_weight: of the mutual information between tokens and experts. Published as 0.1
-        of a loss that is summed over tokens, so far less of a mean one.
+        of a loss that is summed over tokens, so far less than 0.1 of this mean over tokens.
       attention_mim_sign: "intended" adds H(expert | token) - H(expert), as in the paper; "released"
-        adds their sum, as its code does, which makes tokens share a few experts.
+        adds their sum, as the released code does, which makes tokens share a few experts.
     """
 
     num_heads: int
@@ -45,7 +45,7 @@ class MoMHA(Mixer):
     attention_top_k: int
     num_distances: int = 64
     attention_mim_weight: float = 0.1
-    attention_mim_sign: router.Sign = "intended"
+    attention_mim_sign: mim_router.Sign = "intended"
 
     slots = ("attention", "relative", "attention_experts", "attention_router")
     exact = ("attention_router",)
@@ -58,40 +58,32 @@ class MoMHA(Mixer):
 
     @property
     def query_width(self) -> int:
-        """Numbers in all queries of a token, of all experts that it takes."""
+        """Width of all queries of a token together, of all experts that it takes."""
         return self.attention_top_k * self.key_width
 
-    @property
-    def key_width(self) -> int:
-        """Numbers in all keys of a token."""
-        return self.num_heads * self.head_dim
-
-    def specs(self, width: int, num_steps: int) -> dict[str, Leaf]:
-        """Returns keys and values, the experts and their router, and the scores of distances."""
-        d, n, h, e = width, self.num_heads, self.head_dim, self.num_attention_experts
-        shared = Spec((d, n, h), ("embed", "kv_heads", None), uniform((3 / (d + n * h)) ** 0.5))
-        shape = (n, h, self.num_distances)
+    def specs(self, width: int, num_steps: int) -> Params:
+        """Returns keys and values, the experts and their router, and the relative position bias."""
+        d, e, m = width, self.num_attention_experts, self.key_width
+        shared = self._input_projection(d, uniform((3 / (d + m)) ** 0.5), axis="kv_heads")
+        shape = (self.num_heads, self.head_dim, self.num_distances)
         distances = Spec(shape, ("kv_heads", None, None), zeros, is_decayed=False)
-        bank = lambda taken, given, *axes: Spec(
-            (e, taken, given), ("experts", *axes), uniform(1 / taken)
-        )
         return {
             "attention": {"key": shared, "value": shared},
             "relative": {"table": distances},
             "attention_experts": {
-                "query": bank(d, n * h, "embed", "heads"),
-                "out": bank(n * h, d, "heads", "embed"),
+                "query": Spec((e, d, m), ("experts", "embed", "heads"), uniform(1 / d)),
+                "out": Spec((e, m, d), ("experts", "heads", "embed"), uniform(1 / m)),
             },
-            "attention_router": router.specs(d, e),
+            "attention_router": mim_router.specs(d, e),
         }
 
-    def queries(self, params: Params, h: Float[Array, "B T D"], context: Context) -> Queries:
-        """Returns the queries of the chosen experts, with their scores of distances."""
+    def queries(self, params: Params, h: States, context: Context) -> Queries:
+        """Returns the queries of the chosen experts, with their relative position bias."""
         weights, (batch, length, _) = params["attention_experts"], h.shape
         n, k, width = self.num_heads, self.attention_top_k, self.head_dim
-        choice, usage = router.route(params["attention_router"], h, k, context)
+        choice, usage = mim_router.route(params["attention_router"], h, k, context)
         query = project(h, choice.index, weights["query"]).reshape(batch, length, k, n, width)
-        # Those that read one key head side by side, as `attend` takes them: [B T N k H].
+        # Queries of one key head are adjacent, as `attend` takes them: [B T N k H].
         query = query.swapaxes(2, 3)
         by_head = jax.vmap(lambda q, table: dot(q, table, "h,hr->r"), (2, 0), 2)
         relative = by_head(query / width**0.5, params["relative"]["table"])
@@ -99,7 +91,7 @@ class MoMHA(Mixer):
         return Queries(flat(query), flat(relative), choice, usage)
 
     def keys_values(
-        self, params: Params, x: Float[Array, "B T D"], h: Float[Array, "B T D"], context: Context
+        self, params: Params, x: States, h: States, context: Context
     ) -> tuple[KeysValues, Usage | None]:
         """Returns keys of `h` and values of `x`."""
         weights = params["attention"]
@@ -107,15 +99,11 @@ class MoMHA(Mixer):
         return KeysValues(key, value), None
 
     def outputs(
-        self,
-        params: Params,
-        mixed: Float[Array, "B T N H"],
-        h: Float[Array, "B T D"],
-        queries: Queries,
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Usage | None]:
-        """Returns the weighted sum of what the chosen experts' heads attended to."""
+        self, params: Params, mixed: Heads, h: States, queries: Queries, context: Context
+    ) -> tuple[States, Usage | None]:
+        """Returns the weighted sum of the chosen experts' projections of their heads."""
         (batch, length, _), choice = h.shape, queries.choice
+        assert choice is not None  # `queries` makes one
         n, k, width = self.num_heads, self.attention_top_k, self.head_dim
         mixed = mixed.reshape(batch, length, n, k, width).swapaxes(2, 3)
         mixed = mixed.reshape(batch, length, k, -1)
@@ -123,13 +111,13 @@ class MoMHA(Mixer):
         y = project(mixed, choice.index[..., None], bank)[..., 0, :]
         return mix(y, choice.weight), queries.usage
 
-    def report(self, made: Usage | None, written: Usage | None) -> Report:
-        """Returns how the router was used."""
-        return {"attention_router": written}
+    def report(self, values: Usage | None, outputs: Usage | None) -> Report:
+        """Returns the statistics of the one router."""
+        return {"attention_router": outputs}
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
-        """Returns the loss of the router, and the mean entropies it is made of, in nats."""
-        loss, metrics = router.mim(reports, self.attention_mim_sign)
+        """Returns the mutual-information loss, and its two mean entropies in nats."""
+        loss, metrics = mim_router.loss(reports, self.attention_mim_sign)
         return {"attention_mim": self.attention_mim_weight * loss}, metrics
 
     def batch_losses(self) -> tuple[str, ...]:
@@ -138,6 +126,6 @@ class MoMHA(Mixer):
 
     def forward_flops(self, width: int, keys: int | float, is_reading: bool) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""
-        made = 0 if is_reading else 4 * width * self.key_width
-        chosen = self.query_width * (4 * width + 2 * self.num_distances + 4 * keys)
-        return router.flops(width, self.num_attention_experts) + made + chosen
+        keys_values = 0 if is_reading else 4 * width * self.key_width
+        experts = self.query_width * (4 * width + 2 * self.num_distances + 4 * keys)
+        return mim_router.flops(width, self.num_attention_experts) + keys_values + experts

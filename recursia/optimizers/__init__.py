@@ -1,1 +1,1 @@
-"""Optimizers, one file each: what turns gradients into a step, on a base of what all do alike."""
+"""Optimizers: update rules from gradients to steps, one file each, all on `optimizer.Optimizer`."""

@@ -1,19 +1,19 @@
-"""Muon: the momentum of every matrix, orthogonalised; AdamW for all that is no matrix."""
+"""Muon: orthogonalised momentum for matrices, AdamW for all other parameters."""
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from recursia.optimizers.optimizer import Optimizer, below_one
 from recursia.params import Spec
 from recursia.ranges import at_least
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration
 _LEAST_NORM = 1e-7
 _ADAMW_SIZE = 0.2  # root mean square of AdamW's updates (Liu et al. 2025)
 
@@ -27,11 +27,11 @@ class Muon(Optimizer):
 
     Attributes:
       momentum: decay of the sum of gradients.
-      nesterov: whether the newest gradient is added to the momentum once more.
-      iterations: of Newton-Schulz.
+      nesterov: whether the momentum is Nesterov's.
+      iterations: number of Newton-Schulz iterations.
       precision: dtype of these iterations.
-      scale: of a matrix's update: "match_adamw" makes it as large as AdamW's, so that a learning
-        rate for AdamW fits; "original" is sqrt(max(1, features given / taken)).
+      scale: factor of a matrix's update: "match_adamw" gives it the size of AdamW's, so that
+        AdamW's learning rate fits; "original" is sqrt(max(1, output features / input features)).
     """
 
     momentum: float = 0.95
@@ -46,13 +46,13 @@ class Muon(Optimizer):
         at_least(1, self, "iterations")
 
     def moments(self, spec: Spec) -> int:
-        """Returns one for a matrix, the momentum, and AdamW's two for the rest."""
+        """Returns 1 for a matrix, the momentum, and AdamW's 2 for other parameters."""
         return 2 if spec.matrix is None else 1
 
-    def direction(self, specs: Any) -> optax.GradientTransformation:
-        """Returns the orthogonalised momentum of matrices, and Adam for the rest."""
+    def direction(self, specs: PyTree[Spec]) -> optax.GradientTransformation:
+        """Returns the orthogonalised momentum of matrices, and Adam for other parameters."""
         labels = jax.tree.map(lambda spec: "rest" if spec.matrix is None else "matrix", specs)
-        # Specs come first: where the rest is masked, updates have no leaf.
+        # Specs come first in the map: updates that are masked have no leaf.
         orthogonal = lambda updates, _: jax.tree.map(self._update, specs, updates)
         matrix = optax.chain(
             optax.trace(self.momentum, nesterov=self.nesterov), optax.stateless(orthogonal)
@@ -60,38 +60,44 @@ class Muon(Optimizer):
         rest = optax.scale_by_adam(self.b1, self.b2, self.eps)
         return optax.partition({"matrix": matrix, "rest": rest}, labels)
 
-    def rule(self, specs: Any, decayed: Any, rate: optax.Schedule) -> optax.GradientTransformation:
-        """Returns a rule that decays parameters first and then moves them, as published."""
+    def rule(
+        self, specs: PyTree[Spec], decayed: PyTree[bool], rate: optax.Schedule
+    ) -> optax.GradientTransformation:
+        """Returns a rule that decays parameters before the step, as published."""
 
-        def update(directions: Any, step: Array, params: Any) -> tuple[Any, Array]:
-            by = rate(step)
-            kept = 1 - by * self.weight_decay
+        def update(
+            updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        ) -> tuple[optax.Updates, optax.OptState]:
+            step = jnp.asarray(state)
+            learning_rate = rate(step)
+            kept = 1 - learning_rate * self.weight_decay
 
             def move(direction: Array, param: Array, decays: bool) -> Array:
-                return (param * kept - by * direction) - param if decays else -by * direction
+                change = direction * learning_rate
+                return (param * kept - change) - param if decays else -change
 
-            return jax.tree.map(move, directions, params, decayed), step + 1
+            return jax.tree.map(move, updates, params, decayed), step + 1
 
-        start = lambda _: jnp.zeros((), jnp.int32)
-        return optax.chain(self.direction(specs), optax.GradientTransformation(start, update))
+        init = lambda params: jnp.zeros((), jnp.int32)
+        return optax.chain(self.direction(specs), optax.GradientTransformation(init, update))
 
-    def _update(self, spec: Spec, momentum: Any) -> Any:
+    def _update(self, spec: Spec, momentum: PyTree) -> PyTree:
         if spec.matrix is None:
             return momentum
-        _, taken, given = spec.matrix
-        size = math.sqrt(max(1, given / taken))
+        _, inputs, outputs = spec.matrix
+        size = math.sqrt(max(1, outputs / inputs))
         if self.scale == "match_adamw":
-            size = _ADAMW_SIZE * math.sqrt(max(taken, given))
+            size = _ADAMW_SIZE * math.sqrt(max(inputs, outputs))
         matrices = momentum.reshape(spec.matrix)
         return size * orthogonal(matrices, self.iterations, self.precision).reshape(spec.shape)
 
 
 def orthogonal(x: Float[Array, "N I O"], iterations: int, precision: str) -> Float[Array, "N I O"]:
-    """Returns matrices with about the same singular vectors and singular values near 1, in float32.
+    """Returns float32 matrices with about the same singular vectors, and singular values near 1.
 
     Args:
-      x: matrices; one of zeros stays zero.
-      iterations: of Newton-Schulz; after 5, singular values lie from about 0.7 to 1.2.
+      x: matrices; a matrix of zeros stays zero.
+      iterations: of Newton-Schulz; after 5, singular values lie between about 0.7 and 1.2.
       precision: dtype of the iterations.
     """
     is_tall = x.shape[1] > x.shape[2]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from recursia.errors import ConfigError
 from recursia.params import Spec
@@ -18,21 +19,21 @@ _FLOAT32 = 4
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(abc.ABC):
-    """An update rule, after clipping by the global norm and with decoupled weight decay.
+    """An update rule with gradient clipping by global norm and decoupled weight decay.
 
-    A kind says how a direction comes from gradients (`direction`), and how many float32 numbers it
-    keeps for each entry of a parameter (`moments`). `b1`, `b2` and `eps` are those of Adam
-    (Kingma & Ba 2014, arXiv 1412.6980), which every kind takes for vectors and tables.
+    A kind says how gradients become a direction (`direction`), and how many float32 numbers its
+    state has for each entry of a parameter (`moments`). `b1`, `b2` and `eps` are those of Adam
+    (Kingma & Ba 2014, arXiv 1412.6980), which every kind takes for vectors and embeddings.
 
     Attributes:
-      learning_rate: at its peak.
+      learning_rate: peak learning rate.
       b1: decay of the mean of gradients.
-      b2: decay of the mean of their squares.
-      eps: added to the root.
-      weight_decay: of matrices and embeddings, times the learning rate; norms have none.
+      b2: decay of the mean of squared gradients.
+      eps: added to the root of the latter.
+      weight_decay: of matrices and embeddings, times the learning rate; norms and biases have none.
       clip_norm: largest global norm of the gradient; 0 does not clip.
-      trainable: dotted paths of the parameters that train, each with all below it, such as "depth"
-        or "core.attention"; empty trains all. The others stay as they are.
+      trainable: dotted paths of the trees of parameters that train, such as "depth" or
+        "core.attention"; empty trains all. Other parameters are frozen.
     """
 
     learning_rate: float = 3e-3
@@ -45,72 +46,76 @@ class Optimizer(abc.ABC):
 
     def __post_init__(self):
         at_least(0, self, "learning_rate", "weight_decay", "clip_norm")
-        at_least(1e-37, self, "eps")  # less is 0 in float32, and divides what has no gradient
+        at_least(1e-37, self, "eps")  # a smaller one is 0 in float32: 0 / 0 without a gradient
         below_one(self, "b1", "b2")
 
     @abc.abstractmethod
-    def direction(self, specs: Any) -> optax.GradientTransformation:
-        """Returns the rule from gradients to what the learning rate multiplies."""
+    def direction(self, specs: PyTree[Spec]) -> optax.GradientTransformation:
+        """Returns the rule from gradients to steps before the learning rate."""
 
     def moments(self, spec: Spec) -> int:
-        """Returns how many float32 numbers the state holds for each entry of a parameter."""
+        """Returns how many float32 numbers the state has for each entry of a parameter."""
         return 2
 
-    def state_bytes(self, specs: Any) -> int:
-        """Returns the bytes of the state, but for counters of steps."""
+    def state_bytes(self, specs: PyTree[Spec]) -> int:
+        """Returns the bytes of the state, without counters of steps."""
         entries = (self.moments(s) * math.prod(s.shape) for s in jax.tree.leaves(specs))
         return _FLOAT32 * sum(entries)
 
-    def rule(self, specs: Any, decayed: Any, rate: optax.Schedule) -> optax.GradientTransformation:
+    def rule(
+        self, specs: PyTree[Spec], decayed: PyTree[bool], rate: optax.Schedule
+    ) -> optax.GradientTransformation:
         """Returns the direction with weight decay, times the learning rate.
 
         Args:
           specs: of the parameters.
-          decayed: whether each of them decays.
+          decayed: whether each parameter has weight decay.
           rate: the learning rate by step.
         """
         decay = optax.add_decayed_weights(self.weight_decay, decayed)
         return optax.chain(self.direction(specs), decay, optax.scale_by_learning_rate(rate))
 
-    def transform(self, specs: Any, factor: optax.Schedule) -> optax.GradientTransformation:
+    def transform(
+        self, specs: PyTree[Spec], factor: optax.Schedule
+    ) -> optax.GradientTransformation:
         """Returns clipping, the direction, weight decay and the learning rate, in this order.
 
-        Parameters of one scale of the learning rate are clipped together.
+        Parameters with the same `Spec.lr_scale` are clipped together.
 
         Args:
-          specs: of the parameters; they say which are decayed, and their scales.
-          factor: of the learning rate, by step.
+          specs: of the parameters.
+          factor: factor of the learning rate by step.
         """
         trains = self.trains(specs)
-        decayed = jax.tree.map(lambda spec, yes: spec.is_decayed and yes, specs, trains)
+        decayed = jax.tree.map(lambda spec, trained: spec.is_decayed and trained, specs, trains)
         rule = self.rule(specs, decayed, lambda step: self.learning_rate * factor(step))
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         scales = jax.tree.map(lambda spec: spec.lr_scale, specs)
-        if self.trainable:  # momentum from when it trained, in a run that resumes, must not move it
-            scales = jax.tree.map(lambda scale, yes: scale if yes else 0.0, scales, trains)
+        if self.trainable:  # a resumed run may have momentum from when a frozen parameter trained
+            scales = jax.tree.map(lambda scale, trained: scale if trained else 0.0, scales, trains)
         if set(jax.tree.leaves(scales)) == {1.0}:
             return optax.chain(clip, rule)
         rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
         return optax.chain(_by_scale(clip, jax.tree.leaves(scales)), rule, rescale)
 
-    def trains(self, tree: Any) -> Any:
+    def trains(self, tree: PyTree) -> PyTree[bool]:
         """Returns whether each parameter of a tree trains.
 
         Raises:
           ConfigError: for a path of `trainable` with no parameter below it.
         """
-        # A key without a name is within a parameter: the part of it that a device holds.
+        # A path element without a key is inside one parameter: a shard of it.
         named = lambda path: ".".join(str(key.key) for key in path if hasattr(key, "key"))
         names = jax.tree_util.tree_map_with_path(lambda path, _: named(path), tree)
         is_below = lambda name, path: f"{name}.".startswith(f"{path}.")
         for path in self.trainable:
             if not any(is_below(name, path) for name in jax.tree.leaves(names)):
-                there = ", ".join(tree)
+                known = ", ".join(tree)
                 raise ConfigError(
-                    f"optimizer.trainable: no parameter is at {path!r}; there is {there}"
+                    f"optimizer.trainable: no parameter is at {path!r}; there is {known}"
                 )
-        trains = lambda name: any(is_below(name, path) for path in self.trainable)
-        return jax.tree.map(lambda name: not self.trainable or trains(name), names)
+        is_listed = lambda name: any(is_below(name, path) for path in self.trainable)
+        return jax.tree.map(lambda name: not self.trainable or is_listed(name), names)
 
 
 def below_one(config: Any, *names: str) -> None:
@@ -127,13 +132,13 @@ def below_one(config: Any, *names: str) -> None:
 def _by_scale(
     change: optax.GradientTransformation, scales: list[float]
 ) -> optax.GradientTransformation:
-    """Returns a change without a state, made to the leaves of each scale on their own."""
+    """Returns a stateless transformation, applied to the leaves of each scale by themselves."""
 
-    def update(grads: Any, _: Any) -> Any:
+    def update(grads: PyTree, _: PyTree | None) -> PyTree:
         leaves, tree = jax.tree.flatten(grads)
         for scale in sorted(set(scales)):
             where = [i for i, other in enumerate(scales) if other == scale]
-            changed: Any = change.update([leaves[i] for i in where], change.init(()))[0]
+            changed: PyTree = change.update([leaves[i] for i in where], change.init(()))[0]
             for i, leaf in zip(where, changed, strict=True):
                 leaves[i] = leaf
         return jax.tree.unflatten(tree, leaves)

@@ -1,1 +1,1 @@
-"""What a run will need and do on machines that are not here, read off the compiled program."""
+"""Predicts memory and speed of a run from its program, compiled ahead of time."""

@@ -1,4 +1,4 @@
-"""Compiled programs as text: computations and their instructions, alike for CPU, GPU and TPU."""
+"""Parses the HLO text of a compiled program for CPU, GPU or TPU."""
 
 import dataclasses
 import functools
@@ -6,11 +6,11 @@ import math
 import re
 
 ITEM_BYTES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
-# A leading letter and the bits of an entry: f32, bf16, f8e4m3fn, s4, u8.
+# Letters and then the number of bits of an element: f32, bf16, f8e4m3fn, s4, u8.
 _BITS = re.compile(r"[a-z]+(\d+)")
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{$")
-# What a kernel says of itself may begin lines with "}}".
+# The metadata of a kernel may begin lines with "}}".
 _END = re.compile(r"^\}(, execution_thread=.*)?\s*$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -25,12 +25,12 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: within its computation.
-      opcode: what it does.
+      name: unique within its computation.
+      opcode: its operation.
       shape: of its result, as printed.
-      operands: names of what it reads.
-      literal: what stands in its parentheses.
-      attributes: the rest of the line.
+      operands: names of the instructions that it reads.
+      literal: the text in its parentheses.
+      attributes: the text after its parentheses.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Instruction:
 
     @property
     def calls(self) -> dict[str, tuple[str, ...]]:
-        """The computations it calls, by what for."""
+        """The computations that it calls, by the attribute that names them."""
         return {
-            found[1]: tuple(_NAME.findall(found[2])) if found[2] is not None else (found[3],)
-            for found in _CALLS.finditer(self.attributes)
+            match[1]: tuple(_NAME.findall(match[2])) if match[2] is not None else (match[3],)
+            for match in _CALLS.finditer(self.attributes)
         }
 
 
@@ -60,8 +60,8 @@ class Computation:
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
         """Its parameters in order."""
-        found = [each for each in self.instructions.values() if each.opcode == "parameter"]
-        return sorted(found, key=lambda each: int(each.literal))
+        lines = [line for line in self.instructions.values() if line.opcode == "parameter"]
+        return sorted(lines, key=lambda line: int(line.literal))
 
     def shape_of(self, name: str) -> str:
         """Returns the printed shape of an instruction's result."""
@@ -74,8 +74,8 @@ class Program:
 
     Attributes:
       computations: by name.
-      entry: the name of the first one.
-      num_devices: that run it together.
+      entry: the name of the computation that runs first.
+      num_devices: number of devices that run it together.
     """
 
     computations: dict[str, Computation]
@@ -92,15 +92,15 @@ def parse(text: str) -> Program:
     computations, entry, lines, name, root = {}, None, {}, None, ""
     for line in text.splitlines():
         if name is None:
-            if found := _HEAD.match(line):
-                name, lines, root = found[2], {}, ""
-                entry = name if found[1] else entry
+            if match := _HEAD.match(line):
+                name, lines, root = match[2], {}, ""
+                entry = name if match[1] else entry
         elif _END.match(line):
             computations[name] = Computation(name, lines, root)
             name = None
-        elif found := _LINE.match(line):
-            lines[found[2]] = _instruction(found[2], line[found.end() :])
-            root = found[2] if found[1] else root
+        elif match := _LINE.match(line):
+            lines[match[2]] = _instruction(match[2], line[match.end() :])
+            root = match[2] if match[1] else root
     if entry is None:
         raise ValueError("parse: the text has no ENTRY computation; give compiled.as_text()")
     head = text[: text.find("\n")]
@@ -118,17 +118,17 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _balanced(text: str) -> int:
-    """Returns where the parenthesis that opens a text closes, and one more."""
+    """Returns the index after the parenthesis that closes a text's first one."""
     depth = 0
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found[0] == "(" else -1
+    for parenthesis in re.finditer(r"[()]", text):
+        depth += 1 if parenthesis[0] == "(" else -1
         if not depth:
-            return found.end()
+            return parenthesis.end()
     return len(text)
 
 
 def arrays(shape: str) -> list[tuple[int, str]]:
-    """Returns bytes and layout of each array in a printed shape, of all parts of a tuple."""
+    """Returns the bytes and the layout of each array in a printed shape, which may be a tuple."""
     return [
         (item_bytes(kind, math.prod(int(d) for d in sizes.split(",") if d)), layout)
         for kind, sizes, layout in _ARRAY.findall(shape)
@@ -136,7 +136,7 @@ def arrays(shape: str) -> list[tuple[int, str]]:
 
 
 def item_bytes(kind: str, count: int) -> int:
-    """Returns the bytes of `count` entries of a type named as in HLO."""
+    """Returns the bytes of `count` elements of an HLO type."""
     if kind in ITEM_BYTES:
         return count * ITEM_BYTES[kind]
     bits = _BITS.match(kind)

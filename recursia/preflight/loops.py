@@ -1,28 +1,28 @@
-"""How often each computation of a compiled program runs.
+"""Executions of each computation of a compiled program, with trip counts of loops.
 
-XLA's own counts take a loop's body once, whatever the number of its steps. Here each computation is
-multiplied by the steps of the loops around it.
+XLA's own cost analysis counts a loop's body once. Here the executions of a computation are
+multiplied by the trip counts of the loops around it.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from recursia.preflight.hlo import Computation, Instruction, Program
 
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-Affine = tuple[int | None, int]  # which element of a loop's carry, if any, and what is added
+Affine = tuple[int | None, int]  # index of an element of a loop's carry, or None; and a constant
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How often a computation runs.
+    """Executions of a computation.
 
     Attributes:
-      times: per call of the program; every branch of a condition counts as taken.
-      is_fused: whether it is the inside of one fused instruction.
-      is_certain: false inside a loop whose steps are not known, which counts as one.
+      times: per call of the program; every branch of a conditional counts as taken.
+      is_fused: whether the computation is the body of a fusion.
+      is_certain: False inside a loop of unknown trip count, which counts as one iteration.
     """
 
     times: int
@@ -31,12 +31,12 @@ class Run:
 
 
 def runs(program: Program) -> dict[str, Run]:
-    """Returns how often each computation runs; of one that is called twice, the sum."""
-    found: dict[str, Run] = {}
+    """Returns the executions of each computation, summed over its callers."""
+    total: dict[str, Run] = {}
     for name, times, is_fused, is_certain in _walk(program, program.entry, 1, False, True):
-        old = found.get(name, Run(0, is_fused, True))
-        found[name] = Run(old.times + times, is_fused, old.is_certain and is_certain)
-    return found
+        old = total.get(name, Run(0, is_fused, True))
+        total[name] = Run(old.times + times, is_fused, old.is_certain and is_certain)
+    return total
 
 
 def _walk(
@@ -44,102 +44,120 @@ def _walk(
 ) -> Iterator[tuple[str, int, bool, bool]]:
     yield name, times, is_fused, is_certain
     computation = program.computations[name]
-    for each in computation.instructions.values():
-        if each.opcode in ("async-update", "async-done"):  # print what async-start called
+    for line in computation.instructions.values():
+        if line.opcode in ("async-update", "async-done"):  # repeat the calls of async-start
             continue
-        trips = trip_count(program, computation, each) if each.opcode == "while" else 1
-        inner = is_fused or each.opcode == "fusion"
-        for called in (c for names in each.calls.values() for c in names):
+        trips = trip_count(program, computation, line) if line.opcode == "while" else 1
+        inner = is_fused or line.opcode == "fusion"
+        for called in (c for names in line.calls.values() for c in names):
             if called in program.computations:
                 known = is_certain and trips is not None
                 yield from _walk(program, called, times * (trips or 1), inner, known)
 
 
 def trip_count(program: Program, caller: Computation, loop: Instruction) -> int | None:
-    """Returns the steps of a loop, or None if the text does not tell.
+    """Returns the trip count of a loop, or None if it is not known from the program's text.
 
-    The compiler's own note where there is one. TPU programs have none: there a condition compares a
-    counter with a bound, both as they enter the loop, and the body adds a constant to the counter.
+    The compiler may annotate it. TPU programs are not annotated: there the condition compares a
+    counter with a bound, and the body adds a constant to the counter.
     """
-    if found := _TRIPS.search(loop.attributes):
-        return int(found[1])
-    condition, body = (program.computations[loop.calls[part][0]] for part in ("condition", "body"))
+    if annotated := _TRIPS.search(loop.attributes):
+        return int(annotated[1])
+    condition, body = (program.computations[loop.calls[name][0]] for name in ("condition", "body"))
     root = condition.instructions[condition.root]
-    read = functools.partial(_affine, program, condition)
+    read: Callable[[str], Affine | None] = functools.partial(_affine, program, condition)
     if root.opcode == "fusion":
-        inside = program.computations[root.calls["calls"][0]]
-        read = functools.partial(_through, program, condition, root, inside)
-        root = inside.instructions[inside.root]
+        fused = program.computations[root.calls["calls"][0]]
+        read = functools.partial(_through, program, condition, root, fused)
+        root = fused.instructions[fused.root]
     direction = re.search(r"direction=(\w+)", root.attributes)
     if root.opcode != "compare" or not direction:
         return None
-    sides = [read(side) for side in root.operands]
-    if None in sides:
+    sides = [side for operand in root.operands if (side := read(operand)) is not None]
+    if len(sides) != 2:
         return None
-    return _steps(program, caller, loop, body, sides, direction[1])
+    return _iterations(program, caller, loop, body, sides, direction[1])
 
 
-def _steps(program, caller, loop, body, sides: list[Affine], direction: str) -> int | None:
-    """Steps of a loop that goes on while `sides[0] direction sides[1]`."""
-    start, moves = [], []
+def _iterations(
+    program: Program,
+    caller: Computation,
+    loop: Instruction,
+    body: Computation,
+    sides: list[Affine],
+    direction: str,
+) -> int | None:
+    """Returns the iterations of a loop that runs while `sides[0] direction sides[1]`."""
+    starts, steps = [], []
     for index, offset in sides:
         if index is None:
-            start.append(offset)
-            moves.append(0)
+            starts.append(offset)
+            steps.append(0)
             continue
-        into = _element(program, caller, loop.operands[0], index)
-        out = _element(program, body, body.root, index)
-        if into is None or into[0] is not None or out is None or out[0] != index:
+        first = _element(program, caller, loop.operands[0], index)
+        after = _element(program, body, body.root, index)
+        if first is None or first[0] is not None or after is None or after[0] != index:
             return None
-        start.append(into[1] + offset)
-        moves.append(out[1])
-    gap, closing = start[1] - start[0], moves[0] - moves[1]
+        starts.append(first[1] + offset)
+        steps.append(after[1])
+    gap, step = starts[1] - starts[0], steps[0] - steps[1]
     if direction in ("GT", "GE"):
-        gap, closing = -gap, -closing
-    if closing <= 0 or direction not in ("LT", "LE", "GT", "GE", "NE"):
+        gap, step = -gap, -step
+    if step <= 0 or direction not in ("LT", "LE", "GT", "GE", "NE"):
         return None
-    return max(0, -(-(gap + (direction in ("LE", "GE"))) // closing))
+    return max(0, -(-(gap + (direction in ("LE", "GE"))) // step))
 
 
 def _element(program: Program, computation: Computation, name: str, index: int) -> Affine | None:
-    made = computation.instructions[name]
-    if made.opcode == "tuple":
-        return _affine(program, computation, made.operands[index])
-    return (index, 0) if made.opcode == "parameter" else None
+    """Returns element `index` of a tuple as an affine function of the computation's parameter."""
+    line = computation.instructions[name]
+    if line.opcode == "tuple":
+        return _affine(program, computation, line.operands[index])
+    return (index, 0) if line.opcode == "parameter" else None
 
 
 def _affine(program: Program, computation: Computation, name: str) -> Affine | None:
     """Returns an integer as an element of the computation's tuple parameter plus a constant."""
-    each = computation.instructions[name]
-    read = lambda operand: _affine(program, computation, operand)
-    if each.opcode == "constant" and re.fullmatch(r"-?\d+", each.literal):
-        return None, int(each.literal)
-    if each.opcode in ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start"):
-        return read(each.operands[0])
-    if each.opcode == "get-tuple-element":
-        index = int(re.search(r"index=(\d+)", each.attributes)[1])
-        return _element(program, computation, each.operands[0], index)
-    if each.opcode in ("add", "subtract"):
-        left, right = map(read, each.operands)
-        if left is None or right is None or (left[0] is not None and right[0] is not None):
-            return None
-        if each.opcode == "subtract":
-            return None if right[0] is not None else (left[0], left[1] - right[1])
-        return left[0] if left[0] is not None else right[0], left[1] + right[1]
-    if each.opcode == "fusion" and "calls" in each.calls:
-        inside = program.computations[each.calls["calls"][0]]
-        return _through(program, computation, each, inside, inside.root)
+    line = computation.instructions[name]
+    if line.opcode == "constant" and re.fullmatch(r"-?\d+", line.literal):
+        return None, int(line.literal)
+    if line.opcode in ("copy", "bitcast", "convert", "reshape", "copy-done", "copy-start"):
+        return _affine(program, computation, line.operands[0])
+    if line.opcode == "get-tuple-element":
+        index = re.search(r"index=(\d+)", line.attributes)
+        return index and _element(program, computation, line.operands[0], int(index[1]))
+    if line.opcode in ("add", "subtract"):
+        left, right = (_affine(program, computation, operand) for operand in line.operands)
+        if line.opcode == "subtract" and right is not None:
+            right = None if right[0] is not None else (None, -right[1])
+        return _sum(left, right)
+    if line.opcode == "fusion" and "calls" in line.calls:
+        fused = program.computations[line.calls["calls"][0]]
+        return _through(program, computation, line, fused, fused.root)
     return None
 
 
-def _through(program, computation, fusion, inside, name: str) -> Affine | None:
-    """The same of what a fusion makes, with its parameters read outside."""
-    each = inside.instructions[name]
-    if each.opcode == "parameter":
-        return _affine(program, computation, fusion.operands[int(each.literal)])
-    parts = [_through(program, computation, fusion, inside, part) for part in each.operands]
-    if each.opcode == "constant":
-        return _affine(program, inside, name)
-    if each.opcode == "add" and None not in parts and None in (parts[0][0], parts[1][0]):
-        return next((p[0] for p in parts if p[0] is not None), None), parts[0][1] + parts[1][1]
-    return parts[0] if each.opcode in ("bitcast", "copy", "convert") else None
+def _through(
+    program: Program,
+    computation: Computation,
+    fusion: Instruction,
+    fused: Computation,
+    name: str,
+) -> Affine | None:
+    """Returns as `_affine` an instruction inside a fusion, in terms of the fusion's operands."""
+    line = fused.instructions[name]
+    if line.opcode == "parameter":
+        return _affine(program, computation, fusion.operands[int(line.literal)])
+    if line.opcode == "constant":
+        return _affine(program, fused, name)
+    operands = [_through(program, computation, fusion, fused, each) for each in line.operands]
+    if line.opcode == "add":
+        return _sum(*operands)
+    return operands[0] if line.opcode in ("bitcast", "copy", "convert") else None
+
+
+def _sum(left: Affine | None, right: Affine | None) -> Affine | None:
+    """Returns the sum of two integers, of which at most one may depend on the parameter."""
+    if left is None or right is None or (left[0] is not None and right[0] is not None):
+        return None
+    return left[0] if left[0] is not None else right[0], left[1] + right[1]

@@ -1,4 +1,4 @@
-"""The real training step, and the decoding one, compiled for machines that are not here."""
+"""The training step and the decoding step, compiled ahead of time for described devices."""
 
 import dataclasses
 import math
@@ -20,13 +20,13 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Refused(UserError):
-    """A program that the compiler fails on, for another reason than memory."""
+    """A compilation failed for a reason other than memory."""
 
     exit_code = 1
 
 
 class TooLarge(UserError):
-    """The compiler finds no memory for a program.
+    """A program needs more memory than the device has.
 
     Attributes:
       needed: bytes per device, arguments included.
@@ -41,15 +41,15 @@ class TooLarge(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """Bytes of a program's memory on one device.
 
     Attributes:
-      parameters: float32, as they lie.
-      optimizer: its state.
-      arguments: all else that a step is given.
-      temporaries: what is made and dropped within a step, gradients and activations foremost.
-      output: of the results, those that do not take an argument's place.
-      code: of the program.
+      parameters: of the device's float32 shards.
+      optimizer: of the device's optimizer state.
+      arguments: of the other arguments of a step.
+      temporaries: of buffers within a step, mostly gradients and activations.
+      output: of the results that do not reuse an argument's buffer.
+      code: of the compiled program.
     """
 
     parameters: int
@@ -61,90 +61,94 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all kinds."""
         return sum(dataclasses.astuple(self))
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled step: its text, what it needs, and the seconds that compiling took."""
+    """A compiled step: its program, its memory, and the seconds of compilation."""
 
     program: hlo.Program
     memory: Memory
     seconds: float
 
 
-def trainer(run: settings.Run, devices: Sequence[Any]) -> Trainer:
+def make_trainer(run: settings.Run, devices: Sequence[Any]) -> Trainer:
     """Returns the trainer of a run on the given devices.
 
     Raises:
-      ConfigError: for a mesh that does not make so many, or a batch that does not divide.
-      DataError: if the vocabulary is to be read from data that cannot be read.
+      ConfigError: if the mesh has another number of devices, or does not divide the batch or a
+        width.
+      DataError: if the vocabulary's size has to be read from data that is not readable.
     """
     mesh = sharding.make_mesh(run.mesh, list(devices))
     rows = run.train.batch_size // run.train.num_microbatches
     sharding.check_batch(rows, run.train.seq_len, mesh)
-    made = Trainer(run, run.model.sized(budget.vocab_size(run)), mesh)
-    _ = made.state_shardings  # widths that do not divide
-    return made
+    trainer = Trainer(run, run.model.sized(budget.vocab_size(run)), mesh)
+    _ = trainer.state_shardings  # raises for a width that does not divide
+    return trainer
 
 
-def train_step(made: Trainer, step: int) -> Compiled:
+def train_step(trainer: Trainer, step: int) -> Compiled:
     """Compiles a training step.
 
     Raises:
-      TooLarge: if the compiler finds no memory for it.
+      TooLarge: if it needs more memory than the device has.
     """
     start = time.monotonic()
-    compiled = _compile(made.lower(step), made.mesh.devices.flat[0])
-    state = made.abstract()
-    held = (local_bytes(state.params), local_bytes(state.opt_state))
-    return _measured(compiled, start, *held)
+    compiled = _compile(trainer.lower(step), trainer.mesh.devices.flat[0])
+    state = trainer.abstract()
+    return _measured(compiled, start, local_bytes(state.params), local_bytes(state.opt_state))
 
 
-def decode_step(made: Trainer) -> Compiled:
-    """Compiles, for one device, the drawing of a token after a whole sequence of a run's length.
+def decode_step(trainer: Trainer) -> Compiled:
+    """Compiles, for one device, the step that draws the last token of a sequence.
 
     Raises:
-      TooLarge: if the compiler finds no memory for it.
+      TooLarge: if it needs more memory than the device has.
     """
     start = time.monotonic()
-    device = made.mesh.devices.flat[0]
-    compiled = _compile(decode.lower(made.model, made.run.train.seq_len, device), device)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made.abstract().params))
-    return _measured(compiled, start, size, 0)
+    device = trainer.mesh.devices.flat[0]
+    compiled = _compile(decode.lower(trainer.model, trainer.run.train.seq_len, device), device)
+    weights = jax.tree.leaves(trainer.abstract().params)
+    num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in weights)
+    return _measured(compiled, start, num_bytes, 0)
 
 
 def _compile(lowered: jax.stages.Lowered, device: Any) -> jax.stages.Compiled:
-    # Where no GPU can time them, products compiled by XLA itself are untuned, and some fail.
-    tuned = {"xla_gpu_enable_triton_gemm": False} if device.platform == "gpu" else None
+    # Without a GPU to autotune on, some of XLA's Triton matrix products fail to compile.
+    options: dict[str, str | bool] = {}
+    if device.platform == "gpu":
+        options["xla_gpu_enable_triton_gemm"] = False
     try:
-        return lowered.compile(tuned)
+        return lowered.compile(options or None)
     except jax.errors.JaxRuntimeError as error:
-        if found := _EXHAUSTED.search(str(error)):
-            amount, unit = (part for part in found.groups() if part is not None)
+        if exhausted := _EXHAUSTED.search(str(error)):
+            amount, unit = (group for group in exhausted.groups() if group is not None)
             raise TooLarge(int(float(amount) * _UNITS[unit])) from None
-        said = " ".join(str(error).split())[:200]
-        raise Refused(f"compile: the compiler of {device.device_kind} fails: {said}") from None
+        message = " ".join(str(error).split())[:200]
+        raise Refused(f"compile: the compiler of {device.device_kind} fails: {message}") from None
 
 
 def _measured(
     compiled: jax.stages.Compiled, start: float, parameters: int, optimizer: int
 ) -> Compiled:
-    found = compiled.memory_analysis()
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    assert stats is not None and text is not None  # compilers for CPU, GPU and TPU give both
     memory = Memory(
         parameters=parameters,
         optimizer=optimizer,
-        arguments=max(found.argument_size_in_bytes - parameters - optimizer, 0),
-        temporaries=found.temp_size_in_bytes,
-        output=found.output_size_in_bytes - found.alias_size_in_bytes,
-        code=found.generated_code_size_in_bytes,
+        arguments=max(stats.argument_size_in_bytes - parameters - optimizer, 0),
+        temporaries=stats.temp_size_in_bytes,
+        output=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
     )
-    return Compiled(hlo.parse(compiled.as_text()), memory, time.monotonic() - start)
+    return Compiled(hlo.parse(text), memory, time.monotonic() - start)
 
 
 def local_bytes(tree: Any) -> int:
-    """Bytes that one device holds of abstract arrays that are placed."""
+    """Returns the bytes that one device holds of sharded abstract arrays."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)

@@ -1,11 +1,11 @@
-"""Reports as text."""
+"""Preflight reports as text."""
 
 from collections.abc import Sequence
 
 from recursia.preflight.report import Report
 
 _KINDS = ("parameters", "optimizer", "arguments", "temporaries", "output", "code")
-MOST_ROWS = 12  # collectives of a table; the rest is added up
+MAX_ROWS = 12  # collectives of a table; the others are summed
 
 
 def in_short(report: Report) -> str:
@@ -18,7 +18,7 @@ def in_short(report: Report) -> str:
 
 
 def full(name: str, report: Report) -> str:
-    """Returns all of it."""
+    """Returns a report as text, with its collectives and its roofline."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1)
     lines = [f"{name} on {report['topology']}, {report['chips']} chips, mesh {mesh or '1'}"]
     lines += [in_short(report)]
@@ -37,7 +37,7 @@ def full(name: str, report: Report) -> str:
 def _moved(report: Report) -> list[str]:
     rows = report["collectives"]
     lines = ["collective           axes         of      MB each   a step    MB sent  ms"]
-    for row in rows[:MOST_ROWS]:
+    for row in rows[:MAX_ROWS]:
         times = f"{row['executions']}{'' if row['is_certain'] else '+'}"
         sent = row["sent_bytes"] * row["executions"]
         lines += [
@@ -45,7 +45,7 @@ def _moved(report: Report) -> list[str]:
             f"{row['bytes'] / 1e6:>9.4g}  {times:>7}  {sent / 1e6:>9.4g}  "
             f"{1e3 * row['seconds'] * row['executions']:.3g}"
         ]
-    if rest := rows[MOST_ROWS:]:
+    if rest := rows[MAX_ROWS:]:
         sent = sum(row["sent_bytes"] * row["executions"] for row in rest)
         lines += [f"and {len(rest)} more, {sent / 1e6:.4g} MB sent"]
     return lines
@@ -57,7 +57,7 @@ def _speed(report: Report) -> list[str]:
     ends = [(report[f"{n}utilisation"], report[f"{n}hours"]) for n in ("", "serial_")]
     return [
         f"{report['flops_per_step']:.3e} FLOPs a step, {report['executed_flops_per_step']:.3e} "
-        "with what is computed again",
+        "with rematerialisation",
         f"compute {milli['compute']} at {chip['flops'] / 1e12:.4g} TFLOP/s, memory "
         f"{milli['memory']} at {chip['hbm_bandwidth'] / 1e12:.3g} TB/s, network "
         f"{milli['network']}; bound by {line['bound']}",
@@ -68,18 +68,18 @@ def _speed(report: Report) -> list[str]:
 
 
 def _decoded(report: Report) -> str:
-    found, have = report["decode"], gigabytes(report["hbm_bytes_per_chip"])
-    need = gigabytes(found["bytes_per_chip"])
-    if not found["fits"]:
+    decode, have = report["decode"], gigabytes(report["hbm_bytes_per_chip"])
+    need = gigabytes(decode["bytes_per_chip"])
+    if not decode["fits"]:
         return f"decoding on one chip does not fit: needs {need} of {have}"
     return (
         f"decoding on one chip fits in {need} of {have}, at best "
-        f"{1e3 * found['seconds_per_token']:.3g} ms a token"
+        f"{1e3 * decode['seconds_per_token']:.3g} ms a token"
     )
 
 
 def table(reports: Sequence[Report]) -> str:
-    """Returns what a search compiled, the one that fits last, with what to type."""
+    """Returns the reports of a search as a table, with the overrides to type for each."""
     lines = ["   M tokens/s        GB  overrides"]
     for each in reports:
         rate = "does not fit"
@@ -87,10 +87,10 @@ def table(reports: Sequence[Report]) -> str:
             slow, fast = (each[f"{name}tokens_per_second"] / 1e6 for name in ("serial_", ""))
             rate = f"{slow:.3g} to {fast:.3g}"
         need = each["bytes_per_chip"] / 1e9
-        lines += [f"{rate:>14}  {need:>7.1f}  {each['overrides'] or 'as it is'}"]
+        lines += [f"{rate:>14}  {need:>7.1f}  {each['overrides'] or 'without changes'}"]
     return "\n".join(lines)
 
 
 def gigabytes(count: int) -> str:
-    """Returns bytes as a reader wants them."""
+    """Returns a number of bytes in GB, as text."""
     return f"{count / 1e9:.2f} GB"

@@ -1,4 +1,4 @@
-"""What the compiled step says of a run: whether it fits, what it moves, how fast it can be."""
+"""The report of a compiled run: its memory, its collectives and its roofline."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from recursia.architecture import Model
 from recursia.preflight import collectives, program, roofline, traffic
 from recursia.train.step import Trainer
 
-Report = dict[str, Any]
+Report = dict[str, Any]  # the keys are those of `examine`
 
 
 def examine(
@@ -19,59 +19,67 @@ def examine(
     *,
     with_decode: bool = False,
 ) -> Report:
-    """Compiles a run's steps for a topology and returns what `render` prints.
+    """Compiles a run's steps for a topology and returns their report.
 
-    Steps that differ (a warm-up of capacities) are compiled each: memory is that of the largest,
-    time that of the last.
+    If the first step differs from the last (capacities may warm up), both are compiled: the memory
+    is the larger one, the time that of the last step.
+
+    Args:
+      run: the settings.
+      topology: name of the devices' topology.
+      devices: of the topology.
+      with_decode: whether the step that draws a token is compiled too.
 
     Returns:
-      fits, bytes_per_chip, hbm_bytes_per_chip: whether the step does, and by how much.
-      memory: bytes by kind, as `program.Memory`; empty if it does not fit.
-      flops_per_step, executed_flops_per_step: of all chips, from `accounting`; the second with
-        what is computed again to save memory.
+      fits, bytes_per_chip, hbm_bytes_per_chip: whether a step fits, the bytes it needs, and the
+        bytes a chip has.
+      memory: bytes by kind, as `program.Memory`; missing if the compiler ran out of memory.
+      flops_per_step, executed_flops_per_step: of all chips, from `accounting`; the second includes
+        rematerialisation.
       collectives: `kind`, `bytes`, `executions` per step, and `group_size`, `axes`, `seconds` of
-        one, `is_certain`; by the bytes that they send.
+        one execution, `is_certain`; in the order of the bytes that they send.
       roofline, roofline_seconds_per_step, serial_seconds_per_step, tokens_per_second,
-        serial_tokens_per_second, utilisation: see `roofline`; the last is useful FLOPs over peak.
-      hours, tokens: of the whole run, at the roofline.
-      decode: memory and roofline of drawing a token on one chip, if asked for.
+        serial_tokens_per_second, utilisation: see `roofline`; utilisation is the FLOPs without
+        rematerialisation over the peak.
+      hours, tokens: of all training steps, at the roofline.
+      decode: memory and roofline of drawing one token on one chip.
 
     Raises:
-      ConfigError: for a mesh, batch or width that does not divide.
+      ConfigError: if the mesh does not divide the batch or a width.
     """
     chip = chips.of_topology(topology)
-    made = program.trainer(run, devices)
+    trainer = program.make_trainer(run, devices)
     report: Report = {
         "topology": topology,
         "chips": len(devices),
         "chip": dataclasses.asdict(chip),
-        "mesh": dict(made.mesh.shape),
+        "mesh": dict(trainer.mesh.shape),
         "hbm_bytes_per_chip": chip.hbm_bytes,
-        **_flops(run, made.model),
+        **_flops(run, trainer.model),
     }
     try:
-        steps = [program.train_step(made, step) for step in _distinct_steps(made)]
+        steps = [program.train_step(trainer, step) for step in _distinct_steps(trainer)]
     except program.TooLarge as error:
-        return report | _no(error.needed)
-    memory = max((step.memory for step in steps), key=lambda each: each.total)
+        return report | _too_large(error.needed)
+    memory = max((step.memory for step in steps), key=lambda memory: memory.total)
     report |= {
         "memory": dataclasses.asdict(memory),
         "compile_seconds": sum(step.seconds for step in steps),
     }
     if memory.total > chip.hbm_bytes:
-        return report | _no(memory.total)
+        return report | _too_large(memory.total)
     report |= {"fits": True, "bytes_per_chip": memory.total}
-    report |= _times(run, chip, made.mesh, steps[-1], report)
+    report |= _times(run, chip, trainer.mesh, steps[-1], report)
     if with_decode:
-        report["decode"] = _decode(run, chip, made)
+        report["decode"] = _decode(run, chip, trainer)
     return report
 
 
-def _distinct_steps(made: Trainer) -> list[int]:
-    """Returns the first step if it differs from the last, and the last."""
-    last = made.run.train.num_steps - 1
-    is_one = made.model.at_step(0) == made.model.at_step(last)
-    return [last] if is_one else [0, last]
+def _distinct_steps(trainer: Trainer) -> list[int]:
+    """Returns the last step, and before it the first if its program differs."""
+    last = trainer.run.train.num_steps - 1
+    is_equal = trainer.model.at_step(0) == trainer.model.at_step(last)
+    return [last] if is_equal else [0, last]
 
 
 def _flops(run: settings.Run, config: Model) -> Report:
@@ -83,7 +91,7 @@ def _flops(run: settings.Run, config: Model) -> Report:
     }
 
 
-def _no(needed: int) -> Report:
+def _too_large(needed: int) -> Report:
     return {
         "fits": False,
         "bytes_per_chip": needed,
@@ -97,55 +105,55 @@ def _times(
     run: settings.Run, chip: chips.Chip, mesh: Any, step: program.Compiled, report: Report
 ) -> Report:
     devices, moved = list(mesh.devices.flat), collectives.collectives(step.program)
-    read = traffic.hbm_bytes(step.program)
-    found = roofline.roofline(chip, devices, report["executed_flops_per_step"], read, moved)
+    hbm_bytes = traffic.hbm_bytes(step.program)
+    line = roofline.roofline(chip, devices, report["executed_flops_per_step"], hbm_bytes, moved)
     tokens = run.train.batch_size * run.train.seq_len
     peak = chip.flops * len(devices)
     return {
         "collectives": [_row(chip, devices, dict(mesh.shape), each) for each in moved],
-        "hbm_traffic_bytes": read,
-        "roofline": {**dataclasses.asdict(found), "bound": found.bound},
-        "roofline_seconds_per_step": found.overlapped,
-        "serial_seconds_per_step": found.serial,
-        "tokens_per_second": tokens / found.overlapped,
-        "serial_tokens_per_second": tokens / found.serial,
-        "utilisation": report["flops_per_step"] / found.overlapped / peak,
-        "serial_utilisation": report["flops_per_step"] / found.serial / peak,
+        "hbm_traffic_bytes": hbm_bytes,
+        "roofline": {**dataclasses.asdict(line), "bound": line.bound},
+        "roofline_seconds_per_step": line.overlapped,
+        "serial_seconds_per_step": line.serial,
+        "tokens_per_second": tokens / line.overlapped,
+        "serial_tokens_per_second": tokens / line.serial,
+        "utilisation": report["flops_per_step"] / line.overlapped / peak,
+        "serial_utilisation": report["flops_per_step"] / line.serial / peak,
         "num_steps": run.train.num_steps,
         "tokens": tokens * run.train.num_steps,
-        "hours": found.overlapped * run.train.num_steps / 3600,
-        "serial_hours": found.serial * run.train.num_steps / 3600,
+        "hours": line.overlapped * run.train.num_steps / 3600,
+        "serial_hours": line.serial * run.train.num_steps / 3600,
     }
 
 
 def _row(
-    chip: chips.Chip, devices: list[Any], mesh: dict[str, int], each: collectives.Collective
+    chip: chips.Chip, devices: list[Any], mesh: dict[str, int], moved: collectives.Collective
 ) -> Report:
     return {
-        "kind": each.kind,
-        "bytes": each.bytes,
-        "executions": each.executions,
-        "group_size": each.group_size,
-        "axes": each.axes(mesh),
-        "sent_bytes": each.sent,
-        "seconds": roofline.seconds(chip, devices, each),
-        "is_certain": each.is_certain,
-        "source": each.source,
+        "kind": moved.kind,
+        "bytes": moved.bytes,
+        "executions": moved.executions,
+        "group_size": moved.group_size,
+        "axes": moved.axes(mesh),
+        "sent_bytes": moved.sent,
+        "seconds": roofline.seconds(chip, devices, moved),
+        "is_certain": moved.is_certain,
+        "source": moved.source,
     }
 
 
-def _decode(run: settings.Run, chip: chips.Chip, made: Trainer) -> Report:
+def _decode(run: settings.Run, chip: chips.Chip, trainer: Trainer) -> Report:
     try:
-        step = program.decode_step(made)
+        step = program.decode_step(trainer)
     except program.TooLarge as error:
         return {"fits": False, "bytes_per_chip": error.needed}
-    flops = accounting.forward_flops(made.model, run.train.seq_len)
-    read = traffic.hbm_bytes(step.program)
-    found = roofline.roofline(chip, [made.mesh.devices.flat[0]], flops, read, [])
+    flops = accounting.forward_flops(trainer.model, run.train.seq_len)
+    hbm_bytes = traffic.hbm_bytes(step.program)
+    line = roofline.roofline(chip, [trainer.mesh.devices.flat[0]], flops, hbm_bytes, [])
     return {
         "fits": step.memory.total <= chip.hbm_bytes,
         "bytes_per_chip": step.memory.total,
         "memory": dataclasses.asdict(step.memory),
-        "roofline": {**dataclasses.asdict(found), "bound": found.bound},
-        "seconds_per_token": found.overlapped,
+        "roofline": {**dataclasses.asdict(line), "bound": line.bound},
+        "seconds_per_token": line.overlapped,
     }

@@ -1,9 +1,9 @@
-"""Bytes that a compiled program reads from and writes to a device's main memory.
+"""Bytes that a compiled program reads from and writes to HBM.
 
-What stands between two fusions passes through memory; what stands inside one does not, nor what
-the compiler placed in a nearer memory (TPU's VMEM). An array of which a fusion takes or replaces a
-slice counts as that slice. Caches are not known here, and a custom call counts its operands and
-results once, so the time that follows is an estimate, not a bound.
+The operands and results of a fusion pass through HBM; intermediates inside it do not, nor arrays
+that the compiler placed in a nearer memory (VMEM of a TPU). If a fusion reads or updates a slice of
+an array, only the slice counts. Caches are not modelled, and a custom call counts its operands and
+results once, so the resulting time is an estimate, not a bound.
 """
 
 import re
@@ -20,45 +20,46 @@ _VIEWS = ("bitcast", "reshape", "copy")
 
 
 def hbm_bytes(program: Program) -> int:
-    """Returns the bytes of one call on one device, loops included."""
+    """Returns the bytes of one call on one device, with the trip counts of loops."""
     total = 0
     for name, run in loops.runs(program).items():
         if run.is_fused:
             continue
         computation = program.computations[name]
-        each = computation.instructions.values()
-        total += run.times * sum(_moved(program, computation, line) for line in each)
+        lines = computation.instructions.values()
+        total += run.times * sum(_moved(program, computation, line) for line in lines)
     return total
 
 
-def _moved(program: Program, computation: Computation, each: Instruction) -> int:
-    if each.opcode in _FREE or each.opcode.endswith("-done") or "AllocateBuffer" in each.attributes:
+def _moved(program: Program, computation: Computation, line: Instruction) -> int:
+    """Returns the bytes that an instruction reads and writes."""
+    if line.opcode in _FREE or line.opcode.endswith("-done") or "AllocateBuffer" in line.attributes:
         return 0
-    operands = [_far(computation.shape_of(name)) for name in each.operands]
-    result = _far(each.shape)
-    if each.opcode in _SLICES:
+    operands = [_hbm_bytes(computation.shape_of(name)) for name in line.operands]
+    result = _hbm_bytes(line.shape)
+    if line.opcode in _SLICES:
         return 2 * result
-    if each.opcode == "dynamic-update-slice":
+    if line.opcode == "dynamic-update-slice":
         return 2 * operands[1]
-    if each.opcode == "scatter":
+    if line.opcode == "scatter":
         return 2 * operands[-1] + sum(operands[1:-1])
-    if each.opcode.endswith("-start"):  # gives its operands back beside what it makes
+    if line.opcode.endswith("-start"):  # its result holds its operands too
         return sum(operands) + (max(result - sum(operands), 0) or result)
-    if each.opcode != "fusion":
+    if line.opcode != "fusion":
         return sum(operands) + result
-    inside = program.computations[each.calls["calls"][0]]
-    pairs = zip(operands, inside.parameters, strict=True)
-    return sum(_read(inside, size, par.name) for size, par in pairs) + _written(inside, each.shape)
+    fused = program.computations[line.calls["calls"][0]]
+    pairs = zip(operands, fused.parameters, strict=True)
+    return sum(_read(fused, size, par.name) for size, par in pairs) + _written(fused, line.shape)
 
 
-def _far(shape: str) -> int:
-    """Bytes of the arrays of a shape that lie in main memory."""
+def _hbm_bytes(shape: str) -> int:
+    """Returns the bytes of the arrays of a shape that lie in HBM."""
     return sum(size for size, layout in hlo.arrays(shape) if not re.search(r"S\([1-9]", layout))
 
 
-def _read(inside: Computation, size: int, name: str) -> int:
-    """Bytes that a fusion reads of an operand."""
-    users = [i for i in inside.instructions.values() if name in i.operands]
+def _read(fused: Computation, size: int, name: str) -> int:
+    """Returns the bytes that a fusion reads of an operand."""
+    users = [line for line in fused.instructions.values() if name in line.operands]
     if not size or not users:
         return size
     read = 0
@@ -68,25 +69,25 @@ def _read(inside: Computation, size: int, name: str) -> int:
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             read += 0
         elif user.opcode in _VIEWS:
-            read += _read(inside, size, user.name)
+            read += _read(fused, size, user.name)
         else:
             return size
     return min(read, size)
 
 
-def _written(inside: Computation, shape: str) -> int:
-    """Bytes that a fusion writes, given the shape of its result as seen from outside."""
-    root = inside.instructions[inside.root]
-    made = root.operands if root.opcode == "tuple" else (root.name,)
-    places = hlo.arrays(shape)
-    if len(places) != len(made):
-        return _far(shape)
+def _written(fused: Computation, shape: str) -> int:
+    """Returns the bytes that a fusion writes, given the shape of its result in its caller."""
+    root = fused.instructions[fused.root]
+    results = root.operands if root.opcode == "tuple" else (root.name,)
+    arrays = hlo.arrays(shape)
+    if len(arrays) != len(results):
+        return _hbm_bytes(shape)
     total = 0
-    for (size, layout), name in zip(places, made, strict=True):
-        each = inside.instructions[name]
-        while each.opcode in _VIEWS:
-            each = inside.instructions[each.operands[0]]
-        if each.opcode == "dynamic-update-slice":
-            size = hlo.num_bytes(inside.shape_of(each.operands[1]))
+    for (size, layout), name in zip(arrays, results, strict=True):
+        line = fused.instructions[name]
+        while line.opcode in _VIEWS:
+            line = fused.instructions[line.operands[0]]
+        if line.opcode == "dynamic-update-slice":
+            size = hlo.num_bytes(fused.shape_of(line.operands[1]))
         total += 0 if re.search(r"S\([1-9]", layout) else size
     return total

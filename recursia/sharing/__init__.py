@@ -1,1 +1,1 @@
-"""Who owns the weights of a step."""
+"""Parameter sharing across depth: the weights and the keys that each step uses."""

@@ -1,10 +1,10 @@
 """Matrices as linear combinations of shared atoms, one combination for each step.
 
-Matrix atom sharing (MASA): W_step = sum_a c[step, a] D[a], for each of the named matrices. The
-atoms are one set for the whole core unless `varies` says otherwise, and take the place of the
-matrices in their slot: those of slot `attention` are the slot `attention_atoms`, the coefficients
-`attention_coefficients`. A step's matrix exists while the step runs. Published coefficients come
-from a small network that is dropped after training; here they are parameters themselves.
+Matrix atom sharing (MASA): W_step = sum_a c[step, a] D[a], for each of the named matrices. The core
+has one set of atoms unless `varies` says otherwise. They replace the matrices of their slot: those
+of slot `attention` are the slot `attention_atoms`, and their coefficients the slot
+`attention_coefficients`. A step's matrix exists while the step runs. The published coefficients
+come from a small network that is dropped after training; here they are parameters themselves.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from recursia.sharing.weights import Tree, Weights
 
 @dataclasses.dataclass(frozen=True)
 class Atoms(Weights):
-    """Which matrices are combined, and of how many atoms.
+    """The matrices that are combinations of atoms, and the number of atoms.
 
     Attributes:
-      num_atoms: of each matrix; a third of the steps halves attention's parameters, where its
-        output stays private.
-      slot: of the block, whose matrices are combined.
-      names: of the matrices in that slot.
+      num_atoms: atoms of each matrix; with a third of the number of steps and private output
+        matrices, attention has half the parameters.
+      slot: the slot of the block that holds the matrices.
+      names: the matrices in that slot.
     """
 
     num_atoms: int
@@ -39,7 +39,7 @@ class Atoms(Weights):
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """The coefficients: a rounded one would round every entry of a matrix alike."""
+        """The coefficients, whose rounding error would be common to all entries of a matrix."""
         return (self._coefficients,)
 
     @property
@@ -51,10 +51,10 @@ class Atoms(Weights):
         return f"{self.slot}_coefficients"
 
     def varies(self, block: Tree) -> dict[str, str]:
-        """Returns one set of atoms for the core, and coefficients for each step.
+        """Returns how the slots of atoms and coefficients vary: one set of atoms for the core.
 
         Raises:
-          ValueError: for a slot or a matrix that is not there.
+          ValueError: for a slot or a matrix that the block does not have.
         """
         if not isinstance(block.get(self.slot), dict):
             names = ", ".join(slot for slot, tree in block.items() if isinstance(tree, dict))
@@ -69,27 +69,27 @@ class Atoms(Weights):
         return {self._atoms: "one", self._coefficients: "recursion+block"}
 
     def specs(self, block: Tree) -> Tree:
-        """Returns what stays in the slot, its atoms, and the coefficients of a step."""
-        slot, std = block[self.slot], self.num_atoms**-0.5  # a matrix starts as wide as an atom
-        one = Spec((self.num_atoms,), (None,), normal(std), is_decayed=False)
+        """Returns the specs of the slot's other weights, of the atoms, and of the coefficients."""
+        slot, std = block[self.slot], self.num_atoms**-0.5  # matrices start with the atoms' scale
+        coefficients = Spec((self.num_atoms,), (None,), normal(std), is_decayed=False)
         return {
             self.slot: {name: spec for name, spec in slot.items() if name not in self.names},
             self._atoms: {
                 name: slot[name].stack((self.num_atoms,), (None,)) for name in self.names
             },
-            self._coefficients: dict.fromkeys(self.names, one),
+            self._coefficients: dict.fromkeys(self.names, coefficients),
         }
 
     def applied(self, block: Tree) -> Tree:
-        """Returns nothing: a token's step meets one matrix, whatever it is made of."""
+        """Returns no specs: a token meets one matrix in each step, however many its atoms."""
         return {}
 
     def bind(self, entries: Tree) -> Tree:
-        """Returns the block's weights, the matrices combined."""
+        """Returns the block's weights, with matrices combined of their atoms."""
         atoms, coefficients = entries[self._atoms], entries[self._coefficients]
-        made = {name: _combined(coefficients[name], atoms[name]) for name in self.names}
+        matrices = {name: _combined(coefficients[name], atoms[name]) for name in self.names}
         others = {s: tree for s, tree in entries.items() if s not in (self._atoms, *self.exact)}
-        return {**others, self.slot: {**entries[self.slot], **made}}
+        return {**others, self.slot: {**entries[self.slot], **matrices}}
 
 
 def _is_matrix(spec: object) -> bool:
@@ -97,7 +97,7 @@ def _is_matrix(spec: object) -> bool:
 
 
 def _combined(coefficients: Float[Array, "A"], atoms: Float[Array, "A ..."]) -> Array:
-    """Returns the sum of atoms, in float32, as they are rounded."""
+    """Returns the weighted sum of atoms, summed in float32 and rounded to their dtype."""
     shape = (-1,) + (1,) * (atoms.ndim - 1)
     wide = coefficients.reshape(shape) * atoms.astype(jnp.float32)
     return wide.sum(0).astype(atoms.dtype)

@@ -1,12 +1,13 @@
-"""Weights that only make keys and values, in a bank apart from the rest of their slot.
+"""Banks of weights that only make keys and values, apart from the other weights of their slot.
 
-That bank has entries for steps that make keys, the other one for every step: `Schedule.entry` tells
-both by name.
+Such a bank has entries for the steps that make keys alone, the other bank for every step.
+`Schedule.entry` distinguishes them by name.
 """
 
 from typing import Any
 
 from recursia.sharing.schedule import KEYS
+from recursia.sharing.weights import Tree
 
 Names = tuple[tuple[str, str], ...]  # (slot, name) of each such weight
 
@@ -16,20 +17,21 @@ def bank(slot: str, name: str, names: Names) -> str:
     return slot + KEYS if (slot, name) in names else slot
 
 
-def split(slot: str, tree: Any, names: Names) -> dict[str, Any]:
-    """Returns a slot's tree by bank; a slot without such weights has one."""
+def split(slot: str, tree: Any, names: Names) -> Tree:
+    """Returns a slot's tree by bank; a slot without weights of keys has one bank."""
     if not isinstance(tree, dict) or not any((slot, name) in names for name in tree):
         return {slot: tree}
-    found: dict[str, Any] = {slot: {}, slot + KEYS: {}}
+    banks: Tree = {slot: {}, slot + KEYS: {}}
     for name, leaf in tree.items():
-        found[bank(slot, name, names)][name] = leaf
-    return found
+        banks[bank(slot, name, names)][name] = leaf
+    return banks
 
 
-def join(banks: dict[str, Any]) -> dict[str, Any]:
+def join(banks: Tree) -> Tree:
     """Returns trees by slot from those by bank."""
-    found = {name: tree for name, tree in banks.items() if not name.endswith(KEYS)}
+    slots = {name: tree for name, tree in banks.items() if not name.endswith(KEYS)}
     for name, tree in banks.items():
         if name.endswith(KEYS):
-            found[name.removesuffix(KEYS)] = {**found[name.removesuffix(KEYS)], **tree}
-    return found
+            slot = name.removesuffix(KEYS)
+            slots[slot] = {**slots[slot], **tree}
+    return slots

@@ -1,10 +1,11 @@
-"""Shared weights relaxed by a product of two thin matrices for each step: `W + scale A B`.
+"""LoRA: shared weights plus a low-rank product of their own in each step, `W + scale A B`.
 
 Relaxed Recursive Transformers (Bae et al. 2024, arXiv 2410.20672), after LoRA (Hu et al. 2021,
-arXiv 2106.09685), but that `W` is trained too. Every matrix of the named slots has adapters, one
-pair for each step of the core unless `varies` says otherwise: slot `mlp`'s are the slot `mlp_lora`.
-Prelude and coda share nothing and have none. `B` starts at zero, so that training starts from the
-tied model; `recursia.convert.recursive` starts both from a dense model instead.
+arXiv 2106.09685); here `W` is trained too. Every matrix of the named slots has adapters A and B,
+one pair for each step of the core unless `varies` says otherwise: those of slot `mlp` are the slot
+`mlp_lora`. Prelude and coda share nothing and have no adapters. `B` starts at zero, so that
+training starts from the tied model; `recursia.convert.recursive` initialises both from a dense
+model instead.
 """
 
 import dataclasses
@@ -24,12 +25,12 @@ from recursia.sharing.weights import Tree, Weights
 
 @dataclasses.dataclass(frozen=True)
 class Lora(Weights):
-    """Which weights are relaxed, and how far.
+    """The slots whose matrices have adapters, and the rank and scale of their products.
 
     Attributes:
-      rank: of the product; a matrix that is thinner takes its own width.
-      slots: of the block, whose matrices are relaxed.
-      scale: multiplies the product.
+      rank: of the product, at most the smaller width of the matrix.
+      slots: the slots of the block whose matrices have adapters.
+      scale: factor of the product.
       init_std: standard deviation of `A` at the start.
     """
 
@@ -46,10 +47,10 @@ class Lora(Weights):
             raise ValueError(f"slots: got {self.slots}, takes at least one, each once")
 
     def varies(self, block: Tree) -> dict[str, str]:
-        """Returns the slots of the adapters: a pair for each step.
+        """Returns how the slots of adapters vary: a pair for each step.
 
         Raises:
-          ValueError: for a slot that is not there, or that cannot be relaxed.
+          ValueError: for a slot that the block does not have, or that cannot have adapters.
         """
         for slot in self.slots:
             if slot not in block:
@@ -64,11 +65,11 @@ class Lora(Weights):
         return {slot_of(slot): "recursion+block" for slot in self.slots}
 
     def key_weights(self, block: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-        """Returns the adapters of the block's that it relaxes."""
+        """Returns the adapters of weights that only make keys and values."""
         return tuple((slot_of(slot), name) for slot, name in block if slot in self.slots)
 
     def specs(self, block: Tree) -> Tree:
-        """Returns `a` and `b` for every matrix of the relaxed slots."""
+        """Returns the specs of `a` and `b` for every matrix of the slots."""
 
         def pair(spec: Spec) -> dict[str, Spec]:
             rank, split = self._rank(spec), spec.inputs
@@ -83,7 +84,7 @@ class Lora(Weights):
         }
 
     def bind(self, entries: Tree) -> Tree:
-        """Returns the block's weights, the matrices of relaxed slots with their adapters."""
+        """Returns the block's weights, with the matrices of the slots as `Relaxed`."""
 
         def relaxed(slot: str) -> Any:
             pairs = entries[slot_of(slot)]
@@ -95,11 +96,11 @@ class Lora(Weights):
             return jax.tree_util.tree_map_with_path(leaf, entries[slot])
 
         added = tuple(map(slot_of, self.slots))
-        kept = {slot: tree for slot, tree in entries.items() if slot not in added}
-        return {**kept, **{slot: relaxed(slot) for slot in self.slots}}
+        others = {slot: tree for slot, tree in entries.items() if slot not in added}
+        return {**others, **{slot: relaxed(slot) for slot in self.slots}}
 
     def flops(self, block: Tree, skipped: tuple[tuple[str, str], ...]) -> int:
-        """Returns the FLOPs of the thin products of one token's step."""
+        """Returns the forward FLOPs of the products with adapters, for one token in one step."""
         return sum(
             2 * spec.products * self._rank(spec) * sum(_widths(spec))
             for slot in self.slots
@@ -108,13 +109,14 @@ class Lora(Weights):
         )
 
     def nearest(self, block_slot: Any, missing: Any) -> dict[str, dict[str, Array]]:
-        """Returns the adapters of a slot whose scaled products come nearest to some matrices.
+        """Returns the adapters whose scaled products are the nearest to the matrices of a slot.
 
-        By the largest singular values, in float32; at full rank the product is the matrix.
+        They hold the largest singular values, computed in float32; at full rank the product is the
+        matrix.
 
         Args:
-          block_slot: specs of the relaxed slot.
-          missing: what the products should be, a tree like those specs.
+          block_slot: specs of the slot.
+          missing: the matrices to approximate, a tree like those specs.
         """
         matrices = _matrices(block_slot)
 
@@ -136,7 +138,7 @@ class Lora(Weights):
 
 
 def slot_of(slot: str) -> str:
-    """Returns the slot of a slot's adapters."""
+    """Returns the name of the slot that holds a slot's adapters."""
     return f"{slot}_lora"
 
 
@@ -156,5 +158,5 @@ def _name(path: Any) -> str:
 
 
 def _widths(spec: Spec) -> tuple[int, int]:
-    """Returns how many features a matrix takes and gives."""
+    """Returns the numbers of input and output features of a matrix."""
     return math.prod(spec.shape[: spec.inputs]), math.prod(spec.shape[spec.inputs :])

@@ -1,4 +1,4 @@
-"""How the steps of a model share their weights: constructors of a schedule's tables.
+"""Sharing patterns, by which the steps of a model share weights: constructors of tables.
 
     "block"            cycle: every recursion uses the same blocks
     "recursion+block"  private: nothing is shared
@@ -11,21 +11,21 @@ those of Recursive Transformers and Mixture-of-Recursions (Bae et al. 2024, arXi
 arXiv 2507.10524); groups are ALBERT's (Lan et al. 2019, arXiv 1909.11942).
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 from recursia.sharing.schedule import Order, Schedule, Table
 
 Pattern = Literal["none", "cycle", "sequence", "middle_cycle", "middle_sequence"]
-How = str | Table  # a slot varies
+How = str | Table  # how a slot varies
 
 
 def ends(sharing: Pattern, prelude: int | None, coda: int | None) -> tuple[int, int]:
-    """Returns how many unshared blocks stand before and after the core.
+    """Returns the numbers of unshared blocks before and after the core.
 
     Args:
-      sharing: the pattern; a "middle_" one has one at each end unless told otherwise.
-      prelude: blocks before the core; None takes the pattern's.
-      coda: blocks after it, likewise.
+      sharing: the pattern; a "middle_" pattern has 1 unshared block at each end, others have 0.
+      prelude: blocks before the core; None takes the pattern's number.
+      coda: blocks after the core; None takes the pattern's number.
     """
     default = 1 if sharing.startswith("middle_") else 0
     return default if prelude is None else prelude, default if coda is None else coda
@@ -43,14 +43,14 @@ def schedule(
 
     Args:
       num_layers: effective depth, the number of block applications of a full-depth token.
-      groups: for each recursion of the core, which group of blocks it takes; groups share nothing.
+      groups: for each recursion of the core, its group of blocks; groups share no weights.
       sharing: a published pattern; "none" gives every step its own weights.
-      ends: blocks of prelude and coda.
-      slots: every slot and how it varies by itself.
-      varies: where the model says otherwise.
+      ends: numbers of unshared blocks before and after the core.
+      slots: for every slot, how it varies by default.
+      varies: for some slots, how they vary instead.
 
     Raises:
-      ValueError: for a depth that does not divide, or a slot that cannot vary so.
+      ValueError: for a depth that does not divide, or a slot that cannot vary in that way.
     """
     middle, num_recursions = num_layers - sum(ends), len(groups)
     if middle < num_recursions or middle % num_recursions:
@@ -73,7 +73,7 @@ def schedule(
 
 
 def _apart(table: Table, groups: tuple[int, ...]) -> Table:
-    """Returns a table in which each group of recursions has entries of its own."""
+    """Returns a table in which each group of recursions has its own entries."""
     size = 1 + max(max(row) for row in table)
     return tuple(
         tuple(entry + group * size for entry in row)
@@ -82,16 +82,16 @@ def _apart(table: Table, groups: tuple[int, ...]) -> Table:
 
 
 def table(num_recursions: int, num_blocks: int, slot: str, how: How) -> Table:
-    """Returns the bank entry that each step uses of a slot that varies so.
+    """Returns the table of a slot: the bank entry that each step uses.
 
     Raises:
-      ValueError: for words that say no way to vary, or a table of another shape.
+      ValueError: for a pattern that does not exist, or a table of another shape.
     """
     if not isinstance(how, str):
         return _checked(num_recursions, num_blocks, slot, how)
     sizes, groups = {"recursion": num_recursions, "block": num_blocks}, {}
-    for part in [] if how == "one" else how.split("+"):
-        axis, _, size = part.strip().partition("/")
+    for varying in [] if how == "one" else how.split("+"):
+        axis, _, size = varying.strip().partition("/")
         if axis not in sizes or axis in groups or not (size or "1").isdecimal():
             raise ValueError(
                 f"varies.{slot}: got {how!r}, takes 'block', 'recursion', 'recursion+block', "
@@ -111,13 +111,13 @@ def table(num_recursions: int, num_blocks: int, slot: str, how: How) -> Table:
     )
 
 
-def _checked(num_recursions: int, num_blocks: int, slot: str, table: Any) -> Table:
+def _checked(num_recursions: int, num_blocks: int, slot: str, given: Table) -> Table:
     """Returns an explicit table as tuples.
 
     Raises:
       ValueError: if its shape is not the model's, or its entries are not 0, 1, 2, ... all used.
     """
-    rows = tuple(tuple(row) for row in table)
+    rows = tuple(tuple(row) for row in given)
     if len(rows) != num_recursions or {len(row) for row in rows} != {num_blocks}:
         raise ValueError(
             f"varies.{slot}: the table has rows of {[len(row) for row in rows]}, the model "

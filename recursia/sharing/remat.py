@@ -1,4 +1,4 @@
-"""Rematerialisation: what the backward pass computes again instead of keeping it."""
+"""Rematerialisation (gradient checkpointing): activations that the backward pass recomputes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from recursia.sharing.schedule import Order
 
 Unit = Literal["none", "block", "recursion"]
 Saves = Literal["nothing", "attention", "products"]
-ENTERED = "block_entered"  # name of a block's hidden states, for policies of rematerialisation
+ENTERED = "block_entered"  # name of a block's input, for policies of jax.checkpoint
 _MATMUL = ("grouped_matmul",)
 _POLICIES = {
     "nothing": jax.checkpoint_policies.nothing_saveable,
@@ -24,34 +24,34 @@ _POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Remat:
-    """How a training step saves memory.
+    """The activations that a training step recomputes in its backward pass to save memory.
 
     Attributes:
-      unit: what the backward pass computes again: nothing, each block, or each recursion.
-      saves: what it keeps of that all the same: "nothing", what "attention" read with the sums of
-        its exponentials, or the "products" with weights.
+      unit: "none" recomputes nothing, "block" each block, "recursion" each recursion.
+      saves: activations of the unit that are stored all the same: "nothing", the outputs
+        and log-sum-exps of "attention", or the "products" with weights.
     """
 
     unit: Unit = "none"
     saves: Saves = "nothing"
 
     def wrap(self, f: Callable, length: int = 1) -> Callable:
-        """Returns `f` with its inside computed again in the backward pass.
+        """Returns `f` with its activations recomputed in the backward pass.
 
         Args:
           f: a block or a recursion.
-          length: steps of the scan that runs it. A scan of length 1 is inlined: there the
-            compiler's elimination of common subexpressions must not undo the rematerialisation.
+          length: iterations of the scan that runs it. A scan of length 1 is inlined; there, CSE
+            (elimination of common subexpressions) must not undo the rematerialisation.
         """
         return jax.checkpoint(f, prevent_cse=length == 1, policy=_POLICIES[self.saves])
 
     def in_order(self, order: Order) -> "Remat":
-        """Returns the same for steps in this order: block by block, no recursion is whole."""
+        """Returns the setting for steps in this order: "sequence" has blocks but no recursions."""
         return self if order == "cycle" else self.of_blocks()
 
     def of_blocks(self) -> "Remat":
-        """Returns the same for blocks that are in no recursion."""
+        """Returns the setting for blocks outside of recursions."""
         return dataclasses.replace(self, unit="none" if self.unit == "none" else "block")
 
 
-KEEP = Remat()  # keeps everything: nothing is computed again
+KEEP = Remat()  # stores all activations

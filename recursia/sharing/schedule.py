@@ -1,12 +1,12 @@
-"""Who owns what a step uses: tables of bank entries and of keys; host data, never traced.
+"""Parameter sharing as tables: the bank entries and the keys of each step; host data, never traced.
 
 A *step* is one application of a block. The core of a model is a grid of steps, `num_recursions` by
-`num_blocks`, walked recursion by recursion ("cycle") or block by block ("sequence"). For each slot
-of the block (norms, attention, mlp, router, ...) a table `[recursion][block]` holds the entry of
-the slot's *bank* that a step uses. One more table, `keys`, holds the step whose keys and values a
-step reads, and `windows` how many of them it sees. Steps are numbered recursion by recursion,
-whatever the order in which they are taken. Patterns are constructors of these tables
-(`recursia.sharing.patterns`): nothing else knows which one was used.
+`num_blocks`, and its *walk* goes recursion by recursion ("cycle") or block by block ("sequence").
+For each slot of the block (norms, attention, mlp, router, ...) a table `[recursion][block]` holds
+the entry of the slot's *bank* of weights that a step uses. The table `keys` holds the step whose
+keys and values a step reads, and `windows` its sliding window. Steps are numbered recursion by
+recursion, whatever the order of the walk. Patterns are constructors of these tables
+(`recursia.sharing.patterns`): no other module knows which pattern was used.
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ Table = tuple[tuple[int, ...], ...]  # [recursion][block]
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Steps of one stack of blocks, and what each of them uses.
+    """The steps of one stack of blocks, with the bank entries and keys that each uses.
 
     Attributes:
-      num_recursions: how often the blocks are walked.
+      num_recursions: how often every block is applied.
       num_blocks: blocks of one recursion.
       order: "cycle" walks recursion by recursion, "sequence" block by block.
-      entries: for a slot, the entry of its bank at each step; a slot not named has one for each
-        block, the same in every recursion.
+      entries: for a slot, the entry of its bank at each step; a slot not named has one entry for
+        each block, the same in every recursion.
       keys: for each step, the number of the step whose keys and values it reads: its own where it
         makes them. Empty: every step makes its own.
-      windows: for each step, how many keys it sees, its token's own included; 0 sees all. Empty:
-        every step sees all.
+      windows: for each step, its sliding window in tokens, the query's own included; 0 is no bound.
+        Empty: no step has a window.
     """
 
     num_recursions: int
@@ -57,12 +57,12 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
-        """Applications of a block to a token that takes every recursion."""
+        """Number of block applications of a token that takes every recursion."""
         return self.num_recursions * self.num_blocks
 
     @functools.cached_property
     def steps(self) -> Int[np.ndarray, "N"]:
-        """The numbers of the steps in the order in which they are taken."""
+        """The numbers of the steps in the order of the walk."""
         grid = np.arange(self.num_steps).reshape(self.num_recursions, self.num_blocks)
         return (grid if self.order == "cycle" else grid.T).reshape(-1)
 
@@ -72,16 +72,21 @@ class Schedule:
         return self._flat(self.keys) if self.keys else np.arange(self.num_steps)
 
     @functools.cached_property
-    def in_walk(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
-        """For each place in the walk, whose keys its step reads, and the last to read its own."""
-        place = np.argsort(self.steps)
-        owners, last = place[self.owners[self.steps]], np.arange(self.num_steps)
-        np.maximum.at(last, owners, np.arange(self.num_steps))
-        return owners, last
+    def owner_places(self) -> Int[np.ndarray, "N"]:
+        """For each place in the walk, the place of the step whose keys and values it reads."""
+        return np.argsort(self.steps)[self.owners[self.steps]]
+
+    @functools.cached_property
+    def last_readers(self) -> Int[np.ndarray, "N"]:
+        """For each place in the walk, the last place that reads its keys; itself if none does."""
+        places = np.arange(self.num_steps)
+        last = places.copy()
+        np.maximum.at(last, self.owner_places, places)
+        return last
 
     @functools.cached_property
     def seen(self) -> Int[np.ndarray, "N"]:
-        """How many keys each step sees; 0 is all."""
+        """The sliding window of each step, in tokens; 0 is no bound."""
         return self._flat(self.windows) if self.windows else np.zeros(self.num_steps, int)
 
     @functools.cached_property
@@ -93,8 +98,8 @@ class Schedule:
     def entry(self, slot: str) -> Int[np.ndarray, "N"]:
         """Returns the entry of a slot's bank that each step uses.
 
-        The bank `slot.keys` holds the slot's weights that only make keys and values, for steps
-        that make some; a step that reads another's keys is given any entry, and does not use it.
+        The bank `slot.keys` holds the slot's weights that only make keys and values, for the steps
+        that make some. The entry of a step that reads another's keys is arbitrary and unused.
         """
         if slot.endswith(KEYS):
             own, held = self.entry(slot.removesuffix(KEYS)), self.held(slot)
@@ -104,7 +109,7 @@ class Schedule:
         return np.tile(np.arange(self.num_blocks), self.num_recursions)
 
     def held(self, slot: str) -> Int[np.ndarray, "E"]:
-        """Returns the entries in the slot's tables that its bank holds, in order."""
+        """Returns the entries of the slot's table that its bank holds, in order."""
         if slot.endswith(KEYS):
             return np.unique(self.entry(slot.removesuffix(KEYS))[self.owners])
         return np.arange(self.size(slot))
@@ -113,7 +118,7 @@ class Schedule:
         return np.array(table).reshape(self.num_steps)
 
     def by_recursion(self, slot: str) -> Int[np.ndarray, "R K"]:
-        """Returns the same as a table."""
+        """Returns the entry of a slot's bank that each step uses, as a table."""
         return self.entry(slot).reshape(self.num_recursions, self.num_blocks)
 
     def size(self, slot: str) -> int:
@@ -145,7 +150,7 @@ class Schedule:
         return bool((owners // self.num_blocks != recursion).any())
 
     def at_depth(self, num_recursions: int) -> "Schedule":
-        """Returns the schedule of a model that stops, or goes on, after `num_recursions`.
+        """Returns the schedule cut or extended to `num_recursions`; further ones repeat the last.
 
         Raises:
           ValueError: if a slot has no entries for that many recursions.
@@ -171,13 +176,14 @@ class Schedule:
         )
 
     def _further(self, more: int) -> tuple[int, ...]:
-        """Returns the keys of a recursion so many after the last, which does as the last one does.
+        """Returns the row of `keys` of a recursion that comes so many after the last.
 
-        What that reads of an earlier recursion it reads too; what of its own, of its own.
+        It reads the keys that the last recursion reads of earlier ones, and its own where the last
+        recursion reads its own.
         """
         first = self.num_steps - self.num_blocks
         return tuple(k + more * self.num_blocks if k >= first else k for k in self.keys[-1])
 
     def bank(self, slot: str, tree: Any) -> Any:
-        """Returns the specs of a slot's bank: those of one entry, with the entries in front."""
+        """Returns the specs of a slot's bank from those of one entry: entries in front."""
         return params.stack(tree, (self.size(slot),), (None,))

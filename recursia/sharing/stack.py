@@ -1,176 +1,122 @@
-"""A stack of blocks as a depth policy is given it: recursion by recursion, in one scan."""
+"""A stack of blocks as depth policies run it, by recursions, in as few scans as possible."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from recursia.layers.attention import Context
+from recursia.injection import Injection
+from recursia.layers.attention import Context, KeysValues
+from recursia.layers.branch import Report
 from recursia.params import at
-from recursia.sharing import cut
-from recursia.sharing.steps import Kept, Span, Steps
+from recursia.sharing import scans, step_scan
+from recursia.sharing.recursion import Recursion, RecursionOutput
+from recursia.sharing.steps import CachedKeys, Span, Steps
 
-
-@struct.dataclass
-class Made:
-    """What a recursion leaves behind.
-
-    Attributes:
-      kept: keys and values that later steps read.
-      report: what its blocks report, by slot, stacked over blocks [K ...].
-    """
-
-    kept: tuple[Kept, ...]
-    report: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Recursion:
-    """One recursion of a stack, for any subset of the tokens.
-
-    Attributes:
-      stack: whose blocks it applies.
-      span: its steps.
-      injected: what is injected that differs between recursions.
-      kept: keys and values that earlier recursions made.
-    """
-
-    stack: "Stack"
-    span: Span
-    injected: dict[str, Any]
-    kept: tuple[Kept, ...]
-
-    @property
-    def is_source(self) -> bool:
-        """Whether later recursions read keys and values that this one makes."""
-        return self.stack.schedule.is_source(self._number)
-
-    @property
-    def _number(self) -> int:
-        return self.span.start // self.stack.schedule.num_blocks
-
-    def only(
-        self, context: Context, going: Bool[Array, "B T"], active: Bool[Array, "B T"]
-    ) -> Context:
-        """Returns a context in which tokens that do not go on are computed and thrown away.
-
-        No other token sees them, but that a recursion whose keys later ones read makes those of
-        every active token.
-
-        Args:
-          context: of all tokens.
-          going: those whose results are kept.
-          active: those that could go on; all but padding in the first recursion.
-        """
-        if self.is_source:
-            return context if self.span.starts == (0,) else context.hide(~active)
-        makes_keys = self.stack.schedule.makes_keys(self._number)
-        return context.hide(~going) if makes_keys else context.count_only(going)
-
-    def enter(self, x: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
-        """Returns the states that the blocks start from: the last ones with what is injected."""
-        return self.stack.injection.apply(self.stack.injection_params, self.injected, x, context)
-
-    def run(
-        self,
-        x: Float[Array, "B T D"],
-        context: Context,
-        memory: Callable[[Array], Array] | None = None,
-    ) -> tuple[Float[Array, "B T D"], Made]:
-        """Applies every block once.
-
-        Args:
-          x: hidden states of any subset of the tokens, in order, as `enter` gave them.
-          context: where those tokens stand.
-          memory: from the hidden states before a block, the states that its keys and values are
-            made of; None takes the hidden states themselves.
-
-        Returns:
-          The new hidden states, and what the blocks leave to others.
-        """
-        take = functools.partial(self._take, context=context, memory=memory)
-        if self.stack.remat.unit == "recursion":
-            take = self.stack.remat.wrap(take)
-        x, made = take(x)
-        return x if self.stack.norm is None else self.stack.norm(x), made
-
-    def _take(self, x: Array, context: Context, memory: Any) -> tuple[Array, Made]:
-        x, kept, report = self.stack.take(x, context, self.span, self.kept, memory=memory)
-        return x, Made(kept, report)
-
-
-# One recursion of a loop: from the carry, the recursion and its entry to the next carry, what it
-# gives, and what it leaves to others.
-Step = Callable[[Any, Recursion, Any], tuple[Any, Any, Made]]
+# One recursion of a loop: from the carry, the recursion and its entry to the next carry, what is
+# stacked over recursions, and the recursion's output.
+LoopBody = Callable[[Any, Recursion, Any], tuple[Any, Any, RecursionOutput]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Stack(Steps):
-    """Blocks with their weights, as a depth policy is given them.
+    """Blocks with their weights, as depth policies use them.
 
     Attributes:
-      read: logits of a state, were it the last, and the context of its tokens.
+      read: logits of states and the context of their tokens, as if the states were the last.
     """
 
     read: Callable[[Array, Context], Array]
 
+    @property
+    def can_walk(self) -> bool:
+        """Whether `walk` costs no more than `loop`.
+
+        It does where recursions are rematerialised, or where injection multiplies matrices.
+        """
+        return self.remat.unit != "recursion" and not self.injection.flops(1)
+
+    def walk(self, x: Float[Array, "B T D"], context: Context) -> tuple[Array, Report]:
+        """Applies every step once, in one scan over steps where the pattern of keys allows.
+
+        A scan over recursions around a scan over blocks would copy what the inner scan stores for
+        the backward pass into the stack of the outer one, and back. One scan has one stack, and
+        adds the gradient of a shared weight in place.
+
+        Returns:
+          The last hidden states, and what the blocks report, by slot, stacked [R K ...].
+        """
+        plan = self.schedule
+        span = Span(0, plan.num_steps, self.views(), (0,))
+        has_boundaries = self.norm is not None or self.injection != Injection()
+        x, _, report = step_scan.apply(self, x, context, span, has_boundaries=has_boundaries)
+        place, sizes = np.argsort(plan.steps), (plan.num_recursions, plan.num_blocks)
+        in_order = lambda leaf: leaf if plan.order == "cycle" else leaf[place]
+        by_step = lambda leaf: in_order(leaf).reshape(*sizes, *leaf.shape[1:])
+        return x, jax.tree.map(by_step, report)
+
     def loop(
-        self, step: Step, carry: Any, entries: Any = None, recursions: range | None = None, kept=()
-    ) -> tuple[Any, Any, dict[str, Any], tuple[Kept, ...]]:
-        """Runs recursions in turn, as one scan for each pattern of keys: mostly one in all.
+        self,
+        body: LoopBody,
+        carry: Any,
+        entries: Any = None,
+        recursions: range | None = None,
+        cached: tuple[CachedKeys, ...] = (),
+    ) -> tuple[Any, Any, Report, tuple[CachedKeys, ...]]:
+        """Runs recursions in as few scans as the pattern of keys allows, mostly one.
 
         Tracing and compiling do not grow with the number of recursions.
 
         Args:
-          step: one recursion; the carry's shapes may not change, but in a first recursion that
-            stands alone.
-          carry: what goes from one recursion to the next.
-          entries: further inputs of each recursion of the stack along the leading axis, or None.
-          recursions: which to run; None runs all.
-          kept: keys and values that recursions before these made.
+          body: one recursion; it keeps the carry's shapes, except in a first recursion that is a
+            scan of one period.
+          carry: passed from one recursion to the next.
+          entries: further inputs of `body`, one for each recursion of the stack along the leading
+            axis, or None.
+          recursions: the recursions to run; None runs all.
+          cached: keys and values that earlier recursions made.
 
         Returns:
-          The last carry, the outs stacked over recursions, the reports stacked likewise, and the
-          keys and values that later recursions read.
+          The last carry, the second results of `body` stacked over recursions, the reports stacked
+          likewise, and all keys and values cached up to here.
         """
         outs = []
-        for run in self._runs(recursions, kept):
-            turn, xs = self._turn(step, run, kept), self._inputs(run, entries)
-            if run.turns == 1:
-                carry, out = turn(carry, at(xs, 0))
+        for scan in self._scans(recursions, cached):
+            period, xs = self._period(body, scan, cached), self._inputs(scan, entries)
+            if scan.num_periods == 1:
+                carry, out = period(carry, at(xs, 0))
                 out = jax.tree.map(lambda leaf: leaf[None], out)
             else:
-                carry, out = jax.lax.scan(turn, carry, xs, run.turns)
+                carry, out = jax.lax.scan(period, carry, xs, scan.num_periods)
             out, keys_values, context = out
             flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
             outs.append(jax.tree.map(flat, out))
-            if run.kept:
+            if scan.cached:
                 keys_values = jax.tree.map(flat, keys_values)
-                # The tokens are the same in every turn.
-                kept += (Kept(keys_values, at(context, 0), run.owners, is_of_turn=False),)
+                # The tokens are the same in every period.
+                cached += (
+                    CachedKeys(keys_values, at(context, 0), scan.owners, is_of_period=False),
+                )
         join = lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
         out, report = jax.tree.map(join, *outs)
-        return carry, out, report, kept
+        return carry, out, report, cached
 
     def loop_while(
-        self, step: Step, carry: Any, entries: Any, goes_on: Callable[[Any], Bool[Array, ""]]
+        self, body: LoopBody, carry: Any, entries: Any, goes_on: Callable[[Any], Bool[Array, ""]]
     ) -> Any:
-        """Runs recursions as `loop` does, and stops before one that is not needed.
+        """Runs recursions as `loop` does, and stops early once none is needed.
 
-        Nothing is kept of them but the carry, and there is no gradient. Recursions whose keys and
-        values a later one reads are run in any case, and all of them where such a one is not the
-        first.
+        It returns the carry alone, and has no gradient. Recursions whose keys and values a later
+        one reads always run; if such a recursion is not the first, all recursions run.
 
         Args:
-          step: as there.
-          carry: as there.
-          entries: as there.
+          body: see `loop`.
+          carry: see `loop`.
+          entries: see `loop`.
           goes_on: whether, after a carry, another recursion is needed.
 
         Returns:
@@ -179,88 +125,96 @@ class Stack(Steps):
         plan = self.schedule
         steps = np.arange(plan.num_steps)
         if not np.isin(plan.owners, (steps % plan.num_blocks)).all() and not plan.makes_all_keys:
-            return self.loop(step, carry, entries)[0]  # whose keys are read later is not plain
-        *_, last = self._runs(None, ())
-        kept: tuple[Kept, ...] = ()
+            return self.loop(body, carry, entries)[0]  # a later scan may read keys of any of them
+        *_, last = self._scans(None, ())
+        cached: tuple[CachedKeys, ...] = ()
         if last.start:
             before = range(last.start // self.schedule.num_blocks)
-            carry, _, _, kept = self.loop(step, carry, entries, before)
-        turn, xs = self._turn(step, last, kept), self._inputs(last, entries)
+            carry, _, _, cached = self.loop(body, carry, entries, before)
+        period, xs = self._period(body, last, cached), self._inputs(last, entries)
 
         def once(loop: tuple[Array, Any]) -> tuple[Array, Any]:
-            return loop[0] + 1, turn(loop[1], at(xs, loop[0]))[0]
+            return loop[0] + 1, period(loop[1], at(xs, loop[0]))[0]
 
-        is_open = lambda loop: (loop[0] < last.turns) & goes_on(loop[1])
+        is_open = lambda loop: (loop[0] < last.num_periods) & goes_on(loop[1])
         return jax.lax.while_loop(is_open, once, (jnp.int32(0), carry))[1]
 
     def recursion(self, number: int) -> Recursion:
-        """Returns one recursion, for a loop of a policy's own; it reads no other's keys."""
+        """Returns one recursion, for a policy's own loop; it reads no keys of another."""
         start = number * self.schedule.num_blocks
         stop = start + self.schedule.num_blocks
         views = {slot: view[start:stop] for slot, view in self.views().items()}
         injected = at(self.injected(), number)
         return Recursion(self, Span(start, stop, views, (start,)), injected, ())
 
-    def _runs(self, recursions: range | None, kept: tuple[Kept, ...]) -> tuple[cut.Run, ...]:
+    def _scans(
+        self, recursions: range | None, cached: tuple[CachedKeys, ...]
+    ) -> tuple[scans.Scan, ...]:
         unit = self.schedule.num_blocks
-        which = range(self.schedule.num_recursions) if recursions is None else recursions
-        at_hand = tuple(each.owners for each in kept)
-        return cut.runs(self.schedule, which.start * unit, which.stop * unit, unit, at_hand)
+        chosen = range(self.schedule.num_recursions) if recursions is None else recursions
+        owners = tuple(keys.owners for keys in cached)
+        return scans.divide(self.schedule, chosen.start * unit, chosen.stop * unit, unit, owners)
 
-    def _inputs(self, run: cut.Run, entries: Any) -> dict[str, Any]:
-        """Returns what a scan over the periods of a run takes, periods in front."""
+    def _inputs(self, scan: scans.Scan, entries: Any) -> dict[str, Any]:
+        """Returns the inputs of a scan over recursions, periods in front."""
         unit = self.schedule.num_blocks
         injected = self.injected()
-        ours = lambda leaf: leaf[run.start // unit : run.stop // unit]
-        by_turn = lambda leaf: ours(leaf).reshape(run.turns, -1, *leaf.shape[1:])
-        views = {slot: view[run.start : run.stop] for slot, view in self.views().items()}
+        own = lambda leaf: leaf[scan.start // unit : scan.stop // unit]
+        by_period = lambda leaf: own(leaf).reshape(scan.num_periods, -1, *leaf.shape[1:])
+        views = {slot: view[scan.start : scan.stop] for slot, view in self.views().items()}
         return {
-            "weights": {slot: view.split(run.turns)[0] for slot, view in views.items()},
-            "injected": jax.tree.map(by_turn, injected),
-            "entry": jax.tree.map(by_turn, entries),
-            "turn": jnp.arange(run.turns),
+            "weights": {slot: view.split(scan.num_periods)[0] for slot, view in views.items()},
+            "injected": jax.tree.map(by_period, injected),
+            "entry": jax.tree.map(by_period, entries),
+            "period": jnp.arange(scan.num_periods),
         }
 
-    def _turn(self, step: Step, run: cut.Run, before: tuple[Kept, ...]) -> Callable:
-        """Returns one period of a run: from the carry and its inputs to the next carry and outs."""
+    def _period(
+        self, body: LoopBody, scan: scans.Scan, before: tuple[CachedKeys, ...]
+    ) -> Callable[[Any, dict[str, Any]], tuple[Any, Any]]:
+        """Returns the function of one period: from the carry and its inputs to carry and outs."""
         unit = self.schedule.num_blocks
-        split = {s: view[run.start : run.stop].split(run.turns) for s, view in self.views().items()}
+        split = {
+            slot: view[scan.start : scan.stop].split(scan.num_periods)[1]
+            for slot, view in self.views().items()
+        }
 
-        def turn(carry: Any, xs: dict[str, Any]) -> tuple[Any, Any]:
-            views = {slot: split[slot][1](part) for slot, part in xs["weights"].items()}
-            outs, kept = [], ()
-            for number in range(run.period // unit):
-                first = run.start + number * unit
-                mine = slice(number * unit, (number + 1) * unit)
+        def period(carry: Any, xs: dict[str, Any]) -> tuple[Any, Any]:
+            views = {slot: split[slot](own) for slot, own in xs["weights"].items()}
+            outs, cached = [], ()
+            for number in range(scan.period // unit):
+                first = scan.start + number * unit
+                steps = slice(number * unit, (number + 1) * unit)
                 span = Span(
                     first,
                     first + unit,
-                    {slot: view[mine] for slot, view in views.items()},
-                    tuple(range(first, run.stop, run.period)),
-                    xs["turn"],
+                    {slot: view[steps] for slot, view in views.items()},
+                    tuple(range(first, scan.stop, scan.period)),
+                    xs["period"],
                 )
-                recursion = Recursion(self, span, at(xs["injected"], number), (*before, *kept))
-                carry, out, made = step(carry, recursion, at(xs["entry"], number))
-                outs.append((out, made.report))
-                kept += made.kept
+                recursion = Recursion(self, span, at(xs["injected"], number), (*before, *cached))
+                carry, out, output = body(carry, recursion, at(xs["entry"], number))
+                outs.append((out, output.report))
+                cached += output.cached
             out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
-            return carry, (out, *_joined(kept, tuple(run.start + step for step in run.kept)))
+            owners = tuple(scan.start + step for step in scan.cached)
+            return carry, (out, *_joined(cached, owners))
 
-        return turn
+        return period
 
 
-def _joined(kept: tuple[Kept, ...], owners: tuple[int, ...]) -> tuple[Any, Context | None]:
+def _joined(
+    cached: tuple[CachedKeys, ...], owners: tuple[int, ...]
+) -> tuple[KeysValues | None, Context | None]:
     """Returns the keys and values of some steps, stacked, and the context of their tokens."""
-    parts = []
-    for each in kept:
-        index = np.array([i for i, owner in enumerate(each.owners) if owner in owners], int)
+    stacks, contexts = [], []
+    for keys in cached:
+        index = np.array([i for i, owner in enumerate(keys.owners) if owner in owners], int)
         if len(index):
-            is_all = len(index) == len(each.owners)
-            parts.append(
-                (each.keys_values if is_all else at(each.keys_values, index), each.context)
-            )
-    if not parts:
+            is_all = len(index) == len(keys.owners)
+            stacks.append(keys.keys_values if is_all else at(keys.keys_values, index))
+            contexts.append(keys.context)
+    if not stacks:
         return None, None
-    keys_values = [keys_values for keys_values, _ in parts]
     join = lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
-    return jax.tree.map(join, *keys_values), parts[0][1]
+    return jax.tree.map(join, *stacks), contexts[0]

@@ -1,4 +1,4 @@
-"""Weights as they are in their bank: every step that shares an entry uses the same numbers."""
+"""Tied weights: every step that uses a bank entry uses the same weights."""
 
 import dataclasses
 

@@ -1,7 +1,7 @@
-"""Bank entries for steps that a scan takes, picked so that as little as can be is copied.
+"""Bank entries of the steps of a scan, picked so that as little as possible is copied.
 
-Entries that every turn of a scan uses are read where they are; entries that no two turns use are
-scanned over; others are picked by number, and their gradients are added where they lie.
+Entries that every period of a scan uses are closed over; entries that one period alone uses are
+scanned over; all others are indexed, and their gradients are added to the bank's.
 """
 
 import dataclasses
@@ -21,31 +21,31 @@ class View:
 
     Attributes:
       bank: a tree of arrays or shards, entries in front.
-      index: of each step; numbers where they are known before the program runs.
+      index: the entry of each step; a numpy array where it is known before the program runs.
     """
 
     bank: Any
     index: Int[np.ndarray, "N"] | Array
 
     def __getitem__(self, steps: slice) -> "View":
-        """Returns the entries of some of the steps."""
+        """Returns the view of some of the steps."""
         return View(self.bank, self.index[steps])
 
     def entry(self) -> Any:
-        """Returns the entry of a single step."""
+        """Returns the bank entry of a view of one step."""
         return at(self.bank, self.index[0] if isinstance(self.index, Array) else int(self.index[0]))
 
-    def split(self, turns: int) -> tuple[Any, Callable[[Any], "View"]]:
-        """Splits the steps over the turns of a scan.
+    def split(self, num_periods: int) -> tuple[Any, Callable[[Any], "View"]]:
+        """Splits the steps over the periods of a scan.
 
         Args:
-          turns: into which the steps fall, as many in each.
+          num_periods: the number of periods, all with the same number of steps.
 
         Returns:
-          What the scan runs over, and the function from a turn's part of it to the view of its
-          steps.
+          The inputs of the scan, periods in front, and the function from a period's input to the
+          view of its steps.
         """
-        rows = self.index.reshape(turns, -1)
+        rows = self.index.reshape(num_periods, -1)
         if not jax.tree.leaves(self.bank):
             return (), lambda _: View(self.bank, rows[0])
         if isinstance(rows, Array):
@@ -54,16 +54,15 @@ class View:
             return (), lambda _: View(self.bank, rows[0])
         own = [list(dict.fromkeys(row)) for row in rows.tolist()]
         pairs = zip(own, rows.tolist(), strict=True)
-        within = [[mine.index(entry) for entry in row] for mine, row in pairs]
+        within = [[entries.index(entry) for entry in row] for entries, row in pairs]
         is_once = len(set(rows.reshape(-1))) == sum(map(len, own))
         if not is_once or any(row != within[0] for row in within):
             return rows, lambda row: View(self.bank, row)
-        return self._in_turns(np.array(own)), lambda bank: View(bank, np.array(within[0]))
+        return self._by_period(np.array(own)), lambda bank: View(bank, np.array(within[0]))
 
-    def _in_turns(self, own: Int[np.ndarray, "N E"]) -> Any:
-        """Returns the bank by turn, entries of one turn together."""
-        turns, each = own.shape
+    def _by_period(self, own: Int[np.ndarray, "N E"]) -> Any:
+        """Returns the bank by period [N E ...], each with its own entries."""
         is_all = own.size == len(jax.tree.leaves(self.bank)[0])
         in_order = is_all and (own.reshape(-1) == np.arange(own.size)).all()
         bank = self.bank if in_order else at(self.bank, own.reshape(-1))
-        return jax.tree.map(lambda leaf: leaf.reshape(turns, each, *leaf.shape[1:]), bank)
+        return jax.tree.map(lambda leaf: leaf.reshape(*own.shape, *leaf.shape[1:]), bank)

@@ -1,4 +1,4 @@
-"""Weight kinds: how the entries of a step's banks become the block's weights."""
+"""Weight kinds: how a step's bank entries become the weights of its block."""
 
 import dataclasses
 from typing import Any
@@ -8,34 +8,34 @@ Tree = dict[str, Any]  # by slot
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Base of weight kinds; by itself it leaves weights as they are in their bank.
+    """Base of weight kinds; by itself it uses bank entries as they are.
 
     A kind is a frozen dataclass of settings, one file in `recursia.sharing`. It may add slots to
-    those of the block and replace their specs, and `bind` may put in an array's place any object
-    with `dot(x, einsum)` and `full()`, as `recursia.layers.linear` calls them.
+    those of the block and replace their specs. `bind` may replace an array by any object with
+    `dot(x, einsum)` and `full()`, as `recursia.layers.linear` calls them.
     """
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """Its own slots that stay float32 whatever the compute dtype."""
+        """Slots of this kind that stay float32 whatever the compute dtype."""
         return ()
 
     def key_weights(self, block: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-        """Returns (slot, name) of its own weights that only serve to make keys and values.
+        """Returns (slot, name) of this kind's weights that only make keys and values.
 
         Args:
-          block: those of the block.
+          block: (slot, name) of the block's weights that only make keys and values.
         """
         return ()
 
     def varies(self, block: Tree) -> dict[str, str]:
-        """Returns how the slots vary that it adds or replaces, unless the model says otherwise.
+        """Returns how the slots that this kind adds or replaces vary by default.
 
         Args:
           block: specs of one block, by slot.
 
         Raises:
-          ValueError: for a slot that is not there, or that this kind cannot make.
+          ValueError: for a slot that the block does not have, or that this kind cannot make.
         """
         return {}
 
@@ -44,15 +44,15 @@ class Weights:
         return {}
 
     def applied(self, block: Tree) -> Tree:
-        """Returns specs of the parameters that a token's step meets besides the block's own."""
+        """Returns specs of the parameters applied to a token in a step besides the block's own."""
         return self.specs(block)
 
     def bind(self, entries: Tree) -> Tree:
-        """Returns the block's weights by slot, from a step's entries of its slots and its own."""
+        """Returns the block's weights by slot, from a step's entries of all slots."""
         return entries
 
     def flops(self, block: Tree, skipped: tuple[tuple[str, str], ...]) -> int:
-        """Returns the forward FLOPs that it adds to one token's step.
+        """Returns the forward FLOPs that this kind adds for one token in one step.
 
         Args:
           block: specs of one block, by slot.

@@ -1,8 +1,9 @@
-"""Learning from another model's predictions: the distance of two distributions of the next token.
+"""Distillation: distances between a teacher's and a student's next-token distributions.
 
-Distances as in the uptraining of Recursive Transformers (Bae et al. 2024, arXiv 2410.20672):
+The distances are those of Recursive Transformers (Bae et al. 2024, arXiv 2410.20672). With the
+teacher's p and the student's q:
 
-    forward_kl  -sum p log q, the cross-entropy with the teacher's p: of equal ones, p's entropy
+    forward_kl  -sum p log q, the cross-entropy, which differs from the divergence by p's entropy
     reverse_kl  sum q log (q / p)
     js          (sum p log (p / m) + sum q log (q / m)) / 2, with m = (p + q) / 2
     tvd         sum |p - q| / 2
@@ -10,8 +11,7 @@ Distances as in the uptraining of Recursive Transformers (Bae et al. 2024, arXiv
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from jaxtyping import Array, Float
 from recursia import losses, model, settings
 from recursia.architecture import Model
 from recursia.layers import embedding
+from recursia.sharing.weights import Tree
 
-TeacherOutput = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and their head
+TeacherOutput = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and the head
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
-    """A trained model that is only read.
+    """A trained model whose predictions are learnt from.
 
     Attributes:
       model: its configuration.
@@ -34,12 +35,18 @@ class Teacher:
     """
 
     model: Model
-    params: Any
+    params: Tree
 
-    def read(self, batch: dict[str, Array]) -> TeacherOutput:
-        """Returns its last states of a batch as published, and its head, without gradient."""
-        where: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
-        out = model.apply(self.params, batch["tokens"], self.model, mode="eval", **where)
+    def read(self, batch: Mapping[str, Array]) -> TeacherOutput:
+        """Returns the hidden states of a batch in eval mode, and the head, without gradient."""
+        out = model.apply(
+            self.params,
+            batch["tokens"],
+            self.model,
+            positions=batch["positions"],
+            segment_ids=batch["segment_ids"],
+            mode="eval",
+        )
         head = embedding.head(self.params["embed"], self.model.embed)
         return jax.lax.stop_gradient((out.hidden, head))
 
@@ -48,35 +55,39 @@ def distance(
     kind: settings.Distance,
     hidden: Float[Array, "B T D"],
     head: dict[str, Array],
-    taught: TeacherOutput,
+    teacher: TeacherOutput,
     weights: Float[Array, "B T"],
     chunk: int,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
-    """Returns the weighted sum of each token's distance from its teacher, and each one's.
+    """Returns the weighted sum of the tokens' distances from the teacher, and each distance.
 
-    Neither model's logits exist for more than a chunk of the tokens. In nats, but for "tvd", which
-    is a probability.
+    Both models' logits exist for one chunk of tokens at a time. Distances are in nats, except
+    "tvd", which is a probability.
 
     Args:
       kind: the distance.
-      hidden: normalised hidden states of the pupil, in its compute dtype.
-      head: its float32 output layer.
-      taught: the teacher's.
+      hidden: normalised hidden states of the student, in its compute dtype.
+      head: the student's float32 output layer.
+      teacher: hidden states and head of the teacher.
       weights: of each token's distance.
       chunk: tokens of each sequence whose logits exist at a time.
     """
-    theirs, their_head = taught
-    their_head = losses.cast(their_head, theirs.dtype)
+    teacher_hidden, teacher_head = teacher
+    teacher_head = losses.cast(teacher_head, teacher_hidden.dtype)
     charge = functools.partial(_charge, _DISTANCES[kind])
-    return losses.charged(charge, hidden, head, their_head, theirs, weights, chunk)
+    return losses.chunked_loss(charge, hidden, head, teacher_head, teacher_hidden, weights, chunk)
 
 
 def _charge(
-    distance: Callable, logits: Array, head: dict[str, Array], theirs: Array
+    divergence: Callable[[Array, Array], Array],
+    logits: Array,
+    teacher_head: dict[str, Array],
+    teacher_hidden: Array,
 ) -> tuple[Array, Callable[[], Array]]:
-    log_p = jax.nn.log_softmax(losses.logits(theirs, head))
-    each, pull = jax.vjp(lambda logits: distance(log_p, jax.nn.log_softmax(logits)), logits)
-    return each, lambda: pull(jnp.ones_like(each))[0]
+    """Returns each token's distance, and a function that gives its gradient by the logits."""
+    log_p = jax.nn.log_softmax(losses.logits(teacher_hidden, teacher_head))
+    values, pull = jax.vjp(lambda logits: divergence(log_p, jax.nn.log_softmax(logits)), logits)
+    return values, lambda: pull(jnp.ones_like(values))[0]
 
 
 def _forward_kl(log_p: Array, log_q: Array) -> Array:

@@ -1,11 +1,10 @@
 """The training loop: resume, step, log, validate, sample, save.
 
-The device never waits for it: a step's numbers are read once the next step is under way, batches
-come from background threads, and saves are asynchronous.
+The host keeps the device busy: the metrics of a step are read while the next step runs, batches
+come from background threads, and checkpoints are written asynchronously.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import math
@@ -18,17 +17,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
-from recursia import budget, distributed, scores, settings, sharding
+from recursia import budget, distributed, settings, sharding
 from recursia import params as parameters
 from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
 from recursia.errors import ConfigError, Diverged, Preempted
-from recursia.generate import decode
 from recursia.notes import notes
+from recursia.sharing.weights import Tree
 from recursia.train import earlier
 from recursia.train.metrics import Ledger, Meter, Mute, Progress, Writer
 from recursia.train.step import State, Trainer
 from recursia.train.stop import Stop
+from recursia.train.validation import Validation
 from recursia.workdir import directory
 from recursia.workdir.checkpoint import Checkpoints, same
 
@@ -39,19 +39,19 @@ def train(
     overrides: dict[str, str],
     name: str = "the training step",
 ) -> None:
-    """Trains, or goes on where the directory's last checkpoint stands.
+    """Trains a run, from the last checkpoint of its directory if there is one.
 
     Args:
       run: the settings.
-      workdir: where everything is written.
-      overrides: what the user changed, to be recorded.
-      name: of the configuration, for who watches.
+      workdir: the run's directory.
+      overrides: fields that the user typed, which the directory records.
+      name: of the configuration, for progress messages.
 
     Raises:
-      ConfigError, DataError: for what cannot run.
-      CheckpointError: if the directory holds another model's, or other data's, checkpoints.
-      Diverged: at a loss or gradient that is not finite; no checkpoint holds it.
-      Preempted: when told to stop, once the state is saved.
+      ConfigError, DataError: if the settings or the data are not usable.
+      CheckpointError: if the directory's checkpoints are of another model or other data.
+      Diverged: if a loss, a gradient or a state is not finite; that state is not saved.
+      Preempted: after a signal to stop, once the state is saved.
     """
     directory.open_workdir(workdir)
     loop = Loop(run, workdir, name)
@@ -71,7 +71,13 @@ class Loop:
     """A run in progress."""
 
     def __init__(self, run: settings.Run, workdir: pathlib.Path, name: str):
-        """Opens data, mesh and checkpoints; nothing is computed yet."""
+        """Opens the data, the mesh and the checkpoints, and computes nothing.
+
+        Args:
+          run: the settings.
+          workdir: the run's directory.
+          name: of the configuration, for progress messages.
+        """
         self.run, self.workdir, self.name, self.ledger = run, workdir, name, Ledger()
         self.progress = Progress(run.train.num_steps) if distributed.is_first() else Mute()
         with distributed.together():
@@ -82,31 +88,24 @@ class Loop:
         with distributed.together():
             self.loader = self.load(mesh)
             vocab = budget.vocab_size(run, self.loader.vocab_size)
-            self.prompts = [self._ids(prompt) for prompt in run.eval.prompts]
+            prompts = tuple(self._ids(prompt) for prompt in run.eval.prompts)
+            has_split = lambda path: "validation" in packing.Reader(path).manifest["splits"]
+            scored = tuple(filter(has_split, self.paths))
         self.identity = directory.identity(run, vocab, self.loader.identity)
         distributed.check_same("configuration or data", _digest(run, self.identity))
         teacher = earlier.teacher(run, vocab, self.loader.tokenizer, mesh)
         self.trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
+        self.validation = Validation(self.trainer, self.loader.tokenizer, scored, prompts)
         self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
 
-    @functools.cached_property
-    def scored(self) -> tuple[str, ...]:
-        """The data directories that have a validation split."""
-        has = lambda path: "validation" in packing.Reader(path).manifest["splits"]
-        return tuple(filter(has, self.paths))
-
     def _ids(self, prompt: str) -> list[int]:
-        """Returns the ids of a prompt.
-
-        Raises:
-          ConfigError: if it has none.
-        """
+        """Returns the token ids of a prompt; raises ConfigError if there are none."""
         if ids := self.loader.tokenizer.encode(prompt):
             return ids
         raise ConfigError(f"config.eval.prompts: {prompt!r} has 0 tokens; give at least 1")
 
     def load(self, mesh: Mesh) -> Loader:
-        """Opens the training data, of which this process reads what its devices hold."""
+        """Opens the training data; this process reads only the rows that its devices hold."""
         data, train = self.run.data, self.run.train
         split = sharding.partition(("batch", None), self.run.mesh.rules)
         return Loader(
@@ -121,10 +120,10 @@ class Loop:
         )
 
     def resume(self) -> tuple[State, int]:
-        """Returns the state to start from, and the updates it has had.
+        """Returns the state to start from and its step: the latest checkpoint, or a new state.
 
         Raises:
-          CheckpointError: if the saved run has another model or other data.
+          CheckpointError: if the checkpoint is of another model or other data.
         """
         steps = self.checkpoints.steps()
         start = distributed.from_first(steps[-1] if steps else -1)
@@ -140,19 +139,19 @@ class Loop:
         """Returns the state before the first step.
 
         Raises:
-          ConfigError, CheckpointError: if it is to start from a run that cannot be read.
+          ConfigError, CheckpointError: if the run of `train.init_from` cannot be read.
         """
         with self.progress.doing(f"drawing {parameters.count(self.trainer.specs):,} parameters"):
             state = self.trainer.init()
         if self.run.train.init_from:
-            state, said = earlier.start(self.trainer, state, self.loader.tokenizer)
-            self.progress.say(said)
+            state, message = earlier.start(self.trainer, state, self.loader.tokenizer)
+            self.progress.say(message)
         return state
 
     def run_from(self, state: State, start: int) -> None:
-        """Makes the steps from `start` on."""
-        run = self.run
-        for split, paths in zip(packing.SPLITS, (self.paths, self.scored), strict=True):
+        """Runs the training steps after step `start`."""
+        run, paths_by_split = self.run, (self.paths, self.validation.paths)
+        for split, paths in zip(packing.SPLITS, paths_by_split, strict=True):
             self.progress.say(directory.described(paths, split))
         for note in notes(run):
             self.progress.say(f"note: {note}")
@@ -185,7 +184,7 @@ class Loop:
                     self.log(*pending)
                     pending = None
                     check(step, state, self.checkpoints.steps())
-                if validates:  # before the save, from which a run cut off would not come back to it
+                if validates:  # before the save: a run resumed from it does not validate its step
                     self.meter.pause(state)
                     self.ledger.to("eval")
                     self.validate(step, state.params)
@@ -198,101 +197,63 @@ class Loop:
                         self.checkpoints.finish()
                     self.progress.say(self.ledger.line())
                 if stops:
-                    raise Preempted(f"told to stop: saved step {step}; run it again to go on")
+                    raise Preempted(
+                        f"stopped by a signal: saved step {step}; run the same command to resume"
+                    )
 
     def compiling(self) -> str:
-        """Returns what the first call of a step takes its time for."""
+        """Returns the message before the first call of a compiled step."""
         count = self.trainer.mesh.size
         place = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-        kept = f"the first time, then read from {place}" if place else "each time, without a cache"
+        kept = f"the first time, then cached in {place}" if place else "each time, without a cache"
         devices = f"{count} device" + "s" * (count > 1)
         return f"compiling {self.name} for {devices}: half a minute or more {kept}"
 
     def writes(self, start: int) -> Writer | Mute:
-        """Returns what writes rows and samples: in one process of all."""
+        """Returns the writer of metrics and samples; only the first process writes."""
         if not distributed.is_first():
             return Mute()
         return Writer(self.workdir, start, self.run.log.tensorboard)
 
     def log(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Writes a step's numbers, which the device has had a step's time to finish.
+        """Writes the metrics of a step.
 
         Raises:
-          Diverged: if they are not finite.
+          Diverged: if the loss or the gradient norm is not finite.
         """
         loss, norm = (float(metrics[name]) for name in ("loss", "gradient_norm"))
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            what = f"loss {loss}, gradient norm {norm}"
-            raise Diverged(_diverged(step, what, self.checkpoints.steps()))
+            values = f"loss {loss}, gradient norm {norm}"
+            raise Diverged(_diverged(step, values, self.checkpoints.steps()))
         speed = self.meter.tick(step)
         rate = speed.get("tokens_per_second", math.nan)
-        left = (self.run.train.num_steps - step) * self.meter.tokens / rate
-        self.progress.show(step, loss, rate, left)
+        seconds_left = (self.run.train.num_steps - step) * self.meter.tokens / rate
+        self.progress.show(step, loss, rate, seconds_left)
         if step % self.run.log.every_steps == 0 or step == self.run.train.num_steps:
-            measured = jax.device_get(metrics)
-            self.writer.write({"step": step, **measured, **speed, **self.ledger.row()})
+            values = jax.device_get(metrics)
+            self.writer.write({"step": step, **values, **speed, **self.ledger.row()})
 
-    def validate(self, step: int, params: Any) -> None:
-        """Scores the validation split as published and, where that looks ahead, causally.
-
-        The gap is what the look ahead was worth, in nats per token.
-        """
-        run, config = self.run, self.trainer.model
-        row: dict[str, Any] = {"step": step}
-        if not self.scored:
-            return self.sample(step, params)
-        for mode in config.modes:
-            score = scores.score(
-                params,
-                config,
-                scores.validation_batches(
-                    run, self.scored, run.eval.num_batches, self.trainer.mesh
-                ),
-                self.loader.tokenizer.token_bytes(),
-                mode=mode,
-                mesh=self.trainer.mesh,
-                rules=run.mesh.rules,
-            )
-            suffix = "" if mode == "eval" else "_causal"
-            row[f"validation_loss{suffix}"] = score.nats_per_token
-            row[f"validation_bits_per_byte{suffix}"] = score.bits_per_byte
-            row[f"validation_mean_depth{suffix}"] = score.mean_depth
-            row[f"validation_lens_loss{suffix}"] = score.lens_nats_per_token
-        if "validation_loss_causal" in row:
-            row["validation_causal_gap"] = row["validation_loss_causal"] - row["validation_loss"]
-        self.writer.write({**row, **self.ledger.row()})
-        shown = "  ".join(f"{k.removeprefix('validation_')} {_show(v)}" for k, v in row.items())
-        self.progress.say(f"validation  {shown}")
-        self.sample(step, params)
-
-    def sample(self, step: int, params: Any) -> None:
-        """Continues each prompt of the configuration."""
-        run, tokenizer = self.run, self.loader.tokenizer
-        for index, (prompt, ids) in enumerate(zip(run.eval.prompts, self.prompts, strict=True)):
-            key = jax.random.fold_in(jax.random.key(run.train.seed), step)
-            drawn = decode.generate(
-                params,
-                self.trainer.model,
-                ids,
-                num_tokens=run.eval.sample_tokens,
-                window=run.train.seq_len,
-                temperature=run.eval.temperature,
-                end_of_text=tokenizer.end_of_text,
-                key=jax.random.fold_in(key, index),
-            )
-            self.writer.sample(step, prompt, tokenizer.continuation(ids, drawn))
+    def validate(self, step: int, params: Tree) -> None:
+        """Writes the scores of the validation split and a sample of each prompt."""
+        if scores := self.validation.row(params):
+            row = {"step": step, **scores}
+            self.writer.write({**row, **self.ledger.row()})
+            shown = "  ".join(f"{k.removeprefix('validation_')} {_show(v)}" for k, v in row.items())
+            self.progress.say(f"validation  {shown}")
+        for prompt, text in self.validation.samples(step, params):
+            self.writer.sample(step, prompt, text)
 
 
 def check(step: int, state: State, saved: list[int]) -> None:
     """Checks the state after a step whose loss and gradient are known to be finite.
 
     Args:
-      step: the updates it has had.
-      state: to be checked.
-      saved: steps with a checkpoint.
+      step: of the state.
+      state: after the update.
+      saved: steps with a checkpoint, for the message.
 
     Raises:
-      Diverged: if the update made something that is not.
+      Diverged: if a parameter or a moment is not finite.
     """
     if not _is_finite(state):
         raise Diverged(_diverged(step, "its update is not finite", saved))
@@ -304,14 +265,14 @@ def _is_finite(state: State) -> jax.Array:
 
 
 def _digest(run: settings.Run, identity: dict[str, Any]) -> str:
-    """Returns a digest of what must be the same in all processes: not where they find the data."""
-    given = recursia.config.to_dict(run) | {"data": None, "identity": identity}
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    """Returns a digest of the settings that all processes must share: all but the data's paths."""
+    shared = recursia.config.to_dict(run) | {"data": None, "identity": identity}
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
-def _diverged(step: int, what: str, saved: list[int]) -> str:
+def _diverged(step: int, reason: str, saved: list[int]) -> str:
     last = f"the last checkpoint is of step {saved[-1]}" if saved else "no checkpoint was saved yet"
-    return f"step {step}: {what}; {last}. Lower the learning rate, or look at the batch"
+    return f"step {step}: {reason}; {last}. Lower the learning rate, or look at the batch"
 
 
 def _show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, and a line for who watches."""
+"""Metrics of training: metrics.jsonl, TensorBoard, timing, and the progress line."""
 
 import contextlib
 import math
@@ -45,7 +45,7 @@ class Writer:
 
         Args:
           workdir: the run's directory.
-          start: updates already made; rows of later steps, from a run cut off, are dropped.
+          start: the step that the run resumes from; rows of later steps are deleted.
           tensorboard: whether TensorBoard files are written too.
         """
         self.path = workdir / "metrics.jsonl"
@@ -86,19 +86,18 @@ class Writer:
 
 
 def _cut(path: pathlib.Path, step: int) -> None:
-    """Drops rows after `step`, and a last line cut short; the file is replaced whole."""
+    """Deletes rows after `step` and an incomplete last line, replacing the file atomically."""
     if not path.exists():
         return
     is_row = lambda row: isinstance(row, dict) and isinstance(row.get("step"), int)
     kept = (row for row in jsonlines.values(path) if is_row(row) and row["step"] <= step)
-    part = path.with_suffix(".part")
-    text = "".join(map(jsonlines.line, kept))
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    new = path.with_suffix(".part")
+    new.write_text("".join(map(jsonlines.line, kept)), encoding="utf-8", newline="\n")
+    os.replace(new, path)
 
 
 class Mute:
-    """What a process that does not speak for the run has for a writer and a progress line."""
+    """A writer and a progress line that do nothing, for all processes but the first."""
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes nothing."""
@@ -121,10 +120,10 @@ class Mute:
 
 
 class Meter:
-    """Speed since training began, without the time of compiling and validating."""
+    """Speed since training began, without the time of compilation and validation."""
 
     def __init__(self, trainer: Trainer):
-        """Reads the peak of the devices, and the FLOPs of a token from the configuration."""
+        """Computes the FLOPs per token and the peak FLOP/s of the devices."""
         train = trainer.run.train
         self.tokens = train.batch_size * train.seq_len
         flops = accounting.training_flops(trainer.model, train.seq_len)
@@ -134,9 +133,9 @@ class Meter:
         self._since: float | None = None
 
     def tick(self, step: int) -> dict[str, float]:
-        """Returns tokens/s and FLOPs utilisation since the first step, which gives none."""
+        """Returns tokens/s and FLOPs utilisation since the first call, which returns nothing."""
         now = time.perf_counter()
-        if self._since is None:  # the first step holds the compilation
+        if self._since is None:  # the first step includes compilation
             self._since, self._step, self._paused = now, step, 0.0
             return {}
         rate = self.tokens * (step - self._step) / max(now - self._since - self._paused, 1e-9)
@@ -147,7 +146,7 @@ class Meter:
         }
 
     def pause(self, state: State) -> None:
-        """Stops the clock once the steps under way are done."""
+        """Waits for the device to finish the step, and stops the clock."""
         jax.block_until_ready(state.step)
         self._stopped = time.perf_counter()
 
@@ -157,38 +156,38 @@ class Meter:
 
 
 class Ledger:
-    """Where the time of a process goes: it does one thing at a time, so the parts sum to all.
+    """Seconds of each phase of a process, which sum to its run time.
 
-    The parts: `init`, from opening the run to its first batch; `compile`, of steps; `data_wait`,
-    until a batch is there and on its way to the devices; `step`, sending a step off and waiting for
-    the numbers of the one before; `save`, what a save holds up, at the end until it is written;
-    `eval`, validation and samples, compilation included.
+    The phases are `init`, until the first batch; `compile`, of steps; `data_wait`, until a batch is
+    read and its transfer to the devices has started; `step`, dispatching a step and waiting for the
+    metrics of the one before; `save`, the part of a save that blocks, and the end of the last one;
+    `eval`, validation and samples, with their compilation.
     """
 
-    PARTS = ("init", "compile", "data_wait", "step", "save", "eval")
+    PHASES = ("init", "compile", "data_wait", "step", "save", "eval")
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         """Starts with `init`."""
         self._clock = clock
-        self._seconds: dict[str, float] = dict.fromkeys(self.PARTS, 0.0)
-        self._doing, self._since = "init", clock()
+        self._seconds: dict[str, float] = dict.fromkeys(self.PHASES, 0.0)
+        self._phase, self._since = "init", clock()
 
-    def to(self, part: str) -> None:
-        """Begins a part, and ends the one before."""
+    def to(self, phase: str) -> None:
+        """Begins a phase, and ends the one before."""
         now = self._clock()
-        self._seconds[self._doing] += now - self._since
-        self._doing, self._since = part, now
+        self._seconds[self._phase] += now - self._since
+        self._phase, self._since = phase, now
 
     def row(self) -> dict[str, float]:
-        """Returns the seconds of each part until now, by their names in metrics.jsonl."""
-        self.to(self._doing)
-        return {f"seconds_{part}": seconds for part, seconds in self._seconds.items()}
+        """Returns the seconds of each phase until now, by their names in metrics.jsonl."""
+        self.to(self._phase)
+        return {f"seconds_{phase}": seconds for phase, seconds in self._seconds.items()}
 
     def line(self) -> str:
-        """Returns the same for who watches."""
+        """Returns the seconds of each phase as a line of text."""
         total = sum(self.row().values())
-        parts = "  ".join(f"{part} {seconds:.1f}" for part, seconds in self._seconds.items())
-        return f"seconds  {parts}  in all {total:.1f}"
+        phases = "  ".join(f"{phase} {seconds:.1f}" for phase, seconds in self._seconds.items())
+        return f"seconds  {phases}  in all {total:.1f}"
 
 
 class Progress:
@@ -200,13 +199,13 @@ class Progress:
         self._shown = -math.inf
 
     def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
-        """Draws the line again, or prints one now and then where there is no terminal.
+        """Redraws the line; without a terminal, prints a line every few seconds.
 
         Args:
-          step: updates made.
+          step: the last finished step.
           loss: nats per token.
-          tokens_per_second: NaN while not known.
-          seconds_left: NaN while not known.
+          tokens_per_second: NaN if unknown.
+          seconds_left: NaN if unknown.
         """
         now = time.monotonic()
         is_last = step == self.num_steps
@@ -224,7 +223,7 @@ class Progress:
         console.say(line)
 
     def doing(self, about: str) -> contextlib.AbstractContextManager:
-        """Says what takes a while."""
+        """Shows a message while its context is open."""
         return console.doing(about)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate's course over training, from optax."""
+"""The learning rate schedule."""
 
 import optax
 
@@ -12,16 +12,16 @@ def factor(config: settings.Schedule, num_steps: int) -> optax.Schedule:
     `decay_fraction` of the steps.
     """
     warmup = optax.linear_schedule(0.0, 1.0, config.warmup_steps)
-    rest = max(num_steps - config.warmup_steps, 1)
+    remaining = max(num_steps - config.warmup_steps, 1)
     match config.kind:
         case "constant":
             after = optax.constant_schedule(1.0)
         case "cosine":
-            after = optax.cosine_decay_schedule(1.0, rest, alpha=config.final_fraction)
+            after = optax.cosine_decay_schedule(1.0, remaining, alpha=config.final_fraction)
         case "wsd":
-            decay = min(max(round(config.decay_fraction * num_steps), 1), rest)
+            decay = min(max(round(config.decay_fraction * num_steps), 1), remaining)
             fall = optax.linear_schedule(1.0, config.final_fraction, decay)
-            after = optax.join_schedules([optax.constant_schedule(1.0), fall], [rest - decay])
+            after = optax.join_schedules([optax.constant_schedule(1.0), fall], [remaining - decay])
     if not config.warmup_steps:
         return after
     return optax.join_schedules([warmup, after], [config.warmup_steps])

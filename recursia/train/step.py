@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Integer
 
 from recursia import batch as whole_batch
-from recursia import model, params, settings, sharding
+from recursia import fsdp, model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.params import Leaf
 from recursia.sharing.weights import Tree
@@ -175,8 +175,8 @@ def train_step(
       teacher_params: parameters of the trainer's teacher. They are arguments because the compiler
         would embed a closed-over array in the program as a constant.
     """
-    by_rows = jax.tree.map(lambda where: sharding.by_rows(where.spec), trainer.state_shardings)
-    rows, replicated = sharding.by_rows(trainer.batch_sharding.spec), PartitionSpec()
+    by_rows = jax.tree.map(lambda where: fsdp.by_rows(where.spec), trainer.state_shardings)
+    rows, replicated = fsdp.by_rows(trainer.batch_sharding.spec), PartitionSpec()
     grads, metrics = jax.shard_map(
         functools.partial(gradients, trainer, config),
         in_specs=(by_rows.params, rows, replicated, replicated),
@@ -189,7 +189,7 @@ def train_step(
         "gradient_norm": optax.tree.norm(grads),
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
-    weights: Tree = optax.apply_updates(state.params, updates)
+    weights: Any = optax.apply_updates(state.params, updates)  # a dict, typed by optax as any tree
     weights["depth"] = config.depth.after_step(weights["depth"], metrics)
     return State(state.step + 1, weights, opt_state), metrics
 
@@ -236,18 +236,16 @@ def gradients(
 def _gathered(trainer: Trainer, config: Model, shards: Tree) -> Tree:
     """Returns parameters for the model: reused ones all-gathered, the others as shards."""
 
-    def gather(spec: params.Spec, part: Array) -> Array | sharding.Shard:
-        weight = sharding.shard(spec, part, trainer.mesh, trainer.run.mesh.rules)
+    def gather(spec: params.Spec, part: Array) -> Array | fsdp.Shard:
+        weight = fsdp.shard(spec, part, trainer.mesh, trainer.run.mesh.rules)
         if not spec.is_reused:
             return weight
-        return sharding.gathered(
-            weight, jnp.float32, jnp.float32 if spec.is_exact else config.dtype
-        )
+        return fsdp.gathered(weight, jnp.float32, jnp.float32 if spec.is_exact else config.dtype)
 
     return jax.tree.map(gather, trainer.specs, shards)
 
 
 def _summed(trainer: Trainer, grads: Tree) -> Tree:
     """Returns gradients summed over the devices that hold the same shard of a parameter."""
-    over = lambda where, grad: sharding.summed(grad, where.spec)
+    over = lambda where, grad: fsdp.summed(grad, where.spec)
     return jax.tree.map(over, trainer.state_shardings.params, grads)

@@ -1,11 +1,10 @@
-"""When a run that is told to stop does so: after the same step in all its processes.
+"""Stopping after a signal: every process of a run stops after the same step.
 
-Each process learns of a signal by itself, at another moment. Alone, it stops after the step under
-way. Of several, jax's preemption service carries the news: the process that was told tells the
-coordinator, all say which step they are at, and all stop after the next one that none has begun.
-That costs a step nothing on the device, and on the host a look at a local counter; a collective
-over a flag would cost every step a program of its own. The service looks for a signal once a
-second.
+Each process receives a signal at its own time. A run of one process stops after the current step.
+With several, jax's preemption service agrees on the step: the process that received SIGTERM reports
+it to the coordinator, every process reports its step, and all stop after the first step that none
+has started. On each step this reads a local counter and launches no collective. The service checks
+for a signal once a second.
 """
 
 import os
@@ -18,24 +17,24 @@ from recursia import console, signals
 
 
 class Stop:
-    """Listens for SIGTERM, SIGUSR1 as schedulers send ahead, Ctrl-C, and SIGHUP.
+    """Listens for SIGTERM, Ctrl-C, SIGHUP and SIGUSR1, which schedulers send before a time limit.
 
-    Before the first step is made there is nothing to save: a signal ends the run at once.
+    Before the first step there is nothing to save: a signal ends the run at once.
     """
 
     def __init__(self, start: int, num_steps: int):
-        """Listens from now on.
+        """Installs the signal handlers.
 
         Args:
-          start: updates already made.
-          num_steps: updates after which the run ends by itself.
+          start: the step that the run resumes from.
+          num_steps: the run's last step.
         """
         self._step, self._num_steps = start, num_steps
-        # Once processes are joined jax listens to SIGTERM, from before the first step on.
+        # With several processes, jax's preemption service handles SIGTERM.
         self._is_joined = jax.distributed.is_initialized()
-        theirs = {signal.SIGTERM} if self._is_joined else set()
-        numbers = [number for number in signals.ENDINGS if number not in theirs]
-        self._listener = signals.Listener(numbers, self._pass_on if theirs else self._say)
+        by_jax = {signal.SIGTERM} if self._is_joined else set()
+        numbers = [number for number in signals.ENDINGS if number not in by_jax]
+        self._listener = signals.Listener(numbers, self._pass_on if by_jax else self._say)
         self._listener.has_work = self._is_joined
 
     def _pass_on(self, number: int) -> None:
@@ -46,17 +45,17 @@ class Stop:
         again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
         try:
             console.say(f"saving step {step}{again}")
-        except RuntimeError:  # the signal came while a line was written
+        except RuntimeError:  # the signal interrupted a write to the same stream
             os.write(2, f"\nsaving step {step}{again}\n".encode())
 
     def comes_after(self, step: int) -> bool:
-        """Returns whether the run ends after this step; to be asked once at every step."""
+        """Returns whether the run stops after this step; must be called once at every step."""
         self._step = step
         if self._is_joined:
             return multihost_utils.reached_preemption_sync_point(step)
         self._listener.has_work = True
-        return self._listener.told is not None
+        return self._listener.received is not None
 
     def close(self) -> None:
-        """Gives the signals back to whoever had them."""
+        """Restores the signal handlers from before."""
         self._listener.close()

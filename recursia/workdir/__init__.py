@@ -1,1 +1,1 @@
-"""A run's directory: its files, its checkpoints, and the model that they hold."""
+"""A run's directory: its configuration, its checkpoints, and its trained model."""

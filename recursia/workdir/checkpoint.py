@@ -1,7 +1,7 @@
 """Saving and restoring a run's state, through orbax.
 
-Saves are asynchronous. A step counts only once its commit file is there: on plain file systems
-orbax by default trusts directory names, and would choose a save that was cut off.
+Saves are asynchronous. A checkpoint is finished once its commit file exists: by default orbax
+trusts directory names on local file systems, and would restore an interrupted save.
 """
 
 import pathlib
@@ -13,19 +13,19 @@ import orbax.checkpoint as ocp
 from recursia.errors import CheckpointError
 
 FORMAT_VERSION = 1
-_SHOWN = 5  # fields that differ
+_MAX_DIFFERENCES = 5  # in a message
 
 
 class Checkpoints:
-    """The saves of one run directory."""
+    """The checkpoints of one run."""
 
     def __init__(self, directory: pathlib.Path, keep: int, is_read_only: bool = False):
-        """Opens them.
+        """Opens the checkpoints.
 
         Args:
-          directory: holds one folder a step.
-          keep: how many of the latest stay.
-          is_read_only: for evaluation: nothing is made, deleted or cleaned up.
+          directory: holds a folder for each saved step.
+          keep: number of checkpoints to keep, the latest.
+          is_read_only: whether nothing is created or deleted, for evaluation.
         """
         self.directory = directory
         mode = ocp.options.AtomicityMode.COMMIT_FILE
@@ -38,36 +38,36 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         if is_read_only and not directory.is_dir():
-            raise CheckpointError(f"{directory}: no checkpoints here; is it a run's directory?")
+            raise CheckpointError(f"{directory}: does not exist; is it in a run's directory?")
         self._manager = ocp.CheckpointManager(
             directory.absolute(), options=options, item_names=("state", "meta")
         )
 
     def steps(self) -> list[int]:
-        """Returns the steps that were saved to the end, in order."""
+        """Returns the steps with a finished checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Begins to save; the state may be donated as soon as this returns.
+        """Starts an asynchronous save; the state may be donated as soon as this returns.
 
         Args:
-          step: updates made.
+          step: of the state.
           state: a tree of arrays.
-          meta: what the run must share with this one to go on: plain values.
+          meta: values for JSON that a run must share to resume from this checkpoint.
         """
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),  # the manager's one handler, `restore` has it too
+            state=ocp.args.PyTreeSave(state),  # the handler that `restore` uses
             meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **meta}),
         )
         self._manager.save(step, args=items)
 
     def choose(self, step: int | None) -> int:
-        """Returns a step that is there: the latest if None.
+        """Returns the step, or the latest step if it is None.
 
         Raises:
-          CheckpointError: if it is not.
+          CheckpointError: if there is no checkpoint of that step.
         """
         steps = self.steps()
         if not steps:
@@ -80,28 +80,28 @@ class Checkpoints:
         return steps[-1] if step is None else step
 
     def meta(self, step: int) -> dict[str, Any]:
-        """Returns what `save` was given beside the state."""
+        """Returns the `meta` that was saved with a step."""
         try:
             items = ocp.args.Composite(meta=ocp.args.JsonRestore())
             meta = dict(self._manager.restore(step, args=items)["meta"])
-        except Exception as error:  # the library raises no narrower class for a file cut short
+        except Exception as error:  # orbax raises no narrower class for a truncated file
             raise self._refusal(step, "read", error) from None
         if meta.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
-                f"{self.directory}/{step}: format {meta.get('format_version')}, this is a reader "
-                f"of {FORMAT_VERSION}"
+                f"{self.directory}/{step}: has format {meta.get('format_version')}, but this "
+                f"version reads {FORMAT_VERSION}"
             )
         return meta
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Returns the state of a step, laid out as `abstract` says, whatever wrote it.
+        """Returns the state of a step with the given shardings, whatever mesh saved it.
 
         Args:
           step: one of `steps()`.
-          abstract: shapes, dtypes and shardings; a part of the saved tree will do.
+          abstract: shapes, dtypes and shardings; a subtree of the saved tree is enough.
 
         Raises:
-          CheckpointError: if it cannot be read, or its parameters have other names or shapes.
+          CheckpointError: if it is not readable, or its parameters have other names or shapes.
         """
         self._check_shapes(step, abstract)
         try:
@@ -112,98 +112,103 @@ class Checkpoints:
             )
             items = ocp.args.Composite(state=arguments)
             return self._manager.restore(step, args=items)["state"]
-        except Exception as error:  # likewise
+        except Exception as error:  # as in `meta`
             raise self._refusal(step, "restored", error) from None
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
-        """Refuses other parameters: restoring leaves out what it does not find."""
+        """Checks names and shapes of parameters, since a partial restore ignores missing ones."""
         try:
-            place = self.directory.absolute() / str(step) / "state"
-            saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(place).tree)
-        except Exception as error:  # likewise
+            path: Any = self.directory.absolute() / str(step) / "state"  # typed as one of etils
+            saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(path).tree)
+        except Exception as error:  # as in `meta`
             raise self._refusal(step, "read", error) from None
         for name, shape in _shapes(abstract).items():
             if saved.get(name) != shape:
                 raise CheckpointError(
-                    f"{self.directory}/{step}: {name} is {saved.get(name)} there and {shape} here; "
-                    "where an earlier version saved it, read it with that version, or train anew"
+                    f"{self.directory}/{step}: {name} has shape {saved.get(name)} there and "
+                    f"{shape} here; use the version that saved it, or train anew"
                 )
 
     def _refusal(self, step: int, done: str, error: Exception) -> CheckpointError:
-        reason = next(iter(str(error).split("\n")), "")[:200] or type(error).__name__
+        reason = str(error).split("\n")[0][:200] or type(error).__name__
         return CheckpointError(f"{self.directory}/{step}: cannot be {done} ({reason})")
 
     def finish(self) -> None:
-        """Waits until what was begun is saved."""
+        """Waits until the started saves are finished."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits likewise, and lets go of the directory."""
+        """Waits until the started saves are finished, and closes the directory."""
         self.finish()
         self._manager.close()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of parameters by their dotted names."""
+    """Returns the shapes of the parameters of a state, by dotted name."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
     return {n: tuple(leaf.shape) for n, leaf in named.items() if n.startswith("params.")}
 
 
 def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Compares what a checkpoint was made with and what a run asks for.
+    """Checks that the identity of a checkpoint is that of a run.
+
+    Args:
+      meta: of the checkpoint.
+      wanted: the run's `directory.identity`.
+      where: the start of the message.
 
     Raises:
-      CheckpointError: naming the kinds that differ, else the fields, each with both values.
+      CheckpointError: with the kinds that differ, or else the fields, and both values of each.
     """
-    theirs, ours = meta["model"], wanted["model"]
-    before, now = _flat(theirs, ""), _flat(ours, "")
-    said = [
-        f"{name} is {before[name]} in its checkpoints, {now[name]} in this run"
-        for name in before
-        if name.endswith(".kind") and name in now and now[name] != before[name]
+    saved, here = (_flat(identity["model"], "") for identity in (meta, wanted))
+    differences = [
+        f"{name} is {saved[name]} in its checkpoints, {here[name]} in this run"
+        for name in saved
+        if name.endswith(".kind") and name in here and here[name] != saved[name]
     ]
-    if not said:
-        said = _other(_flat(theirs, "model."), _flat(ours, "model."))
-        said += _other_data(meta["data"], wanted["data"])
-    if said:
-        more = f"; and {len(said) - _SHOWN} more" if len(said) > _SHOWN else ""
+    if not differences:
+        saved, here = (_flat(identity["model"], "model.") for identity in (meta, wanted))
+        differences = _differences(saved, here) + _data_differences(meta["data"], wanted["data"])
+    if differences:
+        others = len(differences) - _MAX_DIFFERENCES
+        more = f"; and {others} more" if others > 0 else ""
         raise CheckpointError(
-            f"{where}: {'; '.join(said[:_SHOWN])}{more}; use another workdir, or the same "
-            "configuration"
+            f"{where}: {'; '.join(differences[:_MAX_DIFFERENCES])}{more}; use another workdir, or "
+            "the same configuration"
         )
 
 
-def _other_data(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
-    """Returns how the data differs; older checkpoints say little more than whether it does."""
+def _data_differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Returns a line for each difference of the data; old checkpoints hold only a fingerprint."""
     name = "cross_document_attention"
-    said = _other({f"data.{name}": theirs[name]}, {f"data.{name}": ours[name]})
-    if theirs["fingerprint"] == ours["fingerprint"]:  # of the contents: names may have changed
-        return said
-    named = [field for field in ours if field in theirs and field not in ("fingerprint", name)]
+    differences = _differences({f"data.{name}": saved[name]}, {f"data.{name}": here[name]})
+    if saved["fingerprint"] == here["fingerprint"]:  # of the contents: file names may differ
+        return differences
+    common = [field for field in here if field in saved and field not in ("fingerprint", name)]
     section = lambda name: f"{'train' if name in ('seq_len', 'batch_size') else 'data'}.{name}"
-    of = lambda data: {section(name): data[name] for name in named}
-    return said + (
-        _other(of(theirs), of(ours))
+    by_path = lambda data: {section(name): data[name] for name in common}
+    return differences + (
+        _differences(by_path(saved), by_path(here))
         or ["its checkpoints have seen other data (files, tokenizer, seq_len, batch_size or seed)"]
     )
 
 
-def _other(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+def _differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """Returns a line for each field that differs."""
     return [
-        f"{name} {theirs.get(name)!r} in its checkpoints, {ours.get(name)!r} in this run"
-        for name in ours | theirs
-        if theirs.get(name) != ours.get(name)
+        f"{name} {saved.get(name)!r} in its checkpoints, {here.get(name)!r} in this run"
+        for name in here | saved
+        if saved.get(name) != here.get(name)
     ]
 
 
-def _flat(model: dict[str, Any], path: str) -> dict[str, Any]:
-    """Returns the fields of a model by their dotted names."""
-    found = {}
-    for name, value in model.items():
+def _flat(section: dict[str, Any], path: str) -> dict[str, Any]:
+    """Returns the fields of nested sections, by dotted path."""
+    fields = {}
+    for name, value in section.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{path}{name}.")
+            fields |= _flat(value, f"{path}{name}.")
         else:
-            found[f"{path}{name}"] = value
-    return found
+            fields[f"{path}{name}"] = value
+    return fields

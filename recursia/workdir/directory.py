@@ -1,4 +1,4 @@
-"""A run's directory: its configuration, its data and what must match to go on."""
+"""A run's directory: its configuration, its data, and what a resumed run must share with it."""
 
 import json
 import os
@@ -19,10 +19,10 @@ TOKENIZER, DATA = "tokenizer", "data"  # folders of a run's directory
 
 
 def open_workdir(workdir: pathlib.Path) -> None:
-    """Makes the directory if it is not there.
+    """Creates the directory if it does not exist.
 
     Raises:
-      ConfigError: if it cannot be made or written, or is not one directory of all processes.
+      ConfigError: if it is not writable, or not shared by all processes.
     """
     index, pid = (0 if distributed.is_first() else jax.process_index()), os.getpid()
     probe = workdir / f".writable-{index}-{pid}"
@@ -33,16 +33,17 @@ def open_workdir(workdir: pathlib.Path) -> None:
             if distributed.is_alone():
                 probe.unlink()
         except OSError as error:
-            said = f"--workdir={workdir}: cannot be written ({error.strerror})"
-            raise ConfigError(said) from None
+            raise ConfigError(
+                f"--workdir={workdir}: cannot be written ({error.strerror})"
+            ) from None
     if distributed.is_alone():
         return
     first = distributed.from_first(pid)
     with distributed.together():
         if not (workdir / f".writable-0-{first}").exists():
             raise ConfigError(
-                f"--workdir={workdir}: does not hold what process 0 wrote to it; give a directory "
-                "that all processes share"
+                f"--workdir={workdir}: lacks the file that process 0 wrote; give a directory that "
+                "all processes share"
             )
     probe.unlink()
 
@@ -71,52 +72,49 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
 
 
 def described(paths: tuple[str, ...], split: str) -> str:
-    """Returns a line on what a run trains on or validates on: files, documents, tokens."""
+    """Returns a line with the files, documents and tokens of a split."""
     doing = {"train": "training on", "validation": "validating on"}[split]
     if not paths:
         return f"{doing} nothing: the data has no such split"
-    told = []
+    lines = []
     for path in paths:
         reader = packing.Reader(path)
         counts = reader.split(split)
         sources = reader.manifest.get("sources", [])
-        # A file without a split of its own gave documents to both.
+        # Without a validation file, both splits hold documents of the same files.
         files = [s["name"] for s in sources if s["split"] == split]
         files = files or [source["name"] for source in sources]
         named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        told.append(
+        lines.append(
             f"{named or path} ({counts['documents']:,} documents, {counts['tokens']:,} tokens)"
         )
-    return f"{doing} {'; '.join(told)}"
+    return f"{doing} {'; '.join(lines)}"
 
 
 def record(
     run: settings.Run, overrides: dict[str, str], tokenizer: Tokenizer, workdir: pathlib.Path
 ) -> None:
-    """Writes what the directory needs to stand alone, besides checkpoints.
-
-    That is config.json, every field resolved; overrides.json, what was typed; and tokenizer/.
-    """
-    part = workdir / f"{TOKENIZER}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    tokenizer.save(str(part))
+    """Writes config.json with every field, overrides.json with the typed ones, and tokenizer/."""
+    new = workdir / f"{TOKENIZER}.part"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    tokenizer.save(str(new))
     shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
-    os.replace(part, workdir / TOKENIZER)
+    os.replace(new, workdir / TOKENIZER)
     for name, values in (
         ("config.json", recursia.config.to_dict(run)),
         ("overrides.json", overrides),
     ):
-        part = workdir / f"{name}.part"
-        part.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(part, workdir / name)
+        new = workdir / f"{name}.part"
+        new.write_text(json.dumps(values, indent=2) + "\n")
+        os.replace(new, workdir / name)
 
 
 def recorded(workdir: pathlib.Path) -> settings.Run:
-    """Returns the run that a directory holds.
+    """Returns the settings of the run in a directory.
 
     Raises:
-      ConfigError: if there is none, or its configuration cannot be read.
+      ConfigError: if config.json is missing or not readable.
     """
     path = workdir / "config.json"
     try:
@@ -131,12 +129,10 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
 
 
 def tokenizer(workdir: pathlib.Path, run: settings.Run) -> Tokenizer:
-    """Returns the tokenizer that a run's directory holds.
-
-    Of a directory written before it held one, the tokenizer of its data.
+    """Returns the tokenizer of a run's directory, or of its data if an old version wrote it.
 
     Raises:
-      DataError: if it is missing, broken, or not the one that was saved.
+      DataError: if the tokenizer is missing, broken, or not the saved one.
     """
     if (workdir / TOKENIZER).is_dir():
         return load_tokenizer(str(workdir / TOKENIZER))
@@ -144,36 +140,33 @@ def tokenizer(workdir: pathlib.Path, run: settings.Run) -> Tokenizer:
 
 
 def check_tokenizer(workdir: pathlib.Path, run: settings.Run, ours: Tokenizer, who: str) -> None:
-    """Compares a run's tokenizer with another by all that determines its ids, not by its size.
+    """Checks that a tokenizer gives the same token ids as a run's tokenizer.
 
     Args:
       workdir: the run's directory.
       run: its settings.
-      ours: the other.
-      who: whose that is, for the message.
+      ours: the tokenizer to compare.
+      who: the owner of that tokenizer, for the message.
 
     Raises:
-      DataError: if they differ.
+      DataError: if the fingerprints differ.
     """
     theirs = tokenizer(workdir, run)
     if theirs.fingerprint != ours.fingerprint:
         raise DataError(
-            f"{workdir} has the tokenizer {theirs.name}, {who} has {ours.name}: the same numbers "
-            "are other words; take one of the same tokenizer"
+            f"{workdir} has the tokenizer {theirs.name}, {who} has {ours.name}: the same token ids "
+            "stand for different text; take one of the same tokenizer"
         )
 
 
 def identity(run: settings.Run, vocab: int, data: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a checkpoint and the run that goes on from it must share.
+    """Returns the values that a checkpoint and a run that resumes from it must share.
 
     Args:
       run: the settings.
       vocab: rows of the embedding.
-      data: what determines the batches, as `Loader.identity` has it.
+      data: `Loader.identity` of the training data.
     """
     model = json.loads(json.dumps(recursia.config.to_dict(run.model))) | {"vocab_size": vocab}
-    sees = {"cross_document_attention": run.data.cross_document_attention}
-    return {
-        "model": model,
-        "data": {**data, **sees},
-    }
+    attention = {"cross_document_attention": run.data.cross_document_attention}
+    return {"model": model, "data": {**data, **attention}}

@@ -22,16 +22,16 @@ _NONE: Mapping[str, str] = types.MappingProxyType({})
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A checkpoint and what it takes to use it.
+    """A loaded checkpoint.
 
     Attributes:
-      run: its settings, with the mesh of the devices here.
-      step: updates made.
+      run: its settings, with the mesh of this machine's devices.
+      step: of the checkpoint.
       model: the model, at full depth.
-      mesh: those devices, along "fsdp" if training split parameters, else along "data".
+      mesh: the devices, along "fsdp" if parameters were sharded in training, else along "data".
       params: float32 parameters.
-      tokenizer: kept in the run's directory.
-      paths: the data it was trained on; not opened, and perhaps no longer there.
+      tokenizer: from the run's directory.
+      paths: directories of the training data, which may no longer exist.
     """
 
     run: settings.Run
@@ -44,24 +44,24 @@ class Trained:
 
 
 def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] = _NONE) -> Trained:
-    """Returns a checkpoint of a run, laid over the devices that are here.
+    """Returns a checkpoint of a run, sharded over this machine's devices.
 
     Args:
       workdir: the run's directory.
-      step: updates made; None takes the latest checkpoint.
-      overrides: fields of the depth policy that are to be other than in training, as typed.
+      step: of the checkpoint; None takes the latest.
+      overrides: fields of the depth policy to change, as typed.
 
     Raises:
-      ConfigError, CheckpointError: if it is no run's directory, holds no such checkpoint, or the
-        overrides make another model of it.
+      ConfigError, CheckpointError: if the directory is not a run's, the checkpoint does not exist,
+        or the overrides change the shapes of parameters.
     """
     trained = directory.recorded(workdir)
     run = config.override(trained, overrides)
     paths = run.data.path or (str(workdir / directory.DATA),)
     checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep, is_read_only=True)
     with contextlib.closing(checkpoints):
-        step = checkpoints.choose(step)
-        meta = checkpoints.meta(step)
+        saved_step = checkpoints.choose(step)
+        meta = checkpoints.meta(saved_step)
         vocab = meta["model"]["vocab_size"]
         ours, theirs = (each.model.sized(vocab) for each in (run, trained))
         specs = model.specs(ours)
@@ -71,41 +71,42 @@ def load(workdir: pathlib.Path, step: int | None, overrides: Mapping[str, str] =
         tokenizer = directory.tokenizer(workdir, run)
         if (saved := meta["data"].get("tokenizer")) not in (None, tokenizer.name):
             raise CheckpointError(
-                f"{workdir}: has the tokenizer {tokenizer.name}, its checkpoints {saved}; put back "
-                f"what {directory.TOKENIZER}/ held"
+                f"{workdir}: has the tokenizer {tokenizer.name}, its checkpoints {saved}; restore "
+                f"the saved {directory.TOKENIZER}/"
             )
-        # Rows go wherever they divide, and so do parameters that training split.
+        # Takes as many devices as divide the rows; parameters sharded in training stay sharded.
         count = max(n for n in range(1, jax.device_count() + 1) if run.train.batch_size % n == 0)
         is_split = any(run.mesh.sizes[axis] != 1 for axis in ("fsdp", "tensor", "expert"))
         sizes = {"data": 1, "fsdp": count} if is_split else {"data": count, "fsdp": 1}
         here = sharding.MeshConfig(**sizes, rules=run.mesh.rules)
         mesh = sharding.make_mesh(here, jax.devices()[:count])
         where = sharding.fitting(specs, mesh, here.rules)
-        weights = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]
+        abstract = {"params": params.abstract(specs, where)}
+        weights = checkpoints.restore(saved_step, abstract)["params"]
     run = dataclasses.replace(run, mesh=here)
-    return Trained(run, step, ours, mesh, weights, tokenizer, paths)
+    return Trained(run, saved_step, ours, mesh, weights, tokenizer, paths)
 
 
 def save(
-    run: settings.Run, vocab_size: int, weights: Any, tokenizer: Tokenizer, place: pathlib.Path
+    run: settings.Run, vocab_size: int, weights: Any, tokenizer: Tokenizer, workdir: pathlib.Path
 ) -> None:
-    """Writes parameters as step 0 of a run: to score, and for `train.init_from`.
+    """Writes parameters as step 0 of a run, for evaluation and for `train.init_from`.
 
     Args:
-      run: whose model they are of.
+      run: settings of the model.
       vocab_size: rows of its embedding.
-      weights: the parameters.
+      weights: its parameters.
       tokenizer: of its text.
-      place: a new directory.
+      workdir: a new directory.
 
     Raises:
-      ConfigError: if it holds something.
+      ConfigError: if the directory is not empty.
     """
-    if place.exists() and any(place.iterdir()):
-        raise ConfigError(f"--output={place}: is not empty; give a new directory")
-    directory.open_workdir(place)
-    directory.record(run, {}, tokenizer, place)
-    checkpoints = Checkpoints(place / "checkpoints", keep=1)
+    if workdir.exists() and any(workdir.iterdir()):
+        raise ConfigError(f"--output={workdir}: is not empty; give a new directory")
+    directory.open_workdir(workdir)
+    directory.record(run, {}, tokenizer, workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
     data = {"fingerprint": "", "tokenizer": tokenizer.name}
     checkpoints.save(0, {"params": weights}, directory.identity(run, vocab_size, data))
     checkpoints.close()

@@ -5,8 +5,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from recursia.data.bpe import BPETokenizer
 from recursia.data.tokenizer import ByteTokenizer, from_spec
-from recursia.data.vocabulary import BPETokenizer
 
 BLOCK = "\N{LOWER ONE EIGHTH BLOCK}"
 WORDS = [f"{BLOCK}The", f"{BLOCK}cat", "s", BLOCK, "é", "."]

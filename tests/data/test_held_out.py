@@ -1,34 +1,28 @@
 import tracemalloc
 
-import numpy as np
 import pytest
 
 from recursia import settings
 from recursia.data import prepare as prepare_lib
-from recursia.data.packing import Reader
 from recursia.data.windows import Windows
 from recursia.errors import ConfigError
+from tests.helpers import corpora
+from tests.helpers.corpora import texts
 
 PROSE = "".join(f"Line {i} says a few words.\n" for i in range(400))
 
 
-def prepare(inputs, output, fraction, **changed):
-    options = {"tokenizer": "byte", "validation_fraction": fraction} | changed
-    prepare_lib.prepare(tuple(inputs), str(output), **vars(prepare_lib.Options(**options)))
-    return Reader(str(output))
-
-
-def texts(reader, split):
-    ids = np.concatenate(reader.tokens(split))
-    return bytes(np.where(ids < 256, ids, 0).astype(np.uint8)).decode().split("\0")[:-1]
+def prepare(inputs, output, fraction):
+    corpora.prepare(inputs, output, validation_fraction=fraction)
+    return str(output)
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.05, 0.5, 0.99])
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
 def test_a_single_document_is_split_at_its_end(put, tmp_path, name, fraction):
     path = put(name, [PROSE] if name.endswith("jsonl") else PROSE)
-    reader = prepare([path], tmp_path / "out", fraction)
-    (train,), (held_out,) = texts(reader, "train"), texts(reader, "validation")
+    folder = prepare([path], tmp_path / "out", fraction)
+    (train,), (held_out,) = texts(folder, "train"), texts(folder, "validation")
     assert train + held_out == PROSE and train.endswith("\n")
     assert len(held_out) / len(PROSE) == pytest.approx(fraction, abs=0.005)
 
@@ -44,17 +38,17 @@ def test_a_single_document_is_split_at_its_end(put, tmp_path, name, fraction):
     ],
 )
 def test_it_is_cut_where_a_line_or_a_word_ends_if_one_does(put, tmp_path, text, held_out):
-    reader = prepare([put("a.txt", text)], tmp_path / "out", 0.3)
-    assert texts(reader, "train")[0] + texts(reader, "validation")[0] == text
-    assert texts(reader, "validation") == [held_out]
+    folder = prepare([put("a.txt", text)], tmp_path / "out", 0.3)
+    assert texts(folder, "train")[0] + texts(folder, "validation")[0] == text
+    assert texts(folder, "validation") == [held_out]
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.01, 0.5, 0.999999])
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_small_corpora_always_have_two_splits(put, tmp_path, count, fraction):
     documents = [f"document {i} " * (1 + i) for i in range(count)]
-    reader = prepare([put("a.jsonl", documents)], tmp_path / "out", fraction)
-    train, held_out = texts(reader, "train"), texts(reader, "validation")
+    folder = prepare([put("a.jsonl", documents)], tmp_path / "out", fraction)
+    train, held_out = texts(folder, "train"), texts(folder, "validation")
     assert train and held_out and sorted(train + held_out) == sorted(documents)
     turned = prepare([put("b.jsonl", documents[::-1])], tmp_path / "turned", fraction)
     assert sorted(texts(turned, "validation")) == sorted(held_out)
@@ -71,8 +65,8 @@ def test_the_one_that_is_set_aside_is_as_large_as_was_asked_for(put, tmp_path):
 
 def test_of_a_few_large_documents_the_end_of_one_is_set_aside(put, tmp_path):
     books = [put(f"{name}.txt", PROSE.replace("Line", name) * 3) for name in ("One", "Two", "Six")]
-    reader = prepare(books, tmp_path / "out", 0.05)
-    (held_out,), train = texts(reader, "validation"), texts(reader, "train")
+    folder = prepare(books, tmp_path / "out", 0.05)
+    (held_out,), train = texts(folder, "validation"), texts(folder, "train")
     assert len(held_out) == pytest.approx(0.05 * 3 * 3 * len(PROSE), rel=0.05)
     whole = [open(book).read() for book in books]
     assert sum(text in whole for text in train) == 2
@@ -84,12 +78,11 @@ def test_of_a_few_large_documents_the_end_of_one_is_set_aside(put, tmp_path):
 @pytest.mark.parametrize("content", [PROSE, ["one", "two"]], ids=["one document", "two"])
 def test_a_fraction_of_0_makes_no_validation_split(put, tmp_path, refused, content):
     path = put("a.txt" if isinstance(content, str) else "a.jsonl", content)
-    reader = prepare([path], tmp_path / "out", 0.0)
-    assert list(reader.manifest["splits"]) == ["train"]
-    assert "".join(texts(reader, "train")) == "".join(content)
+    folder = prepare([path], tmp_path / "out", 0.0)
+    assert "".join(texts(folder, "train")) == "".join(content)
     shown = prepare_lib.inspect(str(tmp_path / "out"))
     assert list(shown["splits"]) == ["train"] and all(shown["splits"]["train"]["excerpts"])
-    refused(lambda: Windows(reader.directory, "validation", 4), "only train", "validation_fraction")
+    refused(lambda: Windows(folder, "validation", 4), "only train", "validation_fraction")
 
 
 def test_a_document_of_one_character_cannot_be_split_and_the_advice_works(put, tmp_path, refused):

@@ -1,5 +1,4 @@
 import collections
-import itertools
 import threading
 import time
 
@@ -202,10 +201,3 @@ def test_wrong_options_are_one_line(data, pack, refused):
         lambda: loader(data, bpe), "bpe of 258 tokens (", "byte of 257 tokens (", "--tokenizer="
     )
     refused(lambda: loader(data, seq_len=10**4), "10001")
-
-
-def test_the_tokenizer_is_that_of_the_data(data):
-    source = loader(data)
-    assert source.vocab_size == source.tokenizer.vocab_size == 257
-    assert all(c in "0123456789" for c in source.tokenizer.decode(source.batch(0)["tokens"][0]))
-    assert len(list(itertools.islice(source.iterate(0), 2))) == 2

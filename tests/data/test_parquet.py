@@ -5,6 +5,8 @@ import pytest
 from pyarrow import parquet
 
 from recursia.data import prepare, source
+from tests.helpers import corpora
+from tests.helpers.corpora import read
 
 TEXTS = [f"document {i}, zwei ü 三 🙂\n" + "words " * (i % 7) for i in range(40)]
 
@@ -22,13 +24,8 @@ def table(tmp_path):
     return write
 
 
-def read(path, on_error="stop", **how):
-    return [document.text for document in source.of(path).documents(on_error=on_error, **how)]
-
-
 def prepared(inputs, output):
-    options = prepare.Options("bpe:280", validation_fraction=0.2)
-    return prepare.prepare(tuple(inputs), str(output), **vars(options))
+    return corpora.prepare(inputs, output, tokenizer="bpe:280", validation_fraction=0.2)
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "brotli", "lz4"])

@@ -6,8 +6,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from recursia.data import pieces as pieces_lib
+from recursia.data.bpe import BPETokenizer
 from recursia.data.tokenizer import ByteTokenizer, from_spec
-from recursia.data.vocabulary import BPETokenizer
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 BLOCK = "\N{LOWER ONE EIGHTH BLOCK}"

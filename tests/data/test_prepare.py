@@ -14,22 +14,9 @@ from recursia.data import prepare as prepare_lib
 from recursia.data.packing import Reader
 from recursia.data.tokenizer import from_spec
 from recursia.errors import ConfigError
+from tests.helpers.corpora import prepare, texts
 
 TEXTS = [f"document number {i}, with some words to learn" for i in range(40)]
-
-
-def prepare(inputs, output, **changed):
-    options = prepare_lib.Options(**({"tokenizer": "byte", "validation_fraction": 0.3} | changed))
-    return prepare_lib.prepare(tuple(inputs), str(output), **vars(options))
-
-
-def texts(directory, split):
-    reader = Reader(str(directory))
-    found = []
-    for tokens, starts in zip(reader.tokens(split), reader.documents(split), strict=True):
-        ends = [*starts[1:].tolist(), len(tokens)]
-        found += [reader.tokenizer.decode(tokens[a:b]) for a, b in zip(starts, ends, strict=True)]
-    return found
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bpe:280"])
@@ -90,23 +77,14 @@ def test_the_same_preparation_is_returned_and_another_refused(put, tmp_path, ref
     refused(lambda: prepare([path], out), "train-00000.tokens", "bytes")
 
 
-def test_the_manifest_names_no_folder(put, tmp_path):
-    prepare([put("deep/a.jsonl", TEXTS)], tmp_path / "out")
-    for path in (tmp_path / "out").glob("*.json"):
+def test_folders_names_and_compression_change_nothing(put, tmp_path):
+    out, deep = tmp_path / "out", tmp_path / "new/deep/out"
+    out.mkdir()  # an empty folder is a fine output
+    first = prepare([put("a.jsonl", TEXTS)], out)
+    other = prepare([put("deep/b.jsonl.zst", TEXTS)], deep)
+    assert first["fingerprint"] == other["fingerprint"]
+    for path in deep.glob("*.json"):
         assert str(tmp_path) not in path.read_text() and "deep" not in path.read_text()
-
-
-def test_moved_and_renamed_sources_give_the_same_fingerprint(put, tmp_path):
-    a = prepare([put("a.jsonl", TEXTS)], tmp_path / "out")
-    b = prepare([put("deep/b.jsonl.zst", TEXTS)], tmp_path / "moved")
-    assert a["fingerprint"] == b["fingerprint"]
-
-
-def test_an_empty_folder_is_a_fine_output(put, tmp_path):
-    (tmp_path / "out").mkdir()
-    prepare([put("a.jsonl", TEXTS)], tmp_path / "out")
-    prepare([put("a.jsonl", TEXTS)], tmp_path / "new/deep/out")
-    assert (tmp_path / "new/deep/out/manifest.json").is_file()
 
 
 def test_skipped_lines_are_reported_once(put, tmp_path, capsys):

@@ -5,13 +5,10 @@ import pytest
 import zstandard
 
 from recursia.data import source, sources
+from tests.helpers.corpora import read
 
 expand = lambda paths: tuple(each.path for each in source.expand(paths))
 TEXTS = ["one", "zwei ü", "三 🙂\nline", ""]
-
-
-def read(path, on_error="stop"):
-    return [document.text for document in source.of(path).documents(on_error=on_error)]
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
@@ -102,11 +99,11 @@ def test_the_bundled_corpus_is_there():
 def test_a_kind_is_one_module(put, tmp_path, monkeypatch):
     put(
         "kinds/shouted.py",
-        "from recursia.data.source import Source, whole\n"
+        "from recursia.data.source import Source, in_memory\n"
         "class Shouted(Source):\n"
         "    SUFFIXES = ('.up',)\n"
         "    def records(self, text_field):\n"
-        "        yield whole(open(self.path).read().upper())\n",
+        "        yield in_memory(open(self.path).read().upper())\n",
     )
     folders = [*sources.__path__, str(tmp_path / "kinds")]
     with monkeypatch.context() as patch:

@@ -9,13 +9,10 @@ from tokenizers import models
 from recursia.data import source
 from recursia.data.text import Decoder, NotTextError
 from recursia.data.tokenizer import from_spec
+from tests.helpers.corpora import read
 
 MARK = b"\xef\xbb\xbf"
 LINES = "a\u2028b\x85c\x0bd\x0ce\u2029f\x1cg\r"  # none of these ends a line of JSON
-
-
-def read(path, on_error="stop"):
-    return [document.text for document in source.of(path).documents(on_error=on_error)]
 
 
 @pytest.mark.parametrize("pack", [lambda raw: raw, gzip.compress], ids=["plain", "gz"])

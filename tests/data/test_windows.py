@@ -36,13 +36,6 @@ def test_segments_and_positions_restart_at_each_document(pack):
         assert dtypes.pop("weights") == "float32" and set(dtypes.values()) == {"int32"}
 
 
-def test_a_document_begun_before_the_row_counts_from_the_row(pack):
-    row = Windows(pack("p", ["ab", "c", "dfgh"]), "train", 4)[1]
-    assert row["tokens"].tolist() == [E, D, F, G] and row["targets"].tolist() == [D, F, G, H]
-    assert row["segment_ids"].tolist() == [1, 2, 2, 2]
-    assert row["positions"].tolist() == [0, 0, 1, 2]
-
-
 @pytest.mark.parametrize("shard_tokens", [1, 7, 1000])
 @pytest.mark.parametrize("seq_len", [1, 3, 8, 50])
 def test_every_token_but_the_first_is_a_target_exactly_once(pack, shard_tokens, seq_len):

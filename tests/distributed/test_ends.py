@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.helpers import cluster
-from tests.helpers.cluster import SECTIONS, alone, state_of, train
-from tests.helpers.runs import is_equal, rows, saved, values, write_config, write_text
+from tests.helpers.cluster import SECTIONS, alone, train
+from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
 pytestmark = pytest.mark.slow
 STEPS = 24
@@ -59,7 +59,7 @@ def test_one_of_two_told_to_stop_stops_both_after_the_same_step(folder, tmp_path
         before, at = at, saved(tmp_path / "cut")[-1]
         assert before < at < STEPS
         for process in processes:
-            assert process.said[-1].startswith(f"recursia: told to stop: saved step {at};")
+            assert process.said[-1].startswith(f"recursia: stopped by a signal: saved step {at};")
         assert rows(tmp_path / "cut")[-1]["step"] == at
     cluster.run(tmp_path / "output", train(folder, tmp_path / "cut"), count=2)
     alone(monkeypatch, 2, train(folder, tmp_path / "unbroken"))  # which two processes equal

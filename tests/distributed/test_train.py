@@ -8,8 +8,8 @@ import pytest
 
 from recursia import cli
 from tests.helpers import cluster
-from tests.helpers.cluster import SECTIONS, STEPS, alone, state_of, train
-from tests.helpers.runs import is_equal, rows, saved, values, write_config, write_text
+from tests.helpers.cluster import SECTIONS, STEPS, alone, train
+from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
 # Sums of four devices come in another order: losses of 64 tokens in float32, after a few updates.
 CLOSE = {"rtol": 64**0.5 * np.finfo(np.float32).eps * 8}

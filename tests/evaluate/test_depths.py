@@ -41,17 +41,9 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(run, capsys):
+def evaluate(run, command):
     """Runs `recursia eval --json`; returns what it prints."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        code = cli.main(["eval", f"--workdir={run}", "--json", *arguments])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return json.loads(out)
-
-    return call
+    return lambda *typed: json.loads(command("eval", f"--workdir={run}", "--json", *typed)[0])
 
 
 def names(result):
@@ -93,28 +85,24 @@ def test_eval_walks_the_depths_it_is_told(evaluate):
     assert shallow["nats_per_token"] == pytest.approx(deep["lens_nats_per_token"][0], rel=1e-5)
 
 
-def test_eval_prints_the_depths_that_there_are_and_why_others_are_missing(run, capsys):
+def test_eval_prints_the_depths_that_there_are_and_why_others_are_missing(run, command):
     asked = ["eval", f"--workdir={run}", "--depths=1,3,2,3", "--mode=causal", "--num_batches=1"]
-    assert cli.main(asked) == 1
-    *table, last = capsys.readouterr().out.splitlines()
+    *table, last = command(*asked, code=1)[0].splitlines()
     assert [line.split(",")[0] for line in table[-2:]] == ["depth 1", "depth 2"]
     assert last.startswith("depth 3 is missing: depth 3")
-    assert cli.main([*asked, "--json"]) == 1
-    result = json.loads(capsys.readouterr().out)
+    result = json.loads(command(*asked, "--json", code=1)[0])
     assert names(result) == [(1, "causal"), (2, "causal")]
     assert list(result["missing"]) == ["3"] and "depth 3" in result["missing"]["3"]
 
 
-def test_eval_of_a_step_is_of_that_step(evaluate, run, capsys):
+def test_eval_of_a_step_is_of_that_step(evaluate, run, refused_command):
     first, second = (evaluate("--mode=eval", f"--step={step}") for step in (1, 2))
     assert (first["step"], second["step"]) == (1, 2)
     assert first["nats_per_token"] != second["nats_per_token"]
-    assert cli.main(["eval", f"--workdir={run}", "--step=7"]) == 5
-    message = capsys.readouterr().err
-    assert "no checkpoint of step 7; there is 1, 2" in message and message.count("\n") == 1
+    refused_command("eval", f"--workdir={run}", "--step=7", parts=["step 7", "1, 2"], code=5)
 
 
-def test_eval_scores_a_text_whatever_packs_it(evaluate, tmp_path, run, capsys):
+def test_eval_scores_a_text_whatever_packs_it(evaluate, tmp_path, run, refused_command):
     text = prose(3, 40)
     (tmp_path / "a.txt").write_text(text)
     lines = json.dumps({"text": text}) + "\n"
@@ -124,9 +112,8 @@ def test_eval_scores_a_text_whatever_packs_it(evaluate, tmp_path, run, capsys):
     )
     assert plain == packed
     assert plain["tokens"] == len(text)
-    assert cli.main(["eval", f"--workdir={run}", f"--text={tmp_path / 'b.txt'}"]) == 3
-    message = capsys.readouterr().err
-    assert "b.txt" in message and message.count("\n") == 1
+    missing = f"--text={tmp_path / 'b.txt'}"
+    refused_command("eval", f"--workdir={run}", missing, parts=["b.txt"], code=3)
 
 
 def test_a_text_shorter_than_a_row_is_scored_as_it_is(evaluate, tmp_path, run):
@@ -142,24 +129,20 @@ def test_a_text_shorter_than_a_row_is_scored_as_it_is(evaluate, tmp_path, run):
     assert row["mean_depth"] == alone.aux.depth_used.mean() == (8 + 4) / 8
 
 
-def test_a_run_stands_alone_without_its_data(run, tmp_path, capsys, monkeypatch):
+def test_a_run_stands_alone_without_its_data(run, tmp_path, command, refused_command, monkeypatch):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("data"))
     monkeypatch.chdir(tmp_path)
-    generate = ["generate", "--workdir=run", "--prompt=red ", "--num_tokens=4", "--temperature=0"]
-    assert cli.main(generate) == 0
-    alone = capsys.readouterr().out
-    assert cli.main([generate[0], f"--workdir={run}", *generate[2:]]) == 0
-    assert capsys.readouterr().out == alone
-    assert cli.main(["eval", "--workdir=run"]) == 3
-    message = capsys.readouterr().err
-    assert "no such folder" in message and "give --text=FILE" in message
-    assert message.count("\n") == 1
+    generate = ["generate", "--prompt=red ", "--num_tokens=4", "--temperature=0"]
+    alone, _ = command(*generate, "--workdir=run")
+    assert command(*generate, f"--workdir={run}")[0] == alone
+    parts = ["no such folder", "give --text=FILE"]
+    refused_command("eval", "--workdir=run", parts=parts, code=3)
     (tmp_path / "a.txt").write_text("red blue")
-    assert cli.main(["eval", "--workdir=run", "--text=a.txt", "--mode=eval"]) == 0
+    command("eval", "--workdir=run", "--text=a.txt", "--mode=eval")
 
 
 @pytest.mark.parametrize("change", ["data", "tokenizer"])
-def test_words_of_another_tokenizer_are_refused(run, tmp_path, capsys, change):
+def test_words_of_another_tokenizer_are_refused(run, tmp_path, refused_command, change):
     """A vocabulary of as many tokens has other words."""
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "a.txt").write_text("word " * 99)
@@ -175,24 +158,17 @@ def test_words_of_another_tokenizer_are_refused(run, tmp_path, capsys, change):
         (place / "tokenizer_config.json").unlink()
         shutil.copy(tmp_path / "other" / "tokenizer.json", place)
         shutil.copy(tmp_path / "other" / "tokenizer_config.json", place)
+    parts = ["tokenizer", "byte of 257 tokens", "bpe of 257 tokens"]
     code = {"data": 3, "tokenizer": 5}[change]
-    assert cli.main(["eval", f"--workdir={tmp_path / 'run'}"]) == code
-    message = capsys.readouterr().err
-    assert "tokenizer" in message and message.count("\n") == 1
-    assert "byte of 257 tokens" in message and "bpe of 257 tokens" in message
+    refused_command("eval", f"--workdir={tmp_path / 'run'}", parts=parts, code=code)
 
 
-def test_eval_prints_a_table_with_baselines(run, capsys):
-    assert cli.main(["eval", f"--workdir={run}", "--mode=eval", "--baselines"]) == 0
-    out = capsys.readouterr().out
+def test_eval_prints_a_table_with_baselines_and_what_looking_ahead_was_worth(run, command):
+    out, _ = command("eval", f"--workdir={run}", "--num_batches=1", "--baselines")
     for word in ("depth 2, eval", "unigram", "bigram", "gzip -9", "xz -9", "bits/byte"):
         assert word in out
-
-
-def test_eval_prints_what_looking_ahead_was_worth(run, capsys):
-    assert cli.main(["eval", f"--workdir={run}", "--num_batches=1"]) == 0
-    *_, published, causal, gap = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert gap[:2] == ["causal", "gap"]
+    rows = [line.split() for line in out.splitlines() if line.strip()]
+    published, causal, gap = (row for row in rows if row[0] in ("depth", "causal"))
     assert float(gap[2]) == pytest.approx(float(causal[4]) - float(published[4]), abs=2e-4)
 
 
@@ -211,16 +187,8 @@ def test_a_checkpoint_of_eight_devices_is_read_by_one(evaluate, run):
     assert alone["nats_per_token"] == pytest.approx(spread["nats_per_token"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "part"),
-    [
-        (("eval", "--depths=3"), 2, "--depths: depth 3"),
-    ],
-)
-def test_what_cannot_be_asked_of_a_run_is_one_line(run, capsys, arguments, code, part):
-    assert cli.main([*arguments, f"--workdir={run}"]) == code
-    message = capsys.readouterr().err
-    assert part in message and message.count("\n") == 1 and message.startswith("recursia: ")
+def test_a_depth_that_the_model_lacks_is_refused(run, refused_command):
+    refused_command("eval", f"--workdir={run}", "--depths=3", parts=["--depths: depth 3"])
 
 
 def lost(name):
@@ -258,46 +226,38 @@ DAMAGES = {
 # orbax leaves the event loop of a restore that failed behind it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_one_line(run, tmp_path, capsys, damage):
+def test_a_damaged_checkpoint_is_one_line(run, tmp_path, refused_command, damage):
     shutil.copytree(run, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoints" / "2")
-    assert cli.main(["eval", f"--workdir={tmp_path / 'run'}", "--mode=eval"]) == 5
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1 and "checkpoints/2: cannot be" in message
+    typed = ("eval", f"--workdir={tmp_path / 'run'}", "--mode=eval")
+    refused_command(*typed, parts=["checkpoints/2: cannot be"], code=5)
 
 
-def test_a_run_without_checkpoints_is_one_line(run, tmp_path, capsys):
+def test_a_run_without_checkpoints_is_one_line(run, tmp_path, refused_command):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    assert cli.main(["eval", f"--workdir={tmp_path / 'run'}"]) == 5
-    assert "no checkpoints here" in capsys.readouterr().err
+    typed = ("eval", f"--workdir={tmp_path / 'run'}")
+    refused_command(*typed, parts=["no checkpoints"], code=5)
     (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)  # a save that was cut off
-    assert cli.main(["eval", f"--workdir={tmp_path / 'run'}"]) == 5
-    assert "holds 0 finished checkpoints" in capsys.readouterr().err
+    refused_command(*typed, parts=["0 finished checkpoints"], code=5)
 
 
-def test_generate_continues_every_prompt_and_repeats_itself(run, capsys):
-    def drawn(*arguments):
-        prompts = ("--prompt=red ", "--prompt=blue ", "--num_tokens=6")
-        assert cli.main(["generate", f"--workdir={run}", *prompts, *arguments]) == 0
-        return capsys.readouterr().out
-
+def test_generate_continues_every_prompt_and_repeats_itself(run, command):
+    prompts = ("--prompt=red ", "--prompt=blue ", "--num_tokens=6")
+    drawn = lambda *typed: command("generate", f"--workdir={run}", *prompts, *typed)[0]
     once = drawn("--seed=1")
     assert "red " in once and "blue " in once
     assert drawn("--seed=1") == once != drawn("--seed=2")
     assert drawn("--temperature=0") == drawn("--temperature=0", "--seed=3")
 
 
-def test_depth_may_differ_from_training_where_no_parameter_does(run, evaluate, capsys):
+def test_depth_may_differ_from_training_where_no_parameter_does(run, evaluate, refused_command):
     plain, other = evaluate("--mode=eval"), evaluate("--mode=eval", "--config.depth.alpha=0.9")
     assert other["nats_per_token"] != plain["nats_per_token"]
     same = evaluate("--mode=eval", "--config.model.depth.alpha=0.1")
     assert same["nats_per_token"] == plain["nats_per_token"]
-    refused = {
-        "--config.depth.router=mlp": "other parameters",
-        "--config.model.num_layers=8": "only fields of depth",
-        "--config.depth.alfa=1": "did you mean 'alpha'",
-    }
-    for typed, why in refused.items():
-        assert cli.main(["eval", f"--workdir={run}", typed]) == 2
-        err = capsys.readouterr().err
-        assert why in err and err.count("\n") == 1
+    for typed, why in (
+        ("--config.depth.router=mlp", "other parameters"),
+        ("--config.model.num_layers=8", "only fields of depth"),
+        ("--config.depth.alfa=1", "did you mean 'alpha'"),
+    ):
+        refused_command("eval", f"--workdir={run}", typed, parts=[why])

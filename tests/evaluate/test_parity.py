@@ -6,8 +6,6 @@ import pathlib
 import numpy as np
 import pytest
 
-from recursia import cli
-
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FILES = [str(GOLDEN / f"{name}.npz") for name in ("recursive_cycle", "mor_expert")]
 KEYS = {"ok", "logits_max_abs", "loss_max_abs", "gradient_max_rel"}
@@ -23,14 +21,9 @@ def broken(tmp_path):
     return str(tmp_path / "broken.npz")
 
 
-def parity(capsys, *arguments):
-    code = cli.main(["parity", *arguments])
-    return code, *capsys.readouterr()
-
-
-def test_files_that_agree_exit_with_0(capsys):
-    code, out, err = parity(capsys, *FILES, "--json")
-    assert code == 0 and all(line.startswith("comparing ") for line in err.splitlines())
+def test_files_that_agree_exit_with_0(command):
+    out, err = command("parity", *FILES, "--json")
+    assert all(line.startswith("comparing ") for line in err.splitlines())
     results = json.loads(out)
     assert list(results) == FILES
     for result in results.values():
@@ -38,21 +31,16 @@ def test_files_that_agree_exit_with_0(capsys):
         assert all(result[key] < 1e-4 for key in KEYS - {"ok"})
 
 
-def test_a_file_that_differs_exits_with_1(capsys, broken):
-    code, out, _ = parity(capsys, broken, "--json")
-    assert code == 1
-    result = json.loads(out)[broken]
+def test_a_file_that_differs_exits_with_1(command, broken):
+    result = json.loads(command("parity", broken, "--json", code=1)[0])[broken]
     assert result["ok"] is False
     assert abs(result["logits_max_abs"] - 0.01) < 1e-4
 
 
-def test_a_file_that_is_missing_exits_with_3_and_hides_no_other(capsys, broken, tmp_path):
+def test_a_file_that_is_missing_exits_with_3_and_hides_no_other(command, broken, tmp_path):
     missing = str(tmp_path / "missing.npz")
-    code, out, _ = parity(capsys, missing, broken, "--json")
-    assert code == 3
-    results = json.loads(out)
+    results = json.loads(command("parity", missing, broken, "--json", code=3)[0])
     assert "no such file" in results[missing]["error"] and not results[missing]["ok"]
     assert not results[broken]["ok"]
-    code, out, _ = parity(capsys, missing, broken)
-    assert code == 3
+    out, _ = command("parity", missing, broken, code=3)
     assert [line.split()[0] for line in out.splitlines()] == ["FAIL", "FAIL"]

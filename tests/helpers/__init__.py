@@ -2,5 +2,5 @@ import pytest
 
 
 def slow(*values):
-    """Returns a test's parameters that only the slower tier meets."""
+    """Returns parameters of a test that only the slow tier runs."""
     return pytest.param(*values, marks=pytest.mark.slow)

@@ -1,4 +1,4 @@
-"""Batches of whole rows, each one document."""
+"""Batches in which each row is one document."""
 
 import numpy as np
 
@@ -14,3 +14,10 @@ def whole_rows(tokens, weights):
         "segment_ids": np.ones_like(along),
         "weights": weights,
     }
+
+
+def nats(logits, targets):
+    """Returns each target's cross-entropy, in float64."""
+    logits = np.asarray(logits, np.float64)
+    logsum = np.log(np.exp(logits).sum(-1))
+    return logsum - np.take_along_axis(logits, targets[..., None], -1)[..., 0]

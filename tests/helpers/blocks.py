@@ -1,20 +1,25 @@
 """Blocks for tests: published ones by name, and fields of their parts by short names."""
 
 import dataclasses
+import inspect
 import types
 
-from recursia import settings
+from recursia import kinds
 from recursia.configs import blocks
 from recursia.layers.initial import Init
 
 PARTS = ("mixer", "feedforward")
-PUBLISHED = ("llama", "ouro", "huginn", "universal", "moeut", "sut", "widenet")
+PUBLISHED = {  # by name, the function of widths that gives a block's values
+    name: function
+    for name, function in inspect.getmembers(blocks, inspect.isfunction)
+    if not name.startswith("_") and function.__module__ == blocks.__name__
+}
 
 
 def of(values, field="block"):
     """Returns the block that a preset's values describe, or a part of it."""
     values = dict(values)
-    cls = settings.kind_config(field, values.pop("kind"))
+    cls = kinds.config_class(field, values.pop("kind"))
     inner = {name: of(values[name], name) for name in PARTS if name in values}
     init = {"init": Init(**values["init"])} if "init" in values else {}
     return cls(**{**values, **inner, **init})
@@ -23,7 +28,7 @@ def of(values, field="block"):
 def published(name, **fields):
     """Returns a published block of these widths."""
     fields |= {"mim_weight": 0.1} if name == "sut" and "mim_weight" not in fields else {}
-    return of(getattr(blocks, name)(**fields))
+    return of(PUBLISHED[name](**fields))
 
 
 def altered(block, **fields):
@@ -36,7 +41,7 @@ def altered(block, **fields):
 
 def arranged(block, kind):
     """Returns a block's parts in another arrangement."""
-    return settings.kind_config("block", kind)(**vars(block))
+    return kinds.config_class("block", kind)(**vars(block))
 
 
 def flat(block):

@@ -18,6 +18,27 @@ def norm(x, scale, eps):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * scale
 
 
+def layer_norm(x, weights, eps):
+    """Returns the layer normalisation of the last axis."""
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weights["scale"] + weights["bias"]
+
+
+def gelu(x):
+    """Returns the Gaussian error linear unit."""
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+def attend(query, key, value, where, there):
+    """Returns causal attention [T N H] within documents; places of queries and keys are [2 T]."""
+    mixed, group = np.zeros_like(query), query.shape[1] // key.shape[1]
+    for t, n in np.ndindex(query.shape[:2]):
+        sees = (there[0] <= where[0, t]) & (there[1] == where[1, t])
+        score = np.exp(key[sees, n // group] @ query[t, n] / math.sqrt(query.shape[-1]))
+        mixed[t, n] = score / score.sum() @ value[sees, n // group]
+    return mixed
+
+
 def rotate(x, positions, base):
     """Returns heads [T N H] turned by their positions, first half against second."""
     half = x.shape[-1] // 2
@@ -36,12 +57,7 @@ def block(weights, x, where, config, source=None):
     if source is None:
         source = rotate(heads(h, "key"), where[0], base), heads(h, "value"), where
     key, value, there = source
-    mixed = np.zeros_like(query)
-    for t, n in np.ndindex(query.shape[:2]):
-        group = n // (config.num_heads // config.num_kv_heads)
-        sees = (there[0] <= where[0, t]) & (there[1] == where[1, t])
-        score = np.exp(key[sees, group] @ query[t, n] / math.sqrt(config.head_dim))
-        mixed[t, n] = score / score.sum() @ value[sees, group]
+    mixed = attend(query, key, value, where, there)
     x = x + np.einsum("tnh,nhd->td", mixed, w["out"])
     h = norm(x, weights["norms"]["mlp"], config.norm_eps)
     gate = h @ weights["mlp"]["gate"]
@@ -80,8 +96,7 @@ def router_logits(params, plan, recursion, x, name="router"):
     """Returns one recursion's score of each token."""
     w = pick(params["depth"][name], plan.by_recursion("router")[recursion, 0])
     if "hidden" in w:
-        x = x @ w["hidden"]
-        x = 0.5 * x * (1 + erf(x / math.sqrt(2)))
+        x = gelu(x @ w["hidden"])
     return x @ w["out"]
 
 

@@ -1,4 +1,4 @@
-"""Runs of several processes on this machine, over loopback."""
+"""Training by several processes of one host, connected over loopback."""
 
 import dataclasses
 import os
@@ -11,8 +11,6 @@ import sys
 import time
 
 import jax
-import numpy as np
-import orbax.checkpoint as ocp
 
 from recursia import cli
 from recursia.train import loop
@@ -25,7 +23,7 @@ SECTIONS = {
     "mesh": {"data": 1, "fsdp": -1},
     "log": {"tensorboard": False},
 }
-LIMIT_SECONDS = 600  # of one run, which takes 20 by itself: the machine may be busy
+LIMIT_SECONDS = 600  # of one run, which takes 20 on an idle host
 
 
 @dataclasses.dataclass
@@ -56,7 +54,7 @@ def free_port() -> int:
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Returns the variables of a process that pretends to have so many devices."""
+    """Returns the environment of a process that presents a number of CPU devices."""
     counted = "--xla_force_host_platform_device_count="
     given = re.sub(rf"{counted}\d+", "", os.environ.get("XLA_FLAGS", ""))
     return {**os.environ, "XLA_FLAGS": f"{given} {counted}{devices}"}
@@ -71,9 +69,15 @@ def start(
     scripts: dict[int, str] | None = None,
     only: tuple[int, ...] | None = None,
 ) -> list[Process]:
-    """Starts `recursia ARGUMENTS` as so many processes of one run, or some of them.
+    """Starts `recursia ARGUMENTS` as `count` processes of one run.
 
-    A script that is given for a process stands for the command, with the same arguments.
+    Args:
+      place: folder for what the processes print.
+      arguments: the command's arguments.
+      count: number of processes.
+      devices: CPU devices of each process.
+      scripts: Python source, by process, that replaces the command with the same arguments.
+      only: the processes to start, if not all of them.
     """
     place.mkdir(parents=True, exist_ok=True)
     port, made = free_port(), []
@@ -90,7 +94,7 @@ def start(
 
 
 def finish(processes: list[Process], seconds: float = LIMIT_SECONDS) -> list[int]:
-    """Returns how each ended; those that have not in time are killed, and the test fails."""
+    """Returns the exit codes; processes that exceed the time are killed, and the test fails."""
     until = time.monotonic() + seconds
     try:
         for process in processes:
@@ -107,7 +111,7 @@ def finish(processes: list[Process], seconds: float = LIMIT_SECONDS) -> list[int
 
 
 def run(place: pathlib.Path, arguments: list[str], **how) -> list[Process]:
-    """Runs to the end; every process must end well."""
+    """Runs the processes to their end; every exit code must be 0."""
     processes = start(place, arguments, **how)
     codes = finish(processes)
     assert codes == [0] * len(codes), "\n".join(processes[codes.index(max(codes))].said[-30:])
@@ -119,21 +123,9 @@ def train(folder, workdir, *overrides, depth="fixed"):
 
 
 def alone(monkeypatch, devices, arguments):
-    """Runs a command here, on some of the devices."""
+    """Runs a command in this process, on the first of its devices."""
     real = loop.sharding.make_mesh
     some = lambda mesh: real(mesh, jax.devices()[:devices])
     with monkeypatch.context() as patch:
         patch.setattr(loop.sharding, "make_mesh", some)
         assert cli.main(arguments) == 0
-
-
-def state_of(workdir, step):
-    """Returns every array of a checkpoint by its path, whatever devices it was saved from."""
-    path, reader = (
-        workdir.absolute() / "checkpoints" / str(step) / "state",
-        ocp.PyTreeCheckpointer(),
-    )
-    tree = reader.metadata(path).item_metadata.tree
-    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=plain))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -13,6 +13,7 @@ from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.sharing.remat import KEEP
+from recursia.traced_flops import count_flops
 
 BLOCK = PreNorm(8, GroupedQuery(num_heads=4, num_kv_heads=2, head_dim=6), SwiGLU(12))
 BATCH, VOCAB = 2, 11
@@ -43,7 +44,7 @@ def traced(transform, model_config, seq_len, remat=KEEP):
     weights = params.abstract(model.specs(model_config))
     tokens = jax.ShapeDtypeStruct((BATCH, seq_len), jnp.int32)
     function = transform(functools.partial(loss, model_config=model_config, remat=remat))
-    return accounting.count_flops(jax.make_jaxpr(function)(weights, tokens))
+    return count_flops(jax.make_jaxpr(function)(weights, tokens))
 
 
 def assert_exact(model_config, seq_len=13, remat=KEEP):

@@ -1,8 +1,9 @@
-"""Every kernel against its reference, and through the compilers of machines that are not here."""
+"""Kernels interpreted on a CPU, and compiled ahead of time for TPUs and GPUs."""
 
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
@@ -21,6 +22,9 @@ MACHINES = (
 )
 TPU = pltpu.InterpretParams(
     detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+)
+MEGABLOX = tuple(
+    functools.partial(f, interpret=True) for f in (tpu.megablox_matmul, tpu.megablox_outer)
 )
 GROUPED = {  # products of rows and banks, and of rows and rows, by backend
     "reference": (reference.matmul, reference.outer),
@@ -66,3 +70,8 @@ def run_interpreted(monkeypatch, platform):
         return op.reference(*arrays, **static)
 
     monkeypatch.setattr(Op, "__call__", run)
+
+
+def normal(*shape, dtype=jnp.float32, seed=0):
+    """Returns standard normal numbers that depend on the shape and the seed."""
+    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)

@@ -1,16 +1,10 @@
 """MoEUT in float64 NumPy, one row and token at a time, and its regulariser."""
 
-import math
-
 import numpy as np
 
 from tests.helpers import by_hand
 from tests.helpers.blocks import flat
-
-
-def layer_norm(x, weights, eps):
-    x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weights["scale"] + weights["bias"]
+from tests.helpers.by_hand import layer_norm
 
 
 def turned(heads, where, block):
@@ -46,11 +40,10 @@ def layer(w, x, where, block, source=None):
             else:
                 value[t, n] = x[t] @ banks["value"][:, n]
         source = turned(heads("key"), where, block), value
-    query, out = turned(heads("query"), where, block), np.zeros_like(x)
+    read = by_hand.attend(turned(heads("query"), where, block), *source, where, where)
+    out = np.zeros_like(x)
     for t, n in pairs:
-        sees = (where[0] <= where[0, t]) & (where[1] == where[1, t])
-        score = np.exp(source[0][sees, n] @ query[t, n] / math.sqrt(block.head_dim))
-        mixed = score / score.sum() @ source[1][sees, n]
+        mixed = read[t, n]
         if a > 1:
             for e, gate in chosen(seen["out"][t, n], k):
                 out[t] += gate * (mixed @ banks["out"][n * a + e])

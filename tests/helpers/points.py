@@ -1,35 +1,31 @@
-"""Points on the axes, small: arrangements, mixers, feed-forwards, depth policies and the rest."""
+"""Points on the axes, small: each kind of block, mixer, feed-forward, depth policy and the rest."""
 
+import contextlib
 import dataclasses
+import inspect
+import typing
 
 import numpy as np
 
-from recursia import injection, kv
+from recursia import injection, kinds, kv
 from recursia.architecture import Model
 from recursia.layers import embedding
-from recursia.settings import kind_config, kinds
-from recursia.sharing import atoms, lora, tied
 from tests.helpers.blocks import PUBLISHED, published
 from tests.helpers.tiny import VOCAB
 
 RECURSIONS, BLOCKS_OF_CORE = 3, 2
 PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")
-SIZES = {  # of the fields that blocks and their parts have
+SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 24,
-    "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 3,
+    "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 2, "num_atoms": 2,
     "num_attention_experts": 3, "attention_top_k": 2,
 }  # fmt: skip
-
-
-BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS = map(kinds, ("block", "mixer", "feedforward", "depth"))
-HEADS = ("embed_dim", "num_heads", "head_dim")
-EXPERTS = (*HEADS, "num_experts", "top_k", "expert_dim")
+EXPERTS = ("num_experts", "top_k", "expert_dim")
 ROUTED = (*EXPERTS, "num_attention_experts", "attention_top_k")
-TAKES = {  # widths of a published block
-    "llama": (*HEADS, "num_kv_heads", "mlp_dim"), "ouro": (*HEADS, "num_kv_heads", "mlp_dim"),
-    "universal": (*HEADS, "num_kv_heads", "mlp_dim"), "huginn": (*HEADS, "mlp_dim"),
-    "moeut": ROUTED, "sut": ROUTED, "widenet": EXPERTS,
-}  # fmt: skip
+TAKES = {"moeut": ROUTED, "sut": ROUTED, "widenet": EXPERTS}  # what a preset passes on by name
+
+AXES = ("block", "mixer", "feedforward", "depth", "weights")
+BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS, WEIGHTS = map(kinds.names, AXES)
 INJECTS = {
     "nothing": injection.Injection(),
     "input added": injection.Injection(input="add"),
@@ -38,8 +34,13 @@ INJECTS = {
     "learned steps": injection.Injection(step="learned"),
 }
 NEEDS = {"recurrent": "input by adapter"}
-WEIGHTS = ("tied", "lora", "atoms")
 PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
+# Thresholds at which tokens of random models stop at different recursions; a number not drawn.
+STOPS = {
+    "exit_gate": {"exit_threshold": 0.6},
+    "stick_breaking": {"threshold": 0.75},
+    "recurrent": {"sampler": "fixed", "exit_threshold": 0.4},
+}
 
 
 def keys(rng, recursions, blocks, order="cycle"):
@@ -55,26 +56,39 @@ def keys(rng, recursions, blocks, order="cycle"):
     return tuple(map(tuple, table.tolist()))
 
 
-def part(field, kind):
-    """Returns a small part of a block; of a feed-forward around another, that is SwiGLU."""
-    config = kind_config(field, kind)
+def small(axis, kind):
+    """Returns a small mixer, feed-forward or weight kind; an inner feed-forward is SwiGLU."""
+    config = kinds.config_class(axis, kind)
     fields = {f.name for f in dataclasses.fields(config)}
-    inner = {"feedforward": part("feedforward", "swiglu")} if "feedforward" in fields else {}
+    inner = {"feedforward": small("feedforward", "swiglu")} if "feedforward" in fields else {}
     return config(**inner, **{name: size for name, size in SIZES.items() if name in fields})
 
 
 def block(name, mixer="grouped_query", feedforward="swiglu"):
-    """Returns a small block: a published one, or an arrangement of two parts."""
+    """Returns a small block: a published one, or an arrangement of a mixer and a feed-forward."""
     if name in PUBLISHED:
-        return published(name, **{field: SIZES[field] for field in TAKES[name]})
-    parts = part("mixer", mixer), part("feedforward", feedforward)
-    return kind_config("block", name)(SIZES["embed_dim"], *parts)
+        heads = ("embed_dim", "num_heads", "head_dim")
+        takes = TAKES.get(name, ("num_kv_heads", "mlp_dim"))
+        named = inspect.signature(PUBLISHED[name]).parameters
+        has_rest = any(p.kind is p.VAR_KEYWORD for p in named.values())
+        fields = [f for f in (*heads, *takes) if has_rest or f in named]
+        return published(name, **{field: SIZES[field] for field in fields})
+    layers = small("mixer", mixer), small("feedforward", feedforward)
+    return kinds.config_class("block", name)(SIZES["embed_dim"], *layers)
 
 
 def policy(name, recursions=RECURSIONS):
-    """Returns a depth policy with its defaults; nested cycles take an even number."""
+    """Returns a depth policy under which tokens differ; nested cycles take an even number."""
     recursions += recursions % 2 if name == "nested" else 0
-    return kind_config("depth", name)(num_recursions=recursions)
+    return kinds.config_class("depth", name)(num_recursions=recursions, **STOPS.get(name, {}))
+
+
+def weight_kind(name, made):
+    """Returns a weight kind for a block: adapters of those of its slots that the block has."""
+    kind = small("weights", name)
+    slots = getattr(kind, "slots", ())
+    has = tuple(slot for slot in slots if slot in made.slots)
+    return dataclasses.replace(kind, slots=has) if slots else kind
 
 
 def point(
@@ -92,17 +106,12 @@ def point(
 ):
     """Returns the model at a point.
 
-    What recursions are told is nothing unless said, or the input where a policy cannot do without.
+    Nothing is injected unless said, or the input for a policy that needs it.
 
     Raises:
-      ValueError: if its parts cannot be combined.
+      ValueError: if its kinds cannot be combined.
     """
     made = block(block_, mixer, feedforward)
-    kinds = {
-        "tied": tied.Tied(),
-        "lora": lora.Lora(2, tuple(slot for slot in ("attention", "mlp") if slot in made.slots)),
-        "atoms": atoms.Atoms(2),
-    }
     inject_ = inject_ or NEEDS.get(depth_, "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
     depth = policy(depth_, recursions)
@@ -112,8 +121,45 @@ def point(
         depth,
         sharing=sharing,
         inject=INJECTS[inject_],
-        weights=kinds[weights],
+        weights=weight_kind(weights, made),
         kv=kv.Plan(kv_sharing),
         vocab_size=VOCAB,
         **{"embed": embedding.Embedding(), **options},
     )
+
+
+def alternatives(config):
+    """Yields (name, config) for each value of each field that chooses among a few."""
+    types = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        kind = types[field.name]
+        choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        for value in (False, True) if kind is bool else choices:
+            if value != getattr(config, field.name):
+                yield f"{field.name} {value}", dataclasses.replace(config, **{field.name: value})
+
+
+def every():
+    """Returns a point by name for every kind on every axis, one away from a plain model."""
+    found = {name: point(name) for name in (*BLOCKS, *PUBLISHED)}
+    found |= {name: point("pre_norm", mixer=name) for name in MIXERS}
+    found |= {name: point("pre_norm", feedforward=name) for name in FEEDFORWARDS}
+    found |= {name: point(depth_=name) for name in DEPTHS}
+    found |= {name: point(weights=name) for name in WEIGHTS}
+    found |= {f"keys of {plan}": point(kv_sharing=plan) for plan in PLANS}
+    found |= {name: point(inject_=name) for name in INJECTS}
+    found |= {f"sharing {name}": point(sharing=name) for name in PATTERNS}
+    found |= {f"loop norm {name}": point(loop_norm=name) for name in ("each", "last")}
+    for name in DEPTHS:
+        plain = found[name]
+        for choice, depth in alternatives(plain.depth):
+            found[f"{name}, {choice}"] = dataclasses.replace(plain, depth=depth)
+        with contextlib.suppress(ValueError):  # of a policy whose recursions make keys of their own
+            found[f"{name}, first keys"] = point(depth_=name, kv_sharing="first_recursion")
+    for name in MIXERS:
+        plain = found[name]
+        for choice, mixer in alternatives(plain.block.mixer):
+            made = dataclasses.replace(plain.block, mixer=mixer)
+            found[f"{name}, {choice}"] = dataclasses.replace(plain, block=made)
+    names = {config: name for name, config in reversed(found.items())}
+    return {name: config for name, config in found.items() if names[config] == name}

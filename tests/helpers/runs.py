@@ -1,4 +1,4 @@
-"""Tiny runs that these tests share, and what it means for two of them to be equal."""
+"""Tiny training runs, what they wrote, and whether two of them are equal."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from recursia import config, settings
+from recursia import cli, config, settings
 from recursia.configs import blocks
 
 SPEED = ("tokens_per_second", "flops_utilization", "flops_utilization_6n")
@@ -36,6 +36,26 @@ def prose(seed: int, words: int) -> str:
 def write_text(folder: pathlib.Path) -> None:
     (folder / "train.txt").write_text(prose(0, 800))
     (folder / "validation.txt").write_text(prose(1, 60))
+
+
+# A run that is trained once and read, stopped or killed by many tests.
+STEPS = 6
+TYPED = {"depth.alpha": "0.2", "optimizer.learning_rate": "1e-2", "data.on_error": "skip"}
+SECTIONS = {
+    "checkpoint": {"every_steps": 2, "keep": 2},
+    "eval": {"every_steps": 3, "prompts": ["red", "blue "], "sample_tokens": 6},
+}
+
+
+def command(folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> list[str]:
+    """Returns what is typed to train it: overrides replace those that are typed by default."""
+    names = {override.removeprefix("--config.").partition("=")[0] for override in overrides}
+    typed = [f"--config.{name}={value}" for name, value in TYPED.items() if name not in names]
+    return ["train", f"--config={folder / 'tiny.py'}", *typed, f"--workdir={workdir}", *overrides]
+
+
+def train(folder: pathlib.Path, workdir: pathlib.Path, *overrides: str) -> int:
+    return cli.main(command(folder, workdir, *overrides))
 
 
 def values(folder: pathlib.Path, depth: str = "expert_choice", **sections: dict) -> dict:
@@ -71,7 +91,7 @@ def write_config(path: pathlib.Path, contents: dict) -> str:
 
 
 def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
-    """Returns the rows of a file, but for how fast they came and what took the time."""
+    """Returns the rows of a file without throughput and seconds, which differ between runs."""
     lines = [json.loads(line) for line in (workdir / name).read_text().split("\n")[:-1]]
     is_timing = lambda name: name in SPEED or name.startswith("seconds_")
     return [{k: v for k, v in line.items() if not is_timing(k)} for line in lines]
@@ -85,11 +105,13 @@ def saved(workdir: pathlib.Path) -> list[int]:
 
 
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """Returns every array of a checkpoint by its path, read without our code."""
+    """Returns every array of a checkpoint by its path, whatever devices it was saved from."""
     path = workdir.absolute() / "checkpoints" / str(step) / "state"
-    tree = ocp.StandardCheckpointer().restore(path)
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(path).item_metadata.tree
+    arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=arrays))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 def is_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:

@@ -5,17 +5,8 @@ import math
 import numpy as np
 
 from recursia.blocks.pre_norm import PreNorm
-from tests.helpers import by_hand
 from tests.helpers.blocks import flat
-
-
-def layer_norm(x, w, eps):
-    x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w["scale"] + w["bias"]
-
-
-def gelu(x):
-    return 0.5 * x * (1 + by_hand.erf(x / math.sqrt(2)))
+from tests.helpers.by_hand import gelu, layer_norm
 
 
 def probabilities(w, x):

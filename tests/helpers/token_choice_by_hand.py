@@ -10,8 +10,7 @@ def scores_by_hand(params, x, depth):
     weights = {k: np.asarray(v, np.float64) for k, v in params["router"].items()}
     h = x / depth.temperature
     if "hidden" in weights:
-        h = h @ weights["hidden"]
-        h = 0.5 * h * (1 + by_hand.erf(h / np.sqrt(2)))
+        h = by_hand.gelu(h @ weights["hidden"])
     logits = h @ weights["out"]
     if depth.score == "sigmoid":
         return logits, depth.alpha * by_hand.sigmoid(logits)

@@ -72,3 +72,16 @@ def nats_of(made, weights):
 def mean(each):
     weights = batch()["weights"]
     return (weights * each).sum() / weights.sum()
+
+
+def short_run(folder, depth=FIXED, **sections):
+    """Returns a run of one step of a tiny model, which is not scored until it ends."""
+    shape = {"num_layers": 2 * depth["num_recursions"], "depth": depth, "loop_norm": "each"}
+    short = {
+        "model": shape,
+        "train": {"num_steps": 1},
+        "eval": {"every_steps": 0, "num_batches": 1},
+    }
+    short["log"] = {"tensorboard": False}
+    changed = {name: short.get(name, {}) | section for name, section in sections.items()}
+    return tiny_run(folder, **{**short, **changed})

@@ -10,7 +10,7 @@ import numpy as np
 from recursia import injection
 from recursia.blocks.pre_norm import PreNorm
 from tests.helpers.blocks import arranged, flat, published
-from tests.helpers.by_hand import keys_of, pick, sigmoid, step_weights
+from tests.helpers.by_hand import attend, keys_of, layer_norm, pick, sigmoid, step_weights
 
 BLOCK = published("universal", embed_dim=16, num_heads=4, head_dim=4, mlp_dim=24)
 FORMS = {
@@ -20,15 +20,6 @@ FORMS = {
         injection.Injection(position="interleaved", step="interleaved"),
     ),
 }
-
-
-def norm(x, weights, eps):
-    """Returns the layer normalisation of the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
-    return (
-        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weights["scale"]
-        + weights["bias"]
-    )
 
 
 def wave(i, d, layout):
@@ -60,7 +51,7 @@ def block(weights, x, where, config, source=None, memory=None):
     """Returns one block's output and its (keys, values, where); `where` is [2 T]."""
     is_pre, config = isinstance(config, PreNorm), flat(config)
     w, m, eps = weights["attention"], weights["mlp"], config.norm_eps
-    ln = lambda x, name: norm(x, weights["norms"][name], eps)
+    ln = lambda x, name: layer_norm(x, weights["norms"][name], eps)
     h = ln(x, "attention") if is_pre else x
     if source is None:
         seen = h if memory is None else ln(memory, "attention") if is_pre else memory
@@ -68,12 +59,7 @@ def block(weights, x, where, config, source=None, memory=None):
         source = heads("key"), heads("value"), where
     key, value, there = source
     query = np.einsum("td,dnh->tnh", h, w["query"])
-    mixed = np.zeros_like(query)
-    for t, n in np.ndindex(query.shape[:2]):
-        group = n // (config.num_heads // config.num_kv_heads)
-        sees = (there[0] <= where[0, t]) & (there[1] == where[1, t])
-        score = np.exp(key[sees, group] @ query[t, n] / math.sqrt(config.head_dim))
-        mixed[t, n] = score / score.sum() @ value[sees, group]
+    mixed = attend(query, key, value, where, there)
     x = x + np.einsum("tnh,nhd->td", mixed, w["out"])
     x = x if is_pre else ln(x, "attention")
     h = ln(x, "mlp") if is_pre else x
@@ -144,7 +130,7 @@ def forward(params, tokens, config, positions=None, segment_ids=None):
         x = config.embed.scale * table[row]
         x, report = run(params, x, np.stack([place, segment]), config)
         if isinstance(config.block, PreNorm):
-            x = norm(x, pick(params["final_norm"], ...), config.block.norm_eps)
+            x = layer_norm(x, pick(params["final_norm"], ...), config.block.norm_eps)
         rows.append(x @ table.T)
         reports.append(report)
     return np.stack(rows), reports

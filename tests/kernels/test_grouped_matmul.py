@@ -21,9 +21,8 @@ from recursia.kernels.grouped_matmul import (
     group_choices,
     grouped_matmul,
     reference,
-    tpu,
 )
-from tests.helpers.kernels import GPUS, MACHINES, assert_compiles, tolerance
+from tests.helpers.kernels import GPUS, MACHINES, MEGABLOX, assert_compiles, normal, tolerance
 from tests.helpers.kernels import GROUPED as KERNELS
 from tests.helpers.refusals import refused
 
@@ -39,10 +38,6 @@ SHAPES = {
 
 CASES = [(shape, jnp.float32) for shape in SHAPES]
 CASES += [("empty_groups_around", jnp.bfloat16), ("several_blocks", jnp.bfloat16)]
-
-
-def normal(*shape, dtype=jnp.float32, seed=0):
-    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), dtype)
 
 
 def wide(a):
@@ -255,12 +250,6 @@ def test_flops_are_of_the_rows_that_multiply():
     sizes, right = shape((3,), "i4"), shape((24, 7), "f4")
     assert MATMUL.flops(x, bank, sizes) == 2 * 8 * 5 * 7
     assert MATMUL.flops(x, bank, sizes, take) == OUTER.flops(x, right, sizes, take) == 2 * 24 * 35
-
-
-MEGABLOX = [
-    functools.partial(tpu.megablox_matmul, interpret=True),
-    functools.partial(tpu.megablox_outer, interpret=True),
-]
 
 
 def test_the_librarys_kernels_are_the_same_product():

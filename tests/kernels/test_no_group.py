@@ -19,22 +19,12 @@ from recursia.kernels.grouped_matmul import (
     dispatch_matmul,
     group_choices,
     grouped_matmul,
-    tpu,
 )
 from recursia.layers import experts
-from tests.helpers.kernels import GROUPED, run_interpreted, tolerance
+from tests.helpers.kernels import GROUPED, MEGABLOX, normal, run_interpreted, tolerance
 
-KERNELS = {
-    **GROUPED,
-    "megablox": tuple(
-        functools.partial(f, interpret=True) for f in (tpu.megablox_matmul, tpu.megablox_outer)
-    ),
-}
+KERNELS = {**GROUPED, "megablox": MEGABLOX}
 PLATFORMS = (None, "tpu", "cuda")
-
-
-def normal(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng([seed, *shape]).normal(size=shape), jnp.float32)
 
 
 def assert_near(ours, expected):

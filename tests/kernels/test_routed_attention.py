@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.test_util import check_grads
 
 from recursia.kernels.routed_attention import (
@@ -19,7 +18,7 @@ from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
 from recursia.kernels.routed_attention.gpu_grid import Tiles
 from recursia.kernels.routed_attention.tpu_grid import EVERY, FIRST, LAST, LIVE, visits
 from recursia.kernels.routed_attention.where import Where, visible
-from tests.helpers.kernels import tolerance
+from tests.helpers.kernels import TPU, tolerance
 
 SIZES = {  # B T S N K H
     "plain": (2, 9, 9, 4, 2, 8),
@@ -224,10 +223,7 @@ KERNELS = [
 @pytest.mark.parametrize("size, kind, dtype", KERNELS)
 def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
     inputs, where, expected = referred(size, kind, dtype)
-    simulated = pltpu.InterpretParams(
-        detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
-    )
-    kept = {"blocks": (128, 128), "interpret": simulated}
+    kept = {"blocks": (128, 128), "interpret": TPU}
     run = lambda f: functools.partial(f, **kept)
     results = pulled(run(tpu.forward), run(tpu.backward), inputs, where)
     assert_near(results, expected, dtype, size[2] + size[5])

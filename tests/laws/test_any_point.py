@@ -19,10 +19,10 @@ from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.sharing import atoms
 from recursia.sharing.remat import Remat
+from recursia.traced_flops import count_flops
 from tests.helpers import points, slow
 from tests.helpers.blocks import PUBLISHED
 from tests.helpers.copies import untied
-from tests.helpers.sight import CUTS
 from tests.helpers.tiny import (
     BATCH,
     LENGTH,
@@ -101,7 +101,7 @@ def law_flops(config, weights):
     if config.depth.kind == "recurrent":
         return  # how often it goes round is drawn: its own tests count a fixed number
     tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
-    counted = accounting.count_flops(jax.make_jaxpr(run)(weights, tokens))
+    counted = count_flops(jax.make_jaxpr(run)(weights, tokens))
     assert BATCH * accounting.forward_flops(config, LENGTH) == counted
 
 
@@ -112,7 +112,7 @@ def law_training(config, weights, remat):
 
 
 def law_causality(config, weights, mode):
-    tokens, cut = text(), CUTS[1]
+    tokens, cut = text(), 4
     later = (tokens[:, cut + 1 :] + 1) % VOCAB
     logits, aux = forward(weights, tokens, config, mode)
     other, _ = forward(weights, jnp.concatenate([tokens[:, : cut + 1], later], 1), config, mode)
@@ -199,7 +199,7 @@ def test_every_arrangement_goes_with_every_mixer_and_feedforward(parts):
     shapes = params.abstract(specs)
     again, made_, (losses, _) = jax.eval_shape(run, shapes, x)
     once = jax.make_jaxpr(lambda weights, x: made.apply(weights, x, where)[0])(shapes, x)
-    assert accounting.count_flops(once) == x.size // 16 * made.forward_flops(LENGTH, False)
+    assert count_flops(once) == x.size // 16 * made.forward_flops(LENGTH, False)
     assert again.shape == x.shape and all(loss.shape == () for loss in losses.values())
     entries = sum(leaf.size for leaf in jax.tree.leaves(made_)) // (BATCH * LENGTH)
     assert entries == made.cache_entries()

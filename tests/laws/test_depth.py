@@ -6,7 +6,8 @@ import pytest
 
 from recursia import model
 from recursia import params as parameters
-from tests.helpers import by_hand
+from tests.helpers import by_hand, points
+from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import LENGTH, assert_close, draw, forward, text, tiny
 
 MIXED = (
@@ -37,6 +38,40 @@ def test_a_shallower_model_is_the_state_on_the_way(config):
             x, _ = by_hand.block(by_hand.pick(params["coda"], i), x, where, config.block)
         x = by_hand.norm(x, params["final_norm"], config.block.norm_eps)
         assert_close(logits[0], x @ np.asarray(params["embed"]["table"]).T)
+
+
+KINDS = {
+    **{name: points.point(name) for name in PUBLISHED},
+    **{name: points.point(depth_=name) for name in points.DEPTHS},
+}
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
+def test_a_shallower_model_has_the_first_states_or_is_refused(config):
+    params = draw(config)
+    states = forward(params, text(), config)[1].states
+    for depth in (1, 2):
+        try:
+            shallow, cut = model.at_depth(config, params, depth)
+        except ValueError as refusal:
+            assert f"depth {depth}: " in str(refusal)
+            continue
+        assert_close(forward(cut, text(), shallow)[1].states, states[:depth], n=256)
+
+
+@pytest.mark.parametrize(("depth", "plan"), [(d, p) for d in points.DEPTHS for p in points.PLANS])
+def test_decoding_is_evaluation_for_every_policy_and_kv_plan(depth, plan):
+    """Decoding ends a loop over recursions when no token goes on; evaluation runs all of them."""
+    try:
+        config = points.point(depth_=depth, kv_sharing=plan)
+    except ValueError as refusal:
+        assert "kv_sharing" in str(refusal)
+        return
+    params = draw(config)
+    evaluated, decoded = (forward(params, text(), config, mode) for mode in ("eval", "causal"))
+    if config.is_causal("eval"):
+        assert_close(decoded[0], evaluated[0], n=256)
+        assert np.array_equal(decoded[1].depth_used, evaluated[1].depth_used)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)

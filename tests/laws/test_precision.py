@@ -13,14 +13,6 @@ from recursia.layers.rotary import rotate
 from tests.helpers.copies import tied, untied
 from tests.helpers.tiny import draw, gradient, loss, text, tiny
 
-POLICIES = {
-    "fixed": ("fixed", {}),
-    "first keys": ("fixed", {"kv": "first_recursion", "sharing_": "sequence"}),
-    "expert_choice": ("expert_choice", {"sharing_": "middle_cycle", "router": "mlp"}),
-    "warming up": ("expert_choice", {"capacity_warmup_steps": 4, "z_loss_weight": 0.1}),
-    "routed first keys": ("expert_choice", {"kv": "first_recursion", "score": "none"}),
-}
-
 
 def distance(ours, theirs):
     """Returns the relative distance of two trees as one vector."""
@@ -44,41 +36,6 @@ def test_a_shared_weights_gradient_is_summed_in_float32():
 
     # What this law is for: were the weights cast outside the steps, bfloat16 would sum.
     assert distance(jax.jit(jax.grad(cast_outside))(params)["core"], in_float32) > 2e-3
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("depth", "options"), POLICIES.values(), ids=POLICIES)
-def test_no_dtype_is_promoted_in_silence(depth, options, dtype):
-    config = tiny(depth, dtype=dtype, **options)
-    params = parameters.abstract(model.specs(config))
-    tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    with jax.numpy_dtype_promotion("strict"):
-        for mode in ("train", "causal"):
-            nats, grads = jax.eval_shape(
-                lambda p, t, s, mode=mode: jax.value_and_grad(loss)(p, t, config, mode, s),
-                params,
-                tokens,
-                step,
-            )
-            assert {leaf.dtype for leaf in jax.tree.leaves((nats, grads))} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("depth", "options"), POLICIES.values(), ids=POLICIES)
-def test_states_are_in_the_compute_dtype_and_what_is_measured_in_float32(depth, options, dtype):
-    config = tiny(depth, dtype=dtype, **options)
-    params = parameters.abstract(model.specs(config))
-
-    def run(params):
-        out = model.apply(params, text(), config, mode="train", step=jnp.int32(0))
-        return out, model.logits(params, out.hidden, config)
-
-    out, logits = jax.eval_shape(run, params)
-    assert out.hidden.dtype == dtype
-    assert out.aux.states is None or out.aux.states.dtype == dtype
-    measured = (logits, out.aux.losses, out.aux.metrics)
-    assert {leaf.dtype for leaf in jax.tree.leaves(measured)} == {jnp.dtype("float32")}
 
 
 def test_bfloat16_is_near_float32():

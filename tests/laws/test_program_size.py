@@ -7,7 +7,8 @@ import pytest
 from recursia import model
 from recursia import params as parameters
 from recursia.sharing.remat import Remat
-from tests.helpers.tiny import counted, gradient, tiny
+from tests.helpers import points
+from tests.helpers.tiny import counted, gradient, text, tiny
 
 PRIVATE = (("attention", "recursion+block"), ("norms", "recursion"))
 FULL = lambda r: {"capacity": (1.0,) * r}
@@ -50,6 +51,17 @@ def test_recursions_do_not_lengthen_the_program(mode, depth, pattern, options, m
     )
     assert more_equations == equations
     assert abs(more_letters - letters) < 0.05 * letters  # lengths, and tables of constants
+
+
+@pytest.mark.parametrize("depth", points.DEPTHS)
+def test_recursions_of_no_policy_lengthen_what_decodes(depth):
+    def equations(recursions):
+        config = points.point(depth_=depth, recursions=recursions)
+        params = parameters.abstract(model.specs(config))
+        run = lambda params: model.apply(params, text(), config, mode="causal").hidden
+        return counted(jax.make_jaxpr(run)(params).jaxpr, lambda _: 1)
+
+    assert equations(12) == equations(60)
 
 
 def test_blocks_do_not_lengthen_the_program():

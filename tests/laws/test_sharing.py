@@ -25,26 +25,24 @@ VARIES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("pattern", "name"),
-    [("cycle", name) for name in VARIES]
-    + [("sequence", name) for name in ("pattern", "groups", "table", "one of each")],
-)
-def test_shared_gradient_is_the_sum_over_copies(pattern, name):
-    config = tiny(sharing_=pattern, recursions=4, varies=VARIES[name])
-    params = draw(config)
-    loss, grads = gradient(params, text(), config)
-    free_config, free_params = untied(config, params)
-    free_loss, free_grads = gradient(free_params, text(), free_config)
-    assert_close(loss, free_loss)
-    assert_close(grads, tied(config, free_grads), n=8 * 64)
+TIED = {
+    f"{pattern}, {name}": tiny(sharing_=pattern, recursions=4, varies=VARIES[name])
+    for pattern, names in (
+        ("cycle", VARIES),
+        ("sequence", ("pattern", "groups", "table", "one of each")),
+    )
+    for name in names
+}
+FIRST_KEYS = {"kv": "first_recursion", "varies": (("mlp", ((0, 1), (1, 0))),)}
+READING = {
+    depth: tiny(depth, "middle_cycle", recursions=2, **FIRST_KEYS)
+    for depth in ("fixed", "expert_choice")
+}
+CONFIGS = [*TIED.values(), READING["fixed"], slow(READING["expert_choice"])]
 
 
-@pytest.mark.parametrize(
-    ("depth", "kv"), [("fixed", "first_recursion"), slow("expert_choice", "first_recursion")]
-)
-def test_shared_gradient_is_the_sum_over_copies_where_one_makes_the_keys(depth, kv):
-    config = tiny(depth, "middle_cycle", recursions=2, kv=kv, varies=(("mlp", ((0, 1), (1, 0))),))
+@pytest.mark.parametrize("config", CONFIGS, ids=[*TIED, *READING])
+def test_shared_gradient_is_the_sum_over_copies(config):
     params = draw(config)
     loss, grads = gradient(params, text(), config)
     free_config, free_params = untied(config, params)

@@ -9,12 +9,12 @@ from recursia import injection, kv
 from recursia.architecture import Model
 from recursia.depth.fixed import Fixed
 from recursia.layers.attention import Context
-from recursia.sharing.remat import Remat
+from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.stack import Stack
 from recursia.sharing.tied import Tied
 from tests.helpers import slow
 from tests.helpers.blocks import published
-from tests.helpers.points import keys
+from tests.helpers.points import PLANS, keys
 from tests.helpers.tiny import assert_close, draw, normal
 
 BLOCK = published("llama", embed_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=8)
@@ -77,6 +77,19 @@ def by_recursions(core, x, config, remat):
     return x, jnp.where((seen == numbers)[:, None, None, None], states, jnp.nan)
 
 
+def by_while(core, x, config, remat, count):
+    """Returns the state after `count` recursions of a loop that stops there."""
+
+    def step(carry, recursion, entry):
+        x, number = carry
+        y, made = recursion.run(recursion.enter(x, CONTEXT), CONTEXT)
+        return (jnp.where(number < count, y, x), number + 1), None, made
+
+    start = x, jnp.int32(0)
+    goes_on = lambda carry: carry[1] < count
+    return stacked(config, core, remat).loop_while(step, start, None, goes_on)[0]
+
+
 def weights_of(core, plan, step):
     """Returns a step's weights; those of keys have entries for steps that make some."""
     entries = {slot: plan.entry(slot) for slot in core}
@@ -123,3 +136,13 @@ def test_a_stack_is_the_loop_over_its_steps(seed, order):
     if order == "cycle":
         (_, ours), our_grads = result(by_recursions, config, remat)
         assert_close((ours, our_grads), ((x, states), grads), n=1024)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_loop_that_stops_is_the_loop_up_to_there(plan):
+    config = Model(6, BLOCK, Fixed(3), sharing="cycle", kv=kv.Plan(plan), vocab_size=1)
+    core, x = draw(config)["core"], normal(2, LENGTH, BLOCK.embed_dim)
+    states = by_recursions(core, x, config, KEEP)[1]
+    run = jax.jit(lambda count: by_while(core, x, config, KEEP, count))
+    for count in (1, 2, 3):
+        assert_close(run(count), states[count - 1])

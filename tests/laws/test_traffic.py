@@ -8,7 +8,7 @@ import pytest
 
 from recursia import config, sharding, topology
 from recursia.preflight import collectives, hlo
-from recursia.sharing.steps import Steps
+from recursia.sharing.stack import Stack
 from recursia.train.step import Trainer
 from tests.helpers import slow
 
@@ -136,7 +136,7 @@ def test_sharing_keeps_no_more_for_the_backward_pass_than_a_stack_of_its_depth()
 @pytest.mark.slow
 def test_one_scan_over_all_steps_keeps_less_than_one_within_another(monkeypatch):
     one = temporaries("recursive:tiny", 2)
-    monkeypatch.setattr(Steps, "can_walk", False)
+    monkeypatch.setattr(Stack, "can_walk", False)
     assert one < 0.9 * temporaries("recursive:tiny", 2)
 
 

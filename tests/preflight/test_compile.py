@@ -8,29 +8,24 @@ import sys
 import jax
 import pytest
 
-from recursia import cli, config, settings, topology
+from recursia import cli, config, topology
 from recursia.preflight import ladder, render
 from recursia.train.step import Trainer
+from tests.helpers import slow
+from tests.helpers.refusals import assert_one_line
 
 FIXED_KEYS = (
     "fits bytes_per_chip hbm_bytes_per_chip flops_per_step collectives "
     "roofline_seconds_per_step tokens_per_second"
 ).split()
-# Those that a laptop compiles in a minute or so; the rest: test_presets_fit.py.
-SMALLEST = ("albert:tiny", "mor:tiny")
 
 
-@pytest.fixture(scope="module", params=SMALLEST)
-def compiled(request, tmp_path_factory):
-    """The JSON of a preset on its own topology, and what was printed."""
-    path = tmp_path_factory.mktemp("compile") / "report.json"
-    command = ["compile", f"--config={request.param}", f"--output={path}"]
-    assert cli.main(command) == 0
-    return config.load(request.param, {}), json.loads(path.read_text())
-
-
-def test_the_smallest_presets_fit_the_machine_they_are_meant_for(compiled):
-    run, said = compiled
+# A plain one, which compiles in seconds; others: test_presets_fit.py.
+@pytest.mark.parametrize("name", ["albert:tiny", slow("mor:tiny")])
+def test_the_smallest_presets_fit_the_machine_they_are_meant_for(command, tmp_path, name):
+    path = tmp_path / "report.json"
+    command("compile", f"--config={name}", f"--output={path}")
+    run, said = config.load(name, {}), json.loads(path.read_text())
     assert set(FIXED_KEYS) <= set(said)
     assert said["topology"] == run.topology and said["fits"]
     assert said["bytes_per_chip"] == sum(said["memory"].values()) < said["hbm_bytes_per_chip"]
@@ -43,14 +38,6 @@ def test_the_smallest_presets_fit_the_machine_they_are_meant_for(compiled):
     assert said["collectives"] == []  # one chip moves nothing
     assert said["tokens"] == tokens * run.train.num_steps
     assert "fits in" in render.full("it", said)
-
-
-def refusal(capsys, *arguments):
-    """Returns the one line of a refused command."""
-    code = cli.main(["compile", *arguments])
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return code, lines[0]
 
 
 @pytest.mark.parametrize(
@@ -70,18 +57,18 @@ def refusal(capsys, *arguments):
         (["--config=vanilla:tiny", "--output=."], "is a folder"),
     ],
 )
-def test_a_mistake_is_one_line(capsys, arguments, words):
-    code, line = refusal(capsys, *arguments)
-    assert code == 2 and words in line
+def test_a_mistake_is_one_line(command, arguments, words):
+    _, err = command("compile", *arguments, code=2)
+    assert_one_line(err, words)
 
 
 @pytest.mark.parametrize(
     ("module", "machine"), [("libtpu", "v5e:1x1"), ("jax_plugins.xla_cuda13", "h100:8")]
 )
-def test_a_compiler_that_is_not_installed_is_named(capsys, monkeypatch, module, machine):
+def test_a_compiler_that_is_not_installed_is_named(command, monkeypatch, module, machine):
     monkeypatch.setitem(sys.modules, module, None)
-    code, line = refusal(capsys, "--config=vanilla:tiny", f"--topology={machine}")
-    assert code == 2 and "pip install" in line
+    typed = ("compile", "--config=vanilla:tiny", f"--topology={machine}")
+    assert_one_line(command(*typed, code=2)[1], "pip install")
 
 
 class Failing:
@@ -94,7 +81,7 @@ class Failing:
         raise jax.errors.JaxRuntimeError(self.text)
 
 
-def test_what_the_compiler_has_no_memory_for_is_told_with_what_to_change(capsys, monkeypatch):
+def test_what_the_compiler_has_no_memory_for_is_told_with_what_to_change(command, monkeypatch):
     """The compiler's own message, without compiling: the run is what is too large."""
     text = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
@@ -107,17 +94,15 @@ def test_what_the_compiler_has_no_memory_for_is_told_with_what_to_change(capsys,
         "--config.train.seq_len=1024",
         "--config.train.remat=none",
     ]
-    code = cli.main(["compile", "--config=vanilla:tiny", *big])
-    out = capsys.readouterr().out
-    assert code == 1
+    out, _ = command("compile", "--config=vanilla:tiny", *big, code=1)
     assert "does not fit: needs 52.63 GB of 16.91 GB per chip" in out
     assert "--config.train.num_microbatches=" in out and "--config.train.remat=block" in out
 
 
-def test_another_failure_of_the_compiler_is_one_line(capsys, monkeypatch):
+def test_another_failure_of_the_compiler_is_one_line(command, monkeypatch):
     monkeypatch.setattr(Trainer, "lower", lambda self, step=0: Failing("INTERNAL: some\nthing"))
-    code, line = refusal(capsys, "--config=vanilla:tiny")
-    assert code == 1 and line.endswith("fails: INTERNAL: some thing")
+    _, err = command("compile", "--config=vanilla:tiny", code=1)
+    assert_one_line(err, "INTERNAL: some thing")
 
 
 def test_advice_is_the_next_rungs_each_of_another_kind():
@@ -161,7 +146,3 @@ def test_the_platform_that_is_asked_for_stays(monkeypatch):
     monkeypatch.setattr(cli.glob, "iglob", lambda pattern: iter(()))
     cli._quiet()
     assert os.environ["JAX_PLATFORMS"] == "cuda"
-
-
-def test_a_run_is_meant_for_some_machine():
-    assert settings.Run.__dataclass_fields__["topology"].default == ""

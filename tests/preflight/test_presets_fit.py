@@ -19,7 +19,7 @@ devices = functools.cache(topology.devices)
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_names_a_machine_over_which_its_batch_and_widths_divide(name):
     run = config.load(name, {})
-    assert program.trainer(run, devices(run.topology)).mesh.size == len(devices(run.topology))
+    assert program.make_trainer(run, devices(run.topology)).mesh.size == len(devices(run.topology))
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def tried(monkeypatch):
     runs = []
 
     def examine(run, topology, devices):
-        made = program.trainer(run, devices)
+        made = program.make_trainer(run, devices)
         runs.append(run)
         size = needs(run)
         held = 100
@@ -61,7 +61,7 @@ def test_it_stops_at_the_first_that_fits_and_what_it_says_to_type_is_that_run(tr
         config.load("recursive:tiny", CHANGES | {"mesh.data": "-1"} | typed(each)) for each in found
     ]
     assert loaded == tried
-    assert "as it is" in render.table(found) and "--config.train.remat=block" in said[1]
+    assert "without changes" in render.table(found) and "--config.train.remat=block" in said[1]
 
 
 def test_a_run_that_fits_is_compiled_once_as_it_is(tried):
@@ -112,8 +112,8 @@ def test_what_was_compiled_before_is_read(tried, tmp_path):
     assert len(tried) > count
 
 
-def test_where_no_mesh_is_legal_one_line_says_why(capsys):
+def test_where_no_mesh_is_valid_one_line_says_why(capsys):
     few = ["--config.train.batch_size=3", "--config.train.seq_len=9"]
     code = cli.main(["compile", "--config=vanilla:tiny", "--topology=v5e:4x4", "--search", *few])
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert code == 2 and "no mesh of 16 devices is legal" in line and "do not divide" in line
+    assert code == 2 and "no mesh of 16 devices is valid" in line and "do not divide" in line

@@ -1,6 +1,7 @@
 """Distances from a teacher by their formulas, and runs that learn from one."""
 
 import functools
+import json
 import shutil
 
 import jax
@@ -14,7 +15,8 @@ from recursia.errors import DataError, UserError
 from recursia.train import distill, loop
 from recursia.train.distill import Teacher
 from tests.helpers import slow
-from tests.helpers.runs import state_of, tiny_run, write_text
+from tests.helpers.refusals import refused
+from tests.helpers.runs import state_of
 from tests.helpers.tiny import counted, error, is_equal, tol
 from tests.helpers.trainers import (
     COUNT,
@@ -26,6 +28,7 @@ from tests.helpers.trainers import (
     leaves,
     mean,
     nats_of,
+    short_run,
     states_of,
     trainer,
 )
@@ -182,61 +185,40 @@ def test_a_pupil_equal_to_its_teacher_has_nothing_to_learn():
     assert all(np.abs(g).max() < 1e-6 for g in leaves(grads))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Holds a finished run, and its text."""
-    folder = tmp_path_factory.mktemp("runs")
-    write_text(folder)
-    loop.train(short(folder), folder / "teacher", {})
-    return folder
-
-
-def short(folder, **sections):
-    few = {"every_steps": 0, "num_batches": 1}
-    train = {"num_steps": 1, "batch_size": 8, "seq_len": 16}
-    log = {"every_steps": 1, "tensorboard": False}
-    return tiny_run(folder, "fixed", **{"train": train, "eval": few, "log": log, **sections})
-
-
 @pytest.mark.parametrize("field", ["distill.teacher", "train.init_from"])
-def test_an_earlier_run_of_as_many_other_words_is_refused(runs, tmp_path, field):
+def test_an_earlier_run_of_as_many_other_words_is_refused(folder, earlier, tmp_path, field):
     other = tokenizer.from_spec("bpe:257", lambda: iter(["word"]))
-    directory = shutil.copytree(runs / "teacher", tmp_path / "teacher") / "tokenizer"
+    directory = shutil.copytree(earlier, tmp_path / "other") / "tokenizer"
     other.save(str(directory))
     section, name = field.split(".")
-    sections = {section: {name: str(tmp_path / "teacher")}}
-    if section == "train":
-        sections["train"] |= {"num_steps": 1, "batch_size": 8, "seq_len": 16}
-    with pytest.raises(DataError, match=r"bpe of 257 tokens .* byte of 257 tokens") as refusal:
-        loop.train(short(runs, **sections), tmp_path / "pupil", {})
-    assert f"config.{field}: " in str(refusal.value) and "\n" not in str(refusal.value)
+    run = short_run(folder, **{section: {name: str(tmp_path / "other")}})
+    with refused(DataError, f"config.{field}: ", "bpe of 257 tokens", "byte of 257 tokens"):
+        loop.train(run, tmp_path / "pupil", {})
 
 
-def test_a_run_learns_from_a_run_and_saves_itself_alone(runs):
-    alone, taught = runs / "alone", runs / "taught"
-    for workdir, teacher in ((alone, ""), (taught, str(runs / "teacher"))):
-        model_ = {"dtype": "bfloat16"}
-        loop.train(short(runs, distill={"teacher": teacher}, model=model_), workdir, {})
-    a, b = (state_of(workdir, 1) for workdir in (alone, taught))
-    assert a.keys() == b.keys()
-    assert not is_equal(a, b)
-    assert str(runs / "teacher") in (taught / "config.json").read_text()
+def test_a_run_learns_from_a_run_and_saves_itself_alone(folder, earlier, tmp_path):
+    states = []
+    for teacher in ("", str(earlier)):
+        workdir = tmp_path / f"taught-{bool(teacher)}"
+        half = {"dtype": "bfloat16"}
+        loop.train(short_run(folder, model=half, distill={"teacher": teacher}), workdir, {})
+        assert json.loads((workdir / "config.json").read_text())["distill"]["teacher"] == teacher
+        states.append(state_of(workdir, 1))
+    alone, taught = states
+    assert alone.keys() == taught.keys() and not is_equal(alone, taught)
 
 
 @pytest.mark.parametrize(
-    ("distill_", "said"),
+    ("section", "parts"),
     [
-        ({"teacher": "/nowhere"}, r"config\.distill\.teacher: .*no config\.json"),
-        ({"teacher": "{}"}, r"config\.distill\.teacher: .* has 257 tokens, this run 300"),
-        ({"exits": True}, r"distill\.exits: depth 'fixed' trains the last state alone"),
-        ({"weight": 1.5}, r"config\.distill\.weight: got 1\.5"),
-        ({"kind": "l2"}, r"config\.distill\.kind: got 'l2', takes 'forward_kl' or"),
+        ({"teacher": "/nowhere"}, ("config.distill.teacher: ", "no config.json")),
+        ({"teacher": "{}"}, ("config.distill.teacher: ", "257 tokens", "300")),
+        ({"exits": True}, ("distill.exits: ", "'fixed'")),
     ],
     ids=str,
 )
-def test_what_cannot_be_learnt_is_refused_in_one_line(runs, tmp_path, distill_, said):
-    teacher = distill_.get("teacher", "").format(runs / "teacher")
-    with pytest.raises(UserError, match=said) as refusal:
-        run = short(runs, distill={**distill_, "teacher": teacher}, model={"vocab_size": 300})
+def test_what_cannot_be_learnt_is_refused_in_one_line(folder, earlier, tmp_path, section, parts):
+    teacher = section.get("teacher", "").format(earlier)
+    with refused(UserError, *parts):
+        run = short_run(folder, distill=section | {"teacher": teacher}, model={"vocab_size": 300})
         loop.train(run, tmp_path, {})
-    assert "\n" not in str(refusal.value)

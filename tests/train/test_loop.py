@@ -1,6 +1,5 @@
 """A run stopped at any instant and started again ends where the unbroken run ends."""
 
-import json
 import math
 import os
 import signal
@@ -10,13 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-import recursia.config
-from recursia import cli, settings
+from recursia import cli
 from recursia.data import prepare
 from recursia.train import loop
 from recursia.train.step import Trainer
+from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import (
-    SPEED,
+    STEPS,
+    command,
     hashes,
     is_equal,
     prose,
@@ -24,33 +24,8 @@ from tests.helpers.runs import (
     saved,
     state_of,
     tiny_run,
-    values,
-    write_config,
-    write_text,
+    train,
 )
-
-STEPS = 6
-TYPED = {"depth.alpha": "0.2", "optimizer.learning_rate": "1e-2", "data.on_error": "skip"}
-SECTIONS = {
-    "checkpoint": {"every_steps": 2, "keep": 2},
-    "eval": {"every_steps": 3, "prompts": ["red", "blue "], "sample_tokens": 6},
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Holds the text and the configuration that all runs here share."""
-    folder = tmp_path_factory.mktemp("loop")
-    write_text(folder)
-    write_config(folder / "tiny.py", values(folder, **SECTIONS))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def unbroken(folder):
-    """The directory of a run that nothing stopped."""
-    assert train(folder, folder / "unbroken") == 0
-    return folder / "unbroken"
 
 
 @pytest.fixture(autouse=True)
@@ -61,18 +36,6 @@ def handlers():
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
-
-
-def command(folder, workdir, *overrides):
-    """Returns what is typed: overrides replace what all runs here have."""
-    names = {override.removeprefix("--config.").partition("=")[0] for override in overrides}
-    own = {name: value for name, value in TYPED.items() if name not in names}
-    typed = [item for name, value in own.items() for item in (f"--config.{name}", value)]
-    return ["train", f"--config={folder / 'tiny.py'}", *typed, f"--workdir={workdir}", *overrides]
-
-
-def train(folder, workdir, *overrides):
-    return cli.main(command(folder, workdir, *overrides))
 
 
 def assert_same_run(ours, theirs, step=STEPS):
@@ -104,7 +67,7 @@ def test_a_run_told_to_stop_ends_where_the_unbroken_one_does(
     # While it waits for a step: it stops after the next, which it would not save by itself.
     once(monkeypatch, loop.Loop, "log", lambda step, _: step == 2, signals(signal.SIGTERM))
     assert train(folder, tmp_path) == 75
-    assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: told to stop: saved step")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: stopped by a signal: ")
     assert saved(tmp_path)[-1] == rows(tmp_path)[-1]["step"] == 3
     monkeypatch.undo()
     # Between two steps, by the signal that schedulers send ahead.
@@ -177,9 +140,6 @@ REFUSED = {
         5,
         ("model.block.feedforward.mlp_dim", "32", "48"),
     ),
-    "depth": ("--config.depth.alpha=0.1", 5, ("model.depth.alpha", "0.2", "0.1")),
-    "seq_len": ("--config.train.seq_len=8", 5, ("train.seq_len 16", "8 in this run")),
-    "seed of the data": ("--config.data.seed=1", 5, ("data.seed 0", "1 in this run")),
     "data": ("--config.data.path={other}", 5, ("data.files", "of train.txt", "of other.txt")),
     "text": ("--config.data.text={text}", 3, ("prepared with other sources",)),
 }
@@ -192,15 +152,12 @@ def test_a_run_of_something_else_is_refused_and_overwrites_nothing(
     text = tmp_path / "other.txt"
     text.write_text(prose(2, 800))
     if "{other}" in override:
-        options = {"tokenizer": "byte", "validation": (str(folder / "validation.txt"),)}
-        options = prepare.Options(**options).__dict__
-        prepare.prepare((str(text),), str(tmp_path / "other"), **options)
+        options = prepare.Options("byte", (str(folder / "validation.txt"),))
+        prepare.prepare((str(text),), str(tmp_path / "other"), **vars(options))
     before = hashes(unbroken)
     override = override.format(other=tmp_path / "other", text=text)
     assert train(folder, unbroken, override) == code
-    message = capsys.readouterr().err
-    assert message.startswith("recursia: ") and message.count("\n") == 1
-    assert all(part in message for part in parts), message
+    assert_one_line(capsys.readouterr().err, *parts)
     assert hashes(unbroken) == before
 
 
@@ -237,47 +194,6 @@ def test_an_update_that_is_not_finite_reaches_no_checkpoint(folder, tmp_path, ca
     assert saved(tmp_path) == []
 
 
-def test_training_rows_hold_what_was_measured(unbroken):
-    lines = [json.loads(line) for line in (unbroken / "metrics.jsonl").read_text().split("\n")[:-1]]
-    trained = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in trained] == list(range(1, STEPS + 1))
-    names = {"loss", "loss_router", "mean_depth", "gradient_norm", "learning_rate"}
-    arrays = {"router_agreement", "router_cross_entropy", "router_gate", "tokens_kept"}
-    for line in trained:
-        assert names | arrays <= line.keys()
-        assert all(len(line[name]) == 2 for name in arrays)
-        assert line["mean_depth"] == 1.5 and line["tokens_kept"] == [1.0, 0.5]
-    # The first step holds the compilation, and says nothing about speed.
-    assert all(set(SPEED) <= line.keys() for line in trained[1:])
-    for line in trained[1:]:
-        used = [line[name] for name in SPEED]
-        assert all(math.isfinite(value) and value > 0 for value in used)
-        assert line["flops_utilization_6n"] != line["flops_utilization"]
-    assert trained[-1]["loss"] < trained[0]["loss"]
-
-
-def test_validation_rows_say_what_causal_decisions_cost(unbroken):
-    checked = [row for row in rows(unbroken) if "validation_loss" in row]
-    assert [row["step"] for row in checked] == [3, 6]
-    for row in checked:
-        for mode in ("", "_causal"):
-            assert len(row[f"validation_lens_loss{mode}"]) == 2
-            # Without a coda, what the last recursion leaves is what the head reads.
-            last = row[f"validation_lens_loss{mode}"][-1]
-            assert abs(last - row[f"validation_loss{mode}"]) < 1e-5
-            assert row[f"validation_bits_per_byte{mode}"] > 0
-        assert row["validation_mean_depth"] == 1.5  # of 2 tokens beside padding, 1 goes on
-        assert 1 <= row["validation_mean_depth_causal"] <= 2
-
-
-def test_samples_continue_every_prompt(unbroken):
-    samples = rows(unbroken, "samples.jsonl")
-    assert [(s["step"], s["prompt"]) for s in samples] == [
-        (step, prompt) for step in (3, 6) for prompt in ("red", "blue ")
-    ]
-    assert all(isinstance(sample["text"], str) for sample in samples)
-
-
 def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path, capsys):
     sections = {"log": {"every_steps": 4, "tensorboard": False}, "checkpoint": {"every_steps": 0}}
     run = tiny_run(folder, "fixed", **sections, eval={"every_steps": 0})
@@ -293,10 +209,8 @@ def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path, caps
     assert not (tmp_path / "tensorboard").exists()
     assert saved(tmp_path) == [STEPS]
     said = capsys.readouterr().err.splitlines()
-    assert said[:2] == [
-        f"training on train.txt (1 documents, {len(prose(0, 800)) + 1:,} tokens)",
-        f"validating on validation.txt (1 documents, {len(prose(1, 60)) + 1:,} tokens)",
-    ]
+    assert f"training on train.txt (1 documents, {len(prose(0, 800)) + 1:,} tokens)" in said
+    assert f"validating on validation.txt (1 documents, {len(prose(1, 60)) + 1:,} tokens)" in said
     assert any(line.startswith("compiling the training step for 8 devices") for line in said)
 
 
@@ -311,31 +225,3 @@ def test_a_run_without_a_validation_split_trains_and_says_so(folder, tmp_path, c
     assert len(rows(tmp_path, "samples.jsonl")) == 1
     assert cli.main(["eval", f"--workdir={tmp_path}"]) == 3
     assert "no validation split; give --text=FILE" in capsys.readouterr().err
-
-
-def test_config_json_makes_the_same_run_and_overrides_json_is_what_was_typed(folder, unbroken):
-    assert json.loads((unbroken / "overrides.json").read_text()) == TYPED
-    recorded = json.loads((unbroken / "config.json").read_text())
-    again = recursia.config.build(settings.Run, recorded, "config")
-    assert again == recursia.config.load(str(folder / "tiny.py"), TYPED)
-    assert again.model.depth.alpha == 0.2 and again.data.on_error == "skip"
-
-
-def test_tensorboard_files_hold_the_curves(unbroken):
-    files = list((unbroken / "tensorboard").glob("events.out.tfevents.*"))
-    raw = b"".join(path.read_bytes() for path in files)
-    for tag in (b"loss", b"validation_loss", b"router_gate/1", b"tokens_per_second"):
-        assert tag in raw
-
-
-def test_nothing_that_is_written_can_run_code(unbroken):
-    for path in unbroken.rglob("*"):
-        if path.is_file():
-            start = path.read_bytes()[:2]
-            assert path.suffix not in (".pkl", ".pickle", ".pt", ".npy", ".npz"), path
-            assert not (start[:1] == b"\x80" and start[1:] <= b"\x05"), path
-
-
-def test_only_the_latest_checkpoints_stay(unbroken):
-    assert saved(unbroken) == [4, 6]
-    assert {path.name for path in (unbroken / "checkpoints").iterdir()} == {"4", "6"}

@@ -13,6 +13,7 @@ from recursia import config, params, sharding
 from recursia.optimizers.muon import Muon
 from recursia.params import Spec, ones
 from recursia.train.step import Trainer
+from tests.helpers.batches import whole_rows
 
 CONFIG = Muon(1.0, weight_decay=0.0, clip_norm=0.0, precision="float32")
 STEADY = optax.constant_schedule(1.0)
@@ -84,17 +85,9 @@ def trainer(name, mesh=()):
     return Trainer(run, run.model.sized(258), sharding.make_mesh(run.mesh, devices))
 
 
-def batch():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 258, (8, 17), dtype=np.int32)
-    along = np.broadcast_to(np.arange(16, dtype=np.int32), (8, 16)).copy()
-    rows = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "positions": along}
-    weights = np.ones((8, 16), np.float32)
-    return {**rows, "segment_ids": np.ones_like(along), "weights": weights}
-
-
 def stepped(made):
-    state, data = made.init(), made.put(batch())
+    tokens = np.random.default_rng(0).integers(0, 258, (8, 17), dtype=np.int32)
+    state, data = made.init(), made.put(whole_rows(tokens, np.ones((8, 16), np.float32)))
     for step in range(2):
         state, _ = made.step_function(step)(state, data)
     return jax.device_get((state.params, state.opt_state))

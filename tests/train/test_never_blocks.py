@@ -106,7 +106,7 @@ def test_the_parts_of_a_ledger_sum_to_all_the_time():
         ledger.to(part)
     row = ledger.row()
     expected = {"init": 1.0, "data_wait": 2.0 + 8.0, "step": 4.0}
-    assert row == {f"seconds_{part}": expected.get(part, 0.0) for part in Ledger.PARTS}
+    assert row == {f"seconds_{part}": expected.get(part, 0.0) for part in Ledger.PHASES}
     line = ledger.line()
     assert "data_wait 26.0" in line and line.endswith("in all 31.0")
 
@@ -114,7 +114,7 @@ def test_the_parts_of_a_ledger_sum_to_all_the_time():
 def test_rows_and_the_last_line_say_where_the_time_went(train, capsys):
     workdir = train(eval={"every_steps": 3}, checkpoint={"every_steps": 3})
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().split("\n")[:-1]]
-    names = [f"seconds_{part}" for part in Ledger.PARTS]
+    names = [f"seconds_{part}" for part in Ledger.PHASES]
     for before, after in itertools.pairwise(lines):
         assert all(0 <= before[name] <= after[name] for name in names)
     trained = [line for line in lines if "loss" in line]
@@ -125,4 +125,4 @@ def test_rows_and_the_last_line_say_where_the_time_went(train, capsys):
     assert lines[-1]["seconds_eval"] > trained[-1]["seconds_eval"] > 0
     assert trained[-1]["seconds_save"] > 0
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "seconds  init" in line]
-    assert all(f"{part} " in said for part in Ledger.PARTS) and "in all" in said
+    assert all(f"{part} " in said for part in Ledger.PHASES) and "in all" in said

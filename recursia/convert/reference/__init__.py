@@ -1,28 +1,24 @@
 """Configurations, parameters and outputs of the authors' code, as ours: one module a family.
 
-A family's module offers
+The module of a family offers
 
     case(file) -> Case            from the arrays of a parity file (see `evaluate.parity`)
     case(file) -> Updates         the same, of an optimizer
 
-and may refuse, with ConfigError, an option that has no counterpart here. Names and layouts of
-arrays are those of the authors' `state_dict`; a PyTorch linear weight is `[out, in]`.
+and raises ConfigError for an option that has no counterpart here. Names and layouts of arrays are
+those of the authors' `state_dict`; a PyTorch linear weight is `[out, in]`.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
-from recursia import model
 from recursia.architecture import Model
 from recursia.depth.policy import Aux
-from recursia.sharing import key_banks
-from recursia.sharing.schedule import KEYS
+from recursia.sharing.weights import Tree
 
 FAMILIES = {
     "recursive": "mor",
@@ -36,40 +32,42 @@ FAMILIES = {
 }
 OPTIMIZERS = ("muon",)  # families of files without a model
 
+Compared = list[tuple[str, Array]]  # (name in the file, our value)
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What one file asks of us.
+    """A model, and how its outputs compare with the arrays of one file.
 
     Attributes:
       config: our model.
-      params: our parameter tree from arrays under their names: of weights, or of gradients.
+      params: returns our parameter tree from arrays by name, of weights or of gradients.
       tokens: what the model reads.
-      targets: the next token of each; -1 where there is none.
+      targets: the next token of each; -1 if there is none.
       options: further arguments of `model.apply`.
-      losses: from what our depth policy and blocks report, (name in the file, our value) of the
-        losses and statistics that the file may hold besides cross-entropy and their total.
-      arrays: likewise, of arrays compared as logits are.
-      kept: from the same, the tokens that each recursion processed, (recursion, mask [B T]).
+      losses: returns losses and statistics other than cross-entropy and the total loss; those that
+        the file does not hold are ignored.
+      arrays: returns arrays that are compared as logits are, likewise.
+      kept: returns (recursion, mask [B T]) of the tokens that each recursion processed.
     """
 
     config: Model
-    params: Callable[[Mapping[str, np.ndarray]], Any]
+    params: Callable[[Mapping[str, np.ndarray]], Tree]
     tokens: np.ndarray  # [B T]
     targets: np.ndarray  # [B T]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    losses: Callable[[Aux], list[tuple[str, Any]]] = lambda aux: []
-    arrays: Callable[[Aux, Any], list[tuple[str, Any]]] = lambda aux, params: []
-    kept: Callable[[Aux], list[tuple[int, Any]]] = lambda aux: []
+    losses: Callable[[Aux], Compared] = lambda aux: []
+    arrays: Callable[[Aux, Tree], Compared] = lambda aux, params: []
+    kept: Callable[[Aux], list[tuple[int, Array]]] = lambda aux: []
 
 
 @dataclasses.dataclass(frozen=True)
 class Updates:
-    """What one file of an optimizer asks of us: pairs of our array and theirs.
+    """What one file of an optimizer holds: pairs of our array and the authors'.
 
     Attributes:
       exact: computed in float32 throughout.
-      rounded: with products in bfloat16, whose order of additions is the machine's.
+      rounded: computed with products in bfloat16, whose rounding depends on the processor.
     """
 
     exact: Sequence[tuple[Array, np.ndarray]]
@@ -78,37 +76,11 @@ class Updates:
 
 def under(file: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """Returns a file's arrays whose name has a prefix, without it, shared ones by all names."""
-    found = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
+    arrays = {k.removeprefix(prefix): v for k, v in file.items() if k.startswith(prefix)}
     # A shared tensor's gradient sums over its uses on both sides: any of its names will do.
-    return found | {name: found[owner] for name, owner in aliases(file).items()}
+    return arrays | {name: arrays[owner] for name, owner in aliases(file).items()}
 
 
 def aliases(file: Mapping[str, np.ndarray]) -> dict[str, str]:
     """Returns the name that owns each shared tensor of a file, by its other names."""
     return {k.removeprefix("alias/"): str(v) for k, v in file.items() if k.startswith("alias/")}
-
-
-def banks(config: Model, block: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
-    """Returns the core's banks, each entry from the first step that uses it.
-
-    Args:
-      config: our model.
-      block: from the number of a step, its weights by slot; what makes keys and values is read of
-        steps that make some.
-    """
-    plan, weights = config.schedule, functools.lru_cache(block)
-
-    def stacked(slot: str, bank: str, specs: Any) -> Any:
-        steps = np.unique(plan.owners) if bank.endswith(KEYS) else np.arange(plan.num_steps)
-        entry = plan.entry(bank)[steps]
-        firsts = [int(steps[entry == at][0]) for at in range(plan.size(bank))]
-        trees = [weights(step)[slot] for step in firsts]
-        if isinstance(specs, dict):
-            trees = [{name: tree[name] for name in specs} for tree in trees]
-        return jax.tree.map(lambda s, *leaves: np.stack(leaves).reshape(s.shape), specs, *trees)
-
-    found: dict[str, Any] = {}
-    for slot, tree in model.specs(config)["core"].items():
-        parts = key_banks.split(slot, tree, config.key_weights)
-        found |= {bank: stacked(slot, bank, specs) for bank, specs in parts.items()}
-    return key_banks.join(found)

@@ -1,62 +1,59 @@
 """Configurations and parameters of HRM-Text, as ours: sapientinc's code as transformers has it.
 
-Two modules of as many layers, `L_module` and `H_module`, are the low and the high blocks of depth
-policy nested. Norms have no weights, and the head is not the embedding.
+Its two modules `L_module` and `H_module` have as many layers each; they are the low and the high
+blocks of depth policy nested. Norms have no weights, and the head is not tied.
 """
 
 import functools
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from recursia.architecture import Model
+from recursia.blocks.block import Block
 from recursia.blocks.pre_norm import PreNorm
-from recursia.convert.reference import Case
+from recursia.convert.reference import Case, llama, trees
+from recursia.convert.reference.trees import Arrays
 from recursia.depth.nested import Nested
 from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
+from recursia.sharing.weights import Tree
 
-# What their configuration may say, where only one thing is read.
-READ = {"prefix_lm": False, "tie_word_embeddings": False, "hidden_act": "silu"}
+# Options of a configuration for which only this value is read.
+REQUIRED = {"prefix_lm": False, "tie_word_embeddings": False, "hidden_act": "silu"}
 LEVELS = ("L", "H")  # in the order of the groups of blocks
-_LAYER = re.compile(r"model\.L_module\.layers\.(\d+)\.")
 
 
-def case(file: Mapping[str, np.ndarray]) -> Case:
-    """Returns what a file of this family asks of us."""
-    ours = config(json.loads(str(file["config"])), list(file))
+def case(file: Arrays) -> Case:
+    """Returns the case of a file of this family."""
+    ours = config(json.loads(str(file["config"])), file)
     tokens = np.asarray(file["tokens"])
-    targets = np.concatenate([tokens[:, 1:], np.full_like(tokens[:, :1], -1)], axis=1)
-    return Case(ours, functools.partial(params, ours), tokens, targets)
+    return Case(ours, functools.partial(params, ours), tokens, trees.next_tokens(tokens))
 
 
-def config(theirs: dict[str, Any], names: list[str]) -> Model:
+def config(theirs: Mapping[str, Any], names: Iterable[str]) -> Model:
     """Returns our configuration of their model.
 
     Args:
       theirs: their hyper-parameters.
-      names: of a file's arrays; how many layers a module has stands there.
+      names: names of a file's arrays, from which layers are counted.
 
     Raises:
       ConfigError: for an option that has no counterpart here.
     """
-    for option, value in READ.items():
-        if theirs.get(option, value) != value:
-            raise ConfigError(
-                f"reference: {option} {theirs[option]!r} is not read here; {value!r} is"
-            )
+    trees.check_options("hrm_text", theirs, REQUIRED)
     rope = theirs.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"reference: rope_type {rope['rope_type']!r} is not read here; 'default'")
+        raise ConfigError(
+            f"hrm_text.rope_type: got {rope['rope_type']!r}, and only 'default' is read here"
+        )
     width, heads = theirs["hidden_size"], theirs["num_attention_heads"]
     high, low = theirs["H_cycles"], theirs["L_cycles"]
-    layers = 1 + max(int(m[1]) for name in names if (m := _LAYER.search(name)))
+    layers = trees.count(names, r"model\.L_module\.layers\.(\d+)\.")
     base = rope.get("rope_theta", theirs.get("rope_theta", 10_000))
     trained = theirs.get("L_bp_cycles") or [2]
     return Model(
@@ -82,40 +79,26 @@ def config(theirs: dict[str, Any], names: list[str]) -> Model:
     )
 
 
-def params(config: Model, named: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Returns our parameter tree from arrays under their names; what has no gradient is 0."""
-    blocks = [
-        _block(config.block, named, f"model.{level}_module.layers.{layer}")
-        for level in LEVELS
-        for layer in range(config.schedule.num_blocks)
-    ]
-    start = named.get("model.z_L_init", np.zeros(config.block.embed_dim, np.float32))
-    return {
-        "embed": {
-            "table": named["model.embed_tokens.weight"],
-            "head": named["lm_head.weight"],
-        },
-        "prelude": {},
-        "core": jax.tree.map(lambda *leaves: np.stack(leaves), *blocks),
-        "coda": {},
-        "depth": {"low_start": start},
-        "inject": {},
-        "final_norm": {},
-    }
+def params(config: Model, named: Arrays) -> Tree:
+    """Returns our parameter tree from arrays by name; an array without a gradient is 0."""
+    block, layers = config.block, range(config.schedule.num_blocks)
+    prefixes = [f"model.{level}_module.layers.{layer}" for level in LEVELS for layer in layers]
+    start = named.get("model.z_L_init", np.zeros(block.embed_dim, np.float32))
+    return trees.complete(
+        {
+            "embed": trees.embedding(config, named, "model.embed_tokens", "lm_head"),
+            "core": trees.stack(_layer(block, named, prefix) for prefix in prefixes),
+            "depth": {"low_start": start},
+            "final_norm": {},
+        }
+    )
 
 
-def _block(config: Any, named: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    mixer, d = config.mixer, config.embed_dim
-    w = lambda name: named[f"{prefix}.{name}.weight"]
-    heads = lambda name, n: w(f"self_attn.{name}").T.reshape(d, n, mixer.head_dim)
+def _layer(block: Block, named: Arrays, prefix: str) -> Tree:
+    attention = llama.attention(block, named, f"{prefix}.self_attn")
+    gate = trees.to_heads(named[f"{prefix}.self_attn.gate_proj.weight"], block.mixer.num_heads)
     return {
         "norms": {"attention": {}, "mlp": {}},
-        "attention": {
-            "query": heads("q_proj", mixer.num_heads),
-            "key": heads("k_proj", mixer.num_kv_heads),
-            "value": heads("v_proj", mixer.num_kv_heads),
-            "gate": heads("gate_proj", mixer.num_heads),
-            "out": w("self_attn.o_proj").T.reshape(mixer.num_heads, mixer.head_dim, d),
-        },
-        "mlp": {name: w(f"mlp.{name}_proj").T for name in ("gate", "up", "down")},
+        "attention": {**attention, "gate": gate},
+        "mlp": llama.mlp(named, f"{prefix}.mlp"),
     }

@@ -1,35 +1,37 @@
-"""Configurations and parameters of the authors' PyTorch code, as ours.
+"""Configurations and parameters of Huginn, as ours: seal-rg/recurrent-pretraining.
 
-Huginn (Geiping et al. 2025, arXiv 2502.05171): seal-rg/recurrent-pretraining. Names are those of
-its `state_dict`; a linear weight is `[out, in]`. Sizes are read from the arrays, and numbers of
-blocks from the names: the vocabulary is the padded one.
+Geiping et al. 2025 (arXiv 2502.05171). Names are those of its `state_dict`; a linear weight is
+`[out, in]`. Sizes are read from the arrays and numbers of blocks from the names; the vocabulary is
+the padded one.
 """
 
 import functools
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from recursia import injection, model
 from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.pre_post_norm import PrePostNorm
-from recursia.convert.reference import Case, aliases, under
+from recursia.convert.reference import Case, Compared, aliases, trees, under
+from recursia.convert.reference.trees import Arrays
 from recursia.depth import recurrent
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
+from recursia.sharing.weights import Tree
 
-# What their configuration may say, where only one thing is read.
-READ = {
+# Options of their configuration for which only this value is read.
+REQUIRED = {
     "block_class_name": "SandwichBlock",
     "mlp_class_name": "GatedMLP",
     "nonlin_name": "SiLU",
@@ -40,15 +42,15 @@ READ = {
 }
 
 
-def case(file: Mapping[str, np.ndarray]) -> Case:
-    """Returns what a file of this family asks of us."""
+def case(file: Arrays) -> Case:
+    """Returns the case of a file of this family."""
     named = under(file, "param/")
     is_tied = "lm_head.weight" in aliases(file) or "lm_head.weight" not in named
     ours = config(json.loads(str(file["config"])), named, is_tied, *map(int, file["num_steps"]))
     tokens, options = np.asarray(file["tokens"]), {"state": jnp.asarray(file["initial_state"])}
     shapes = {name: array.shape for name, array in named.items()}
 
-    def latent(aux: Aux, weights: Any) -> list[tuple[str, Any]]:
+    def latent(aux: Aux, weights: Tree) -> Compared:
         return [("latent_state", _latent(weights, tokens[:, :-1], options["state"], ours))]
 
     read = functools.partial(params, ours, shapes)
@@ -56,44 +58,41 @@ def case(file: Mapping[str, np.ndarray]) -> Case:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _latent(weights: Any, tokens: Any, state: Any, config: Model) -> Any:
+def _latent(weights: Tree, tokens: Array, state: Array, config: Model) -> Array:
     """Returns the normalised state after the last recursion."""
     out = model.apply(weights, tokens, config, mode="eval", state=state)
-    return model.normalise(weights, out.aux.states[-1], config)
+    return model.normalise(weights, trees.narrow(out.aux.states, Array)[-1], config)
 
 
 def config(
-    theirs: dict[str, Any],
-    named: Mapping[str, np.ndarray],
+    theirs: Mapping[str, Any],
+    named: Arrays,
     is_tied: bool,
     free: int,
     trained: int,
 ) -> Model:
-    """Returns our configuration of their model, walked a given number of times.
+    """Returns our configuration of their model with a given number of recursions.
 
     Args:
       theirs: their hyper-parameters.
       named: their parameters by name.
-      is_tied: whether the head is the embedding.
+      is_tied: whether the head is tied to the embedding.
       free: recursions without a gradient.
-      trained: recursions with one, after those.
+      trained: recursions with a gradient, after the free ones.
 
     Raises:
       ConfigError: for an option that has no counterpart here.
     """
-    for option, value in READ.items():
-        if theirs.get(option, value) != value:
-            raise ConfigError(
-                f"reference: {option} {theirs[option]!r} is not read here; {value!r} is"
-            )
+    trees.check_options("huginn", theirs, REQUIRED)
     if free + trained < 1:
-        raise ConfigError(
-            f"reference: num_steps [{free}, {trained}] is not read here; 1 or more is"
-        )
-    first, count = "transformer.core_block.0.", functools.partial(_count, named)
+        raise ConfigError(f"huginn.num_steps: got [{free}, {trained}], takes 1 or more in all")
+    first = "transformer.core_block.0."
     _, _, heads, head_dim = named[f"{first}attn.qk_bias"].shape
     vocab_size, width = named["transformer.wte.weight"].shape
-    prelude, blocks, coda = map(count, ("prelude", "core_block", "coda"))
+    prelude, blocks, coda = (
+        trees.count(named, rf"^transformer\.{stack}\.(\d+)\.")
+        for stack in ("prelude", "core_block", "coda")
+    )
     return Model(
         num_layers=prelude + (free + trained) * blocks + coda,
         sharing="cycle",
@@ -120,58 +119,47 @@ def config(
     )
 
 
-def _count(named: Mapping[str, np.ndarray], part: str) -> int:
-    pattern = re.compile(rf"transformer\.{part}\.(\d+)\.")
-    return 1 + max((int(m[1]) for name in named if (m := pattern.match(name))), default=-1)
-
-
-def params(
-    config: Model, shapes: Mapping[str, tuple[int, ...]], named: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Returns our parameter tree from arrays under their names.
+def params(config: Model, shapes: Mapping[str, tuple[int, ...]], named: Arrays) -> Tree:
+    """Returns our parameter tree from arrays by name.
 
     Args:
       config: our model.
-      shapes: of all their parameters.
-      named: the arrays. Where no recursion has a gradient, those that are not there are 0.
+      shapes: shapes of all their parameters.
+      named: the arrays. If no recursion has a gradient, the missing ones are 0.
     """
-    if config.depth.backprop_depth == 0:
+    if trees.narrow(config.depth, recurrent.Recurrent).backprop_depth == 0:
         named = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()} | {**named}
-
-    def stacked(part: str, count: int) -> dict[str, Any]:
-        blocks = [_block(config.block, named, f"transformer.{part}.{i}") for i in range(count)]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *blocks) if blocks else {}
-
-    embed = {"table": named["transformer.wte.weight"]}
-    if not config.embed.is_tied:
-        embed["head"] = named["lm_head.weight"]
-    return {
-        "embed": embed,
-        "prelude": stacked("prelude", config.ends["prelude"]),
-        "core": stacked("core_block", config.schedule.num_blocks),
-        "coda": stacked("coda", config.ends["coda"]),
-        "depth": {},
-        "inject": {"adapter": named["transformer.adapter.weight"].T},
-        "final_norm": named["transformer.ln_f.weight"],
-    }
+    blocks = lambda stack, count: trees.stack(
+        _block(config.block, named, f"transformer.{stack}.{i}") for i in range(count)
+    )
+    return trees.complete(
+        {
+            "embed": trees.embedding(config, named, "transformer.wte", "lm_head"),
+            "prelude": blocks("prelude", config.ends["prelude"]),
+            "core": blocks("core_block", config.schedule.num_blocks),
+            "coda": blocks("coda", config.ends["coda"]),
+            "inject": {"adapter": named["transformer.adapter.weight"].T},
+            "final_norm": named["transformer.ln_f.weight"],
+        }
+    )
 
 
-def _block(block: Block, named: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    w = lambda name: named[f"{prefix}.{name}.weight"]
-    d, n, h = block.embed_dim, block.mixer.num_heads, block.mixer.head_dim
-    query, key, value = (rows.T.reshape(d, n, h) for rows in np.split(w("attn.Wqkv"), 3))
-    query_bias, key_bias = named[f"{prefix}.attn.qk_bias"].reshape(2, n, h)
-    gate, up = np.split(w("mlp.fc"), 2)
+def _block(block: Block, named: Arrays, prefix: str) -> Tree:
+    weight = lambda name: named[f"{prefix}.{name}.weight"]
+    n = block.mixer.num_heads
+    query, key, value = (trees.to_heads(w, n) for w in np.split(weight("attn.Wqkv"), 3))
+    query_bias, key_bias = named[f"{prefix}.attn.qk_bias"].reshape(2, n, -1)
+    gate, up = np.split(weight("mlp.fc"), 2)
     norms = ("attention", "after_attention", "mlp", "after_mlp")
     return {
-        "norms": {name: w(f"norm_{i}") for i, name in enumerate(norms, 1)},
+        "norms": {name: weight(f"norm_{i}") for i, name in enumerate(norms, 1)},
         "attention": {
             "query": query,
             "query_bias": query_bias,
             "key": key,
             "key_bias": key_bias,
             "value": value,
-            "out": w("attn.proj").T.reshape(n, h, d),
+            "out": trees.from_heads(weight("attn.proj"), n),
         },
-        "mlp": {"gate": gate.T, "up": up.T, "down": w("mlp.proj").T},
+        "mlp": {"gate": gate.T, "up": up.T, "down": weight("mlp.proj").T},
     }

@@ -1,4 +1,4 @@
-"""Blocks of transformers' Llama, on which authors build: configurations and parameters, as ours.
+"""Layers of transformers' Llama, on which several authors build, as ours.
 
 A linear weight is `[out, in]`.
 """
@@ -6,16 +6,17 @@ A linear weight is `[out, in]`.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
+from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.blocks.pre_norm import PreNorm
-from recursia.errors import ConfigError
+from recursia.convert.reference import trees
+from recursia.convert.reference.trees import Arrays
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.mixers.grouped_query import GroupedQuery
+from recursia.sharing.weights import Tree
 
-# What a configuration may say, where only one thing is read.
-READ = {"mlp_bias": False, "hidden_act": "silu", "rope_scaling": None, "attention_dropout": 0.0}
+# Options of a configuration for which only this value is read.
+REQUIRED = {"mlp_bias": False, "hidden_act": "silu", "rope_scaling": None, "attention_dropout": 0.0}
 
 
 def block(theirs: Mapping[str, Any], section: str) -> Block:
@@ -28,9 +29,7 @@ def block(theirs: Mapping[str, Any], section: str) -> Block:
     Raises:
       ConfigError: for an option that has no counterpart here.
     """
-    for option, value in READ.items():
-        if (got := theirs.get(option) or value) != value:
-            raise ConfigError(f"{section}.{option}: got {got!r}, and only {value!r} is read here")
+    trees.check_options(section, theirs, REQUIRED)
     heads = theirs["num_attention_heads"]
     mixer = GroupedQuery(
         num_heads=heads,
@@ -48,32 +47,51 @@ def block(theirs: Mapping[str, Any], section: str) -> Block:
     )
 
 
-def weights(
-    block: Block, named: Mapping[str, np.ndarray], prefix: str, makes_keys: bool = True
-) -> dict[str, Any]:
+def weights(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -> Tree:
     """Returns a layer's parameters by slot.
 
     Args:
       block: our configuration.
       named: all parameters by name.
-      prefix: of the layer's.
+      prefix: prefix of the layer's names.
       makes_keys: whether the layer has weights that make keys and values.
     """
-    width, h = block.embed_dim, block.mixer.head_dim
-    counts = {"query": ("q", block.mixer.num_heads)}
-    if makes_keys:
-        counts |= {name: (name[0], block.mixer.num_kv_heads) for name in ("key", "value")}
-    array = lambda name, kind="weight": named[f"{prefix}.{name}.{kind}"]
-    attention = {"out": array("self_attn.o_proj").T.reshape(block.mixer.num_heads, h, width)}
-    for name, (letter, n) in counts.items():
-        attention[name] = array(f"self_attn.{letter}_proj").T.reshape(width, n, h)
-    if block.mixer.has_bias:
-        attention["out_bias"] = array("self_attn.o_proj", "bias")
-        for name, (letter, n) in counts.items():
-            attention[f"{name}_bias"] = array(f"self_attn.{letter}_proj", "bias").reshape(n, h)
     norms = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
     return {
-        "norms": {ours: array(name) for ours, name in norms.items()},
-        "attention": attention,
-        "mlp": {name: array(f"mlp.{name}_proj").T for name in ("gate", "up", "down")},
+        "norms": {ours: named[f"{prefix}.{name}.weight"] for ours, name in norms.items()},
+        "attention": attention(block, named, f"{prefix}.self_attn", makes_keys),
+        "mlp": mlp(named, f"{prefix}.mlp"),
     }
+
+
+def attention(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -> Tree:
+    """Returns the parameters of attention; the arguments are those of `weights`."""
+    mixer = trees.narrow(block.mixer, GroupedQuery)
+    projections = {"query": ("q_proj", mixer.num_heads)}
+    if makes_keys:
+        projections["key"] = "k_proj", mixer.num_kv_heads
+        projections["value"] = "v_proj", mixer.num_kv_heads
+    params: Tree = {"out": trees.from_heads(named[f"{prefix}.o_proj.weight"], mixer.num_heads)}
+    for name, (layer, num_heads) in projections.items():
+        params[name] = trees.to_heads(named[f"{prefix}.{layer}.weight"], num_heads)
+    if mixer.has_bias:
+        params["out_bias"] = named[f"{prefix}.o_proj.bias"]
+        for name, (layer, num_heads) in projections.items():
+            params[f"{name}_bias"] = named[f"{prefix}.{layer}.bias"].reshape(num_heads, -1)
+    return params
+
+
+def mlp(named: Arrays, prefix: str) -> Tree:
+    """Returns the parameters of a SwiGLU feed-forward."""
+    return {name: named[f"{prefix}.{name}_proj.weight"].T for name in ("gate", "up", "down")}
+
+
+def complete(config: Model, named: Arrays, sections: Tree) -> Tree:
+    """Returns a parameter tree with embedding, head and final norm added to its other sections."""
+    return trees.complete(
+        {
+            "embed": trees.embedding(config, named, "model.embed_tokens", "lm_head"),
+            "final_norm": named["model.norm.weight"],
+            **sections,
+        }
+    )

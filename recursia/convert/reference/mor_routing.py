@@ -1,21 +1,22 @@
-"""How their Mixture-of-Recursions routes tokens, as our depth policies.
+"""Depth policies of Mixture-of-Recursions, as ours: raymin0223/mixture_of_recursions.
 
-raymin0223/mixture_of_recursions: the section `mor` of its configuration.
+Read from the section `mor` of its configuration.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from recursia.depth import expert_choice, token_choice
 from recursia.errors import ConfigError
 
-KINDS = {"linear": "linear", "mlp": "mlp", "wide_mlp": "mlp"}  # the last two are one code
-# A file's total loss holds the loss of the router times this, whatever coefficient it trained with,
-# and no z-loss.
-IN_TOTAL = 0.001
+KINDS = {"linear": "linear", "mlp": "mlp", "wide_mlp": "mlp"}  # the last two are the same code
+# Weight of the router's loss in the total loss of a file, whatever the weight in training was. The
+# total has no z-loss.
+WEIGHT_IN_TOTAL = 0.001
 
 
 def policy(
-    theirs: dict[str, Any], recursions: int
+    theirs: Mapping[str, Any], recursions: int
 ) -> expert_choice.ExpertChoice | token_choice.TokenChoice:
     """Returns the depth policy.
 
@@ -44,7 +45,7 @@ def policy(
     return _expert_choice(mor, shared) if mor["type"] == "expert" else _token_choice(own, shared)
 
 
-def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice.ExpertChoice:
+def _expert_choice(mor: Mapping[str, Any], shared: Mapping[str, Any]) -> expert_choice.ExpertChoice:
     own = mor["expert"]
     if own.get("sampling") not in ("aux_loss", "aux_router", None):
         raise ConfigError(
@@ -59,12 +60,12 @@ def _expert_choice(mor: dict[str, Any], shared: dict[str, Any]) -> expert_choice
         alpha=own.get("alpha") or 1.0,
         score=own.get("router_func") or "none",
         sampling=own.get("sampling") or "aux_loss",
-        aux_loss_weight=IN_TOTAL if own.get("sampling") else 0.0,
+        aux_loss_weight=WEIGHT_IN_TOTAL if own.get("sampling") else 0.0,
         **shared,
     )
 
 
-def _token_choice(own: dict[str, Any], shared: dict[str, Any]) -> token_choice.TokenChoice:
+def _token_choice(own: Mapping[str, Any], shared: Mapping[str, Any]) -> token_choice.TokenChoice:
     if own.get("balancing") not in ("loss", "loss_free", None):
         raise ConfigError(
             f"mor.token.balancing: got {own['balancing']!r}, takes 'loss' or 'loss_free'"
@@ -73,6 +74,6 @@ def _token_choice(own: dict[str, Any], shared: dict[str, Any]) -> token_choice.T
         score="sigmoid" if own.get("router_func") == "sigmoid" else "softmax",
         alpha=own.get("alpha"),
         balancing=own.get("balancing") or "none",
-        balance_weight=IN_TOTAL,
+        balance_weight=WEIGHT_IN_TOTAL,
         **shared,
     )

@@ -1,12 +1,12 @@
-"""Muon of `torch.optim` and of Xmodel-2.5, from given gradients.
+"""Updates by Muon of `torch.optim` and of Xmodel-2.5, from given gradients, and by ours.
 
-Their matrices are [out, in]. Both orthogonalise the same direction: PyTorch keeps the mean of
-gradients, (1 - momentum) times the sum that Xmodel-2.5 and we keep.
+Their matrices are [out, in]. PyTorch keeps a mean of gradients, (1 - momentum) times the sum that
+Xmodel-2.5 and we keep; the orthogonalised direction of both is the same.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,21 @@ import optax
 from jaxtyping import Array
 
 from recursia.convert.reference import Updates
+from recursia.convert.reference.trees import Arrays
 from recursia.errors import ConfigError
 from recursia.optimizers.muon import Muon, orthogonal
 from recursia.params import Spec, ones
 
 _CODES = ("torch", "xmodel")
-_PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}
-_SCALES = {"original": "original", "match_rms_adamw": "match_adamw"}
+_PRECISIONS: dict[str, Literal["bfloat16", "float32"]] = {"f32": "float32", "bf16": "bfloat16"}
+_SCALES: dict[str, Literal["match_adamw", "original"]] = {
+    "original": "original",
+    "match_rms_adamw": "match_adamw",
+}
 
 
-def case(file: Mapping[str, np.ndarray]) -> Updates:
-    """Returns parameters, momentum and directions of every case of a file, beside theirs.
+def case(file: Arrays) -> Updates:
+    """Returns our parameters, momentum and directions of every case of a file, each with theirs.
 
     Raises:
       ConfigError: for a case with an option that has no counterpart here.
@@ -35,18 +39,18 @@ def case(file: Mapping[str, np.ndarray]) -> Updates:
     for name, options in config["cases"].items():
         is_torch = options["code"] == "torch"
         names = [*config["matrices"], *([] if is_torch else config["vectors"])]
-        found = _pairs(file, name, names, _muon(name, options), is_torch)
-        pairs[options["newton_schulz"]] += found
+        muon = _muon(name, options)
+        pairs[options["newton_schulz"]] += _pairs(file, name, names, muon, is_torch)
     return Updates(exact=pairs["f32"], rounded=pairs["bf16"])
 
 
 def _muon(name: str, options: Mapping[str, Any]) -> Muon:
     known = {"code", "newton_schulz", "lr", "weight_decay", "adjust_lr_fn", "nesterov"}
-    if more := options.keys() - known - {"adamw_betas"}:
-        raise ConfigError(f"{name}: {', '.join(sorted(more))} has no counterpart here")
-    for field, takes in (("code", _CODES), ("newton_schulz", _PRECISIONS)):
-        if options[field] not in takes:
-            raise ConfigError(f"{name}.{field}: got {options[field]!r}, takes {', '.join(takes)}")
+    if unknown := options.keys() - known - {"adamw_betas"}:
+        raise ConfigError(f"{name}: {', '.join(sorted(unknown))} has no counterpart here")
+    for field, choices in (("code", _CODES), ("newton_schulz", _PRECISIONS)):
+        if options[field] not in choices:
+            raise ConfigError(f"{name}.{field}: got {options[field]!r}, takes {', '.join(choices)}")
     b1, b2 = options.get("adamw_betas", (0.9, 0.95))
     scale = "original" if options["code"] == "torch" else "match_rms_adamw"
     return Muon(
@@ -62,18 +66,18 @@ def _muon(name: str, options: Mapping[str, Any]) -> Muon:
 
 
 def _pairs(
-    file: Mapping[str, np.ndarray], name: str, names: list[str], muon: Muon, is_torch: bool
+    file: Arrays, name: str, names: list[str], muon: Muon, is_torch: bool
 ) -> Iterator[tuple[Array, np.ndarray]]:
-    """Yields ours and theirs: parameters after each step, momentum, and the first direction.
+    """Yields (ours, theirs): parameters after each step, momentum, and the first direction.
 
-    Directions are compared times the learning rate, as they move parameters.
+    Directions are multiplied by the learning rate: so much they move parameters.
     """
     params = {n: jnp.asarray(file[f"param/{n}"].T) for n in names}
     grads = {n: jnp.asarray(np.moveaxis(file[f"grad/{n}"], 1, -1)) for n in names}
     specs = {n: Spec(p.shape, (None,) * p.ndim, ones) for n, p in params.items()}
     chain = muon.transform(specs, optax.constant_schedule(1.0))
 
-    def step(carry: Any, grads: Any) -> tuple[Any, Any]:
+    def step(carry: tuple[Any, Any], grads: Any) -> tuple[Any, Any]:
         params, state = carry
         updates, state = chain.update(grads, state, params)
         params = optax.apply_updates(params, updates)

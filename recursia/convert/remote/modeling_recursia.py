@@ -274,7 +274,7 @@ class RecursiaForCausalLM(PreTrainedModel, GenerationMixin):
         return x
 
     def _best(self, scores, share):
-        """Returns whether a token is among the best of its part of a row; ties go to the earlier."""
+        """Returns which tokens are the best of their part of a row; ties go to the earlier."""
         rows, parts = len(scores), self.depth_settings["parts"]
         lengths = self.live.reshape(rows, parts, -1).sum(-1)
         most = [[max(1, int(share * n)) if n else 0 for n in row] for row in lengths.tolist()]

@@ -1,4 +1,4 @@
-"""JSON Lines: a line is an object, one field of which is a document."""
+"""JSON Lines: each line is an object, and one of its fields is a document."""
 
 import itertools
 import json
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 from recursia.data import files
 from recursia.data import text as text_lib
-from recursia.data.source import BrokenError, Document, Source, one_piece
+from recursia.data.source import BrokenError, Document, Source, in_memory
 
-_LINE = 1 << 28  # bytes of a line at most, since a line is read whole
+_LINE = 1 << 28  # most bytes of a line, since a line is read into memory
 
 
 class JsonLines(Source):
-    """A file of lines, read line by line; lines end at line feeds only, blank ones are none."""
+    """A file of JSON lines; only line feeds end a line, and blank lines are ignored."""
 
-    SUFFIXES = tuple(".jsonl" + packed for packed in files.PACKED)
+    SUFFIXES = tuple(".jsonl" + compression for compression in files.COMPRESSIONS)
 
     def records(self, text_field: str) -> Iterator[Document | BrokenError]:
-        """Yields each line that is not blank; `text_field` is the key of a text in its object."""
+        """Yields each line that is not blank; `text_field` is the key of its text."""
         with files.opened(self.path) as file:
             for number in itertools.count(1):
                 if not (raw := file.readline(_LINE + 1)):
@@ -29,7 +29,7 @@ class JsonLines(Source):
                     yield BrokenError(where, f"longer than {_LINE} bytes, the most of a line")
                 elif raw.strip():
                     try:
-                        yield one_piece(_parse(raw, text_field))
+                        yield in_memory(_parse(raw, text_field))
                     except text_lib.NotTextError as error:
                         yield BrokenError(where, str(error))
 

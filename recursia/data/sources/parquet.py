@@ -1,4 +1,4 @@
-"""Apache Parquet: a row of a table is a document, its text in one column (`recursia[parquet]`)."""
+"""Apache Parquet: each row is a document, its text in one column (needs `recursia[parquet]`)."""
 
 import contextlib
 import itertools
@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from recursia.data import files
-from recursia.data.source import BrokenError, Document, Source, one_piece
+from recursia.data.source import BrokenError, Document, Source, in_memory
 from recursia.errors import DataError
 
-_ROWS = 256  # decoded at once
+_ROWS = 256  # rows decoded at once
 
 
 class Parquet(Source):
-    """A table, of which one column is read, one row group at a time."""
+    """A table; one of its columns is read, one row group at a time."""
 
     SUFFIXES = (".parquet",)
 
     def __post_init__(self):
-        _library(self.path)  # before a large file is digested in vain
+        _library(self.path)  # fails here, before a large file is hashed
 
     def records(self, text_field: str) -> Iterator[Document | BrokenError]:
         """Yields each row; `text_field` is the column of texts."""
@@ -31,10 +31,10 @@ class Parquet(Source):
                         yield _record(value, f"{self.path}:{next(number)}")
 
     def _check(self, schema: Any, text_field: str) -> None:
-        """Refuses a table without one column of that name, or of something else than text."""
-        if (found := schema.names.count(text_field)) != 1:
+        """Refuses a table that has not exactly one column of that name, or no text in it."""
+        if (count := schema.names.count(text_field)) != 1:
             raise DataError(
-                f"{self.path}: {found} columns are named {text_field!r}; text_field may name one "
+                f"{self.path}: {count} columns are named {text_field!r}; text_field may name one "
                 f"of {sorted(schema.names)[:8]}."
             )
         types = _library(self.path).types
@@ -54,7 +54,7 @@ def _record(value: Any, where: str) -> Document | BrokenError:
         text = value.as_py()
     except UnicodeDecodeError as error:
         return BrokenError(where, f"invalid UTF-8 at byte {error.start}")
-    return BrokenError(where, "null, not text") if text is None else one_piece(text)
+    return BrokenError(where, "null, not text") if text is None else in_memory(text)
 
 
 @contextlib.contextmanager

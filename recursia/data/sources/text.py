@@ -1,4 +1,4 @@
-"""Plain text: a file is a document."""
+"""Plain text: each file is a document."""
 
 import functools
 from collections.abc import Iterator
@@ -9,22 +9,22 @@ from recursia.data.source import BrokenError, Document, Source
 
 
 class Text(Source):
-    """A text file, read in parts, so that it may be larger than memory."""
+    """A text file, read in chunks, so that it may be larger than memory."""
 
-    SUFFIXES = tuple(".txt" + packed for packed in files.PACKED)
+    SUFFIXES = tuple(".txt" + compression for compression in files.COMPRESSIONS)
 
     def records(self, text_field: str) -> Iterator[Document]:
-        """Yields the whole file, unless it is empty."""
-        parts = functools.partial(_parts, self.path)
+        """Yields one document, or none if the file is empty."""
+        chunks = functools.partial(_chunks, self.path)
         try:
-            is_empty = next(parts(), None) is None
+            is_empty = next(chunks(), None) is None
         except BrokenError:
             is_empty = False
         if not is_empty:
-            yield Document(parts)
+            yield Document(chunks)
 
 
-def _parts(path: str) -> Iterator[str]:
+def _chunks(path: str) -> Iterator[str]:
     decoder = text_lib.Decoder()
     with files.opened(path) as file:
         while True:

@@ -1,0 +1,120 @@
+"""The table of a training sequence's steps, and the FLOPs of its blocks, in closed form."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from recursia import params
+from recursia.architecture import Model
+from recursia.blocks.block import Block
+from recursia.depth.policy import Pass
+from recursia.layers.attention import Context
+from recursia.sharing.weights import Tree
+from recursia.traced_flops import count_flops
+
+# FLOPs of one token in a block, of the number of keys that its query meets and whether another
+# step made them.
+TokenFlops = Callable[[Block, int | float, bool], int | float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one block of a recursion processes of a sequence, in tokens.
+
+    Attributes:
+      queries: tokens that the block processes.
+      keys: tokens whose keys and values each query meets, masked ones included.
+      cached: tokens whose keys and values the step makes and decoding keeps.
+      is_reading: whether another step made the keys that the queries meet.
+      times: how many recursions are like this; a mean where their number is drawn.
+      is_trained: whether a backward pass follows.
+    """
+
+    queries: int
+    keys: int
+    cached: int
+    is_reading: bool
+    times: float
+    is_trained: bool
+
+
+def passes_of(config: Model, seq_len: int) -> list[Pass]:
+    """Returns the recursions of a training sequence of `seq_len` tokens."""
+    return config.depth.passes(config.schedule, seq_len)
+
+
+def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
+    """Returns the steps of some recursions of a sequence of `seq_len` tokens.
+
+    A step that reads the keys of another meets those of all tokens which that step processes.
+    """
+    plan = config.schedule
+    tokens = {each.recursion: each.queries for each in (*passes_of(config, seq_len), *chosen)}
+    table = []
+    for each in chosen:
+        first = each.recursion * plan.num_blocks
+        for step in range(first, first + plan.num_blocks):
+            owner = int(plan.owners[step])
+            keys = each.queries if owner == step else tokens[owner // plan.num_blocks]
+            windows = plan.seen[plan.owners == step]
+            bound = min(keys, windows.max()) if len(windows) and windows.all() else keys
+            cached = int(bound) if owner == step else 0
+            table.append(
+                Step(each.queries, keys, cached, owner != step, each.times, each.is_trained)
+            )
+    return table
+
+
+def core_flops(
+    config: Model, seq_len: int, chosen: list[Pass], token_flops: TokenFlops | None = None
+) -> int | float:
+    """Returns the FLOPs of the blocks of some recursions of a sequence.
+
+    Args:
+      config: the model.
+      seq_len: tokens of the sequence.
+      chosen: the recursions.
+      token_flops: of one token; None takes the forward pass, with what the weight kind adds.
+    """
+
+    def forward(block: Block, keys: int | float, is_reading: bool) -> int | float:
+        skipped = block.key_weights if is_reading else ()
+        added = config.weights.flops(config.block_specs, skipped)
+        return block.forward_flops(keys, is_reading) + added
+
+    token_flops = token_flops or forward
+    return sum(
+        step.times * step.queries * token_flops(config.block, step.keys, step.is_reading)
+        for step in steps_of(config, seq_len, chosen)
+    )
+
+
+def end_flops(config: Model, seq_len: int, token_flops: TokenFlops | None = None) -> int | float:
+    """Returns the FLOPs of a sequence in prelude and coda; of the forward pass by default."""
+    forward = lambda block, keys, is_reading: block.forward_flops(keys, is_reading)
+    token_flops = token_flops or forward
+    return sum(config.ends.values()) * seq_len * token_flops(config.block, seq_len, False)
+
+
+def unneeded_flops(config: Model, is_in_core: bool) -> int:
+    """Returns the forward FLOPs of one token that a rematerialised block does not compute again.
+
+    Args:
+      config: the model.
+      is_in_core: whether the block's weights come from its banks, by the weight kind.
+    """
+    specs = config.block_specs
+    if is_in_core:
+        specs = {**specs, **config.weights.specs(specs)}
+
+    def apply(weights: Tree, x: jax.Array) -> jax.Array:
+        place = jnp.zeros((1, 1), jnp.int32)
+        weights = config.weights.bind(weights) if is_in_core else weights
+        return config.block.apply(weights, x, Context(place, place))[0].sum()
+
+    token = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), jnp.float32)
+    trace = lambda f: jax.make_jaxpr(f)(params.abstract(specs), token)
+    backward = lambda f: count_flops(trace(jax.grad(f, (0, 1))))
+    return count_flops(trace(apply)) - (backward(jax.checkpoint(apply)) - backward(apply))

@@ -1,0 +1,26 @@
+"""Small corpora: documents as a source reads them, prepared, and read back."""
+
+from recursia.data import prepare as prepare_lib
+from recursia.data import source
+from recursia.data.packing import Reader
+
+
+def read(path, on_error="stop", **how):
+    """Returns the texts of a file's documents."""
+    return [document.text for document in source.of(path).documents(on_error=on_error, **how)]
+
+
+def prepare(inputs, output, **changed):
+    """Prepares files as bytes, with three tenths held out unless options change; the manifest."""
+    options = prepare_lib.Options(**({"tokenizer": "byte", "validation_fraction": 0.3} | changed))
+    return prepare_lib.prepare(tuple(inputs), str(output), **vars(options))
+
+
+def texts(directory, split):
+    """Returns the documents of a prepared split, decoded."""
+    reader = Reader(str(directory))
+    found = []
+    for tokens, starts in zip(reader.tokens(split), reader.documents(split), strict=True):
+        ends = [*starts[1:].tolist(), len(tokens)]
+        found += [reader.tokenizer.decode(tokens[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return found

@@ -1,0 +1,91 @@
+"""What every model's program multiplies and in which dtypes, read off its trace."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from recursia import accounting, model, params
+from recursia.sharing.remat import Remat
+from recursia.traced_flops import count_flops
+from tests.helpers import points, slow
+
+BATCH, LENGTH = 2, 13
+UNITS = ("none", "block", "recursion")
+POINTS = points.every()
+NAMES = list(POINTS)
+# Each point with one unit of rematerialisation, so that every unit meets points of every axis.
+MET = [(name, UNITS[i % 3]) for i, name in enumerate(NAMES)]
+REST = [slow(name, unit) for name in NAMES for unit in UNITS if (name, unit) not in MET]
+# Experts and states that halt are weighed in float32; places and depths are counted.
+PROMOTES = ("moeut", "sut", "widenet", "momha", "switch_head", "sigma_moe", "softmax_moe")
+PROMOTES += ("exit_gate", "stick_breaking", "coordinates")
+ROUTED = [(depth, plan) for depth in points.DEPTHS for plan in points.PLANS]
+
+
+def arguments(config):
+    """Returns the shapes of weights and tokens."""
+    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
+    return params.abstract(model.specs(config)), tokens
+
+
+def programs(config, unit):
+    """Returns the programs of loss, and of loss and gradient, and what the latter gives."""
+
+    def run(weights, tokens, reads_all=True):
+        out = model.apply(weights, tokens, config, mode="train", step=step, remat=Remat(unit))
+        is_weighed = reads_all and out.aux.exit_weights is not None
+        logits = model.logits(weights, out.aux.states if is_weighed else out.hidden, config)
+        nats = jax.nn.logsumexp(logits, -1).mean() + sum(out.aux.losses.values())
+        nats += jnp.sum(out.aux.exit_weights) if is_weighed else 0  # the gate's gradient
+        return nats, (out.hidden, out.aux, logits)
+
+    step = jnp.int32(0)
+    forward = jax.make_jaxpr(functools.partial(run, reads_all=False))(*arguments(config))
+    graded = jax.make_jaxpr(jax.value_and_grad(run, has_aux=True), return_shape=True)
+    both, given = graded(*arguments(config))
+    return forward, both, given
+
+
+def assert_flops_are_exact(config, unit, forward, both):
+    """Asserts that closed forms equal the counts of the traced programs."""
+    once = count_flops(forward)
+    assert BATCH * accounting.forward_flops(config, LENGTH) == once
+    executed = BATCH * accounting.executed_training_flops(config, LENGTH, Remat(unit))
+    assert BATCH * accounting.training_flops(config, LENGTH) < executed
+    count = count_flops(both)
+    if getattr(config.depth, "sampling", None) == "aux_router":  # no product towards its input
+        assert executed > count
+    elif config.loop_norm == "each" and unit == "block":  # which needs each block's last product
+        assert executed <= count <= 1.1 * executed
+    else:
+        assert executed == count
+
+
+@pytest.mark.parametrize(("name", "unit"), [*MET, *REST])
+def test_flops_are_exact_and_no_dtype_is_promoted_in_silence(name, unit):
+    config = dataclasses.replace(POINTS[name], dtype="bfloat16")
+    is_strict = not name.startswith(PROMOTES)
+    with jax.numpy_dtype_promotion("strict" if is_strict else "standard"):
+        forward, both, ((nats, (hidden, aux, logits)), grads) = programs(config, unit)
+        decode = lambda weights, tokens: model.apply(weights, tokens, config, mode="causal")
+        decoded = jax.eval_shape(decode, *arguments(config)).hidden
+    assert hidden.dtype == decoded.dtype == jnp.bfloat16
+    assert aux.states is None or aux.states.dtype == jnp.bfloat16
+    measured = jax.tree.leaves((nats, logits, aux.losses, aux.metrics, aux.exit_weights, grads))
+    assert {leaf.dtype for leaf in measured} == {jnp.dtype("float32")}
+    if getattr(config.depth, "sampler", "fixed") == "fixed":  # else the length of a loop is drawn
+        assert_flops_are_exact(config, unit, forward, both)
+
+
+@pytest.mark.parametrize(("depth", "plan"), ROUTED)
+def test_flops_are_exact_for_every_policy_and_kv_plan(depth, plan):
+    try:
+        config = points.point(depth_=depth, kv_sharing=plan)
+    except ValueError as refusal:
+        assert "kv_sharing" in str(refusal)
+        return
+    forward, both, _ = programs(config, "none")
+    assert_flops_are_exact(config, "none", forward, both)

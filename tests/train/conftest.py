@@ -1,0 +1,29 @@
+"""Runs that are trained once and read by the tests of several files."""
+
+import pytest
+
+from recursia.train import loop
+from tests.helpers import runs, trainers
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory):
+    """The text and the configuration of a tiny run."""
+    folder = tmp_path_factory.mktemp("train")
+    runs.write_text(folder)
+    runs.write_config(folder / "tiny.py", runs.values(folder, **runs.SECTIONS))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def unbroken(folder):
+    """The directory of a run that nothing stopped."""
+    assert runs.train(folder, folder / "unbroken") == 0
+    return folder / "unbroken"
+
+
+@pytest.fixture(scope="package")
+def earlier(folder):
+    """The directory of a finished run of a fixed depth."""
+    loop.train(trainers.short_run(folder), folder / "earlier", {})
+    return folder / "earlier"
