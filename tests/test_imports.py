@@ -78,7 +78,8 @@ MAY = {
     | CONFIGS,
     "evaluate": BASE
     | FORWARD
-    | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"},
+    | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
+    | {"config", "accounting", "sharding", "distributed", "jsonlines"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}

@@ -17,7 +17,7 @@ from jaxtyping import Array
 
 from recursia import model, sharding
 from recursia.architecture import Model
-from recursia.evaluate.requests import Place, padded
+from recursia.evaluate.shapes import Place, padded
 
 IsDone = Callable[[int, list[int]], bool]
 

@@ -24,7 +24,8 @@ from recursia.depth.policy import Mode
 from recursia.errors import ConfigError
 from recursia.evaluate import requests
 from recursia.evaluate.continuations import Way, continuations
-from recursia.evaluate.requests import Answer, Place, Request
+from recursia.evaluate.requests import Answer, Request
+from recursia.evaluate.shapes import Place
 from recursia.workdir import trained as runs
 from recursia.workdir.trained import Trained
 

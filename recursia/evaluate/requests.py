@@ -6,7 +6,6 @@ depend on what else is asked. Requests that differ in their last token only are 
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,11 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from recursia import model, sharding
 from recursia.architecture import Model
-from recursia.data.loader import rows_here
 from recursia.depth.policy import Mode
 from recursia.errors import DataError
+from recursia.evaluate.shapes import Place, padded, power
 
-SHORTEST = 16  # tokens of the shortest padded row
 WIDTH, CHOICES = 8, 4  # scored tokens and last tokens of a row are padded to powers of these
 PARTS = 16  # of the tokens of a batch, of which logits exist at a time
 
@@ -55,49 +53,6 @@ class Answer:
     mean_depth: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where and how requests are computed.
-
-    Attributes:
-      mode: "eval" as published, "causal" as decoding decides.
-      mesh: devices over which rows are split.
-      rules: how.
-      context_length: tokens that the model is given at most; the latest are kept.
-      batch_tokens: tokens, padding included, of the rows computed at a time.
-    """
-
-    mode: Mode
-    mesh: Mesh
-    rules: sharding.Rules
-    context_length: int
-    batch_tokens: int
-
-    @property
-    def by_rows(self) -> NamedSharding:
-        """How arrays with a leading axis of rows lie over the devices."""
-        return NamedSharding(self.mesh, sharding.partition(("batch",), self.rules))
-
-    def rows_at_a_time(self, length: int, wanted: int) -> int:
-        """Returns the rows of a batch: a power of two, or what `batch_tokens` allows.
-
-        Args:
-          length: of each, padded.
-          wanted: rows that there are.
-        """
-        axes = sharding.splitting("batch", self.rules)
-        ways = math.prod(self.mesh.shape[axis] for axis in axes)
-        most = max(self.batch_tokens // length, 1)
-        return -(-min(most, power(2, wanted)) // ways) * ways
-
-    def put(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
-        """Returns arrays of rows over the devices; each process brings what its own hold."""
-        count = len(next(iter(arrays.values())))
-        here = list(rows_here(self.by_rows, (count, 1)))
-        lay = functools.partial(jax.make_array_from_process_local_data, self.by_rows)
-        return {name: lay(value[here]) for name, value in arrays.items()}
-
-
 @dataclasses.dataclass
 class _Row:
     """Requests with the same input.
@@ -113,21 +68,6 @@ class _Row:
     count: int
     targets: tuple[int, ...]
     lasts: list[tuple[int, int]]
-
-
-def power(base: int, least: int) -> int:
-    """Returns the first power of `base` from `least` on."""
-    found = 1
-    while found < least:
-        found *= base
-    return found
-
-
-def padded(length: int, most: int) -> int:
-    """Returns to how many tokens a row is padded: 16, 24, 32, 48, 64, ... up to `most`."""
-    step = max(power(2, length), SHORTEST)
-    step = step * 3 // 4 if SHORTEST < step and length <= step * 3 // 4 else step
-    return min(step, most)
 
 
 def is_cut(request: Request, context_length: int) -> bool:
@@ -217,17 +157,18 @@ def _rows(requests: Sequence[Request], context_length: int) -> list[_Row]:
 def _batches(
     rows: list[_Row], config: Model, place: Place
 ) -> Iterator[tuple[list[_Row], dict[str, np.ndarray]]]:
-    """Yields rows of one shape, and what the program takes of them."""
+    """Yields rows of one length, alike in how much of them is scored, and as arrays."""
     choices = power(CHOICES, max((len(row.lasts) for row in rows), default=1))
-    shapes: dict[tuple[int, int], list[_Row]] = {}
+    by_length: dict[int, list[_Row]] = {}
     for row in rows:
         length = _allowed(config, padded(len(row.inputs), place.context_length), place)
-        width = min(power(WIDTH, row.count), length)
-        shapes.setdefault((length, width), []).append(row)
-    for (length, width), alike in shapes.items():
+        by_length.setdefault(length, []).append(row)
+    for length, alike in by_length.items():
+        alike.sort(key=lambda row: -row.count)
         size = place.rows_at_a_time(length, len(alike))
         for first in range(0, len(alike), size):
             part = alike[first : first + size]
+            width = min(power(WIDTH, part[0].count), length)
             yield part, _arrays(part, size, length, width, choices)
 
 
@@ -261,33 +202,44 @@ def _arrays(
 
 @functools.lru_cache(maxsize=32)
 def _scored(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules):
-    """Returns a compiled function from parameters and a batch of rows to their scores."""
-    rows = NamedSharding(mesh, sharding.partition(("batch",), rules))
+    """Returns a function from parameters and a batch of rows to their scores.
 
-    def run(params: Any, batch: dict[str, Array]) -> dict[str, Array]:
-        tokens, lengths, width = batch["tokens"], batch["lengths"], batch["targets"].shape[1]
+    It is two programs: the model's depends on the rows' length alone, and is slow to compile.
+    """
+    rows = NamedSharding(mesh, sharding.partition(("batch",), rules))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    lay = lambda f, count, out: jax.jit(f, in_shardings=(None, *(rows,) * count), out_shardings=out)
+
+    def forward(params: Any, tokens: Array, lengths: Array) -> tuple[Array, Array]:
         is_live = jnp.arange(tokens.shape[1]) < lengths[:, None]
         segments = is_live.astype(jnp.int32)
         out = model.apply(params, tokens, config, segment_ids=segments, mode=mode)
+        return out.hidden, (out.aux.depth_used * is_live).sum(1) / jnp.maximum(lengths, 1)
+
+    def read(params: Any, hidden: Array, batch: dict[str, Array]) -> dict[str, Array]:
+        width, length = batch["targets"].shape[1], hidden.shape[1]
         along = jnp.arange(width)
-        places = jnp.maximum(lengths[:, None] - width + along, 0)
-        hidden = jnp.take_along_axis(out.hidden, places[..., None], axis=1)
+        places = jnp.maximum(batch["lengths"][:, None] - width + along, 0)
+        hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
         is_scored = (along >= width - batch["counts"][:, None]) & (along < width - 1)
         columns = jnp.moveaxis(hidden, 1, 0), batch["targets"].T[..., None]
-        at_once = max(tokens.shape[1] // PARTS, 1)
         column = lambda x: _log_likelihood(params, config, *x)
-        each, greedy = jax.lax.map(column, columns, batch_size=at_once)
-        last, last_greedy = _log_likelihood(params, config, hidden[:, -1], batch["lasts"])
+        each, greedy = jax.lax.map(column, columns, batch_size=max(length // PARTS, 1))
+        last, last_greedy = column((hidden[:, -1], batch["lasts"]))
         return {
             "before": jnp.sum(each[..., 0].T * is_scored, axis=1),
             "greedy": jnp.all(greedy[..., 0].T | ~is_scored, axis=1),
             "last": last,
             "last_greedy": last_greedy,
-            "depth": (out.aux.depth_used * is_live).sum(1) / jnp.maximum(lengths, 1),
         }
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(run, in_shardings=(None, rows), out_shardings=everywhere)
+    forward, read = lay(forward, 2, (rows, everywhere)), lay(read, 2, everywhere)
+
+    def run(params: Any, batch: dict[str, Array]) -> dict[str, Array]:
+        hidden, depth = forward(params, batch["tokens"], batch["lengths"])
+        return {**read(params, hidden, batch), "depth": depth}
+
+    return run
 
 
 def _log_likelihood(

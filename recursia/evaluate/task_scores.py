@@ -24,7 +24,7 @@ from recursia.evaluate.harness import HarnessLM
 from recursia.evaluate.variants import Variant
 from recursia.workdir.trained import Trained
 
-VERSIONS = ("recursia", "jax", "jaxlib", "lm_eval", "datasets")
+_LIBRARIES = ("lm_eval", "datasets")
 _OURS = (("query", "gold"), ("gold", "target"), ("query", "target"))
 _Loaded = dict[str, Any]  # tasks and groups by name, as the harness gives them
 
@@ -113,7 +113,7 @@ class Tasks:
         return table
 
     def described(self) -> dict[str, Any]:
-        """Returns versions of the tasks, examples before a prompt, and the seed."""
+        """Returns what it takes to run the same again."""
         tasks = self._loaded["tasks"]
         version = lambda task: (task.get_config("metadata") or {}).get("version")
         return {
@@ -122,6 +122,7 @@ class Tasks:
             "num_fewshot": {n: task.get_config("num_fewshot") for n, task in tasks.items()},
             "limit": self._limit,
             "seed": self._seed,
+            "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
 
     def _members(self, name: str) -> list[str]:
@@ -147,11 +148,6 @@ class Tasks:
                 f"--num_fewshot={asked}: {name} has no rows besides those that are scored; take 0"
             )
         given.set_config(key="num_fewshot", value=asked)
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of what computes scores."""
-    return {name: importlib.metadata.version(name) for name in VERSIONS}
 
 
 def _load(manager: TaskManager, names: Sequence[str]) -> _Loaded:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from recursia import console
+from recursia import console, jsonlines
 from recursia.convert import safely
 from recursia.data import files
 from recursia.errors import DataError
@@ -22,7 +22,7 @@ from recursia.evaluate.rows import Row, WrongRow
 _ACC = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
 _NORM = {**_ACC, "metric": "acc_norm"}  # by the characters of the choice
 _PERPLEXITY = {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False}
-_SUFFIXES = tuple(f".jsonl{packed}" for packed in files.PACKED)
+_SUFFIXES = tuple(f".jsonl{packed}" for packed in files.COMPRESSIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _find(source: pathlib.Path, name: str) -> str | None:
 def _write(path: pathlib.Path, given: Iterable[Row]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in given:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(jsonlines.line(row))
 
 
 def _settings(path: pathlib.Path, settings: dict[str, Any]) -> None:

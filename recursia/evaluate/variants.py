@@ -1,7 +1,7 @@
 """A trained model at other depths, in other modes, with other capacities."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recursia import accounting, config, model
@@ -11,6 +11,7 @@ from recursia.errors import ConfigError
 from recursia.workdir.trained import Trained
 
 Capacity = tuple[float, ...]
+Row = dict[str, Any]  # of a table: what tells a variant from others, and its scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,22 @@ def title(row: Mapping[str, Any]) -> str:
     """Returns in words which variant a row of a table is of."""
     capacity = ",".join(f"{share:.3g}" for share in row.get("capacity", ()))
     return f"depth {row['depth']}, {row['mode']}{capacity and f', capacity {capacity}'}"
+
+
+def add_gaps(rows: Sequence[Row], keys: tuple[str, ...], value: Callable[[Row], float]) -> None:
+    """Adds `causal_gap` to causal rows: how much more they have than the published ones.
+
+    Args:
+      rows: of a table.
+      keys: columns in which both rows are alike.
+      value: of a row.
+    """
+    alike = lambda row: tuple(row[key] for key in keys)
+    is_trained = lambda row, mode: row["mode"] == mode and "capacity" not in row
+    published = {alike(row): value(row) for row in rows if is_trained(row, "eval")}
+    for row in rows:
+        if is_trained(row, "causal") and alike(row) in published:
+            row["causal_gap"] = value(row) - published[alike(row)]
 
 
 def of(

@@ -12,6 +12,7 @@ from recursia.verbs import (
     convert_recursive,
     data_inspect,
     data_prepare,
+    data_tasks,
     eval,
     fields,
     generate,
@@ -51,6 +52,7 @@ VERBS: dict[str, Verb] = {
     "convert export": convert_export,
     "data prepare": data_prepare,
     "data inspect": data_inspect,
+    "data tasks": data_tasks,
     "presets": presets,
     "fields": fields,
 }

@@ -9,7 +9,8 @@ from recursia import sharding
 from recursia.errors import DataError
 from recursia.evaluate import continuations as decoding
 from recursia.evaluate import requests
-from recursia.evaluate.requests import Place, Request, score
+from recursia.evaluate.requests import Request, score
+from recursia.evaluate.shapes import Place, padded
 from recursia.generate import decode
 from tests.helpers.points import DEPTHS, point
 from tests.helpers.tiny import VOCAB, draw, forward
@@ -147,10 +148,10 @@ def test_an_empty_context_is_refused():
 
 
 def test_there_are_few_shapes():
-    lengths = {requests.padded(length, 2048) for length in range(1, 5000)}
-    assert len(lengths) == 15 and max(lengths) == 2048
+    lengths = {padded(length, 2048) for length in range(1, 5000)}
+    assert len(lengths) == 10 and max(lengths) == 2048
     for length in range(1, 2049):
-        assert length <= requests.padded(length, 2048) <= max(16, 1.5 * length)
+        assert length <= padded(length, 2048) < max(33, 2 * length)
 
 
 def greedily(count, **how):
