@@ -15,6 +15,7 @@ from recursia.evaluate.tables import main_metric
 Row = dict[str, Any]
 Panel = Callable[[Axes, Mapping[str, Any]], None]
 _LINES = {"eval": "o-", "causal": "s--"}
+_CAPACITY = "mean capacity of the recursions"
 _MOST = 8  # tasks with a line or bar of their own
 
 
@@ -76,22 +77,17 @@ def _cache_by_depth(axes: Axes, result: Mapping[str, Any]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _by_capacity(axes: Axes, result: Mapping[str, Any]) -> None:
-    """Draws scores at the trained depth, or the deepest there is, over the mean capacity."""
-    deepest = _main_depth(result)
-    drawn = [("loss, nats per token", result.get("table", ()), _loss)]
-    for name in tasks_shown(result):
+def _loss_by_capacity(axes: Axes, result: Mapping[str, Any]) -> None:
+    _by_capacity(axes, result, result["table"], _loss, "C0", "")
+    axes.set(title="loss against capacity", xlabel=_CAPACITY, ylabel="nats per token")
+
+
+def _tasks_by_capacity(axes: Axes, result: Mapping[str, Any]) -> None:
+    for index, name in enumerate(tasks_shown(result)):
         rows = [row for row in result["tasks"] if row["task"] == name]
-        drawn.append((name, rows, _score))
-    for name, rows, value in drawn:
-        points = sorted(
-            (sum(row["capacity"]) / len(row["capacity"]), value(row))
-            for row in rows
-            if "capacity" in row and row["depth"] == deepest
-        )
-        if points:
-            axes.plot(*zip(*points, strict=True), "o-", label=name)
-    axes.set(title="against capacity", xlabel="mean capacity of the recursions", ylabel="score")
+        label = f"{name}, {main_metric(rows[0])}"
+        _by_capacity(axes, result, rows, _score, f"C{index}", label)
+    axes.set(title="tasks against capacity", xlabel=_CAPACITY, ylabel="score")
 
 
 def _recursions_by_task(axes: Axes, result: Mapping[str, Any]) -> None:
@@ -104,7 +100,7 @@ def _gap_by_task(axes: Axes, result: Mapping[str, Any]) -> None:
     rows = [row for row in _all(result) if row["depth"] == _main_depth(result)]
     _bars(axes, rows, lambda row: row.get("causal_gap"))
     axes.axvline(0, color="0.4", lw=0.8)
-    axes.set(title="causal less published", xlabel="difference of the score")
+    axes.set(title="causal less published", xlabel="difference; of text, nats per token")
 
 
 _PANELS: tuple[tuple[Panel, Callable[[Mapping[str, Any]], bool]], ...] = (
@@ -112,7 +108,8 @@ _PANELS: tuple[tuple[Panel, Callable[[Mapping[str, Any]], bool]], ...] = (
     (_tasks_by_depth, lambda result: bool(tasks_shown(result))),
     (_recursions_by_task, lambda result: bool(tasks_shown(result))),
     (_gap_by_task, lambda result: any("causal_gap" in row for row in _all(result))),
-    (_by_capacity, lambda result: any("capacity" in row for row in _all(result))),
+    (_loss_by_capacity, lambda result: _has_capacity(result.get("table", ()))),
+    (_tasks_by_capacity, lambda result: _has_capacity(result.get("tasks", ()))),
     (_cache_by_depth, lambda result: any("cache_bytes_per_token" in r for r in _all(result))),
 )
 
@@ -155,6 +152,29 @@ def _by_depth(
             label = ", ".join(filter(None, [name, mode]))
             axes.plot(*zip(*points, strict=True), line, color=color, label=label, ms=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _has_capacity(rows: Sequence[Row]) -> bool:
+    return any("capacity" in row for row in rows)
+
+
+def _by_capacity(
+    axes: Axes,
+    result: Mapping[str, Any],
+    rows: Sequence[Row],
+    value: Callable[[Row], float],
+    color: str,
+    label: str,
+) -> None:
+    """Draws published routing at the trained depth, or the deepest there is."""
+    depth, trained = _main_depth(result), result["config"]["model"]["depth"].get("capacity")
+    points = [
+        (sum(capacity[:depth]) / depth, value(row))
+        for row in rows
+        if row["depth"] == depth and row["mode"] == "eval"
+        if (capacity := row.get("capacity", trained))
+    ]
+    axes.plot(*zip(*sorted(points), strict=True), "o-", color=color, label=label, ms=4)
 
 
 def _at_trained(axes: Axes, result: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The picture of an evaluation has a panel for each question that its result answers."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -16,6 +17,7 @@ def result(depths=(1, 2, 3), modes=MODES, capacities=(), tasks=("piqa", "arc_eas
     both = lambda row: {"causal_gap": 0.1} if row["mode"] == "causal" and len(modes) == 2 else {}
     common = lambda row: {**row, **both(row), "mean_depth": 1.5, "cache_bytes_per_token": 512.0}
     found = {"workdir": "runs/a", "step": 5, "trained_depth": 2}
+    found["config"] = {"model": {"depth": {"capacity": (1.0, 0.7, 0.4)}}}
     if has_text:
         text = {"nats_per_token": 2.0, "bits_per_byte": 3.0, "tokens": 9}
         found |= {"tokens": 9, "table": [{**common(row), **text} for row in variants]}
@@ -38,7 +40,8 @@ def test_there_is_a_panel_for_what_the_result_has():
     assert titles(result(modes=("causal",), tasks=())) == [text, cache]
     assert titles(result(has_text=False, modes=("eval",))) == [tasks, depth, cache]
     capacities = titles(result(capacities=((1.0, 0.5), (1.0, 0.2))))
-    assert capacities == [text, tasks, depth, gap, "against capacity", cache]
+    more = ["loss against capacity", "tasks against capacity"]
+    assert capacities == [text, tasks, depth, gap, *more, cache]
 
 
 def test_lines_are_of_depths_and_the_trained_one_is_marked():
@@ -50,6 +53,13 @@ def test_lines_are_of_depths_and_the_trained_one_is_marked():
         *(f"{task}, acc, {mode}" for task in ("piqa", "arc_easy") for mode in MODES),
         "trained",
     ]
+
+
+def test_capacities_stand_beside_the_trained_one():
+    found = result(depths=(1, 2), capacities=((1.0, 0.5, 0.2), (1.0, 0.2, 0.1)))
+    panels = {axes.get_title(): axes for axes in picture.draw(found).axes}
+    (line,) = panels["loss against capacity"].lines
+    np.testing.assert_allclose(line.get_xdata(), [0.6, 0.75, 0.85])
 
 
 def test_only_tasks_that_were_asked_for_are_drawn_and_at_most_eight():
