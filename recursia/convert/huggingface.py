@@ -38,7 +38,20 @@ _CLASSES = {
 _READ = {"mlp_bias": False, "pretraining_tp": 1, "use_bidirectional_attention": False}
 _ACTIVATIONS = {"silu": SwiGLU, "swish": SwiGLU, "gelu_pytorch_tanh": GEGLU}
 # What transformers takes where a file does not say.
-_TIED = {"llama": False, "qwen2": False, "qwen3": False, "gemma2": True, "ouro": False}
+_DEFAULTS: dict[str, Settings] = {
+    "qwen2": {"num_key_value_heads": 32},
+    "qwen3": {"num_key_value_heads": 32, "head_dim": 128},
+    "gemma2": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+    },
+}
 
 
 def model_of(theirs: Settings) -> tuple[str, Model]:
@@ -56,11 +69,20 @@ def model_of(theirs: Settings) -> tuple[str, Model]:
     for option, value in _READ.items():
         if (got := theirs.get(option) or value) != value:
             raise ConfigError(f"config.json: {option} {got!r} is not read; {value!r} is")
+    try:
+        return family, _model({**_DEFAULTS.get(family, {}), **theirs}, family)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"config.json: {error}") from None
+
+
+def _model(theirs: Settings, family: str) -> Model:
     layers, width = _number(theirs, "num_hidden_layers"), _number(theirs, "hidden_size")
     mixer, has_gate = _mixer(theirs, family, width), family == "ouro"
     recursions = int(theirs.get("total_ut_steps") or 4) if has_gate else 1
     embed = Embedding(
-        is_tied=bool(theirs.get("tie_word_embeddings", _TIED[family])),
+        is_tied=bool(theirs.get("tie_word_embeddings")),
         scale=math.sqrt(width) if family == "gemma2" else 1.0,
         logit_cap=float(theirs.get("final_logit_softcapping") or 0.0),
     )
@@ -71,21 +93,17 @@ def model_of(theirs: Settings) -> tuple[str, Model]:
         feedforward=_feedforward(theirs),
         norm_eps=float(theirs.get("rms_norm_eps", 1e-6)),
     )
-    try:
-        return family, Model(
-            num_layers=layers * recursions,
-            block=block,
-            depth=ExitGate(recursions) if has_gate else Fixed(1),
-            sharing="cycle" if has_gate else "none",
-            loop_norm="each" if has_gate else "none",
-            kv=kv.Plan(window=_windows(theirs, family, layers, recursions)),
-            embed=embed,
-            vocab_size=_number(theirs, "vocab_size"),
-        )
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"config.json: {error}") from None
+    threshold = float(theirs.get("early_exit_threshold") or 1.0)
+    return Model(
+        num_layers=layers * recursions,
+        block=block,
+        depth=ExitGate(recursions, exit_threshold=threshold) if has_gate else Fixed(1),
+        sharing="cycle" if has_gate else "none",
+        loop_norm="each" if has_gate else "none",
+        kv=kv.Plan(window=_windows(theirs, family, layers, recursions)),
+        embed=embed,
+        vocab_size=_number(theirs, "vocab_size"),
+    )
 
 
 def _number(theirs: Settings, name: str) -> int:
@@ -100,22 +118,19 @@ def _mixer(theirs: Settings, family: str, width: int) -> GroupedQuery:
     biased = family == "qwen2" or bool(theirs.get("attention_bias"))
     scale = theirs.get("query_pre_attn_scalar") if family == "gemma2" else None
     base, stretch = _rotary(theirs, family)
-    try:
-        return GroupedQuery(
-            num_heads=heads,
-            num_kv_heads=int(theirs.get("num_key_value_heads") or heads),
-            head_dim=int(theirs.get("head_dim") or width // heads),
-            rope_base=base,
-            rope_stretch=stretch,
-            has_bias=biased,
-            has_value_bias=biased,
-            has_out_bias=family != "qwen2",
-            head_norm_eps=float(theirs.get("rms_norm_eps", 1e-6)) if family == "qwen3" else None,
-            score_scale=None if scale is None else float(scale) ** -0.5,
-            score_cap=float(theirs.get("attn_logit_softcapping") or 0.0),
-        )
-    except ValueError as error:
-        raise ConfigError(f"config.json: {error}") from None
+    return GroupedQuery(
+        num_heads=heads,
+        num_kv_heads=int(theirs.get("num_key_value_heads") or heads),
+        head_dim=int(theirs.get("head_dim") or width // heads),
+        rope_base=base,
+        rope_stretch=stretch,
+        has_bias=biased,
+        has_value_bias=biased,
+        has_out_bias=family != "qwen2",
+        head_norm_eps=float(theirs.get("rms_norm_eps", 1e-6)) if family == "qwen3" else None,
+        score_scale=None if scale is None else float(scale) ** -0.5,
+        score_cap=float(theirs.get("attn_logit_softcapping") or 0.0),
+    )
 
 
 def _feedforward(theirs: Settings) -> SwiGLU:
@@ -156,7 +171,7 @@ def _windows(theirs: Settings, family: str, layers: int, recursions: int) -> Any
     has_switch = family in ("qwen2", "qwen3", "ouro")
     if not window or family == "llama" or (has_switch and not theirs.get("use_sliding_window")):
         return 0
-    kinds = theirs.get("layer_types")
+    kinds: list[str] | None = theirs.get("layer_types")
     if kinds is None and family == "gemma2":
         kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
     elif kinds is None:

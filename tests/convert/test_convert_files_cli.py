@@ -122,6 +122,13 @@ BAD = {
     "unknown unit": (settings(hidden_act="relu"), 2, "'relu'"),
     "biased feed-forward": (settings(mlp_bias=True), 2, "mlp_bias"),
     "no width": (settings(hidden_size=None), 2, "hidden_size"),
+    "a word for a number": (settings(rms_norm_eps="small"), 2, "'small'"),
+    "a list for a table": (settings(rope_scaling=[1]), 2, "config.json"),
+    "too few kinds of layers": (
+        settings(model_type="gemma2", head_dim=4, layer_types=["full_attention"]),
+        2,
+        "1 layer_types",
+    ),
     "heads that do not divide": (settings(num_key_value_heads=3), 2, "num_kv_heads 3"),
     "another tokenizer": (other_words, 3, "50 ids", "40 rows"),
     "no tokenizer": (without("tokenizer.json"), 3, "tokenizer"),

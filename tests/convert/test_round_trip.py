@@ -105,3 +105,14 @@ def test_exported_parameters_are_counted():
         family, config = huggingface.model_of(settings)
         theirs = sum(int(np.prod(each.shape)) for each in names.places(config, family))
         assert theirs == params.count(model.specs(config))
+
+
+def test_what_a_file_does_not_say_is_what_transformers_takes():
+    bare = {k: v for k, v in LLAMA.items() if k not in ("num_key_value_heads", "rms_norm_eps")}
+    config = huggingface.model_of({**bare, "model_type": "gemma2"})[1]
+    mixer = config.block.mixer
+    assert (mixer.head_dim, mixer.num_kv_heads, mixer.score_cap) == (256, 4, 50.0)
+    assert (config.embed.logit_cap, config.embed.is_tied) == (30.0, True)
+    assert config.schedule.seen.tolist() == [4096, 0, 4096]
+    assert huggingface.model_of(bare)[1].block.mixer.num_kv_heads == 4
+    assert huggingface.model_of({**bare, "model_type": "ouro"})[1].schedule.num_recursions == 4
