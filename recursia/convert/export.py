@@ -16,7 +16,7 @@ import numpy as np
 import recursia.config
 from recursia import model
 from recursia.architecture import Model
-from recursia.convert import huggingface, names, safetensors, unroll, vocabularies
+from recursia.convert import families, names, safetensors, unroll, vocabularies
 from recursia.convert.formats import OWN
 from recursia.data.tokenizer import BPETokenizer, Tokenizer
 from recursia.errors import ConfigError
@@ -73,7 +73,7 @@ def _family(config: Model, params: dict[str, Any], family: str, length: int) -> 
     """Returns settings, shapes and arrays as a family has them."""
     is_looped = family == "ouro"
     dense = config if is_looped else unroll.unrolled(config)
-    settings = huggingface.config_of(dense, family, length)
+    settings = families.config_of(dense, family, length)
     places = names.places(dense, family)
     by_name = {place.name: place for place in places}
     inner = [place for place in places if place.path.startswith("core.")]

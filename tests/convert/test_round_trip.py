@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recursia import model, params
-from recursia.convert import arrival, export, huggingface, names, safetensors
+from recursia.convert import arrival, export, families, huggingface, names, safetensors
 from recursia.depth.token_choice import TokenChoice
 from tests.helpers.checkpoints import LLAMA, OURO, place, read, words, write
 from tests.helpers.tiny import draw, is_equal, tiny
@@ -34,7 +34,7 @@ def test_a_family_comes_back_as_it_went(name, tmp_path):
     (tmp_path / "out").mkdir()
     export.export(config, weights, words(), name.split(",")[0], 32, tmp_path / "out")
     again, same = read(tmp_path / "out")
-    assert huggingface.comparable(again) == huggingface.comparable(config)
+    assert families.comparable(again) == families.comparable(config)
     assert is_equal(weights, same)
     back = safetensors.read(tmp_path / "out")
     assert set(back) == set(arrays)
