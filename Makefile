@@ -8,7 +8,7 @@ DEMO_BATCHES ?= 32
 TEST_FLAGS ?= -q -n 2 --dist=worksteal --durations=10
 NEWEST = $(shell .ci/newest-python $(PYTHON))
 
-.PHONY: .venv-newest/tested demo test test-slow test-newest test-presets test-shapes test-gpu-compile lint clean
+.PHONY: .venv-newest/tested demo test test-slow test-torch test-newest test-presets test-shapes test-gpu-compile lint clean
 
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
@@ -23,6 +23,11 @@ test: .venv/installed-test
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS) -m "slow and not gpu_compile"
+
+# Weights in and out against transformers, which needs PyTorch (installs up to 5 GB).
+test-torch: .venv/installed-torch
+	$(BIN)/python -m pytest $(TEST_FLAGS) tests/convert/test_huggingface_logits.py \
+	  tests/convert/test_export_logits.py
 
 # A few minutes with the newest Python that is found and the newest packages that pyproject.toml
 # takes: published numbers, the command line, a training that resumes, a program compiled for a TPU.
@@ -62,6 +67,10 @@ lint: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	$(BIN)/pip install --quiet --constraint requirements.txt --editable ".[test]"
+	@touch $@
+
+.venv/installed-torch: .venv/installed-test
+	$(BIN)/pip install --quiet --constraint requirements.txt --editable ".[test,torch]"
 	@touch $@
 
 .venv-newest/installed: pyproject.toml

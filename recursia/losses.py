@@ -102,9 +102,14 @@ def _forward(
 
     def step(head_grad: Head, xs: tuple[Array, Any, Array]):
         h, own, weight = xs
-        losses, error = token_loss(logits(h, head), common, own)
+        scores = logits(h, head)
+        losses, error = token_loss(scores, common, own)
         error = weight[..., None] * error()
-        added = {"bias": error.sum((0, 1))} if "bias" in head else {}
+        added = {}
+        if "cap" in head:
+            error, added["cap"] = error * (1 - (scores / head["cap"]) ** 2), jnp.zeros(())
+        if "bias" in head:
+            added["bias"] = error.sum((0, 1))
         error = error.astype(h.dtype)
         added["matrix"] = jnp.einsum("btv,btd->vd", error, h, preferred_element_type=jnp.float32)
         head_grad = jax.tree.map(jnp.add, head_grad, added)
@@ -142,7 +147,8 @@ def logits(hidden: Float[Array, "B C D"], head: Head) -> Float[Array, "B C V"]:
     """Returns float32 logits; the head's matrix is in the compute dtype."""
     matrix = head["matrix"]
     scores = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
-    return scores + head["bias"] if "bias" in head else scores
+    scores = scores + head["bias"] if "bias" in head else scores
+    return head["cap"] * jnp.tanh(scores / head["cap"]) if "cap" in head else scores
 
 
 def _split(chunk: int, tree: Any) -> Any:

@@ -267,9 +267,9 @@ def normalise(params: Params, x: Array, config: Model) -> Array:
 
 def logits(params: Params, hidden: Float[Array, "*B D"], config: Model) -> Float[Array, "*B V"]:
     """Returns float32 next-token logits of normalised hidden states."""
-    head = embedding.head(params["embed"])
+    head = embedding.head(params["embed"], config.embed)
     scores = dot(hidden, head["matrix"].astype(hidden.dtype), "d,vd->v").astype(jnp.float32)
-    return scores + head["bias"] if "bias" in head else scores
+    return embedding.capped(scores + head["bias"] if "bias" in head else scores, head)
 
 
 def at_depth(config: Model, params: Params, num_recursions: int) -> tuple[Model, Params]:

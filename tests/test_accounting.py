@@ -93,7 +93,7 @@ def test_the_trainers_loss_is_exact():
 
     def chunked(weights, tokens):
         out = model.apply(weights, tokens, model_config, mode="train")
-        head, ones = embedding.head(weights["embed"]), jnp.ones(tokens.shape)
+        head, ones = embedding.head(weights["embed"], model_config.embed), jnp.ones(tokens.shape)
         return losses.cross_entropy(out.hidden, head, tokens, ones, 4)[0]
 
     weights = params.abstract(model.specs(model_config))

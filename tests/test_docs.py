@@ -77,7 +77,8 @@ def test_the_readme_works_as_pasted_on_a_fresh_machine(tmp_path):
 def test_usage_shows_every_verb():
     shown = "".join("".join(blocks(page)) for page in [ROOT / "README.md", *PAGES])
     for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect",
-                 "convert recursive", "compile", "presets", "fields"):  # fmt: skip
+                 "data tasks", "convert recursive", "convert huggingface", "convert export",
+                 "compile", "presets", "fields"):  # fmt: skip
         assert f"recursia {verb}" in shown, verb
 
 

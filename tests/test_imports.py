@@ -67,7 +67,7 @@ MAY = {
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "data", "distributed"},
     "generate": BASE | FORWARD | {"params", "workdir", "console"},
-    "convert": MODEL | FORWARD | {"optimizers"},
+    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "workdir"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
@@ -80,7 +80,8 @@ MAY = {
     | CONFIGS,
     "evaluate": BASE
     | FORWARD
-    | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"},
+    | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
+    | {"config", "accounting", "sharding", "distributed", "jsonlines"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}

@@ -61,6 +61,10 @@ WINDOWED_BACKWARD = libraries.needs_devices(
     Op("windowed_attention_backward", reference.backward, (_SPLASH_BACK, _CUDNN_BACK), _products(5))
 )
 
+# No kernel has a soft cap yet.
+CAPPED = Op("capped_attention", reference.forward, (), _products(2))
+CAPPED_BACKWARD = Op("capped_attention_backward", reference.backward, (), _products(5))
+
 
 def routed_attention(
     query: Float[Array, "B T N H"],
@@ -74,6 +78,7 @@ def routed_attention(
     relative: Float[Array, "B T N R"] | None = None,
     scale: float | None = None,
     window: int = 0,
+    cap: float = 0.0,
     backend: str = "auto",
 ) -> Float[Array, "B T N H"]:
     """Causal grouped-query attention: a query sees keys of its segment that are not after it.
@@ -95,6 +100,7 @@ def routed_attention(
         it; keys further away take the last.
       scale: factor of the scores; None is 1 / sqrt(H).
       window: number of positions up to its own that a query sees; 0 is no bound.
+      cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
       backend: "auto", "reference" or the name of a kernel.
 
     Raises:
@@ -105,18 +111,22 @@ def routed_attention(
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     if not (query.size and key.size):
         return jnp.zeros(query.shape, query.dtype)
-    return _attend(query, key, value, where, relative, scale, window, backend)
+    return _attend(query, key, value, where, relative, scale, window, float(cap), backend)
 
 
-def _ops(where: Where, relative: Any, window: int) -> tuple[Op, Op, dict[str, int]]:
+def _ops(
+    where: Where, relative: Any, window: int, cap: float
+) -> tuple[Op, Op, dict[str, int | float]]:
     """Returns the forward and the backward op: libraries are preferred where they may run."""
+    if cap:
+        return CAPPED, CAPPED_BACKWARD, {"window": window, "cap": cap}
     if window:
         return WINDOWED, WINDOWED_BACKWARD, {"window": window}
     plain = relative is None and all(leaf is None for leaf in where)
     return (CAUSAL, CAUSAL_BACKWARD, {}) if plain else (FORWARD, BACKWARD, {})
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
 def _attend(
     query: Array,
     key: Array,
@@ -125,27 +135,30 @@ def _attend(
     relative: Array | None,
     scale: float,
     window: int,
+    cap: float,
     backend: str,
 ) -> Array:
-    forward, _, more = _ops(where, relative, window)
+    forward, _, more = _ops(where, relative, window, cap)
     return forward(query, key, value, where, relative, scale=scale, backend=backend, **more)[0]
 
 
 def _forward(
     query: Array, key: Array, value: Array, where: Where, relative: Any,
-    scale: float, window: int, backend: str,
+    scale: float, window: int, cap: float, backend: str,
 ) -> tuple[Array, Any]:  # fmt: skip
     inputs = query, key, value, where, relative
-    forward, _, more = _ops(where, relative, window)
+    forward, _, more = _ops(where, relative, window, cap)
     made = forward(*inputs, scale=scale, backend=backend, **more)
     # A rematerialisation policy can save by this name what the backward pass reads.
     out, logsum = (checkpoint_name(each, "routed_attention") for each in made)
     return out, (*inputs, out, logsum)
 
 
-def _backward(scale: float, window: int, backend: str, saved: Any, grad: Array) -> tuple[Any, ...]:
+def _backward(
+    scale: float, window: int, cap: float, backend: str, saved: Any, grad: Array
+) -> tuple[Any, ...]:
     *_, where, relative, _, _ = saved
-    _, backward, more = _ops(where, relative, window)
+    _, backward, more = _ops(where, relative, window, cap)
     query, key, value, relative = backward(*saved, grad, scale=scale, backend=backend, **more)
     return query, key, value, None, relative
 

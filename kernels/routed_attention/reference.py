@@ -21,6 +21,7 @@ def forward(
     *,
     scale: float,
     window: int = 0,
+    cap: float = 0.0,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Returns the output of each query, and in float32 the log-sum-exp of its scores.
 
@@ -29,7 +30,7 @@ def forward(
     """
 
     def one(query: Array, key: Array, value: Array, relative: Array | None, where: Where) -> Any:
-        scores = _scores(query, key, relative, where, scale, window)
+        scores = _scores(query, key, relative, where, scale, window, cap)
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
@@ -57,6 +58,7 @@ def backward(
     *,
     scale: float,
     window: int = 0,
+    cap: float = 0.0,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Returns the gradients of query, key, value and relative, from what `forward` returned."""
 
@@ -64,10 +66,12 @@ def backward(
         query: Array, key: Array, value: Array, relative: Any, out: Array, logsum: Array,
         grad: Array, where: Where,
     ) -> Any:  # fmt: skip
-        scores = _scores(query, key, relative, where, scale, window)
+        scores = _scores(query, key, relative, where, scale, window, cap)
         weights = jnp.exp(scores - logsum[..., None])
         mean = _dot("gth,gth->gt", out, grad)[..., None]
         towards = weights * (_dot("gth,sh->gts", grad, value) - mean)
+        if cap:  # the slope of the tangent; 0 where nothing is seen
+            towards *= 1 - (jnp.maximum(scores, -cap) / cap) ** 2
         further = None if relative is None else _towards_relative(towards, relative, where)
         weights, towards = weights.astype(grad.dtype), towards.astype(query.dtype)
         rows = lambda x: x.reshape(-1, x.shape[-1])
@@ -98,11 +102,13 @@ def _scores(
     where: Where,
     scale: float,
     window: int,
+    cap: float,
 ) -> Float[Array, "G T S"]:
     scores = _dot("gth,sh->gts", query, key) * scale
     if relative is not None:
         behind = _behind(where, relative.shape[-1])
         scores += jnp.take_along_axis(relative.astype(jnp.float32), behind[None], axis=-1)
+    scores = cap * jnp.tanh(scores / cap) if cap else scores
     return jnp.where(visible(where, window), scores, UNSEEN)
 
 

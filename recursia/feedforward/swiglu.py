@@ -26,6 +26,7 @@ class SwiGLU(FeedForward):
     mlp_dim: int
     init: Init = dataclasses.field(default_factory=Init)
 
+    activation = staticmethod(jax.nn.silu)
     norm_name = "mlp"
     slots = ("mlp",)
 
@@ -52,7 +53,7 @@ class SwiGLU(FeedForward):
         weights = params["mlp"]
         gate = dot(h, weights["gate"], "d,df->f")
         up = dot(x, weights["up"], "d,df->f")
-        return dot(jax.nn.silu(gate) * up, weights["down"], "f,fd->d"), {}
+        return dot(self.activation(gate) * up, weights["down"], "f,fd->d"), {}
 
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""

@@ -66,6 +66,8 @@ def attend(
     context: Context,
     source_context: Context,
     relative: Float[Array, "B T N R"] | None = None,
+    scale: float | None = None,
+    cap: float = 0.0,
 ) -> Float[Array, "B T N H"]:
     """Causal grouped-query attention: a query sees keys of its segment at or before its position.
 
@@ -79,6 +81,8 @@ def attend(
       source_context: of the keys, whose tokens may be others than those of the queries.
       relative: relative position bias: the query's score of keys 0, 1, ... positions behind it;
         keys further behind take the last.
+      scale: factor of the scores; None is 1 / sqrt(H).
+      cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
     positions = [context.positions, source_context.positions]
     if context.is_row and source_context.is_row and not is_split("length"):
@@ -101,6 +105,8 @@ def attend(
             query_segments=query_segments,
             key_segments=key_segments,
             relative=relative,
+            scale=scale,
+            cap=cap,
             window=context.window,
         )
 

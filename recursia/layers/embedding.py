@@ -24,6 +24,8 @@ class Embedding:
       scale: factor of every embedding.
       factor_dim: width of the tables of a factorised embedding, which a projection maps to the
         width of the model (Lan et al. 2019, arXiv 1909.11942); 0 does not factorise.
+      logit_cap: soft cap of the logits, cap * tanh(logit / cap) (Gemma Team 2024, arXiv
+        2408.00118); 0 has none.
     """
 
     is_tied: bool = True
@@ -32,12 +34,13 @@ class Embedding:
     has_head_bias: bool = False
     scale: float = 1.0
     factor_dim: int = 0
+    logit_cap: float = 0.0
 
     def __post_init__(self):
         has_own = self.head_init_std is not None
         ranges.at_least(0, self, "init_std", *(("head_init_std",) if has_own else ()))
         ranges.above(0, self, "scale")
-        ranges.at_least(0, self, "factor_dim")
+        ranges.at_least(0, self, "factor_dim", "logit_cap")
 
 
 def specs(config: Embedding, vocab_size: int, embed_dim: int) -> dict[str, Spec]:
@@ -74,7 +77,13 @@ def before_head(params: dict[str, Array], x: Float[Array, "*B D"]) -> Float[Arra
     return dot(x, params["projection"].astype(x.dtype), "d,ed->e")
 
 
-def head(params: dict[str, Array]) -> dict[str, Array]:
-    """Returns the float32 `matrix` [V E] of the output layer, and its `bias` [V] if it has one."""
-    matrix = params["head"] if "head" in params else params["table"]
-    return {"matrix": matrix, **({"bias": params["bias"]} if "bias" in params else {})}
+def head(params: dict[str, Array], config: Embedding) -> dict[str, Array]:
+    """Returns the float32 `matrix` [V E] of the output layer, and its `bias` [V] and `cap` []."""
+    found = {"matrix": params["head"] if "head" in params else params["table"]}
+    found |= {"bias": params["bias"]} if "bias" in params else {}
+    return found | ({"cap": jnp.float32(config.logit_cap)} if config.logit_cap else {})
+
+
+def capped(logits: Float[Array, "*B V"], head: dict[str, Array]) -> Float[Array, "*B V"]:
+    """Returns logits with the soft cap of the head, if it has one."""
+    return head["cap"] * jnp.tanh(logits / head["cap"]) if "cap" in head else logits

@@ -5,6 +5,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recursia.layers.stretch import NONE, Stretch
+
 Layout = Literal["halves", "interleaved"]
 
 
@@ -14,6 +16,7 @@ def rotate(
     base: float,
     layout: Layout = "halves",
     fraction: float = 1.0,
+    stretch: Stretch = NONE,
 ) -> Float[Array, "B T N H"]:
     """Rotates pairs of each head's numbers by angles that grow with the token's position.
 
@@ -24,14 +27,17 @@ def rotate(
       layout: a pair is one number of the first half of the head and one of the second, or two
         neighbours ("interleaved").
       fraction: of a head's width that is rotated, from its start, rounded down to an even width.
+      stretch: factors of the wavelengths, for documents longer than those of training.
     """
     width = int(fraction * x.shape[-1]) // 2 * 2
     if width < x.shape[-1]:
         head, rest = jnp.split(x, [width], axis=-1)
-        return jnp.concatenate([rotate(head, positions, base, layout), rest], axis=-1)
+        head = rotate(head, positions, base, layout, stretch=stretch)
+        return jnp.concatenate([head, rest], axis=-1)
     half = x.shape[-1] // 2
     # Angles in float32 whatever x is: bfloat16 holds no integer above 256 exactly.
     waves = base ** (jnp.arange(half, dtype=jnp.float32) / half)
+    waves = waves if stretch == NONE else stretch.of(waves)
     angle = positions[..., None, None].astype(jnp.float32) / waves
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     shape, axis = ((2, half), -2) if layout == "halves" else ((half, 2), -1)

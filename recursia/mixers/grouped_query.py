@@ -9,13 +9,15 @@ import jax
 from jaxtyping import Array
 
 from recursia import ranges
+from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Params, States
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
-from recursia.layers.norm import zeros
+from recursia.layers.norm import rms_norm, zeros
 from recursia.layers.rotary import Layout, rotate
+from recursia.layers.stretch import Stretch
 from recursia.mixers.mixer import Heads, Mixer, Queries
 from recursia.params import Spec
 
@@ -34,8 +36,15 @@ class GroupedQuery(Mixer):
       rope_fraction: of a head's width that is rotated, rounded down to an even width.
       has_bias: whether queries and keys have biases.
       has_value_bias: whether values and outputs have biases.
+      has_out_bias: whether outputs have one where values do.
       is_gated: whether each head's output is multiplied by the sigmoid of a projection of the
         token's normalised state (Qiu et al. 2025, arXiv 2505.06708).
+      head_norm_eps: added to the mean square in RMS norms of each query and key head, before the
+        rotation (Henry et al. 2020, arXiv 2010.04245); None has no such norms.
+      score_scale: factor of the scores; None is 1 / sqrt(head_dim).
+      score_cap: soft cap of the scores, cap * tanh(score / cap) (Gemma Team 2024, arXiv
+        2408.00118); 0 has none.
+      rope_stretch: factors of the rotary wavelengths, for documents longer than those of training.
       init: initialisation of the matrices.
     """
 
@@ -47,11 +56,18 @@ class GroupedQuery(Mixer):
     rope_fraction: float = 1.0
     has_bias: bool = False
     has_value_bias: bool = False
+    has_out_bias: bool = True
     is_gated: bool = False
+    head_norm_eps: float | None = None
+    score_scale: float | None = None
+    score_cap: float = 0.0
+    rope_stretch: Stretch = dataclasses.field(default_factory=Stretch)
     init: Init = dataclasses.field(default_factory=Init)
 
     slots = ("attention",)
-    key_weights = tuple(("attention", n) for n in ("key", "key_bias", "value", "value_bias"))
+    key_weights = tuple(
+        ("attention", n) for n in ("key", "key_bias", "key_norm", "value", "value_bias")
+    )
 
     def __post_init__(self):
         ranges.at_least(1, self, "num_heads", "num_kv_heads", "head_dim")
@@ -60,6 +76,8 @@ class GroupedQuery(Mixer):
                 f"num_heads: {self.num_heads} query heads do not divide over num_kv_heads "
                 f"{self.num_kv_heads}; take a multiple of {self.num_kv_heads}"
             )
+        ranges.at_least(0, self, "score_cap", *self._given("head_norm_eps"))
+        ranges.above(0, self, *self._given("score_scale"))
         if self.rope_base is not None:
             ranges.above(0, self, "rope_base")
             ranges.fraction(self, "rope_fraction")
@@ -67,6 +85,9 @@ class GroupedQuery(Mixer):
                 raise ValueError(
                     f"head_dim: got {self.head_dim}, takes an even number (rotary pairs)"
                 )
+
+    def _given(self, name: str) -> tuple[str, ...]:
+        return () if getattr(self, name) is None else (name,)
 
     @property
     def key_width(self) -> int:
@@ -93,22 +114,28 @@ class GroupedQuery(Mixer):
         if self.has_bias:
             weights |= {"query_bias": bias(n, "heads"), "key_bias": bias(k, "kv_heads")}
         if self.has_value_bias:
-            out = Spec((width,), (None,), zeros, is_decayed=False)
-            weights |= {"value_bias": bias(k, "kv_heads"), "out_bias": out}
+            weights["value_bias"] = bias(k, "kv_heads")
+        if self.has_value_bias and self.has_out_bias:
+            weights["out_bias"] = Spec((width,), (None,), zeros, is_decayed=False)
+        if self.head_norm_eps is not None:
+            norm = norms.specs("rms", self.head_dim)
+            weights |= {"query_norm": norm, "key_norm": norm}
         return {"attention": weights}
 
     def _project(self, params: Params, name: str, x: Array, einsum: str) -> Array:
         weights = params["attention"]
         y = dot(x, weights[name], einsum)
-        return y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
+        y = y + weights[f"{name}_bias"] if f"{name}_bias" in weights else y
+        if self.head_norm_eps is None or f"{name}_norm" not in weights:
+            return y
+        return rms_norm(y, weights[f"{name}_norm"], self.head_norm_eps)
 
     def rotated(self, heads: Heads, context: Context) -> Heads:
         """Returns queries or keys, rotated by the positions of their tokens."""
         if self.rope_base is None:
             return heads
-        return rotate(
-            heads, context.positions, self.rope_base, self.rope_layout, self.rope_fraction
-        )
+        how = self.rope_base, self.rope_layout, self.rope_fraction, self.rope_stretch
+        return rotate(heads, context.positions, *how)
 
     def queries(self, params: Params, h: States, context: Context) -> Queries:
         """Returns the queries of normalised states."""

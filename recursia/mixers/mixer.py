@@ -39,12 +39,16 @@ class Mixer(Branch):
       head_dim: width of a head.
       key_weights: (slot, name) of weights that only make keys and values: a step that reads those
         of another step has no use for them.
+      score_scale: factor of the scores; None is 1 / sqrt(head_dim).
+      score_cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
 
     num_heads: int
     head_dim: int
 
     norm_name = "attention"
+    score_scale: float | None = None
+    score_cap: float = 0.0
     key_weights: ClassVar[tuple[tuple[str, str], ...]]
 
     @property
@@ -127,7 +131,8 @@ class Mixer(Branch):
             else:
                 made = source.append(made, context)
                 source = made.keys_values, made.context
-        mixed = attend(queries.heads, source[0], context, source[1], queries.relative)
+        how = queries.relative, self.score_scale, self.score_cap
+        mixed = attend(queries.heads, source[0], context, source[1], *how)
         y, usage = self.outputs(params, mixed, h, queries, context)
         return y, made, self.report(value_usage, usage)
 

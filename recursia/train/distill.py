@@ -47,7 +47,8 @@ class Teacher:
             segment_ids=batch["segment_ids"],
             mode="eval",
         )
-        return jax.lax.stop_gradient((out.hidden, embedding.head(self.params["embed"])))
+        head = embedding.head(self.params["embed"], self.model.embed)
+        return jax.lax.stop_gradient((out.hidden, head))
 
 
 def distance(

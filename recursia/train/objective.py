@@ -84,7 +84,7 @@ def _prediction_losses(
     The prediction loss and the exit losses are sums over tokens, in nats.
     """
     aux, targets = out.aux, batch["targets"]
-    head, chunk = embedding.head(weights["embed"]), run.train.loss_chunk
+    head, chunk = embedding.head(weights["embed"], config.embed), run.train.loss_chunk
 
     def score(hidden: Array, share: Array, teacher: distill.TeacherOutput | None):
         if teacher is None:

@@ -4,13 +4,16 @@ Saves are asynchronous. A checkpoint is finished once its commit file exists: by
 trusts directory names on local file systems, and would restore an interrupted save.
 """
 
+import json
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from recursia.errors import CheckpointError
+import recursia.config
+from recursia.architecture import Model
+from recursia.errors import CheckpointError, ConfigError
 
 FORMAT_VERSION = 1
 _MAX_DIFFERENCES = 5  # in a message
@@ -150,6 +153,15 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {n: tuple(leaf.shape) for n, leaf in named.items() if n.startswith("params.")}
 
 
+def _completed(model: dict[str, Any]) -> dict[str, Any]:
+    """Returns a saved model with the fields that have been added since, at their defaults."""
+    try:
+        values = recursia.config.to_dict(recursia.config.build(Model, model, "model"))
+    except ConfigError:  # it has fields that have been removed since
+        return model
+    return json.loads(json.dumps(values))
+
+
 def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     """Checks that the identity of a checkpoint is that of a run.
 
@@ -161,6 +173,7 @@ def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     Raises:
       CheckpointError: with the kinds that differ, or else the fields, and both values of each.
     """
+    meta = {**meta, "model": _completed(meta["model"])}
     saved, here = (_flat(identity["model"], "") for identity in (meta, wanted))
     differences = [
         f"{name} is {saved[name]} in its checkpoints, {here[name]} in this run"

@@ -18,7 +18,7 @@ from recursia.workdir import trained as runs
 from tests.helpers.runs import hashes, prose, values, write_config, write_text
 
 MAIN = {"bits_per_byte", "nats_per_token", "tokens", "mean_depth"}
-KEYS = MAIN | {"table", "step"}
+KEYS = MAIN | {"table", "step", "workdir", "trained_depth", "versions", "config"}
 SECTIONS = {
     "train": {"num_steps": 2, "batch_size": 8, "seq_len": 16},
     "checkpoint": {"every_steps": 1},
