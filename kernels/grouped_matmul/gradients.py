@@ -177,10 +177,11 @@ def _matmul_combined_backward(backend: str, saved: Any, gradient: Array):
     rows, bank, groups, weights = saved
     token, scale = _token(groups, weights.shape[0]), _scales(groups, weights)
     each = MATMUL(gradient, bank, groups.sizes, token, contracted=2, backend=backend)
-    weighted = (rows * scale).astype(rows.dtype)
+    weighted = (rows.astype(jnp.float32) * scale).astype(rows.dtype)
     towards_bank = OUTER(weighted, gradient, groups.sizes, None, token, backend=backend)
     towards_weights = _of_weights(rows, each, groups, weights)
-    return (each * scale).astype(rows.dtype), towards_bank.astype(bank.dtype), None, towards_weights
+    towards_rows = (each.astype(jnp.float32) * scale).astype(rows.dtype)
+    return towards_rows, towards_bank.astype(bank.dtype), None, towards_weights
 
 
 matmul_combined.defvjp(

@@ -27,8 +27,8 @@ from recursia.depth import gate
 from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, States
-from recursia.params import Leaf
+from recursia.layers.branch import States
+from recursia.params import Leaf, Params
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import LoopBody, Stack
@@ -169,7 +169,7 @@ def _recursion(
             state=y,
             exit=jnp.where((carry.is_running & stops)[..., None], y, carry.exit),
             log_left=log_left,
-            steps=carry.steps + carry.is_running,
+            steps=carry.steps + carry.is_running.astype(jnp.int32),
             is_running=carry.is_running & ~stops,
         )
         return carry, (y, score, log_p), made

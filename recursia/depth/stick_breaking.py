@@ -22,10 +22,10 @@ from recursia import batch, ranges
 from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, States
+from recursia.layers.branch import States
 from recursia.layers.initial import uniform
 from recursia.layers.linear import dot
-from recursia.params import Leaf, Spec
+from recursia.params import Leaf, Params, Spec
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
@@ -153,9 +153,9 @@ def memory(
 
     What is injected, the difference of `entered` from the state, is added to halted states too.
     """
-    halted = jnp.where(going[..., None], stick.halted, stick.expected)
-    halted += (1 - share) * (entered - stick.state)
-    return lambda x: (halted + share * x).astype(x.dtype)
+    halted = jnp.where(going[..., None], stick.halted, stick.expected.astype(jnp.float32))
+    halted += (1 - share) * (entered - stick.state).astype(jnp.float32)
+    return lambda x: (halted + share * x.astype(jnp.float32)).astype(x.dtype)
 
 
 def gate(params: Params, x: States) -> Float[Array, "B T 2"]:
@@ -180,15 +180,17 @@ def advance(
       share: probability of not having halted before it; 0 for a token that does not take it.
       log_gate: `gate` of `y`.
     """
-    expected = (stick.halted + share * y).astype(y.dtype)
+    exact = y.astype(jnp.float32)
+    expected = (stick.halted + share * exact).astype(y.dtype)
     breaks = jnp.exp(stick.log_left + log_gate[..., 1])
+    index = stick.index.astype(jnp.float32)
     return Stick(
         state=y,
         expected=jnp.where(going[..., None], expected, stick.expected),
-        halted=stick.halted + breaks[..., None] * y,
+        halted=stick.halted + breaks[..., None] * exact,
         log_left=stick.log_left + log_gate[..., 0],
-        depth=stick.depth + stick.index * breaks,
-        ponder=stick.depth + stick.index * share[..., 0],
-        used=stick.used + going,
+        depth=stick.depth + index * breaks,
+        ponder=stick.depth + index * share[..., 0],
+        used=stick.used + going.astype(jnp.int32),
         index=stick.index + 1,
     )

@@ -169,7 +169,7 @@ def project(
 
 def mix(y: Float[Array, "*L k D"], weight: Float[Array, "*L k"]) -> Float[Array, "*L D"]:
     """Returns the weighted sum of the outputs of each token's experts, summed in float32."""
-    return (y * weight[..., None]).sum(-2).astype(y.dtype)
+    return (y.astype(jnp.float32) * weight[..., None]).sum(-2).astype(y.dtype)
 
 
 def project_and_mix(
