@@ -101,7 +101,7 @@ class Injection:
             x = x + own["step"].astype(x.dtype)
         elif self.step != "none":
             # The paper counts steps from 1, the released code from 0.
-            index = own["index"] + (self.step == "interleaved")
+            index = own["index"] + int(self.step == "interleaved")
             x = x + waves(index, x.shape[-1], self.step).astype(x.dtype)
         return x
 

@@ -57,6 +57,7 @@ def apply(
         if keys_values is not None:
             cached += (CachedKeys(keys_values, context, scan.owners),)
         reports.append(report)
+    x = steps.norm(x) if has_boundaries and steps.norm is not None else x
     join = lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
     return x, cached[len(before) :], jax.tree.map(join, *reports)
 
@@ -114,7 +115,7 @@ class _StepScan:
             x, keys_values, report = self.steps.block.apply(
                 weights, x, self._context(step), source, memory
             )
-            return self._leave(x, step, own), (keys_values, report)
+            return x, (keys_values, report)
 
         def apply_period(x: Array, own: dict[str, Any]):
             made, reports = [], []
@@ -180,22 +181,28 @@ class _StepScan:
         return dataclasses.replace(self.context, window=window) if window else self.context
 
     def _edges(self) -> tuple[Bool[np.ndarray, "N P"], Bool[np.ndarray, "N P"]]:
-        """Returns which steps are the first, and the last, of a recursion."""
+        """Returns which steps follow the end of a recursion, and which are the first of one."""
         block = self._grid(self.steps.schedule.steps % self.steps.schedule.num_blocks)
-        return block == 0, block == self.steps.schedule.num_blocks - 1
+        start = np.arange(self.scan.start, self.scan.stop).reshape(block.shape) == self.span.start
+        return (block == 0) & ~start, block == 0
 
     def _enter(self, x: Array, step: int, inputs: dict[str, Any]) -> Array:
-        if not self.has_boundaries or self.steps.injection == Injection():
+        """Returns the input of a step's block.
+
+        The norm after a recursion is applied as the next begins: a rematerialised block then need
+        not compute its last product again, as the input of that norm.
+        """
+        if not self.has_boundaries:
+            return x
+        (follows, begins), whether = self._edges(), inputs["edges"]
+        if self.steps.norm is not None:
+            x = _only(follows[:, step], whether[0][step], self.steps.norm, x)
+        if self.steps.injection == Injection():
             return x
         injected = at(inputs["injected"], step)
         injection, params = self.steps.injection, self.steps.injection_params
         change = lambda x: injection.apply(params, injected, x, self.context)
-        return _only(self._edges()[0][:, step], inputs["edges"][0][step], change, x)
-
-    def _leave(self, x: Array, step: int, inputs: dict[str, Any]) -> Array:
-        if not self.has_boundaries or self.steps.norm is None:
-            return x
-        return _only(self._edges()[1][:, step], inputs["edges"][1][step], self.steps.norm, x)
+        return _only(begins[:, step], whether[1][step], change, x)
 
 
 def _only(periods: Bool[np.ndarray, "N"], when: Array, change: Memory, x: Array) -> Array:
