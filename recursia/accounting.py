@@ -21,10 +21,10 @@ from recursia.depth.policy import Pass
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.optimizer import Optimizer
+from recursia.params import Params
 from recursia.sharing import key_banks, patterns
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS
-from recursia.sharing.weights import Tree
 from recursia.step_costs import core_flops, end_flops, passes_of, steps_of, unneeded_flops
 
 _STACKS = ("prelude", "core", "coda", "depth")
@@ -98,7 +98,7 @@ def applied_parameters(config: Model) -> int:
     plan, block = config.schedule, config.block_specs
     routers = patterns.table(plan.num_recursions, plan.num_blocks, "router", "recursion")
     private = dataclasses.replace(plan, entries=tuple((s, routers) for s in config.depth.slots))
-    banks: Tree = {}
+    banks: Params = {}
     for slot, tree in (block | config.weights.applied(block)).items():
         banks |= key_banks.split(slot, tree, config.key_weights)
     users = lambda bank: len(set(plan.owners)) if bank.endswith(KEYS) else plan.num_steps

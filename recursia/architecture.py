@@ -9,11 +9,12 @@ from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
 from recursia.injection import Injection
 from recursia.layers import embedding
+from recursia.params import Params
 from recursia.ranges import MOST_LAYERS, at_least, between
 from recursia.sharing import key_banks, patterns
 from recursia.sharing.schedule import Schedule, Table
 from recursia.sharing.tied import Tied
-from recursia.sharing.weights import Tree, Weights
+from recursia.sharing.weights import Weights
 
 LoopNorm = Literal["none", "each", "last"]
 ENDS = ("prelude", "coda")  # stacks whose blocks share nothing
@@ -90,7 +91,7 @@ class Model:
         return self.kv.added_to(plan)
 
     @functools.cached_property
-    def block_specs(self) -> Tree:
+    def block_specs(self) -> Params:
         """The specs of one block by slot; initial scales depend on the number of layers."""
         return self.block.specs(self.num_layers)
 
@@ -117,12 +118,12 @@ class Model:
             )
         if plan.order == "sequence" and self.loop_norm == "each":
             raise ValueError(
-                "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' walks "
+                "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' goes "
                 "block by block; take a cycle, or 'last'"
             )
         if plan.order == "sequence" and self.inject != Injection():
             raise ValueError(
-                "inject: tells a recursion something when it starts, and sharing 'sequence' walks "
+                "inject: enters as a recursion begins, and sharing 'sequence' goes "
                 "block by block; take a cycle"
             )
 

@@ -24,16 +24,13 @@ from recursia.layers.attention import PADDING, Context
 from recursia.layers.branch import Report
 from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
-from recursia.params import Leaf
+from recursia.params import Leaf, Params
 from recursia.sharding import constrain
 from recursia.sharing import key_banks
 from recursia.sharing.cached import Store
 from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.stack import Stack
-from recursia.sharing.weights import Tree
 from recursia.stacks import CORE
-
-Params = dict[str, Any]  # trees by section: embed, prelude, core, coda, depth, inject, final_norm
 
 
 @struct.dataclass
@@ -54,7 +51,7 @@ def specs(config: Model) -> Params:
     d, plan = config.block.embed_dim, config.schedule
     exact = (*config.block.exact, *config.weights.exact)
 
-    def blocks(slots: Tree) -> Tree:
+    def blocks(slots: Params) -> Params:
         marked = lambda slot, tree: parameters.mark(tree, is_exact=slot in exact, is_reused=False)
         return {slot: marked(slot, tree) for slot, tree in slots.items()}
 
@@ -167,14 +164,25 @@ def _forward(
     by_name: Mapping[str, Stack],
     call: Call,
 ) -> Output:
-    x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
-    x = constrain(x, ("batch", "length", None))
-    x, before = by_name["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
+    x, before = _enter(params, tokens, config, context, by_name)
     if config.inject.needs_input:
         context = dataclasses.replace(context, inputs=x)
     x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
     x, after = _finish(params, x, context, config, by_name)
     return Output(x, _with_reports(aux, before, after, config))
+
+
+def _enter(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    config: Model,
+    context: Context,
+    by_name: Mapping[str, Stack],
+) -> tuple[Array, Report]:
+    """Returns the states that enter the core, and the report of the prelude."""
+    x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
+    x = constrain(x, ("batch", "length", None))
+    return by_name["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
 
 
 def _context(shape: tuple[int, ...], positions: Array | None, segment_ids: Array | None) -> Context:

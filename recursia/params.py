@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 Leaf = Any  # of a parameter tree: a Spec, then an array, its sharding, or a mask
+Params = dict[str, Any]  # a parameter tree or a part of it: by section, slot and name
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
 ones = jax.nn.initializers.ones

@@ -11,7 +11,7 @@ from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.depth.policy import Pass
 from recursia.layers.attention import Context
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 from recursia.traced_flops import count_flops
 
 # FLOPs of one token in a block, of the number of keys that its query meets and whether another
@@ -109,7 +109,7 @@ def unneeded_flops(config: Model, is_in_core: bool) -> int:
     if is_in_core:
         specs = {**specs, **config.weights.specs(specs)}
 
-    def apply(weights: Tree, x: jax.Array) -> jax.Array:
+    def apply(weights: Params, x: jax.Array) -> jax.Array:
         place = jnp.zeros((1, 1), jnp.int32)
         weights = config.weights.bind(weights) if is_in_core else weights
         return config.block.apply(weights, x, Context(place, place))[0].sum()

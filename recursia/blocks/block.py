@@ -10,10 +10,10 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
-from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.branch import Losses, Report, States
 from recursia.layers.past import Past
 from recursia.mixers.mixer import Mixer
-from recursia.params import Leaf
+from recursia.params import Leaf, Params
 
 Norm = Callable[[Array, str], Array]  # of states, by the norm of that name
 

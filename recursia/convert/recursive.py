@@ -21,10 +21,9 @@ from recursia import model
 from recursia import params as parameters
 from recursia.architecture import Model
 from recursia.layers.initial import Init
-from recursia.params import Spec
+from recursia.params import Params, Spec
 from recursia.sharing import key_banks, lora
 from recursia.sharing.schedule import KEYS
-from recursia.sharing.weights import Tree
 
 Start = Literal["stepwise", "average", "lower", "upper", "random"]
 Adapters = Literal["nearest", "initial"]
@@ -32,7 +31,7 @@ Groups = list[list[int]]  # for each entry of a bank, layers by their number in 
 
 
 def recursive(
-    params: Tree,
+    params: Params,
     config: Model,
     target: Model,
     start: Start,
@@ -40,7 +39,7 @@ def recursive(
     norms: Start | None = None,
     adapters: Adapters = "nearest",
     key: Array,
-) -> Tree:
+) -> Params:
     """Returns parameters of `target`, initialised from those of a model of as many layers.
 
     Embedding, head, final norm and unshared layers are copied. Parameters that the other model does
@@ -82,8 +81,12 @@ def recursive(
 
 
 def _entries_from(
-    dense: list[Tree], target: Model, start: Start, norms: Start, order: Sequence[int] | np.ndarray
-) -> Tree:
+    dense: list[Params],
+    target: Model,
+    start: Start,
+    norms: Start,
+    order: Sequence[int] | np.ndarray,
+) -> Params:
     """Returns the core's banks for the slots of the block, from the layers that `sources` names."""
     core = model.specs(target)["core"]
 
@@ -92,7 +95,7 @@ def _entries_from(
         means = [_mean(*(by_layer[layer] for layer in group)) for group in groups]
         return jnp.stack(means).reshape(stacked.shape)
 
-    def slot_banks(slot: str) -> Tree:
+    def slot_banks(slot: str) -> Params:
         trees = target.block_specs[slot], core[slot], *(layer[slot] for layer in dense)
         split = [key_banks.split(slot, tree, target.key_weights) for tree in trees]
         entries = lambda bank: jax.tree.map(
@@ -103,10 +106,10 @@ def _entries_from(
     return {slot: slot_banks(slot) for slot in target.block_specs}
 
 
-def layers(params: Tree, config: Model) -> list[Tree]:
+def layers(params: Params, config: Model) -> list[Params]:
     """Returns the weights of every layer by slot, with adapters merged."""
 
-    def at_step(step: int) -> Tree:
+    def at_step(step: int) -> Params:
         weights = config.weights.bind(_entries(params["core"], config, step))
         has_full = lambda w: hasattr(w, "full")
         return jax.tree.map(lambda w: w.full() if has_full(w) else w, weights, is_leaf=has_full)
@@ -118,9 +121,9 @@ def layers(params: Tree, config: Model) -> list[Tree]:
     return ends["prelude"] + [at_step(s) for s in config.schedule.steps] + ends["coda"]
 
 
-def _entries(core: Tree, config: Model, step: int) -> Tree:
+def _entries(core: Params, config: Model, step: int) -> Params:
     """Returns the entry of each slot's banks that a step uses."""
-    banks: Tree = {}
+    banks: Params = {}
     for slot, tree in core.items():
         banks |= key_banks.split(slot, tree, config.key_weights)
     entry = lambda bank: int(config.schedule.entry(bank)[step])
@@ -170,11 +173,11 @@ def sources(
     return [[layer] for _, layer in sorted(zip(by_use, chosen, strict=True))]
 
 
-def _nearest(core: Tree, dense: list[Tree], target: Model, weights: lora.Lora) -> Tree:
+def _nearest(core: Params, dense: list[Params], target: Model, weights: lora.Lora) -> Params:
     """Returns adapters nearest to the difference between the layers and the entries of banks."""
     steps = list(enumerate(target.schedule.steps, start=target.ends["prelude"]))
 
-    def bank_adapters(slot: str, missing: dict[int, Tree], bank: str, specs: Tree) -> Tree:
+    def bank_adapters(slot: str, missing: dict[int, Params], bank: str, specs: Params) -> Params:
         means = [
             jax.tree.map(_mean, *(missing[layer] for layer in group))
             for group in uses(target, bank)
@@ -183,7 +186,7 @@ def _nearest(core: Tree, dense: list[Tree], target: Model, weights: lora.Lora) -
         kept = [{name: pair[name] for name in specs} for pair in pairs]
         return jax.tree.map(lambda spec, *w: jnp.stack(w).reshape(spec.shape), specs, *kept)
 
-    def slot_adapters(slot: str) -> Tree:
+    def slot_adapters(slot: str) -> Params:
         missing = {
             layer: jax.tree.map(
                 jnp.subtract, dense[layer][slot], _entries({slot: core[slot]}, target, step)[slot]

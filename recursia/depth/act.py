@@ -25,8 +25,8 @@ from recursia import batch, ranges
 from recursia.depth import gate
 from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, States
-from recursia.params import Leaf
+from recursia.layers.branch import States
+from recursia.params import Leaf, Params
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import LoopBody, Stack

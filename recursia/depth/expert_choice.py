@@ -26,8 +26,8 @@ from recursia.depth.policy import Aux, Call, Mode, Pass, Policy, Result
 from recursia.depth.routing import pick, put, select, statistics, take
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, Report, States
-from recursia.params import at
+from recursia.layers.branch import Report, States
+from recursia.params import Params, at
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack

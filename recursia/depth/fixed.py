@@ -13,7 +13,8 @@ from recursia import ranges
 from recursia.depth.policy import Aux, Call, Policy, Result
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, States
+from recursia.layers.branch import States
+from recursia.params import Params
 from recursia.sharing.recursion import Recursion
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack

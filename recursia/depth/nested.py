@@ -17,9 +17,9 @@ from recursia import ranges
 from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, Report, States
+from recursia.layers.branch import Report, States
 from recursia.layers.norm import zeros
-from recursia.params import Spec
+from recursia.params import Params, Spec
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack

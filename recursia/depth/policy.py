@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float
 from recursia import ranges
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, Report, States
-from recursia.params import Leaf
+from recursia.layers.branch import Report, States
+from recursia.params import Leaf, Params
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack
 

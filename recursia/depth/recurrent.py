@@ -23,7 +23,8 @@ from recursia.depth import convergence
 from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.injection import Injection
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, Report, States
+from recursia.layers.branch import Report, States
+from recursia.params import Params
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.remat import ENTERED
 from recursia.sharing.schedule import Schedule

@@ -20,9 +20,9 @@ from recursia import batch, ranges
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Pass, Policy, Result
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, States
+from recursia.layers.branch import States
 from recursia.layers.norm import zeros
-from recursia.params import Spec
+from recursia.params import Params, Spec
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.schedule import Schedule
 from recursia.sharing.stack import Stack

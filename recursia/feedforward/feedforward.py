@@ -3,7 +3,8 @@
 import abc
 
 from recursia.layers.attention import Context
-from recursia.layers.branch import Branch, Params, Report, States
+from recursia.layers.branch import Branch, Report, States
+from recursia.params import Params
 
 
 class FeedForward(Branch):

@@ -12,11 +12,11 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import mim_router
 from recursia.layers.attention import Context
-from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.branch import Losses, Report, States
 from recursia.layers.experts import expert_mlp
 from recursia.layers.initial import uniform
 from recursia.layers.moe import MixtureOfExperts
-from recursia.params import Spec
+from recursia.params import Params, Spec
 
 
 @dataclasses.dataclass(frozen=True)

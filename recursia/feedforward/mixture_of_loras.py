@@ -17,10 +17,10 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import balance, experts, router
 from recursia.layers.attention import Context
-from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.branch import Losses, Report, States
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
-from recursia.params import Leaf, Spec, normal
+from recursia.params import Leaf, Params, Spec, normal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,11 @@ import jax
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers.attention import Context
-from recursia.layers.branch import Params, Report, States
+from recursia.layers.branch import Report, States
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
-from recursia.params import Spec
+from recursia.params import Params, Spec
 
 
 @dataclasses.dataclass(frozen=True)

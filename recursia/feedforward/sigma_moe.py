@@ -12,9 +12,9 @@ from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import balance, experts, router
 from recursia.layers.attention import Context
-from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.branch import Losses, Report, States
 from recursia.layers.moe import MixtureOfExperts
-from recursia.params import normal
+from recursia.params import Params, normal
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,14 +12,14 @@ from recursia import ranges
 from recursia.layers import norm as norms
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
-from recursia.layers.branch import Params, States
+from recursia.layers.branch import States
 from recursia.layers.initial import Init
 from recursia.layers.linear import dot
 from recursia.layers.norm import rms_norm, zeros
 from recursia.layers.rotary import Layout, rotate
 from recursia.layers.stretch import Stretch
 from recursia.mixers.mixer import Heads, Mixer, Queries
-from recursia.params import Spec
+from recursia.params import Params, Spec
 
 
 @dataclasses.dataclass(frozen=True)

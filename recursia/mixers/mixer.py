@@ -7,10 +7,10 @@ from jaxtyping import Array, Float
 
 from recursia.layers.attention import Context, KeysValues, attend
 from recursia.layers.balance import Usage
-from recursia.layers.branch import Branch, Params, Report, States
+from recursia.layers.branch import Branch, Report, States
 from recursia.layers.experts import Choice
 from recursia.layers.past import Past
-from recursia.params import Initializer, Leaf, Spec
+from recursia.params import Initializer, Leaf, Params, Spec
 
 Heads = Float[Array, "B T N H"]
 

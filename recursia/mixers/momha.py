@@ -12,13 +12,13 @@ from recursia import ranges
 from recursia.layers import mim_router
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
-from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.branch import Losses, Report, States
 from recursia.layers.experts import mix, project
 from recursia.layers.initial import uniform
 from recursia.layers.linear import dot
 from recursia.layers.norm import zeros
 from recursia.mixers.mixer import Heads, Mixer, Queries
-from recursia.params import Spec
+from recursia.params import Params, Spec
 
 
 @dataclasses.dataclass(frozen=True)

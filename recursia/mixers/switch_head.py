@@ -14,11 +14,11 @@ from recursia import ranges
 from recursia.layers import balance, experts, router
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
-from recursia.layers.branch import Losses, Params, Report, States
+from recursia.layers.branch import Losses, Report, States
 from recursia.layers.linear import dot
 from recursia.layers.rotary import rotate
 from recursia.mixers.mixer import Heads, Mixer, Queries
-from recursia.params import Spec, normal
+from recursia.params import Params, Spec, normal
 
 
 @dataclasses.dataclass(frozen=True)

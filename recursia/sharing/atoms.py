@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recursia import ranges
-from recursia.params import Spec, normal
-from recursia.sharing.weights import Tree, Weights
+from recursia.params import Params, Spec, normal
+from recursia.sharing.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Atoms(Weights):
     def _coefficients(self) -> str:
         return f"{self.slot}_coefficients"
 
-    def varies(self, block: Tree) -> dict[str, str]:
+    def varies(self, block: Params) -> dict[str, str]:
         """Returns how the slots of atoms and coefficients vary: one set of atoms for the core.
 
         Raises:
@@ -68,7 +68,7 @@ class Atoms(Weights):
                 )
         return {self._atoms: "one", self._coefficients: "recursion+block"}
 
-    def specs(self, block: Tree) -> Tree:
+    def specs(self, block: Params) -> Params:
         """Returns the specs of the slot's other weights, of the atoms, and of the coefficients."""
         slot, std = block[self.slot], self.num_atoms**-0.5  # matrices start with the atoms' scale
         coefficients = Spec((self.num_atoms,), (None,), normal(std), is_decayed=False)
@@ -80,11 +80,11 @@ class Atoms(Weights):
             self._coefficients: dict.fromkeys(self.names, coefficients),
         }
 
-    def applied(self, block: Tree) -> Tree:
+    def applied(self, block: Params) -> Params:
         """Returns no specs: a token meets one matrix in each step, however many its atoms."""
         return {}
 
-    def bind(self, entries: Tree) -> Tree:
+    def bind(self, entries: Params) -> Params:
         """Returns the block's weights, with matrices combined of their atoms."""
         atoms, coefficients = entries[self._atoms], entries[self._coefficients]
         matrices = {name: _combined(coefficients[name], atoms[name]) for name in self.names}

@@ -17,14 +17,13 @@ from recursia.injection import Injection
 from recursia.layers.attention import Context
 from recursia.layers.branch import Report
 from recursia.layers.past import Past
-from recursia.params import Leaf, at
+from recursia.params import Leaf, Params, at
 from recursia.sharing import pending as waiting
 from recursia.sharing.pending import Pending
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.stack import LoopBody, Stack
 from recursia.sharing.step_scan import Memory
 from recursia.sharing.steps import CachedKeys, Span
-from recursia.sharing.weights import Tree
 
 Pasts = dict[int, Past]  # KV caches by the place in the walk of the step that makes the keys
 
@@ -132,7 +131,7 @@ class CachedStack(Stack):
                 x = self.norm(x)
         return x, pasts
 
-    def _entries(self, step: int) -> Tree:
+    def _entries(self, step: int) -> Params:
         index = {name: int(self.schedule.entry(name)[step]) for name in self.banks}
         # A bank without an array, as of norms without weights, is one entry.
         return {name: bank[min(index[name], len(bank) - 1)] for name, bank in self.banks.items()}

@@ -6,8 +6,8 @@ Such a bank has entries for the steps that make keys alone, the other bank for e
 
 from typing import Any
 
+from recursia.params import Params
 from recursia.sharing.schedule import KEYS
-from recursia.sharing.weights import Tree
 
 Names = tuple[tuple[str, str], ...]  # (slot, name) of each such weight
 
@@ -17,17 +17,17 @@ def bank(slot: str, name: str, names: Names) -> str:
     return slot + KEYS if (slot, name) in names else slot
 
 
-def split(slot: str, tree: Any, names: Names) -> Tree:
+def split(slot: str, tree: Any, names: Names) -> Params:
     """Returns a slot's tree by bank; a slot without weights of keys has one bank."""
     if not isinstance(tree, dict) or not any((slot, name) in names for name in tree):
         return {slot: tree}
-    banks: Tree = {slot: {}, slot + KEYS: {}}
+    banks: Params = {slot: {}, slot + KEYS: {}}
     for name, leaf in tree.items():
         banks[bank(slot, name, names)][name] = leaf
     return banks
 
 
-def join(banks: Tree) -> Tree:
+def join(banks: Params) -> Params:
     """Returns trees by slot from those by bank."""
     slots = {name: tree for name, tree in banks.items() if not name.endswith(KEYS)}
     for name, tree in banks.items():

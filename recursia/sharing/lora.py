@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 from recursia import params, ranges
 from recursia.layers.linear import Relaxed
 from recursia.layers.norm import zeros
-from recursia.params import Spec, normal
-from recursia.sharing.weights import Tree, Weights
+from recursia.params import Params, Spec, normal
+from recursia.sharing.weights import Weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Lora(Weights):
         if not self.slots or len(set(self.slots)) < len(self.slots):
             raise ValueError(f"slots: got {self.slots}, takes at least one, each once")
 
-    def varies(self, block: Tree) -> dict[str, str]:
+    def varies(self, block: Params) -> dict[str, str]:
         """Returns how the slots of adapters vary: a pair for each step.
 
         Raises:
@@ -68,7 +68,7 @@ class Lora(Weights):
         """Returns the adapters of weights that only make keys and values."""
         return tuple((slot_of(slot), name) for slot, name in block if slot in self.slots)
 
-    def specs(self, block: Tree) -> Tree:
+    def specs(self, block: Params) -> Params:
         """Returns the specs of `a` and `b` for every matrix of the slots."""
 
         def pair(spec: Spec) -> dict[str, Spec]:
@@ -83,7 +83,7 @@ class Lora(Weights):
             for slot in self.slots
         }
 
-    def bind(self, entries: Tree) -> Tree:
+    def bind(self, entries: Params) -> Params:
         """Returns the block's weights, with the matrices of the slots as `Relaxed`."""
 
         def relaxed(slot: str) -> Any:
@@ -99,7 +99,7 @@ class Lora(Weights):
         others = {slot: tree for slot, tree in entries.items() if slot not in added}
         return {**others, **{slot: relaxed(slot) for slot in self.slots}}
 
-    def flops(self, block: Tree, skipped: tuple[tuple[str, str], ...]) -> int:
+    def flops(self, block: Params, skipped: tuple[tuple[str, str], ...]) -> int:
         """Returns the forward FLOPs of the products with adapters, for one token in one step."""
         return sum(
             2 * spec.products * self._rank(spec) * sum(_widths(spec))

@@ -16,11 +16,12 @@ from recursia.injection import Injection
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.branch import Report, States
 from recursia.layers.past import Past
+from recursia.params import Params
 from recursia.sharing import key_banks
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS, Schedule
 from recursia.sharing.views import View
-from recursia.sharing.weights import Tree, Weights
+from recursia.sharing.weights import Weights
 
 
 @runtime_checkable
@@ -44,7 +45,7 @@ class SharedBlock(Protocol):
 
     def apply(
         self,
-        params: Tree,
+        params: Params,
         x: States,
         context: Context,
         source: tuple[KeysValues, Context] | Past | None = None,
@@ -128,7 +129,7 @@ class Steps:
     schedule: Schedule
     block: SharedBlock
     weights: Weights
-    banks: Tree
+    banks: Params
     injection: Injection
     injection_params: dict[str, Array]
     norm: Callable[[Array], Array] | None
@@ -142,7 +143,7 @@ class Steps:
         """
         plan, names = self.schedule, self.block.key_weights
         names = (*names, *self.weights.key_weights(names))
-        banks: Tree = {}
+        banks: Params = {}
         for slot, tree in self.banks.items():
             is_one = np.array_equal(plan.entry(slot), plan.entry(slot + KEYS))
             banks |= {slot: tree} if is_one else key_banks.split(slot, tree, names)
@@ -153,7 +154,7 @@ class Steps:
         count = self.schedule.num_recursions
         return self.injection.by_recursion(self.injection_params, count)
 
-    def bind(self, entries: Tree) -> Tree:
+    def bind(self, entries: Params) -> Params:
         """Returns the block's weights from a step's bank entries, in the compute dtype.
 
         Args:

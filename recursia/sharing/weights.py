@@ -1,9 +1,8 @@
 """Weight kinds: how a step's bank entries become the weights of its block."""
 
 import dataclasses
-from typing import Any
 
-Tree = dict[str, Any]  # by slot
+from recursia.params import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Weights:
         """
         return ()
 
-    def varies(self, block: Tree) -> dict[str, str]:
+    def varies(self, block: Params) -> dict[str, str]:
         """Returns how the slots that this kind adds or replaces vary by default.
 
         Args:
@@ -39,19 +38,19 @@ class Weights:
         """
         return {}
 
-    def specs(self, block: Tree) -> Tree:
+    def specs(self, block: Params) -> Params:
         """Returns the specs of one entry of each slot in `varies`."""
         return {}
 
-    def applied(self, block: Tree) -> Tree:
+    def applied(self, block: Params) -> Params:
         """Returns specs of the parameters applied to a token in a step besides the block's own."""
         return self.specs(block)
 
-    def bind(self, entries: Tree) -> Tree:
+    def bind(self, entries: Params) -> Params:
         """Returns the block's weights by slot, from a step's entries of all slots."""
         return entries
 
-    def flops(self, block: Tree, skipped: tuple[tuple[str, str], ...]) -> int:
+    def flops(self, block: Params, skipped: tuple[tuple[str, str], ...]) -> int:
         """Returns the forward FLOPs that this kind adds for one token in one step.
 
         Args:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from recursia import losses, model, settings
 from recursia.architecture import Model
 from recursia.layers import embedding
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 TeacherOutput = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and the head
 
@@ -35,7 +35,7 @@ class Teacher:
     """
 
     model: Model
-    params: Tree
+    params: Params
 
     def read(self, batch: Mapping[str, Array]) -> TeacherOutput:
         """Returns the hidden states of a batch in eval mode, and the head, without gradient."""

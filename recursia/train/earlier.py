@@ -12,7 +12,7 @@ from recursia import model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError, UserError
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 from recursia.train.distill import Teacher
 from recursia.train.step import State, Trainer
 from recursia.workdir import directory
@@ -100,11 +100,11 @@ def _opened(
         yield run.model.sized(vocab_size), checkpoints, step
 
 
-def _has(tree: Tree, name: str) -> bool:
+def _has(tree: Params, name: str) -> bool:
     return bool(jax.tree.leaves(tree.get(name, {})))
 
 
-def _shapes(tree: Tree, without: list[str]) -> dict[str, tuple[int, ...]]:
+def _shapes(tree: Params, without: list[str]) -> dict[str, tuple[int, ...]]:
     kept = {name: branch for name, branch in tree.items() if name not in without}
     leaves = jax.tree_util.tree_leaves_with_path(kept)
     return {jax.tree_util.keystr(p, simple=True, separator="."): s.shape for p, s in leaves}

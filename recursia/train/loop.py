@@ -23,7 +23,7 @@ from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
 from recursia.errors import ConfigError, Diverged, Preempted
 from recursia.notes import notes
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 from recursia.train import earlier
 from recursia.train.metrics import Ledger, Meter, Mute, Progress, Writer
 from recursia.train.step import State, Trainer
@@ -233,7 +233,7 @@ class Loop:
             values = jax.device_get(metrics)
             self.writer.write({"step": step, **values, **speed, **self.ledger.row()})
 
-    def validate(self, step: int, params: Tree) -> None:
+    def validate(self, step: int, params: Params) -> None:
         """Writes the scores of the validation split and a sample of each prompt."""
         if scores := self.validation.row(params):
             row = {"step": step, **scores}

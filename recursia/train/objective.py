@@ -10,7 +10,7 @@ from recursia import batch as whole_batch
 from recursia import losses, model, settings
 from recursia.architecture import Model
 from recursia.layers import embedding
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 from recursia.train import distill
 
 Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: each [B T]
@@ -19,7 +19,7 @@ Batch = dict[str, Array]  # tokens, targets, positions, segment_ids, weights: ea
 def loss_fn(
     run: settings.Run,
     config: Model,
-    weights: Tree,
+    weights: Params,
     batch: Batch,
     total: Float[Array, ""],
     step: Int[Array, ""],
@@ -74,7 +74,7 @@ def loss_fn(
 def _prediction_losses(
     run: settings.Run,
     config: Model,
-    weights: Tree,
+    weights: Params,
     batch: Batch,
     out: model.Output,
     taught: distill.TeacherOutput | None,

@@ -16,8 +16,7 @@ from jaxtyping import Array, Int, Integer
 from recursia import batch as whole_batch
 from recursia import fsdp, model, params, settings, sharding
 from recursia.architecture import Model
-from recursia.params import Leaf
-from recursia.sharing.weights import Tree
+from recursia.params import Leaf, Params
 from recursia.train import distill, schedule
 from recursia.train.objective import Batch, loss_fn
 
@@ -27,7 +26,7 @@ class State:
     """What training carries from step to step, and a checkpoint holds."""
 
     step: Leaf  # []
-    params: Tree
+    params: Params
     opt_state: Any  # the states of optax, a tree without a type of its own
 
 
@@ -48,7 +47,7 @@ class Trainer:
     teacher: distill.Teacher | None = None
 
     @functools.cached_property
-    def specs(self) -> Tree:
+    def specs(self) -> Params:
         """The parameters, as specs."""
         return model.specs(self.model)
 
@@ -163,7 +162,7 @@ def train_step(
     config: Model,
     state: State,
     batch: Batch,
-    teacher_params: Tree | None = None,
+    teacher_params: Params | None = None,
 ) -> tuple[State, dict[str, Array]]:
     """Returns the state after one update, and the metrics of the batch.
 
@@ -197,11 +196,11 @@ def train_step(
 def gradients(
     trainer: Trainer,
     config: Model,
-    shards: Tree,
+    shards: Params,
     batch: Batch,
     step: Int[Array, ""],
-    teacher_params: Tree | None,
-) -> tuple[Tree, dict[str, Array]]:
+    teacher_params: Params | None,
+) -> tuple[Params, dict[str, Array]]:
     """Returns the gradients and metrics of a batch, from one device's rows and parameter shards.
 
     A reused parameter is all-gathered once, before the step; its gradient is summed in float32 over
@@ -220,7 +219,7 @@ def gradients(
         # Microbatches take rows in turn, so that each device's rows stay on it.
         split = lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
 
-        def add(grads: Tree, microbatch: tuple[Batch, Array]) -> tuple[Tree, dict[str, Array]]:
+        def add(grads: Params, microbatch: tuple[Batch, Array]) -> tuple[Params, dict[str, Array]]:
             rows, index = microbatch
             (_, metrics), more = grad(weights, rows, total, step, index)
             return jax.tree.map(jnp.add, grads, more), metrics
@@ -233,7 +232,7 @@ def gradients(
     return _summed(trainer, grads), jax.tree.map(whole_batch.total, metrics)
 
 
-def _gathered(trainer: Trainer, config: Model, shards: Tree) -> Tree:
+def _gathered(trainer: Trainer, config: Model, shards: Params) -> Params:
     """Returns parameters for the model: reused ones all-gathered, the others as shards."""
 
     def gather(spec: params.Spec, part: Array) -> Array | fsdp.Shard:
@@ -245,7 +244,7 @@ def _gathered(trainer: Trainer, config: Model, shards: Tree) -> Tree:
     return jax.tree.map(gather, trainer.specs, shards)
 
 
-def _summed(trainer: Trainer, grads: Tree) -> Tree:
+def _summed(trainer: Trainer, grads: Params) -> Params:
     """Returns gradients summed over the devices that hold the same shard of a parameter."""
     over = lambda where, grad: fsdp.summed(grad, where.spec)
     return jax.tree.map(over, trainer.state_shardings.params, grads)

@@ -10,7 +10,7 @@ from recursia import scores
 from recursia.data.tokenizer import Tokenizer
 from recursia.generate import decode
 from recursia.generate.sampling import Sampling
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 from recursia.train.step import Trainer
 
 
@@ -30,7 +30,7 @@ class Validation:
     paths: tuple[str, ...]
     prompts: tuple[list[int], ...]
 
-    def row(self, params: Tree) -> dict[str, Any]:
+    def row(self, params: Params) -> dict[str, Any]:
         """Returns the scores of the validation split, by their names in metrics.jsonl.
 
         A model that looks ahead as published is also scored in causal mode;
@@ -57,7 +57,7 @@ class Validation:
             row["validation_causal_gap"] = row["validation_loss_causal"] - row["validation_loss"]
         return row
 
-    def samples(self, step: int, params: Tree) -> Iterator[tuple[str, str]]:
+    def samples(self, step: int, params: Params) -> Iterator[tuple[str, str]]:
         """Yields each prompt with its continuation; the draws depend on the step."""
         run = self.trainer.run
         key = jax.random.fold_in(jax.random.key(run.train.seed), step)

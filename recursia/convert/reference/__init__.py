@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from recursia.architecture import Model
 from recursia.depth.policy import Aux
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 FAMILIES = {
     "recursive": "mor",
@@ -52,12 +52,12 @@ class Case:
     """
 
     config: Model
-    params: Callable[[Mapping[str, np.ndarray]], Tree]
+    params: Callable[[Mapping[str, np.ndarray]], Params]
     tokens: np.ndarray  # [B T]
     targets: np.ndarray  # [B T]
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     losses: Callable[[Aux], Compared] = lambda aux: []
-    arrays: Callable[[Aux, Tree], Compared] = lambda aux, params: []
+    arrays: Callable[[Aux, Params], Compared] = lambda aux, params: []
     kept: Callable[[Aux], list[tuple[int, Array]]] = lambda aux: []
 
 

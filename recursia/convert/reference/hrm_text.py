@@ -21,7 +21,7 @@ from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 # Options of a configuration for which only this value is read.
 REQUIRED = {"prefix_lm": False, "tie_word_embeddings": False, "hidden_act": "silu"}
@@ -79,7 +79,7 @@ def config(theirs: Mapping[str, Any], names: Iterable[str]) -> Model:
     )
 
 
-def params(config: Model, named: Arrays) -> Tree:
+def params(config: Model, named: Arrays) -> Params:
     """Returns our parameter tree from arrays by name; an array without a gradient is 0."""
     block, layers = config.block, range(config.schedule.num_blocks)
     prefixes = [f"model.{level}_module.layers.{layer}" for level in LEVELS for layer in layers]
@@ -94,7 +94,7 @@ def params(config: Model, named: Arrays) -> Tree:
     )
 
 
-def _layer(block: Block, named: Arrays, prefix: str) -> Tree:
+def _layer(block: Block, named: Arrays, prefix: str) -> Params:
     attention = llama.attention(block, named, f"{prefix}.self_attn")
     gate = trees.to_heads(named[f"{prefix}.self_attn.gate_proj.weight"], block.mixer.num_heads)
     return {

@@ -28,7 +28,7 @@ from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 # Options of their configuration for which only this value is read.
 REQUIRED = {
@@ -50,7 +50,7 @@ def case(file: Arrays) -> Case:
     tokens, options = np.asarray(file["tokens"]), {"state": jnp.asarray(file["initial_state"])}
     shapes = {name: array.shape for name, array in named.items()}
 
-    def latent(aux: Aux, weights: Tree) -> Compared:
+    def latent(aux: Aux, weights: Params) -> Compared:
         return [("latent_state", _latent(weights, tokens[:, :-1], options["state"], ours))]
 
     read = functools.partial(params, ours, shapes)
@@ -58,7 +58,7 @@ def case(file: Arrays) -> Case:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _latent(weights: Tree, tokens: Array, state: Array, config: Model) -> Array:
+def _latent(weights: Params, tokens: Array, state: Array, config: Model) -> Array:
     """Returns the normalised state after the last recursion."""
     out = model.apply(weights, tokens, config, mode="eval", state=state)
     return model.normalise(weights, trees.narrow(out.aux.states, Array)[-1], config)
@@ -119,7 +119,7 @@ def config(
     )
 
 
-def params(config: Model, shapes: Mapping[str, tuple[int, ...]], named: Arrays) -> Tree:
+def params(config: Model, shapes: Mapping[str, tuple[int, ...]], named: Arrays) -> Params:
     """Returns our parameter tree from arrays by name.
 
     Args:
@@ -144,7 +144,7 @@ def params(config: Model, shapes: Mapping[str, tuple[int, ...]], named: Arrays) 
     )
 
 
-def _block(block: Block, named: Arrays, prefix: str) -> Tree:
+def _block(block: Block, named: Arrays, prefix: str) -> Params:
     weight = lambda name: named[f"{prefix}.{name}.weight"]
     n = block.mixer.num_heads
     query, key, value = (trees.to_heads(w, n) for w in np.split(weight("attn.Wqkv"), 3))

@@ -20,7 +20,7 @@ from recursia.convert.reference.trees import Arrays
 from recursia.depth.fixed import Fixed
 from recursia.errors import ConfigError
 from recursia.layers import embedding
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 
 def case(file: Arrays) -> Case:
@@ -78,7 +78,7 @@ def _layer_types(types: str | None, layers: int) -> tuple[tuple[int, ...], tuple
     return sources, tuple(entry.endswith("s") for entry in entries)
 
 
-def params(config: Model, named: Arrays) -> Tree:
+def params(config: Model, named: Arrays) -> Params:
     """Returns our parameter tree from arrays by name."""
     makes_keys = lambda step: bool(config.schedule.owners[step] == step)
     layer = lambda step: llama.weights(

@@ -13,7 +13,7 @@ from recursia.convert.reference import trees
 from recursia.convert.reference.trees import Arrays
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.mixers.grouped_query import GroupedQuery
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 # Options of a configuration for which only this value is read.
 REQUIRED = {"mlp_bias": False, "hidden_act": "silu", "rope_scaling": None, "attention_dropout": 0.0}
@@ -47,7 +47,7 @@ def block(theirs: Mapping[str, Any], section: str) -> Block:
     )
 
 
-def weights(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -> Tree:
+def weights(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -> Params:
     """Returns a layer's parameters by slot.
 
     Args:
@@ -64,14 +64,14 @@ def weights(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -
     }
 
 
-def attention(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -> Tree:
+def attention(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -> Params:
     """Returns the parameters of attention; the arguments are those of `weights`."""
     mixer = trees.narrow(block.mixer, GroupedQuery)
     projections = {"query": ("q_proj", mixer.num_heads)}
     if makes_keys:
         projections["key"] = "k_proj", mixer.num_kv_heads
         projections["value"] = "v_proj", mixer.num_kv_heads
-    params: Tree = {"out": trees.from_heads(named[f"{prefix}.o_proj.weight"], mixer.num_heads)}
+    params: Params = {"out": trees.from_heads(named[f"{prefix}.o_proj.weight"], mixer.num_heads)}
     for name, (layer, num_heads) in projections.items():
         params[name] = trees.to_heads(named[f"{prefix}.{layer}.weight"], num_heads)
     if mixer.has_bias:
@@ -81,12 +81,12 @@ def attention(block: Block, named: Arrays, prefix: str, makes_keys: bool = True)
     return params
 
 
-def mlp(named: Arrays, prefix: str) -> Tree:
+def mlp(named: Arrays, prefix: str) -> Params:
     """Returns the parameters of a SwiGLU feed-forward."""
     return {name: named[f"{prefix}.{name}_proj.weight"].T for name in ("gate", "up", "down")}
 
 
-def complete(config: Model, named: Arrays, sections: Tree) -> Tree:
+def complete(config: Model, named: Arrays, sections: Params) -> Params:
     """Returns a parameter tree with embedding, head and final norm added to its other sections."""
     return trees.complete(
         {

@@ -32,10 +32,10 @@ from recursia.feedforward.relu import ReLU
 from recursia.layers import embedding
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
-from recursia.layers.branch import Params, Report
+from recursia.layers.branch import Report
 from recursia.layers.past import Past
 from recursia.mixers.grouped_query import GroupedQuery
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 ACTIVATIONS = {"gelu": GELU, "relu": ReLU}
 # Options of their configuration for which only this value is read.
@@ -77,7 +77,7 @@ def case(file: Arrays) -> Case:
     is_tied = bool(theirs.get("tie_word_embeddings")) or "embed_out.weight" in aliases(file)
     released, rotated = (config(theirs, is_tied, mixer) for mixer in (Released, GroupedQuery))
 
-    def arrays(aux: Aux, weights: Tree) -> Compared:
+    def arrays(aux: Aux, weights: Params) -> Compared:
         return [("rotated_logits", _logits(weights, tokens, rotated))]
 
     convert = functools.partial(params, released)
@@ -85,7 +85,7 @@ def case(file: Arrays) -> Case:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _logits(weights: Tree, tokens: Array, config: Model) -> Array:
+def _logits(weights: Params, tokens: Array, config: Model) -> Array:
     out = model.apply(weights, tokens, config, mode="eval")
     return model.logits(weights, out.hidden, config)
 
@@ -145,7 +145,7 @@ def _sources(layers: int, makers: int) -> tuple[int, ...]:
     return tuple(max(owner for owner in owners if owner <= layer) for layer in range(layers))
 
 
-def params(config: Model, named: Arrays) -> Tree:
+def params(config: Model, named: Arrays) -> Params:
     """Returns our parameter tree from arrays by name."""
     makes_keys = lambda step: bool(config.schedule.owners[step] == step)
     layer = lambda step: _layer(
@@ -160,9 +160,9 @@ def params(config: Model, named: Arrays) -> Tree:
     )
 
 
-def _layer(block: Block, named: Arrays, makes_keys: bool) -> Tree:
+def _layer(block: Block, named: Arrays, makes_keys: bool) -> Params:
     mixer = trees.narrow(block.mixer, GroupedQuery)
-    attention: Tree = {
+    attention: Params = {
         "out": trees.from_heads(named["attention.dense.weight"], mixer.num_heads),
         "out_bias": named["attention.dense.bias"],
     }

@@ -23,7 +23,7 @@ from recursia.depth.policy import Aux
 from recursia.feedforward.sigma_moe import SigmaMoE
 from recursia.layers import embedding
 from recursia.mixers.switch_head import SwitchHead
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 # The defaults of their constructors; widths have none.
 DEFAULTS = {
@@ -84,7 +84,7 @@ def config(theirs: Mapping[str, Any]) -> Model:
     )
 
 
-def params(config: Model, named: Arrays) -> Tree:
+def params(config: Model, named: Arrays) -> Params:
     """Returns our parameter tree from arrays by name."""
     layers = (
         _layer(config.block, under(named, f"transformer.layers.{i}."))
@@ -100,7 +100,7 @@ def params(config: Model, named: Arrays) -> Tree:
     )
 
 
-def _layer(block: Block, named: Arrays) -> Tree:
+def _layer(block: Block, named: Arrays) -> Params:
     mixer = trees.narrow(block.mixer, SwitchHead)
     heads = lambda name: trees.to_heads(named[f"attention.{name}"], mixer.num_heads)
     if mixer.has_attention_experts:

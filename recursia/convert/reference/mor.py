@@ -22,7 +22,7 @@ from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
 from recursia.layers import embedding
-from recursia.sharing.weights import Tree
+from recursia.params import Params
 
 EXPERT = "model.layers.{}.block.{}"
 TOKEN = "model.layers.{}.block_list.{}.{}"
@@ -54,7 +54,7 @@ def case(file: Arrays) -> Case:
         is_trained = balancing == "loss"
         return [("balancing_loss", aux.metrics["router_balance"])] if is_trained else []
 
-    def arrays(aux: Aux, _: Tree) -> Compared:
+    def arrays(aux: Aux, _: Params) -> Compared:
         is_counted = balancing != "none"
         return [("balancing_ratio", aux.metrics["depth_share"])] if is_counted else []
 
@@ -147,7 +147,7 @@ def _step(config: Model, recursion: int, block: int) -> str:
     return STEP.format(first + block * plan.num_recursions + recursion)
 
 
-def params(config: Model, named: Arrays) -> Tree:
+def params(config: Model, named: Arrays) -> Params:
     """Returns our parameter tree from arrays by name, each use of a shared tensor named."""
     schedule, (prelude, coda) = config.schedule, config.ends.values()
     block = lambda name: llama.weights(config.block, named, name)
@@ -167,7 +167,7 @@ def params(config: Model, named: Arrays) -> Tree:
     return llama.complete(config, named, sections)
 
 
-def _routing_params(name: str, config: Model, named: Arrays) -> Tree | np.ndarray:
+def _routing_params(name: str, config: Model, named: Arrays) -> Params | np.ndarray:
     """Returns a router, a bank of routers, or the biases of a router's choice."""
     depth, recursions, first = config.depth, config.schedule.num_recursions, config.ends["prelude"]
     if name == "bias":
@@ -175,7 +175,7 @@ def _routing_params(name: str, config: Model, named: Arrays) -> Tree | np.ndarra
         return named.get(BIAS.format(first), np.zeros(recursions, np.float32))
     theirs = {"router": "mor_router", "aux_router": "mlp_router"}[name]
 
-    def router(layer: int, kind: str) -> Tree:
+    def router(layer: int, kind: str) -> Params:
         weight = lambda inner: named[ROUTER.format(layer, theirs, inner)].T
         if kind == "linear":
             return {"out": weight("")}

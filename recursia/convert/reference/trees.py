@@ -11,9 +11,9 @@ import numpy as np
 from recursia import model
 from recursia.architecture import Model
 from recursia.errors import ConfigError
+from recursia.params import Params
 from recursia.sharing import key_banks
 from recursia.sharing.schedule import KEYS
-from recursia.sharing.weights import Tree
 
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
@@ -70,29 +70,29 @@ def from_heads(weight: np.ndarray, num_heads: int) -> np.ndarray:
     return weight.T.reshape(num_heads, -1, weight.shape[0])
 
 
-def layer_norm(named: Arrays, name: str) -> Tree:
+def layer_norm(named: Arrays, name: str) -> Params:
     """Returns the parameters of a LayerNorm."""
     return {"scale": named[f"{name}.weight"], "bias": named[f"{name}.bias"]}
 
 
-def embedding(config: Model, named: Arrays, table: str, head: str) -> Tree:
+def embedding(config: Model, named: Arrays, table: str, head: str) -> Params:
     """Returns the embedding, and the head if it is not tied, by the names of their layers."""
     tied = {"table": named[f"{table}.weight"]}
     return tied if config.embed.is_tied else {**tied, "head": named[f"{head}.weight"]}
 
 
-def stack(trees: Iterable[Tree]) -> Tree:
+def stack(trees: Iterable[Params]) -> Params:
     """Returns trees with their leaves stacked along a new leading axis; `{}` for none."""
     trees = list(trees)
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees) if trees else {}
 
 
-def complete(sections: Tree) -> Tree:
+def complete(sections: Params) -> Params:
     """Returns a parameter tree in which the sections that are not given are empty."""
     return {name: {} for name in ("prelude", "coda", "depth", "inject")} | sections
 
 
-def banks(config: Model, block: Callable[[int], Tree]) -> Tree:
+def banks(config: Model, block: Callable[[int], Params]) -> Params:
     """Returns the core's banks, each entry from the first step that uses it.
 
     Args:
@@ -102,7 +102,7 @@ def banks(config: Model, block: Callable[[int], Tree]) -> Tree:
     """
     schedule, weights = config.schedule, functools.lru_cache(block)
 
-    def stacked(slot: str, bank: str, specs: Tree) -> Tree:
+    def stacked(slot: str, bank: str, specs: Params) -> Params:
         is_keys = bank.endswith(KEYS)
         steps = np.unique(schedule.owners) if is_keys else np.arange(schedule.num_steps)
         entry = schedule.entry(bank)[steps]
@@ -112,7 +112,7 @@ def banks(config: Model, block: Callable[[int], Tree]) -> Tree:
             trees = [{name: tree[name] for name in specs} for tree in trees]
         return jax.tree.map(lambda s, *leaves: np.stack(leaves).reshape(s.shape), specs, *trees)
 
-    core: Tree = {}
+    core: Params = {}
     for slot, tree in model.specs(config)["core"].items():
         by_bank = key_banks.split(slot, tree, config.key_weights)
         core |= {bank: stacked(slot, bank, specs) for bank, specs in by_bank.items()}
