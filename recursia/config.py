@@ -75,19 +75,28 @@ def _drop_data(values: dict[str, Any], named: set[str]) -> None:
             data.pop(field, None)
 
 
-def override(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:
+def override(
+    run: settings.Run, overrides: Mapping[str, str], others: tuple[str, ...] = ()
+) -> settings.Run:
     """Returns a trained run with fields of its depth policy changed, such as `exit_threshold`.
 
+    Args:
+      run: the run.
+      overrides: dotted field to value, as typed.
+      others: full names of fields outside `model.depth` that may change too.
+
     Raises:
-      ConfigError: for a field outside `model.depth`: the parameters were trained with it.
+      ConfigError: for any other field: the parameters were trained with it.
     """
     values = to_dict(run)
     for field, value in overrides.items():
         place = configuration.full(field)
-        if not place.startswith("model.depth.") or place == "model.depth.kind":
+        is_depth = place.startswith("model.depth.") and place != "model.depth.kind"
+        if not is_depth and place not in others:
+            more = "".join(f", and config.{each}" for each in others)
             raise ConfigError(
-                f"--config.{field}: only fields of depth, such as config.depth.exit_threshold, may "
-                "change in a trained model"
+                f"--config.{field}: only fields of depth, such as config.depth.exit_threshold"
+                f"{more}, may change in a trained model"
             )
         _set(values, field, Raw(value))
     return build(settings.Run, values, "config")

@@ -85,12 +85,15 @@ def test_a_workdir_that_cannot_be_written_is_one_line(folder, command, name):
 
 @pytest.mark.parametrize("verb", [("eval",), ("generate", "--prompt=a")])
 def test_a_directory_that_is_no_run_is_one_line(folder, tmp_path, refused_command, verb):
-    for path in (folder / "empty", tmp_path / "none"):
-        parts = (path, "no config.json; is it a run's directory?")
-        refused_command(*verb, f"--workdir={path}", parts=parts)
-        assert not (tmp_path / "none").exists()
+    looked_for = ("neither a run (config.json, checkpoints)", "(config.json with model_type,")
+    refused_command(*verb, f"--workdir={folder / 'empty'}", parts=(folder / "empty", *looked_for))
+    refused_command(*verb, f"--workdir={tmp_path / 'none'}", parts=(tmp_path, "is not there"))
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    refused_command(*verb, f"--workdir={tmp_path}", parts=(tmp_path, *looked_for))
     (tmp_path / "config.json").write_text("{")
     refused_command(*verb, f"--workdir={tmp_path}", parts=["config.json: cannot be read"])
+    refused_command(*verb, f"--workdir={folder / 'train.txt'}", parts=["train.txt"], code=5)
 
 
 PREPARE = "data prepare --output={0}/new --input"

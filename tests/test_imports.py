@@ -65,9 +65,9 @@ MAY = {
     "scores": LAYERS | FORWARD | {"depth", "losses", "settings", "data", "distributed", "console"},
     "workdir": BASE
     | FORWARD
-    | {"params", "sharding", "settings", "config", "changes", "data", "distributed"},
+    | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"},
     "generate": BASE | FORWARD | {"params", "workdir", "console"},
-    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "workdir"},
+    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "sharding"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS

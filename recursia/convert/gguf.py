@@ -51,7 +51,7 @@ class Arrays(Mapping[str, np.ndarray]):
             import gguf
         except ImportError:
             raise ConfigError(
-                f"--input={path}: reading GGUF needs the gguf package; pip install 'recursia[gguf]'"
+                f"{path}: reading GGUF needs the gguf package; pip install 'recursia[gguf]'"
             ) from None
         self._path, self._dequantize = path, gguf.quants.dequantize
         try:

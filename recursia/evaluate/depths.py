@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recursia import scores
-from recursia.errors import DataError
+from recursia.errors import ConfigError, DataError
 from recursia.evaluate import baselines, split
 from recursia.evaluate.variants import Row, Variant, add_gaps, title
 from recursia.workdir.trained import Trained
@@ -37,8 +37,14 @@ def evaluate(
       The scores of the trained depth, `table` with a row for each variant, and `baselines`.
 
     Raises:
+      ConfigError: for baselines of a model that came without its training data.
       DataError: if there is no text to score.
     """
+    if has_baselines and not trained.paths:
+        raise ConfigError(
+            f"--baselines: are counted on the training split, and {workdir} came without; leave "
+            "them out"
+        )
     scored = split.of_run(trained, workdir) if not text or has_baselines else ()
     if not text and not scored:
         raise DataError(f"{workdir}: its data has no validation split; give --text=FILE to score")

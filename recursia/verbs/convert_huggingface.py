@@ -29,11 +29,14 @@ def run(given: argparse.Namespace) -> None:
     """Makes a run of a checkpoint."""
     from recursia.convert import arrival
     from recursia.convert.safely import new_folder
+    from recursia.workdir import trained
 
     with new_folder(given.output) as part:
         found = arrival.find(given.input)
         tokenizer = arrival.tokenizer(found, given.tokenizer, given.end_of_text)
         how = {"dtype": given.dtype, "seq_len": given.seq_len, "batch_size": given.batch_size}
+        ours = arrival.run(found, **how)
         with console.doing(f"reading {given.input}"):
-            arrival.save(found, tokenizer, part, **how)
+            weights = arrival.laid(found)
+            trained.save(ours, ours.model.vocab_size, weights, tokenizer, part)
     print(f"{given.output}: made of {given.input} ({found.kind})")

@@ -40,7 +40,8 @@ def run(given: argparse.Namespace) -> None:
         params = jax.device_put(dense.params, jax.local_devices()[0])
     theirs = dense.model
     places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
-    run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
+    if places:  # a checkpoint from elsewhere has none: the configuration's own data stays
+        run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
     try:
         ours = run.model.sized(theirs.vocab_size)
         how = {"norms": given.norms, "adapters": given.adapters}

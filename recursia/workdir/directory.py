@@ -110,6 +110,15 @@ def record(
         os.replace(new, workdir / name)
 
 
+def is_run(workdir: pathlib.Path) -> bool:
+    """Returns whether a directory holds the settings of a run, whole or damaged."""
+    try:
+        values = json.loads((workdir / "config.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return (workdir / "config.json").exists()
+    return isinstance(values, dict) and "model" in values
+
+
 def recorded(workdir: pathlib.Path) -> settings.Run:
     """Returns the settings of the run in a directory.
 

@@ -1,4 +1,7 @@
-"""`recursia convert huggingface` and `export`: in, out, and one line for what is bad."""
+"""`recursia convert huggingface` and `export`: in, out, and one line for what is bad.
+
+A checkpoint that is not brought in, but evaluated where it lies, is refused alike.
+"""
 
 import json
 import shutil
@@ -143,6 +146,8 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(name, folder, tmp_p
     capsys.readouterr()
     assert bring(tmp_path / "hf", tmp_path / "run") == refused(capsys, code, *said)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    evaluate = ["eval", f"--workdir={tmp_path / 'hf'}", f"--text={folder / 'text.txt'}"]
+    assert cli.main(evaluate) == refused(capsys, code, *said)
 
 
 def test_places_that_hold_nothing_are_refused(tmp_path, capsys):
