@@ -107,6 +107,12 @@ class Model:
         parts = self.block.mixer, self.block.feedforward, self.depth
         return all(part.is_incremental for part in parts)
 
+    @property
+    def owes_keys(self) -> bool:
+        """Whether a token that stops early lacks keys of later recursions that others may read."""
+        later = range(1, self.schedule.num_recursions)
+        return self.depth.shows_stopped and any(map(self.schedule.makes_keys, later))
+
     def _check(self) -> None:
         """Refuses settings that cannot be combined, with the reason."""
         plan = self.schedule

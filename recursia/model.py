@@ -116,7 +116,7 @@ def apply(
     """
     context = _context(tokens.shape, positions, segment_ids)
     call = Call(mode, step, key, microbatch, state, wanted)
-    return _forward(params, tokens, config, context, _stacks(params, config, remat), call)
+    return _forward(params, tokens, config, context, stacks_of(params, config, remat), call)
 
 
 def extend(
@@ -127,6 +127,7 @@ def extend(
     *,
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
+    is_whole: bool = False,
 ) -> tuple[Float[Array, "B T D"], Cache]:
     """Returns the final hidden states of the next tokens of some texts, and the KV cache with them.
 
@@ -139,6 +140,8 @@ def extend(
       cache: of the tokens before.
       positions: of the tokens in their texts.
       segment_ids: 1 for a token, 0 for padding.
+      is_whole: whether a token that stops early makes its keys of later recursions now, and not
+        when a later token asks for them.
     """
     context = _context(tokens.shape, positions, segment_ids)
     pending = {CORE: cache.pending}
@@ -147,8 +150,9 @@ def extend(
     def resume(stack: Stack, x: Array, context: Context) -> None:
         config.depth.run(stack, params["depth"], x, context, Call("causal"))
 
-    may_resume = resume if config.depth.shows_stopped else None
-    cached = stacks.with_caches(_stacks(params, config, KEEP), stores, may_resume)
+    may_resume = resume if config.owes_keys and not is_whole else None
+    is_whole &= config.owes_keys
+    cached = stacks.with_caches(stacks_of(params, config), stores, may_resume, is_whole)
     call = Call("causal", wanted=context.is_live)
     hidden = _forward(params, tokens, config, context, cached, call).hidden
     count = cache.num_blocks + sum(store.num_blocks for store in stores.values())
@@ -164,15 +168,15 @@ def _forward(
     by_name: Mapping[str, Stack],
     call: Call,
 ) -> Output:
-    x, before = _enter(params, tokens, config, context, by_name)
+    x, before = enter(params, tokens, config, context, by_name)
     if config.inject.needs_input:
         context = dataclasses.replace(context, inputs=x)
     x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
-    x, after = _finish(params, x, context, config, by_name)
+    x, after = finish(params, x, context, config, by_name)
     return Output(x, _with_reports(aux, before, after, config))
 
 
-def _enter(
+def enter(
     params: Params,
     tokens: Int[Array, "B T"],
     config: Model,
@@ -209,10 +213,10 @@ def read(
     arguments are those of `apply`.
     """
     context = _context(state.shape[:2], positions, segment_ids)
-    return _finish(params, state, context, config, _stacks(params, config, KEEP))[0]
+    return finish(params, state, context, config, stacks_of(params, config))[0]
 
 
-def _finish(
+def finish(
     params: Params, x: Array, context: Context, config: Model, by_name: Mapping[str, Stack]
 ) -> tuple[Array, Report]:
     """Returns the head's input of the states after the core, and the report of the coda."""
@@ -226,9 +230,11 @@ def _finish(
     return embedding.before_head(params["embed"], x), report
 
 
-def _stacks(params: Params, config: Model, remat: Remat) -> dict[str, Stack]:
+def stacks_of(params: Params, config: Model, remat: Remat = KEEP) -> dict[str, Stack]:
+    """Returns the stacks by name: prelude, core and coda."""
+
     def read(x: Array, context: Context) -> Array:
-        return logits(params, _finish(params, x, context, config, found)[0], config)
+        return logits(params, finish(params, x, context, config, found)[0], config)
 
     norm = functools.partial(_norm, params, config=config) if config.loop_norm == "each" else None
     found = stacks.with_weights(params, config, remat, norm, read)

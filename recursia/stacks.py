@@ -61,7 +61,8 @@ def with_weights(
 def with_caches(
     stacks: Mapping[str, Stack],
     stores: Mapping[str, Store],
-    resume: Callable[[CachedStack, Array, Context], None] | None,
+    resume: Callable[[CachedStack, Array, Context], None] | None = None,
+    is_whole: bool = False,
 ) -> dict[str, CachedStack]:
     """Returns stacks that decode.
 
@@ -69,10 +70,11 @@ def with_caches(
       stacks: with weights, whose banks are tuples of entries (`cache.unstack`).
       stores: the KV caches of each.
       resume: see `CachedStack`; of the core.
+      is_whole: see `CachedStack`.
     """
     found = {}
     for name, stack in stacks.items():
         fields = {field.name: getattr(stack, field.name) for field in dataclasses.fields(stack)}
         fields |= {"store": stores[name], "resume": resume if name == CORE else None}
-        found[name] = CachedStack(**fields, context=None)
+        found[name] = CachedStack(**fields, context=None, is_whole=is_whole)
     return found

@@ -51,6 +51,11 @@ class Scheduler:
         return [] if is_closed else np.flatnonzero(~self._is_taken).tolist()
 
     @property
+    def taken(self) -> Bool[np.ndarray, "S"]:
+        """The slots that have a request."""
+        return self._is_taken.copy()
+
+    @property
     def running(self) -> Bool[np.ndarray, "S"]:
         """The slots whose token takes the next recursion."""
         return self._is_taken & ~self._has_stopped

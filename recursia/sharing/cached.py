@@ -79,11 +79,13 @@ class CachedStack(Stack):
       resume: runs the depth policy with a stack, on the states of some tokens and their context;
         None where stopped tokens need no later keys.
       context: of the tokens of the call, with the states that enter the core.
+      is_whole: whether all recursions run, those that no token of the call needs too.
     """
 
     store: Store
     resume: Callable[["CachedStack", Array, Context], None] | None
     context: Context | None
+    is_whole: bool
 
     def among(self, context: Context) -> "CachedStack":
         """Returns the stack for the tokens of a call."""
@@ -159,7 +161,7 @@ class CachedStack(Stack):
 
         Before a recursion runs, the tokens of the text that stopped before it take it, too.
         """
-        if not self.schedule.is_plain:
+        if self.is_whole or not self.schedule.is_plain:
             return self.loop(body, carry, entries)[0]
         unit = self.schedule.num_blocks
         state = _State(carry, self.store.pasts, self._pending(carry), jnp.int32(0), jnp.int32(0))
@@ -184,13 +186,13 @@ class CachedStack(Stack):
         """Returns one recursion with the caches as they are."""
         return self._recursion(number, self.store.pasts)
 
-    def _recursion(self, number: int, pasts: Pasts) -> CachedRecursion:
+    def _recursion(self, number: Any, pasts: Pasts) -> CachedRecursion:
         start = number * self.schedule.num_blocks
         span = Span(start, start + self.schedule.num_blocks, {}, (start,))
         return CachedRecursion(self, span, at(self.injected(), number), (), pasts)
 
     def _once(
-        self, body: LoopBody, carry: Any, entries: Any, number: int, pasts: Pasts
+        self, body: LoopBody, carry: Any, entries: Any, number: Any, pasts: Pasts
     ) -> tuple[Any, Any, Pasts]:
         carry, out, output = body(carry, self._recursion(number, pasts), at(entries, number))
         assert isinstance(output, CachedOutput)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, cache, model
+from recursia import accounting, cache, kv, model
 from recursia.generate import decode
 from recursia.generate.decoder import Decoder
 from recursia.generate.sampling import Sampling
@@ -125,6 +125,15 @@ def test_early_exits_save_blocks_and_change_nothing(name):
     for (_, held), deep in zip(alone, depth, strict=True):
         count = recursions_run(deep, config.depth.shows_stopped)
         assert held.num_blocks == config.schedule.num_blocks * count
+
+
+def test_a_stopped_token_whose_keys_no_later_recursion_reads_does_not_catch_up():
+    config, params, _ = early("act")
+    config = dataclasses.replace(config, kv=kv.Plan("first_recursion"))
+    _, held = step_by_step(config, params, text()[:1], ONE_BY_ONE)
+    depth = np.asarray(forward(params, text()[:1], config, "causal")[1].depth_used)[0]
+    assert any(np.diff(depth) > 0)
+    assert held.num_blocks == config.schedule.num_blocks * recursions_run(depth, False)
 
 
 @pytest.mark.parametrize("name", [*points.DEPTHS, *(name for name in EARLY if " " in name)])
