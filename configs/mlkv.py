@@ -5,7 +5,7 @@ r"""Multi-layer key-value sharing: a few layers make keys, which the layers afte
 
 Zuhri et al. 2024, arXiv 2406.09297, on the block of GPT-NeoX. 160m has Pythia's shape, with keys in
 4 of its 12 layers. The paper continues training Pythia; this starts from scratch with the recipe of
-the other systems. `recursia convert recursive --start=average` merges keys as the paper does. Meant
+the other systems. `recursia convert recursive --init=average` merges keys as the paper does. Meant
 for v5e:4x4.
 
 Measured, tiny after 200 steps: 3.34 bits per byte of the bundled validation text, with 3 layers of

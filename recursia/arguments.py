@@ -9,15 +9,22 @@ from recursia import parsing
 if TYPE_CHECKING:  # jax is slow to import, and --help needs none of it
     from recursia.distributed import Flags
 
-CONFIG = "FILE.py:PRESET or a shipped name such as mor:tiny"
+CONFIG = "FILE.py:PRESET, a shipped name such as mor:tiny, or a run's directory"
 DEPTH = "Takes --config.depth.FIELD=VALUE, such as exit_threshold, besides."
 SEEDS = 2**31 - 1
 
 
-def config_option(parser: parsing.Parser) -> None:
-    """Adds `--config` and lets `--config.a.b=value` be typed."""
+def config_option(parser: parsing.Parser, default: str | None = None) -> None:
+    """Adds `--config` and lets `--config.a.b=value` be typed.
+
+    Args:
+      parser: to which it is added.
+      default: what stands for a configuration that is not given, in words; None requires one.
+    """
     text = f"{CONFIG}; then --config.a.b=value"
-    chosen: Any = parser.add_argument("--config", type=parsing.place, required=True, help=text)
+    text = text if default is None else f"{text}; default: {default}"
+    how: dict[str, Any] = {"type": parsing.place, "required": default is None, "help": text}
+    chosen: Any = parser.add_argument("--config", **how)
     chosen.completer = configs
     parser.set_defaults(takes_overrides=True)
 

@@ -1,14 +1,18 @@
 """Reads configurations: a file, a preset and overrides become frozen dataclasses of settings.
 
-`--config=FILE.py:PRESET`, or `--config=mor:tiny` for a shipped file, is followed by overrides
-`--config.a.b=value`. The file's `get_config(preset)` returns an `ml_collections.ConfigDict` of
-sections. A field of the model may omit its section: `--config.depth.capacity` is
-`--config.model.depth.capacity`. A field of a block's mixer or feed-forward may omit that too:
-`--config.block.num_heads` is `--config.model.block.mixer.num_heads`.
+`--config=FILE.py:PRESET`, or `--config=mor:tiny` for a shipped file, or a run's directory, is
+followed by overrides `--config.a.b=value`. The file's `get_config(preset)` returns an
+`ml_collections.ConfigDict` of sections. A field of the model may omit its section:
+`--config.depth.capacity` is `--config.model.depth.capacity`. A field of a block's mixer or
+feed-forward may omit that too: `--config.block.num_heads` is
+`--config.model.block.mixer.num_heads`.
 """
 
 import dataclasses
 import inspect
+import json
+import os
+import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -20,21 +24,66 @@ from recursia.fields import Field, fields
 from recursia.presets import hint, presets, read, shipped
 from recursia.typed import Raw
 
-__all__ = ["Field", "build", "fields", "load", "override", "presets", "shipped", "to_dict"]
+RECORD = "config.json"  # file of a run's directory with its settings
+
+__all__ = [
+    "Field",
+    "build",
+    "change",
+    "fields",
+    "load",
+    "override",
+    "presets",
+    "shipped",
+    "to_dict",
+]
 
 
 def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
     """Returns the run that a file, a preset and overrides describe.
 
     Args:
-      name: "FILE.py:PRESET", or a shipped file's bare name with its preset.
+      name: "FILE.py:PRESET", or a shipped file's bare name with its preset; or a run's directory,
+        whose settings are taken.
       overrides: dotted field to value, as typed.
 
     Raises:
       ConfigError: for any mistake, in one line. It is no mistake to type `train.num_steps` alone
         and cut the schedule short; `recursia.notes` reports it.
     """
-    values = read(name).to_dict()
+    record = os.path.join(os.path.expanduser(name), RECORD)
+    is_run = os.path.isfile(record)  # which takes any name
+    values = to_dict(recorded(pathlib.Path(record))) if is_run else read(name).to_dict()
+    return _changed(values, overrides)
+
+
+def recorded(path: pathlib.Path) -> settings.Run:
+    """Returns the run whose settings were written to a file of JSON.
+
+    Raises:
+      FileNotFoundError: if there is no file.
+      ConfigError: if it is not readable.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return build(settings.Run, values, str(path))
+
+
+def change(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:
+    """Returns the run with any of its fields changed; raises ConfigError as `load` does.
+
+    Args:
+      run: a run.
+      overrides: dotted field to value, as typed.
+    """
+    return _changed(to_dict(run), overrides)
+
+
+def _changed(values: dict[str, Any], overrides: Mapping[str, str]) -> settings.Run:
     named = set(map(configuration.full, overrides))
     _drop_data(values, named)
     _override(values, overrides)
@@ -106,6 +155,8 @@ def _set(values: dict[str, Any], field: str, value: Raw) -> None:
     *sections, last = configuration.full(field).split(".")
     for section in sections:
         inner = values.setdefault(section, {})
+        if _are_pairs(inner):  # as settings hold a table, such as model.varies
+            inner = values[section] = dict(inner)
         if not isinstance(inner, dict):
             raise ConfigError(f"--config.{field}: {section!r} is {inner!r}, not a section")
         values = inner
@@ -113,6 +164,11 @@ def _set(values: dict[str, Any], field: str, value: Raw) -> None:
         values[last]["kind"] = value
     else:
         values[last] = value
+
+
+def _are_pairs(value: Any) -> bool:
+    is_pair = lambda each: isinstance(each, (tuple, list)) and len(each) == 2
+    return isinstance(value, (tuple, list)) and all(map(is_pair, value))
 
 
 def build(cls: type, values: Any, path: str) -> Any:

@@ -47,6 +47,18 @@ class Add(argparse.Action):
         setattr(namespace, self.dest, (*(getattr(namespace, self.dest) or ()), *values))
 
 
+class Renamed(argparse.Action):
+    """Refuses an option of an earlier version, with its new name."""
+
+    def __init__(self, *, new: str, **how: Any):
+        super().__init__(help=argparse.SUPPRESS, **how)
+        self._new = new
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Refuses an occurrence."""
+        raise argparse.ArgumentError(self, f"is now {self._new}; give that")
+
+
 class _Formatter(argparse.HelpFormatter):
     """Help with the default of every option that has one."""
 

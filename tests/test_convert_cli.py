@@ -42,12 +42,20 @@ def nats(command, workdir):
 def test_full_rank_adapters_give_back_the_dense_run(folder, command):
     target, made = written(folder, "relaxed", RELAXED), folder / "made"
     convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", f"--config={target}"]
-    command(*convert, "--start=average", f"--output={made}")
+    command(*convert, "--init=average", f"--output={made}")
     assert abs(nats(command, made) - nats(command, folder / "dense")) < 1e-4
+    again, short = folder / "again_made", ("--config.sharing=cycle", "--lora_rank=99")
+    short += ("--config.depth.num_recursions=2", "--config.varies.norms=recursion+block")
+    command(*convert[:3], *short, "--init=average", f"--output={again}")
+    assert nats(command, again) == nats(command, made)
     _, err = command(*convert, f"--output={made}", code=2)
     assert_one_line(err, "is not empty")
-    start = f"--config.train.init_from={made}"
-    command("train", f"--config={target}", f"--workdir={folder / 'again'}", start)
+    for wrong, why in {"--start=lower": "--init", "--config.weights.rank=3": "give one"}.items():
+        _, err = command(*convert, wrong, "--lora_rank=2", f"--output={folder / 'no'}", code=2)
+        assert_one_line(err, why)
+    for config in (target, made):  # a run's directory is a configuration too
+        start = f"--config={config}", f"--config.train.init_from={made}"
+        command("train", *start, f"--workdir={folder / 'again'}")
 
 
 def test_a_model_of_other_widths_is_refused_in_one_line(folder, command):

@@ -181,12 +181,12 @@ def test_of_equal_layers_it_is_the_dense_model(start):
         assert_close(forward(found, text(), build())[0], forward(params, text(), DENSE)[0])
 
 
-def test_initial_adapters_change_nothing_and_nearest_ones_do():
+def test_adapters_from_zero_change_nothing_and_those_of_an_svd_do():
     params, target = draw(DENSE), relaxed(rank=2)
     made = lambda **how: recursive(params, DENSE, target, "average", key=KEY, **how)
     plain = recursive(params, DENSE, build(varies=PRIVATE), "average", key=KEY)
     logits = forward(plain, text(), build(varies=PRIVATE))[0]
-    assert is_equal(forward(made(adapters="initial"), text(), target)[0], logits)
+    assert is_equal(forward(made(adapters="zero"), text(), target)[0], logits)
     assert not np.allclose(forward(made(), text(), target)[0], logits, atol=0.1)
 
 
@@ -225,7 +225,7 @@ REFUSED = {
     "head": (build(embed=embedding.Embedding(is_tied=False)), {}, ("embed.is_tied", False)),
     "start": (build(), {"start": "middle"}, ("start", "'middle'", "stepwise", "average")),
     "norms": (build(), {"norms": "zero"}, ("norms", "'zero'")),
-    "adapters": (build(), {"adapters": "svd"}, ("adapters", "'svd'", "nearest", "initial")),
+    "adapters": (build(), {"adapters": "near"}, ("adapters", "'near'", "svd", "zero")),
 }
 
 

@@ -26,7 +26,7 @@ from recursia.sharing import key_banks, lora
 from recursia.sharing.schedule import KEYS
 
 Start = Literal["stepwise", "average", "lower", "upper", "random"]
-Adapters = Literal["nearest", "initial"]
+Adapters = Literal["svd", "zero"]
 Groups = list[list[int]]  # for each entry of a bank, layers by their number in the model
 
 
@@ -37,7 +37,7 @@ def recursive(
     start: Start,
     *,
     norms: Start | None = None,
-    adapters: Adapters = "nearest",
+    adapters: Adapters = "svd",
     key: Array,
 ) -> Params:
     """Returns parameters of `target`, initialised from those of a model of as many layers.
@@ -54,8 +54,8 @@ def recursive(
         "upper" the last, and "random" draws them. "average" takes the mean of all layers that an
         entry is used for.
       norms: the same for norms and biases; None takes `start`.
-      adapters: "nearest" to the difference between entries and layers, or "initial", as in a new
-        model.
+      adapters: "svd", the products of their rank nearest to the difference between entries and
+        layers; or "zero", as in a new model, where their products are zero.
       key: for all random draws.
 
     Raises:
@@ -73,7 +73,7 @@ def recursive(
     drawn["core"] = {s: tree for s, tree in specs["core"].items() if s not in target.block_specs}
     converted = parameters.init(drawn, key)
     converted["core"] |= _entries_from(dense, target, start, norms or start, order)
-    if isinstance(weights, lora.Lora) and adapters == "nearest":
+    if isinstance(weights, lora.Lora) and adapters == "svd":
         converted["core"] |= _nearest(converted["core"], dense, target, weights)
     for name, ends in (("prelude", dense[:prelude]), ("coda", dense[prelude + num_steps :])):
         converted[name] = jax.tree.map(lambda *w: jnp.stack(w), *ends) if ends else {}

@@ -3,9 +3,13 @@
 import argparse
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING
 
 from recursia import arguments, console, parsing
 from recursia.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recursia import settings
 
 ABOUT = "Make a recursive model of a dense run, or an unrolled one of a recursive run."
 
@@ -13,14 +17,18 @@ ABOUT = "Make a recursive model of a dense run, or an unrolled one of a recursiv
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
     arguments.run_options(parser)
-    arguments.config_option(parser)
+    arguments.config_option(parser, "that of --workdir, with what is typed")
     parser.add_argument("--output", type=parsing.path, required=True, help="a new directory")
     starts = ("stepwise", "average", "lower", "upper", "random")
     about = "layers that a shared entry is made of"
-    parser.add_argument("--start", choices=starts, default="stepwise", help=about)
-    parser.add_argument("--norms", choices=starts, help="the same for norms; default: --start")
-    about = "adapters as near as they come to what sharing loses, or as a new run draws them"
-    parser.add_argument("--adapters", choices=("nearest", "initial"), default="nearest", help=about)
+    parser.add_argument("--init", choices=starts, default="stepwise", help=about)
+    parser.add_argument("--norms", choices=starts, help="the same for norms; default: --init")
+    about = "of the adapters of each step: --config.weights.kind=lora --config.weights.rank"
+    parser.add_argument("--lora_rank", type=parsing.integer(1), help=about)
+    about = "adapters as near as they come to what sharing loses, or without effect at first"
+    parser.add_argument("--lora_init", choices=("svd", "zero"), default="svd", help=about)
+    for old, new in (("--start", "--init"), ("--adapters", "--lora_init")):
+        parser.add_argument(old, action=parsing.Renamed, new=new)
     arguments.seed_option(parser, "of what is drawn")
     arguments.compiling_option(parser)
 
@@ -33,22 +41,45 @@ def run(given: argparse.Namespace) -> None:
     from recursia.convert import recursive
     from recursia.workdir import trained
 
-    run = config.load(given.config, given.overrides)
+    fields = _fields(given)
+    run = config.load(given.config, fields) if given.config else None
     with console.doing(f"loading {given.workdir}"):
         dense = trained.load(given.workdir, given.step)
         # One matrix after another: over several devices each would be a program of its own.
         params = jax.device_put(dense.params, jax.local_devices()[0])
-    theirs = dense.model
+    run = run or config.change(_settings(dense.run, given.workdir), fields)
+    theirs, name = dense.model, given.config or "a model"
     places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
     if places:  # a checkpoint from elsewhere has none: the configuration's own data stays
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
     try:
         ours = run.model.sized(theirs.vocab_size)
-        how = {"norms": given.norms, "adapters": given.adapters}
+        how = {"norms": given.norms, "adapters": given.lora_init}
         key = jax.random.key(given.seed)
-        with console.doing(f"making {given.config} of it"):
-            weights = recursive.recursive(params, theirs, ours, given.start, **how, key=key)
+        with console.doing(f"making {name} of it"):
+            weights = recursive.recursive(params, theirs, ours, given.init, **how, key=key)
     except ValueError as error:
         raise ConfigError(f"convert: {error}") from None
     trained.save(run, theirs.vocab_size, weights, dense.tokenizer, given.output)
-    print(f"{given.output}: {given.config} made of {given.workdir} at step {dense.step}")
+    print(f"{given.output}: {name} made of {given.workdir} at step {dense.step}")
+
+
+def _settings(run: "settings.Run", workdir: pathlib.Path) -> "settings.Run":
+    """Returns a loaded run's settings, with the mesh of its training again."""
+    from recursia.sharding import MeshConfig
+    from recursia.workdir import directory
+
+    is_run = directory.is_run(workdir)
+    mesh = directory.recorded(workdir).mesh if is_run else MeshConfig(data=1, fsdp=-1)
+    return dataclasses.replace(run, mesh=mesh)
+
+
+def _fields(given: argparse.Namespace) -> dict[str, str]:
+    """Returns the fields of the configuration that were typed, those of `--lora_rank` included."""
+    typed = dict(given.overrides)
+    if given.lora_rank is None:
+        return typed
+    for field in typed:
+        if field.removeprefix("model.") in ("weights.kind", "weights", "weights.rank"):
+            raise ConfigError(f"--lora_rank: is set by --config.{field} too; give one of the two")
+    return {**typed, "weights.kind": "lora", "weights.rank": str(given.lora_rank)}

@@ -102,7 +102,7 @@ def record(
     shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
     os.replace(new, workdir / TOKENIZER)
     for name, values in (
-        ("config.json", recursia.config.to_dict(run)),
+        (recursia.config.RECORD, recursia.config.to_dict(run)),
         ("overrides.json", overrides),
     ):
         new = workdir / f"{name}.part"
@@ -113,9 +113,9 @@ def record(
 def is_run(workdir: pathlib.Path) -> bool:
     """Returns whether a directory holds the settings of a run, whole or damaged."""
     try:
-        values = json.loads((workdir / "config.json").read_text(encoding="utf-8-sig"))
+        values = json.loads((workdir / recursia.config.RECORD).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
-        return (workdir / "config.json").exists()
+        return (workdir / recursia.config.RECORD).exists()
     return isinstance(values, dict) and "model" in values
 
 
@@ -125,16 +125,12 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
     Raises:
       ConfigError: if config.json is missing or not readable.
     """
-    path = workdir / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        return recursia.config.recorded(workdir / recursia.config.RECORD)
     except FileNotFoundError:
         raise ConfigError(
             f"--workdir={workdir}: no config.json; is it a run's directory?"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    return recursia.config.build(settings.Run, values, str(path))
 
 
 def tokenizer(workdir: pathlib.Path, run: settings.Run) -> Tokenizer:
