@@ -9,7 +9,7 @@ from typing import Any
 from recursia import scores
 from recursia.errors import ConfigError, DataError
 from recursia.evaluate import baselines, split
-from recursia.evaluate.variants import Row, Variant, add_gaps, title
+from recursia.evaluate.variants import Row, Variant, add_gaps
 from recursia.workdir.trained import Trained
 
 
@@ -74,21 +74,3 @@ def _row(trained: Trained, variant: Variant, paths: tuple[str, ...], num_batches
     )
     cache = {"cache_bytes_per_token": variant.cache_bytes_per_token}
     return {**variant.names, **dataclasses.asdict(score), **cache}
-
-
-def render(result: dict[str, Any]) -> str:
-    """Returns the result of `evaluate` as a text table."""
-    lines = [f"step {result['step']}, {result['tokens']:,} tokens", ""]
-    lines.append(f"{'':22} {'bits/byte':>10} {'nats/token':>11} {'recursions/token':>17}")
-    for row in result["table"]:
-        lines.append(
-            f"{title(row):22} {row['bits_per_byte']:10.4f} {row['nats_per_token']:11.4f} "
-            f"{row['mean_depth']:17.3f}"
-        )
-        if "causal_gap" in row:
-            lines.append(f"{'  causal gap':22} {'':10} {row['causal_gap']:+11.4f}")
-    for name, bits in result.get("baselines", {}).items():
-        lines.append(f"{name:22} {bits:10.4f}")
-    for depth, reason in result.get("missing", {}).items():
-        lines.append(f"depth {depth} is missing: {reason}")
-    return "\n".join(lines)

@@ -15,7 +15,6 @@ from recursia.workdir import trained as runs
 from recursia.workdir.trained import Trained
 
 Table = list[dict[str, Any]]
-_FIRST = ("acc", "acc_norm", "exact_match", "perplexity", "word_perplexity", "bits_per_byte")
 
 
 class Suite(Protocol):
@@ -85,27 +84,6 @@ def evaluate(
     return result | {"versions": versions, "config": config.to_dict(trained.run)}
 
 
-def main_metric(row: Mapping[str, Any]) -> str:
-    """Returns the metric that says most of a task."""
-    metrics = row["metrics"]
-    return next((name for name in _FIRST if name in metrics), next(iter(metrics), ""))
-
-
-def render(result: Mapping[str, Any]) -> str:
-    """Returns the scores of text and tasks as a table."""
-    lines = [texts.render(dict(result))] if "table" in result else [f"step {result['step']}", ""]
-    if "tasks" not in result:
-        return lines[0]
-    asked = result["suite"]["tasks"]
-    names = dict.fromkeys(row["task"] for row in result["tasks"])
-    shown = [name for name in names if name in asked] or list(names)
-    for name in shown:
-        lines += ["", *_block([row for row in result["tasks"] if row["task"] == name])]
-    if "table" not in result:
-        lines += _missing(result)
-    return "\n".join(lines)
-
-
 def _on_tasks(trained: Trained, found: Sequence[Variant], suite: Suite) -> Table:
     """Returns the rows of all variants; those in causal mode say how far they are from published.
 
@@ -124,7 +102,7 @@ def _on_tasks(trained: Trained, found: Sequence[Variant], suite: Suite) -> Table
         for row in rows:
             cache = variant.cache_bytes_per_token
             table.append({**row, "cache_bytes_per_token": cache})
-    value = lambda row: row["metrics"].get(main_metric(row), 0.0)
+    value = lambda row: row["metrics"].get(variants.main_metric(row), 0.0)
     variants.add_gaps(table, ("task", "depth"), value)
     return table
 
@@ -134,31 +112,3 @@ def _has_text(trained: Trained, workdir: pathlib.Path) -> bool:
         return bool(split.of_run(trained, workdir))
     except DataError:
         return False
-
-
-def _block(rows: Table) -> list[str]:
-    """Returns the lines of one task."""
-    names = [name for name in rows[0]["metrics"] if "_stderr" not in name]
-    title = f"{rows[0]['task']}, {rows[0]['num_samples']:,} rows"
-    heads = "".join(f" {name[:18]:>18}" for name in names)
-    lines = [f"{title:38}{heads} {'recursions/token':>17}"]
-    for row in rows:
-        metrics, cells = row["metrics"], ""
-        for name in names:
-            error = metrics.get(_error_of(name))
-            cell = f"{metrics[name]:.4f}" + (f" \u00b1 {error:.4f}" if error is not None else "")
-            cells += f" {cell:>18}"
-        depth = f"{row['mean_depth']:17.3f}" if "mean_depth" in row else f"{'':17}"
-        lines.append(f"  {variants.title(row):36}{cells} {depth}")
-        if "causal_gap" in row:
-            lines.append(f"  {'causal gap':36} {row['causal_gap']:+18.4f}")
-    return lines
-
-
-def _error_of(name: str) -> str:
-    metric, comma, how = name.partition(", ")
-    return f"{metric}_stderr{comma}{how}"
-
-
-def _missing(result: Mapping[str, Any]) -> list[str]:
-    return [f"depth {depth} is missing: {why}" for depth, why in result.get("missing", {}).items()]

@@ -12,6 +12,7 @@ from recursia.workdir.trained import Trained
 
 Capacity = tuple[float, ...]
 Row = dict[str, Any]  # of a table: what tells a variant from others, and its scores
+_FIRST = ("acc", "acc_norm", "exact_match", "perplexity", "word_perplexity", "bits_per_byte")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Variant:
     Attributes:
       depth: recursions that are walked.
       mode: "eval" as published, "causal" as decoding decides.
+      is_beyond: whether the depth is larger than the trained one.
       capacity: share of the tokens that each recursion keeps, where it is other than in training.
       model: the model at that depth.
       params: of it.
@@ -29,6 +31,7 @@ class Variant:
 
     depth: int
     mode: Mode
+    is_beyond: bool
     capacity: Capacity | None
     model: Model
     params: Any
@@ -38,13 +41,21 @@ class Variant:
     def names(self) -> dict[str, Any]:
         """What tells it from others, as a row of a table has it."""
         capacity = {} if self.capacity is None else {"capacity": list(self.capacity)}
-        return {"depth": self.depth, "mode": self.mode, **capacity}
+        names = {"depth": self.depth, "mode": self.mode, "is_beyond": self.is_beyond}
+        return {**names, **capacity}
 
 
 def title(row: Mapping[str, Any]) -> str:
     """Returns in words which variant a row of a table is of."""
     capacity = ",".join(f"{share:.3g}" for share in row.get("capacity", ()))
-    return f"depth {row['depth']}, {row['mode']}{capacity and f', capacity {capacity}'}"
+    beyond = " (beyond)" if row["is_beyond"] else ""
+    return f"depth {row['depth']}{beyond}, {row['mode']}{capacity and f', capacity {capacity}'}"
+
+
+def main_metric(row: Mapping[str, Any]) -> str:
+    """Returns the metric that says most of a task."""
+    metrics = row["metrics"]
+    return next((name for name in _FIRST if name in metrics), next(iter(metrics), ""))
 
 
 def add_gaps(rows: Sequence[Row], keys: tuple[str, ...], value: Callable[[Row], float]) -> None:
@@ -95,7 +106,8 @@ def of(
             cache = accounting.cache_bytes_per_token(at_depth, trained.run.train.seq_len)
             for mode in modes or ours.modes:
                 if capacity is None or mode == "eval":
-                    found.append(Variant(depth, mode, capacity, at_depth, params, cache))
+                    is_beyond = depth > ours.schedule.num_recursions
+                    found.append(Variant(depth, mode, is_beyond, capacity, at_depth, params, cache))
     if not found:
         raise ConfigError(f"--depths: {'; '.join(dict.fromkeys(missing.values()))}")
     return found, missing

@@ -47,8 +47,10 @@ def options(parser: parsing.Parser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Scores a checkpoint; returns 1 if a depth that was asked for is not there."""
     from recursia import distributed
-    from recursia.evaluate import tables
+    from recursia.evaluate import printout, tables
 
+    if given.capacity and given.mode == "causal":
+        raise ConfigError("--capacity: is of mode eval, and --mode=causal was given; drop one")
     draw, suite = _picture(given.picture), _suite(given)
     with distributed.joined(arguments.processes(given), is_preemptible=False):
         result = tables.evaluate(
@@ -64,7 +66,7 @@ def run(given: argparse.Namespace) -> int:
             suite=suite,
         )
         if distributed.is_first():
-            print(json.dumps(result) if given.json else tables.render(result))
+            print(json.dumps(result) if given.json else printout.render(result))
             draw(result)
     return 1 if "missing" in result else 0
 
@@ -99,8 +101,8 @@ def _picture(path: pathlib.Path | None) -> Any:
         return lambda result: None
     if path.suffix not in _PICTURES:
         raise ConfigError(f"--picture={path}: ends in none of {', '.join(_PICTURES)}")
-    if path.exists() or not path.parent.is_dir():
-        why = "is there already" if path.exists() else f"there is no folder {path.parent}"
+    if (is_there := os.path.lexists(path)) or not path.parent.is_dir():
+        why = "is there already" if is_there else f"there is no folder {path.parent}"
         raise ConfigError(f"--picture={path}: {why}; give a new file")
     try:
         from recursia.evaluate import picture
@@ -120,4 +122,6 @@ def _names(typed: str) -> tuple[str, ...]:
 
 def _shares(typed: str) -> tuple[float, ...]:
     """Reads shares of tokens by commas."""
-    return tuple(parsing.real(0, 1)(share) for share in typed.split(",") if share)
+    if not (found := tuple(parsing.real(0, 1)(share) for share in typed.split(",") if share)):
+        raise argparse.ArgumentTypeError(f"got {typed!r}, takes shares of tokens such as 1,0.5")
+    return found
