@@ -1,1 +1,25 @@
-"""Pretraining of language models whose depth is made by using the same weights again."""
+"""Pretraining of language models whose depth is made by using the same weights again.
+
+`load` and `preset` return a `LanguageModel`; docs/python.md shows what it can do.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recursia.language_model import LanguageModel, load, preset
+    from recursia.prediction import Prediction
+
+__all__ = ["LanguageModel", "Prediction", "load", "preset"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what a name stands for when it is first used: jax takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'recursia' has no attribute {name!r}")
+    from recursia import language_model
+
+    return getattr(language_model, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -67,6 +67,11 @@ MAY = {
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"},
     "generate": BASE | FORWARD | {"params", "workdir", "console"},
+    "prediction": BASE | FORWARD | {"depth", "evaluate"},
+    "language_model": BASE
+    | FORWARD
+    | {"params", "sharding", "settings", "config", "budget", "data", "workdir", "scores"}
+    | {"evaluate", "generate", "prediction", "console"},
     "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "sharding"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
@@ -93,7 +98,7 @@ MAY = {
     | {"accounting", "budget", "changes", "chips", "topology", "train", "generate", "data"}
     | CONFIGS,
     "__main__": {"cli", "console", "signals", "streams"},
-    "__init__": set(),
+    "__init__": {"language_model", "prediction"},
     "configs": {"configs"},
     "corpus": set(),
 }

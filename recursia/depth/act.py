@@ -68,7 +68,10 @@ class Act(Policy):
         return {"halt": gate.specs(embed_dim, self.halt_bias_init)}
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
-        """Returns the output S; the modes differ only in when the loop ends."""
+        """Returns the output S; the modes differ only in when the loop ends.
+
+        Its `Aux.scores` are the halting probabilities in each recursion that a token takes.
+        """
         zero = jnp.zeros(x.shape[:2])
         carry = _Carry(
             state=x,
@@ -78,13 +81,13 @@ class Act(Policy):
             steps=jnp.zeros(x.shape[:2], jnp.int32),
             is_running=jnp.ones(x.shape[:2], bool),
         )
-        step = _recursion(params["halt"], context, self)
-        states, report = None, {}
+        step = _recursion(params["halt"], context, self, call)
+        states, report, scores = None, {}, None
         if call.mode == "causal":
             goes_on = lambda carry: call.wants_any(carry.is_running)
             carry = stack.loop_while(step, carry, None, goes_on)
         else:
-            carry, states, report, _ = stack.loop(step, carry)
+            carry, (states, scores), report, _ = stack.loop(step, carry)
         steps = carry.steps.astype(jnp.float32)
         mean = lambda values: batch.mean(values, (0, 1), context.is_live)
         metrics = {
@@ -93,7 +96,8 @@ class Act(Policy):
             "halted": mean((~carry.is_running).astype(jnp.float32)),
         }
         losses = {"ponder": self.act_loss_weight * mean(steps + carry.remainder)}
-        return carry.output.astype(x.dtype), Aux(losses, metrics, carry.steps, states, report)
+        aux = Aux(losses, metrics, carry.steps, states, report, scores=scores)
+        return carry.output.astype(x.dtype), aux
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
         """Returns a pass of all tokens per recursion: training computes halted tokens too."""
@@ -116,17 +120,18 @@ class _Carry:
     is_running: Leaf  # [B T]
 
 
-def _recursion(halt: dict[str, Array], context: Context, config: Act) -> LoopBody:
+def _recursion(halt: dict[str, Array], context: Context, config: Act, call: Call) -> LoopBody:
     """Returns one recursion of all tokens."""
     is_copied = config.halted_state == "copied"
 
     def step(
         carry: _Carry, recursion: Recursion, _: None
-    ) -> tuple[_Carry, States, RecursionOutput]:
+    ) -> tuple[_Carry, tuple[States, Array | None], RecursionOutput]:
         running = carry.is_running
         live = context.count_only(running) if is_copied else context
         x = recursion.enter(carry.state, live)
         p = jax.nn.sigmoid(gate.logits(halt, x))
+        score = None if call.mode == "train" else jnp.where(running, p, jnp.nan)
         goes_on = running & (carry.total + p <= 1 - config.epsilon)
         remainder = jnp.where(running & ~goes_on, 1 - carry.total, 0.0)
         p = jnp.where(goes_on, p, 0.0)
@@ -142,6 +147,6 @@ def _recursion(halt: dict[str, Array], context: Context, config: Act) -> LoopBod
             steps=carry.steps + running.astype(jnp.int32),
             is_running=goes_on,
         )
-        return carry, output.astype(x.dtype), made
+        return carry, (output.astype(x.dtype), score), made
 
     return step

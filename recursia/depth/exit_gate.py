@@ -80,7 +80,10 @@ class ExitGate(Policy):
             )
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
-        """Returns the state that each token stopped with; in mode "train", the last."""
+        """Returns the state that each token stopped with; in mode "train", the last.
+
+        Its `Aux.scores` are the probabilities p_t of stopping after each recursion.
+        """
         carry = _Carry(
             state=x,
             exit=x,
@@ -104,7 +107,8 @@ class ExitGate(Policy):
         if call.mode == "train":
             exits = {"entropy": entropy} if self.stage == 1 else {"scores": scores}
             weights = p if self.stage == 1 else jnp.zeros_like(p)
-        return carry.exit, Aux({}, metrics, carry.steps, states, report, weights, exits)
+        stops = None if call.mode == "train" else p
+        return carry.exit, Aux({}, metrics, carry.steps, states, report, weights, exits, stops)
 
     def stopping_loss(
         self, exits: dict[str, Array], nats: Float[Array, "R B T"]

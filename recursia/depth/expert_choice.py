@@ -118,7 +118,10 @@ class ExpertChoice(Policy):
             )
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
-        """Returns the states after routing: by top-k, or in causal mode each token alone."""
+        """Returns the states after routing: by top-k, or in causal mode each token alone.
+
+        Its `Aux.scores` are the logits by which the tokens of each recursion are chosen.
+        """
         routers = at(params, np.array(_router_entries(stack.schedule)))
         is_warming = call.mode == "train" and self.capacity_warmup_steps > 0
         if is_warming and call.step is None:
@@ -131,14 +134,15 @@ class ExpertChoice(Policy):
             step = call.step if is_warming else None
             x, out, report = _masked(stack, routers, x, context, self, step)
         else:
-            x, out, report = _gathered(stack, routers, x, context, self)
+            is_read = call.mode != "train"
+            x, out, report = _gathered(stack, routers, x, context, self, is_read)
         losses = {"router": self.aux_loss_weight * out["router_cross_entropy"].sum()}
         if self.z_loss_weight:
             losses["router_z"] = self.z_loss_weight * out["router_z"].sum()
-        state, is_kept = out.pop("state"), out.pop("is_kept")
+        state, is_kept, scores = (out.pop(name, None) for name in ("state", "is_kept", "scores"))
         kept = batch.mean(is_kept.astype(jnp.float32), (1, 2), context.is_live)
         metrics = {**out, "tokens_kept": kept}
-        return x, Aux(losses, metrics, is_kept.sum(0), state, report)
+        return x, Aux(losses, metrics, is_kept.sum(0), state, report, scores=scores)
 
     def _alone(
         self, stack: Stack, routers: Params, x: States, context: Context, call: Call
@@ -215,7 +219,12 @@ def _logits(weights: Params, x: Array, config: ExpertChoice) -> tuple[Array, Arr
 
 
 def _gathered(
-    stack: Stack, routers: Params, x: States, context: Context, config: ExpertChoice
+    stack: Stack,
+    routers: Params,
+    x: States,
+    context: Context,
+    config: ExpertChoice,
+    is_read: bool,
 ) -> _Output:
     """Processes in each recursion only the tokens that it keeps."""
     kept, live = counts(config, x.shape[1]), context.is_live
@@ -223,7 +232,7 @@ def _gathered(
     carry, keys_values, outs = (x, None, live), (), []
     for count, group in itertools.groupby(range(len(kept)), key=lambda r: kept[r]):
         first, *others = group
-        step = functools.partial(_keep_best, context, config, count)
+        step = functools.partial(_keep_best, context, config, count, is_read)
         # The first of a group changes the shape of the carry; the others do not, and are scanned.
         for recursions in (range(first, first + 1), range(first + 1, first + 1 + len(others))):
             if recursions:
@@ -239,6 +248,7 @@ def _keep_best(
     context: Context,
     config: ExpertChoice,
     count: int,
+    is_read: bool,
     carry: _Carry,
     recursion: Recursion,
     entry: tuple[Params, Int[Array, "B P"] | None],
@@ -278,6 +288,10 @@ def _keep_best(
     is_chosen, is_kept = mask(logits.shape, chosen), mask(x.shape[:2], kept)
     is_active = jnp.ones(logits.shape, bool) if live is None else live
     out = statistics(logits, predicted, is_chosen, is_active, config.score, config.alpha)
+    if is_read:
+        scores = jnp.where(is_active, logits, jnp.nan)
+        everywhere = jnp.full(x.shape[:2], jnp.nan)
+        out["scores"] = scores if active is None else everywhere.at[rows, active].set(scores)
     return (x, kept, going), {**out, "state": x, "is_kept": is_kept}, made
 
 
@@ -317,6 +331,8 @@ def _masked(
         y, made = recursion.run(recursion.enter(x, visible), visible)
         y = routing.update(x, y, gate, config.gating)
         out = statistics(logits, predicted, chosen, active, config.score, config.alpha)
+        if warmup_step is None:
+            out["scores"] = jnp.where(active, predicted, jnp.nan)
         x = jnp.where(chosen[..., None], y, x)
         return (x, chosen), {**out, "state": x, "is_kept": chosen}, made
 

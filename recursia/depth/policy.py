@@ -57,6 +57,8 @@ class Aux:
       exit_weights: weight of the cross-entropy of each of `states`, which replaces that of the last
         state; None where training reads the last state alone through the head.
       exits: what `stopping_loss` reads; None for a policy without such a loss.
+      scores: what each recursion of each token was decided by, as the policy's `run` says, NaN
+        where it did not matter; None in training, and for a policy that decides by no such number.
     """
 
     losses: dict[str, Leaf]
@@ -66,6 +68,7 @@ class Aux:
     report: Report = struct.field(default_factory=dict)  # [R K ...]
     exit_weights: Leaf | None = None  # [R B T]
     exits: dict[str, Leaf] | None = None
+    scores: Leaf | None = None  # [R B T]
 
 
 Result = tuple[States, Aux]

@@ -72,30 +72,36 @@ class StickBreaking(Policy):
             )
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
-        """Returns the expected states; in causal mode the loop ends once all wanted tokens stop."""
+        """Returns the expected states; in causal mode the loop ends once all wanted tokens stop.
+
+        Its `Aux.scores` are the probabilities of not having halted before each recursion.
+        """
+        is_read = call.mode != "train"
 
         def step(
             stick: Stick, recursion: Recursion, _: None
-        ) -> tuple[Stick, tuple[Array, Array], RecursionOutput]:
+        ) -> tuple[Stick, tuple[Array, Array, Array | None], RecursionOutput]:
             going = is_going(stick, self)
             share = jnp.where(going, jnp.exp(stick.log_left), 0.0)[..., None]
+            score = jnp.exp(stick.log_left) if is_read else None
             live = context.count_only(going)
             entered = recursion.enter(stick.state, live)
             y, made = recursion.run(entered, live, memory(stick, entered, going, share))
             stick = advance(stick, y, going, share, gate(params, y))
-            return stick, (stick.expected, going.astype(jnp.float32)), made
+            return stick, (stick.expected, going.astype(jnp.float32), score), made
 
         mean = lambda values, over: batch.mean(values, over, context.is_live)
         if call.mode == "causal":
             goes_on = lambda stick: call.wants_any(is_going(stick, self))
             stick = stack.loop_while(step, begin(x), None, goes_on)
-            states, report, metrics = None, {}, {}
+            states, report, metrics, scores = None, {}, {}, None
         else:
-            stick, (states, kept), report, _ = stack.loop(step, begin(x))
+            stick, (states, kept, scores), report, _ = stack.loop(step, begin(x))
             expected = 1 + mean(stick.ponder, (0, 1))
             metrics = {"tokens_kept": mean(kept, (1, 2)), "expected_depth": expected}
         losses = {"halting": self.act_loss_weight * mean(stick.ponder, (0, 1))}
-        return stick.expected, Aux(losses, metrics, stick.used, states, report)
+        aux = Aux(losses, metrics, stick.used, states, report, scores=scores)
+        return stick.expected, aux
 
     def passes(self, schedule: Schedule, seq_len: int) -> list[Pass]:
         """Returns a pass of all tokens per recursion: training computes stopped tokens too."""

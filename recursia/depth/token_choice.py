@@ -83,7 +83,10 @@ class TokenChoice(Policy):
         return {"router": router, "bias": Spec(depths, (None,), zeros, is_decayed=False)}
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
-        """Returns the states after each token's own number of recursions."""
+        """Returns the states after each token's own number of recursions.
+
+        Its `Aux.scores` are those of each depth.
+        """
         logits = routing.logits(params["router"], x / self.temperature)
         scores = _scores(logits, self)
         depth = _depths(params, scores, self, call)
@@ -110,7 +113,8 @@ class TokenChoice(Policy):
             *_, x = stack.loop_while(step, carry, None, lambda carry: carry[0] <= deepest)
             states, report = None, {}
         losses, metrics = _statistics(logits, scores, depth, self, context.is_live)
-        return x, Aux(losses, metrics, depth, states, report)
+        by_depth = None if call.mode == "train" else jnp.moveaxis(scores, -1, 0)
+        return x, Aux(losses, metrics, depth, states, report, scores=by_depth)
 
     def batch_losses(self) -> tuple[str, ...]:
         """Returns the weight of the load balancing loss, a product of means over the batch."""

@@ -19,7 +19,7 @@ from recursia import model, sharding
 from recursia.architecture import Model
 from recursia.depth.policy import Mode
 from recursia.errors import DataError
-from recursia.evaluate.shapes import Place, padded, power
+from recursia.evaluate.shapes import Place, allowed, power
 
 WIDTH, CHOICES = 8, 4  # scored tokens and last tokens of a row are padded to powers of these
 PARTS = 16  # of the tokens of a batch, of which logits exist at a time
@@ -161,7 +161,7 @@ def _batches(
     choices = power(CHOICES, max((len(row.lasts) for row in rows), default=1))
     by_length: dict[int, list[_Row]] = {}
     for row in rows:
-        length = _allowed(config, padded(len(row.inputs), place.context_length), place)
+        length = allowed(config, len(row.inputs), place.context_length)
         by_length.setdefault(length, []).append(row)
     for length, alike in by_length.items():
         alike.sort(key=lambda row: -row.count)
@@ -170,15 +170,6 @@ def _batches(
             part = alike[first : first + size]
             width = min(power(WIDTH, part[0].count), length)
             yield part, _arrays(part, size, length, width, choices)
-
-
-def _allowed(config: Model, length: int, place: Place) -> int:
-    """Returns a row's length if the depth policy can split it, else that of the context."""
-    try:
-        config.depth.check_length(length)
-    except ValueError:
-        return place.context_length
-    return length
 
 
 def _arrays(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 
 from recursia import sharding
+from recursia.architecture import Model
 from recursia.data.loader import rows_here
 from recursia.depth.policy import Mode
 
@@ -73,3 +74,16 @@ def padded(length: int, most: int) -> int:
     size = max(power(2, length), SHORTEST)
     size = size * 3 // 4 if size >= FINER and length <= size * 3 // 4 else size
     return min(size, most)
+
+
+def allowed(config: Model, length: int, most: int) -> int:
+    """Returns to how many tokens a model's row is padded: `padded`, if the depth policy splits it.
+
+    Otherwise it is `most`.
+    """
+    size = padded(length, most)
+    try:
+        config.depth.check_length(size)
+    except ValueError:
+        return most
+    return size

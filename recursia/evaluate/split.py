@@ -1,6 +1,7 @@
 """The text to score: a run's validation split, or a file."""
 
 import pathlib
+from collections.abc import Iterable
 
 from recursia.data import packing, prepare, source
 from recursia.data.tokenizer import Tokenizer
@@ -26,9 +27,13 @@ def of_run(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
 
 def of_file(text: str, tokenizer: Tokenizer, folder: str) -> str:
     """Prepares a text file as a validation split inside a folder; returns its directory."""
+    return of_documents(source.of(text).documents(on_error="stop"), tokenizer, folder)
+
+
+def of_documents(documents: Iterable[source.Document], tokenizer: Tokenizer, folder: str) -> str:
+    """Prepares documents as a validation split inside a folder; returns its directory."""
     output = str(pathlib.Path(folder) / "text")
     with packing.Writer(output, tokenizer, 1 << 27) as writer:
-        documents = source.of(text).documents(on_error="stop")
         labelled = (("validation", document) for document in documents)
         for _ in prepare.pack(writer, tokenizer, labelled):
             pass

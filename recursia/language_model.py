@@ -1,0 +1,359 @@
+"""A language model in Python: settings, parameters and tokenizer as one object.
+
+    import recursia
+
+    model = recursia.load("runs/novels")
+    model("It was a").depth_used
+    model.generate("It was a", num_tokens=20)
+
+What a caller can do wrong raises an error of `recursia.errors`, with a message of one line.
+"""
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from recursia import budget, config, console, prediction, scores, settings, sharding
+from recursia import model as forward
+from recursia import params as parameters
+from recursia.architecture import Model
+from recursia.data import source
+from recursia.data.tokenizer import Tokenizer, bpe_size, from_spec
+from recursia.errors import ConfigError, DataError
+from recursia.evaluate import split
+from recursia.evaluate.shapes import Place, allowed
+from recursia.generate import decode
+from recursia.generate.decoder import Decoder
+from recursia.generate.sampling import Sampling
+from recursia.prediction import Prediction
+from recursia.ranges import LARGEST_SEED
+from recursia.workdir import trained
+
+Texts = str | Sequence[str]
+Tokens = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
+How = Literal["eval", "causal"]
+_MOST_ROWS = 8  # that are scored at a time
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class LanguageModel:
+    """A model with its parameters and tokenizer, laid over this machine's devices.
+
+    Attributes:
+      name: what it was loaded from.
+      config: settings of the model.
+      params: float32 parameters, a tree of arrays.
+      tokenizer: of its text; None for a preset whose tokenizer comes with its data.
+      run: settings of its training.
+      mesh: the devices.
+    """
+
+    name: str
+    config: Model
+    params: forward.Params
+    tokenizer: Tokenizer | None
+    run: settings.Run
+    mesh: Mesh
+
+    @property
+    def num_params(self) -> int:
+        """Number of unique parameters."""
+        return parameters.count(forward.specs(self.config))
+
+    @property
+    def num_recursions(self) -> int:
+        """Most recursions of a token."""
+        return self.config.schedule.num_recursions
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model is given at most: as many as in training."""
+        return self.run.train.seq_len
+
+    def __repr__(self) -> str:
+        return (
+            f"LanguageModel({self.name!r}: {self.num_params:,} parameters, up to "
+            f"{self.num_recursions} recursions, {self.context_length} tokens of context)"
+        )
+
+    def __call__(self, text: Texts | Tokens, *, mode: How = "eval") -> Prediction:
+        """Returns logits, states and routing of each token of a batch of texts.
+
+        A new length of texts, rounded up, is compiled once.
+
+        Args:
+          text: one or several texts; or token ids, [T] or [B T], or a list of such lists.
+          mode: "eval" routes as published, "causal" as decoding must: each token without later
+            ones.
+
+        Raises:
+          ConfigError, DataError: for no text, too long a text, tokens that the model does not have,
+            or text for a model without a tokenizer.
+        """
+        return prediction.predict(self.params, self.config, self._ids(text), self._place(mode))
+
+    def lens(self, text: Texts | Tokens, *, mode: How = "eval") -> Float[np.ndarray, "R B T V"]:
+        """Returns logits after each recursion, as if it were the last (logit lens).
+
+        Args:
+          text: see `__call__`.
+          mode: see `__call__`.
+
+        Raises:
+          ConfigError, DataError: as `__call__` does; or if sharing "sequence" walks block by block.
+        """
+        return prediction.lens(self.params, self.config, self._ids(text), self._place(mode))
+
+    def score(self, text: Texts, *, mode: How = "eval") -> scores.Score:
+        """Returns nats per token, bits per byte and recursions per token, as `recursia eval` does.
+
+        Args:
+          text: one or several documents of any length, each followed by the end of text.
+          mode: see `__call__`.
+
+        Raises:
+          ConfigError, DataError: for no text, or a model without a tokenizer.
+        """
+        texts, tokenizer = _texts(text), self._tokenizer()
+        if not any(counts := [len(tokenizer.encode(each)) for each in texts]):
+            raise DataError("text: has 0 tokens; give at least 1")
+        count = sum(counts) + len(counts) - 1
+        length = allowed(self.config, count, self.context_length)
+        rows = min(-(-count // length), _MOST_ROWS)
+        size = {"batch_size": -(-rows // self.mesh.size) * self.mesh.size, "num_microbatches": 1}
+        train = dataclasses.replace(self.run.train, seq_len=length, **size)
+        place = self._place(mode)
+        with tempfile.TemporaryDirectory() as folder:
+            documents = (source.in_memory(each) for each in texts)
+            paths = (split.of_documents(documents, tokenizer, folder),)
+            run = dataclasses.replace(self.run, train=train)
+            return scores.score(
+                self.params,
+                self.config,
+                scores.validation_batches(run, paths, 0, self.mesh),
+                tokenizer.token_bytes(),
+                mode=place.mode,
+                mesh=self.mesh,
+                rules=place.rules,
+            )
+
+    def generate(self, prompt: str, num_tokens: int = 128, **how: Any) -> str:
+        """Returns how the text goes on after a prompt; the arguments are those of `stream`."""
+        return "".join(self.stream(prompt, num_tokens, **how))
+
+    def stream(
+        self,
+        prompt: str,
+        num_tokens: int = 128,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yields the text after a prompt as it is drawn, until the text ends.
+
+        Args:
+          prompt: at least one token; of one that is longer than the context its end is read.
+          num_tokens: to draw at most.
+          temperature: of the draws; 0 takes the likeliest token.
+          top_k: draws from so many of the likeliest tokens; 0 from all.
+          top_p: draws from the likeliest tokens that add up to this probability; 1 from all.
+          min_p: draws from tokens at least this fraction as likely as the likeliest; 0 from all.
+          seed: of the draws, which are those of `recursia generate`.
+
+        Raises:
+          ConfigError, DataError: for an empty prompt, a number out of range, or a model without a
+            tokenizer.
+        """
+        tokenizer = self._tokenizer()
+        if not isinstance(prompt, str) or not (ids := tokenizer.encode(prompt)):
+            raise DataError(f"prompt: got {prompt!r}, takes a text of at least 1 token")
+        _check_whole("num_tokens", num_tokens, 1)
+        _check_whole("seed", seed, 0, LARGEST_SEED)
+        try:
+            sampling = Sampling(temperature, top_k, top_p, min_p)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"generate: {error}") from None
+        return tokenizer.stream(ids, self._drawn(ids, num_tokens, sampling, seed, tokenizer))
+
+    def at_depth(self, num_recursions: int) -> "LanguageModel":
+        """Returns the model with another number of recursions, and the same parameters.
+
+        Raises:
+          ConfigError: for a depth that it has no weights for.
+        """
+        _check_whole("depth", num_recursions, 1)
+        try:
+            ours, params = forward.at_depth(self.config, self.params, num_recursions)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return dataclasses.replace(self, config=ours, params=params)
+
+    def _drawn(
+        self, ids: list[int], count: int, sampling: Sampling, seed: int, tokenizer: Tokenizer
+    ) -> Iterator[int]:
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        how: Any = {"num_tokens": count, "window": self.context_length}
+        how |= {"end_of_text": tokenizer.end_of_text}
+        if not self.config.is_incremental:
+            how |= {"sampling": sampling, "key": key}
+            yield from decode.generate(self.params, self.config, ids, **how)
+            return
+        decoder = Decoder(self.params, self.config, sampling)
+        for (token,) in decode.stream(decoder, [ids], key[None], **how):
+            if token is not None:
+                yield token
+
+    def _place(self, mode: How) -> Place:
+        if mode not in ("eval", "causal"):
+            raise ConfigError(f"mode: got {mode!r}, takes 'eval' or 'causal'")
+        return Place(mode, self.mesh, self.run.mesh.rules, self.context_length, 0)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ConfigError(
+                f"{self.name}: its tokenizer comes with its data; give token ids, or a tokenizer "
+                "to recursia.preset"
+            )
+        return self.tokenizer
+
+    def _ids(self, text: Texts | Tokens) -> list[list[int]]:
+        """Returns the ids of one or several texts, each of which the model can read."""
+        if isinstance(text, str):
+            text = [text]
+        is_text = isinstance(text, list | tuple) and any(isinstance(each, str) for each in text)
+        texts = _texts(text) if is_text else ()
+        rows = [self._tokenizer().encode(each) for each in texts] or _integers(text)
+        if not rows:
+            raise DataError("text: there is none; give at least one")
+        for number, row in enumerate(rows, 1):
+            if not 0 < len(row) <= self.context_length:
+                raise DataError(
+                    f"text {number} of {len(rows)}: has {len(row)} tokens, takes 1 to the "
+                    f"{self.context_length} of the context"
+                )
+            if not 0 <= min(row) <= max(row) < self.config.vocab_size:
+                raise DataError(
+                    f"text {number} of {len(rows)}: has tokens from {min(row)} to {max(row)}, "
+                    f"takes 0 to {self.config.vocab_size - 1}"
+                )
+        return rows
+
+
+def load(
+    place: str | os.PathLike[str],
+    step: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> LanguageModel:
+    """Returns a trained model, laid over this machine's devices.
+
+    Args:
+      place: a run's directory, a Hugging Face folder, a `.gguf`, or a `.bin` of llama2.c.
+      step: of a run's checkpoint; None takes the latest.
+      overrides: fields of the depth policy to change, such as {"depth.exit_threshold": 0.5}; of a
+        place that is no run also "train.seq_len" and "dtype".
+
+    Raises:
+      ConfigError, CheckpointError, DataError: if there is no such model, or it is damaged.
+    """
+    folder = pathlib.Path(os.path.expanduser(place))
+    with console.doing(f"loading {folder}"):
+        found = trained.load(folder, step, _typed(overrides))
+    return LanguageModel(
+        str(place), found.model, found.params, found.tokenizer, found.run, found.mesh
+    )
+
+
+def preset(
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    tokenizer: str = "",
+) -> LanguageModel:
+    """Returns a model with random parameters: those with which its training would start.
+
+    Args:
+      name: a shipped configuration such as "mor:tiny", or "FILE.py:PRESET".
+      overrides: fields to change, such as {"depth.capacity": (1, 0.5, 0.25)}.
+      seed: of the parameters.
+      tokenizer: a `tokenizer.json`, or a folder with one; empty takes the configuration's if it is
+        "byte", and none otherwise.
+
+    Raises:
+      ConfigError, DataError: for an unknown name or field, or a tokenizer that does not fit.
+    """
+    _check_whole("seed", seed, 0, LARGEST_SEED)
+    run = config.load(str(name), _typed(overrides))
+    words = _words(run.data, tokenizer)
+    learned = run.data.tokenizer.startswith("bpe:") and not run.data.path
+    size = words.vocab_size if words else bpe_size(run.data.tokenizer) if learned else 0
+    ours = run.model.sized(budget.vocab_size(run, size or None))
+    specs = forward.specs(ours)
+    mesh_config, mesh = trained.devices(run)
+    where = sharding.fitting(specs, mesh, mesh_config.rules)
+    draw = jax.jit(lambda key: parameters.init(specs, key), out_shardings=where)
+    with console.doing(f"drawing {name}"):
+        params = draw(jax.random.key(seed))
+    run = dataclasses.replace(run, mesh=mesh_config)
+    return LanguageModel(name, ours, params, words, run, mesh)
+
+
+def _words(data: settings.Data, asked: str) -> Tokenizer | None:
+    """Returns the tokenizer that was asked for or needs no data, or None."""
+    if not asked and (data.path or data.tokenizer != "byte"):
+        return None
+    return from_spec(asked or data.tokenizer, lambda: iter(()))
+
+
+def _typed(overrides: Mapping[str, Any] | None) -> dict[str, str]:
+    """Returns overrides as they would be typed."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping):
+            value = tuple(value.items())
+        return str(getattr(value, "tolist", lambda: value)())
+
+    return {name: text(value) for name, value in (overrides or {}).items()}
+
+
+def _texts(text: Any) -> list[str]:
+    """Returns one or several texts as a list."""
+    found = (
+        [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
+    )
+    if not found or not all(isinstance(each, str) for each in found):
+        raise DataError(f"text: got {type(text).__name__}, takes a text or a list of texts")
+    return list(found)
+
+
+def _check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Refuses what is no integer of a range."""
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or not least <= value <= (value if most is None else most):
+        to = "" if most is None else f" to {most}"
+        raise ConfigError(f"{name}: got {value!r}, takes an integer from {least}{to}")
+
+
+def _integers(tokens: Any) -> list[list[int]]:
+    """Returns token ids, [T], [B T] or a list of lists, as lists."""
+    wrong = DataError("text: is neither text nor token ids, [T] or [B T]; give one of them")
+    try:
+        rows = [np.asarray(tokens)]
+        if rows[0].ndim == 2:
+            rows = list(rows[0])
+    except ValueError:  # lists of unequal lengths
+        rows = [np.asarray(row) for row in tokens]
+    if any(row.ndim != 1 or (row.size and row.dtype.kind not in "iu") for row in rows):
+        raise wrong
+    return [row.tolist() for row in rows]
