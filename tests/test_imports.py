@@ -66,7 +66,7 @@ MAY = {
     "workdir": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"},
-    "generate": BASE | FORWARD | {"params", "workdir", "console"},
+    "generate": BASE | FORWARD | {"params", "workdir", "data", "console"},
     "prediction": BASE | FORWARD | {"depth", "evaluate"},
     "language_model": BASE
     | FORWARD
@@ -86,7 +86,7 @@ MAY = {
     "evaluate": BASE
     | FORWARD
     | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
-    | {"config", "accounting", "sharding", "distributed", "jsonlines"},
+    | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "verbs": BASE
     | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}

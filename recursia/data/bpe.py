@@ -83,9 +83,10 @@ class BPETokenizer(Tokenizer):
         known = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
         return self._library.decode(known, skip_special_tokens=True)
 
-    def _is_open(self, decoded: str, last: int) -> bool:
+    def is_open(self, decoded: str, last: int) -> bool:
+        """Returns whether the next id may change the end of the text decoded up to id `last`."""
         name = self._has_byte_tokens and self._library.id_to_token(last)
-        return super()._is_open(decoded, last) or bool(name and _BYTE.fullmatch(name))
+        return super().is_open(decoded, last) or bool(name and _BYTE.fullmatch(name))
 
     def token_bytes(self) -> np.ndarray:
         """Returns int32 [V]: the UTF-8 bytes each token stands for, 0 for special tokens.

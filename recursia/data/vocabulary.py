@@ -113,19 +113,12 @@ class Tokenizer(abc.ABC):
         )
 
     def _stream(self, before: Sequence[int], groups: Iterable[Sequence[int]]) -> Iterator[str]:
-        before, drawn = list(before), []
-        for group in groups:
-            drawn += group
-            text = self.continuation(before, drawn)
-            if text and not self._is_open(text, drawn[-1]):
-                yield text
-                before, drawn = before + drawn, []
-                if self.decode(before[-_CONTEXT:]):  # else the next id would decode as a first one
-                    before = before[-_CONTEXT:]
-        if text := self.continuation(before, drawn):
-            yield text
+        spelling = Spelling(self, before)
+        yield from filter(None, map(spelling.add, groups))
+        if rest := spelling.rest():
+            yield rest
 
-    def _is_open(self, decoded: str, last: int) -> bool:
+    def is_open(self, decoded: str, last: int) -> bool:
         """Returns whether the next id may change the end of the text decoded up to id `last`."""
         return decoded.endswith("\ufffd")
 
@@ -134,6 +127,31 @@ class Tokenizer(abc.ABC):
         fields = ("kind", "end_of_text", "vocab_size", "fingerprint")
         with open(os.path.join(directory, CONFIG), "w", encoding="utf-8") as file:
             json.dump({name: getattr(self, name) for name in fields}, file, indent=2)
+
+
+class Spelling:
+    """The text of ids that arrive after others, without what later ids may change."""
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int]):
+        """Takes the ids before the first that arrives."""
+        self._tokenizer = tokenizer
+        self._before, self._drawn = list(before), list[int]()
+
+    def add(self, ids: Sequence[int]) -> str:
+        """Returns the text that is certain now and was not before some ids came."""
+        self._drawn += ids
+        text = self.rest()
+        if not text or self._tokenizer.is_open(text, self._drawn[-1]):
+            return ""
+        self._before, self._drawn = self._before + self._drawn, []
+        last = self._before[-_CONTEXT:]
+        if self._tokenizer.decode(last):  # else the next id would decode as a first one
+            self._before = last
+        return text
+
+    def rest(self) -> str:
+        """Returns the text that is not certain yet, such as the first bytes of a character."""
+        return self._tokenizer.continuation(self._before, self._drawn)
 
 
 class ByteTokenizer(Tokenizer):

@@ -26,11 +26,14 @@ from recursia.evaluate import requests
 from recursia.evaluate.continuations import Way, continuations
 from recursia.evaluate.requests import Answer, Request
 from recursia.evaluate.shapes import Place
+from recursia.generate.continuation import Stops
+from recursia.generate.sampling import Sampling
 from recursia.workdir import trained as runs
 from recursia.workdir.trained import Trained
 
-NO_CHANGE = {"top_p": (1, 1.0), "top_k": (0, -1), "min_p": (0, 0.0), "num_beams": (1,)}
-KNOWN = {"until", "max_gen_toks", "do_sample", "temperature"}
+FILTERS = ("top_k", "top_p", "min_p")
+KNOWN = {"until", "max_gen_toks", "do_sample", "temperature", *FILTERS}
+NO_CHANGE = {"num_beams": (1,), "repetition_penalty": (1,)}
 
 
 class HarnessLM(TemplateLM):
@@ -84,21 +87,23 @@ class HarnessLM(TemplateLM):
           ConfigError: for other arguments, or a depth that the model has no weights for.
         """
         given = dict(arg_dict)
-        workdir, step, depth = (given.pop(name, None) for name in ("workdir", "step", "depth"))
-        mode, seed = given.pop("mode", "eval"), int(given.pop("seed", 0))
-        if given or workdir is None or mode not in ("eval", "causal"):
+        workdir, mode = given.pop("workdir", None), given.pop("mode", "eval")
+        counts = {name: given.pop(name, None) for name in ("step", "depth", "seed")}
+        is_wrong = any(x is not None and not str(x).isdecimal() for x in counts.values())
+        if given or workdir is None or mode not in ("eval", "causal") or is_wrong:
             raise ConfigError(
-                f"--model_args: got {dict(arg_dict)}, takes workdir=DIR and, if wanted, step, "
-                "depth, mode=eval or causal, seed"
+                f"--model_args: got {dict(arg_dict)}, takes workdir=DIR and, if wanted, the "
+                "numbers step, depth and seed, and mode=eval or causal"
             )
-        trained = runs.load(pathlib.Path(str(workdir)), None if step is None else int(step))
+        step, depth, seed = (x if x is None else int(x) for x in counts.values())
+        trained = runs.load(pathlib.Path(str(workdir)), step)
         config, params = trained.model, trained.params
         if depth is not None:
             try:
-                config, params = model.at_depth(config, params, int(depth))
+                config, params = model.at_depth(config, params, depth)
             except ValueError as error:
                 raise ConfigError(f"--model_args: {error}") from None
-        return cls(trained, config, params, mode, seed=seed)
+        return cls(trained, config, params, mode, seed=seed or 0)
 
     @classmethod
     def create_from_arg_string(
@@ -198,21 +203,9 @@ class HarnessLM(TemplateLM):
     def _continued(
         self, prompts: list[list[int]], way: Way, advance: Callable[[int], None]
     ) -> list[str]:
-        tokenizer = self._trained.tokenizer
-        text = lambda index, drawn: tokenizer.continuation(prompts[index], drawn)
-        drawn = continuations(
-            self._params,
-            self._config,
-            prompts,
-            self._place,
-            num_tokens=way.num_tokens,
-            temperature=way.temperature,
-            end_of_text=tokenizer.end_of_text,
-            seed=self._seed,
-            is_done=lambda index, ids: any(end in text(index, ids) for end in way.until),
-            advance=advance,
-        )
-        return [way.cut(text(index, ids)) for index, ids in enumerate(drawn)]
+        how = {"tokenizer": self._trained.tokenizer, "seed": self._seed, "advance": advance}
+        found = continuations(self._params, self._config, prompts, self._place, way, **how)
+        return [each.text for each in found]
 
     def _answers(self, asked: Sequence[Request], tasks: Sequence[str]) -> list[Answer]:
         """Returns the answers, and keeps how deep each task went."""
@@ -231,8 +224,8 @@ class HarnessLM(TemplateLM):
         if cut and distributed.is_first():
             each = ", ".join(f"{count:,} of {task or 'all'}" for task, count in cut.items())
             self._say(
-                f"requests longer than the model's context of {self.max_length:,} tokens: {each}; "
-                "cut from the left, as the harness does"
+                "requests longer, with what follows, than the model's context of "
+                f"{self.max_length:,} tokens: {each}; cut from the left, as the harness does"
             )
 
     def _encoded(self, texts: Sequence[tuple[str, str]]) -> list[Request]:
@@ -283,8 +276,16 @@ def _way(given: Mapping[str, Any], task: str) -> Way:
                 f"{task}: asks for generation with {name}={value}, which there is not here; "
                 f"there is {', '.join(sorted(KNOWN))}"
             )
+    filters = {name: known[name] for name in FILTERS if known.get(name) is not None}
+    if filters.get("top_k") == -1:  # as some of the harness's models say for all
+        del filters["top_k"]
     temperature = float(known["temperature"]) if known["do_sample"] else 0.0
-    return Way(tuple(filter(None, known["until"])), int(known["max_gen_toks"]), temperature)
+    try:
+        sampling = Sampling(temperature, **filters) if temperature else Sampling(0.0)
+        way = Way(Stops(tuple(filter(None, known["until"]))), int(known["max_gen_toks"]), sampling)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{task}: asks for generation with {error}") from None
+    return way
 
 
 register_model("recursia")(HarnessLM)

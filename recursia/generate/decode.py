@@ -3,18 +3,20 @@
 A text that fills the model's context goes on from its last half, which is read anew.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 
 from recursia import cache, model
 from recursia import params as parameters
 from recursia.architecture import Model
 from recursia.generate import recompute
-from recursia.generate.decoder import BUCKET, Decoder, compiled
+from recursia.generate.decoder import Decoder, compiled, rounded
+from recursia.generate.recompute import Rereader
 from recursia.generate.sampling import Sampling
 
 
@@ -44,12 +46,8 @@ def generate(
     Raises:
       ValueError: for an empty prompt.
     """
-    if not config.is_incremental:
-        how = {"window": window, "sampling": sampling, "end_of_text": end_of_text, "key": key}
-        return recompute.generate(params, config, prompt, num_tokens=num_tokens, **how)
-    decoder = Decoder(params, config, sampling)
     rows = stream(
-        decoder,
+        of(params, config, sampling),
         [prompt],
         key[None],
         num_tokens=num_tokens,
@@ -59,14 +57,23 @@ def generate(
     return [token for (token,) in rows if token is not None]
 
 
+def of(
+    params: Any, config: Model, sampling: Sampling, rows: NamedSharding | None = None
+) -> Decoder | Rereader:
+    """Returns the model as it decodes: with a KV cache, where one can stand for earlier tokens."""
+    kind = Decoder if config.is_incremental else Rereader
+    return kind(params, config, sampling, rows)
+
+
 def stream(
-    decoder: Decoder,
+    decoder: Decoder | Rereader,
     prompts: Sequence[Sequence[int]],
     keys: Array,
     *,
     num_tokens: int,
     window: int,
     end_of_text: int,
+    is_over: Callable[[int], bool] = lambda row: False,
 ) -> Iterator[list[int | None]]:
     """Yields the next token of each text, until all have ended; None for one that has.
 
@@ -77,24 +84,26 @@ def stream(
       num_tokens: how many to draw at most.
       window: tokens that the model's context holds.
       end_of_text: the id that ends a text; it is not yielded.
+      is_over: asked of each text after its token was yielded, whether it ends there.
 
     Raises:
       ValueError: for an empty prompt.
     """
     room = min(window, max(map(len, prompts)) + num_tokens)
-    room = min(window, -(-room // BUCKET) * BUCKET)
+    room = min(window, rounded(room))
     texts = [list(prompt) for prompt in prompts]
     starts = [max(len(text) - window, 0) for text in texts]  # of what each row's context holds
     ended = np.zeros(len(texts), bool)
-    state = decoder.start(_contexts(texts, starts), keys, room)
+    state: Any = decoder.start(_contexts(texts, starts), keys, room)
     for count in range(1, num_tokens + 1):
         drawn = jax.device_get(state.token).tolist()
         ended |= np.array([token == end_of_text for token in drawn])
         if ended.all():
             return
-        for text, token, is_over in zip(texts, drawn, ended, strict=True):
-            text.extend([] if is_over else [token])
-        yield [None if over else token for token, over in zip(drawn, ended, strict=True)]
+        for text, token, has_ended in zip(texts, drawn, ended, strict=True):
+            text.extend([] if has_ended else [token])
+        yield [None if ended[row] else token for row, token in enumerate(drawn)]
+        ended |= np.array([is_over(row) for row in range(len(texts))])
         if count == num_tokens or ended.all():
             return
         state.is_open = ~ended
@@ -102,6 +111,8 @@ def stream(
         for row in full:
             starts[row] = len(texts[row]) - max(window // 2, 1)
         if full:
+            for row in np.flatnonzero(ended):
+                starts[row] = len(texts[row]) - 1  # nothing more is read of it
             state = decoder.start(_contexts(texts, starts), keys, room)
         else:
             state = decoder.step(state)
@@ -132,4 +143,4 @@ def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)),
     )
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return compiled(config, Sampling(), None).step.lower(*jax.tree.map(place, arguments))
+    return compiled(config, Sampling()).step.lower(*jax.tree.map(place, arguments))

@@ -19,7 +19,7 @@ from recursia.architecture import Model
 from recursia.cache import Cache
 from recursia.generate.sampling import Sampling
 
-BUCKET = 64  # prompts are padded to a multiple, so that few lengths are compiled
+BUCKET = 64  # tokens of the shortest padded prompt
 CHUNK = 512  # tokens of a prompt that are read at once
 GROWTH = 1.25  # of a routed step's cache that is full
 
@@ -51,13 +51,20 @@ class Texts:
 class Decoder:
     """A model that continues texts."""
 
-    def __init__(self, params: dict[str, Any], config: Model, sampling: Sampling):
+    def __init__(
+        self,
+        params: dict[str, Any],
+        config: Model,
+        sampling: Sampling,
+        rows: NamedSharding | None = None,
+    ):
         """Lays out the parameters for decoding.
 
         Args:
           params: float32 parameters.
           config: the model.
           sampling: of tokens.
+          rows: how texts lie over devices, which divide their number; None: on each all of them.
 
         Raises:
           ValueError: if what the model does with a token depends on those beside it, so that no
@@ -67,10 +74,7 @@ class Decoder:
             raise ValueError("decoder: the model reads whole texts only; decode without a cache")
         self.config = config
         self.params = _unstack(params, config)
-        where = getattr(jax.tree.leaves(params)[0], "sharding", None)
-        is_spread = isinstance(where, NamedSharding)
-        whole = NamedSharding(where.mesh, PartitionSpec()) if is_spread else None
-        self._run = compiled(config, sampling, whole)
+        self._run = compiled(config, sampling, everywhere(params), rows)
 
     def start(self, prompts: Sequence[Sequence[int]], keys: Array, room: int) -> Texts:
         """Reads prompts (prefill) and draws the first token of each.
@@ -83,15 +87,8 @@ class Decoder:
         Raises:
           ValueError: for an empty prompt, or one that leaves no room.
         """
-        lengths = np.array([len(prompt) for prompt in prompts])
-        if not lengths.all():
-            raise ValueError("generate: the prompt has 0 tokens, takes at least 1")
-        if lengths.max() > room:
-            raise ValueError(f"generate: a prompt has {lengths.max()} tokens, takes up to {room}")
-        tokens = np.zeros((len(prompts), -(-int(lengths.max()) // BUCKET) * BUCKET), np.int32)
-        for row, prompt in zip(tokens, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        held = cache.empty(self.config, len(prompts), room)
+        tokens, lengths = padded(prompts, room)
+        held = self._run.empty(len(prompts), room)
         drawn = jnp.zeros(len(prompts), jnp.int32)
         for first in range(0, tokens.shape[1], CHUNK):
             chunk = tokens[:, first : first + CHUNK]
@@ -117,6 +114,39 @@ class Decoder:
         return dataclasses.replace(texts, cache=held, token=token, position=texts.position + 1)
 
 
+def padded(
+    prompts: Sequence[Sequence[int]], room: int
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B"]]:
+    """Returns prompts as rows of one of a few lengths, and the number of tokens of each.
+
+    Raises:
+      ValueError: for an empty prompt, or one that leaves no room.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts])
+    if not lengths.all():
+        raise ValueError("generate: the prompt has 0 tokens, takes at least 1")
+    if lengths.max() > room:
+        raise ValueError(f"generate: a prompt has {lengths.max()} tokens, takes up to {room}")
+    tokens = np.zeros((len(prompts), rounded(int(lengths.max()))), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return tokens, lengths
+
+
+def rounded(length: int) -> int:
+    """Returns the next of the few lengths that are compiled: 64, 128, 192, 256, 384, 512, 768..."""
+    size = BUCKET
+    while size < length:
+        size *= 2
+    return size * 3 // 4 if size > 2 * BUCKET and length <= size * 3 // 4 else size
+
+
+def everywhere(params: Any) -> NamedSharding | None:
+    """Returns how an array lies whole on every device over which parameters lie, if several."""
+    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
+
+
 def _lacking(held: Cache, room: int, more: int = 0) -> dict[tuple[str, int], int]:
     """Returns the places that steps need which lack some, by stack and owner.
 
@@ -140,30 +170,52 @@ def _lacking(held: Cache, room: int, more: int = 0) -> dict[tuple[str, int], int
 
 
 class Compiled(NamedTuple):
-    """The programs of a decoder: to read part of a prompt, and to read one token of each text."""
+    """The programs of a decoder.
 
+    Attributes:
+      empty: makes a cache, of texts and room for tokens.
+      read: reads part of a prompt.
+      step: reads one token of each text.
+    """
+
+    empty: Any
     read: Any
     step: Any
 
 
 @functools.lru_cache(maxsize=16)
-def compiled(config: Model, sampling: Sampling, whole: NamedSharding | None) -> Compiled:
+def compiled(
+    config: Model,
+    sampling: Sampling,
+    whole: NamedSharding | None = None,
+    rows: NamedSharding | None = None,
+) -> Compiled:
     """Returns the programs that read tokens and draw the next.
 
     Args:
       config: the model.
       sampling: of the tokens.
       whole: where drawn tokens lie, if parameters lie over several devices.
+      rows: how texts lie over devices; None leaves it to the compiler.
     """
+
+    def split(tree: Any) -> Any:
+        lay = lambda x: jax.lax.with_sharding_constraint(x, rows)
+        return tree if rows is None else jax.tree.map(lay, tree)
+
+    def empty(batch: int, room: int) -> Cache:
+        held = cache.empty(config, batch, room)
+        return dataclasses.replace(held, pasts=split(held.pasts))
 
     def draw(params: Any, hidden: Array, keys: Array, position: Array) -> Array:
         logits = model.logits(params, hidden, config)
-        drawn = sampling.draw(logits, jax.vmap(jax.random.fold_in)(keys, position))
+        drawn = sampling.draw(logits, jax.vmap(jax.random.fold_in)(split(keys), position))
         return drawn if whole is None else jax.lax.with_sharding_constraint(drawn, whole)
 
     def read(
         params: Any, tokens: Array, held: Cache, first: Array, lengths: Array, keys: Array
     ) -> tuple[Array, Cache]:
+        tokens, lengths = split((tokens, lengths))
         places = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (places < lengths[:, None]).astype(jnp.int32)
         how = {"positions": places, "segment_ids": segments}
@@ -175,6 +227,7 @@ def compiled(config: Model, sampling: Sampling, whole: NamedSharding | None) -> 
     def step(
         params: Any, token: Array, held: Cache, position: Array, is_open: Array, keys: Array
     ) -> tuple[Array, Cache]:
+        token, position, is_open = split((token, position, is_open))
         hidden, held = model.extend(
             params,
             token[:, None],
@@ -185,4 +238,5 @@ def compiled(config: Model, sampling: Sampling, whole: NamedSharding | None) -> 
         )
         return draw(params, hidden[:, 0], keys, position + 1), held
 
-    return Compiled(jax.jit(read), jax.jit(step, donate_argnums=2))
+    make = jax.jit(empty, static_argnums=(0, 1))
+    return Compiled(make, jax.jit(read), jax.jit(step, donate_argnums=2))

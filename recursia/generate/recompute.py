@@ -3,44 +3,74 @@
 In causal mode each token's depth depends on that token alone, as decoding with a cache requires.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Int
+import numpy as np
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jaxtyping import Array, Bool, Int
 
 from recursia import model
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.generate import decoder
 from recursia.generate.sampling import Sampling
 
 
-def generate(
-    params: dict[str, Any],
-    config: Model,
-    prompt: list[int],
-    *,
-    num_tokens: int,
-    window: int,
-    sampling: Sampling,
-    end_of_text: int,
-    key: Array,
-) -> list[int]:
-    """Returns a continuation of a prompt; the arguments are those of `decode.generate`."""
-    if not prompt:
-        raise ValueError("generate: the prompt has 0 tokens; give at least 1")
-    text = jnp.zeros(len(prompt) + num_tokens, jnp.int32).at[: len(prompt)].set(jnp.array(prompt))
-    window = min(window, text.shape[0])
-    where = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    # The result is replicated, for the mesh may span several processes, and each reads the text.
-    replicated = (
-        NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else None
-    )
-    fill = _decode(config, len(prompt), window, sampling, replicated)
-    drawn = jax.device_get(fill(params, text, key))[len(prompt) :].tolist()
-    return drawn[: drawn.index(end_of_text)] if end_of_text in drawn else drawn
+@dataclasses.dataclass
+class Texts:
+    """A batch of texts under way.
+
+    Attributes:
+      tokens: of each but the last, then padding.
+      token: the last token of each.
+      position: of that token.
+      is_open: whether the text goes on.
+      keys: of the draws of each.
+      room: tokens that a text may have at most.
+    """
+
+    tokens: Int[np.ndarray, "B T"]
+    token: Array  # [B]
+    position: Int[np.ndarray, "B"]
+    is_open: Bool[np.ndarray, "B"]
+    keys: Array  # [B]
+    room: int
+
+
+class Rereader:
+    """A model that continues texts and reads the whole of them for every token."""
+
+    def __init__(
+        self,
+        params: dict[str, Any],
+        config: Model,
+        sampling: Sampling,
+        rows: NamedSharding | None = None,
+    ):
+        """Takes parameters as they are; the arguments are those of `Decoder`."""
+        self.params = params
+        self._next = _next(config, sampling, decoder.everywhere(params), rows)
+
+    def start(self, prompts: Sequence[Sequence[int]], keys: Array, room: int) -> Texts:
+        """Draws the first token after each prompt, as `Decoder.start` does."""
+        tokens, lengths = decoder.padded(prompts, room)
+        token = self._next(self.params, tokens, lengths, keys)
+        return Texts(tokens, token, lengths, np.ones(len(prompts), bool), keys, room)
+
+    def step(self, texts: Texts) -> Texts:
+        """Draws the token after the last of every open text; the others stand still."""
+        position = texts.position + texts.is_open
+        width = max(decoder.rounded(int(position.max())), texts.tokens.shape[1])
+        tokens = np.pad(texts.tokens, [(0, 0), (0, width - texts.tokens.shape[1])])
+        is_open = texts.is_open
+        tokens[is_open, texts.position[is_open]] = jax.device_get(texts.token)[is_open]
+        token = self._next(self.params, tokens, position, texts.keys)
+        return dataclasses.replace(texts, tokens=tokens, token=token, position=position)
 
 
 def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
@@ -48,42 +78,41 @@ def lower(config: Model, length: int, device: Any) -> jax.stages.Lowered:
 
     Args:
       config: the model.
-      length: tokens of the text and of the window.
+      length: tokens of the text.
       device: of this machine, or described by a topology.
     """
     where = SingleDeviceSharding(device)
-    text, key = jax.ShapeDtypeStruct((length,), jnp.int32), jax.eval_shape(jax.random.key, 0)
-    arguments = parameters.abstract(model.specs(config)), text, key
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return _decode(config, length - 1, length, Sampling(), None).lower(
-        *jax.tree.map(place, arguments)
+    arguments = (
+        parameters.abstract(model.specs(config)),
+        jax.ShapeDtypeStruct((1, length), "i4"),
+        jax.ShapeDtypeStruct((1,), "i4"),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1)),
     )
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return _next(config, Sampling(), None, None).lower(*jax.tree.map(place, arguments))
 
 
 @functools.lru_cache(maxsize=16)
-def _decode(
-    config: Model, start: int, window: int, sampling: Sampling, replicated: NamedSharding | None
+def _next(
+    config: Model, sampling: Sampling, whole: NamedSharding | None, rows: NamedSharding | None
 ) -> jax.stages.Wrapped:
-    """Returns a jitted function that fills a text from position `start` on."""
+    """Returns a jitted function from texts to the next token of each."""
 
-    def fill(params: dict[str, Any], text: Int[Array, "T"], key: Array) -> Array:
-        def step(position: Array, text: Array) -> Array:
-            first = jnp.maximum(position - window, 0)
-            seen = jax.lax.dynamic_slice(text, (first,), (window,))[None]
-            last = position - first - 1
-            columns = jnp.arange(window)[None]
-            out = model.apply(
-                params,
-                seen,
-                config,
-                mode="causal",
-                wanted=columns == last,
-                segment_ids=(columns <= last).astype(jnp.int32),  # later columns are padding
-            )
-            logits = model.logits(params, out.hidden[0, last], config)
-            (token,) = sampling.draw(logits[None], jax.random.fold_in(key, position)[None])
-            return text.at[position].set(token)
+    def run(params: dict[str, Any], tokens: Array, lengths: Array, keys: Array) -> Array:
+        if rows is not None:
+            lay = lambda x: jax.lax.with_sharding_constraint(x, rows)
+            tokens, lengths, keys = map(lay, (tokens, lengths, keys))
+        along, last = jnp.arange(tokens.shape[1]), lengths - 1
+        out = model.apply(
+            params,
+            tokens,
+            config,
+            mode="causal",
+            wanted=along == last[:, None],
+            segment_ids=(along < lengths[:, None]).astype(jnp.int32),
+        )
+        hidden = jnp.take_along_axis(out.hidden, last[:, None, None], axis=1)[:, 0]
+        logits = model.logits(params, hidden, config)
+        return sampling.draw(logits, jax.vmap(jax.random.fold_in)(keys, lengths))
 
-        return jax.lax.fori_loop(start, text.shape[0], step, text)
-
-    return jax.jit(fill, out_shardings=replicated)
+    return jax.jit(run, out_shardings=whole)

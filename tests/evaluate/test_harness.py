@@ -17,6 +17,7 @@ from recursia.data.vocabulary import ByteTokenizer
 from recursia.errors import ConfigError, DataError
 from recursia.evaluate import tasks, variants
 from recursia.generate import decode
+from recursia.generate.sampling import Sampling
 from recursia.workdir import trained as runs
 from recursia.workdir.trained import Trained
 from tests.helpers.points import DEPTHS, point
@@ -128,7 +129,8 @@ def test_rolling_likelihood_predicts_every_token_once():
 def test_continuations_end_where_a_task_says_and_are_greedy():
     of = trained(point(depth_="token_choice"))
     lm, prompts = model_of(of), ["red ", "blue seven", ""]
-    how = {"window": CONTEXT, "temperature": 0, "end_of_text": 256, "key": jax.random.key(0)}
+    how = {"window": CONTEXT, "end_of_text": 256, "key": jax.random.key(0)}
+    how["sampling"] = Sampling(0.0)
     whole = []
     for prompt in prompts:
         ids = TOKENIZER.encode(prompt) or [256]
@@ -161,11 +163,17 @@ def test_a_way_of_drawing_that_is_not_there_is_refused_and_one_without_effect_is
     ask = lambda **how: lm.generate_until(
         asking("generate_until", [("red", {"until": ["."], "max_gen_toks": 2, **how})])
     )
-    with pytest.raises(ConfigError, match=r"colours: asks for generation with top_p=0\.9"):
-        ask(do_sample=True, temperature=0.5, top_p=0.9)
+    with pytest.raises(ConfigError, match=r"colours: asks for generation with num_beams=4"):
+        ask(num_beams=4)
+    with pytest.raises(ConfigError, match=r"colours: asks for generation with top_p: got 1\.5"):
+        ask(do_sample=True, temperature=0.5, top_p=1.5)
+    with pytest.raises(ConfigError, match=r"colours: asks for generation with num_tokens: got 0"):
+        lm.generate_until(asking("generate_until", [("red", {"max_gen_toks": 0})]))
     assert ask(top_p=1.0) == ask() == ask(do_sample=False, temperature=0.7)
     hot = {"do_sample": True, "temperature": 9.0, "max_gen_toks": 9}
-    assert ask(**hot) == ask(**hot)
+    assert ask(**hot) == ask(**hot) == ask(**hot, top_k=-1) != ask(max_gen_toks=9)
+    for sure in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):  # leaves the likeliest token
+        assert ask(**hot, **sure) == ask(max_gen_toks=9)
 
 
 @pytest.fixture(scope="module")

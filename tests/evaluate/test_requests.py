@@ -1,17 +1,23 @@
 """Scores of requests equal a direct forward pass, however they are batched and padded."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from recursia import sharding
+from recursia.data.vocabulary import ByteTokenizer
 from recursia.errors import DataError
-from recursia.evaluate import continuations as decoding
 from recursia.evaluate import requests
+from recursia.evaluate.continuations import Way, continuations
 from recursia.evaluate.requests import Request, score
 from recursia.evaluate.shapes import Place, padded
 from recursia.generate import decode
+from recursia.generate.continuation import Stops
+from recursia.generate.sampling import Sampling
+from tests.helpers import slow
 from tests.helpers.points import DEPTHS, point
 from tests.helpers.tiny import VOCAB, draw, forward
 
@@ -87,7 +93,7 @@ def test_answers_come_in_the_order_of_the_requests():
 def test_a_greedy_continuation_is_greedy_and_another_is_not():
     config = point()
     params = draw(config)
-    (ids,) = decoding.continuations(params, config, [[1, 2, 3]], place(), **greedily(4))
+    (ids,) = continued(config, [[1, 2, 3]], count=4)
     found, other = score(
         params,
         config,
@@ -154,48 +160,67 @@ def test_there_are_few_shapes():
         assert length <= padded(length, 2048) < max(33, 2 * length)
 
 
-def greedily(count, **how):
-    return {
-        "num_tokens": count,
-        "temperature": 0,
-        "end_of_text": -1,
-        "seed": 0,
-        "is_done": lambda index, ids: False,
-    } | how
+def continued(config, prompts, at=None, stops=(), count=5, temperature=0.0, seed=0, end=256):
+    """Returns the ids that follow prompts; an id that the model has not ends no text."""
+    tokenizer = ByteTokenizer()
+    tokenizer.end_of_text = end
+    way = Way(Stops(stops), count, Sampling(temperature))
+    how = {"tokenizer": tokenizer, "seed": seed}
+    found = continuations(draw(config), config, prompts, at or place(), way, **how)
+    return [each.tokens for each in found]
 
 
-@pytest.mark.parametrize("depth", ["fixed", "expert_choice", "token_choice"])
+PROMPTS = [[1, 2, 3], [4], list(range(20)), [7, 8, 9, 10, 11]]
+
+
+def whole_texts():
+    """Returns a model that no KV cache serves."""
+    config = point(depth_="recurrent")
+    depth = dataclasses.replace(config.depth, exit="kl", exit_threshold=0.01)
+    config = dataclasses.replace(config, depth=depth)
+    assert not config.is_incremental
+    return config
+
+
+@pytest.mark.parametrize(
+    "depth",
+    ["fixed", "token_choice", "uncached"]
+    + [slow(depth) for depth in DEPTHS if depth not in ("fixed", "token_choice")],
+)
 def test_continuations_equal_those_of_one_prompt_at_a_time(depth):
-    config = point(depth_=depth)
-    params = draw(config)
-    prompts = [[1, 2, 3], [4], list(range(20)), [7, 8, 9, 10, 11]]
-    found = decoding.continuations(params, config, prompts, place(), **greedily(5))
-    key = jax.random.key(0)
-    how = {"num_tokens": 5, "window": CONTEXT, "temperature": 0, "end_of_text": -1, "key": key}
-    assert found == [decode.generate(params, config, prompt, **how) for prompt in prompts]
+    """Also where a text fills the context, and where draws are random."""
+    config = whole_texts() if depth == "uncached" else point(depth_=depth)
+    params, sampling, prompts = draw(config), Sampling(1.0), [*PROMPTS, [1] * (CONTEXT - 2)]
+    found = continued(config, prompts, temperature=1.0)
+    for index, (prompt, ids) in enumerate(zip(prompts, found, strict=True)):
+        key = jax.random.fold_in(jax.random.key(0), index)
+        how = {"window": CONTEXT, "sampling": sampling, "end_of_text": -1, "key": key}
+        assert ids == decode.generate(params, config, prompt, num_tokens=5, **how)
 
 
 def test_a_continuation_ends_where_it_is_told_and_others_go_on():
     config = point()
-    params = draw(config)
-    prompts = [[1, 2, 3], [4, 5], [6]]
-    whole = decoding.continuations(params, config, prompts, place(), **greedily(6))
-    stop = lambda index, ids: index == 1 and len(ids) == 2
-    found = decoding.continuations(params, config, prompts, place(), **greedily(6, is_done=stop))
-    assert found == [whole[0], whole[1][:2], whole[2]]
+    whole = continued(config, PROMPTS, count=8)
+    text = [bytes(ids).decode() for ids in whole]
+    stop = text[1][2:4]
+    found = continued(config, PROMPTS, count=8, stops=(stop,))
+    for ids, every in zip(found, text, strict=True):
+        at = every.find(stop)
+        assert bytes(ids).decode() == (every if at < 0 else every[: at + 2])
+    assert len(found[1]) < 8
     end = whole[0][3]
-    found = decoding.continuations(params, config, prompts, place(), **greedily(6, end_of_text=end))
     cut = [ids[: ids.index(end)] if end in ids else ids for ids in whole]
-    assert found == cut
+    assert continued(config, PROMPTS, count=8, end=end) == cut
 
 
 def test_draws_depend_on_the_seed_and_not_on_the_batch():
     config = point()
-    params = draw(config)
-    prompts = [[1, 2, 3], [4, 5], [6], [7, 8]]
-    draws = lambda **how: decoding.continuations(
-        params, config, prompts, how.pop("at", place()), **greedily(6, temperature=1.0, **how)
-    )
+    draws = lambda **how: continued(config, PROMPTS, temperature=1.0, **how)
     first = draws()
     assert first == draws(at=place(batch_tokens=CONTEXT)) == draws(at=place(devices=4))
     assert first != draws(seed=1)
+
+
+def test_an_uncached_model_is_split_over_devices_too():
+    config = whole_texts()
+    assert continued(config, PROMPTS) == continued(config, PROMPTS, at=place(devices=4))
