@@ -6,7 +6,7 @@ What a request gets does not depend on the others, nor on how slots are refilled
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ class Served:
       index: of the request, in the order in which they came.
       request: as it came.
       tokens: that were drawn; the end of text is none of them.
+      has_ended: whether the end of text was drawn.
       recursions: of all tokens that were read one by one, those of stopped tokens included.
       start: the first token of the text that the context holds.
     """
@@ -55,8 +56,15 @@ class Served:
     index: int
     request: Request
     tokens: list[int] = dataclasses.field(default_factory=list)
+    has_ended: bool = False
     recursions: int = 0
     start: int = 0
+
+    @property
+    def mean_recursions(self) -> float | None:
+        """Recursions per token that was read; the first one is drawn from the prompt alone."""
+        read = len(self.tokens) - 1 + self.has_ended
+        return self.recursions / read if read > 0 else None
 
     @property
     def context(self) -> list[int]:
@@ -105,13 +113,23 @@ class Engine:
         catches_up = config.owes_keys and discipline == "depth"
         self._slots = batch.empty(self._params, config, num_slots, window, catches_up)
         self._held: dict[int, Served] = {}
+        self._is_over: Callable[[Served], bool] = lambda served: False
 
-    def serve(self, requests: Iterable[Request]) -> Iterator[Served]:
+    def serve(
+        self,
+        requests: Iterable[Request],
+        is_over: Callable[[Served], bool] = lambda served: False,
+    ) -> Iterator[Served]:
         """Yields requests as they end, first come, first served.
+
+        Args:
+          requests: texts to continue.
+          is_over: asked after each token of a request, whether it ends there.
 
         Raises:
           ValueError: for a prompt that is empty or longer than the context.
         """
+        self._is_over = is_over
         queue = collections.deque(Served(i, request) for i, request in enumerate(requests))
         while queue or not self._scheduler.is_idle:
             yield from self._refill(queue)
@@ -152,10 +170,11 @@ class Engine:
 
     def _goes_on(self, slot: int, served: Served, token: int) -> bool:
         """Takes a token that was drawn; returns whether the request goes on."""
-        if token == self._end:
+        served.has_ended = token == self._end
+        if served.has_ended:
             return False
         served.tokens.append(token)
-        if len(served.tokens) == served.request.num_tokens:
+        if self._is_over(served) or len(served.tokens) == served.request.num_tokens:
             return False
         if len(served.context) <= self._window:
             return True
