@@ -6,19 +6,26 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from recursia.language_model import LanguageModel, load, preset
+    from recursia.language_model import LanguageModel
+    from recursia.loaded import load, preset
     from recursia.prediction import Prediction
 
 __all__ = ["LanguageModel", "Prediction", "load", "preset"]
+_MODULES = {
+    "LanguageModel": "language_model",
+    "Prediction": "prediction",
+    "load": "loaded",
+    "preset": "loaded",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imports what a name stands for when it is first used: jax takes seconds."""
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module 'recursia' has no attribute {name!r}")
-    from recursia import language_model
+    import importlib
 
-    return getattr(language_model, name)
+    return getattr(importlib.import_module(f"recursia.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

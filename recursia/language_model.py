@@ -10,10 +10,8 @@ What a caller can do wrong raises an error of `recursia.errors`, with a message 
 """
 
 import dataclasses
-import os
-import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -21,21 +19,20 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from recursia import budget, config, console, prediction, scores, settings, sharding
 from recursia import model as forward
 from recursia import params as parameters
+from recursia import prediction, scores, settings
 from recursia.architecture import Model
 from recursia.data import source
-from recursia.data.tokenizer import Tokenizer, bpe_size, from_spec
+from recursia.data.tokenizer import Tokenizer
 from recursia.errors import ConfigError, DataError
 from recursia.evaluate import split
 from recursia.evaluate.shapes import Place, allowed
-from recursia.generate import decode
+from recursia.generate import decode, prompts
 from recursia.generate.decoder import Decoder
 from recursia.generate.sampling import Sampling
 from recursia.prediction import Prediction
 from recursia.ranges import LARGEST_SEED
-from recursia.workdir import trained
 
 Texts = str | Sequence[str]
 Tokens = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
@@ -178,8 +175,8 @@ class LanguageModel:
         tokenizer = self._tokenizer()
         if not isinstance(prompt, str) or not (ids := tokenizer.encode(prompt)):
             raise DataError(f"prompt: got {prompt!r}, takes a text of at least 1 token")
-        _check_whole("num_tokens", num_tokens, 1)
-        _check_whole("seed", seed, 0, LARGEST_SEED)
+        check_whole("num_tokens", num_tokens, 1)
+        check_whole("seed", seed, 0, LARGEST_SEED)
         try:
             sampling = Sampling(temperature, top_k, top_p, min_p)
         except (ValueError, TypeError) as error:
@@ -192,7 +189,7 @@ class LanguageModel:
         Raises:
           ConfigError: for a depth that it has no weights for.
         """
-        _check_whole("depth", num_recursions, 1)
+        check_whole("depth", num_recursions, 1)
         try:
             ours, params = forward.at_depth(self.config, self.params, num_recursions)
         except ValueError as error:
@@ -202,7 +199,7 @@ class LanguageModel:
     def _drawn(
         self, ids: list[int], count: int, sampling: Sampling, seed: int, tokenizer: Tokenizer
     ) -> Iterator[int]:
-        key = jax.random.fold_in(jax.random.key(seed), 0)
+        key = prompts.key(seed, ids)
         how: Any = {"num_tokens": count, "window": self.context_length}
         how |= {"end_of_text": tokenizer.end_of_text}
         if not self.config.is_incremental:
@@ -250,83 +247,6 @@ class LanguageModel:
         return rows
 
 
-def load(
-    place: str | os.PathLike[str],
-    step: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> LanguageModel:
-    """Returns a trained model, laid over this machine's devices.
-
-    Args:
-      place: a run's directory, a Hugging Face folder, a `.gguf`, or a `.bin` of llama2.c.
-      step: of a run's checkpoint; None takes the latest.
-      overrides: fields of the depth policy to change, such as {"depth.exit_threshold": 0.5}; of a
-        place that is no run also "train.seq_len" and "dtype".
-
-    Raises:
-      ConfigError, CheckpointError, DataError: if there is no such model, or it is damaged.
-    """
-    folder = pathlib.Path(os.path.expanduser(place))
-    with console.doing(f"loading {folder}"):
-        found = trained.load(folder, step, _typed(overrides))
-    return LanguageModel(
-        str(place), found.model, found.params, found.tokenizer, found.run, found.mesh
-    )
-
-
-def preset(
-    name: str,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    seed: int = 0,
-    tokenizer: str = "",
-) -> LanguageModel:
-    """Returns a model with random parameters: those with which its training would start.
-
-    Args:
-      name: a shipped configuration such as "mor:tiny", or "FILE.py:PRESET".
-      overrides: fields to change, such as {"depth.capacity": (1, 0.5, 0.25)}.
-      seed: of the parameters.
-      tokenizer: a `tokenizer.json`, or a folder with one; empty takes the configuration's if it is
-        "byte", and none otherwise.
-
-    Raises:
-      ConfigError, DataError: for an unknown name or field, or a tokenizer that does not fit.
-    """
-    _check_whole("seed", seed, 0, LARGEST_SEED)
-    run = config.load(str(name), _typed(overrides))
-    words = _words(run.data, tokenizer)
-    learned = run.data.tokenizer.startswith("bpe:") and not run.data.path
-    size = words.vocab_size if words else bpe_size(run.data.tokenizer) if learned else 0
-    ours = run.model.sized(budget.vocab_size(run, size or None))
-    specs = forward.specs(ours)
-    mesh_config, mesh = trained.devices(run)
-    where = sharding.fitting(specs, mesh, mesh_config.rules)
-    draw = jax.jit(lambda key: parameters.init(specs, key), out_shardings=where)
-    with console.doing(f"drawing {name}"):
-        params = draw(jax.random.key(seed))
-    run = dataclasses.replace(run, mesh=mesh_config)
-    return LanguageModel(name, ours, params, words, run, mesh)
-
-
-def _words(data: settings.Data, asked: str) -> Tokenizer | None:
-    """Returns the tokenizer that was asked for or needs no data, or None."""
-    if not asked and (data.path or data.tokenizer != "byte"):
-        return None
-    return from_spec(asked or data.tokenizer, lambda: iter(()))
-
-
-def _typed(overrides: Mapping[str, Any] | None) -> dict[str, str]:
-    """Returns overrides as they would be typed."""
-
-    def text(value: Any) -> str:
-        if isinstance(value, Mapping):
-            value = tuple(value.items())
-        return str(getattr(value, "tolist", lambda: value)())
-
-    return {name: text(value) for name, value in (overrides or {}).items()}
-
-
 def _texts(text: Any) -> list[str]:
     """Returns one or several texts as a list."""
     found = (
@@ -337,7 +257,7 @@ def _texts(text: Any) -> list[str]:
     return list(found)
 
 
-def _check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
+def check_whole(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Refuses what is no integer of a range."""
     is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_whole or not least <= value <= (value if most is None else most):

@@ -1,4 +1,4 @@
-"""Every command that the documentation shows in a block of shell runs, in order."""
+"""Every command and every Python program that the documentation shows runs, in order."""
 
 import os
 import pathlib
@@ -18,7 +18,12 @@ HERE = pathlib.Path(sys.executable).parent
 
 
 def blocks(page):
-    return re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    """Returns the blocks of shell and, as commands that run them, of Python."""
+    found = re.findall(
+        r"^```(sh|python)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    as_command = "python - <<'END_OF_BLOCK'\n{}END_OF_BLOCK\n"
+    return [text if kind == "sh" else as_command.format(text) for kind, text in found]
 
 
 def run(page, folder, path, **variables):

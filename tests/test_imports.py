@@ -66,12 +66,17 @@ MAY = {
     "workdir": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"},
-    "generate": BASE | FORWARD | {"params", "workdir", "data", "console"},
+    "generate": BASE
+    | FORWARD
+    | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"},
     "prediction": BASE | FORWARD | {"depth", "evaluate"},
     "language_model": BASE
     | FORWARD
-    | {"params", "sharding", "settings", "config", "budget", "data", "workdir", "scores"}
-    | {"evaluate", "generate", "prediction", "console"},
+    | {"params", "settings", "data", "scores", "evaluate", "generate", "prediction"},
+    "loaded": BASE
+    | FORWARD
+    | {"params", "sharding", "settings", "config", "budget", "data", "workdir", "console"}
+    | {"language_model"},
     "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "sharding"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
@@ -98,7 +103,7 @@ MAY = {
     | {"accounting", "budget", "changes", "chips", "topology", "train", "generate", "data"}
     | CONFIGS,
     "__main__": {"cli", "console", "signals", "streams"},
-    "__init__": {"language_model", "prediction"},
+    "__init__": {"language_model", "loaded", "prediction"},
     "configs": {"configs"},
     "corpus": set(),
 }
@@ -108,7 +113,7 @@ HOLD = ("architecture", "model", "kinds", "settings", "accounting", "step_costs"
 NARROW = {
     ("train", "generate"): {"generate.decode", "generate.sampling"},
     **{(part, "blocks"): {"blocks.block"} for part in HOLD},
-    **{(part, "depth"): {"depth.policy"} for part in (*HOLD, "scores")},
+    **{(part, "depth"): {"depth.policy"} for part in (*HOLD, "scores", "generate")},
     ("kinds", "mixers"): {"mixers.mixer"},
     ("kinds", "feedforward"): {"feedforward.feedforward"},
 }

@@ -12,6 +12,7 @@ import recursia
 from recursia import cli
 from recursia import params as parameters
 from recursia.errors import ConfigError, DataError, UserError
+from recursia.model import specs as specs_of
 from tests.helpers.checkpoints import LLAMA, write
 from tests.helpers.refusals import refused
 from tests.helpers.runs import hashes, tiny_run, values, write_config, write_text
@@ -40,7 +41,7 @@ def model(folder):
 def test_jax_is_imported_when_a_name_is_used():
     code = "import sys, recursia; print('jax' in sys.modules, 'load' in dir(recursia))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False True\n"
-    assert recursia.load is recursia.language_model.load
+    assert recursia.load is recursia.loaded.load
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         recursia.lod  # noqa: B018
 
@@ -103,7 +104,7 @@ def test_another_depth_is_another_model(model):
 def test_a_preset_is_what_training_starts_from(folder):
     model = recursia.preset(str(folder / "tiny.py"), {"depth.capacity": (1, 0.25)}, seed=5)
     run = tiny_run(folder)
-    specs = recursia.language_model.forward.specs(run.model.sized(257))
+    specs = specs_of(run.model.sized(257))
     assert_close(model.params, parameters.init(specs, jax.random.key(5)), n=1)
     assert model.config.depth.capacity == (1.0, 0.25)
     assert (

@@ -139,7 +139,7 @@ class ExpertChoice(Policy):
         losses = {"router": self.aux_loss_weight * out["router_cross_entropy"].sum()}
         if self.z_loss_weight:
             losses["router_z"] = self.z_loss_weight * out["router_z"].sum()
-        state, is_kept, scores = (out.pop(name, None) for name in ("state", "is_kept", "scores"))
+        state, is_kept, scores = out.pop("state"), out.pop("is_kept"), out.pop("scores", None)
         kept = batch.mean(is_kept.astype(jnp.float32), (1, 2), context.is_live)
         metrics = {**out, "tokens_kept": kept}
         return x, Aux(losses, metrics, is_kept.sum(0), state, report, scores=scores)

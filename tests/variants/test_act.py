@@ -113,6 +113,8 @@ def test_states_weigh_what_the_table_says(update, wanted):
     x, aux = walk.run(act.Act(MOST, update=update))
     np.testing.assert_allclose(x[0, 0], (*wanted, 0, 0), atol=1e-6)
     assert aux.depth_used[0, 0] == 3
+    halting = (0.5, 0.4, 0.7, np.nan, np.nan)
+    np.testing.assert_allclose(aux.scores[:, 0, 0], halting, rtol=1e-6)
     np.testing.assert_allclose(aux.losses["ponder"], 0.01 * 3.1, rtol=1e-6)
 
 
@@ -152,7 +154,7 @@ class HandMadeCore:
         for t in range(MOST):
             carry, out, _ = step(carry, HandMade(t, self.p[t]), None)
             outs.append(out)
-        return carry, jnp.stack(outs), {}, ()
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs), {}, ()
 
     def run(self, config):
         unit = {"halt": {"weight": jnp.ones(MOST), "bias": jnp.float32(0)}}
