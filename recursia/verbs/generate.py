@@ -1,9 +1,16 @@
 """`recursia generate`: continues prompts."""
 
 import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from recursia import arguments, parsing
+from recursia import arguments, console, parsing
 from recursia.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recursia.generate.continuation import Continuation
 
 ABOUT = f"Continue prompts with a checkpoint. {arguments.DEPTH}"
 
@@ -13,11 +20,16 @@ def options(parser: parsing.Parser) -> None:
     arguments.run_options(parser)
     parser.set_defaults(takes_overrides=True)
     about = "a text to continue; may be repeated"
-    how = {"type": parsing.something, "action": "append", "required": True}
-    parser.add_argument("--prompt", help=about, **how)
-    parser.add_argument(
-        "--num_tokens", type=parsing.integer(1), default=128, help="to draw at most"
-    )
+    how = {"type": parsing.something, "action": "append"}
+    parser.add_argument("--prompt", help=about, required=True, **how)
+    about = "to draw at most"
+    parser.add_argument("--num_tokens", type=parsing.integer(1), default=128, help=about)
+    about = "texts that end a continuation and are no part of it, such as $'\\n'; may be repeated"
+    parser.add_argument("--stop", help=about, default=[], **how)
+    about = "continuations of each prompt"
+    parser.add_argument("--num_samples", type=parsing.integer(1), default=1, help=about)
+    about = "recursions; default: as trained"
+    parser.add_argument("--depth", type=parsing.integer(1), help=about)
     about = "of the draws; 0: the likeliest token"
     parser.add_argument("--temperature", type=parsing.real(0), default=0.8, help=about)
     about = "draw from so many of the likeliest tokens; 0: from all"
@@ -27,25 +39,57 @@ def options(parser: parsing.Parser) -> None:
     about = "draw from tokens at least this fraction as likely as the likeliest; 0: from all"
     parser.add_argument("--min_p", type=parsing.real(0, 1), default=0.0, help=about)
     arguments.seed_option(parser, "of the draws")
+    shown = parser.add_mutually_exclusive_group()
+    about = "print text as it is drawn, as on a terminal"
+    shown.add_argument("--stream", action="store_true", help=about)
+    about = "print one JSON object a line for each continuation"
+    shown.add_argument("--json", action="store_true", help=about)
     arguments.compiling_option(parser)
 
 
 def run(given: argparse.Namespace) -> None:
     """Prints prompts and how they go on."""
     from recursia.generate import prompts
+    from recursia.generate.continuation import Stops
     from recursia.generate.sampling import Sampling
 
     try:
         sampling = Sampling(given.temperature, given.top_k, given.top_p, given.min_p)
     except ValueError as error:
         raise ConfigError(f"--{error}") from None
-    for text in prompts.continue_prompts(
-        given.workdir,
-        step=given.step,
-        prompts=given.prompt,
-        num_tokens=given.num_tokens,
-        sampling=sampling,
-        seed=given.seed,
-        overrides=given.overrides,
-    ):
-        print(text, end="\n\n")
+    stops = Stops(tuple(given.stop))
+    way = prompts.Way(given.num_tokens, given.num_samples, sampling, stops, given.seed)
+    trained = prompts.load(given.workdir, given.step, given.depth, given.overrides)
+    texts = prompts.begin(trained, given.prompt, way)
+    asked = [prompt for prompt in given.prompt for _ in range(given.num_samples)]
+    steps = prompts.drawn(trained, texts, way)
+    if not given.json and (given.stream or sys.stdout.isatty()):
+        _stream(asked, texts, prompts.in_order(texts, steps))
+        return
+    about = "continuing the prompt" if len(texts) == 1 else f"continuing {len(texts)} texts"
+    total = given.num_tokens * -(-len(texts) // prompts.AT_ONCE)
+    with console.bar(about, total, "tokens") as advance:
+        for _ in steps:
+            advance(1)
+    for prompt, text in zip(asked, texts, strict=True):
+        print(_object(prompt, text) if given.json else f"{prompt}{text.text}\n")
+
+
+def _object(prompt: str, text: "Continuation") -> str:
+    reason = {"finish_reason": text.finish_reason}
+    return json.dumps({"prompt": prompt, "text": text.text, "tokens": text.tokens, **reason})
+
+
+def _stream(
+    asked: Sequence[str], texts: Sequence["Continuation"], pieces: Iterator[tuple[int, str]]
+) -> None:
+    """Prints texts as they are drawn; the first token takes longest."""
+    with console.doing("reading the prompts"):
+        piece = next(pieces)
+    begun = -1
+    while piece:
+        at, new = piece
+        print("" if at == begun else asked[at], end=new, flush=True)
+        begun, piece = at, next(pieces, None)
+        if piece is None or piece[0] != at:
+            print("\n", flush=True)
