@@ -6,6 +6,7 @@ packages, so the model has to be imported before its command line starts.
 
 import importlib
 import sys
+import traceback
 
 from recursia import console
 from recursia.errors import UserError
@@ -24,7 +25,18 @@ def main() -> int:
     except UserError as error:
         console.say(f"recursia: {error}")
         return error.exit_code
+    except ValueError as error:
+        if not _is_of_harness(error):
+            raise
+        console.say(f"lm_eval: {' '.join(str(error).split())}")
+        return 2
     return 0
+
+
+def _is_of_harness(error: ValueError) -> bool:
+    """Returns whether an error was raised by the harness's own code, as for an unknown task."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").startswith("lm_eval.")
 
 
 if __name__ == "__main__":

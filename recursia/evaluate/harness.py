@@ -52,7 +52,9 @@ class HarnessLM(TemplateLM):
         mode: Mode,
         *,
         seed: int = 0,
+        about: str = "",
         say: Callable[[str], None] = console.say,
+        begin: Callable[[], None] = lambda: None,
     ):
         """Takes what `model.at_depth` makes of a trained model.
 
@@ -62,14 +64,16 @@ class HarnessLM(TemplateLM):
           params: of that model.
           mode: of likelihoods; continuations are drawn in causal mode, as decoding must.
           seed: of draws, where a task asks for them.
+          about: names the model beside progress bars.
           say: prints a line.
+          begin: is called before each progress bar, when prompts have been made.
         """
         super().__init__()
         train, mesh = trained.run.train, trained.mesh
         tokens = train.batch_size * train.seq_len
         self._place = Place(mode, mesh, trained.run.mesh.rules, train.seq_len, tokens)
         self._trained, self._config, self._params = trained, config, params
-        self._seed, self._say = seed, say
+        self._seed, self._about, self._say, self._begin = seed, about, say, begin
         self.depths: dict[str, list[float]] = collections.defaultdict(list)
         self.cut: dict[str, int] = collections.Counter()
 
@@ -187,7 +191,7 @@ class HarnessLM(TemplateLM):
         tasks = [_task(request) for request in requests]
         ways = [_way(how, task) for (_, how), task in zip(given, tasks, strict=True)]
         found = [""] * len(requests)
-        with _bar("continuing", len(requests), "prompts") as advance:
+        with self._bar("continuing", len(requests), "prompts") as advance:
             for way in dict.fromkeys(ways):
                 room = max(self.max_length - way.num_tokens, self.max_length // 2, 1)
                 members = [index for index, each in enumerate(ways) if each == way]
@@ -209,7 +213,7 @@ class HarnessLM(TemplateLM):
 
     def _answers(self, asked: Sequence[Request], tasks: Sequence[str]) -> list[Answer]:
         """Returns the answers, and keeps how deep each task went."""
-        with _bar("scoring", len(asked), "requests") as advance:
+        with self._bar("scoring", len(asked), "requests") as advance:
             place = self._place
             answers = requests.score(self._params, self._config, asked, place, advance)
         for request, answer, task in zip(asked, answers, tasks, strict=True):
@@ -218,6 +222,15 @@ class HarnessLM(TemplateLM):
                 self.depths[task].append(answer.mean_depth)
         self._say_cut(tasks)
         return answers
+
+    @contextlib.contextmanager
+    def _bar(self, doing: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        self._begin()
+        if not distributed.is_first():
+            yield lambda _: None
+            return
+        with console.bar(f"{doing} {self._about}".strip(), total, unit) as advance:
+            yield advance
 
     def _say_cut(self, tasks: Sequence[str]) -> None:
         cut = {task: self.cut[task] for task in dict.fromkeys(tasks) if self.cut[task]}
@@ -256,15 +269,6 @@ class HarnessLM(TemplateLM):
 
 def _task(request: Instance) -> str:
     return request.task_name or ""
-
-
-@contextlib.contextmanager
-def _bar(about: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    if not distributed.is_first():
-        yield lambda _: None
-        return
-    with console.bar(about, total, unit) as advance:
-        yield advance
 
 
 def _way(given: Mapping[str, Any], task: str) -> Way:

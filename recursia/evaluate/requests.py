@@ -4,6 +4,7 @@ A row is padded to the next of a few lengths by its own length alone, so that it
 depend on what else is asked. Requests that differ in their last token only are one row.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -98,9 +99,14 @@ def score(
     """
     parts = [part for each in requests for part in _parts(each, place.context_length)]
     owners = [i for i, each in enumerate(requests) for _ in _parts(each, place.context_length)]
-    answers = [Answer(0.0, True, float("nan"))] * len(requests)
-    advance(len(requests) - len(set(owners)))
-    for owner, answer in zip(owners, _answers(params, config, parts, place, advance), strict=True):
+    answers, left = [Answer(0.0, True, float("nan"))] * len(requests), collections.Counter(owners)
+    advance(len(requests) - len(left))
+
+    def done(some: list[int]) -> None:
+        left.subtract(owners[part] for part in some)
+        advance(len({owners[part] for part in some if not left[owners[part]]}))
+
+    for owner, answer in zip(owners, _answers(params, config, parts, place, done), strict=True):
         before = answers[owner]
         answers[owner] = Answer(
             before.log_likelihood + answer.log_likelihood,
@@ -124,7 +130,7 @@ def _answers(
     config: Model,
     parts: Sequence[Request],
     place: Place,
-    advance: Callable[[int], None],
+    done: Callable[[list[int]], None],
 ) -> list[Answer]:
     rows = _rows(parts, place.context_length)
     found: dict[int, Answer] = {}
@@ -138,7 +144,7 @@ def _answers(
                     total = before + float(got["last"][at, choice])
                     greedy = bool(got["greedy"][at] & got["last_greedy"][at, choice])
                     found[owner] = Answer(total, greedy, depth)
-            advance(sum(len(row.lasts) for row in some))
+            done([owner for row in some for _, owner in row.lasts])
     return [found[index] for index in range(len(parts))]
 
 

@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
+import yaml
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as run_harness
 from lm_eval.tasks import TaskManager
 
 from recursia import console
 from recursia.errors import ConfigError, DataError
-from recursia.evaluate import rows
+from recursia.evaluate import rows, variants
 from recursia.evaluate.harness import HarnessLM
 from recursia.evaluate.variants import Variant
 from recursia.workdir.trained import Trained
 
 _LIBRARIES = ("lm_eval", "datasets")
 _OURS = (("query", "gold"), ("gold", "target"), ("query", "target"))
+_CHATTER = ("lm_eval", "huggingface_hub", "datasets")  # loggers
 _Loaded = dict[str, Any]  # tasks and groups by name, as the harness gives them
 
 
@@ -56,8 +58,8 @@ class Tasks:
           seed: of the examples that are drawn, and of draws.
 
         Raises:
-          ConfigError: for an unknown task, or one without rows that examples could be.
-          DataError: for data that cannot be read.
+          ConfigError: for an unknown task or metric, or too few rows that examples could be.
+          DataError: for data that cannot be read, or of which prompts cannot be made.
         """
         self.names, self._limit, self._shots, self._seed = tuple(names), limit, num_fewshot, seed
         with _quiet():
@@ -68,13 +70,15 @@ class Tasks:
             manager = TaskManager(include_path=files and str(files), include_defaults=files is None)
             known = manager.all_tasks
             if unknown := [name for name in names if name not in known]:
+                _refuse_broken(files)
                 raise ConfigError(_unknown(unknown[0], known, files))
             if files is not None:
                 _read_here(manager)
             with console.doing(f"reading tasks {', '.join(names)}"):
-                self._loaded = _load(manager, names)
-        for name, task in self._loaded["tasks"].items():
-            self._set_shots(name, task)
+                self._loaded = _load(manager, names, files)
+                for name, task in self._loaded["tasks"].items():
+                    self._set_shots(name, task)
+                    self._check(name, task)
 
     def scores(self, trained: Trained, variant: Variant, say: Callable[[str], None]) -> list[dict]:
         """Returns a row for each task and group.
@@ -89,11 +93,13 @@ class Tasks:
           were asked for `mean_depth`, the recursions per token; `num_cut` counts requests longer
           than the context, if there are any.
         """
-        how = {"seed": self._seed, "say": say}
-        lm = HarnessLM(trained, variant.model, variant.params, variant.mode, **how)
         for task in self._loaded["tasks"].values():
             task.set_fewshot_seed(seed=self._seed)
-        with _quiet():
+        about = variants.title(variant.names)
+        with _quiet(), contextlib.ExitStack() as making:
+            making.enter_context(console.doing(f"making prompts, {about}"))
+            how = {"seed": self._seed, "about": about, "say": say, "begin": making.close}
+            lm = HarnessLM(trained, variant.model, variant.params, variant.mode, **how)
             found: Any = run_harness(
                 lm, self._loaded, limit=self._limit, bootstrap_iters=1000, log_samples=False
             )
@@ -147,16 +153,34 @@ class Tasks:
             raise ConfigError(
                 f"--num_fewshot={asked}: {name} has no rows besides those that are scored; take 0"
             )
+        if asked > (most := len(given.fewshot_docs() or ())) and asked:
+            raise ConfigError(
+                f"--num_fewshot={asked}: {name} has {most} rows for examples; take at most {most}"
+            )
         given.set_config(key="num_fewshot", value=asked)
 
+    def _check(self, name: str, task: Task) -> None:
+        """Refuses a task with an unknown metric, or of whose rows prompts cannot be made."""
+        given: Any = task
+        metrics = given._metric_fn_list if given.get_config("process_results") is None else {}
+        if unknown := [metric for metric, found in metrics.items() if found is None]:
+            raise ConfigError(f"--tasks: {name} asks for the metric {unknown[0]!r}, unknown here")
+        given.set_fewshot_seed(seed=self._seed)
+        try:
+            given.build_all_requests(limit=self._limit, rank=0, world_size=1)
+        except Exception as error:  # of templates and functions that a task brings along
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(f"--tasks: prompts of {name} cannot be made ({said[:200]})") from None
 
-def _load(manager: TaskManager, names: Sequence[str]) -> _Loaded:
+
+def _load(manager: TaskManager, names: Sequence[str], files: pathlib.Path | None) -> _Loaded:
     """Returns tasks with their data."""
     try:
         return dict(manager.load(list(names)))
     except DataError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    except Exception as error:  # of settings, templates and functions that a task brings along
+        _refuse_broken(files)
         said = " ".join(str(error).split())
         if "Duplicate task" in said:
             raise ConfigError(f"--tasks: {said}; give one of them") from None
@@ -174,9 +198,29 @@ def _read_here(manager: TaskManager) -> None:
         if settings.get("dataset_path") == "json" and isinstance(paths, dict):
             asked = settings.get("doc_to_text"), settings.get("doc_to_target")
             made = rows.checked if asked in _OURS else lambda row: row
+            paths = {split: _beside(entry.yaml_path, path) for split, path in paths.items()}
             settings = {**settings, "custom_dataset": functools.partial(_data, paths, made)}
             here = dataclasses.replace(entry, yaml_path=None, cfg=settings)
             manager.task_index[name] = here
+
+
+def _beside(settings: pathlib.Path | None, path: Any) -> str:
+    """Returns a path, or that of the file of its name beside settings that were moved with it."""
+    beside = settings and pathlib.Path(settings).with_name(pathlib.Path(str(path)).name)
+    is_moved = beside and beside.is_file() and not os.path.lexists(str(path))
+    return str(beside if is_moved else path)
+
+
+def _refuse_broken(files: pathlib.Path | None) -> None:
+    """Raises DataError for settings in a folder that are no YAML; the harness passes over them."""
+    for path in sorted(files.rglob("*.yaml")) if files else ():
+        try:
+            yaml.compose(path.read_bytes())
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f":{mark.line + 1}" if mark else ""
+            said = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise DataError(f"{path}{line}: bad YAML, {said}; mend or remove it") from None
 
 
 def _data(
@@ -220,14 +264,16 @@ def _quiet() -> Iterator[None]:
 
     It bootstraps some errors in copies of this process, which hold its devices and threads.
     """
-    logger = logging.getLogger("lm_eval")
-    level, is_on = logger.level, "DISABLE_MULTIPROC" in os.environ
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _CHATTER]
+    levels, is_on = [logger.level for logger in loggers], "DISABLE_MULTIPROC" in os.environ
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if not is_on:
             del os.environ["DISABLE_MULTIPROC"]

@@ -143,6 +143,8 @@ def make(source: pathlib.Path, output: pathlib.Path) -> dict[str, int]:
       DataError: if the folder holds none of the files, or a line is broken.
     """
     found = {name: path for name, task in TASKS.items() if (path := _find(source, task.file))}
+    if not source.is_dir():
+        raise DataError(f"--input={source}: is no folder; give one with data sets")
     if not found:
         names = ", ".join(f"{task.file}.jsonl" for task in TASKS.values())
         raise DataError(f"{source}: holds none of the files {names}, .gz or .zst or not")

@@ -102,7 +102,7 @@ def test_text_and_tasks_are_scored_at_once(evaluate, files, tmp_path):
     assert [row["depth"] for row in result["table"]] == [2]
     assert result["tokens"] == 24
     code, out, _ = evaluate(*[each for each in asked if each != "--json"], "--depths=3,2")
-    assert code == 1 and out.splitlines()[-1].startswith("depth 3 is missing: ") is False
+    assert code == 1 and out.splitlines()[-1].startswith("depth 3 is missing: ")
     assert out.count("depth 3 is missing") == 1
 
 
@@ -119,6 +119,12 @@ def test_what_is_typed_wrong_is_one_line(evaluate, files, tmp_path):
     refuse("--tasks=piqa", here, "--capacity=1,2", parts=["takes a number from 0 to 1"])
     refuse("--tasks=piqa,piqa", here, "--mode=other", parts=["--mode"])
     refuse(f"--picture={files / 'piqa.yaml'}", parts=["ends in none of .png, .svg, .pdf"])
+    refuse("--mode=causal", "--capacity=1,0.5", parts=["--capacity: is of mode eval"])
+    refuse("--capacity=,", parts=["--capacity", "takes shares of tokens"])
+    asked = ["--tasks=mmlu", here, "--num_fewshot=9"]
+    refuse(*asked, parts=["--num_fewshot=9: mmlu_anatomy has", "rows for examples; take at most"])
+    (tmp_path / "c.png").symlink_to(tmp_path / "nothing")
+    refuse(f"--picture={tmp_path / 'c.png'}", parts=["is there already"])
     (tmp_path / "a.png").touch()
     refuse(f"--picture={tmp_path / 'a.png'}", parts=["is there already"])
     refuse(f"--picture={tmp_path / 'b' / 'a.png'}", parts=["there is no folder"])
@@ -132,6 +138,28 @@ def test_a_broken_task_file_is_told_with_its_line(evaluate, files, tmp_path):
     (place / "piqa.jsonl").write_text((files / "piqa.jsonl").read_text() + '{"query": 1\n')
     asked = ["--tasks=piqa", f"--task_files={place}"]
     refused(evaluate, *asked, code=3, parts=[f"{place / 'piqa.jsonl'}:3: bad JSON"])
+
+
+SETTINGS = {
+    "no YAML": (3, lambda text: text[:40], ["piqa.yaml:", "bad YAML"]),
+    "a metric": (2, lambda text: text.replace('"acc"', '"luck"'), ["piqa", "the metric 'luck'"]),
+    "a template": (3, lambda text: text.replace('"query"', '"{{a.b.c}}"'), ["'a' is undefined"]),
+    "a kind": (3, lambda text: text.replace("multiple_choice", "riddle"), ["'riddle'"]),
+}
+
+
+@pytest.mark.parametrize(("code", "change", "parts"), SETTINGS.values(), ids=SETTINGS)
+def test_broken_settings_of_a_task_are_told(code, change, parts, evaluate, files, tmp_path):
+    (tmp_path / "piqa.yaml").write_text(change((files / "piqa.yaml").read_text()))
+    asked = ["--tasks=piqa", f"--task_files={tmp_path}"]
+    refused(evaluate, *asked, code=code, parts=parts)
+
+
+def test_task_files_may_be_moved(evaluate, tmp_path):
+    assert cli.main(["data", "tasks", f"--input={DATA}", f"--output={tmp_path / 'a'}"]) == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    code, out, _ = evaluate("--tasks=piqa", f"--task_files={tmp_path / 'b'}", "--mode=eval")
+    assert code == 0 and "piqa, 2 rows" in out
 
 
 def test_without_its_extra_an_option_says_what_to_install(evaluate, files, monkeypatch):

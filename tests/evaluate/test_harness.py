@@ -15,7 +15,7 @@ import pytest
 from recursia import sharding
 from recursia.data.vocabulary import ByteTokenizer
 from recursia.errors import ConfigError, DataError
-from recursia.evaluate import tasks, variants
+from recursia.evaluate import requests, tasks, variants
 from recursia.generate import decode
 from recursia.generate.sampling import Sampling
 from recursia.workdir import trained as runs
@@ -174,6 +174,15 @@ def test_a_way_of_drawing_that_is_not_there_is_refused_and_one_without_effect_is
     assert ask(**hot) == ask(**hot) == ask(**hot, top_k=-1) != ask(max_gen_toks=9)
     for sure in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):  # leaves the likeliest token
         assert ask(**hot, **sure) == ask(max_gen_toks=9)
+
+
+def test_progress_counts_each_request_once_however_many_parts_it_has():
+    of = trained(point())
+    asked = [((1,), (2,) * 3 * CONTEXT), ((1, 2), (3,)), ((1, 2), (4,)), ((1,), ())]
+    told = []
+    given = [requests.Request(*each) for each in asked]
+    requests.score(of.params, of.model, given, model_of(of)._place, told.append)
+    assert sum(told) == len(asked) and min(told) >= 0
 
 
 @pytest.fixture(scope="module")

@@ -89,6 +89,8 @@ def answers(task):
 @pytest.mark.parametrize("name", OWN)
 def test_prompts_and_metrics_equal_those_of_the_harness(name, ours):
     task, own = ours["tasks"][name], published(name)
+    rows = (HERE / "published" / f"{name}.jsonl").read_text().splitlines()
+    assert {doc for _, doc, _, _ in asked(own)} == set(range(len(rows))) != set()
     assert asked(task) == asked(own)
     assert answers(task) == answers(own)
     assert task.aggregation().keys() == own.aggregation().keys()
@@ -97,7 +99,8 @@ def test_prompts_and_metrics_equal_those_of_the_harness(name, ours):
 
 @pytest.mark.parametrize("name", [name for name in OWN if name.startswith("mmlu_")])
 def test_examples_before_a_prompt_equal_those_of_the_harness(name, ours):
-    assert asked(ours["tasks"][name], shots=2) == asked(published(name), shots=2)
+    ours_, own = asked(ours["tasks"][name], shots=2), asked(published(name), shots=2)
+    assert ours_ == own != asked(published(name))
 
 
 def test_groups_average_as_those_of_the_harness(ours, made):
@@ -175,6 +178,9 @@ def test_what_is_not_there_and_what_is_already_there(tmp_path):
     (tmp_path / "full" / "a").touch()
     with pytest.raises(DataError, match=r"holds none of the files blimp\.jsonl"):
         tasks.make(tmp_path, tmp_path / "tasks")
+    for place in (tmp_path / "none", HERE / "piqa_validation.jsonl"):
+        with pytest.raises(DataError, match="is no folder"):
+            tasks.make(place, tmp_path / "tasks")
     with pytest.raises(ConfigError, match="is there already"):
         tasks.make(HERE, tmp_path / "full")
     source = tmp_path / "source"
