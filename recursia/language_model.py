@@ -29,7 +29,7 @@ from recursia.errors import ConfigError, DataError
 from recursia.evaluate import split
 from recursia.evaluate.shapes import Place, allowed
 from recursia.generate import decode, prompts
-from recursia.generate.decoder import Decoder
+from recursia.generate.continuation import Continuation, Stops, draw
 from recursia.generate.sampling import Sampling
 from recursia.prediction import Prediction
 from recursia.ranges import LARGEST_SEED
@@ -155,33 +155,39 @@ class LanguageModel:
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
+        stop: str | Sequence[str] = (),
         seed: int = 0,
     ) -> Iterator[str]:
         """Yields the text after a prompt as it is drawn, until the text ends.
 
         Args:
-          prompt: at least one token; of one that is longer than the context its end is read.
+          prompt: at least one token, and at most as many as the context holds.
           num_tokens: to draw at most.
           temperature: of the draws; 0 takes the likeliest token.
           top_k: draws from so many of the likeliest tokens; 0 from all.
           top_p: draws from the likeliest tokens that add up to this probability; 1 from all.
           min_p: draws from tokens at least this fraction as likely as the likeliest; 0 from all.
+          stop: texts, the first of which ends it and is not yielded.
           seed: of the draws, which are those of `recursia generate`.
 
         Raises:
-          ConfigError, DataError: for an empty prompt, a number out of range, or a model without a
-            tokenizer.
+          ConfigError, DataError: for an empty or too long prompt, a number out of range, or a model
+            without a tokenizer.
         """
-        tokenizer = self._tokenizer()
-        if not isinstance(prompt, str) or not (ids := tokenizer.encode(prompt)):
-            raise DataError(f"prompt: got {prompt!r}, takes a text of at least 1 token")
+        if not isinstance(prompt, str):
+            raise DataError(f"prompt: got {type(prompt).__name__}, takes a text")
+        (ids,), tokenizer = self._ids(prompt), self._tokenizer()
+        stops = Stops(tuple(_texts(stop)) if stop else ())
+        if "" in stops.texts:
+            raise ConfigError("stop: has an empty text, which would end every text; leave it out")
         check_whole("num_tokens", num_tokens, 1)
         check_whole("seed", seed, 0, LARGEST_SEED)
         try:
             sampling = Sampling(temperature, top_k, top_p, min_p)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"generate: {error}") from None
-        return tokenizer.stream(ids, self._drawn(ids, num_tokens, sampling, seed, tokenizer))
+        key = prompts.key(seed, ids)
+        return self._drawn(Continuation(tokenizer, ids, stops, num_tokens), sampling, key)
 
     def at_depth(self, num_recursions: int) -> "LanguageModel":
         """Returns the model with another number of recursions, and the same parameters.
@@ -196,20 +202,14 @@ class LanguageModel:
             raise ConfigError(str(error)) from None
         return dataclasses.replace(self, config=ours, params=params)
 
-    def _drawn(
-        self, ids: list[int], count: int, sampling: Sampling, seed: int, tokenizer: Tokenizer
-    ) -> Iterator[int]:
-        key = prompts.key(seed, ids)
-        how: Any = {"num_tokens": count, "window": self.context_length}
-        how |= {"end_of_text": tokenizer.end_of_text}
-        if not self.config.is_incremental:
-            how |= {"sampling": sampling, "key": key}
-            yield from decode.generate(self.params, self.config, ids, **how)
-            return
-        decoder = Decoder(self.params, self.config, sampling)
-        for (token,) in decode.stream(decoder, [ids], key[None], **how):
-            if token is not None:
-                yield token
+    def _drawn(self, text: Continuation, sampling: Sampling, key: jax.Array) -> Iterator[str]:
+        """Yields the text of a continuation that has not begun, as it becomes certain."""
+        decoder = decode.of(self.params, self.config, sampling)
+        end = self._tokenizer().end_of_text
+        how = {"window": self.context_length, "end_of_text": end}
+        for _, new in prompts.in_order([text], draw(decoder, [text], key[None], **how)):
+            if new:
+                yield new
 
     def _place(self, mode: How) -> Place:
         if mode not in ("eval", "causal"):

@@ -73,12 +73,16 @@ def test_a_text_scores_as_in_eval(folder, command, name):
 def test_text_is_continued_as_by_generate(folder, command, name):
     model, how = recursia.load(folder / name), {"temperature": 0.7, "top_k": 9, "seed": 3}
     pieces = list(model.stream("red ", 8, **how))
-    assert "".join(pieces) == model.generate("red ", 8, **how) and len(pieces) > 1
+    text = "".join(pieces)
+    assert text == model.generate("red ", 8, **how) and len(pieces) > 1
     options = [f"--{option}={value}" for option, value in how.items()]
     out, _ = command(
         "generate", f"--workdir={folder / name}", "--prompt=red ", "--num_tokens=8", *options
     )
-    assert out.rstrip("\n") == ("red " + "".join(pieces)).rstrip("\n")
+    assert out.rstrip("\n") == ("red " + text).rstrip("\n")
+    assert model.generate("red ", 8, stop=text[3:], **how) == text[: text.index(text[3:])]
+    warm = [model.generate("red ", 8, temperature=5.0, seed=seed) for seed in (1, 1, 2)]
+    assert warm[0] == warm[1] != warm[2]
 
 
 def test_texts_and_their_tokens_are_the_same(model):
@@ -155,7 +159,10 @@ ASKED = {
     "no mode": (lambda m: m("a", mode="train"), ConfigError, "'train'", "'causal'"),
     "no weights": (lambda m: m.at_depth(3), ConfigError, "depth 3", "take at most 2"),
     "no depth": (lambda m: m.at_depth("all"), ConfigError, "depth: got 'all'"),
-    "no prompt": (lambda m: m.generate(""), DataError, "prompt: got ''"),
+    "no prompt": (lambda m: m.generate(""), DataError, "0 tokens"),
+    "a prompt too long": (lambda m: m.generate("x" * 17), DataError, "17 tokens"),
+    "a prompt of tokens": (lambda m: m.generate([1]), DataError, "prompt: got list"),
+    "an empty stop": (lambda m: m.generate("a", stop=[""]), ConfigError, "stop: "),
     "no count": (lambda m: m.generate("a", 0), ConfigError, "num_tokens: got 0"),
     "too cold": (lambda m: m.stream("a", temperature=-1), ConfigError, "temperature: got -1"),
     "nothing to score": (lambda m: m.score(""), DataError, "0 tokens"),
