@@ -94,9 +94,15 @@ def watched(function, seen):
 def test_another_depth_is_that_of_the_override(generate, workdir, refused_command):
     first, trained = generate("--depth=1", "--temperature=0"), generate("--temperature=0")
     assert first != trained == generate("--depth=2", "--temperature=0")
-    refused_command(
-        "generate", f"--workdir={workdir}", "--prompt=a", "--depth=0", parts=["--depth", "from 1"]
-    )
+    asked = ("generate", f"--workdir={workdir}", "--prompt=a")
+    refused_command(*asked, "--depth=0", parts=["--depth", "from 1"])
+
+
+def test_a_depth_without_weights_is_refused(tmp_path, refused_command):
+    run, place = tiny_run(tmp_path, "expert_choice"), tmp_path / "run"
+    runs.save(run, 257, draw(run.model.sized(257)), TOKENIZER, place)
+    asked = ("generate", f"--workdir={place}", "--prompt=a")
+    refused_command(*asked, "--depth=9", parts=["--depth: depth 9", "take at most 2"])
 
 
 LONG = "seventeen letters"

@@ -61,7 +61,7 @@ def load(
         try:
             config, params = model.at_depth(trained.model, trained.params, depth)
         except ValueError as error:
-            raise ConfigError(f"--depth={depth}: {error}") from None
+            raise ConfigError(f"--depth: {error}") from None
     return dataclasses.replace(trained, model=config, params=params)
 
 
