@@ -13,8 +13,9 @@ from recursia import model
 from recursia.convert import arrival, llama2c, safetensors, vocabularies
 from recursia.convert.gguf import halves
 from recursia.convert.reference import aliases, under
-from recursia.errors import CheckpointError, DataError
+from recursia.errors import CheckpointError, ConfigError, DataError
 from tests.helpers.checkpoints import LLAMA, place, read, words, write
+from tests.helpers.refusals import refused
 from tests.helpers.tiny import is_equal
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -71,7 +72,8 @@ def test_llama2c_is_the_llama_that_it_was_made_of(tmp_path):
         llama2c.Arrays(tmp_path / "cut.bin")
 
 
-def test_a_vocabulary_with_scores_merges_the_best_first(tmp_path):
+def write_vocabulary(path):
+    """Writes a vocabulary of llama2.c; returns its number of pieces."""
     pieces = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0)]
     pieces += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     pieces += [("ab", 0.0), ("bc", -1.0), (" a", -2.0), ("abc", -3.0)]
@@ -79,17 +81,36 @@ def test_a_vocabulary_with_scores_merges_the_best_first(tmp_path):
     raw = struct.pack("i", 8)
     for text, score in pieces:
         raw += struct.pack("<fi", score, len(text.encode())) + text.encode()
-    path = tmp_path / "vocabulary.bin"
     path.write_bytes(raw)
-    library = vocabularies.by_scores(path, len(pieces))
+    return len(pieces)
+
+
+def test_a_vocabulary_with_scores_merges_the_best_first(tmp_path):
+    path = tmp_path / "vocabulary.bin"
+    count = write_vocabulary(path)
+    library = vocabularies.by_scores(path, count)
     spelt = lambda text: library.encode(text, add_special_tokens=False).tokens
     space = vocabularies.SPACE
     assert spelt("abc") == [space, "abc"]  # "ab" first, which " a" would have had
     assert spelt("bca") == [space, "bc", "a"]
     assert spelt("d\n") == [space, "<0x64>", "<0x0A>"]
     assert library.decode(library.encode("abc d", add_special_tokens=False).ids) == "abc d"
-    with pytest.raises(DataError, match=f"{len(pieces)} of 512"):
+    with pytest.raises(DataError, match=f"{count} of 512"):
         vocabularies.by_scores(path, 512)
+
+
+def test_the_one_vocabulary_beside_a_file_of_llama2c_is_its(tmp_path):
+    count = write_vocabulary(tmp_path / "other.bin")
+    settings = {**LLAMA, "tie_word_embeddings": True, "vocab_size": count}
+    (tmp_path / "model.bin").write_bytes(as_llama2c(write(tmp_path / "hf", settings), settings))
+    found = arrival.find(tmp_path / "model.bin")
+    with refused(ConfigError, "model.bin", "0 files tok*.bin"):
+        arrival.tokenizer(found)
+    write_vocabulary(tmp_path / "tok.bin")
+    assert arrival.tokenizer(found).decode(arrival.tokenizer(found).encode("abc d")) == "abc d"
+    write_vocabulary(tmp_path / "tok2.bin")
+    with refused(ConfigError, "2 files tok*.bin"):
+        arrival.tokenizer(found)
 
 
 def test_bytes_have_their_own_ids_in_the_librarys_format():
