@@ -11,7 +11,10 @@ from recursia.errors import ConfigError
 
 if TYPE_CHECKING:
     from recursia.generate.continuation import Continuation
+    from recursia.generate.prompts import Way
+    from recursia.workdir.trained import Trained
 
+SLOTS = 8  # of a batch, unless --slots says another number
 ABOUT = f"Continue prompts with a checkpoint. {arguments.DEPTH}"
 
 
@@ -21,7 +24,16 @@ def options(parser: parsing.Parser) -> None:
     parser.set_defaults(takes_overrides=True)
     about = "a text to continue; may be repeated"
     how = {"type": parsing.something, "action": "append"}
-    parser.add_argument("--prompt", help=about, required=True, **how)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", help=about, **how)
+    about = "a .jsonl of requests, which are served in slots; one answer a line"
+    asked.add_argument("--requests", type=parsing.path, help=about)
+    about = "a new .jsonl of the answers to --requests; default: standard output"
+    parser.add_argument("--output", type=parsing.path, help=about)
+    about = f"of the batch in which --requests are served; default: {SLOTS}"
+    parser.add_argument("--slots", type=parsing.integer(1), help=about)
+    about = "when slots of --requests are refilled; default: depth, after any recursion"
+    parser.add_argument("--schedule", choices=("depth", "sequence", "static"), help=about)
     about = "to draw at most"
     parser.add_argument("--num_tokens", type=parsing.integer(1), default=128, help=about)
     about = "texts that end a continuation and are no part of it, such as $'\\n'; may be repeated"
@@ -48,7 +60,7 @@ def options(parser: parsing.Parser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Prints prompts and how they go on."""
+    """Prints prompts and how they go on, or serves requests."""
     from recursia.generate import prompts
     from recursia.generate.continuation import Stops
     from recursia.generate.sampling import Sampling
@@ -59,7 +71,11 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError(f"--{error}") from None
     stops = Stops(tuple(given.stop))
     way = prompts.Way(given.num_tokens, given.num_samples, sampling, stops, given.seed)
+    _check(given)
     trained = prompts.load(given.workdir, given.step, given.depth, given.overrides)
+    if given.requests is not None:
+        _serve(given, trained, way)
+        return
     texts = prompts.begin(trained, given.prompt, way)
     asked = [prompt for prompt in given.prompt for _ in range(given.num_samples)]
     steps = prompts.drawn(trained, texts, way)
@@ -73,6 +89,29 @@ def run(given: argparse.Namespace) -> None:
             advance(1)
     for prompt, text in zip(asked, texts, strict=True):
         print(_object(prompt, text) if given.json else f"{prompt}{text.text}\n")
+
+
+def _check(given: argparse.Namespace) -> None:
+    """Refuses options of prompts beside requests, and the other way round."""
+    of_requests = {name: getattr(given, name) for name in ("output", "slots", "schedule")}
+    if given.requests is None:
+        if unused := [name for name, value in of_requests.items() if value is not None]:
+            raise ConfigError(f"--{unused[0]}: is of --requests, and there are none; give some")
+        return
+    if given.stream or given.num_samples > 1:
+        name = "stream" if given.stream else "num_samples"
+        raise ConfigError(f"--{name}: is of --prompt, and --requests are served; remove it")
+    if given.output is not None and given.output.exists():
+        raise ConfigError(f"--output={given.output}: is there already; give a new file")
+
+
+def _serve(given: argparse.Namespace, trained: "Trained", way: "Way") -> None:
+    """Writes an answer for each request of a file."""
+    from recursia.generate import serving
+
+    asked = serving.read(given.requests, trained, way)
+    answers = serving.serve(trained, asked, given.slots or SLOTS, given.schedule or "depth")
+    serving.write(answers, len(asked), given.output)
 
 
 def _object(prompt: str, text: "Continuation") -> str:
