@@ -218,7 +218,7 @@ def compiled(
         tokens, lengths = split((tokens, lengths))
         places = jnp.broadcast_to(first + jnp.arange(tokens.shape[1]), tokens.shape)
         segments = (places < lengths[:, None]).astype(jnp.int32)
-        how = {"positions": places, "segment_ids": segments}
+        how: Any = {"positions": places, "segment_ids": segments}
         hidden, held = model.extend(params, tokens, config, held, **how)
         last = jnp.clip(lengths - 1 - first, 0, tokens.shape[1] - 1)
         hidden = hidden[jnp.arange(len(tokens)), last]
