@@ -76,7 +76,7 @@ def load(
     if not directory.is_run(workdir):
         raise ConfigError(
             f"{workdir}: holds neither a run (config.json, checkpoints) nor a checkpoint from "
-            "elsewhere (config.json with model_type, safetensors); give a directory that does"
+            "elsewhere (config.json with model_type, safetensors); give one, or a .gguf or .bin"
         )
     trained = directory.recorded(workdir)
     run = config.override(trained, overrides)
