@@ -238,8 +238,8 @@ def _by_capacity(
     _line(axes, points, "eval", color, label)
     if trained:
         has_mark = any(line.get_label() == "trained" for line in axes.lines)
-        mark = {"label": None if has_mark else "trained"}
-        axes.axvline(sum(trained[:depth]) / depth, color="0.5", ls=":", **mark)
+        label = "_" if has_mark else "trained"  # what begins so is not in the legend
+        axes.axvline(sum(trained[:depth]) / depth, color="0.5", ls=":", label=label)
     axes.set_xlabel(f"{_CAPACITY}, {_at(result)}")
 
 
@@ -260,7 +260,8 @@ def _bars(axes: Axes, rows: Sequence[Row], key: str, written: str) -> None:
     for at, mode in enumerate(modes):
         some = [(names.index(name) + at * height, x) for name, each, x in found if each == mode]
         label = mode if len(modes) > 1 else None
-        bars = axes.barh(*zip(*some, strict=True), height, color=_BARS[mode], label=label)
+        places, widths = zip(*some, strict=True)
+        bars = axes.barh(places, widths, height, color=_BARS[mode], label=label)
         axes.bar_label(bars, [written.format(x) for _, x in some], padding=3, fontsize=7)
     axes.set_yticks([i + height * (len(modes) - 1) / 2 for i in range(len(names))], names)
     axes.invert_yaxis()
