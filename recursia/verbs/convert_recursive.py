@@ -3,13 +3,9 @@
 import argparse
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING
 
 from recursia import arguments, console, parsing
 from recursia.errors import ConfigError
-
-if TYPE_CHECKING:
-    from recursia import settings
 
 ABOUT = "Make a recursive model of a dense run, or an unrolled one of a recursive run."
 
@@ -47,7 +43,7 @@ def run(given: argparse.Namespace) -> None:
         dense = trained.load(given.workdir, given.step)
         # One matrix after another: over several devices each would be a program of its own.
         params = jax.device_put(dense.params, jax.local_devices()[0])
-    run = run or config.change(_settings(dense.run, given.workdir), fields)
+    run = run or config.change(trained.settings_of(dense, given.workdir), fields)
     theirs, name = dense.model, given.config or "a model"
     places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
     if places:  # a checkpoint from elsewhere has none: the configuration's own data stays
@@ -62,16 +58,6 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError(f"convert: {error}") from None
     trained.save(run, theirs.vocab_size, weights, dense.tokenizer, given.output)
     print(f"{given.output}: {name} made of {given.workdir} at step {dense.step}")
-
-
-def _settings(run: "settings.Run", workdir: pathlib.Path) -> "settings.Run":
-    """Returns a loaded run's settings, with the mesh of its training again."""
-    from recursia.sharding import MeshConfig
-    from recursia.workdir import directory
-
-    is_run = directory.is_run(workdir)
-    mesh = directory.recorded(workdir).mesh if is_run else MeshConfig(data=1, fsdp=-1)
-    return dataclasses.replace(run, mesh=mesh)
 
 
 def _fields(given: argparse.Namespace) -> dict[str, str]:

@@ -117,6 +117,18 @@ def _arrived(place: pathlib.Path, step: int | None, overrides: Mapping[str, str]
     return Trained(run, 0, run.model, mesh, weights, tokenizer, ())
 
 
+def settings_of(trained: Trained, workdir: pathlib.Path) -> settings.Run:
+    """Returns settings with which a loaded checkpoint may be trained: the mesh is not this one's.
+
+    Args:
+      trained: the checkpoint.
+      workdir: from where it was loaded.
+    """
+    is_run = not arrival.is_there(workdir)
+    mesh = directory.recorded(workdir).mesh if is_run else sharding.MeshConfig(data=1, fsdp=-1)
+    return dataclasses.replace(trained.run, mesh=mesh)
+
+
 def _check_same(ours: Model, theirs: Model, overrides: Mapping[str, str], place: Any) -> None:
     """Refuses overrides that change the shapes of parameters."""
     if overrides and params.abstract(model.specs(ours)) != params.abstract(model.specs(theirs)):
