@@ -343,28 +343,30 @@ def batching(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Returns the tables of docs/decoding.md."""
-    lines = [
-        "| batch | prompt | time per token over transformers' | processor time |",
-        "|---|---|---|---|",
-    ]
-    for row in found["cache"]["rows"]:
-        busy = row["processor_seconds_per_token"]
-        lines.append(
-            f"| {row['batch']} | {row['prompt_tokens']} | {row['ratio']:.2f} | "
-            f"{busy['ours'] / busy['theirs']:.2f} |"
-        )
+    """Returns the tables of docs/decoding.md, of the parts that were measured."""
+    lines = []
+    if "cache" in found:
+        lines += [
+            "| batch | prompt | time over transformers' | processor time |",
+            "|---|---|---|---|",
+        ]
+        for row in found["cache"]["rows"]:
+            busy = row["processor_seconds_per_token"]
+            lines.append(
+                f"| {row['batch']} | {row['prompt_tokens']} | {row['ratio']:.2f} | "
+                f"{busy['ours'] / busy['theirs']:.2f} |"
+            )
+        lines.append("")
     lines += [
-        "",
-        "| exits | recursions / mean | depth over sequence: ticks | time | processor time |",
-        "|---|---|---|---|---|",
+        "| exits | mean recursions | static | sequence | depth | over sequence | possible |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["batching"]["rows"]:
-        over, speed = row["depth_over_sequence"], row["speed_of_depth_over"]["sequence"]
+        over, by = row["depth_over_sequence"], row["by_discipline"]
+        kinds = " | ".join(f"{by[kind]['tokens_per_tick']:.2f}" for kind in by)
         lines.append(
-            f"| {row['model']} | {row['recursions_over_mean']:.2f} | "
-            f"{over['tokens_per_tick']:.2f} ({over['of_recursions_over_mean']:.0%}) | "
-            f"{speed['by_time']:.2f} | {speed['by_processor_time']:.2f} |"
+            f"| {row['model']} | {by['depth']['mean_recursions']:.2f} | {kinds} | "
+            f"{over['tokens_per_tick']:.2f} | {row['recursions_over_mean']:.2f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -40,6 +40,18 @@ def test_the_table_of_length_generalisation_is_its_result():
         assert f"{run['unique_parameters']:,}" in shown
 
 
+def test_the_tables_of_decoding_are_their_result():
+    found = result("decode")
+    shown = page("decoding").partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
+    assert shown == benchmark("decode").table(found)
+
+
+def test_slots_that_are_refilled_by_depth_give_most_of_what_early_exits_promise():
+    for row in result("decode")["batching"]["rows"]:
+        assert 1.2 < row["recursions_over_mean"] < row["recursions"]
+        assert row["depth_over_sequence"]["of_recursions_over_mean"] >= 0.9
+
+
 def test_the_table_of_performance_is_its_result():
     found, shown = result("train_step"), page("performance")
     rivals = {"dense": "dense", "full_capacity": "capacity 1"}
