@@ -176,13 +176,18 @@ class Checkpoint:
     Attributes:
       every_steps: steps between saves; 0 saves only at the end and after a signal.
       keep: number of checkpoints kept, the latest.
+      keep_every: checkpoints of steps that are multiples of it are kept too; 0 keeps none for that.
+      keep_best: number of checkpoints kept for the lowest validation loss, of steps that are both
+        saved and validated.
     """
 
     every_steps: int = 1000
     keep: int = 3
+    keep_every: int = 0
+    keep_best: int = 1
 
     def __post_init__(self):
-        at_least(0, self, "every_steps")
+        at_least(0, self, "every_steps", "keep_every", "keep_best")
         at_least(1, self, "keep")
 
 

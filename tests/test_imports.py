@@ -65,7 +65,8 @@ MAY = {
     "scores": LAYERS | FORWARD | {"depth", "losses", "settings", "data", "distributed", "console"},
     "workdir": BASE
     | FORWARD
-    | {"params", "sharding", "settings", "config", "changes", "data", "distributed"},
+    | {"params", "sharding", "settings", "config", "changes", "data", "distributed"}
+    | {"console", "jsonlines"},
     "generate": BASE | FORWARD | {"params", "workdir", "console"},
     "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "workdir"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
-from recursia import budget, distributed, settings, sharding
+from recursia import budget, console, distributed, settings, sharding
 from recursia import params as parameters
 from recursia.data import packing
 from recursia.data.loader import Loader, rows_here
@@ -29,8 +29,10 @@ from recursia.train.metrics import Ledger, Meter, Mute, Progress, Writer
 from recursia.train.step import State, Trainer
 from recursia.train.stop import Stop
 from recursia.train.validation import Validation
-from recursia.workdir import directory
-from recursia.workdir.checkpoint import Checkpoints, same
+from recursia.workdir import directory, recovery
+from recursia.workdir.checkpoint import Checkpoints
+from recursia.workdir.identity import same
+from recursia.workdir.lock import Lock
 
 
 def train(
@@ -38,6 +40,7 @@ def train(
     workdir: pathlib.Path,
     overrides: dict[str, str],
     name: str = "the training step",
+    is_restart: bool = False,
 ) -> None:
     """Trains a run, from the last checkpoint of its directory if there is one.
 
@@ -46,39 +49,49 @@ def train(
       workdir: the run's directory.
       overrides: fields that the user typed, which the directory records.
       name: of the configuration, for progress messages.
+      is_restart: whether to begin at step 0 if all saved steps are lost.
 
     Raises:
       ConfigError, DataError: if the settings or the data are not usable.
-      CheckpointError: if the directory's checkpoints are of another model or other data.
+      CheckpointError: if the directory's checkpoints are of another model or other data, or are
+        lost, or if another run trains there.
+      StorageError: if a step cannot be saved.
       Diverged: if a loss, a gradient or a state is not finite; that state is not saved.
       Preempted: after a signal to stop, once the state is saved.
     """
     directory.open_workdir(workdir)
-    loop = Loop(run, workdir, name)
-    try:
-        state, start = loop.resume()
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            lock = Lock(workdir, console.say) if distributed.is_first() else None
+        if lock is not None:
+            stack.enter_context(contextlib.closing(lock))
+        loop = Loop(run, workdir, name, lock)
+        stack.enter_context(contextlib.closing(loop.checkpoints))
+        state, start = loop.resume(is_restart)
         if start >= run.train.num_steps:
             loop.progress.say(f"{workdir}: finished at step {start}; nothing to do")
             return
         if distributed.is_first():
             directory.record(run, overrides, loop.loader.tokenizer, workdir)
         loop.run_from(state, start)
-    finally:
-        loop.checkpoints.close()
 
 
 class Loop:
     """A run in progress."""
 
-    def __init__(self, run: settings.Run, workdir: pathlib.Path, name: str):
+    def __init__(
+        self, run: settings.Run, workdir: pathlib.Path, name: str, lock: Lock | None = None
+    ):
         """Opens the data, the mesh and the checkpoints, and computes nothing.
 
         Args:
           run: the settings.
           workdir: the run's directory.
           name: of the configuration, for progress messages.
+          lock: of the directory, in the process that holds it.
         """
-        self.run, self.workdir, self.name, self.ledger = run, workdir, name, Ledger()
+        self.run, self.workdir, self.name, self.lock = run, workdir, name, lock
+        self.ledger = Ledger()
         self.progress = Progress(run.train.num_steps) if distributed.is_first() else Mute()
         with distributed.together():
             mesh = sharding.make_mesh(run.mesh)
@@ -96,7 +109,12 @@ class Loop:
         teacher = earlier.teacher(run, vocab, self.loader.tokenizer, mesh)
         self.trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
         self.validation = Validation(self.trainer, self.loader.tokenizer, scored, prompts)
-        self.checkpoints = Checkpoints(workdir / "checkpoints", run.checkpoint.keep)
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            run.checkpoint.keep,
+            keep_every=run.checkpoint.keep_every,
+            keep_best=run.checkpoint.keep_best,
+        )
 
     def _ids(self, prompt: str) -> list[int]:
         """Returns the token ids of a prompt; raises ConfigError if there are none."""
@@ -119,21 +137,24 @@ class Loop:
             rows_here(NamedSharding(mesh, split), (train.batch_size, train.seq_len)),
         )
 
-    def resume(self) -> tuple[State, int]:
-        """Returns the state to start from and its step: the latest checkpoint, or a new state.
+    def resume(self, is_restart: bool = False) -> tuple[State, int]:
+        """Returns the state to start from and its step: the latest whole step, or a new state.
+
+        Args:
+          is_restart: whether to begin at step 0 if all saved steps are lost.
 
         Raises:
-          CheckpointError: if the checkpoint is of another model or other data.
+          CheckpointError: if the checkpoint is of another model or other data, or all are lost.
         """
-        steps = self.checkpoints.steps()
-        start = distributed.from_first(steps[-1] if steps else -1)
-        if start < 0:
-            return self.first(), 0
-        meta = self.checkpoints.meta(start)
-        with distributed.together():
-            same(meta, self.identity, f"--workdir={self.workdir}")
-        self.progress.say(f"resuming {self.workdir} at step {start}")
-        return self.checkpoints.restore(start, self.trainer.abstract()), start
+        while (start := recovery.latest(self.checkpoints, is_restart)) is not None:
+            meta = self.checkpoints.meta(start)
+            with distributed.together():
+                same(meta, self.identity, f"--workdir={self.workdir}")
+            self.progress.say(f"resuming {self.workdir} at step {start}")
+            state = recovery.restored(self.checkpoints, start, self.trainer.abstract())
+            if state is not None:
+                return state, start
+        return self.first(), 0
 
     def first(self) -> State:
         """Returns the state before the first step.
@@ -191,6 +212,8 @@ class Loop:
                     self.meter.resume()
                 if saves or stops:
                     self.ledger.to("save")
+                    if self.lock is not None:
+                        self.lock.check()
                     self.checkpoints.save(step, state, self.identity)
                 if stops or is_last:
                     with self.progress.doing(f"saving step {step}"):
@@ -237,6 +260,7 @@ class Loop:
         """Writes the scores of the validation split and a sample of each prompt."""
         if scores := self.validation.row(params):
             row = {"step": step, **scores}
+            self.checkpoints.score(step, float(scores["validation_loss"]))
             self.writer.write({**row, **self.ledger.row()})
             shown = "  ".join(f"{k.removeprefix('validation_')} {_show(v)}" for k, v in row.items())
             self.progress.say(f"validation  {shown}")
