@@ -7,10 +7,8 @@ restore an interrupted save.
 
 import asyncio
 import contextlib
-import json
 import os
 import pathlib
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,14 +18,11 @@ import orbax.checkpoint as ocp
 
 from recursia import console, distributed
 from recursia.errors import CheckpointError, StorageError
-from recursia.workdir import digests
+from recursia.workdir import digests, steps
 from recursia.workdir.digests import Damaged
 from recursia.workdir.history import FILE, History
 
 FORMAT_VERSION = 1
-_META = "metadata"  # the file's name
-_STEP = re.compile(r"0|[1-9][0-9]{0,8}")  # the name of a step's folder
-DELETING = ".deleting"  # ends the name of a folder that is being deleted
 
 
 class Checkpoints:
@@ -61,7 +56,7 @@ class Checkpoints:
         self._saving: int | None = None
         items = {
             "state": ocp.PyTreeCheckpointHandler(),
-            "meta": ocp.JsonCheckpointHandler(filename=_META),
+            "meta": ocp.JsonCheckpointHandler(filename=steps.META),
         }
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(**items),
@@ -77,12 +72,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps with a finished checkpoint, in order."""
-        return [step for step in self.folders() if (self.folder(step) / digests.COMMIT).exists()]
-
-    def folders(self) -> list[int]:
-        """Returns the steps that have a folder, whether finished or not, in order."""
-        found = self.directory.iterdir() if self.directory.is_dir() else ()
-        return sorted(int(path.name) for path in found if _STEP.fullmatch(path.name))
+        return steps.finished(self.directory)
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts an asynchronous save; the state may be donated as soon as this returns.
@@ -109,10 +99,9 @@ class Checkpoints:
     def _commit(self, folder: pathlib.Path) -> None:
         """Makes a written step count; runs in the saving thread of the first process."""
         digests.seal(folder)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        self.history.add(int(folder.name), bytes=size)
+        self.history.add(int(folder.name), bytes=steps.size(folder))
         for step in self.history.surplus(self.steps(), **self._kept):
-            delete(self.folder(step))
+            steps.delete(self.folder(step))
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
@@ -123,8 +112,8 @@ class Checkpoints:
             self._saving = None
             if distributed.is_first() and not (self.folder(step) / digests.COMMIT).exists():
                 shutil.rmtree(self.folder(step), ignore_errors=True)
-            steps = self.steps()
-            last = f"the last whole step is {steps[-1]}" if steps else "no step is saved yet"
+            saved = self.steps()
+            last = f"the last whole step is {saved[-1]}" if saved else "no step is saved yet"
             raise StorageError(
                 f"{self.folder(step)}: cannot be saved ({_reason(error)}); {last}"
             ) from None
@@ -143,21 +132,21 @@ class Checkpoints:
           CheckpointError: if there is no checkpoint of that step, or its files are damaged.
         """
         with distributed.together():
-            steps = self.steps()
-            if not steps:
+            saved = self.steps()
+            if not saved:
                 raise CheckpointError(f"{self.directory}: holds 0 finished checkpoints")
-            if step is not None and step not in steps:
-                known = ", ".join(map(str, steps))
+            if step is not None and step not in saved:
+                known = ", ".join(map(str, saved))
                 raise CheckpointError(
                     f"{self.directory}: no checkpoint of step {step}; there is {known}"
                 )
-        for found in reversed(steps) if step is None else (step,):
+        for found in reversed(saved) if step is None else (step,):
             found = distributed.from_first(found)
             try:
                 self.check(found)
                 return found
             except Damaged as error:
-                if found in (step, steps[0]):
+                if found in (step, saved[0]):
                     raise
                 say(f"{error}; reading the step before")
         raise CheckpointError(f"{self.directory}: holds 0 whole checkpoints")
@@ -177,9 +166,7 @@ class Checkpoints:
         index = 0 if count == 1 else jax.process_index()
         with console.doing(f"checking {folder}") if first else contextlib.nullcontext():
             try:
-                has_digests = digests.check(folder, index, count)
-                if (saved := self._meta(step).get("step", step)) != step:
-                    raise Damaged(f"{folder}: holds step {saved}")
+                has_digests = steps.check(folder, index, count)
             except CheckpointError as error:
                 failure = error
         codes = distributed.everyone(0 if failure is None else 1 + isinstance(failure, Damaged))
@@ -193,19 +180,13 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` that was saved with a step."""
-        meta = self._meta(step)
+        meta = steps.meta(self.folder(step))
         if meta.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
                 f"{self.folder(step)}: has format {meta.get('format_version')}, but this version "
                 f"reads {FORMAT_VERSION}"
             )
         return meta
-
-    def _meta(self, step: int) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.folder(step) / "meta" / _META).read_bytes()))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise self._refusal(step, "read", error) from None
 
     def restore(self, step: int, abstract: Any) -> Any:
         """Returns the state of a step with the given shardings, whatever mesh saved it.
@@ -270,14 +251,6 @@ def say(line: str) -> None:
     """Prints a line in the first process of a run."""
     if distributed.is_first():
         console.say(line)
-
-
-def delete(folder: pathlib.Path) -> None:
-    """Deletes a step; if the process is killed meanwhile, nothing takes the rest for a step."""
-    doomed = folder.with_name(folder.name + DELETING)
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _committed_by(commit: Callable[[pathlib.Path], None]) -> type[Any]:

@@ -40,7 +40,6 @@ class History:
             self.losses[step] = float(loss)
         else:
             self.saved[step] = row
-            self.losses.pop(step, None)  # it was trained anew
 
     def add(self, step: int, **values: Any) -> None:
         """Appends a row; a full disk loses the row and stops nothing."""

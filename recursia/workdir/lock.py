@@ -22,6 +22,8 @@ FILE = "run.lock"
 BEAT_SECONDS = 5.0  # between two touches
 STALE_SECONDS = 45.0  # without a touch, after which a holder on another host counts as dead
 
+CERTAIN_SECONDS = 3600.0  # age of the last touch that no difference of clocks explains
+
 
 class Lock:
     """The lock of a directory, held until it is closed or the process ends."""
@@ -67,15 +69,19 @@ class Lock:
         os.pwrite(self._file, (json.dumps(mine) + "\n").encode(), 0)
 
     def _watch(self, holder: dict[str, Any]) -> None:
-        """Returns once a holder on another host has been silent for long enough."""
-        start, touched = time.monotonic(), self._touched()
-        left = STALE_SECONDS - self._age()
-        if left > 0:
-            self._say(
-                f"waiting at most {min(left, STALE_SECONDS):.0f} s for a sign of life of process "
-                f"{holder['process']} on {holder['host']}, which held {self.path}"
-            )
-        while self._age() < STALE_SECONDS and time.monotonic() - start < STALE_SECONDS:
+        """Returns once a holder on another host has been silent for long enough.
+
+        However old its last touch, the file is watched for some beats, as clocks may differ.
+        """
+        start, touched, age = time.monotonic(), self._touched(), self._age()
+        if age > CERTAIN_SECONDS:
+            return
+        wait = min(max(STALE_SECONDS - age, 3 * BEAT_SECONDS), STALE_SECONDS)
+        self._say(
+            f"waiting {wait:.0f} s for a sign of life of process {holder['process']} on "
+            f"{holder['host']}, which held {self.path}"
+        )
+        while time.monotonic() - start < wait:
             if self._touched() != touched:
                 raise self._refusal(holder)
             time.sleep(min(1.0, BEAT_SECONDS))

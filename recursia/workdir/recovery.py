@@ -11,12 +11,11 @@ from typing import Any
 
 from recursia import distributed, jsonlines
 from recursia.errors import CheckpointError, ConfigError
-from recursia.workdir import digests, directory
-from recursia.workdir.checkpoint import DELETING, Checkpoints, say
+from recursia.workdir import digests, directory, steps
+from recursia.workdir.checkpoint import Checkpoints, say
 from recursia.workdir.digests import Damaged
 from recursia.workdir.history import FILE, History
 
-UNREADABLE, UNFINISHED = ".unreadable", ".unfinished"  # end the name of a folder set aside
 # What a run writes, besides `data` and the lock.
 WRITTEN = (
     *("checkpoints", FILE, "metrics.jsonl", "samples.jsonl", "tensorboard"),
@@ -44,7 +43,7 @@ def latest(checkpoints: Checkpoints, is_restart: bool) -> int | None:
             checkpoints.check(step)
             return step
         except Damaged as error:
-            _set_aside(checkpoints, step, UNREADABLE, str(error))
+            _set_aside(checkpoints, step, steps.UNREADABLE, str(error))
     with distributed.together():
         if distributed.is_first() and (reason := _lost(checkpoints)):
             _begin_again(checkpoints, reason, is_restart)
@@ -71,7 +70,7 @@ def restored(checkpoints: Checkpoints, step: int, abstract: Any) -> Any | None:
         if not distributed.is_alone():  # the others wait for this process in the restore
             raise
         reason = str(error)
-    _set_aside(checkpoints, step, UNREADABLE, reason)
+    _set_aside(checkpoints, step, steps.UNREADABLE, reason)
     return None
 
 
@@ -79,46 +78,33 @@ def _tidy(checkpoints: Checkpoints, is_restart: bool) -> None:
     """Sets unfinished saves aside, and ends deletions that were cut short."""
     if not checkpoints.steps() and (reason := _lost(checkpoints)):
         _begin_again(checkpoints, reason, is_restart)
-    for path in checkpoints.directory.glob(f"*{DELETING}"):
+    for path in checkpoints.directory.glob(f"*{steps.DELETING}"):
         shutil.rmtree(path, ignore_errors=True)
-    for step in set(checkpoints.folders()) - set(checkpoints.steps()):
+    for step in set(steps.folders(checkpoints.directory)) - set(checkpoints.steps()):
         reason = f"{checkpoints.folder(step)}: its save was not finished"
-        _set_aside(checkpoints, step, UNFINISHED, reason)
+        _set_aside(checkpoints, step, steps.UNFINISHED, reason)
 
 
 def _set_aside(checkpoints: Checkpoints, step: int, ending: str, reason: str) -> None:
     """Renames the folder of a step, and says so."""
     if distributed.is_first():
-        to = _free(checkpoints.folder(step).with_name(f"{step}{ending}"))
+        to = steps.free(checkpoints.folder(step).with_name(f"{step}{ending}"))
         os.replace(checkpoints.folder(step), to)
         say(f"{reason}; set aside as {to.name}")
-
-
-def _free(path: pathlib.Path) -> pathlib.Path:
-    """Returns the path, or the first of path-2, path-3, ... that does not exist."""
-    count, free = 1, path
-    while free.exists():
-        count += 1
-        free = path.with_name(f"{path.name}-{count}")
-    return free
 
 
 def _lost(checkpoints: Checkpoints) -> str:
     """Returns what shows that steps were saved, or "" if the run never came to its first."""
     saved, directory_ = checkpoints.history.saved, checkpoints.directory
     if saved:
-        count = f"{len(saved)} step" + "s" * (len(saved) > 1)
-        return (
-            f"{count} were saved, the last {max(saved)}"
-            if len(saved) > 1
-            else (f"step {max(saved)} was saved")
-        )
-    folders = checkpoints.folders()
+        count = f"{len(saved)} step" + ("s were" if len(saved) > 1 else " was")
+        return f"{count} saved, the last of them {max(saved)}"
+    folders = steps.folders(directory_)
     # Saves follow one another: where there are two folders, the first was finished.
     if len(folders) > 1 or any((directory_ / str(s) / digests.FILE).exists() for s in folders):
         return f"there are folders of {len(folders)} steps without {digests.COMMIT}"
-    if broken := sorted(path.name for path in directory_.glob(f"*{UNREADABLE}*")):
-        return f"there is {broken[-1]}"
+    if broken := [path for path in steps.aside(directory_) if steps.UNREADABLE in path.name]:
+        return f"there is {broken[-1].name}"
     every, last = _rows(directory_.parent)
     return f"there are metrics until step {last}" if every and last > 2 * every else ""
 
@@ -131,8 +117,8 @@ def _rows(workdir: pathlib.Path) -> tuple[int, int]:
         every = 0
     path = workdir / "metrics.jsonl"
     rows = jsonlines.values(path) if path.is_file() else ()
-    steps = [row.get("step", 0) for row in rows if isinstance(row, dict)]
-    return every, max((step for step in steps if isinstance(step, int)), default=0)
+    found = [row.get("step", 0) for row in rows if isinstance(row, dict)]
+    return every, max((step for step in found if isinstance(step, int)), default=0)
 
 
 def _begin_again(checkpoints: Checkpoints, reason: str, is_restart: bool) -> None:
@@ -144,7 +130,7 @@ def _begin_again(checkpoints: Checkpoints, reason: str, is_restart: bool) -> Non
             "now; put it back as it was, or give --restart to begin at step 0 and keep the old "
             "files aside"
         )
-    aside = _free(workdir / "aside")
+    aside = steps.free(workdir / "aside")
     aside.mkdir()
     for name in WRITTEN:
         if (workdir / name).exists():
