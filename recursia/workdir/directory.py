@@ -16,6 +16,7 @@ from recursia.data.tokenizer import load as load_tokenizer
 from recursia.errors import ConfigError, DataError
 
 TOKENIZER, DATA = "tokenizer", "data"  # folders of a run's directory
+LONGEST = 1 << 24  # bytes of config.json
 
 
 def open_workdir(workdir: pathlib.Path) -> None:
@@ -118,6 +119,8 @@ def recorded(workdir: pathlib.Path) -> settings.Run:
     """
     path = workdir / "config.json"
     try:
+        if (size := path.stat().st_size) > LONGEST:
+            raise ValueError(f"it has {size} bytes, at most {LONGEST} are read")
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(
