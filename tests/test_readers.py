@@ -182,6 +182,12 @@ def test_any_safetensors(tmp_path):
         assert all(isinstance(found[name].sum(), np.generic) for name in found)
 
     framed = lambda raw: len(raw).to_bytes(8, "little") + raw + whole[8 + length :]
+    for place in places(json.loads(header)):
+        for strange in STRANGE:
+            path.write_bytes(
+                framed(json.dumps(replaced(json.loads(header), place, strange)).encode())
+            )
+            reads(use)
     fuzz(st.one_of(damaged(header).map(framed), broken(whole)), path, use)
 
 
@@ -205,6 +211,8 @@ def test_any_parity_file(tmp_path):
     whole = zipped({"family": npy("mor"), "config": npy("{}"), "tokens": inner})
     shaped = broken(inner).map(lambda raw: zipped({"tokens": raw, "family": npy("mor")}))
     fuzz(st.one_of(broken(whole), broken(whole, "cut"), shaped), path, lambda: parity.read(path))
+    path.write_bytes(zipped({"tokens": inner.replace(b"), }", b"),\0\0"), "family": npy("mor")}))
+    reads(lambda: parity.read(path))
 
 
 @pytest.mark.parametrize(
