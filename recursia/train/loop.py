@@ -25,10 +25,11 @@ from recursia.errors import ConfigError, Diverged, Preempted
 from recursia.notes import notes
 from recursia.sharing.weights import Tree
 from recursia.train import earlier
-from recursia.train.metrics import Ledger, Meter, Mute, Progress, Writer
+from recursia.train.metrics import Ledger, Meter, Mute, Progress
 from recursia.train.step import State, Trainer
 from recursia.train.stop import Stop
 from recursia.train.validation import Validation
+from recursia.train.writer import Writer
 from recursia.workdir import directory, recovery
 from recursia.workdir.checkpoint import Checkpoints
 from recursia.workdir.identity import same
