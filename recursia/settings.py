@@ -192,6 +192,34 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Divergence:
+    """What happens when training diverges.
+
+    It does if a loss or a gradient is not finite, or if a loss is a spike: above the median of the
+    last losses by more than `deviations` times their deviation. That is 1.4826 times the median
+    difference from the median, and at least 0.1 nats per token. Losses count once the host has
+    read them, which is one step late, so the third step is the first with a limit.
+
+    Attributes:
+      policy: "stop" ends the run; "skip" leaves the parameters as they are and takes the next
+        batch; "roll_back" returns to the last checkpoint, and goes on with the batches after those
+        that were seen.
+      window: the number of last losses.
+      deviations: of those losses, up to which a loss is none; 0 lets every finite loss pass.
+      most: skipped steps or returns between two checkpoints, beyond which the run ends.
+    """
+
+    policy: Literal["stop", "skip", "roll_back"] = "stop"
+    window: int = 100
+    deviations: float = 20.0
+    most: int = 10
+
+    def __post_init__(self):
+        between(1, 10_000, self, "window")
+        at_least(0, self, "deviations", "most")
+
+
+@dataclasses.dataclass(frozen=True)
 class Eval:
     """Validation and samples during training.
 
@@ -249,6 +277,7 @@ class Run:
     distill: Distill = dataclasses.field(default_factory=Distill)
     mesh: sharding.MeshConfig = dataclasses.field(default_factory=sharding.MeshConfig)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    divergence: Divergence = dataclasses.field(default_factory=Divergence)
     eval: Eval = dataclasses.field(default_factory=Eval)
     log: Log = dataclasses.field(default_factory=Log)
     topology: str = ""

@@ -72,6 +72,7 @@ class Meter:
         self._sixn = accounting.sixn_flops_per_token(trainer.model)
         self._peak = peak_flops()
         self._since: float | None = None
+        self._paused = 0.0
 
     def tick(self, step: int) -> dict[str, float]:
         """Returns tokens/s and FLOPs utilisation since the first call, which returns nothing."""

@@ -69,12 +69,12 @@ def test_one_of_two_told_to_stop_stops_both_after_the_same_step(folder, tmp_path
 
 MISSING = """
 from recursia.errors import DataError
-from recursia.train import loop
+from recursia.train import opening
 
-def load(self, mesh):
+def load(run, paths, mesh):
     raise DataError("shard 7: not there")
 
-loop.Loop.load = load
+opening.load = load
 """
 NOT_FINITE = """
 import numpy as np
