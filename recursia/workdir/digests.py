@@ -26,9 +26,8 @@ class Damaged(CheckpointError):
 
 def seal(folder: pathlib.Path) -> None:
     """Flushes a step's files to disk, writes their digests, and then the file that commits it."""
-    names = sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
+    files = (path for path in folder.rglob("*") if path.is_file())
+    names = sorted({path.relative_to(folder).as_posix() for path in files} - {FILE, COMMIT})
     lines = [f"{digest}  {name}\n" for name, digest in _digests(folder, names, is_flushed=True)]
     listed = "".join(lines)
     digest = hashlib.sha256(listed.encode()).hexdigest()

@@ -18,7 +18,7 @@ from recursia.workdir.history import FILE, History
 
 # What a run writes, besides `data` and the lock.
 WRITTEN = (
-    *("checkpoints", FILE, "metrics.jsonl", "samples.jsonl", "tensorboard"),
+    *("checkpoints", FILE, "metrics.jsonl", "samples.jsonl", "tensorboard", "incidents.jsonl"),
     *("config.json", "overrides.json", directory.TOKENIZER),
 )
 
