@@ -109,7 +109,7 @@ def _quiet() -> None:
     """Keeps libraries' chatter off a user's terminal."""
     import logging
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised too
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's warnings
     warnings.filterwarnings("ignore", message="Sharding info not provided")
     # Where compilers for TPU or GPU are installed, jax looks for the devices, in vain and aloud.

@@ -92,8 +92,8 @@ class Column:
             if self._file is None:
                 os.close(file)
         if len(raw) < size:
-            had = self._count * self.dtype.itemsize
-            raise self._unreadable(f"it ends at byte {place + len(raw)}, and had {had} at start")
+            has, had = os.path.getsize(self.path), self._count * self.dtype.itemsize
+            raise self._unreadable(f"it has {has} bytes, and {had} when the run began")
         return np.frombuffer(raw, self.dtype)
 
     def _unreadable(self, why: str) -> DataError:
