@@ -18,7 +18,7 @@ from recursia import console, distributed, settings
 from recursia import params as parameters
 from recursia.data import packing
 from recursia.data.loader import Batch
-from recursia.errors import DataError, Preempted
+from recursia.errors import ConfigError, DataError, Preempted
 from recursia.notes import notes
 from recursia.train import earlier
 from recursia.train.divergence import RolledBack, Watch
@@ -27,7 +27,7 @@ from recursia.train.opening import opened
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
 from recursia.train.writer import Writer, forget, scored
-from recursia.workdir import directory, recovery
+from recursia.workdir import directory, recovery, settings_history
 from recursia.workdir.checkpoint import Checkpoints
 from recursia.workdir.identity import same
 from recursia.workdir.lock import Lock
@@ -70,9 +70,7 @@ def train(
         if start >= run.train.num_steps and not loop.owes(start):
             loop.progress.say(f"{workdir}: finished at step {start}; nothing to do")
             return
-        with distributed.together():
-            if distributed.is_first():
-                directory.record(run, overrides, loop.parts.loader.tokenizer, workdir)
+        loop.record(start, overrides)
         while True:
             try:
                 return loop.run_from(state, start)
@@ -114,6 +112,7 @@ class Loop:
         )
         self.watch = Watch(run.divergence, {})
         self._compiled: set[Update] = set()
+        self._changed: settings_history.Changed = {}
 
     def resume(self, is_restart: bool = False) -> tuple[State, int]:
         """Returns the state to start from and its step: the latest whole step, or a new state.
@@ -128,6 +127,7 @@ class Loop:
             meta = self.checkpoints.meta(start)
             with distributed.together():
                 same(meta, self.parts.identity, f"--workdir={self.workdir}")
+                self._changed = self._compared() if start else {}
             self.progress.say(f"resuming {self.workdir} at step {start}")
             state = recovery.restored(self.checkpoints, start, self.trainer.abstract())
             if state is not None:
@@ -135,6 +135,25 @@ class Loop:
                 return state, start
         self.watch = Watch(self.run.divergence, {})
         return self.first(), 0
+
+    def _compared(self) -> settings_history.Changed:
+        """Returns the settings that have changed; raises CheckpointError if one may not."""
+        try:
+            return settings_history.changed(self.workdir, self.run)
+        except ConfigError as error:
+            self.progress.say(f"{error}; the settings are not compared with those before")
+            return {}
+
+    def record(self, start: int, overrides: dict[str, str]) -> None:
+        """Writes the settings into the directory, and says which have changed."""
+        for line in settings_history.described(self._changed):
+            self.progress.say(line)
+        with distributed.together():
+            if not distributed.is_first():
+                return
+            if self._changed:
+                settings_history.append(self.workdir, start, self._changed)
+            directory.record(self.run, overrides, self.parts.loader.tokenizer, self.workdir)
 
     def first(self) -> State:
         """Returns the state before the first step.

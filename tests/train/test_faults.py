@@ -33,7 +33,7 @@ def test_a_shard_cut_short_costs_no_step(folder, unbroken, tmp_path, monkeypatch
     real, shard = Loader.batch, tmp_path / "data" / "train-00000.tokens"
 
     def batch(self, number):
-        if number == 4:  # of step 5; the one before may be read at the same time
+        if number == 4:  # of step 5; batches are read ahead, some at the same time
             os.truncate(shard, 100)
         return real(self, number)
 
@@ -43,10 +43,10 @@ def test_a_shard_cut_short_costs_no_step(folder, unbroken, tmp_path, monkeypatch
     (step,) = saved(tmp_path)
     # The reader of the next batch finds it, or that of the validation.
     assert f"{shard}: " in line and "has 100 bytes" in line and f"saved step {step}" in line
-    assert step in (3, 4)
+    assert 1 <= step <= 4
     monkeypatch.setattr(Loader, "batch", real)
     whole = (unbroken / "data" / "train-00000.tokens").read_bytes()
-    shard.write_bytes(whole[:-1] + b"\1")  # of the right size, but not the same
+    shard.write_bytes(whole[:-1] + b"\0")  # of the right size, but not the same
     assert train(folder, tmp_path, *QUIET) == DATA
     assert "train-00000.tokens: has sha256 " in (line := last_line(capsys))
     assert "its bytes have changed" in line

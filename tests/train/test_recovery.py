@@ -3,13 +3,17 @@
 import contextlib
 import hashlib
 import json
+import math
+import os
 import shutil
 
 import numpy as np
 import pytest
 
+from recursia.train.validation import Validation
 from recursia.workdir import digests, recovery
 from recursia.workdir.checkpoint import Checkpoints
+from recursia.workdir.lock import Lock
 from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import (
     STEPS,
@@ -226,6 +230,26 @@ def test_checkpoints_are_listed_and_verified(workdir, command):
     table = command("ckpt", "ls", f"--workdir={workdir}", "--no_reading")[0].splitlines()
     assert table[0].split() == ["step", "age", "size", "validation_loss", "files"]
     assert "not read" in table[1] and "set aside" in table[2]
+
+
+def test_the_best_step_outlives_what_a_diverged_run_saves(folder, tmp_path, monkeypatch):
+    losses = iter([1.5, 1.0, 80.0, 90.0, math.nan, 1e6])
+    monkeypatch.setattr(Validation, "row", lambda *_: {"validation_loss": next(losses)})
+    monkeypatch.setattr(Validation, "samples", lambda *_: ())
+    changed = ("checkpoint.every_steps=1", "checkpoint.keep=1", "checkpoint.keep_every=3")
+    changed += ("eval.every_steps=1",)
+    assert train(folder, tmp_path, *(f"--config.{each}" for each in changed)) == 0
+    assert saved(tmp_path) == [2, 3, 6]
+
+
+def test_a_second_run_in_a_directory_is_refused_and_changes_nothing(folder, workdir, capsys):
+    with contextlib.closing(Lock(workdir, print)):
+        before = hashes(workdir)
+        assert train(folder, workdir, "--config.train.num_steps=7") == 5
+        parts = (f"--workdir={workdir}", f"process {os.getpid()} on ", "give another workdir")
+        assert_one_line(capsys.readouterr().err, *parts)
+        assert hashes(workdir) == before
+    assert train(folder, workdir) == 0
 
 
 def test_nothing_outside_a_step_is_read_for_its_digests(tmp_path):
