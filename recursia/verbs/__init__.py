@@ -20,6 +20,7 @@ from recursia.verbs import (
     generate,
     parity,
     presets,
+    replay,
     train,
 )
 
@@ -53,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "budget": budget,
     "compile": compile,
     "parity": parity,
+    "replay": replay,
     "ckpt ls": ckpt_ls,
     "ckpt verify": ckpt_verify,
     "convert recursive": convert_recursive,
