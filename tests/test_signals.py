@@ -96,6 +96,18 @@ def test_a_command_is_interrupted_while_it_imports(tmp_path):
     assert ended(process, signal.SIGINT) == (130, ["recursia: interrupted"])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("module", ["jax", "threading"])
+def test_a_run_that_is_told_to_stop_while_it_imports_is_started_again(tmp_path, number, module):
+    slow = "import sys, time\nprint('ready', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    (tmp_path / f"{module}.py").write_text(slow)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "recursia", "train", "--config=mor:tiny", "--workdir=w"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
+    got, lines = ended(process, number)
+    assert (got, len(lines)) == (75, 1) and lines[0].startswith("recursia: stopped by a signal")
+
+
 def test_a_run_saves_the_step_under_way_and_says_so():
     got, lines = ended(start(STEPS), signal.SIGINT)
     assert (got, lines) == (75, ["saving step 6; press Ctrl-C again to leave at once", "saved 6"])

@@ -31,7 +31,7 @@ from tests.helpers.runs import (
 @pytest.fixture(autouse=True)
 def handlers():
     """Gives the signals back that a run listens to."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -77,6 +77,19 @@ def test_a_run_told_to_stop_ends_where_the_unbroken_one_does(
     assert saved(tmp_path)[-1] == 5
     assert train(folder, tmp_path) == 0
     assert f"resuming {tmp_path} at step 5" in capsys.readouterr().err
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_signals_during_the_save_change_nothing(folder, unbroken, tmp_path, monkeypatch, capsys):
+    def told(count=3):
+        for number in count * (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+    once(monkeypatch, loop.Loop, "log", lambda step, _: step == 2, signals(signal.SIGHUP))
+    once(monkeypatch, loop.Checkpoints, "finish", lambda: saved(tmp_path) == [2], told)
+    assert train(folder, tmp_path) == 75
+    assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: stopped by a signal: ")
+    assert train(folder, tmp_path) == 0
     assert_same_run(tmp_path, unbroken)
 
 
