@@ -91,7 +91,8 @@ def _digests(folder: pathlib.Path, names: list[str], is_flushed: bool = False):
         except OSError as error:
             raise _refusal(folder, name, error) from None
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
+    # While training goes on, the processor's other cores are left to it.
+    with concurrent.futures.ThreadPoolExecutor(2 if is_flushed else None) as pool:
         return list(pool.map(digest, names))
 
 
