@@ -38,6 +38,12 @@ class StorageError(UserError):
     exit_code = 6
 
 
+class Lost(UserError):
+    """Another process of the run, or a device, is lost or stands still."""
+
+    exit_code = 7
+
+
 class Preempted(UserError):
     """A signal stopped the run, which saved its state; schedulers requeue on this exit code."""
 

@@ -24,6 +24,7 @@ from recursia.train import earlier
 from recursia.train.divergence import RolledBack, Watch
 from recursia.train.metrics import Ledger, Meter, Mute, Progress
 from recursia.train.opening import opened
+from recursia.train.stall import Watchdog
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
 from recursia.train.writer import Writer, forget, scored
@@ -190,6 +191,7 @@ class Loop:
         with (
             contextlib.closing(Stop(start, run.train.num_steps, self.watch.passed)) as stop,
             contextlib.closing(self.writes(start)) as self.writer,
+            contextlib.closing(self.watches()) as self.watchdog,
             contextlib.closing(self.parts.loader.iterate(self.watch.batch(start + 1))) as batches,
         ):
             if owes:
@@ -236,7 +238,10 @@ class Loop:
         self.ledger.to("step" if update in self._compiled else "compile")
         if update not in self._compiled:
             self.progress.say(self.compiling())
+        else:
+            self.watchdog.begin()  # sending a step may wait for the one before
         state, metrics = update(state, batch, self.watch.losses.limit(step))
+        self.watchdog.end()
         self._compiled.add(update)
         self.ledger.to("step")
         return state, metrics
@@ -248,6 +253,10 @@ class Loop:
         kept = f"the first time, then cached in {place}" if place else "each time, without a cache"
         devices = f"{count} device" + "s" * (count > 1)
         return f"compiling {self.name} for {devices}: half a minute or more {kept}"
+
+    def watches(self) -> Watchdog | Mute:
+        """Returns what notices that other processes stand still; one alone waits for none."""
+        return Mute() if distributed.is_alone() else Watchdog(self.workdir, jax.process_index())
 
     def writes(self, start: int) -> Writer | Mute:
         """Returns the writer of metrics and samples; only the first process writes."""
@@ -290,7 +299,9 @@ class Loop:
           Diverged, RolledBack: if the loss or the gradient norm is not finite, or a spike, and the
             step was not skipped.
         """
+        self.watchdog.begin()
         loss, norm = (float(metrics[name]) for name in ("loss", "gradient_norm"))
+        self.watchdog.end()
         if reason := self.watch.fault(step, loss, norm):
             limit = float(self.watch.losses.limit(step))
             self.fault(step, reason, loss=loss, gradient_norm=norm, limit=limit)
