@@ -1,7 +1,8 @@
 """The command line: `recursia VERB`. It reads what was typed, calls a verb, and ends as it should.
 
 Exit codes: 0 done, 1 a check failed, 2 wrong usage or configuration, 3 data, 4 diverged,
-5 checkpoint, 6 storage, 7 another process is lost, 75 stopped with nothing lost, 130 Ctrl-C, 141 nobody reads what is printed.
+5 checkpoint, 6 storage, 7 another process is lost, 75 stopped with nothing lost, 130 Ctrl-C,
+141 nobody reads what is printed.
 """
 
 import argparse
