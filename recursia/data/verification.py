@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from recursia import console
 from recursia.data.files import CHUNK
@@ -14,9 +15,10 @@ from recursia.errors import DataError
 
 LONGEST = 1 << 26  # bytes of what is remembered
 File = tuple[str, str]  # path and the sha256 of its manifest
+Known = dict[str, list[Any]]  # by path: size, time, inode and sha256 of a file that was whole
 
 
-def check(directories: tuple[str, ...], remembered: pathlib.Path) -> None:
+def check(directories: tuple[str, ...], remembered: pathlib.Path) -> Known:
     """Compares every file of prepared folders with the digest in its manifest.
 
     A file that was found whole is read again only once its size, its time of modification or its
@@ -26,6 +28,9 @@ def check(directories: tuple[str, ...], remembered: pathlib.Path) -> None:
       directories: prepared folders.
       remembered: file that holds what was found whole; it need not exist.
 
+    Returns:
+      What is known to be whole, for `remember`.
+
     Raises:
       DataError: with the first file that differs, or cannot be read.
     """
@@ -33,7 +38,7 @@ def check(directories: tuple[str, ...], remembered: pathlib.Path) -> None:
     found = {os.path.realpath(path): [*_stamp(path), digest] for path, digest in wanted}
     new = [file for file in wanted if known.get(real := os.path.realpath(file[0])) != found[real]]
     if not new:
-        return
+        return known
     with console.bar("checking data", sum(os.path.getsize(path) for path, _ in new)) as advance:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             digests = pool.map(lambda file: _digest(file[0], advance), new)
@@ -44,7 +49,7 @@ def check(directories: tuple[str, ...], remembered: pathlib.Path) -> None:
                         f"{wanted_digest[:12]}; its bytes have changed: copy it again, or prepare "
                         "again."
                     )
-    _remember(remembered, known | found)
+    return known | found
 
 
 def _files(directory: str) -> Iterator[File]:
@@ -73,7 +78,7 @@ def _digest(path: str, advance: Callable[[float], None]) -> str:
     return digest.hexdigest()
 
 
-def _known(remembered: pathlib.Path) -> dict[str, list]:
+def _known(remembered: pathlib.Path) -> Known:
     try:
         if remembered.stat().st_size > LONGEST:
             return {}
@@ -83,10 +88,11 @@ def _known(remembered: pathlib.Path) -> dict[str, list]:
     return known if isinstance(known, dict) else {}
 
 
-def _remember(remembered: pathlib.Path, known: dict[str, list]) -> None:
+def remember(remembered: pathlib.Path, known: Known) -> None:
+    """Writes what `check` returned; if it cannot, the files are read again the next time."""
     new = remembered.with_suffix(".part")
     try:
         new.write_text(json.dumps(known))
         os.replace(new, remembered)
-    except OSError:  # it is read again the next time
+    except OSError:
         return

@@ -16,14 +16,14 @@ import numpy as np
 
 from recursia import console, distributed, settings
 from recursia import params as parameters
-from recursia.data import packing
+from recursia.data import packing, verification
 from recursia.data.loader import Batch
 from recursia.errors import ConfigError, DataError, Preempted
 from recursia.notes import notes
 from recursia.train import earlier
 from recursia.train.divergence import RolledBack, Watch
 from recursia.train.metrics import Ledger, Meter, Mute, Progress
-from recursia.train.opening import opened
+from recursia.train.opening import CHECKED, opened
 from recursia.train.stall import Watchdog
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
@@ -155,6 +155,7 @@ class Loop:
             if self._changed:
                 settings_history.append(self.workdir, start, self._changed)
             directory.record(self.run, overrides, self.parts.loader.tokenizer, self.workdir)
+            verification.remember(self.workdir / CHECKED, self.parts.known)
 
     def first(self) -> State:
         """Returns the state before the first step.

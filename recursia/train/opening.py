@@ -32,6 +32,7 @@ class Parts:
       trainer: of the model.
       validation: of the model, on the validation data.
       identity: `directory.identity` of the run.
+      known: data files that are known to be whole, in the first process.
     """
 
     paths: tuple[str, ...]
@@ -39,6 +40,7 @@ class Parts:
     trainer: Trainer
     validation: Validation
     identity: dict[str, Any]
+    known: verification.Known
 
 
 def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
@@ -57,8 +59,7 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
         rows = run.train.batch_size // run.train.num_microbatches
         sharding.check_batch(rows, run.train.seq_len, mesh)
         paths = directory.data_directories(run.data, workdir)
-        if distributed.is_first():
-            verification.check(paths, workdir / CHECKED)
+        known = verification.check(paths, workdir / CHECKED) if distributed.is_first() else {}
     with distributed.together():
         loader = load(run, paths, mesh)
         vocab = budget.vocab_size(run, loader.vocab_size)
@@ -70,7 +71,7 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
     teacher = earlier.teacher(run, vocab, loader.tokenizer, mesh)
     trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
     validation = Validation(trainer, loader.tokenizer, scored, prompts)
-    return Parts(paths, loader, trainer, validation, identity)
+    return Parts(paths, loader, trainer, validation, identity, known)
 
 
 def load(run: settings.Run, paths: tuple[str, ...], mesh: Mesh) -> Loader:

@@ -160,10 +160,12 @@ def _records(workdir: pathlib.Path, step: int, batch: int) -> dict[int, dict[str
     found: dict[int, dict[str, float]] = {}
     for name in (METRICS, INCIDENTS):
         for row in jsonlines.values(workdir / name) if (workdir / name).exists() else ():
-            is_row = isinstance(row, dict) and isinstance(at := row.get("step"), int) and at <= step
-            if is_row and all(_is_number(row.get(number)) for number in NUMBERS):
-                if name == METRICS or (at == step and row.get("batch") == batch):
-                    found[at] = {number: float(row[number]) for number in NUMBERS}
+            at = row.get("step") if isinstance(row, dict) else None
+            if not isinstance(at, int) or at > step:
+                continue
+            is_ours = name == METRICS or (at == step and row.get("batch") == batch)
+            if is_ours and all(_is_number(row.get(number)) for number in NUMBERS):
+                found[at] = {number: float(row[number]) for number in NUMBERS}
     return found
 
 

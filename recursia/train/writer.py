@@ -88,11 +88,12 @@ class Board:
         from tensorboardX.proto import event_pb2
         from tensorboardX.summary import scalar
 
+        events: Any = event_pb2  # its classes are made at run time
         try:
             file = self._opened()
             for name, value in values.items():
                 summary = scalar(name, value)
-                event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)
+                event = events.Event(wall_time=time.time(), step=step, summary=summary)
                 file.write_event(event)
             file.flush()
             self._is_late = False
@@ -110,10 +111,11 @@ class Board:
             from tensorboardX.event_file_writer import EventsWriter
             from tensorboardX.proto import event_pb2
 
+            events: Any = event_pb2
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
-            log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._file.write_event(event_pb2.Event(step=self._start + 1, session_log=log))
+            log = events.SessionLog(status=events.SessionLog.START)
+            self._file.write_event(events.Event(step=self._start + 1, session_log=log))
         return self._file
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ def test_a_validation_that_cannot_be_read_is_made_up(
 
 def test_data_that_was_found_whole_is_not_read_again(folder, unbroken, tmp_path, monkeypatch):
     directory, remembered = str(unbroken / "data"), tmp_path / "checked.json"
-    verification.check((directory,), remembered)
+    verification.remember(remembered, verification.check((directory,), remembered))
     read = []
     monkeypatch.setattr(verification, "_digest", lambda path, _: read.append(path))
     verification.check((directory,), remembered)
