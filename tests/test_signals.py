@@ -154,6 +154,21 @@ def test_the_signals_are_given_back():
     assert [signal.getsignal(number) for number in signals.ENDINGS] == before
 
 
+def test_a_signal_is_not_lost_when_a_run_goes_back():
+    outer = signals.Listener(signals.ENDINGS)
+    before, after = Stop(0, 9), None
+    try:
+        assert not before.comes_after(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        before.close()
+        after = Stop(0, 9)  # as the run goes on from its last checkpoint
+        assert after.comes_after(1)
+    finally:
+        for each in (after, outer):
+            if each is not None:
+                each.close()
+
+
 def test_a_reader_that_left_is_no_error_to_who_speaks(monkeypatch):
     read, write = os.pipe()
     os.close(read)

@@ -22,7 +22,7 @@ from recursia.train.divergence import Watch
 from recursia.train.opening import Parts, opened
 from recursia.train.step import State
 from recursia.train.writer import INCIDENTS, METRICS
-from recursia.workdir import directory
+from recursia.workdir import settings_history
 from recursia.workdir.checkpoint import Checkpoints
 
 NUMBERS = ("loss", "gradient_norm")
@@ -93,8 +93,8 @@ def replay(workdir: pathlib.Path, step: int) -> Replay:
       DataError: if its data are missing or have changed.
       CheckpointError: if the checkpoint before the step cannot be read.
     """
-    run = directory.recorded(workdir)
-    if not 1 <= step <= run.train.num_steps:
+    run = settings_history.of_step(workdir, step)
+    if step > run.train.num_steps:
         raise ConfigError(f"--step={step}: takes 1 to {run.train.num_steps} of {workdir}")
     parts, folder = opened(run, workdir), workdir / "checkpoints"
     with contextlib.ExitStack() as stack:

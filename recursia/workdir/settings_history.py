@@ -5,7 +5,7 @@ import pathlib
 import time
 from typing import Any
 
-from recursia import changes, jsonlines, settings
+from recursia import changes, config, jsonlines, settings
 from recursia.errors import CheckpointError, StorageError
 from recursia.workdir import directory
 
@@ -51,3 +51,25 @@ def append(workdir: pathlib.Path, step: int, found: Changed) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def of_step(workdir: pathlib.Path, step: int) -> settings.Run:
+    """Returns the settings with which a step was trained: what changed later is undone.
+
+    Raises:
+      ConfigError: if config.json cannot be read, or does not fit what is recorded.
+    """
+    run, path = directory.recorded(workdir), workdir / FILE
+    values = config.to_dict(run)
+    for row in reversed(list(jsonlines.values(path)) if path.exists() else []):
+        at, found = (row.get(n) if isinstance(row, dict) else None for n in ("step", "changed"))
+        if not isinstance(at, int) or at < step or not isinstance(found, dict):
+            continue
+        for name, pair in found.items():
+            *sections, last = name.split(".")
+            place = values
+            for section in sections:
+                place = place.setdefault(section, {})
+            if isinstance(pair, list) and len(pair) == 2:
+                place[last] = pair[0]
+    return config.build(settings.Run, values, str(path))

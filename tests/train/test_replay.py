@@ -8,6 +8,7 @@ import pytest
 
 from recursia.data.loader import Loader
 from recursia.train.step import Trainer
+from recursia.workdir import settings_history
 from tests.helpers.runs import hashes, train
 
 
@@ -34,6 +35,21 @@ def test_a_sound_step_gives_what_was_recorded(run, replayed):
     assert found["is_repeated"] and "nothing is at fault" in found["verdict"]
     assert found["batch"] == 5 and len(found["rows"]) == 8
     assert before == hashes(run)
+
+
+def test_a_step_is_replayed_with_the_settings_of_its_time(folder, run, replayed):
+    shutil.rmtree(run / "checkpoints" / "6")
+    assert train(folder, run, "--config.optimizer.learning_rate=0.5") == 0
+    shutil.rmtree(run / "checkpoints" / "6")
+    assert train(folder, run, "--config.optimizer.learning_rate=0.25") == 0
+    assert replayed(run, 6, 0)["differs_at"] is None  # at 0.25
+    lines = (run / "settings_history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["changed"]["optimizer.learning_rate"] for line in lines] == [
+        [0.01, 0.5],
+        [0.5, 0.25],
+    ]
+    assert settings_history.of_step(run, 5).optimizer.learning_rate == 0.25
+    assert settings_history.of_step(run, 4).optimizer.learning_rate == 0.01
 
 
 def test_another_record_is_the_machines(run, replayed):
