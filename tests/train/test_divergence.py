@@ -7,9 +7,9 @@ import pytest
 
 from recursia import cli, settings
 from recursia.data.loader import Loader
-from recursia.train import loop
 from recursia.train.divergence import Losses, Watch
 from recursia.train.stop import Stop
+from recursia.workdir.checkpoint import Checkpoints
 from tests.helpers.runs import command, is_equal, rows, saved, state_of, train
 
 DIVERGED = 4
@@ -114,7 +114,7 @@ def test_a_run_that_goes_back_takes_other_batches_and_resumes_to_the_bit(
     assert train(folder, tmp_path / "a", *back) == 0
     said = capsys.readouterr().err
     assert "; going back" in said and f"resuming {tmp_path / 'a'} at step 2" in said
-    meta = loop.Checkpoints(tmp_path / "a" / "checkpoints", is_read_only=True).meta(6)
+    meta = Checkpoints(tmp_path / "a" / "checkpoints", is_read_only=True).meta(6)
     assert meta["passed"] == 2  # the batches of steps 3 and 4
     assert [row["step"] for row in rows(tmp_path / "a") if "loss" in row] == [1, 2, 3, 4, 5, 6]
     real = Stop.comes_after

@@ -13,6 +13,7 @@ from recursia import cli
 from recursia.data import prepare
 from recursia.train import loop
 from recursia.train.step import Trainer
+from recursia.workdir.checkpoint import Checkpoints
 from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import (
     STEPS,
@@ -86,7 +87,7 @@ def test_signals_during_the_save_change_nothing(folder, unbroken, tmp_path, monk
             os.kill(os.getpid(), number)
 
     once(monkeypatch, loop.Loop, "log", lambda step, _: step == 2, signals(signal.SIGHUP))
-    once(monkeypatch, loop.Checkpoints, "finish", lambda: saved(tmp_path) == [2], told)
+    once(monkeypatch, Checkpoints, "finish", lambda: saved(tmp_path) == [2], told)
     assert train(folder, tmp_path) == 75
     assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: stopped by a signal: ")
     assert train(folder, tmp_path) == 0
