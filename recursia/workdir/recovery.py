@@ -11,7 +11,7 @@ from typing import Any
 
 from recursia import distributed, jsonlines
 from recursia.errors import CheckpointError, ConfigError
-from recursia.workdir import digests, directory, steps
+from recursia.workdir import digests, directory, settings_history, steps
 from recursia.workdir.checkpoint import Checkpoints, say
 from recursia.workdir.digests import Damaged
 from recursia.workdir.history import FILE, History
@@ -19,7 +19,7 @@ from recursia.workdir.history import FILE, History
 # What a run writes, besides `data` and the lock.
 WRITTEN = (
     *("checkpoints", FILE, "metrics.jsonl", "samples.jsonl", "tensorboard", "incidents.jsonl"),
-    *("config.json", "overrides.json", directory.TOKENIZER),
+    *("config.json", "overrides.json", settings_history.FILE, directory.TOKENIZER),
 )
 
 
