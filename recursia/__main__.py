@@ -7,8 +7,27 @@ takes time.
 import os
 import signal
 import sys
+from typing import Any
 
-from recursia import console, signals, streams
+_RUN = ("SIGTERM", "SIGUSR1", "SIGHUP")  # signals after which a run is started again
+
+
+def _leave(number: int, _: Any) -> None:
+    """Ends the process before anything is imported that could do it better."""
+    is_typed = number == signal.SIGINT
+    stopped = "stopped by a signal; there was nothing to save; run the same command to resume"
+    os.write(2, f"recursia: {'interrupted' if is_typed else stopped}\n".encode())
+    os._exit(130 if is_typed else 75)
+
+
+for _name in ("SIGINT", *(_RUN if sys.argv[1:2] == ["train"] else ())):
+    if signal.getsignal(_number := getattr(signal, _name)) in (
+        signal.SIG_DFL,
+        signal.default_int_handler,
+    ):
+        signal.signal(_number, _leave)
+
+from recursia import console, signals, streams  # noqa: E402 - a signal may come before
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
 """The command line: `recursia VERB`. It reads what was typed, calls a verb, and ends as it should.
 
 Exit codes: 0 done, 1 a check failed, 2 wrong usage or configuration, 3 data, 4 diverged,
-5 checkpoint, 6 storage, 75 stopped with nothing lost, 130 Ctrl-C, 141 nobody reads what is printed.
+5 checkpoint, 6 storage, 7 another process is lost, 75 stopped with nothing lost, 130 Ctrl-C,
+141 nobody reads what is printed.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def _quiet() -> None:
     """Keeps libraries' chatter off a user's terminal."""
     import logging
 
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised too
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's warnings
     warnings.filterwarnings("ignore", message="Sharding info not provided")
     # Where compilers for TPU or GPU are installed, jax looks for the devices, in vain and aloud.

@@ -25,6 +25,7 @@ from recursia.presets import hint, presets, read, shipped
 from recursia.typed import Raw
 
 RECORD = "config.json"  # file of a run's directory with its settings
+LONGEST = 1 << 24  # bytes of it
 
 __all__ = [
     "Field",
@@ -65,6 +66,8 @@ def recorded(path: pathlib.Path) -> settings.Run:
       ConfigError: if it is not readable.
     """
     try:
+        if (size := path.stat().st_size) > LONGEST:
+            raise ValueError(f"it has {size} bytes, at most {LONGEST} are read")
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise

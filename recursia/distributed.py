@@ -22,11 +22,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from recursia.errors import ConfigError, Diverged, Preempted, UserError
+from recursia.errors import ConfigError, Diverged, Lost, Preempted, UserError
 
 JOIN_SECONDS = 300  # time in which all processes must start
 HEARTBEAT_SECONDS = 100  # time without a heartbeat after which a process counts as dead
 GRACE_SECONDS = 5
+# What backends say of a collective whose other side is gone or silent.
+_LOST = re.compile(
+    "gloo|closed by peer|Connection reset|Connection refused|timed out|UNAVAILABLE|"
+    "DEADLINE_EXCEEDED|ncclRemoteError|coordination service",
+    re.IGNORECASE,
+)
 SLURM = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
 BY_HAND = "--coordinator=HOST:PORT --num_processes=N --process_id=I"
 
@@ -184,11 +190,17 @@ def _leave(error: BaseException) -> None:
     """Exits this process at once, because an orderly shutdown would wait for the others."""
     if is_first():  # it is the coordinator; others that fail alike print their errors first
         time.sleep(GRACE_SECONDS)
+    who = f"recursia: process {jax.process_index()}"
     if hasattr(error, "exit_code"):  # a user's mistake, or a signal before the first step
-        message = f"recursia: process {jax.process_index()}: {error}\n"
-    else:
-        message = "".join(traceback.format_exception(error))
-    _exit(message, getattr(error, "exit_code", 1))
+        _exit(f"{who}: {error}\n", getattr(error, "exit_code", 1))
+    if isinstance(error, jax.errors.JaxRuntimeError) and _LOST.search(str(error)):
+        reason = str(error).splitlines()[0][:200]
+        message = (
+            f"{who}: another process is lost or stands still ({reason}); see its output, and run "
+            "the same command to resume\n"
+        )
+        _exit(message, Lost.exit_code)
+    _exit("".join(traceback.format_exception(error)), 1)
 
 
 def _exit(message: str, code: int) -> None:

@@ -32,6 +32,18 @@ class CheckpointError(UserError):
     exit_code = 5
 
 
+class StorageError(UserError):
+    """Something that cannot be written, for want of space or permission."""
+
+    exit_code = 6
+
+
+class Lost(UserError):
+    """Another process of the run, or a device, is lost or stands still."""
+
+    exit_code = 7
+
+
 class Preempted(UserError):
     """A signal stopped the run, which saved its state; schedulers requeue on this exit code."""
 

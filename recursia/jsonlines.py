@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+LONGEST = 1 << 26  # bytes of a line that is read
+
 
 def line(value: Any) -> str:
     """Returns a value as one line of JSON, with its line feed."""
@@ -15,9 +17,17 @@ def line(value: Any) -> str:
 
 
 def values(path: pathlib.Path) -> Iterator[Any]:
-    """Yields the value of each line of a UTF-8 file; lines that are not JSON are skipped."""
-    for text in path.read_bytes().decode("utf-8", errors="replace").split("\n"):
-        try:
-            yield json.loads(text)
-        except (ValueError, RecursionError):
-            continue
+    """Yields the value of each line of a UTF-8 file; lines that are not JSON are skipped.
+
+    So are lines longer than `LONGEST`, which are not kept in memory.
+    """
+    with path.open("rb") as file:
+        is_start = True
+        while raw := file.readline(LONGEST):
+            is_whole, is_start = is_start and len(raw) < LONGEST, raw.endswith(b"\n")
+            if not is_whole:
+                continue
+            try:
+                yield json.loads(raw.decode("utf-8", errors="replace"))
+            except (ValueError, RecursionError):
+                continue

@@ -176,14 +176,47 @@ class Checkpoint:
     Attributes:
       every_steps: steps between saves; 0 saves only at the end and after a signal.
       keep: number of checkpoints kept, the latest.
+      keep_every: checkpoints of steps that are multiples of it are kept too; 0 keeps none for that.
+      keep_best: number of checkpoints kept for the lowest validation loss, of steps that are both
+        saved and validated.
     """
 
     every_steps: int = 1000
     keep: int = 3
+    keep_every: int = 0
+    keep_best: int = 1
 
     def __post_init__(self):
-        at_least(0, self, "every_steps")
+        at_least(0, self, "every_steps", "keep_every", "keep_best")
         at_least(1, self, "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Divergence:
+    """What happens when training diverges.
+
+    It does if a loss or a gradient is not finite, or if a loss is a spike: above the median of the
+    last losses by more than `deviations` times their deviation. That is 1.4826 times the median
+    difference from the median, and at least 0.1 nats per token. Losses count once the host has
+    read them, which is one step late, so the third step is the first with a limit.
+
+    Attributes:
+      policy: "stop" ends the run; "skip" leaves the parameters as they are and takes the next
+        batch; "roll_back" returns to the last checkpoint, and goes on with the batches after those
+        that were seen.
+      window: the number of last losses.
+      deviations: of those losses, up to which a loss is none; 0 lets every finite loss pass.
+      most: skipped steps or returns between two checkpoints, beyond which the run ends.
+    """
+
+    policy: Literal["stop", "skip", "roll_back"] = "stop"
+    window: int = 100
+    deviations: float = 20.0
+    most: int = 10
+
+    def __post_init__(self):
+        between(1, 10_000, self, "window")
+        at_least(0, self, "deviations", "most")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +277,7 @@ class Run:
     distill: Distill = dataclasses.field(default_factory=Distill)
     mesh: sharding.MeshConfig = dataclasses.field(default_factory=sharding.MeshConfig)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    divergence: Divergence = dataclasses.field(default_factory=Divergence)
     eval: Eval = dataclasses.field(default_factory=Eval)
     log: Log = dataclasses.field(default_factory=Log)
     topology: str = ""

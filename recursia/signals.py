@@ -69,6 +69,8 @@ class Listener:
         for number in numbers:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
+                if isinstance(outer := _owner(self._before[number]), Listener):
+                    self.received = self.received or outer.received
 
     def close(self) -> None:
         """Restores the handlers from before; an outer listener then knows of this one's signal."""

@@ -11,6 +11,7 @@ from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import prose, values, write_config, write_text
 
 VERBS = ("train", "eval", "generate", "budget", "parity", "data", "data prepare", "data inspect")
+VERBS += ("ckpt", "ckpt ls", "ckpt verify")
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,8 @@ def test_a_mistake_ends_the_program_with_its_code():
 # with a configuration or with data: test_config.py and the tests of data.
 WRONG = {
     "an unknown field": ("train.num_stps=3", 2, "did you mean 'num_steps'?"),
+    "no checkpoint to keep": ("checkpoint.keep=0", 2, "keep", "at least 1"),
+    "fewer than none": ("checkpoint.keep_best=-1", 2, "keep_best"),
     "no value": ("train.num_steps", 2, "train.num_steps: got ''"),
     "a batch that does not divide": ("train.batch_size=6", 2, "train.batch_size", "over 8"),
     "microbatches too small": ("train.num_microbatches=2", 2, "batch_size: 4", "mesh"),

@@ -65,7 +65,8 @@ MAY = {
     "scores": LAYERS | FORWARD | {"depth", "losses", "settings", "data", "distributed", "console"},
     "workdir": BASE
     | FORWARD
-    | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"},
+    | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"}
+    | {"console", "jsonlines"},
     "generate": BASE
     | FORWARD
     | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"},

@@ -96,6 +96,18 @@ def test_a_command_is_interrupted_while_it_imports(tmp_path):
     assert ended(process, signal.SIGINT) == (130, ["recursia: interrupted"])
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("module", ["jax", "threading"])
+def test_a_run_that_is_told_to_stop_while_it_imports_is_started_again(tmp_path, number, module):
+    slow = "import sys, time\nprint('ready', file=sys.stderr, flush=True)\ntime.sleep(60)\n"
+    (tmp_path / f"{module}.py").write_text(slow)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "recursia", "train", "--config=mor:tiny", "--workdir=w"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
+    got, lines = ended(process, number)
+    assert (got, len(lines)) == (75, 1) and lines[0].startswith("recursia: stopped by a signal")
+
+
 def test_a_run_saves_the_step_under_way_and_says_so():
     got, lines = ended(start(STEPS), signal.SIGINT)
     assert (got, lines) == (75, ["saving step 6; press Ctrl-C again to leave at once", "saved 6"])
@@ -140,6 +152,21 @@ def test_the_signals_are_given_back():
     assert stop.comes_after(2)
     stop.close()
     assert [signal.getsignal(number) for number in signals.ENDINGS] == before
+
+
+def test_a_signal_is_not_lost_when_a_run_goes_back():
+    outer = signals.Listener(signals.ENDINGS)
+    before, after = Stop(0, 9), None
+    try:
+        assert not before.comes_after(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        before.close()
+        after = Stop(0, 9)  # as the run goes on from its last checkpoint
+        assert after.comes_after(1)
+    finally:
+        for each in (after, outer):
+            if each is not None:
+                each.close()
 
 
 def test_a_reader_that_left_is_no_error_to_who_speaks(monkeypatch):

@@ -72,15 +72,16 @@ class Arrays(Mapping[str, np.ndarray]):
         self._start, self._bytes = 8 + length, size - 8 - length
         if not isinstance(header, dict):
             raise CheckpointError(f"{path}: is no safetensors file: its header is no object")
-        self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
+        said = header.pop("__metadata__", None)
+        self.metadata: dict[str, str] = said if isinstance(said, dict) else {}
         self._entries = {name: self._entry(name, entry) for name, entry in header.items()}
 
     def _entry(self, name: str, entry: Any) -> tuple[Any, tuple[int, ...], int]:
         """Returns dtype, shape and place of an array, checked."""
         try:
-            kind, shape = entry["dtype"], tuple(map(int, entry["shape"]))
+            kind, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
             first, end = map(int, entry["data_offsets"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError(f"{self._path}: the header of {name} makes no sense") from None
         if kind not in DTYPES:
             raise CheckpointError(

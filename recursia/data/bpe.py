@@ -13,6 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from recursia.data import pieces
+from recursia.data.manifest import MOST_IDS
 from recursia.data.vocabulary import Tokenizer
 from recursia.errors import DataError
 
@@ -28,7 +29,6 @@ END_OF_TEXT = (
     "[EOS]",
 )
 LIBRARY = "tokenizer.json"
-_MAX_IDS = 1 << 26  # `token_bytes` holds one number for each id
 _BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token of one byte in SentencePiece
 
 
@@ -57,9 +57,9 @@ class BPETokenizer(Tokenizer):
         self._library, self._origin = library, origin
         self._canonical = json.loads(library.to_str())
         self.vocab_size = max(library.get_vocab(with_added_tokens=True).values()) + 1
-        if self.vocab_size > _MAX_IDS:
+        if self.vocab_size > MOST_IDS:
             raise DataError(
-                f"{origin}: an id of {self.vocab_size - 1}, takes less than {_MAX_IDS}."
+                f"{origin}: an id of {self.vocab_size - 1}, takes less than {MOST_IDS}."
             )
         canonical = [self._canonical, self.end_of_text]
         dumped = json.dumps(canonical, sort_keys=True, separators=(",", ":"))

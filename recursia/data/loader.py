@@ -1,5 +1,6 @@
 """Loads batches: a pure function of the data, the seed and the step, read ahead with grain."""
 
+import dataclasses
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any, cast
@@ -67,6 +68,10 @@ class Loader:
         readers = [source.reader for source in windows]
         _check_tokenizers(readers)
         self._rows = _mix(windows, weights, seed)
+        numbers = [
+            _Numbers(path, len(each)) for path, each in zip(directories, windows, strict=True)
+        ]
+        self._places = _mix(numbers, weights, seed)
         self._batch_size = batch_size
         self._own_rows = rows
         self._cross_document_attention = cross_document_attention
@@ -97,6 +102,11 @@ class Loader:
         rows = [self._rows[step * self._batch_size + i] for i in self._own_rows]
         rows = cast(list[Row], rows)  # grain gives None only where rows are filtered out
         return _stack(rows, self._cross_document_attention)
+
+    def places(self, step: int) -> list[tuple[str, int]]:
+        """Returns where all rows of a step are: the directory, and the number in its `Windows`."""
+        first = step * self._batch_size
+        return [cast(tuple[str, int], self._places[first + i]) for i in range(self._batch_size)]
 
     def iterate(self, start_step: int) -> Generator[Batch, None, None]:
         """Yields `batch(start_step)`, `batch(start_step + 1)`, ... read ahead in the background.
@@ -157,12 +167,27 @@ def evaluation_batches(
         yield _stack(own, cross_document_attention)
 
 
-def _mix(windows: list[Windows], weights: tuple[float, ...], seed: int) -> grain.MapDataset[Row]:
+@dataclasses.dataclass(frozen=True)
+class _Numbers:
+    """In place of the rows of a directory, where they are."""
+
+    directory: str
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.directory, int(index)
+
+
+def _mix(sources: Sequence[Any], weights: tuple[float, ...], seed: int) -> grain.MapDataset[Any]:
+    """Returns the rows of several sources, each shuffled and repeated, mixed by weight."""
     # grain adds the epoch to the seed, so consecutive seeds would repeat each other's orders.
-    seeds = np.random.SeedSequence(seed).generate_state(len(windows))
+    seeds = np.random.SeedSequence(seed).generate_state(len(sources))
     rows = [
         grain.MapDataset.source(source).seed(int(source_seed)).shuffle().repeat(None)
-        for source, source_seed in zip(windows, seeds, strict=True)
+        for source, source_seed in zip(sources, seeds, strict=True)
     ]
     return rows[0] if len(rows) == 1 else grain.MapDataset.mix(rows, weights=weights)
 

@@ -15,12 +15,13 @@ import pathlib
 import shutil
 import uuid
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 
 from recursia.data import manifest as manifests
 from recursia.data import tokenizer as tokenizer_lib
+from recursia.data.column import Column
 from recursia.data.manifest import SPLITS, Manifest, Record, ShardEntry, SplitEntry
 from recursia.data.vocabulary import named
 from recursia.errors import DataError
@@ -208,21 +209,15 @@ class Reader:
         """
         self.directory = directory = os.path.expanduser(directory)
         self.manifest = manifests.read(directory)
-        try:
-            self._dtype = _DTYPES[self.manifest["dtype"]]
-            for entry in self.manifest["splits"].values():
-                for shard in entry["shards"]:
-                    self._check(shard["name"] + ".tokens", shard["tokens"] * self._dtype.itemsize)
-                    self._check(shard["name"] + ".documents", shard["documents"] * _OFFSET.itemsize)
-            self.fingerprint: str = self.manifest["fingerprint"]
-            self.tokenizer_fingerprint: str = self.manifest["tokenizer"]["fingerprint"]
-            self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
-            self.end_of_text: int = self.manifest["tokenizer"]["end_of_text"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{directory}: manifest.json is damaged ({error!r}); "
-                "remove the folder and prepare again."
-            ) from None
+        self._dtype = _DTYPES[self.manifest["dtype"]]
+        for entry in self.manifest["splits"].values():
+            for shard in entry["shards"]:
+                self._check(shard["name"] + ".tokens", shard["tokens"] * self._dtype.itemsize)
+                self._check(shard["name"] + ".documents", shard["documents"] * _OFFSET.itemsize)
+        self.fingerprint: str = self.manifest["fingerprint"]
+        self.tokenizer_fingerprint: str = self.manifest["tokenizer"]["fingerprint"]
+        self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
+        self.end_of_text: int = self.manifest["tokenizer"]["end_of_text"]
 
     def _check(self, name: str, expected: int) -> None:
         path = os.path.join(self.directory, name)
@@ -238,13 +233,20 @@ class Reader:
 
     @functools.cached_property
     def tokenizer(self) -> tokenizer_lib.Tokenizer:
-        """The tokenizer the data was prepared with."""
-        return tokenizer_lib.load(self.directory)
+        """The tokenizer the data was prepared with; raises DataError if it is another."""
+        tokenizer, entry = tokenizer_lib.load(self.directory), self.manifest["tokenizer"]
+        for name in ("kind", "fingerprint", "vocab_size", "end_of_text"):
+            if (here := getattr(tokenizer, name)) != entry[name]:
+                raise DataError(
+                    f"{self.directory}: its tokenizer has {name} {here!r:.20}, its manifest.json "
+                    f"{entry[name]!r:.20}; remove the folder and prepare again."
+                )
+        return tokenizer
 
     @property
     def tokenizer_name(self) -> str:
         """The `Tokenizer.name` of the tokenizer."""
-        kind = self.manifest["tokenizer"].get("kind")
+        kind = self.manifest["tokenizer"]["kind"]
         return named(kind, self.vocab_size, self.tokenizer_fingerprint)
 
     def split(self, name: str) -> SplitEntry:
@@ -261,14 +263,17 @@ class Reader:
             )
         return splits[name]
 
-    def tokens(self, split: str) -> list[np.ndarray]:
-        """Returns the ids of each shard, memory-mapped."""
-        return self._map(split, ".tokens", self._dtype)
+    def tokens(self, split: str) -> list[Column]:
+        """Returns the ids of each shard."""
+        return self._columns(split, "tokens", self._dtype)
 
-    def documents(self, split: str) -> list[np.ndarray]:
-        """Returns, for each shard, the place at which each document starts, memory-mapped."""
-        return self._map(split, ".documents", _OFFSET)
+    def documents(self, split: str) -> list[Column]:
+        """Returns, for each shard, the place at which each document starts."""
+        return self._columns(split, "documents", _OFFSET)
 
-    def _map(self, split: str, ending: str, dtype: np.dtype) -> list[np.ndarray]:
-        stems = [os.path.join(self.directory, s["name"]) for s in self.split(split)["shards"]]
-        return [np.memmap(stem + ending, dtype, mode="r") for stem in stems]
+    def _columns(
+        self, split: str, ending: Literal["tokens", "documents"], dtype: np.dtype
+    ) -> list[Column]:
+        shards = self.split(split)["shards"]
+        stem = lambda shard: os.path.join(self.directory, shard["name"])
+        return [Column(f"{stem(shard)}.{ending}", dtype, shard[ending]) for shard in shards]

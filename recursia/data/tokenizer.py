@@ -13,8 +13,11 @@ from tokenizers import models
 from recursia.data import bpe
 from recursia.data import text as text_lib
 from recursia.data.bpe import LIBRARY, BPETokenizer, library_errors, one_line
+from recursia.data.manifest import MOST_IDS
 from recursia.data.vocabulary import CONFIG, ByteTokenizer, Tokenizer
 from recursia.errors import ConfigError, DataError
+
+LONGEST = 1 << 28  # bytes of a file of a vocabulary, uncompressed
 
 
 def from_spec(
@@ -124,6 +127,7 @@ def _from_folder(directory: str, end_of_text: str) -> Tokenizer:
 
 def _from_gpt2(encoder: str, merges: str, end_of_text: str) -> BPETokenizer:
     vocabulary = _object(encoder)
+    _check_ids(encoder, vocabulary.values())
     lines = [line.rstrip("\r") for line in _read(merges).split("\n")]
     pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     with library_errors(f"{encoder}, {merges}", "no vocabulary", "fetch them again"):
@@ -133,6 +137,12 @@ def _from_gpt2(encoder: str, merges: str, end_of_text: str) -> BPETokenizer:
 
 def _library(path: str) -> tokenizers.Tokenizer:
     text = _read(path)
+    inside = _object(path, text)
+    vocabulary, added = inside.get("model"), inside.get("added_tokens")
+    vocabulary = vocabulary.get("vocab") if isinstance(vocabulary, dict) else None
+    _check_ids(path, vocabulary.values() if isinstance(vocabulary, dict) else ())
+    entries = added if isinstance(added, list) else ()
+    _check_ids(path, (entry.get("id") for entry in entries if isinstance(entry, dict)))
     with library_errors(path, "not in the tokenizers library's format", "use a tokenizer.json"):
         return tokenizers.Tokenizer.from_str(text)
 
@@ -140,13 +150,23 @@ def _library(path: str) -> tokenizers.Tokenizer:
 def _read(path: str) -> str:
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            return text_lib.decode(file.read())
+            raw = file.read(LONGEST + 1)
+        if len(raw) > LONGEST:
+            raise DataError(f"{path}: has more than {LONGEST} bytes, the most of a vocabulary.")
+        return text_lib.decode(raw)
     except (OSError, EOFError, zlib.error, text_lib.NotTextError) as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); check the file.") from None
 
 
-def _object(path: str) -> dict[str, Any]:
-    text = _read(path)
+def _check_ids(path: str, ids: Iterable[Any]) -> None:
+    """Refuses large ids: the library's memory grows with the largest."""
+    largest = max((i for i in ids if isinstance(i, int)), default=0)
+    if largest >= MOST_IDS:
+        raise DataError(f"{path}: an id of {largest}, takes less than {MOST_IDS}.")
+
+
+def _object(path: str, text: str | None = None) -> dict[str, Any]:
+    text = _read(path) if text is None else text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -67,7 +67,8 @@ class Windows:
         document_start = np.maximum.accumulate(arange * is_first)
         is_target = arange < count
         end = self.reader.end_of_text
-        pad = lambda ids: np.pad(ids, (0, length - count), constant_values=end)
+        missing = length - count
+        pad = lambda ids: np.pad(ids, (0, missing), constant_values=end) if missing else ids
         return {
             "tokens": pad(tokens[:-1]),
             "targets": pad(tokens[1:]),
@@ -84,8 +85,18 @@ class Windows:
         for shard in range(first, last):
             base = int(self._bounds[shard])
             low, high = max(start - base, 0), min(stop - base, len(self._tokens[shard]))
-            tokens.append(self._tokens[shard][low:high].astype(np.int32))
-            documents = self._documents[shard]
-            a, b = np.searchsorted(documents, np.array([low, high], np.int64))
-            starts.append(np.asarray(documents[a:b]) + (base - start))
+            ids, places = self._tokens[shard][low:high], self._documents[shard].between(low, high)
+            self._check(shard, ids, places)
+            tokens.append(ids.astype(np.int32))
+            starts.append(places + (base - start))
         return np.concatenate(tokens), np.concatenate(starts)
+
+    def _check(self, shard: int, ids: np.ndarray, places: np.ndarray) -> None:
+        """Refuses an id that the tokenizer lacks, and documents that do not follow each other."""
+        if (largest := int(ids.max())) >= (size := self.reader.vocab_size):
+            path, wrong = self._tokens[shard].path, f"id {largest}, and its tokenizer has {size}"
+        elif (places[1:] <= places[:-1]).any():
+            path, wrong = self._documents[shard].path, "documents that start in no order"
+        else:
+            return
+        raise DataError(f"{path}: holds {wrong}; copy it again, or prepare again.")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from recursia.data import packing
+from recursia.data.column import Column
 from recursia.data.tokenizer import Tokenizer
 
 _BLOCK = 1 << 22  # tokens counted or scored at a time
@@ -45,7 +46,7 @@ def scores(
 
 
 def ngram_bits(
-    counted: Sequence[np.ndarray], scored: np.ndarray, vocab_size: int
+    counted: Sequence[np.ndarray | Column], scored: np.ndarray, vocab_size: int
 ) -> tuple[float, float]:
     """Returns the bits of a text under a unigram and a bigram model of another text.
 
@@ -82,7 +83,7 @@ def ngram_bits(
     return float(bits[0]), float(bits[1])
 
 
-def _blocks(arrays: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+def _blocks(arrays: Sequence[np.ndarray | Column]) -> Iterator[np.ndarray]:
     """Yields consecutive ids in blocks; each block begins with the last id of the one before."""
     last = np.zeros(0, np.int64)
     for ids in arrays:

@@ -9,8 +9,8 @@ logits and losses.
 import dataclasses
 import functools
 import importlib
+import math
 import zipfile
-import zlib
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from recursia.errors import ConfigError, DataError, UserError
 # Tolerances of `Parity`, for float32 on a CPU.
 LOGITS, LOSSES, GRADIENTS = 2e-5, 1e-5, 1e-4
 UPDATES, ROUNDED_UPDATES = 2.5e-7, 1e-2
+MOST_ARRAYS, MOST_BYTES = 10_000, 1 << 33  # of a file, uncompressed
 _MODEL = {"tokens", "logits", "cross_entropy"}
 
 
@@ -66,9 +67,6 @@ class Parity:
         )
 
 
-_UNREADABLE = (ValueError, OSError, KeyError, TypeError, EOFError, MemoryError, RecursionError)
-
-
 def read(path: str) -> dict[str, np.ndarray]:
     """Returns the arrays of a parity file.
 
@@ -76,16 +74,38 @@ def read(path: str) -> dict[str, np.ndarray]:
       DataError: if the file is missing or is not a parity file.
     """
     try:
-        with np.load(path) as file:
+        _check_size(path)
+        with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (*_UNREADABLE, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: not an .npz of plain arrays ({error})") from None
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not an .npz of plain arrays ({said})") from None
     is_model = str(arrays.get("family")) not in reference.OPTIMIZERS
     if missing := {"family", "config", *(_MODEL if is_model else ())} - arrays.keys():
         raise DataError(f"{path}: not a parity file; it has no {', '.join(sorted(missing))}")
     return arrays
+
+
+def _check_size(path: str) -> None:
+    """Raises ValueError for a file whose arrays would not fit, before any is read."""
+    with zipfile.ZipFile(path) as file:
+        members = file.infolist()
+        size = sum(member.file_size for member in members)
+        if len(members) > MOST_ARRAYS or size > MOST_BYTES:
+            raise ValueError(
+                f"{len(members)} arrays of {size} bytes; at most {MOST_ARRAYS} of {MOST_BYTES} are "
+                "read"
+            )
+        for member in members:
+            with file.open(member) as raw:
+                version = np.lib.format.read_magic(raw)
+                read = np.lib.format.read_array_header_1_0
+                read = np.lib.format.read_array_header_2_0 if version != (1, 0) else read
+                shape, _, dtype = read(raw)
+            if math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} has shape {shape} in {member.file_size} bytes")
 
 
 def check(path: str) -> Parity:

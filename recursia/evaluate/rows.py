@@ -1,5 +1,6 @@
 """Rows of task files: JSON Lines, each line checked as it is read."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from recursia.data import text as text_lib
 from recursia.errors import DataError
 
 Row = dict[str, Any]
+_LINE = 1 << 26  # most bytes of a line, since a line is read into memory
 CHOICES = ("query", "choices", "gold")  # which of some continuations follows the query
 CONTEXTS = ("contexts", "target", "gold")  # after which of some contexts the target follows
 TARGET = ("query", "target")  # whether the target is what follows
@@ -29,10 +31,14 @@ def read(path: str, made: Callable[[Row], Row]) -> Iterator[Row]:
       DataError: at the first broken line, with the file and the line's number, from 1.
     """
     with files.opened(path) as file:
-        for number, raw in enumerate(file, 1):
+        for number in itertools.count(1):
+            if not (raw := file.readline(_LINE + 1)):
+                return
             if not raw.strip():
                 continue
             try:
+                if len(raw) > _LINE:
+                    raise WrongRow(f"longer than {_LINE} bytes, the most of a line")
                 yield made(_object(raw))
             except (text_lib.NotTextError, WrongRow) as error:
                 raise DataError(f"{path}:{number}: {error}; mend or remove the line") from None

@@ -1,18 +1,15 @@
-"""Metrics of training: metrics.jsonl, TensorBoard, timing, and the progress line."""
+"""Speed of training, where its time goes, and the progress line."""
 
 import contextlib
 import math
-import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from recursia import accounting, chips, console, jsonlines
+from recursia import accounting, chips, console
 from recursia.train.step import State, Trainer
 
 
@@ -37,76 +34,26 @@ def peak_flops() -> float:
     return 2 * size**3 / min(times)
 
 
-class Writer:
-    """Appends rows to metrics.jsonl and TensorBoard; on a resumed run, after the restored step."""
-
-    def __init__(self, workdir: pathlib.Path, start: int, tensorboard: bool):
-        """Opens the files.
-
-        Args:
-          workdir: the run's directory.
-          start: the step that the run resumes from; rows of later steps are deleted.
-          tensorboard: whether TensorBoard files are written too.
-        """
-        self.path = workdir / "metrics.jsonl"
-        _cut(self.path, start)
-        _cut(workdir / "samples.jsonl", start)
-        self._file = self.path.open("a", encoding="utf-8", newline="\n")
-        self._samples = (workdir / "samples.jsonl").open("a", encoding="utf-8", newline="\n")
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Writes one row; an array becomes a list, and one curve per entry."""
-        plain = {name: np.asarray(value).tolist() for name, value in row.items()}
-        self._file.write(jsonlines.line(plain))
-        self._file.flush()
-        if self._board:
-            for name, value in plain.items():
-                entries = enumerate(value) if isinstance(value, list) else [("", value)]
-                for index, entry in entries:
-                    tag = f"{name}/{index}" if index != "" else name
-                    self._board.add_scalar(tag, entry, plain["step"])
-
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Writes one sample to samples.jsonl."""
-        row = {"step": step, "prompt": prompt, "text": text}
-        self._samples.write(jsonlines.line(row))
-        self._samples.flush()
-
-    def close(self) -> None:
-        """Closes the files."""
-        self._file.close()
-        self._samples.close()
-        if self._board:
-            self._board.close()
-
-
-def _cut(path: pathlib.Path, step: int) -> None:
-    """Deletes rows after `step` and an incomplete last line, replacing the file atomically."""
-    if not path.exists():
-        return
-    is_row = lambda row: isinstance(row, dict) and isinstance(row.get("step"), int)
-    kept = (row for row in jsonlines.values(path) if is_row(row) and row["step"] <= step)
-    new = path.with_suffix(".part")
-    new.write_text("".join(map(jsonlines.line, kept)), encoding="utf-8", newline="\n")
-    os.replace(new, path)
-
-
 class Mute:
-    """A writer and a progress line that do nothing, for all processes but the first."""
+    """A writer, a progress line and a watchdog that do nothing, where one is not needed."""
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes nothing."""
 
     def sample(self, step: int, prompt: str, text: str) -> None:
+        """Writes nothing."""
+
+    def incident(self, row: dict[str, Any]) -> None:
         """Writes nothing."""
 
     def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         """Draws nothing."""
+
+    def begin(self) -> None:
+        """Watches nothing."""
+
+    def end(self) -> None:
+        """Watches nothing."""
 
     def say(self, line: str) -> None:
         """Prints nothing."""
@@ -131,6 +78,7 @@ class Meter:
         self._sixn = accounting.sixn_flops_per_token(trainer.model)
         self._peak = peak_flops()
         self._since: float | None = None
+        self._paused = 0.0
 
     def tick(self, step: int) -> dict[str, float]:
         """Returns tokens/s and FLOPs utilisation since the first call, which returns nothing."""

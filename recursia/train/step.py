@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Integer
+from jaxtyping import Array, Float, Int, Integer
 
 from recursia import batch as whole_batch
 from recursia import fsdp, model, params, settings, sharding
@@ -19,6 +19,8 @@ from recursia.architecture import Model
 from recursia.params import Leaf, Params
 from recursia.train import distill, schedule
 from recursia.train.objective import Batch, loss_fn
+
+NO_LIMIT = np.float32(np.inf)  # of a loss
 
 
 @struct.dataclass
@@ -28,6 +30,16 @@ class State:
     step: Leaf  # []
     params: Params
     opt_state: Any  # the states of optax, a tree without a type of its own
+
+
+class Update(Protocol):
+    """A compiled training step."""
+
+    def __call__(
+        self, state: State, batch: Batch, limit: np.float32 = NO_LIMIT
+    ) -> tuple[State, dict[str, Array]]:
+        """Returns the state after an update, and the metrics of the batch."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,27 +122,31 @@ class Trainer:
         make = jax.make_array_from_process_local_data
         return {name: make(self.batch_sharding, rows) for name, rows in batch.items()}
 
-    def step_function(self, step: int) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
-        """Returns the compiled `state, metrics = f(state, batch)` of a step; the state is donated.
+    def step_function(self, step: int) -> Update:
+        """Returns the compiled `state, metrics = f(state, batch, limit)`; the state is donated.
 
-        Steps whose model is the same share one program.
+        Steps whose model is the same share one program. The limit of the loss, infinity if none is
+        given, counts where the policy is to skip spikes.
         """
         return self._compiled(self.model.at_step(step))
 
     @functools.lru_cache  # noqa: B019 - lives as long as the run
-    def _compiled(self, config: Model) -> Callable[[State, Batch], tuple[State, dict[str, Array]]]:
-        jitted = self._jitted(config)
+    def _compiled(self, config: Model) -> Update:
+        jitted, skips = self._jitted(config), self.run.divergence.policy == "skip"
 
-        def run(state: State, batch: Batch) -> tuple[State, dict[str, Array]]:
+        def run(
+            state: State, batch: Batch, limit: np.float32 = NO_LIMIT
+        ) -> tuple[State, dict[str, Array]]:
             with jax.set_mesh(self.mesh):
-                return jitted(state, batch, self.teacher and self.teacher.params)
+                teacher = self.teacher and self.teacher.params
+                return jitted(state, batch, teacher, limit if skips else None)
 
         return run
 
     def _jitted(self, config: Model) -> jax.stages.Wrapped:
         return jax.jit(
             functools.partial(train_step, self, config),
-            in_shardings=(self.state_shardings, self.batch_sharding, None),
+            in_shardings=(self.state_shardings, self.batch_sharding, None, None),
             out_shardings=(self.state_shardings, self.replicated),
             donate_argnums=0,
         )
@@ -146,8 +162,9 @@ class Trainer:
         """Returns the traced program of a step; the mesh's devices may belong to another host."""
         state, batch = self.abstract(), self.abstract_batch()
         with jax.set_mesh(self.mesh):
+            skips = self.run.divergence.policy == "skip"
             return self._jitted(self.model.at_step(step)).trace(
-                state, batch, self.teacher and self.teacher.params
+                state, batch, self.teacher and self.teacher.params, NO_LIMIT if skips else None
             )
 
     def lower(self, step: int = 0) -> jax.stages.Lowered:
@@ -163,6 +180,7 @@ def train_step(
     state: State,
     batch: Batch,
     teacher_params: Params | None = None,
+    limit: Float[Array, ""] | None = None,
 ) -> tuple[State, dict[str, Array]]:
     """Returns the state after one update, and the metrics of the batch.
 
@@ -173,6 +191,8 @@ def train_step(
       batch: its rows.
       teacher_params: parameters of the trainer's teacher. They are arguments because the compiler
         would embed a closed-over array in the program as a constant.
+      limit: a larger loss, or one that is not finite, leaves the state as it is but for its counts
+        of steps; None makes every update.
     """
     by_rows = jax.tree.map(lambda where: fsdp.by_rows(where.spec), trainer.state_shardings)
     rows, replicated = fsdp.by_rows(trainer.batch_sharding.spec), PartitionSpec()
@@ -190,6 +210,13 @@ def train_step(
     }
     weights: Any = optax.apply_updates(state.params, updates)  # a dict, typed by optax as any tree
     weights["depth"] = config.depth.after_step(weights["depth"], metrics)
+    if limit is not None:
+        loss, norm = metrics["loss"], metrics["gradient_norm"]
+        is_sound = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= limit)
+        is_count = lambda x: jnp.issubdtype(x.dtype, jnp.integer)
+        choose = lambda new, old: new if is_count(new) else jnp.where(is_sound, new, old)
+        before = (state.params, state.opt_state)
+        weights, opt_state = jax.tree.map(choose, (weights, opt_state), before)
     return State(state.step + 1, weights, opt_state), metrics
 
 

@@ -22,14 +22,15 @@ class Stop:
     Before the first step there is nothing to save: a signal ends the run at once.
     """
 
-    def __init__(self, start: int, num_steps: int):
+    def __init__(self, start: int, num_steps: int, passed: int = 0):
         """Installs the signal handlers.
 
         Args:
           start: the step that the run resumes from.
           num_steps: the run's last step.
+          passed: batches that no step of the run took; with it, steps never go back.
         """
-        self._step, self._num_steps = start, num_steps
+        self._step, self._num_steps, self._passed = start, num_steps, passed
         # With several processes, jax's preemption service handles SIGTERM.
         self._is_joined = jax.distributed.is_initialized()
         by_jax = {signal.SIGTERM} if self._is_joined else set()
@@ -52,7 +53,7 @@ class Stop:
         """Returns whether the run stops after this step; must be called once at every step."""
         self._step = step
         if self._is_joined:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(step + self._passed)
         self._listener.has_work = True
         return self._listener.received is not None
 

@@ -6,6 +6,8 @@ from typing import Protocol
 from recursia import parsing
 from recursia.verbs import (
     budget,
+    ckpt_ls,
+    ckpt_verify,
     compile,
     convert_export,
     convert_huggingface,
@@ -18,6 +20,7 @@ from recursia.verbs import (
     generate,
     parity,
     presets,
+    replay,
     train,
 )
 
@@ -39,7 +42,11 @@ class Verb(Protocol):
         """Does what was asked; returns the exit code, where None is 0."""
 
 
-GROUPS = {"convert": "Make one model of another.", "data": "Prepare and look at data."}
+GROUPS = {
+    "ckpt": "Look at a run's checkpoints.",
+    "convert": "Make one model of another.",
+    "data": "Prepare and look at data.",
+}
 VERBS: dict[str, Verb] = {
     "train": train,
     "eval": eval,
@@ -47,6 +54,9 @@ VERBS: dict[str, Verb] = {
     "budget": budget,
     "compile": compile,
     "parity": parity,
+    "replay": replay,
+    "ckpt ls": ckpt_ls,
+    "ckpt verify": ckpt_verify,
     "convert recursive": convert_recursive,
     "convert huggingface": convert_huggingface,
     "convert export": convert_export,

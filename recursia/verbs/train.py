@@ -12,6 +12,8 @@ def options(parser: parsing.Parser) -> None:
     """Adds the options."""
     arguments.config_option(parser)
     parser.add_argument("--workdir", type=parsing.path, help="the run's directory")
+    about = "begin at step 0 if all saved steps are lost; the old files are moved aside"
+    parser.add_argument("--restart", action="store_true", help=about)
     parser.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")
     arguments.compiling_option(parser)
     arguments.process_options(parser)
@@ -32,4 +34,4 @@ def run(given: argparse.Namespace) -> None:
         raise ConfigError("train: give --workdir=DIR, or --dry_run to see what it would cost")
     streams.print_nothing_of_note()
     with distributed.joined(arguments.processes(given), is_preemptible=True):
-        loop.train(run, given.workdir, given.overrides, given.config)
+        loop.train(run, given.workdir, given.overrides, given.config, given.restart)

@@ -1,54 +1,79 @@
 """Saving and restoring a run's state, through orbax.
 
-Saves are asynchronous. A checkpoint is finished once its commit file exists: by default orbax
-trusts directory names on local file systems, and would restore an interrupted save.
+Saves are asynchronous. A step counts once its commit file exists, which is written after the
+digests of its other files; by default orbax trusts directory names on local file systems, and would
+restore an interrupted save.
 """
 
-import json
+import asyncio
+import contextlib
+import os
 import pathlib
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-import recursia.config
-from recursia.architecture import Model
-from recursia.errors import CheckpointError, ConfigError
+from recursia import console, distributed
+from recursia.errors import CheckpointError, StorageError
+from recursia.workdir import digests, steps
+from recursia.workdir.digests import Damaged
+from recursia.workdir.history import FILE, History
 
 FORMAT_VERSION = 1
-_MAX_DIFFERENCES = 5  # in a message
 
 
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, directory: pathlib.Path, keep: int, is_read_only: bool = False):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int = 1,
+        is_read_only: bool = False,
+        *,
+        keep_every: int = 0,
+        keep_best: int = 0,
+    ):
         """Opens the checkpoints.
 
         Args:
           directory: holds a folder for each saved step.
           keep: number of checkpoints to keep, the latest.
           is_read_only: whether nothing is created or deleted, for evaluation.
+          keep_every: steps that are multiples of it are kept too, if it is not 0.
+          keep_best: number of checkpoints that are kept for their validation loss.
         """
-        self.directory = directory
-        mode = ocp.options.AtomicityMode.COMMIT_FILE
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if is_read_only else keep,
-            create=not is_read_only,
-            read_only=is_read_only,
-            cleanup_tmp_directories=not is_read_only,
-            atomicity_options=ocp.options.AtomicityOptions(mode=mode),
-            enable_async_checkpointing=True,
-        )
         if is_read_only and not directory.is_dir():
             raise CheckpointError(f"{directory}: does not exist; is it in a run's directory?")
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(), options=options, item_names=("state", "meta")
+        if not is_read_only:
+            directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory.absolute()
+        self.history = History(self.directory.with_name(FILE))
+        self._kept = {"last": keep, "every": keep_every, "best": keep_best}
+        self._saving: int | None = None
+        items = {
+            "state": ocp.PyTreeCheckpointHandler(type_handler_registry=_arrays()),
+            "meta": ocp.JsonCheckpointHandler(filename=steps.META),
+        }
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(**items),
+            checkpoint_metadata_store=ocp.metadata.metadata_store(
+                enable_write=True, blocking_write=True
+            ),
+            temporary_path_class=_committed_by(self._commit),
         )
+
+    def folder(self, step: int) -> pathlib.Path:
+        """Returns the folder of a step."""
+        return self.directory / str(step)
 
     def steps(self) -> list[int]:
         """Returns the steps with a finished checkpoint, in order."""
-        return sorted(self._manager.all_steps())
+        return steps.finished(self.directory)
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Starts an asynchronous save; the state may be donated as soon as this returns.
@@ -57,42 +82,110 @@ class Checkpoints:
           step: of the state.
           state: a tree of arrays.
           meta: values for JSON that a run must share to resume from this checkpoint.
-        """
-        if step in self._manager.all_steps():
-            return
-        items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),  # the handler that `restore` uses
-            meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **meta}),
-        )
-        self._manager.save(step, args=items)
-
-    def choose(self, step: int | None) -> int:
-        """Returns the step, or the latest step if it is None.
 
         Raises:
-          CheckpointError: if there is no checkpoint of that step.
+          StorageError: if this save or the one before cannot be written.
         """
-        steps = self.steps()
-        if not steps:
-            raise CheckpointError(f"{self.directory}: holds 0 finished checkpoints")
-        if step is not None and step not in steps:
-            known = ", ".join(map(str, steps))
-            raise CheckpointError(
-                f"{self.directory}: no checkpoint of step {step}; there is {known}"
-            )
-        return steps[-1] if step is None else step
+        if step == self._saving or step in self.steps():
+            return
+        self.finish()
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(state),  # the handler that `restore` uses
+            meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": step, **meta}),
+        )
+        self._saving = step
+        with self._writing(step):
+            self._checkpointer.save(self.folder(step), args=items)
+
+    def _commit(self, folder: pathlib.Path) -> None:
+        """Makes a written step count; runs in the saving thread of the first process."""
+        digests.seal(folder)
+        self.history.add(int(folder.name), bytes=steps.size(folder))
+        for step in self.history.surplus(self.steps(), **self._kept):
+            steps.delete(self.folder(step))
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Makes one line of an error; what was written of the step is deleted."""
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            self._saving = None
+            if distributed.is_first() and not (self.folder(step) / digests.COMMIT).exists():
+                shutil.rmtree(self.folder(step), ignore_errors=True)
+            saved = self.steps()
+            last = f"the last whole step is {saved[-1]}" if saved else "no step is saved yet"
+            raise StorageError(
+                f"{self.folder(step)}: cannot be saved ({_reason(error)}); {last}"
+            ) from None
+
+    def score(self, step: int, validation_loss: float) -> None:
+        """Records the validation loss of a step, in nats per token, whether it is saved or not."""
+        if distributed.is_first():
+            self.history.add(step, validation_loss=validation_loss)
+
+    def choose(self, step: int | None) -> int:
+        """Returns a step whose files are whole: the given one, or the latest such step if None.
+
+        All processes of a run must call it. A step that is passed over is named in a line.
+
+        Raises:
+          CheckpointError: if there is no checkpoint of that step, or its files are damaged.
+        """
+        with distributed.together():
+            saved = self.steps()
+            if not saved:
+                raise CheckpointError(f"{self.directory}: holds 0 finished checkpoints")
+            if step is not None and step not in saved:
+                known = ", ".join(map(str, saved))
+                raise CheckpointError(
+                    f"{self.directory}: no checkpoint of step {step}; there is {known}"
+                )
+        for found in reversed(saved) if step is None else (step,):
+            found = distributed.from_first(found)
+            try:
+                self.check(found)
+                return found
+            except Damaged as error:
+                if found in (step, saved[0]):
+                    raise
+                say(f"{error}; reading the step before")
+        raise CheckpointError(f"{self.directory}: holds 0 whole checkpoints")
+
+    def check(self, step: int) -> bool:
+        """Compares a step's files with their digests; all processes of a run must call it.
+
+        Returns:
+          Whether there are digests; a line says so if there are none.
+
+        Raises:
+          Damaged: in every process, if a file differs.
+          CheckpointError: in every process, if a file cannot be read for another reason.
+        """
+        folder, failure, has_digests = self.folder(step), None, True
+        first, count = distributed.is_first(), 1 if distributed.is_alone() else jax.process_count()
+        index = 0 if count == 1 else jax.process_index()
+        with console.doing(f"checking {folder}") if first else contextlib.nullcontext():
+            try:
+                has_digests = steps.check(folder, index, count)
+            except CheckpointError as error:
+                failure = error
+        codes = distributed.everyone(0 if failure is None else 1 + isinstance(failure, Damaged))
+        if any(codes):  # every process raises the same class
+            kind = CheckpointError if 1 in codes else Damaged
+            other = f"{folder}: cannot be read by process {codes.index(max(codes))}"
+            raise kind(str(failure or other))
+        if not has_digests:
+            say(f"{folder}: saved without digests by an older version; its files are not checked")
+        return has_digests
 
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` that was saved with a step."""
-        try:
-            items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-            meta = dict(self._manager.restore(step, args=items)["meta"])
-        except Exception as error:  # orbax raises no narrower class for a truncated file
-            raise self._refusal(step, "read", error) from None
+        meta = steps.meta(self.folder(step))
         if meta.get("format_version") != FORMAT_VERSION:
             raise CheckpointError(
-                f"{self.directory}/{step}: has format {meta.get('format_version')}, but this "
-                f"version reads {FORMAT_VERSION}"
+                f"{self.folder(step)}: has format {meta.get('format_version')}, but this version "
+                f"reads {FORMAT_VERSION}"
             )
         return meta
 
@@ -104,7 +197,8 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings; a subtree of the saved tree is enough.
 
         Raises:
-          CheckpointError: if it is not readable, or its parameters have other names or shapes.
+          Damaged: if it is not readable.
+          CheckpointError: if its parameters have other names or shapes.
         """
         self._check_shapes(step, abstract)
         try:
@@ -114,36 +208,79 @@ class Checkpoints:
                 partial_restore=True,
             )
             items = ocp.args.Composite(state=arguments)
-            return self._manager.restore(step, args=items)["state"]
-        except Exception as error:  # as in `meta`
+            return self._checkpointer.restore(self.folder(step), args=items)["state"]
+        except Exception as error:  # orbax raises no narrower class
             raise self._refusal(step, "restored", error) from None
 
     def _check_shapes(self, step: int, abstract: Any) -> None:
         """Checks names and shapes of parameters, since a partial restore ignores missing ones."""
         try:
-            path: Any = self.directory.absolute() / str(step) / "state"  # typed as one of etils
-            saved = _shapes(ocp.PyTreeCheckpointHandler().metadata(path).tree)
-        except Exception as error:  # as in `meta`
+            path: Any = self.folder(step) / "state"  # typed as one of etils
+            handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_arrays())
+            saved = _shapes(handler.metadata(path).tree)
+        except Exception as error:  # as above
             raise self._refusal(step, "read", error) from None
         for name, shape in _shapes(abstract).items():
             if saved.get(name) != shape:
                 raise CheckpointError(
-                    f"{self.directory}/{step}: {name} has shape {saved.get(name)} there and "
+                    f"{self.folder(step)}: {name} has shape {saved.get(name)} there and "
                     f"{shape} here; use the version that saved it, or train anew"
                 )
 
     def _refusal(self, step: int, done: str, error: Exception) -> CheckpointError:
-        reason = str(error).split("\n")[0][:200] or type(error).__name__
-        return CheckpointError(f"{self.directory}/{step}: cannot be {done} ({reason})")
+        """Returns why a step cannot be used: files that match their digests are not to blame."""
+        is_checked = (self.folder(step) / digests.FILE).exists()
+        is_full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        kind = CheckpointError if is_checked or is_full else Damaged
+        return kind(f"{self.folder(step)}: cannot be {done} ({_reason(error)})")
 
     def finish(self) -> None:
-        """Waits until the started saves are finished."""
-        self._manager.wait_until_finished()
+        """Waits until the started saves are finished; raises StorageError if one fails."""
+        if self._saving is not None:
+            with self._writing(self._saving):
+                self._checkpointer.wait_until_finished()
+            self._saving = None
 
     def close(self) -> None:
         """Waits until the started saves are finished, and closes the directory."""
-        self.finish()
-        self._manager.close()
+        try:
+            self.finish()
+        finally:
+            self._checkpointer.close()
+
+
+def say(line: str) -> None:
+    """Prints a line in the first process of a run."""
+    if distributed.is_first():
+        console.say(line)
+
+
+def _arrays() -> Any:
+    """Returns how arrays are written: without shardings, as whoever restores them says where.
+
+    Shardings, and metadata of arrays beside those of the tree, take a quarter of a save's
+    processor time where arrays are small.
+    """
+    handlers = ocp.type_handlers
+    return handlers.create_type_handler_registry(
+        (jax.Array, handlers.ArrayHandler(enable_write_sharding_file=False)),
+        (np.ndarray, handlers.NumpyHandler()),
+        (int, handlers.ScalarHandler()),
+    )
+
+
+def _committed_by(commit: Callable[[pathlib.Path], None]) -> type[Any]:
+    """Returns how orbax writes a folder: in place, and `commit` at the end makes it count."""
+
+    class Committed(ocp.path.atomicity.CommitFileTemporaryPath):
+        async def finalize(self) -> None:
+            await asyncio.to_thread(commit, pathlib.Path(os.fspath(self.get())))
+
+    return Committed
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0][:200] or type(error).__name__
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -151,77 +288,3 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
     return {n: tuple(leaf.shape) for n, leaf in named.items() if n.startswith("params.")}
-
-
-def _completed(model: dict[str, Any]) -> dict[str, Any]:
-    """Returns a saved model with the fields that have been added since, at their defaults."""
-    try:
-        values = recursia.config.to_dict(recursia.config.build(Model, model, "model"))
-    except ConfigError:  # it has fields that have been removed since
-        return model
-    return json.loads(json.dumps(values))
-
-
-def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
-    """Checks that the identity of a checkpoint is that of a run.
-
-    Args:
-      meta: of the checkpoint.
-      wanted: the run's `directory.identity`.
-      where: the start of the message.
-
-    Raises:
-      CheckpointError: with the kinds that differ, or else the fields, and both values of each.
-    """
-    meta = {**meta, "model": _completed(meta["model"])}
-    saved, here = (_flat(identity["model"], "") for identity in (meta, wanted))
-    differences = [
-        f"{name} is {saved[name]} in its checkpoints, {here[name]} in this run"
-        for name in saved
-        if name.endswith(".kind") and name in here and here[name] != saved[name]
-    ]
-    if not differences:
-        saved, here = (_flat(identity["model"], "model.") for identity in (meta, wanted))
-        differences = _differences(saved, here) + _data_differences(meta["data"], wanted["data"])
-    if differences:
-        others = len(differences) - _MAX_DIFFERENCES
-        more = f"; and {others} more" if others > 0 else ""
-        raise CheckpointError(
-            f"{where}: {'; '.join(differences[:_MAX_DIFFERENCES])}{more}; use another workdir, or "
-            "the same configuration"
-        )
-
-
-def _data_differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Returns a line for each difference of the data; old checkpoints hold only a fingerprint."""
-    name = "cross_document_attention"
-    differences = _differences({f"data.{name}": saved[name]}, {f"data.{name}": here[name]})
-    if saved["fingerprint"] == here["fingerprint"]:  # of the contents: file names may differ
-        return differences
-    common = [field for field in here if field in saved and field not in ("fingerprint", name)]
-    section = lambda name: f"{'train' if name in ('seq_len', 'batch_size') else 'data'}.{name}"
-    by_path = lambda data: {section(name): data[name] for name in common}
-    return differences + (
-        _differences(by_path(saved), by_path(here))
-        or ["its checkpoints have seen other data (files, tokenizer, seq_len, batch_size or seed)"]
-    )
-
-
-def _differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Returns a line for each field that differs."""
-    return [
-        f"{name} {saved.get(name)!r} in its checkpoints, {here.get(name)!r} in this run"
-        for name in here | saved
-        if saved.get(name) != here.get(name)
-    ]
-
-
-def _flat(section: dict[str, Any], path: str) -> dict[str, Any]:
-    """Returns the fields of nested sections, by dotted path."""
-    fields = {}
-    for name, value in section.items():
-        if isinstance(value, dict):
-            fields |= _flat(value, f"{path}{name}.")
-        else:
-            fields[f"{path}{name}"] = value
-    return fields

@@ -13,7 +13,7 @@ from recursia import distributed, settings
 from recursia.data import packing, prepare
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.tokenizer import load as load_tokenizer
-from recursia.errors import ConfigError, DataError
+from recursia.errors import ConfigError, DataError, StorageError
 
 TOKENIZER, DATA = "tokenizer", "data"  # folders of a run's directory
 
@@ -94,28 +94,38 @@ def described(paths: tuple[str, ...], split: str) -> str:
 def record(
     run: settings.Run, overrides: dict[str, str], tokenizer: Tokenizer, workdir: pathlib.Path
 ) -> None:
-    """Writes config.json with every field, overrides.json with the typed ones, and tokenizer/."""
-    new = workdir / f"{TOKENIZER}.part"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    tokenizer.save(str(new))
-    shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
-    os.replace(new, workdir / TOKENIZER)
-    for name, values in (
-        (recursia.config.RECORD, recursia.config.to_dict(run)),
-        ("overrides.json", overrides),
-    ):
-        new = workdir / f"{name}.part"
-        new.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(new, workdir / name)
+    """Writes config.json with every field, overrides.json with the typed ones, and tokenizer/.
+
+    Raises:
+      StorageError: if they cannot be written; what was there is whole.
+    """
+    try:
+        new = workdir / f"{TOKENIZER}.part"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        tokenizer.save(str(new))
+        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
+        os.replace(new, workdir / TOKENIZER)
+        for name, values in (
+            (recursia.config.RECORD, recursia.config.to_dict(run)),
+            ("overrides.json", overrides),
+        ):
+            new = workdir / f"{name}.part"
+            new.write_text(json.dumps(values, indent=2) + "\n")
+            os.replace(new, workdir / name)
+    except OSError as error:
+        raise StorageError(f"{workdir}: cannot be written ({error.strerror})") from None
 
 
 def is_run(workdir: pathlib.Path) -> bool:
     """Returns whether a directory holds the settings of a run, whole or damaged."""
+    record = workdir / recursia.config.RECORD
     try:
-        values = json.loads((workdir / recursia.config.RECORD).read_text(encoding="utf-8-sig"))
+        if record.stat().st_size > recursia.config.LONGEST:
+            return True
+        values = json.loads(record.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
-        return (workdir / recursia.config.RECORD).exists()
+        return record.exists()
     return isinstance(values, dict) and "model" in values
 
 

@@ -69,12 +69,12 @@ def test_one_of_two_told_to_stop_stops_both_after_the_same_step(folder, tmp_path
 
 MISSING = """
 from recursia.errors import DataError
-from recursia.train import loop
+from recursia.train import opening
 
-def load(self, mesh):
+def load(run, paths, mesh):
     raise DataError("shard 7: not there")
 
-loop.Loop.load = load
+opening.load = load
 """
 NOT_FINITE = """
 import numpy as np
@@ -146,7 +146,8 @@ def test_a_process_that_fails_alone_takes_the_others_with_it(folder, tmp_path):
     processes[1].popen.wait(cluster.LIMIT_SECONDS)
     left = time.monotonic()
     codes = cluster.finish(processes, 60)
-    assert codes[1] == 1 and codes[0] not in (0, 75), (codes, left - began)
+    assert codes == [7, 1], (codes, left - began)
+    assert "another process is lost" in processes[0].said[-1]
     assert processes[1].said[-1] == "OSError: the disk is gone"
     assert saved(tmp_path / "run") == []
 
@@ -163,3 +164,30 @@ def test_a_missing_process_is_one_line(folder, tmp_path, index, said):
     (line,) = process[0].said
     assert line.startswith("recursia: --coordinator=127.0.0.1:") and said in line
     assert f"process {index} of 2 waited 3 s" in line
+
+
+IMPATIENT = SLOWLY + "from recursia.train import stall\nstall.LEAST_SECONDS = 4\n" + START
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_that_stands_still_or_dies_ends_the_other_in_one_line(folder, tmp_path, number):
+    every = train(folder, tmp_path / "run", "--config.checkpoint.every_steps=10")
+    scripts = {i: IMPATIENT for i in range(2)}
+    processes = cluster.start(tmp_path / "output", every, count=2, scripts=scripts)
+    try:
+        until = time.monotonic() + cluster.LIMIT_SECONDS
+        while not saved(tmp_path / "run") and time.monotonic() < until:
+            time.sleep(0.1)
+        processes[1].popen.send_signal(number)
+        assert processes[0].popen.wait(60) == 7
+    finally:
+        for process in processes:
+            process.popen.kill()
+            process.popen.wait()
+    line = processes[0].said[-1]
+    assert line.startswith("recursia: process 0: ") and "run the same command" in line
+    assert not any("Traceback" in said for said in processes[0].said)
+    if number == signal.SIGSTOP:
+        stacks = (tmp_path / "run" / "stacks-0.txt").read_text()
+        assert "Thread" in stacks and "loop.py" in stacks
+    cluster.run(tmp_path / "output", train(folder, tmp_path / "run"), count=2)

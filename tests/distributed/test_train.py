@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from recursia import cli
+from recursia.workdir import digests
 from tests.helpers import cluster
 from tests.helpers.cluster import SECTIONS, STEPS, alone, train
 from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
@@ -39,6 +40,7 @@ def test_two_processes_equal_one_bit_for_bit(folder, two, tmp_path, monkeypatch)
     assert rows(two) == rows(tmp_path)
     assert rows(two, "samples.jsonl") == rows(tmp_path, "samples.jsonl")
     assert saved(two) == saved(tmp_path) == [2, 4]
+    assert all(digests.check(two / "checkpoints" / str(step)) for step in saved(two))
     assert is_equal(state_of(two, STEPS), state_of(tmp_path, STEPS))
     assert not list(two.glob(".writable*"))
 

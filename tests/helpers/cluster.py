@@ -12,8 +12,7 @@ import time
 
 import jax
 
-from recursia import cli
-from recursia.train import loop
+from recursia import cli, sharding
 
 STEPS = 4
 SECTIONS = {
@@ -124,8 +123,8 @@ def train(folder, workdir, *overrides, depth="fixed"):
 
 def alone(monkeypatch, devices, arguments):
     """Runs a command in this process, on the first of its devices."""
-    real = loop.sharding.make_mesh
+    real = sharding.make_mesh
     some = lambda mesh: real(mesh, jax.devices()[:devices])
     with monkeypatch.context() as patch:
-        patch.setattr(loop.sharding, "make_mesh", some)
+        patch.setattr(sharding, "make_mesh", some)
         assert cli.main(arguments) == 0

@@ -99,9 +99,8 @@ def rows(workdir: pathlib.Path, name: str = "metrics.jsonl") -> list[dict]:
 
 def saved(workdir: pathlib.Path) -> list[int]:
     """Returns the steps with a finished checkpoint."""
-    return sorted(
-        int(path.parent.name) for path in workdir.glob("checkpoints/*/commit_success.txt")
-    )
+    names = [path.parent.name for path in workdir.glob("checkpoints/*/commit_success.txt")]
+    return sorted(int(name) for name in names if name.isdecimal())  # others are set aside
 
 
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:

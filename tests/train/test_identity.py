@@ -11,7 +11,7 @@ import pytest
 
 from recursia import config
 from recursia.errors import CheckpointError
-from recursia.workdir import checkpoint, directory
+from recursia.workdir import checkpoint, directory, identity
 from tests.helpers.blocks import altered, flat
 from tests.helpers.refusals import refused
 from tests.helpers.runs import tiny_run, values
@@ -37,14 +37,14 @@ def meta(run, data=DATA):
 
 def assert_refused(theirs, ours, *parts):
     with refused(CheckpointError, *parts) as refusal:
-        checkpoint.same(theirs, ours, "--workdir=x")
+        identity.same(theirs, ours, "--workdir=x")
     return str(refusal.value)
 
 
 def test_a_run_is_itself_and_how_its_steps_are_computed_is_no_part_of_it():
     recomputed = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, remat="block"))
     for run in (RUN, recomputed):
-        checkpoint.same(meta(RUN), directory.identity(run, 257, DATA), "x")
+        identity.same(meta(RUN), directory.identity(run, 257, DATA), "x")
 
 
 def test_another_system_is_named_by_its_kind_alone():
@@ -87,14 +87,14 @@ def test_other_data_is_named_by_the_field_and_not_by_its_hash(name, value, part)
 
 
 def test_the_same_contents_under_other_names_are_the_same_data():
-    checkpoint.same(meta(RUN), directory.identity(RUN, 257, DATA | {"files": ["moved"]}), "x")
+    identity.same(meta(RUN), directory.identity(RUN, 257, DATA | {"files": ["moved"]}), "x")
 
 
 def test_an_older_checkpoint_says_only_whether_its_data_differs():
     old = meta(RUN, {"fingerprint": "b" * 64})
     assert_refused(old, directory.identity(RUN, 257, DATA), "have seen other data")
     same = meta(RUN, {"fingerprint": DATA["fingerprint"]})
-    checkpoint.same(same, directory.identity(RUN, 257, DATA), "x")
+    identity.same(same, directory.identity(RUN, 257, DATA), "x")
 
 
 def test_what_is_seen_across_documents_is_part_of_the_data():

@@ -13,6 +13,7 @@ from recursia import cli
 from recursia.data import prepare
 from recursia.train import loop
 from recursia.train.step import Trainer
+from recursia.workdir.checkpoint import Checkpoints
 from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import (
     STEPS,
@@ -31,7 +32,7 @@ from tests.helpers.runs import (
 @pytest.fixture(autouse=True)
 def handlers():
     """Gives the signals back that a run listens to."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -80,6 +81,19 @@ def test_a_run_told_to_stop_ends_where_the_unbroken_one_does(
     assert_same_run(tmp_path, unbroken)
 
 
+def test_signals_during_the_save_change_nothing(folder, unbroken, tmp_path, monkeypatch, capsys):
+    def told(count=3):
+        for number in count * (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+    once(monkeypatch, loop.Loop, "log", lambda step, _: step == 2, signals(signal.SIGHUP))
+    once(monkeypatch, Checkpoints, "finish", lambda: saved(tmp_path) == [2], told)
+    assert train(folder, tmp_path) == 75
+    assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: stopped by a signal: ")
+    assert train(folder, tmp_path) == 0
+    assert_same_run(tmp_path, unbroken)
+
+
 KILLED_WHILE_SAVING = """
 import os, signal, sys
 from recursia import cli
@@ -100,8 +114,8 @@ from recursia.train import loop
 def write(self, row, real=loop.Writer.write):
     real(self, row)
     if row["step"] == 5:
-        self._file.write('{"step": 6, "lo')  # a line cut short
-        self._file.flush()
+        with self._rows.path.open("a") as file:
+            file.write('{"step": 6, "lo')  # a line cut short
         os.kill(os.getpid(), signal.SIGKILL)
 
 loop.Writer.write = write

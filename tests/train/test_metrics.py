@@ -6,7 +6,7 @@ import math
 import pytest
 
 from recursia import config, jsonlines, settings
-from recursia.train.metrics import Writer
+from recursia.train.writer import Writer
 from tests.helpers.runs import SPEED, STEPS, TYPED, rows, saved
 
 TEXTS = [

@@ -38,8 +38,8 @@ def sends(monkeypatch):
     def step_function(self, step):
         update = real(self, step)
 
-        def send(state, batch):
-            result = update(state, batch)
+        def send(*given):
+            result = update(*given)
             for call in calls:
                 call(step + 1)
             return result

@@ -1,0 +1,98 @@
+"""Whether the bytes of prepared data are those that its manifest describes."""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from recursia import console
+from recursia.data.files import CHUNK
+from recursia.data.packing import Reader
+from recursia.errors import DataError
+
+LONGEST = 1 << 26  # bytes of what is remembered
+File = tuple[str, str]  # path and the sha256 of its manifest
+Known = dict[str, list[Any]]  # by path: size, time, inode and sha256 of a file that was whole
+
+
+def check(directories: tuple[str, ...], remembered: pathlib.Path) -> Known:
+    """Compares every file of prepared folders with the digest in its manifest.
+
+    A file that was found whole is read again only once its size, its time of modification or its
+    place on the disk has changed.
+
+    Args:
+      directories: prepared folders.
+      remembered: file that holds what was found whole; it need not exist.
+
+    Returns:
+      What is known to be whole, for `remember`.
+
+    Raises:
+      DataError: with the first file that differs, or cannot be read.
+    """
+    known, wanted = _known(remembered), [file for path in directories for file in _files(path)]
+    found = {os.path.realpath(path): [*_stamp(path), digest] for path, digest in wanted}
+    new = [file for file in wanted if known.get(real := os.path.realpath(file[0])) != found[real]]
+    if not new:
+        return known
+    with console.bar("checking data", sum(os.path.getsize(path) for path, _ in new)) as advance:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            digests = pool.map(lambda file: _digest(file[0], advance), new)
+            for (path, wanted_digest), digest in zip(new, digests, strict=True):
+                if digest != wanted_digest:
+                    raise DataError(
+                        f"{path}: has sha256 {digest[:12]}, its manifest.json says "
+                        f"{wanted_digest[:12]}; its bytes have changed: copy it again, or prepare "
+                        "again."
+                    )
+    return known | found
+
+
+def _files(directory: str) -> Iterator[File]:
+    reader = Reader(directory)
+    for entry in reader.manifest["splits"].values():
+        for shard in entry["shards"]:
+            stem = os.path.join(reader.directory, shard["name"])
+            yield f"{stem}.tokens", shard["sha256"]
+            yield f"{stem}.documents", shard["documents_sha256"]
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _digest(path: str, advance: Callable[[float], None]) -> str:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+                advance(len(chunk))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); copy it again.") from None
+    return digest.hexdigest()
+
+
+def _known(remembered: pathlib.Path) -> Known:
+    try:
+        if remembered.stat().st_size > LONGEST:
+            return {}
+        known = json.loads(remembered.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def remember(remembered: pathlib.Path, known: Known) -> None:
+    """Writes what `check` returned; if it cannot, the files are read again the next time."""
+    new = remembered.with_suffix(".part")
+    try:
+        new.write_text(json.dumps(known))
+        os.replace(new, remembered)
+    except OSError:
+        return

@@ -1,0 +1,70 @@
+"""The history of a run's checkpoints, kept apart from them: which were saved, and their scores.
+
+`checkpoints.jsonl` has a row for each finished save and one for each validation. A directory whose
+history names saves, but which holds none of them, has lost them; it is not a new run.
+"""
+
+import math
+import os
+import pathlib
+import time
+from typing import Any
+
+from recursia import jsonlines
+
+FILE = "checkpoints.jsonl"
+
+
+class History:
+    """The finished saves of a run and their validation losses.
+
+    Attributes:
+      path: the file.
+      saved: the row of each saved step; `time` is in seconds since 1970.
+      losses: the validation loss of steps, in nats per token.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        """Reads the file, if there is one."""
+        self.path = path
+        self.saved: dict[int, dict[str, Any]] = {}
+        self.losses: dict[int, float] = {}
+        for row in jsonlines.values(path) if path.is_file() else ():
+            self._take(row)
+
+    def _take(self, row: Any) -> None:
+        step, loss = (row.get(name) if isinstance(row, dict) else None for name in _FIELDS)
+        if not isinstance(step, int):
+            return
+        if isinstance(loss, int | float):
+            self.losses[step] = float(loss)
+        else:
+            self.saved[step] = row
+
+    def add(self, step: int, **values: Any) -> None:
+        """Appends a row; a full disk loses the row and stops nothing."""
+        row = {"step": step, **values, "time": round(time.time(), 3)}
+        self._take(row)
+        try:
+            with open(self.path, "ab+") as file:
+                is_cut = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+                file.write(b"\n" * bool(is_cut) + jsonlines.line(row).encode())
+        except OSError:
+            return
+
+    def surplus(self, steps: list[int], last: int, every: int, best: int) -> list[int]:
+        """Returns the steps that need not be kept.
+
+        Args:
+          steps: that are saved, in order.
+          last: number of the latest that are kept.
+          every: multiples of it are kept; 0 keeps none for that.
+          best: number of those with the lowest finite validation loss that are kept.
+        """
+        finite = (s for s in steps if math.isfinite(self.losses.get(s, math.nan)))
+        scored = sorted(finite, key=lambda s: (self.losses[s], -s))
+        kept = {*steps[-last:], *scored[:best], *(s for s in steps if every and s % every == 0)}
+        return [step for step in steps if step not in kept]
+
+
+_FIELDS = ("step", "validation_loss")

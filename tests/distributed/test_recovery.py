@@ -1,0 +1,104 @@
+"""Several processes take the same step, wherever it was saved and whatever became of the last."""
+
+import fcntl
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from recursia.workdir import lock
+from tests.helpers import cluster
+from tests.helpers.cluster import SECTIONS, alone, train
+from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
+
+pytestmark = pytest.mark.slow
+# Restores, and writes the whole of every array instead of training on.
+RESTORED = """
+import os, sys
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from recursia import cli
+from recursia.train import loop
+
+def run_from(self, state, start):
+    whole = multihost_utils.process_allgather(state, tiled=True)
+    if jax.process_index() == 0:
+        np.savez(os.environ["RESTORED"], *map(np.asarray, jax.tree.leaves(whole)))
+
+loop.Loop.run_from = run_from
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recovery")
+    write_text(folder)
+    write_config(folder / "fixed.py", values(folder, "fixed", **SECTIONS))
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def run(request, folder):
+    """The directory of a run of so many processes, with two devices in all."""
+    workdir = folder / f"run{request.param}"
+    if request.param == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            alone(patch, 2, train(folder, workdir))
+    else:
+        cluster.run(folder / "output", train(folder, workdir), count=2)
+    return workdir
+
+
+def test_a_state_is_restored_to_the_bit(folder, run, tmp_path, monkeypatch):
+    expected = sorted(leaf.tobytes() for leaf in state_of(run, 4).values())
+    longer = "--config.train.num_steps=6"
+    for count, devices in ((1, 1), (1, 4), (2, 1), (2, 2)):
+        shutil.copytree(run, workdir := tmp_path / f"{count}-{devices}")
+        monkeypatch.setenv("RESTORED", str(tmp_path / f"{count}-{devices}.npz"))
+        scripts = dict.fromkeys(range(count), RESTORED)
+        how = {"count": count, "devices": devices, "scripts": scripts}
+        cluster.run(tmp_path / "output", train(folder, workdir, longer), **how)
+        with np.load(os.environ["RESTORED"]) as found:
+            assert sorted(leaf.tobytes() for leaf in found.values()) == expected
+
+
+def test_a_damaged_step_is_set_aside_once_and_all_take_the_one_before(folder, run, tmp_path):
+    shutil.copytree(run, workdir := tmp_path / "run")
+    step = workdir / "checkpoints" / "4"
+    for path in (step / "digests.sha256").read_text().splitlines():  # whoever reads it, sees it
+        held = bytearray((name := step / path.split("  ")[1]).read_bytes())
+        held[-1] ^= 1
+        name.write_bytes(held)
+    processes = cluster.run(tmp_path / "output", train(folder, workdir), count=2)
+    said = [line for line in processes[0].said if "set aside as 4.unreadable" in line]
+    assert len(said) == 1 and not any("set aside" in line for line in processes[1].said)
+    assert any(f"resuming {workdir} at step 2" in line for line in processes[0].said)
+    assert saved(workdir) == [2, 4] and (workdir / "checkpoints" / "4.unreadable").is_dir()
+    assert rows(workdir) == rows(run) and is_equal(state_of(workdir, 4), state_of(run, 4))
+
+
+def test_a_fault_that_one_process_finds_is_found_by_all(folder, run, tmp_path):
+    shutil.copytree(run, workdir := tmp_path / "run")
+    step = workdir / "checkpoints" / "4"
+    names = sorted(
+        line.split("  ")[1] for line in (step / "digests.sha256").read_text().splitlines()
+    )
+    (step / names[1]).write_bytes(b"")  # a file of the second process's share
+    processes = cluster.run(tmp_path / "output", train(folder, workdir), count=2)
+    (line,) = [line for line in processes[0].said if "set aside as 4.unreadable" in line]
+    assert "by process 1" in line and saved(workdir) == [2, 4]
+
+
+def test_a_second_job_is_refused_in_every_process(folder, run, tmp_path):
+    shutil.copytree(run, workdir := tmp_path / "run")
+    with (workdir / lock.FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        json.dump({"host": "here", "process": os.getpid(), "machine": "m"}, file)
+        file.flush()
+        started = cluster.start(tmp_path / "output", train(folder, workdir), count=2)
+        assert cluster.finish(started) == [5, 5]
+    assert f"process {os.getpid()} on here trains there" in started[0].said[-1]
+    assert "could not go on" in started[1].said[-1]

@@ -1,0 +1,163 @@
+"""What breaks under a run, data or disk, costs no step that was made, and is said in one line."""
+
+import contextlib
+import json
+import os
+import resource
+
+import pytest
+
+from recursia.data import verification
+from recursia.data.loader import Loader
+from recursia.train.validation import Validation
+from recursia.train.writer import Board, Lines
+from tests.helpers.runs import STEPS, hashes, is_equal, rows, saved, state_of, train
+
+DATA, STORAGE = 3, 6
+QUIET = ("--config.log.tensorboard=false",)
+
+
+def assert_same_run(ours, theirs):
+    assert rows(ours) == rows(theirs)
+    assert rows(ours, "samples.jsonl") == rows(theirs, "samples.jsonl")
+    assert is_equal(state_of(ours, STEPS), state_of(theirs, STEPS))
+
+
+def last_line(capsys):
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+def test_a_shard_cut_short_costs_no_step(folder, unbroken, tmp_path, monkeypatch, capsys):
+    real, shard = Loader.batch, tmp_path / "data" / "train-00000.tokens"
+
+    def batch(self, number):
+        if number == 4:  # of step 5; batches are read ahead, some at the same time
+            os.truncate(shard, 100)
+        return real(self, number)
+
+    monkeypatch.setattr(Loader, "batch", batch)
+    assert train(folder, tmp_path, "--config.checkpoint.every_steps=0", *QUIET) == DATA
+    line = last_line(capsys)
+    (step,) = saved(tmp_path)
+    # The reader of the next batch finds it, or that of the validation.
+    assert f"{shard}: " in line and "has 100 bytes" in line and f"saved step {step}" in line
+    assert 1 <= step <= 4
+    monkeypatch.setattr(Loader, "batch", real)
+    whole = (unbroken / "data" / "train-00000.tokens").read_bytes()
+    shard.write_bytes(whole[:-1] + b"\0")  # of the right size, but not the same
+    assert train(folder, tmp_path, *QUIET) == DATA
+    assert "train-00000.tokens: has sha256 " in (line := last_line(capsys))
+    assert "its bytes have changed" in line
+    shard.write_bytes(whole)
+    assert train(folder, tmp_path, *QUIET) == 0
+    assert_same_run(tmp_path, unbroken)
+
+
+def test_a_validation_that_cannot_be_read_is_made_up(
+    folder, unbroken, tmp_path, monkeypatch, capsys
+):
+    real, shard = Validation.row, tmp_path / "data" / "validation-00000.tokens"
+
+    def row(self, params):
+        whole[:] = [shard.read_bytes()]
+        shard.unlink()
+        return real(self, params)
+
+    whole = []
+    monkeypatch.setattr(Validation, "row", row)
+    assert train(folder, tmp_path, "--config.checkpoint.every_steps=0", *QUIET) == DATA
+    line = last_line(capsys)
+    assert "validation-00000.tokens: missing" in line and "saved step 3" in line
+    assert saved(tmp_path) == [3]
+    monkeypatch.setattr(Validation, "row", real)
+    shard.write_bytes(*whole)
+    # It fails again after the last step: that step is saved, and its validation is owed too.
+    fifth = iter([False, True])
+    monkeypatch.setattr(Validation, "row", lambda *a: row(*a) if next(fifth) else real(*a))
+    assert train(folder, tmp_path, *QUIET) == DATA
+    assert "validating step 3, which is yet to be done" in capsys.readouterr().err
+    assert saved(tmp_path)[-1] == STEPS
+    monkeypatch.setattr(Validation, "row", real)
+    shard.write_bytes(*whole)
+    assert train(folder, tmp_path, *QUIET) == 0
+    assert "validating step 6" in capsys.readouterr().err
+    assert_same_run(tmp_path, unbroken)
+    before = hashes(tmp_path)
+    assert train(folder, tmp_path, *QUIET) == 0
+    assert before == hashes(tmp_path)
+
+
+def test_data_that_was_found_whole_is_not_read_again(folder, unbroken, tmp_path, monkeypatch):
+    directory, remembered = str(unbroken / "data"), tmp_path / "checked.json"
+    verification.remember(remembered, verification.check((directory,), remembered))
+    read = []
+    monkeypatch.setattr(verification, "_digest", lambda path, _: read.append(path))
+    verification.check((directory,), remembered)
+    assert not read
+    for broken in ("", "[" * 10_000, "[]", '{"a": 1}'):
+        remembered.write_text(broken)
+        with pytest.raises(TypeError):  # the digest above is none
+            verification.check((directory,), remembered)
+    assert read
+
+
+@contextlib.contextmanager
+def full(size):
+    """Lets no file grow beyond a size, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_lines_wait_for_a_full_disk(tmp_path, capsys):
+    lines = Lines(tmp_path / "rows.jsonl")
+    wanted = [json.dumps({"step": step, "text": "x" * 50}) + "\n" for step in range(100)]
+    lines.write(wanted[0])
+    with full(1000):
+        for line in wanted[1:80]:
+            lines.write(line)
+        held = (tmp_path / "rows.jsonl").read_text()
+        assert 0 < len(held) <= 1000 and held.endswith("\n")
+    for line in wanted[80:]:
+        lines.write(line)
+    lines.close()
+    assert (tmp_path / "rows.jsonl").read_text() == "".join(wanted)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "wait in memory" in said[0] and "complete" in said[1]
+
+
+def test_curves_on_a_full_disk_block_nothing(tmp_path, capsys):
+    board = Board(tmp_path / "tensorboard", 0)
+    with full(0):
+        for step in range(50):
+            board.write({"loss": 1.0}, step)
+    board.write({"loss": 2.0}, 50)
+    board.close()
+    assert any(path.stat().st_size > 100 for path in (tmp_path / "tensorboard").iterdir())
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_save_on_a_full_disk_ends_a_run_with_what_was_saved(
+    folder, unbroken, tmp_path, monkeypatch, capsys
+):
+    real, stack = Loader.batch, contextlib.ExitStack()
+
+    def batch(self, number):
+        if "2" in os.listdir(tmp_path / "checkpoints") and saved(tmp_path):
+            stack.enter_context(full(2048))
+        return real(self, number)
+
+    monkeypatch.setattr(Loader, "batch", batch)
+    with stack:
+        more = ("--config.train.num_steps=40", "--config.log.every_steps=10")
+        assert train(folder, tmp_path, *more) == STORAGE
+    line = last_line(capsys)
+    assert "cannot be saved" in line and "the last whole step is" in line
+    monkeypatch.setattr(Loader, "batch", real)
+    assert saved(tmp_path)
+    assert train(folder, tmp_path, "--config.log.every_steps=1") == 0
