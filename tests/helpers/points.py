@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import typing
 
 import numpy as np
@@ -137,6 +138,37 @@ def alternatives(config):
         for value in (False, True) if kind is bool else choices:
             if value != getattr(config, field.name):
                 yield f"{field.name} {value}", dataclasses.replace(config, **{field.name: value})
+
+
+def covering(axes):
+    """Returns the arguments of few points among which is every pair of values that is legal.
+
+    Args:
+      axes: argument of `point` to its values.
+    """
+
+    def is_legal(chosen):
+        with contextlib.suppress(ValueError):
+            point(**{"block_": "pre_norm", **chosen})
+            return True
+        return False
+
+    pairs_of = lambda chosen: set(itertools.combinations(sorted(chosen.items()), 2))
+    both = itertools.combinations(sorted(axes), 2)
+    every = [((a, x), (b, y)) for a, b in both for x in axes[a] for y in axes[b]]
+    left, found = dict.fromkeys(pair for pair in every if is_legal(dict(pair))), []
+    while left:
+        chosen = dict(next(iter(left)))
+        for axis in sorted(axes.keys() - chosen):
+            new = lambda value: len(pairs_of({**chosen, axis: value}) & left.keys())  # noqa: B023
+            for value in sorted(axes[axis], key=new, reverse=True):
+                if is_legal({**chosen, axis: value}):
+                    chosen[axis] = value
+                    break
+        for pair in pairs_of(chosen):
+            left.pop(pair, None)
+        found.append(chosen)
+    return found
 
 
 def every():

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, cache, kv, model
+from recursia import accounting, cache, config, kv, model
 from recursia.generate import decode
 from recursia.generate.decoder import Decoder
 from recursia.generate.sampling import Sampling
 from recursia.sharing.pending import AT_ONCE
 from tests.helpers import points, slow
 from tests.helpers.blocks import PUBLISHED
-from tests.helpers.tiny import BATCH, LENGTH, assert_close, draw, forward, text
+from tests.helpers.presets import SYSTEMS
+from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, text
 
 PROMPT = 5
 AXES = {
@@ -28,6 +29,7 @@ AXES = {
     "inject_": tuple(points.INJECTS),
     "block_": tuple(PUBLISHED),
 }
+PAIRS = points.covering({**AXES, "block_": points.BLOCKS, "loop_norm": ("none", "each", "last")})
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
     "act": {"epsilon": 0.2, "halt_bias_init": -0.5},
     "act copied": {"epsilon": 0.2, "halt_bias_init": -0.5, "halted_state": "copied"},
@@ -80,7 +82,28 @@ ONE_BY_ONE = (PROMPT, *[1] * (LENGTH - PROMPT))
     ],
 )
 def test_steps_are_the_forward_pass(axis, kind):
-    config = points.point(**{axis: kind})
+    assert_decodes(points.point(**{axis: kind}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", PAIRS, ids=lambda chosen: "-".join(chosen.values()))
+def test_every_pair_of_axes_decodes(chosen):
+    assert_decodes(points.point(**chosen))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_decodes(name):
+    settings = {"model.dtype": "float32", "model.vocab_size": str(VOCAB)}
+    assert_decodes(config.load(name, settings).model)
+
+
+def assert_decodes(config):
+    """Asserts that steps give the logits of the forward pass, and that caches have their size."""
+    if not config.is_incremental:
+        with pytest.raises(ValueError, match="without a cache"):
+            Decoder(draw(config), config, Sampling())
+        return
     params = draw(config)
     logits, held = step_by_step(config, params, text(), ONE_BY_ONE)
     assert_close(logits, forward(params, text(), config, "causal")[0])
