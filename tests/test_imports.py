@@ -89,9 +89,9 @@ MAY = {
     | {"chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
     | {"preflight", "sharding", "signals", "topology"},
     "verbs": BASE
-    | {"launch", "config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
+    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data", "launch"}
     | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
-    | {"presets", "fields", "accounting", "arguments", "parsing", "meanings"},
+    | {"presets", "fields", "accounting", "arguments", "parsing", "meanings", "settings"},
     "cli": BASE | {"compiled", "console", "parsing", "signals", "verbs"},
     "preflight": MODEL
     | FORWARD

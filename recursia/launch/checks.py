@@ -50,8 +50,8 @@ def check_places(run: settings.Run, target: str, shared: tuple[str, ...], **give
 
 
 def _is_below(place: str, folders: tuple[str, ...]) -> bool:
-    parents = (pathlib.PurePath(os.path.abspath(place)), *pathlib.PurePath(place).parents)
-    return any(pathlib.PurePath(folder) in parents for folder in folders)
+    path = pathlib.PurePath(os.path.abspath(place))
+    return any(path.is_relative_to(folder) for folder in folders)
 
 
 def _places(run: settings.Run) -> Iterator[tuple[str, str]]:

@@ -191,11 +191,7 @@ def _private() -> Iterator[str]:
 
 def render(found: Mapping[str, Any]) -> str:
     """Returns what was found as a table."""
-    rows = [
-        (name, str(value))
-        for part in ("versions", "devices")
-        for name, value in found[part].items()
-    ]
+    rows = [*found["versions"].items(), *found["devices"].items()]
     rows += list(found["environment"].items()) or [("environment", "nothing that matters is set")]
     rows += [("workdir", _workdir(found["workdir"]))] if "workdir" in found else []
     matmul, reduced = found["matmul"], found.get("all_reduce")

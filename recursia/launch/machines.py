@@ -12,6 +12,12 @@ FORMS = "v5e:16x16 or v5e:16x16:2 (TPU), h100:8 or h100:8x2 (GPU), cpu:2 (hosts 
 # The sides of slices that exist: all of those of a flat torus; of a cube each side is one of these.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBIC = (1, 2)  # or a multiple of 4
+_SYSTEMS = {
+    "v4": "tpu-ubuntu2204-base",
+    "v5e": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
 _PER_HOST = 4  # chips of a TPU host
 _ALONE = 8  # chips of the largest flat slice that is one host
 
@@ -66,6 +72,11 @@ class Machines:
         if self.chip in counted:
             return f"{counted[self.chip]}-{self.chips_per_slice}"
         return f"{self.chip}-{2 * self.chips_per_slice}"
+
+    @property
+    def cloud_system(self) -> str:
+        """The system of a TPU host at Google Cloud, called its runtime version."""
+        return _SYSTEMS[self.chip]
 
 
 HERE = Machines("", CPU, "", 1, 1, 0)

@@ -19,7 +19,6 @@ _TPUS = {
     "v6e": "tpu-v6e-slice",
 }
 _GPUS = {"a100": "nvidia-a100-80gb", "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb"}
-_XPK_GPUS = {"a100": "a100-80gb", "h100": "h100-80gb", "h200": "h200-141gb"}
 _GROUP = "host"  # name of the replicated job, in the names of pods
 
 
@@ -33,7 +32,7 @@ class Gke(Target):
     Attributes:
       queue: Kueue's LocalQueue, which admits the job.
       namespace: of the queue and the job.
-      cluster: for the command of XPK; "" leaves that command out.
+      cluster: for the command of XPK, on TPUs; "" leaves that command out.
       volume: a persistent volume claim, mounted at the folder of `--shared`; "" mounts none.
       service_account: of the pods; "" takes the namespace's default.
       spot: whether the pods run on spot nodes.
@@ -58,11 +57,14 @@ class Gke(Target):
         """See `Target.check`."""
         super().check(job)
         if not job.image:
-            raise ConfigError(
-                "--target=gke: needs --image=IMAGE, with recursia (docker/ makes one)"
-            )
+            raise ConfigError("--target=gke: needs --image=IMAGE, one that has recursia")
         if not job.machines.per_host:
             raise self.refuse_machines(job, "TPU slices (v5e:16x16) or GPUs (h100:8x2)")
+        if self.cluster and not job.machines.is_tpu:
+            raise ConfigError(
+                f"--target.cluster={self.cluster}: the command of XPK is given for TPU slices; "
+                "leave it out"
+            )
         if bool(self.volume) != bool(job.shared) or len(job.shared) > 1:
             raise ConfigError(
                 f"--target.volume={self.volume}, --shared={','.join(job.shared)}: give both, a "
@@ -78,7 +80,11 @@ class Gke(Target):
 
     def manifest(self, job: Job) -> dict[str, Any]:
         """Returns the JobSet."""
-        rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        rule = {
+            "name": "settled",
+            "action": "FailJobSet",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+        }
         replicated = {
             "name": _GROUP,
             "replicas": job.machines.slices,
@@ -148,15 +154,10 @@ class Gke(Target):
 
     def xpk(self, job: Job) -> list[str]:
         """Returns the command of XPK for the same job."""
-        machines = job.machines
-        if machines.is_tpu:
-            kinds = [f"--tpu-type={machines.cloud_type}", f"--num-slices={machines.slices}"]
-        else:
-            kind = f"{_XPK_GPUS[machines.chip]}-{machines.per_host}"
-            kinds = [f"--device-type={kind}", f"--num-nodes={machines.hosts}"]
         return [
             *("xpk", "workload", "create", f"--cluster={self.cluster}", f"--workload={job.name}"),
-            *kinds,
+            f"--tpu-type={job.machines.cloud_type}",
+            f"--num-slices={job.machines.slices}",
             f"--docker-image={job.image}",
             f"--command={job.shell()}",
             *(f"--env={name}={value}" for name, value in job.environment.items()),

@@ -77,6 +77,7 @@ class SkyPilot(Target):
         resources: dict[str, Any] = {
             "infra": self.infra,
             "accelerators": accelerators(job.machines),
+            "accelerator_args": _arguments(job.machines),
             "use_spot": self.spot,
             "image_id": f"docker:{job.image}" if job.image else "",
             "job_recovery": recovery,
@@ -89,6 +90,11 @@ def accelerators(machines: Machines) -> str:
     if machines.is_tpu:
         return f"tpu-{machines.cloud_type}"
     return f"{_GPUS[machines.chip]}:{machines.per_host}"
+
+
+def _arguments(machines: Machines) -> dict[str, str]:
+    """Returns what a TPU host runs."""
+    return {"runtime_version": machines.cloud_system} if machines.is_tpu else {}
 
 
 def _joined(machines: Machines) -> list[str]:

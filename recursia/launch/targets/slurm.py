@@ -82,10 +82,10 @@ def _command(job: Job) -> list[str]:
 
 def _ending(job: Job) -> list[str]:
     """Returns what follows the command: a saved run is queued again."""
-    again = f'[ $code -eq {RESUMABLE} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {job.max_restarts} ]'
+    is_left = f'[ "${{SLURM_RESTART_COUNT:-0}}" -lt {job.max_restarts} ]'
     return [
         "code=$?",
-        f"if {again}; then",
+        f"if [ $code -eq {RESUMABLE} ] && {is_left}; then",
         '  scontrol requeue "$SLURM_JOB_ID"',
         "fi",
         "exit $code",

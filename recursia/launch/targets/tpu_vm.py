@@ -8,12 +8,6 @@ from recursia.errors import ConfigError
 from recursia.launch.job import SETTLED, Job
 from recursia.launch.targets.target import Target
 
-_SYSTEMS = {
-    "v4": "tpu-ubuntu2204-base",
-    "v5e": "v2-alpha-tpuv5-lite",
-    "v5p": "v2-alpha-tpuv5",
-    "v6e": "v2-alpha-tpuv6e",
-}
 _WAIT = 60  # seconds between two looks at a queued resource
 _STOP = 300  # seconds that a container may take to save
 _PAUSE = 10  # seconds before a command starts again
@@ -75,7 +69,7 @@ class TpuVm(Target):
         options = [
             *(nodes if slices > 1 else [f"--node-id={job.name}"]),
             f"--accelerator-type={machines.cloud_type}",
-            f"--runtime-version={self.runtime_version or _SYSTEMS[machines.chip]}",
+            f"--runtime-version={self.runtime_version or machines.cloud_system}",
             *(["--spot"] if self.spot else []),
             *([f"--service-account={self.service_account}"] if self.service_account else []),
         ]
