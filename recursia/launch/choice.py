@@ -51,17 +51,6 @@ def read(title: str, typed: Mapping[str, str]) -> Target:
     return cls(**{name: _value(known[name], value) for name, value in typed.items()})
 
 
-def line(option: str, text: str) -> str:
-    """Returns text if it is one line, which scripts can hold.
-
-    Raises:
-      ConfigError: if it is not.
-    """
-    if not text.isprintable():
-        raise ConfigError(f"{option}: takes one line of printable text, got {text!r}")
-    return text
-
-
 def _classes() -> dict[str, type[Target]]:
     classes = (modules.subclass(Target, name) for name in modules.names(Target))
     return {cls.title(): cls for cls in classes if cls}
@@ -74,6 +63,6 @@ def _value(field: dataclasses.Field, typed: str) -> str | int | bool:
             raise ConfigError(f"{option}={typed}: takes true or false")
         return typed.lower() == "true"
     try:
-        return parsing.integer(0)(typed) if field.type is int else line(option, typed)
+        return parsing.integer(0)(typed) if field.type is int else typed
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"{option}: {error}") from None

@@ -55,6 +55,7 @@ def options(parser: parsing.Parser) -> None:
 
 def run(given: argparse.Namespace) -> int | None:
     """Checks a job, and submits it or prints what would be submitted."""
+    _check_lines(given)
     typed = {name: getattr(given, f"target.{name}") for name in choice.settings()}
     typed = {name: value for name, value in typed.items() if value is not None}
     target = choice.read(given.target, typed)
@@ -84,6 +85,15 @@ def run(given: argparse.Namespace) -> int | None:
     return target.submit(job)
 
 
+def _check_lines(given: argparse.Namespace) -> None:
+    """Checks that everything that was typed is text of one line, which scripts can hold."""
+    overrides = {f"config.{name}": value for name, value in given.overrides.items()}
+    for name, value in {**vars(given), **overrides}.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.isprintable():
+                raise ConfigError(f"--{name}: takes one line of printable text, got {text!r}")
+
+
 def _job(
     given: argparse.Namespace, target: Target, run: "settings.Run", where: machines.Machines
 ) -> Job:
@@ -95,8 +105,6 @@ def _job(
     overrides = given.overrides if target.IS_HERE else _absolute(run, given.overrides)
     changes = [f"--config.{field}={value}" for field, value in overrides.items()]
     command = ("train", f"--config={config}", *changes, f"--workdir={workdir}")
-    for part in command:
-        choice.line(part, part)
     _check_command(command)
     name = given.name or os.path.basename(given.workdir.rstrip("/")) or "run"
     return Job(
@@ -104,9 +112,9 @@ def _job(
         commands=(command,),
         machines=where,
         environment={**(MEMORY if where.is_gpu else {}), **_environment(given.env)},
-        image=choice.line("--image", given.image or ""),
-        venv=choice.line("--venv", place(given.venv or "")),
-        shared=tuple(choice.line("--shared", os.path.normpath(folder)) for folder in given.shared),
+        image=given.image or "",
+        venv=place(given.venv or ""),
+        shared=tuple(map(os.path.abspath, given.shared)),
         restarts=given.restarts,
         seconds=round(3600 * (given.hours or 0)),
     )
@@ -156,5 +164,4 @@ def _environment(typed: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"--env={item}: takes NAME=VALUE, with a name such as XLA_FLAGS")
         if found.setdefault(name, value) != value:
             raise ConfigError(f"--env={name}: given as {found[name]} and as {value}; give one")
-        choice.line(f"--env={name}", value)
     return found

@@ -60,7 +60,7 @@ class Target:
 
     def legal(self, name: str) -> str:
         """Returns a name like the given one that the target takes."""
-        name = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")[:30].strip("-")
+        name = re.sub(r"[^a-z0-9]+", "-", name.lower()).lstrip("-0123456789")[:30].strip("-")
         return name or "run"
 
     def script(self, job: Job) -> str:
