@@ -53,9 +53,9 @@ class Job:
         """The program, as its host finds it."""
         return os.path.join(self.venv, "bin", "recursia") if self.venv else "recursia"
 
-    def shell(self, *more: str) -> str:
-        """Returns the first command for a shell; `more` is appended as it is."""
-        return " ".join([shlex.join([self.program, *self.commands[0]]), *more])
+    def words(self) -> list[str]:
+        """Returns the words of the first command, quoted for a shell."""
+        return [shlex.quote(word) for word in (self.program, *self.commands[0])]
 
     def exports(self) -> list[str]:
         """Returns lines of a shell script that set the environment."""

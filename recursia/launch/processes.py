@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +52,7 @@ class Processes:
             env=self._environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            **(how if index else {"stdout": sys.__stdout__, "stderr": sys.__stderr__}),
+            **(how if index else {}),
         )
 
     def _reader(self, index: int, process: subprocess.Popen) -> threading.Thread:

@@ -42,7 +42,7 @@ def test_a_machine_is_described(command, tmp_path):
 
 
 def test_nothing_private_is_shown(command, tmp_path, monkeypatch):
-    user, host = getpass.getuser(), socket.gethostname()
+    user, host, home = getpass.getuser(), socket.gethostname(), pathlib.Path.home()
     secrets = {
         "JAX_AUTH_TOKEN": "hunter2",
         "TPU_WORKER_HOSTNAMES": "10.1.2.3,10.1.2.4",
@@ -51,7 +51,7 @@ def test_nothing_private_is_shown(command, tmp_path, monkeypatch):
         "HF_TOKEN": "hunter2",
         "LD_LIBRARY_PATH": "/home/hunter/lib",
         "JAX_COMPILATION_CACHE_DIR": "/home/hunter/cache",
-        "LIBTPU_INIT_ARGS": f"--log=/home/hunter/x.log --at={pathlib.Path.home()} --by={user}@{host}",
+        "LIBTPU_INIT_ARGS": f"--log=/home/hunter/x.log --at={home} --by={user}@{host}",
         "NCCL_DEBUG": "INFO",
     }
     for name, value in secrets.items():
@@ -59,7 +59,7 @@ def test_nothing_private_is_shown(command, tmp_path, monkeypatch):
     for arguments in ((), ("--json",)):
         shown = command("doctor", *arguments, f"--workdir={tmp_path}/hunter")[0]
         assert "hunter" not in shown and "10.1.2.3" not in shown and "HF_TOKEN" not in shown
-        for private in (user, host, str(pathlib.Path.home()), str(tmp_path)):
+        for private in (user, host, str(home), str(tmp_path)):
             assert not re.search(rf"(?<!\w){re.escape(private)}(?!\w)", shown), private
         assert "JAX_AUTH_TOKEN" in shown and "NCCL_DEBUG" in shown and "INFO" in shown
         assert "--log=PATH" in shown

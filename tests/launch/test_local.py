@@ -12,13 +12,13 @@ import pytest
 from tests.helpers import cluster
 from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
-STEPS = 600  # of tens of milliseconds each, so that a signal arrives in between
+STEPS = 300  # of tens of milliseconds each, so that a signal arrives in between
 SECTIONS = {
     **cluster.SECTIONS,
     "train": {"num_steps": STEPS, "batch_size": 4},
     "checkpoint": {"every_steps": 0},
     "eval": {"every_steps": 0, "num_batches": 1},
-    "log": {"every_steps": 20, "tensorboard": False},
+    "log": {"every_steps": 10, "tensorboard": False},
 }
 
 

@@ -11,12 +11,12 @@ import pytest
 from tests.helpers import cluster, slurm
 from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
-STEPS = 3000  # of milliseconds each, so that the signal arrives in between
+STEPS = 1500  # of milliseconds each, so that the signal arrives in between
 SECTIONS = {
     "train": {"num_steps": STEPS, "batch_size": 4},
     "checkpoint": {"every_steps": 0},
     "eval": {"every_steps": 0, "num_batches": 1},
-    "log": {"every_steps": 100, "tensorboard": False},
+    "log": {"every_steps": 50, "tensorboard": False},
 }
 LIMIT_SECONDS = 600
 

@@ -159,7 +159,7 @@ class Gke(Target):
             f"--tpu-type={job.machines.cloud_type}",
             f"--num-slices={job.machines.slices}",
             f"--docker-image={job.image}",
-            f"--command={job.shell()}",
+            f"--command={' '.join(job.words())}",
             *(f"--env={name}={value}" for name, value in job.environment.items()),
             f"--max-restarts={job.max_restarts}",
             f"--restart-on-exit-codes={RESUMABLE}",

@@ -68,7 +68,7 @@ class SkyPilot(Target):
             "resources": self._resources(job),
             "envs": dict(job.environment),
             "setup": self.setup,
-            "run": job.shell(*_joined(job.machines)),
+            "run": " ".join([*job.words(), *_joined(job.machines)]),
         }
         return {name: value for name, value in task.items() if value}
 

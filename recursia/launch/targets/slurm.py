@@ -5,7 +5,7 @@ import shlex
 from typing import ClassVar
 
 from recursia.launch.job import RESUMABLE, Job
-from recursia.launch.targets.target import Target, document
+from recursia.launch.targets.target import Target, document, wrapped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Slurm(Target):
 
 def _command(job: Job) -> list[str]:
     if len(job.commands) == 1:
-        return [f"srun {job.shell()}"]
+        return [wrapped(["srun", *job.words()])]
     cases = (
         f"  {i}) srun {shlex.join([job.program, *command])} ;;"
         for i, command in enumerate(job.commands)

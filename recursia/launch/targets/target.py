@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import ClassVar
 
 from recursia.errors import ConfigError, UserError
@@ -92,6 +93,17 @@ class Target:
         """Returns the error of machines that the target cannot start."""
         given = job.machines.topology or "this machine"
         return ConfigError(f"--topology={given}: {self.title()} starts {takes}")
+
+
+def wrapped(words: Sequence[str], indent: str = "") -> str:
+    """Returns a command for a shell, of words that are quoted, in lines of at most 96 columns."""
+    lines = [indent]
+    for word in words:
+        if lines[-1].strip() and len(lines[-1]) + len(word) > 94:
+            lines[-1] += " \\"
+            lines.append(f"{indent}  ")
+        lines[-1] += f" {word}" if lines[-1].strip() else word
+    return "\n".join(lines)
 
 
 def document(command: str, text: str) -> str:

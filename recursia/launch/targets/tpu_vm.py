@@ -6,10 +6,11 @@ from typing import ClassVar
 
 from recursia.errors import ConfigError
 from recursia.launch.job import SETTLED, Job
-from recursia.launch.targets.target import Target
+from recursia.launch.targets.target import Target, wrapped
 
 _WAIT = 60  # seconds between two looks at a queued resource
 _STOP = 300  # seconds that a container may take to save
+_FAILURES = 5  # of the looks in a row, after which it counts as deleted
 _PAUSE = 10  # seconds before a command starts again
 # States from which a queued resource does not come back.
 _LOST = ("SUSPENDED", "FAILED")
@@ -58,12 +59,14 @@ class TpuVm(Target):
         lines = [
             "set -eu",
             f"boot=$(cat <<'END'\n{_boot(job).rstrip()}\nEND\n)",
-            f"create() {{ {self._create(job)}; }}",
+            "create() {",
+            wrapped(self._create(job), "  "),
+            "}",
             "create",
         ]
         return "\n".join([*lines, *(self._watch(job) if self.spot else [])]) + "\n"
 
-    def _create(self, job: Job) -> str:
+    def _create(self, job: Job) -> list[str]:
         machines, slices = job.machines, job.machines.slices
         nodes = [f"--node-count={slices}", f"--node-prefix={job.name}"]
         options = [
@@ -74,23 +77,25 @@ class TpuVm(Target):
             *([f"--service-account={self.service_account}"] if self.service_account else []),
         ]
         from_file = '--metadata-from-file=startup-script=<(printf "%s" "$boot")'
-        return f"{self._gcloud('create', job, *options)} {from_file}"
+        return [*self._gcloud("create", job, *options), from_file]
 
-    def _gcloud(self, verb: str, job: Job, *options: str) -> str:
+    def _gcloud(self, verb: str, job: Job, *options: str) -> list[str]:
         command = ["gcloud", "compute", "tpus", "queued-resources", verb, job.name]
         where = [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
-        return shlex.join([*command, *where, *options])
+        return [shlex.quote(word) for word in (*command, *where, *options)]
 
     def _watch(self, job: Job) -> list[str]:
         """Returns lines that ask for another resource when one is lost, until it is deleted."""
         look = self._gcloud("describe", job, "--format=value(state.state)")
+        look[-1] += "); then failures=0; else failures=$((failures + 1)) state=; fi"
         return [
-            "restarts=0",
-            f"while state=$({look}); do",
+            "restarts=0 failures=0",
+            f"while [ $failures -lt {_FAILURES} ]; do",
+            wrapped(["if", f"state=$({look[0]}", *look[1:]], "  "),
             f'  case "$state" in {"|".join(_LOST)})',
             f"    [ $restarts -lt {job.max_restarts} ] || exit 1",
             "    restarts=$((restarts + 1))",
-            f"    {self._gcloud('delete', job, '--force', '--quiet')}",
+            wrapped(self._gcloud("delete", job, "--force", "--quiet"), "    "),
             "    create ;;",
             "  esac",
             f"  sleep {_WAIT}",
@@ -107,7 +112,7 @@ def _boot(job: Job) -> str:
             f"exec >>/var/log/{job.name}.log 2>&1",
             *([] if job.image else job.exports()),
             f"for restart in $(seq 0 {job.max_restarts}); do",
-            f"  {_contained(job) if job.image else job.shell()}",
+            wrapped(_contained(job) if job.image else job.words(), "  "),
             "  code=$?",
             f'  echo "recursia ended with $code, restart $restart of {job.max_restarts}"',
             f"  case $code in {codes}) break ;; esac",
@@ -118,13 +123,12 @@ def _boot(job: Job) -> str:
     )
 
 
-def _contained(job: Job) -> str:
+def _contained(job: Job) -> list[str]:
     """Returns the command in a container, which sees the chips and the host's network."""
-    return shlex.join(
-        [
-            *("docker", "run", "--rm", "--privileged", "--net=host", f"--stop-timeout={_STOP}"),
-            *(f"--volume={folder}:{folder}" for folder in job.shared),
-            *(f"--env={name}={value}" for name, value in job.environment.items()),
-            *(job.image, job.program, *job.commands[0]),
-        ]
-    )
+    options = [
+        *("--rm", "--privileged", "--net=host", f"--stop-timeout={_STOP}"),
+        *(f"--volume={folder}:{folder}" for folder in job.shared),
+        *(f"--env={name}={value}" for name, value in job.environment.items()),
+        job.image,
+    ]
+    return ["docker", "run", *map(shlex.quote, options), *job.words()]

@@ -14,7 +14,8 @@ sbatch <<'END'
 
 export XLA_FLAGS='--a=1 --b='"'"'$HOME'"'"''
 export JAX_LOCAL_DEVICE_IDS=0,1,2,3,4,5,6,7
-srun /s/env/bin/recursia train --config=mor:tiny '--config.eval.prompts=it'"'"'s $(odd),two' --workdir=gs://b/r
+srun /s/env/bin/recursia train --config=mor:tiny '--config.eval.prompts=it'"'"'s $(odd),two' \
+  --workdir=gs://b/r
 code=$?
 if [ $code -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 9 ]; then
   scontrol requeue "$SLURM_JOB_ID"
