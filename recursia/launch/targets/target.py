@@ -13,14 +13,12 @@ from recursia.launch.job import Job
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What starts a job on its hosts. Fields are settings: `--target.NAME=VALUE` on the command
-    line; one without a default has to be given.
+    """What starts a job on its hosts. Fields are settings, typed as `--target.NAME=VALUE`.
 
     Attributes:
       ENGINE: the program that takes the job; "" for none.
       INSTALL: where a user gets that program.
-      SEES_FILES: whether the hosts may share folders with this machine, asserted by `--shared`;
-        None if they are this machine.
+      IS_HERE: whether the only host is this machine, whose folders need not be shared.
       TAKES: which of "image" and "venv" the target can start.
       NAME, NAME_IN_WORDS: what a job may be called.
     """
