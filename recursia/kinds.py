@@ -4,11 +4,10 @@ A field of `BASES` takes the name of any module beside the module of its base cl
 holds one subclass of the base, whose fields are the settings of the kind.
 """
 
-import functools
 import importlib
-import pkgutil
 from typing import Any
 
+from recursia import modules
 from recursia.blocks.block import Block
 from recursia.depth.policy import Policy
 from recursia.feedforward.feedforward import FeedForward
@@ -32,29 +31,17 @@ def kind_of(config: Any) -> str:
     return type(config).__module__.rpartition(".")[2]
 
 
-@functools.cache
 def names(field: str) -> tuple[str, ...]:
     """Returns the kinds that a field of `BASES` takes, in alphabetical order."""
-    package = importlib.import_module(_package(field))
-    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return tuple(sorted(name for name in modules if config_class(field, name)))
+    return modules.names(BASES[field])
 
 
 def config_class(field: str, name: str) -> type | None:
     """Returns the class of a kind's settings, or None if the field takes no such kind."""
-    base = BASES[field]
-    try:
-        module = importlib.import_module(f"{_package(field)}.{name}")
-    except ModuleNotFoundError:
-        return None
-    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, base)]
-    return next((c for c in classes if c is not base and c.__module__ == module.__name__), None)
+    return modules.subclass(BASES[field], name)
 
 
 def replacement(field: str, name: str) -> str:
     """Returns what replaced a kind that was removed, in words; "" if there was no such kind."""
-    return getattr(importlib.import_module(_package(field)), "FORMER", {}).get(name, "")
-
-
-def _package(field: str) -> str:
-    return BASES[field].__module__.rpartition(".")[0]
+    package = importlib.import_module(modules.package_of(BASES[field]))
+    return getattr(package, "FORMER", {}).get(name, "")

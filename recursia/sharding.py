@@ -94,18 +94,27 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       ConfigError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    known = math.prod(size for size in config.sizes.values() if size != -1)
-    sizes = {axis: len(devices) // known if s == -1 else s for axis, s in config.sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
-        given = " x ".join(f"{axis} {size}" for axis, size in config.sizes.items())
-        raise ConfigError(
-            f"config.mesh: {given} does not make {len(devices)} devices; let one of them be -1"
-        )
-    grid = np.array(devices).reshape(tuple(sizes.values()))
+    grid = np.array(devices).reshape(mesh_shape(config, len(devices)))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_batch(rows: int, seq_len: int, mesh: Mesh) -> None:
+def mesh_shape(config: MeshConfig, count: int) -> tuple[int, ...]:
+    """Returns the size of each mesh axis on a number of devices.
+
+    Raises:
+      ConfigError: if the axes do not multiply to that number.
+    """
+    known = math.prod(size for size in config.sizes.values() if size != -1)
+    sizes = tuple(count // known if size == -1 else size for size in config.sizes.values())
+    if math.prod(sizes) != count:
+        given = " x ".join(f"{axis} {size}" for axis, size in config.sizes.items())
+        raise ConfigError(
+            f"config.mesh: {given} does not make {count} devices; let one of them be -1"
+        )
+    return sizes
+
+
+def check_batch(rows: int, seq_len: int, mesh: Mesh | AbstractMesh) -> None:
     """Checks that the rows of a microbatch, and their tokens, divide over the devices.
 
     Raises:

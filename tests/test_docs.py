@@ -83,7 +83,8 @@ def test_usage_shows_every_verb():
     shown = "".join("".join(blocks(page)) for page in [ROOT / "README.md", *PAGES])
     for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect",
                  "data tasks", "convert recursive", "convert huggingface", "convert export",
-                 "compile", "presets", "fields", "replay", "ckpt ls", "ckpt verify"):  # fmt: skip
+                 "compile", "presets", "fields", "replay", "ckpt ls", "ckpt verify",
+                 "launch", "doctor"):  # fmt: skip
         assert f"recursia {verb}" in shown, verb
 
 

@@ -26,6 +26,7 @@ MAY = {
     "jsonlines": set(),
     "parsing": BASE,
     "meanings": set(),
+    "modules": set(),
     "streams": BASE,
     "signals": BASE | {"console"},
     "compiled": BASE | {"console"},
@@ -52,7 +53,7 @@ MAY = {
     "traced_flops": set(),
     "step_costs": MODEL | {"architecture", "traced_flops"},
     "accounting": MODEL | FORWARD | {"step_costs", "optimizers"},
-    "kinds": MODEL | {"optimizers"},
+    "kinds": MODEL | {"optimizers", "modules"},
     "settings": MODEL | {"architecture", "typed", "optimizers", "kinds"},
     "typed": BASE,
     "presets": BASE | {"configs"},
@@ -94,10 +95,14 @@ MAY = {
     | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
     | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
+    "launch": BASE
+    | CONFIGS
+    | {"chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
+    | {"preflight", "sharding", "signals", "topology"},
     "verbs": BASE
-    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data"}
+    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data", "launch"}
     | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
-    | {"presets", "fields", "accounting", "arguments", "parsing", "meanings"},
+    | {"presets", "fields", "accounting", "arguments", "parsing", "meanings", "settings"},
     "cli": BASE | {"compiled", "console", "parsing", "signals", "verbs"},
     "preflight": MODEL
     | FORWARD

@@ -21,7 +21,7 @@ TRIES = 8  # default number of programs to compile
 UNITS = ("none", "block", "recursion")  # of rematerialisation, from the most memory to the least
 # Packages and environment variables that a compiled program depends on, besides its text.
 _COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")
-_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _MAX_WAYS = 8  # shards of heads, of experts, and of a sequence unless the run has more
 
 
@@ -127,7 +127,7 @@ def _examined(
     if folder is None:
         return examine()
     text = program.make_trainer(run, devices).lower(run.train.num_steps - 1).as_text()
-    key = repr((text, topology, run.train.num_steps, _versions(), *map(os.environ.get, _FLAGS)))
+    key = repr((text, topology, run.train.num_steps, versions(), *map(os.environ.get, FLAGS)))
     path = folder / f"report-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     try:
         return json.loads(path.read_text())
@@ -137,7 +137,7 @@ def _examined(
     return examined
 
 
-def _versions() -> list[str]:
+def versions() -> list[str]:
     """Returns the versions of the installed compilers."""
     versions = []
     for name in _COMPILERS:

@@ -30,7 +30,7 @@ def run(given: argparse.Namespace) -> int:
 
     jax.config.update("jax_platforms", "cpu")  # the machine meant is not this one
     from recursia import compiled, config, topology
-    from recursia.preflight import ladder, render, report
+    from recursia.preflight import kept, ladder, render, report
 
     run = config.load(given.config, given.overrides)
     name = given.topology or run.topology
@@ -54,6 +54,7 @@ def run(given: argparse.Namespace) -> int:
     else:
         with console.doing(f"compiling {given.config} for {name}"):
             result = report.examine(run, name, devices, with_decode=given.decode)
+        kept.write(result, run, name, compiled.where())
         if not result["fits"]:
             result["advice"] = ladder.advice(run, devices)
         shown = render.full(arguments.typed(given), result)

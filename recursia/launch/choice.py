@@ -1,0 +1,68 @@
+"""The target that was typed, with its settings."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from recursia import meanings, modules, parsing
+from recursia.errors import ConfigError
+from recursia.launch.targets.target import Target
+
+
+def titles(**_: Any) -> list[str]:
+    """Returns the names of all targets, as they are typed."""
+    return list(_classes())
+
+
+def settings() -> dict[str, tuple[str, list[str]]]:
+    """Returns the meaning of each setting of a target, and the targets that have it."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for title, cls in _classes().items():
+        for field in dataclasses.fields(cls):
+            meaning = meanings.meanings(cls)[field.name].rstrip(".")
+            found.setdefault(field.name, (meaning, []))[1].append(title)
+    return found
+
+
+def read(title: str, typed: Mapping[str, str]) -> Target:
+    """Returns a target.
+
+    Args:
+      title: its name, as typed.
+      typed: its settings, as typed.
+
+    Raises:
+      ConfigError: for an unknown target, a setting that it lacks or needs, or a wrong value.
+    """
+    cls = _classes().get(title)
+    if cls is None:
+        raise ConfigError(f"--target={title}: unknown; takes {', '.join(_classes())}")
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name, value in typed.items():
+        if name not in known:
+            raise ConfigError(
+                f"--target.{name}={value}: {title} has no such setting; it has {', '.join(known)}"
+            )
+    for name, field in known.items():
+        if name not in typed and field.default is dataclasses.MISSING:
+            meaning = meanings.meanings(cls)[name].rstrip(".")
+            raise ConfigError(f"--target={title}: needs --target.{name}=VALUE ({meaning})")
+    return cls(**{name: _value(known[name], value) for name, value in typed.items()})
+
+
+def _classes() -> dict[str, type[Target]]:
+    classes = (modules.subclass(Target, name) for name in modules.names(Target))
+    return {cls.title(): cls for cls in classes if cls}
+
+
+def _value(field: dataclasses.Field, typed: str) -> str | int | bool:
+    option = f"--target.{field.name}"
+    if field.type is bool:
+        if typed.lower() not in ("true", "false"):
+            raise ConfigError(f"{option}={typed}: takes true or false")
+        return typed.lower() == "true"
+    try:
+        return parsing.integer(0)(typed) if field.type is int else typed
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{option}: {error}") from None

@@ -1,0 +1,1 @@
+"""Targets: what starts a job on its hosts, one file each."""

@@ -1,0 +1,57 @@
+"""Reports that are kept beside compiled programs, and read again without tracing anything.
+
+A report is kept under all that it depends on: the settings of the run, the topology, the source of
+this package, the compilers and their flags.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+
+from recursia import budget, config, settings
+from recursia.preflight import ladder, report
+
+_PACKAGES = ("recursia", "recursia.kernels")
+_UNRELATED = ("data", "checkpoint", "eval", "log", "distill", "topology")  # sections
+
+
+def read(run: settings.Run, topology: str, folder: pathlib.Path | None) -> report.Report | None:
+    """Returns the report of a run on a topology; None if none is kept in the folder."""
+    if folder is None:
+        return None
+    try:
+        return json.loads(_path(run, topology, folder).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def write(
+    found: report.Report, run: settings.Run, topology: str, folder: pathlib.Path | None
+) -> None:
+    """Keeps a report; a None folder keeps nothing."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        _path(run, topology, folder).write_text(json.dumps(found))
+
+
+def _path(run: settings.Run, topology: str, folder: pathlib.Path) -> pathlib.Path:
+    values = config.to_dict(run)
+    distills = bool(run.distill.teacher), run.distill.exits
+    for name in _UNRELATED:
+        values.pop(name)
+    flags = [os.environ.get(flag) for flag in ladder.FLAGS]
+    parts = (values, distills, budget.vocab_size(run), topology, ladder.versions(), flags)
+    key = json.dumps([*parts, _source()], sort_keys=True)
+    return folder / f"preflight-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def _source() -> str:
+    """Returns a digest of the source."""
+    digest = hashlib.sha256()
+    for name in _PACKAGES:
+        folder = pathlib.Path(importlib.import_module(name).__path__[0])
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,29 @@
+"""`recursia doctor`: what a machine has, and how fast it is."""
+
+import argparse
+import json
+
+from recursia import arguments, console, parsing
+
+ABOUT = "Devices, versions, variables and speeds of this machine, safe to show to others."
+
+
+def options(parser: parsing.Parser) -> None:
+    """Adds the options."""
+    about = "a directory of runs: can it be written, and how fast"
+    parser.add_argument("--workdir", type=parsing.path, help=about)
+    arguments.json_option(parser)
+    arguments.process_options(parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Prints a table; returns 1 if the directory cannot be written."""
+    from recursia import distributed
+    from recursia.launch import doctor
+
+    with distributed.joined(arguments.processes(given), is_preemptible=False):
+        with console.doing("measuring"):
+            found = doctor.examine(given.workdir)
+        if distributed.is_first():
+            print(json.dumps(found) if given.json else doctor.render(found))
+    return 0 if found.get("workdir", {"ok": True})["ok"] else 1
