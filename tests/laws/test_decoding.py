@@ -13,12 +13,12 @@ from recursia.generate import decode
 from recursia.generate.decoder import Decoder
 from recursia.generate.sampling import Sampling
 from recursia.sharing.pending import AT_ONCE
-from tests.helpers import points, slow
-from tests.helpers.blocks import PUBLISHED
+from tests.helpers import points
 from tests.helpers.presets import SYSTEMS
 from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, text
 
 PROMPT = 5
+LOOP_NORMS = ("none", "each", "last")
 AXES = {
     "depth_": points.DEPTHS,
     "sharing": points.PATTERNS,
@@ -26,10 +26,9 @@ AXES = {
     "weights": points.WEIGHTS,
     "mixer": points.MIXERS,
     "feedforward": points.FEEDFORWARDS,
-    "inject_": tuple(points.INJECTS),
-    "block_": tuple(PUBLISHED),
 }
-PAIRS = points.covering({**AXES, "block_": points.BLOCKS, "loop_norm": ("none", "each", "last")})
+MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
+PAIRS = points.covering({**AXES, **MORE})
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
     "act": {"epsilon": 0.2, "halt_bias_init": -0.5},
     "act copied": {"epsilon": 0.2, "halt_bias_init": -0.5, "halted_state": "copied"},
@@ -74,12 +73,7 @@ ONE_BY_ONE = (PROMPT, *[1] * (LENGTH - PROMPT))
 
 
 @pytest.mark.parametrize(
-    ("axis", "kind"),
-    [
-        slow(axis, kind) if axis in ("block_", "inject_") else (axis, kind)
-        for axis, kinds in AXES.items()
-        for kind in kinds
-    ],
+    ("axis", "kind"), [(axis, kind) for axis, kinds in AXES.items() for kind in kinds]
 )
 def test_steps_are_the_forward_pass(axis, kind):
     assert_decodes(points.point(**{axis: kind}))
