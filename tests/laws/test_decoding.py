@@ -69,38 +69,44 @@ def step_by_step(config, params, tokens, chunks, positions=None, segments=None, 
     return jnp.concatenate(logits, axis=1), held
 
 
-ONE_BY_ONE = (PROMPT, *[1] * (LENGTH - PROMPT))
+AFTER_PROMPT = (PROMPT, *[1] * (LENGTH - PROMPT))
+ONE_BY_ONE = (1,) * LENGTH  # one program the less to compile
 
 
 @pytest.mark.parametrize(
     ("axis", "kind"), [(axis, kind) for axis, kinds in AXES.items() for kind in kinds]
 )
 def test_steps_are_the_forward_pass(axis, kind):
-    assert_decodes(points.point(**{axis: kind}))
+    config = points.point(**{axis: kind})
+    assert_decodes(config, draw(config), AFTER_PROMPT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", PAIRS, ids=lambda chosen: "-".join(chosen.values()))
 def test_every_pair_of_axes_decodes(chosen):
-    assert_decodes(points.point(**chosen))
+    config = points.point(**chosen)
+    assert_decodes(config, draw(config), ONE_BY_ONE)
+    jax.clear_caches()  # else the compiled programs of a hundred tests exceed the memory maps
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_decodes(name):
     settings = {"model.dtype": "float32", "model.vocab_size": str(VOCAB)}
-    assert_decodes(config.load(name, settings).model)
+    found = config.load(name, settings).model
+    assert_decodes(found, model.init(found, jax.random.key(0)), ONE_BY_ONE)
+    jax.clear_caches()
 
 
-def assert_decodes(config):
+def assert_decodes(config, params, chunks):
     """Asserts that steps give the logits of the forward pass, and that caches have their size."""
     if not config.is_incremental:
         with pytest.raises(ValueError, match="without a cache"):
-            Decoder(draw(config), config, Sampling())
+            Decoder(params, config, Sampling())
         return
-    params = draw(config)
-    logits, held = step_by_step(config, params, text(), ONE_BY_ONE)
-    assert_close(logits, forward(params, text(), config, "causal")[0])
+    logits, held = step_by_step(config, params, text(), chunks)
+    whole = jax.jit(lambda params, tokens: forward(params, tokens, config, "causal")[0])
+    assert_close(logits, whole(params, text()))
     owners = len(set(config.schedule.owners.tolist())) + sum(config.ends.values())
     size = 4 * config.block.cache_entries() * owners * LENGTH * BATCH
     assert held.num_bytes == size
@@ -136,7 +142,7 @@ def recursions_run(depth, shows_stopped):
 @pytest.mark.parametrize("name", EARLY)
 def test_early_exits_save_blocks_and_change_nothing(name):
     config, params, depth = early(name)
-    alone = [step_by_step(config, params, text()[row][None], ONE_BY_ONE) for row in range(BATCH)]
+    alone = [step_by_step(config, params, text()[row][None], AFTER_PROMPT) for row in range(BATCH)]
     logits = jnp.concatenate([each for each, _ in alone])
     assert_close(logits, forward(params, text(), config, "causal")[0])
     for (_, held), deep in zip(alone, depth, strict=True):
@@ -147,7 +153,7 @@ def test_early_exits_save_blocks_and_change_nothing(name):
 def test_a_stopped_token_whose_keys_no_later_recursion_reads_does_not_catch_up():
     config, params, _ = early("act")
     config = dataclasses.replace(config, kv=kv.Plan("first_recursion"))
-    _, held = step_by_step(config, params, text()[:1], ONE_BY_ONE)
+    _, held = step_by_step(config, params, text()[:1], AFTER_PROMPT)
     depth = np.asarray(forward(params, text()[:1], config, "causal")[1].depth_used)[0]
     assert any(np.diff(depth) > 0)
     assert held.num_blocks == config.schedule.num_blocks * recursions_run(depth, False)
