@@ -65,7 +65,7 @@ WRONG = [
     ("eval --workdir=x --step=last", "--step: got 'last', takes a number from 0"),
     ("eval --workdir=x --mode=train", "--mode: invalid choice"),
     ("compile --config=mor:tiny --tries=0", "--tries: got '0', takes a number from 1"),
-    ("generate --workdir=x", "required: --prompt"),
+    ("generate --workdir=x", "one of the arguments --prompt --requests is required"),
     ("budget --config=mor:tiny --match=x", "--match: invalid choice"),
     ("parity", "required: FILE.npz"),
     ("data", "required: prepare|inspect"),

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from recursia.errors import CheckpointError
-from recursia.workdir.checkpoint import same
 from recursia.workdir.directory import identity
+from recursia.workdir.identity import same
 from tests.helpers.runs import tiny_run
 
 DATA = {"fingerprint": "f"}

@@ -105,7 +105,7 @@ def test_the_loss_falls_and_one_batch_is_learnt_by_heart():
 def test_each_distinct_model_is_compiled_once(monkeypatch):
     traced = []
 
-    def counted(trainer, config, state, batch, taught_by):
+    def counted(trainer, config, state, batch, *_):
         traced.append(config.depth.capacity_warmup_steps)
         return state.replace(step=state.step + 1), {}
 
