@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_is_evaluated_as_the_run_that_is_made_of_it(folder, tmp_path, command):
     before, text = hashes(folder), f"--text={folder / 'text.txt'}"
     for name in ("llama", "ouro"):

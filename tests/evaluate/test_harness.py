@@ -20,7 +20,7 @@ from recursia.generate import decode
 from recursia.generate.sampling import Sampling
 from recursia.workdir import trained as runs
 from recursia.workdir.trained import Trained
-from tests.helpers.points import DEPTHS, point
+from tests.helpers.points import point
 from tests.helpers.runs import tiny_run
 from tests.helpers.tiny import draw, forward
 
@@ -79,8 +79,9 @@ def directly(of, ids, count, mode):
     return float(total), bool((each.argmax(-1) == targets).all())
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
-def test_likelihoods_equal_a_direct_pass_for_every_depth_policy(depth):
+# tests/evaluate/test_requests.py holds the same for every policy, without the harness.
+@pytest.mark.parametrize("depth", ["act", "expert_choice"])
+def test_likelihoods_equal_a_direct_pass(depth):
     of = trained(point(depth_=depth))
     for mode in of.model.modes:
         answers = model_of(of, mode).loglikelihood(asking("loglikelihood", PAIRS))
@@ -215,6 +216,7 @@ def files(tmp_path_factory):
 ALL = (*tasks.TASKS, "words", "texts")
 
 
+@pytest.mark.slow
 def test_all_kinds_of_tasks_run_in_every_mode_and_say_how_deep_they_went(files):
     of = trained(point(depth_="expert_choice"))
     suite = Tasks(ALL, files)

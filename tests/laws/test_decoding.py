@@ -13,7 +13,7 @@ from recursia.generate import decode
 from recursia.generate.decoder import Decoder
 from recursia.generate.sampling import Sampling
 from recursia.sharing.pending import AT_ONCE
-from tests.helpers import points
+from tests.helpers import points, slow
 from tests.helpers.presets import SYSTEMS
 from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, text
 
@@ -159,8 +159,12 @@ def test_a_stopped_token_whose_keys_no_later_recursion_reads_does_not_catch_up()
     assert held.num_blocks == config.schedule.num_blocks * recursions_run(depth, False)
 
 
-@pytest.mark.parametrize("name", [*points.DEPTHS, *(name for name in EARLY if " " in name)])
-@pytest.mark.parametrize("is_left", [False, True])
+PADDED = (*points.DEPTHS, *(name for name in EARLY if " " in name))
+
+
+@pytest.mark.parametrize(
+    ("is_left", "name"), [*((True, n) for n in PADDED), *(slow(False, n) for n in PADDED)]
+)
 def test_padding_on_either_side_changes_nothing(name, is_left):
     """Caches have as many places as a text has tokens, fewer than the padded prompt is long."""
     if name in EARLY:
@@ -192,7 +196,7 @@ def test_a_routed_step_has_places_for_the_tokens_that_it_keeps():
     assert held.num_bytes == accounting.cache_bytes_per_token(config, size) * size
 
 
-@pytest.mark.parametrize("capacity", [(1.0, 0.9, 0.9), (1.0, 0.1, 0.1)])
+@pytest.mark.parametrize("capacity", [(1.0, 0.9, 0.9), slow((1.0, 0.1, 0.1))])
 def test_a_cache_that_is_full_grows(capacity):
     config = points.point(depth_="expert_choice", recursions=3)
     depth = dataclasses.replace(config.depth, capacity=capacity)
@@ -208,7 +212,7 @@ def test_a_cache_that_is_full_grows(capacity):
     assert written[LENGTH:] == logits[LENGTH - 1 : -1].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("depth", ("expert_choice", "exit_gate"))
+@pytest.mark.parametrize("depth", (slow("expert_choice"), "exit_gate"))
 def test_a_batch_never_changes_what_a_text_gets(depth):
     """One text fills its context of 16 tokens before the other, and one ends early."""
     config = early(depth)[0]
