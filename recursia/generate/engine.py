@@ -17,6 +17,7 @@ from jaxtyping import Array
 from recursia import cache
 from recursia.architecture import Model
 from recursia.cache import Cache
+from recursia.generate import programs, single
 from recursia.generate import slots as batch
 from recursia.generate.decoder import BUCKET, CHUNK
 from recursia.generate.sampling import Sampling
@@ -106,8 +107,8 @@ class Engine:
             raise ValueError(why)
         self.ticks = 0
         self._config, self._window, self._end = config, window, end_of_text
-        self._params = jax.jit(batch.unstack, static_argnames="config")(params, config)
-        self._programs = batch.compiled(config)
+        self._params = jax.jit(single.unstack, static_argnames="config")(params, config)
+        self._programs = programs.compiled(config)
         self._scheduler = Scheduler(num_slots, config.schedule.num_recursions, discipline)
         self._runs_on = config.owes_keys and discipline != "depth"
         catches_up = config.owes_keys and discipline == "depth"
