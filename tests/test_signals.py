@@ -44,10 +44,17 @@ DEAF = "import hashlib\nprint('ready', file=sys.stderr, flush=True)\n"
 DEAF += "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 
 
+def as_by_default():
+    """Resets, in a child, signals that this process was started to ignore."""
+    for number in signals.ENDINGS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(body, arguments=("train",), **how):
     body = textwrap.indent(body.strip(), "    ")
     script = SCRIPT.format(body=body, arguments=list(arguments))
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    how = {**pipes, "preexec_fn": as_by_default, **how}
     return subprocess.Popen([sys.executable, "-c", script], **how)
 
 
@@ -92,7 +99,8 @@ def test_a_command_is_interrupted_while_it_imports(tmp_path):
     (tmp_path / "argcomplete.py").write_text(slow)
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "_ARGCOMPLETE": "1"}
     command = [sys.executable, "-m", "recursia", "budget"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    how = {"text": True, "env": env, "preexec_fn": as_by_default}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, **how)
     assert ended(process, signal.SIGINT) == (130, ["recursia: interrupted"])
 
 
@@ -103,7 +111,9 @@ def test_a_run_that_is_told_to_stop_while_it_imports_is_started_again(tmp_path, 
     (tmp_path / f"{module}.py").write_text(slow)
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "recursia", "train", "--config=mor:tiny", "--workdir=w"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path, preexec_fn=as_by_default
+    )
     got, lines = ended(process, number)
     assert (got, len(lines)) == (75, 1) and lines[0].startswith("recursia: stopped by a signal")
 
