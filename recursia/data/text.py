@@ -1,6 +1,8 @@
 """Decodes bytes as UTF-8, with or without a byte-order mark, and says why others are not text."""
 
 import codecs
+import json
+from typing import Any
 
 from recursia.errors import DataError
 
@@ -55,6 +57,21 @@ def decode(raw: bytes) -> str:
       NotTextError: if they are not UTF-8.
     """
     return Decoder().decode(raw, is_last=True)
+
+
+def json_object(raw: bytes) -> dict[str, Any]:
+    """Returns the JSON object of a line.
+
+    Raises:
+      NotTextError: if the line is not UTF-8 or no JSON object.
+    """
+    try:
+        row = json.loads(decode(raw))
+    except (ValueError, RecursionError) as error:
+        raise NotTextError(f"bad JSON, {' '.join(str(error).split())}") from None
+    if not isinstance(row, dict):
+        raise NotTextError(f"a JSON {type(row).__name__} where an object is expected")
+    return row
 
 
 def lone_surrogate(text: str) -> int | None:

@@ -1,7 +1,6 @@
 """Rows of task files: JSON Lines, each line checked as it is read."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,7 +38,7 @@ def read(path: str, made: Callable[[Row], Row]) -> Iterator[Row]:
             try:
                 if len(raw) > _LINE:
                     raise WrongRow(f"longer than {_LINE} bytes, the most of a line")
-                yield made(_object(raw))
+                yield made(text_lib.json_object(raw))
             except (text_lib.NotTextError, WrongRow) as error:
                 raise DataError(f"{path}:{number}: {error}; mend or remove the line") from None
 
@@ -109,13 +108,3 @@ def field(row: Row, name: str) -> Any:
     if name not in row:
         raise WrongRow(f"no field {name!r}; it has {', '.join(sorted(row)[:8])}")
     return row[name]
-
-
-def _object(raw: bytes) -> Row:
-    try:
-        row = json.loads(text_lib.decode(raw))
-    except (ValueError, RecursionError) as error:
-        raise WrongRow(f"bad JSON, {' '.join(str(error).split())}") from None
-    if not isinstance(row, dict):
-        raise WrongRow(f"a JSON {type(row).__name__} where an object is expected")
-    return row

@@ -32,20 +32,29 @@ class Texts:
     """A batch of texts under way.
 
     Attributes:
-      cache: of the tokens that the model has read.
-      token: the last token of each, which it has not.
+      token: the last token of each, which the model has not read.
       position: of that token.
       is_open: whether the text goes on.
       keys: of the draws of each.
       room: tokens that a text may have at most.
     """
 
-    cache: Cache
     token: Int[Array, "B"]
     position: Int[np.ndarray, "B"]
     is_open: Bool[np.ndarray, "B"]
     keys: Array  # [B]
     room: int
+
+
+@dataclasses.dataclass
+class CachedTexts(Texts):
+    """A batch of texts under way, with the KV cache of what the model has read.
+
+    Attributes:
+      cache: of the tokens before the last of each.
+    """
+
+    cache: Cache
 
 
 class Decoder:
@@ -76,7 +85,7 @@ class Decoder:
         self.params = _unstack(params, config)
         self._run = compiled(config, sampling, everywhere(params), rows)
 
-    def start(self, prompts: Sequence[Sequence[int]], keys: Array, room: int) -> Texts:
+    def start(self, prompts: Sequence[Sequence[int]], keys: Array, room: int) -> CachedTexts:
         """Reads prompts (prefill) and draws the first token of each.
 
         Args:
@@ -98,9 +107,9 @@ class Decoder:
                 token, after = self._run.read(self.params, chunk, held, first, lengths, keys)
             held = after
             drawn = jnp.where((lengths > first) & (lengths <= first + CHUNK), token, drawn)
-        return Texts(held, drawn, lengths, np.ones(len(prompts), bool), keys, room)
+        return CachedTexts(drawn, lengths, np.ones(len(prompts), bool), keys, room, held)
 
-    def step(self, texts: Texts) -> Texts:
+    def step(self, texts: CachedTexts) -> CachedTexts:
         """Reads the last token of every open text, and draws the next.
 
         The cache that is given is used up.

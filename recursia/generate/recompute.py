@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
 from recursia import model
 from recursia import params as parameters
@@ -22,24 +22,14 @@ from recursia.generate.sampling import Sampling
 
 
 @dataclasses.dataclass
-class Texts:
-    """A batch of texts under way.
+class WholeTexts(decoder.Texts):
+    """A batch of texts under way, with all that was read.
 
     Attributes:
       tokens: of each but the last, then padding.
-      token: the last token of each.
-      position: of that token.
-      is_open: whether the text goes on.
-      keys: of the draws of each.
-      room: tokens that a text may have at most.
     """
 
     tokens: Int[np.ndarray, "B T"]
-    token: Array  # [B]
-    position: Int[np.ndarray, "B"]
-    is_open: Bool[np.ndarray, "B"]
-    keys: Array  # [B]
-    room: int
 
 
 class Rereader:
@@ -56,13 +46,13 @@ class Rereader:
         self.params = params
         self._next = _next(config, sampling, decoder.everywhere(params), rows)
 
-    def start(self, prompts: Sequence[Sequence[int]], keys: Array, room: int) -> Texts:
+    def start(self, prompts: Sequence[Sequence[int]], keys: Array, room: int) -> WholeTexts:
         """Draws the first token after each prompt, as `Decoder.start` does."""
         tokens, lengths = decoder.padded(prompts, room)
         token = self._next(self.params, tokens, lengths, keys)
-        return Texts(tokens, token, lengths, np.ones(len(prompts), bool), keys, room)
+        return WholeTexts(token, lengths, np.ones(len(prompts), bool), keys, room, tokens)
 
-    def step(self, texts: Texts) -> Texts:
+    def step(self, texts: WholeTexts) -> WholeTexts:
         """Draws the token after the last of every open text; the others stand still."""
         position = texts.position + texts.is_open
         width = max(decoder.rounded(int(position.max())), texts.tokens.shape[1])

@@ -1,7 +1,6 @@
 """JSON Lines: each line is an object, and one of its fields is a document."""
 
 import itertools
-import json
 from collections.abc import Iterator
 
 from recursia.data import files
@@ -37,12 +36,7 @@ class JsonLines(Source):
 def _parse(raw: bytes, text_field: str) -> str:
     """Returns the text of one line."""
     wrong = text_lib.NotTextError
-    try:
-        row = json.loads(text_lib.decode(raw))
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"bad JSON, {' '.join(str(error).split())}") from None
-    if not isinstance(row, dict):
-        raise wrong(f"a JSON {type(row).__name__} where an object is expected")
+    row = text_lib.json_object(raw)
     if text_field not in row:
         raise wrong(f"no field {text_field!r}, text_field may name one of {sorted(row)[:8]}")
     if not isinstance(row[text_field], str):
