@@ -99,8 +99,12 @@ MAY = {
     | CONFIGS
     | {"chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
     | {"preflight", "sharding", "signals", "topology"},
+    "sweep": BASE
+    | CONFIGS
+    | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}
+    | {"launch", "train", "parsing"},
     "verbs": BASE
-    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data", "launch"}
+    | {"sweep", "config", "budget", "matching", "train", "evaluate", "generate", "convert", "data", "launch"}
     | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
     | {"presets", "fields", "accounting", "arguments", "parsing", "meanings", "settings"},
     "cli": BASE | {"compiled", "console", "parsing", "signals", "verbs"},

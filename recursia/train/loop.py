@@ -26,7 +26,7 @@ from recursia.train.stall import Watchdog
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
 from recursia.train.writer import Writer, forget, scored
-from recursia.workdir import directory
+from recursia.workdir import directory, ending
 from recursia.workdir.lock import Lock
 
 
@@ -61,6 +61,7 @@ def train(
             lock = Lock(workdir, console.say) if distributed.is_first() else None
         if lock is not None:
             stack.enter_context(contextlib.closing(lock))
+            stack.enter_context(ending.recorded(workdir))
         loop = Loop(run, workdir, name, lock)
         stack.enter_context(contextlib.closing(loop.checkpoints))
         state, start = loop.resume(is_restart)
