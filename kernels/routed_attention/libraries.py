@@ -55,8 +55,8 @@ def splash_forward(
     window: int = 0, interpret: bool = False,
 ) -> Forward:  # fmt: skip
     """Returns the results of `reference.forward`."""
-    how = {"save_residuals": True, "interpret": interpret}
-    run, length = _splash(query, key, where, relative, scale, window, **how)
+    given = query, key, where, relative, scale, window
+    run, length = _splash(*given, save_residuals=True, interpret=interpret)
     out, (logsum,) = run(*(_pad(x, length) for x in (query, key, value)))
     return out.swapaxes(1, 2)[:, : query.shape[1]], logsum[..., : query.shape[1]]
 
@@ -67,8 +67,8 @@ def splash_backward(
     interpret: bool = False,
 ) -> Backward:  # fmt: skip
     """Returns the results of `reference.backward`."""
-    how = {"save_residuals": False, "interpret": interpret}
-    run, length = _splash(query, key, where, relative, scale, window, **how)
+    given = query, key, where, relative, scale, window
+    run, length = _splash(*given, save_residuals=False, interpret=interpret)
     padded = [_pad(x, length) for x in (query, key, value)]
     heads = lambda x: _pad(x, length).swapaxes(1, 2)
     grads = _pull(run, padded, heads(out), _pad(logsum, length, axis=2), heads(grad))
@@ -146,7 +146,8 @@ def _cudnn(
 
 
 def _splash(
-    query: Array, key: Array, where: Where, relative: Any, scale: float, window: int, **how: bool
+    query: Array, key: Array, where: Where, relative: Any, scale: float, window: int, *,
+    save_residuals: bool, interpret: bool,
 ) -> tuple[Callable, int]:  # fmt: skip
     """Returns splash attention [B N T H], and a length of equal blocks that it takes."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
@@ -168,7 +169,8 @@ def _splash(
         seen = masks.LocalMask((length, length), (window - 1, 0), 0)
     kernel = splash.make_splash_mha(
         masks.MultiHeadMask([seen] * query.shape[2]),
-        block_sizes=sizes, head_shards=1, q_seq_shards=1, **how,
+        block_sizes=sizes, head_shards=1, q_seq_shards=1, save_residuals=save_residuals,
+        interpret=interpret,
     )  # fmt: skip
     segments = where.query_segments
     if segments is not None:
