@@ -17,11 +17,13 @@ BRIEF: Overrides = {
 
 
 def widths(embed_dims: Iterable[int]) -> list[Overrides]:
-    """Returns widths of the tiny models: 4 heads, and a hidden width of 3 times the width."""
+    """Returns widths of the tiny models: 2 heads, and a hidden width of 3 times the width."""
     return [
         {
             "block.embed_dim": width,
-            "block.mixer.head_dim": width // 4,
+            "block.mixer.num_heads": 2,
+            "block.mixer.num_kv_heads": 1,
+            "block.mixer.head_dim": width // 2,
             "block.feedforward.mlp_dim": 3 * width,
             "labels": {"width": width},
         }

@@ -11,8 +11,9 @@ and recursions:
   tiny_recursions  the same for recursive models with 2, 3 and 4 recursions, 1 seed: 72 trials
   published        the budgets and sizes of Bae et al. 2025 (arXiv 2507.10524), 2 to 4 recursions
 
-Sequences, recipe and data are those of each size's own preset. The tiny ones have batches of 256
-tokens: at so few FLOPs, larger ones are too few updates.
+Sequences, recipe and data are those of each size's own preset. The tiny ones have 5 layers, or one
+shared block between two others, and batches of 256 tokens: at so few FLOPs, deeper models and
+larger batches are too few updates.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ from recursia.configs import base, mor, vanilla
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "tiny_recursions", "published")
-WIDTHS = (8, 16, 24, 32)
-BUDGETS = (2.5e10, 5e10, 1e11)
+WIDTHS = (12, 16, 24, 40)
+BUDGETS = (2e10, 4e10, 8e10)
 SIZES = ("135m", "360m", "730m", "1.7b")
 PUBLISHED_BUDGETS = (2e18, 5e18, 16.5e18)
 
@@ -39,18 +40,24 @@ def sweep(add: Callable[..., None], preset: str) -> None:
         for trial in grids.product(list(published()), budgets(PUBLISHED_BUDGETS)):
             add(**spent(trial, warmup=0.006))
         return
-    counts = (2, 3, 4) if preset == "tiny_recursions" else (3,)
-    systems = [*([unshared("tiny")] if preset == "tiny" else []), *of_size("tiny", counts)]
-    seeds = axes.seeds(3 if preset == "tiny" else 1)
+    is_whole = preset == "tiny"
+    systems = [unshared("tiny", 5)] if is_whole else []
+    for recursions in (3,) if is_whole else (2, 3, 4):
+        systems += shared("tiny", recursions, 2 + recursions)  # one block recurs, between two
     recipe = {**axes.BRIEF, "train.batch_size": 2, "optimizer.learning_rate": 5e-3}
-    grid = grids.product(systems, budgets(BUDGETS), axes.widths(WIDTHS), seeds, [recipe])
-    for trial in grid:
+    seeds = axes.seeds(3 if is_whole else 1)
+    for trial in grids.product(systems, budgets(BUDGETS), axes.widths(WIDTHS), seeds, [recipe]):
         add(**spent(trial, warmup=0.05))
 
 
 def published() -> Iterator[axes.Overrides]:
+    changed = {3: base.MIDDLE_THREE, 4: mor.MIDDLE_FOUR}
     for size in SIZES:
-        for each in (unshared(size), *of_size(size, (2, 3, 4))):
+        layers = base.SHAPES[size]["num_layers"]
+        systems = [unshared(size, layers)]
+        for recursions in (2, 3, 4):
+            systems += shared(size, recursions, changed.get(recursions, {}).get(size, layers))
+        for each in systems:
             yield {**each, "labels": {**each["labels"], "size": size}}
 
 
@@ -62,17 +69,16 @@ def spent(trial: axes.Overrides, warmup: float) -> axes.Overrides:
     return axes.spending(trial["labels"]["budget"], trial, warmup)
 
 
-def unshared(size: str) -> axes.Overrides:
-    return {"config": f"vanilla:{size}", "labels": {"system": "vanilla", "recursions": 1}}
+def unshared(size: str, num_layers: int) -> axes.Overrides:
+    labels = {"system": "vanilla", "recursions": 1}
+    return {"config": f"vanilla:{size}", "num_layers": num_layers, "labels": labels}
 
 
-def of_size(size: str, counts: tuple[int, ...]) -> Iterator[axes.Overrides]:
-    """Yields the recursive models of one size."""
-    layers = {3: base.MIDDLE_THREE, 4: mor.MIDDLE_FOUR}
-    for recursions in counts:
-        labels = lambda system, count=recursions: {"system": system, "recursions": count}
-        all_layers = layers.get(recursions, {}).get(size, base.SHAPES[size]["num_layers"])
-        fields = {"depth.num_recursions": recursions, "num_layers": all_layers}
-        yield {"config": f"recursive:{size}", **fields, "labels": labels("recursive")}
-        variant = "" if recursions == 3 else f"_r{recursions}"
-        yield {"config": f"mor:{size}{variant}", "labels": labels("mor")}
+def shared(size: str, recursions: int, num_layers: int) -> Iterator[axes.Overrides]:
+    for system in ("recursive", "mor"):
+        yield {
+            "config": f"{system}:{size}",
+            "depth.num_recursions": recursions,
+            "num_layers": num_layers,
+            "labels": {"system": system, "recursions": recursions},
+        }
