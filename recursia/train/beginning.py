@@ -2,7 +2,7 @@
 
 import pathlib
 
-from recursia import distributed, settings
+from recursia import distributed, settings, stall
 from recursia import params as parameters
 from recursia.data import verification
 from recursia.errors import ConfigError
@@ -93,7 +93,8 @@ class Beginning:
         Raises:
           ConfigError, CheckpointError: if the run of `train.init_from` cannot be read.
         """
-        with self.progress.doing(f"drawing {parameters.count(self.trainer.specs):,} parameters"):
+        about = f"drawing {parameters.count(self.trainer.specs):,} parameters"
+        with self.progress.doing(about), stall.waiting("initial state", stall.FIRST_SECONDS):
             state = self.trainer.init()
         if self.run.train.init_from:
             state, message = earlier.start(self.trainer, state, self.parts.loader.tokenizer)
