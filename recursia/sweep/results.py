@@ -1,6 +1,8 @@
 """The results of a sweep's trials, read from their directories."""
 
+import csv as csv_format
 import dataclasses
+import io
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -171,3 +173,14 @@ def flat(result: Result) -> Mapping[str, Any]:
         **metrics,
         "why": why,
     }
+
+
+def csv(results: Iterable[Result]) -> str:
+    """Returns results as CSV: a column for everything that one of them has, "" where it lacks."""
+    rows = [flat(result) for result in results]
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "why"))
+    out = io.StringIO()
+    writer = csv_format.DictWriter(out, [*names, "why"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -19,9 +19,9 @@ def of(folder: pathlib.Path) -> tuple[str, str]:
     """Returns the state of the run in a directory, and the reason of one that ended badly."""
     if lock.is_live(folder):
         return RUNNING, ""
-    if (folder / PRUNING).exists():
-        return PRUNED, ""
     code, why = ending.read(folder) or (None, "")
+    if code != 0 and (folder / PRUNING).exists():
+        return PRUNED, ""
     if code is None or code in RESUMABLE:
         return (STOPPED if (folder / RECORD).exists() else PENDING), ""
     return {0: FINISHED, Diverged.exit_code: DIVERGED}.get(code, FAILED), why

@@ -99,7 +99,8 @@ def text(value: Any) -> str:
     if isinstance(value, numbers.Real):
         return repr(float(value))
     if isinstance(value, list | tuple | dict):
-        return repr(_plain(value))
+        is_text = not isinstance(value, dict) and all(isinstance(each, str) for each in value)
+        return json.dumps(value, ensure_ascii=False) if is_text else repr(_plain(value))
     raise ConfigError(f"got {value!r}, takes a number, text, true or false, none, or a list")
 
 
