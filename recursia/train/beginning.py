@@ -9,7 +9,7 @@ from recursia.errors import ConfigError
 from recursia.train import earlier
 from recursia.train.divergence import Watch
 from recursia.train.metrics import Mute, Progress
-from recursia.train.opening import CHECKED, opened
+from recursia.train.opening import opened
 from recursia.train.step import State
 from recursia.workdir import directory, recovery, settings_history
 from recursia.workdir.checkpoint import Checkpoints
@@ -85,7 +85,7 @@ class Beginning:
             if self._changed:
                 settings_history.append(self.workdir, start, self._changed)
             directory.record(self.run, overrides, self.parts.loader.tokenizer, self.workdir)
-            verification.remember(self.workdir / CHECKED, self.parts.known)
+            verification.remember(self.workdir / verification.FILE, self.parts.known)
 
     def first(self) -> State:
         """Returns the state before the first step.
