@@ -189,6 +189,7 @@ def main() -> int:
     given, began = options.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/programs")
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of it is compiling
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         soak = Soak(given, pathlib.Path(folder))
         turns = zip(itertools.cycle(given.config), itertools.cycle((False, True)), strict=False)
