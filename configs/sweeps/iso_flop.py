@@ -25,7 +25,7 @@ from recursia.configs import base, mor, vanilla
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "tiny_recursions", "published")
-WIDTHS = (12, 16, 24, 40)
+WIDTHS = (8, 12, 16, 24)
 BUDGETS = (2e10, 4e10, 8e10)
 SIZES = ("135m", "360m", "730m", "1.7b")
 PUBLISHED_BUDGETS = (2e18, 5e18, 16.5e18)
