@@ -8,6 +8,7 @@ of the noise between trials, not of the form of a law.
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,7 +148,8 @@ def _drawn(residuals: np.ndarray, coefficients: int) -> np.ndarray:
     if count <= coefficients:
         return np.zeros((0, count))
     enlarged = residuals * math.sqrt(count / (count - coefficients))
-    return np.random.default_rng(0).choice(enlarged, (DRAWS, count))
+    seed = zlib.crc32(residuals.tobytes())  # other trials are drawn by another generator
+    return np.random.default_rng(seed).choice(enlarged, (DRAWS, count))
 
 
 def power_law(
@@ -171,7 +173,8 @@ def power_law(
     fit = _with_floor if has_floor else _straight
     logs, ys = np.log(np.asarray(x, float)), np.asarray(y, float)
     found = fit(logs, ys[None])[0]
-    again = fit(logs, np.stack(draws, 1)) if all(map(len, draws)) else np.zeros((0, 3))
+    is_drawn = len(draws) == count and all(map(len, draws))
+    again = fit(logs, np.stack(draws, 1)) if is_drawn else np.zeros((0, 3))
     floor, log_factor, exponent = found
     with np.errstate(over="ignore"):
         factors = np.exp(again[:, 1])
