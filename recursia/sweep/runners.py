@@ -115,10 +115,10 @@ class Plan:
         worker = ("sweep", "resume", f"--workdir={place}", f"--runner={options.LOCAL}", "--jobs=1")
         return {f"worker {i}": worker for i in range(self._given.jobs or 1)}
 
-    def _runs(self) -> list[settings.Run]:
+    def _runs(self) -> list[tuple[str, settings.Run]]:
         if self._is_search:
-            return [config.load(self._config, self._overrides)]
-        return [trial.run() for trial in self._trials]
+            return [(self._config, config.load(self._config, self._overrides))]
+        return [(trial.config, trial.run()) for trial in self._trials]
 
 
 def _to_run(given: argparse.Namespace, trials: Iterable[Trial]) -> list[Trial]:
