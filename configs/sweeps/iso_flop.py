@@ -26,7 +26,7 @@ from recursia.configs import base, mor, vanilla
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "tiny_recursions", "published")
-WIDTHS = (8, 14, 24)
+WIDTHS = (8, 16, 24)
 BUDGETS = (2e10, 4e10, 8e10)
 WARMUP_STEPS = 20
 RECIPE = {
