@@ -111,6 +111,45 @@ class Source(abc.ABC):
             raise files.unreadable(self.path, error) from None
         return digest.hexdigest()
 
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """What changes with the file: its bytes, and its time of modification in nanoseconds."""
+        try:
+            found = os.stat(self.path)
+        except OSError as error:
+            raise files.unreadable(self.path, error) from None
+        return found.st_size, found.st_mtime_ns
+
+    def parts(self, num_bytes: int) -> tuple["Source", ...]:
+        """Returns sources of runs of the records, in order, that can be read by themselves.
+
+        Args:
+          num_bytes: wanted bytes of the file in each; a kind that must be read from its start gives
+            itself alone.
+        """
+        del num_bytes
+        return (self,)
+
+    def read(self, on_error: OnError, text_field: str, broken: list[str]) -> Iterator[Document]:
+        """Yields the documents; with "skip", appends where each broken record is to `broken`.
+
+        Raises:
+          DataError: if the file cannot be read; with "stop", at a broken record, which may show
+            only while the chunks of its document are read.
+        """
+        for document in self.records(text_field):
+            try:
+                if isinstance(document, BrokenError):
+                    raise document
+                if on_error == "skip":  # read it to its end: a later chunk may be broken
+                    collections.deque(document.chunks(), maxlen=0)
+            except BrokenError as error:
+                if on_error == "stop":
+                    raise
+                broken.append(error.where)
+            else:
+                yield document
+
     def documents(
         self, *, on_error: OnError, text_field: str = "text", warn: bool = True
     ) -> Iterator[Document]:
@@ -125,24 +164,23 @@ class Source(abc.ABC):
           DataError: if the file cannot be read or holds no document; with "stop", at a broken
             record, which may show only while the chunks of its document are read.
         """
-        skipped, count = [], 0
-        for document in self.records(text_field):
-            try:
-                if isinstance(document, BrokenError):
-                    raise document
-                if on_error == "skip":  # read it to its end: a later chunk may be broken
-                    collections.deque(document.chunks(), maxlen=0)
-            except BrokenError as error:
-                if on_error == "stop":
-                    raise
-                skipped.append(error.where)
-            else:
-                count += 1
-                yield document
-        if skipped and warn:
-            console.say(f"{self.path}: skipped {len(skipped)} broken, the first at {skipped[0]}")
+        broken, count = list[str](), 0
+        for document in self.read(on_error, text_field, broken):
+            count += 1
+            yield document
+        if warn:
+            self.say_skipped(len(broken), broken[:1])
+        self.check_count(count, len(broken))
+
+    def say_skipped(self, num_broken: int, first: list[str]) -> None:
+        """Prints how many records were skipped, if any, and where the first is."""
+        if num_broken:
+            console.say(f"{self.path}: skipped {num_broken} broken, the first at {first[0]}")
+
+    def check_count(self, count: int, num_broken: int) -> None:
+        """Raises DataError if the file has no documents."""
         if not count:
-            why = f"{len(skipped)} broken skipped" if skipped else "it is empty"
+            why = f"{num_broken} broken skipped" if num_broken else "it is empty"
             raise DataError(
                 f"{self.path}: 0 documents ({why}); give it text or leave it out of the inputs."
             )

@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Collection, Iterable
 
 from recursia import distributed
-from recursia.data import packing, prepare, source, verification
+from recursia.data import packing, source, verification
+from recursia.data.tokenising import tokenise
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import DataError
 from recursia.workdir import directory
@@ -52,7 +53,7 @@ def of_documents(documents: Iterable[source.Document], tokenizer: Tokenizer, fol
     output = str(pathlib.Path(folder) / "text")
     with packing.Writer(output, tokenizer, 1 << 27) as writer:
         labelled = (("validation", document) for document in documents)
-        for _ in prepare.pack(writer, tokenizer, labelled):
+        for _ in tokenise(writer, tokenizer, labelled):
             pass
         writer.finish({})
     return output

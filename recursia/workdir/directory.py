@@ -57,17 +57,14 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
         return data.path
     if not distributed.is_first():
         return (str(workdir / "data"),)
-    prepare.prepare(
-        data.text,
-        str(workdir / "data"),
+    options = prepare.Options(
         tokenizer=data.tokenizer,
         validation=data.validation_text,
         validation_fraction=data.validation_fraction,
         on_error=data.on_error,
-        text_field=prepare.Options.text_field,
-        shard_tokens=prepare.Options.shard_tokens,
         end_of_text=data.end_of_text,
     )
+    prepare.prepare(data.text, str(workdir / "data"), options)
     return (str(workdir / "data"),)
 
 
