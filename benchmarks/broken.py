@@ -127,12 +127,10 @@ class Broken:
         if self._is_resumed or self.process is None:
             return
         said = self.said()
-        if found := re.findall(r"resuming .* at step (\d+)$", said, re.MULTILINE):
-            at = int(found[-1])
-        elif "compiling the" in said or "compiling " in said:
-            at = 0
-        else:
+        if "compiling" not in said:  # by now later rows are deleted
             return
+        found = re.findall(r"resuming .* at step (\d+)$", said, re.MULTILINE)
+        at = int(found[-1]) if found else 0
         self._is_resumed = True
         if at < self.expected:
             raise Unexpected(f"resumed at step {at}, but step {self.expected} is whole")
