@@ -6,11 +6,15 @@ import pathlib
 import sys
 
 from recursia import config
-from recursia.sweep import processes
+from recursia.sweep import local, processes
 from tests.helpers import trainer_without_model
 from tests.helpers.runs import FILE, values, write_text
 
-RATES = "\ndef sweep(add):\n    for rate in {}:\n        add(**{{'optimizer.learning_rate': rate}})\n"
+RATES = """
+def sweep(add):
+    for rate in {}:
+        add(**{{"optimizer.learning_rate": rate}})
+"""
 
 
 def write(folder: pathlib.Path, ending: str, **sections: dict) -> str:
@@ -34,6 +38,7 @@ def without_model(folder: pathlib.Path, monkeypatch, num_steps: int = 3, **behav
     (folder / "record.json").write_text(json.dumps(config.to_dict(run)))
     program = (sys.executable, trainer_without_model.__file__)
     monkeypatch.setattr(processes, "PROGRAM", program)
+    monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
     root = pathlib.Path(__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("RECORD", str(folder / "record.json"))

@@ -234,8 +234,8 @@ def test_a_state_is_what_the_directory_says(tmp_path):
     assert states.of(tmp_path) == ("pending", "")
     (tmp_path / "config.json").touch()
     assert states.of(tmp_path) == ("stopped", "")
-    for code, expected in ((0, "finished"), (4, "diverged"), (75, "stopped"), (130, "stopped"),
-                           (7, "stopped"), (1, "failed"), (3, "failed"), (6, "failed")):  # fmt: skip
+    stopped, failed = dict.fromkeys((75, 130, 7), "stopped"), dict.fromkeys((1, 3, 6), "failed")
+    for code, expected in {0: "finished", 4: "diverged", **stopped, **failed}.items():
         ending.write(tmp_path, code, "two\nlines")
         why = "two lines" if expected in ("diverged", "failed") else ""
         assert states.of(tmp_path) == (expected, why if expected != "finished" else "two lines")
