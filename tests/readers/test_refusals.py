@@ -15,7 +15,7 @@ from recursia.evaluate import parity
 from recursia.workdir import directory
 from tests.helpers.readers import npy, prepared, zipped
 from tests.helpers.refusals import refused
-from tests.helpers.runs import write_text
+from tests.helpers.runs import values, write_text
 
 
 @pytest.mark.parametrize(
@@ -115,3 +115,12 @@ def test_a_row_of_a_thousand_million_tokens_is_refused(tmp_path, refused_command
     long = "--config.train.seq_len=1e9"
     err = refused_command("train", name, text, workdir, long, code=3)
     assert "seq_len 1000000000" in err
+
+
+def test_what_has_a_line_break_is_quoted_in_one_line(tmp_path):
+    contents = values(tmp_path)
+    contents["model"]["shar\ning\u2028"] = contents["model"].pop("sharing")
+    (tmp_path / "config.json").write_text(json.dumps(contents))
+    with refused(UserError, "config.json.model.shar ing: no such field") as found:
+        directory.recorded(tmp_path)
+    assert len(str(found.value).splitlines()) == 1
