@@ -51,12 +51,11 @@ def spending(flops: float, trial: Overrides, warmup: float) -> Overrides:
     Args:
       flops: of the whole training.
       trial: its overrides, its labels and its base `config`.
-      warmup: the part of the steps that is warm-up.
+      warmup: the part of the steps that is warm-up, if the trial does not say.
     """
     fields = {name: value for name, value in trial.items() if name not in ("config", "labels")}
     steps = steps_for(flops, trial["config"], fields)
-    length = {"train.num_steps": steps, "schedule.warmup_steps": round(warmup * steps)}
-    return {**trial, **length}
+    return {"schedule.warmup_steps": round(warmup * steps), **trial, "train.num_steps": steps}
 
 
 def sized(preset: str) -> tuple[float, list[Overrides]]:

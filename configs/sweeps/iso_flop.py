@@ -28,12 +28,13 @@ from recursia.configs.sweeps import axes
 PRESETS = ("tiny", "tiny_recursions", "published")
 WIDTHS = (8, 16, 24)
 BUDGETS = (2e10, 4e10, 8e10)
-WARMUP_STEPS = 20
 RECIPE = {
     **axes.BRIEF,
     "train.batch_size": 2,
     "optimizer.learning_rate": 5e-3,
     "schedule.kind": "constant",
+    "schedule.warmup_steps": 20,
+    "divergence.deviations": 0,  # a batch of 256 tokens may be of another kind than the last ones
 }
 SIZES = ("135m", "360m", "730m", "1.7b")
 PUBLISHED_BUDGETS = (2e18, 5e18, 16.5e18)
@@ -55,8 +56,9 @@ def sweep(add: Callable[..., None], preset: str) -> None:
     count = 3 if is_whole else 1
     for index, budget in enumerate(budgets(BUDGETS)):
         seeds = axes.seeds(count, first=index * count)
-        for trial in grids.product(systems, [budget], axes.widths(WIDTHS), seeds, [RECIPE]):
-            add(**spent(trial, warmup=0.0) | {"schedule.warmup_steps": WARMUP_STEPS})
+        models = grids.product(systems, [budget], axes.widths(WIDTHS), [RECIPE])
+        for trial in grids.product([spent(model, warmup=0.0) for model in models], seeds):
+            add(**trial)
 
 
 def published() -> Iterator[axes.Overrides]:
