@@ -124,8 +124,9 @@ def power_law(law: PowerLaw, y: str, x: str) -> str:
 
 def lines(report: Report) -> list[str]:
     """Returns the fits in words: formulas, intervals, residuals, and what was refused."""
-    left = sum(report.states.values()) - len(report.points)
-    found = [f"{left} trials have no result, and are left out"] if left else []
+    every = sum(report.states.values())
+    left = every - len(report.points)
+    found = [f"{left} of {every} trials have no result, and are left out"] if left else []
     for some in report.families:
         across, along = some[0].across.words, some[0].along.words
         found += ["", f"{report.metric.replace('_', ' ')} over {across}, by {along}"]
