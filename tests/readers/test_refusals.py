@@ -3,14 +3,16 @@
 import gzip
 import json
 import resource
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from recursia.convert import llama2c
 from recursia.data.packing import Reader
-from recursia.errors import DataError, UserError
+from recursia.errors import CheckpointError, DataError, UserError
 from recursia.evaluate import parity
 from recursia.workdir import directory
 from tests.helpers.readers import npy, prepared, zipped
@@ -124,3 +126,10 @@ def test_what_has_a_line_break_is_quoted_in_one_line(tmp_path):
     with refused(UserError, "config.json.model.shar ing: no such field") as found:
         directory.recorded(tmp_path)
     assert len(str(found.value).splitlines()) == 1
+
+
+def test_a_header_of_millions_of_layers_is_refused_before_they_are_laid_out(tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(struct.pack("7i", 2, 2, (1 << 24) - 1, 1, 1, 2, 2) + bytes(100))
+    with refused(CheckpointError, "model.bin: is cut short: 128 bytes of over"):
+        llama2c.Arrays(path)
