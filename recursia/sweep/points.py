@@ -10,8 +10,10 @@ from recursia.sweep import states
 from recursia.sweep.results import Result
 
 SEED = "seed"  # the label of trials that differ by chance alone
-# The number that says how good a trial is: the first of these that any trial has.
+# The number that says how good a trial is: the first of these that any trial has. A model that looks
+# ahead as published has a second validation loss, in mode "causal", and is compared by that.
 METRICS = ("validation_loss", "loss")
+CAUSAL = "_causal"
 Labels = dict[str, Any]
 
 
@@ -53,7 +55,7 @@ def points(results: Sequence[Result], metric: str) -> list[Point]:
     """Returns the trials that have finished with the metric, or diverged, sorted by name."""
     found = []
     for result, labels in zip(results, labelled(results), strict=True):
-        loss = result.metrics.get(metric, math.nan)
+        loss = result.metrics.get(metric + CAUSAL, result.metrics.get(metric, math.nan))
         if result.state == states.DIVERGED:
             loss = math.nan
         elif result.state != states.FINISHED or metric not in result.metrics:

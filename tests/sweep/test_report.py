@@ -140,6 +140,13 @@ def test_trials_without_labels_are_known_by_the_fields_in_which_they_differ():
     assert found.valleys[0].fit.best.value == pytest.approx(2e-3)
 
 
+def test_a_model_that_looks_ahead_is_compared_by_its_causal_loss():
+    causal = {"validation_loss": 1.0, "validation_loss_causal": 2.5}
+    results = [sweeps.result("a", {"sharing": "x"}, 2.0), sweeps.result("b", {"sharing": "y"}, 1.0)]
+    results[1] = dataclasses.replace(results[1], metrics=causal)
+    assert [row.mean for row in report.of(results).rows] == [2.0, 2.5]
+
+
 def test_a_sweep_without_results_has_no_report():
     waiting = [dataclasses.replace(r, state="pending", metrics={}) for r in sweeps.rates(0.0)]
     with pytest.raises(DataError, match="none of the 15 trials has finished with a loss"):
