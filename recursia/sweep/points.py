@@ -10,8 +10,8 @@ from recursia.sweep import states
 from recursia.sweep.results import Result
 
 SEED = "seed"  # the label of trials that differ by chance alone
-# The number that says how good a trial is: the first of these that any trial has. A model that looks
-# ahead as published has a second validation loss, in mode "causal", and is compared by that.
+# The number that says how good a trial is: the first of these that any trial has. A model that
+# looks ahead as published has a second one, in mode "causal", and is compared by that.
 METRICS = ("validation_loss", "loss")
 CAUSAL = "_causal"
 Labels = dict[str, Any]
