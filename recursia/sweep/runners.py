@@ -23,7 +23,8 @@ def begin(given: argparse.Namespace, declared: Declaration) -> int:
     options.remember(given, _recorded(given.workdir))
     trials = _to_run(given, declared.trials)
     if given.runner == options.LOCAL:  # a trial goes on with as many threads, to the same bits
-        given.threads = local.shared(len(trials), given.jobs, given.threads)[1]
+        number = declared.search.num_trials if declared.search else len(trials)
+        given.threads = local.shared(number, given.jobs, given.threads)[1]
     plan = Plan(given, trials, declared.config, declared.overrides, declared.search is not None)
     if given.dry_run:
         return plan.print(is_dry=True)

@@ -14,7 +14,6 @@ from tests.helpers import trials
 from tests.helpers.refusals import refused
 
 
-
 def declared(folder, body, typed=None, head="def sweep(add):"):
     lines = "\n".join(f"    {line}" for line in body.split("\n"))
     return declaration.read(trials.write(folder, f"\n{head}\n{lines}\n"), typed or {})
@@ -197,5 +196,3 @@ def test_what_declares_imports_no_jax():
     code = "import sys; from recursia.sweep import product; assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-

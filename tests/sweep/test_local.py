@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import time
 
 import pytest
 
-from recursia.sweep import directory, local, processes, states
+from recursia import console
+from recursia.sweep import directory, local, processes, states, view
 from recursia.workdir import ending, lock
 from tests.helpers import trials
 
@@ -101,12 +103,21 @@ def test_status_says_why_in_a_table_and_as_one_object(sweep, tmp_path):
     sweep(code=1, **{"1_0": "no data"})
     table, _ = sweep("status")
     assert "data.path: there is none" in table and "3 trials: 2 finished, 1 failed" in table
-    assert "optimizer.learning_rate" in table
+    assert "optimizer.learning_rate" in table and "failed: data.path" in table
     shown = json.loads(sweep("status", "--json")[0])
     assert shown["counts"] == {"finished": 2, "failed": 1}
     rows = {row["overrides"]["optimizer.learning_rate"]: row for row in shown["trials"]}
     assert rows[1]["state"] == "failed" and rows[1]["why"] == "data.path: there is none"
     assert rows[0.01]["step"] == rows[0.01]["num_steps"] == 3 and rows[0.01]["job"] is None
+
+
+def test_a_terminal_shows_the_trials_as_they_run(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "is_live", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which rich knows a terminal
+    monkeypatch.setattr(view, "EVERY", 0)
+    _, said = sweep("--jobs=1", num_steps=20)
+    assert re.search(r"running\S* +\d+/20", said) and "2 pending, 1 running" in said
+    assert said.endswith("3 trials: 3 finished\n")
 
 
 def test_results_are_ranked_and_have_a_column_for_all_that_trials_have(sweep, tmp_path):
