@@ -123,7 +123,7 @@ def test_what_has_a_line_break_is_quoted_in_one_line(tmp_path):
     contents = values(tmp_path)
     contents["model"]["shar\ning\u2028"] = contents["model"].pop("sharing")
     (tmp_path / "config.json").write_text(json.dumps(contents))
-    with refused(UserError, "config.json.model.shar ing: no such field") as found:
+    with refused(UserError, "config.json.model.shar ing : no such field") as found:
         directory.recorded(tmp_path)
     assert len(str(found.value).splitlines()) == 1
 
