@@ -62,7 +62,9 @@ MAY = {
     "config": MODEL | {"architecture", "settings", "kinds", "typed", "presets", "fields"},
     "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"architecture", "settings"},
-    "data": BASE | {"corpus", "console"},
+    "buckets": BASE | {"objects"},
+    "objects": BASE | {"buckets"},
+    "data": BASE | {"corpus", "console", "buckets", "objects"},
     "losses": BASE | {"sharding"},
     "scores": LAYERS
     | FORWARD
@@ -107,6 +109,7 @@ MAY = {
     | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}
     | {"launch", "train", "parsing"},
     "verbs": BASE
+    | {"buckets"}
     | {
         "sweep",
         "config",

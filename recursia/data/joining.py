@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from recursia import console
+from recursia import buckets, console
 from recursia.data import held_out, packing, spool
 from recursia.data.manifest import SPLITS, Manifest, SourceEntry
 from recursia.data.partial import Partial
@@ -34,7 +34,9 @@ def join(
         partial.remove()
         raise
     size = sum(os.path.getsize(os.path.join(s, f"{n}.tokens")) for s in spools for n in SPLITS)
-    with console.bar("joining", size) as advance:
+    is_uploaded = buckets.is_place(partial.output)
+    about = "joining and uploading" if is_uploaded else "joining"
+    with console.bar(about, size * (1 + is_uploaded)) as advance:
         manifest = packing.finish(
             spools,
             os.path.join(partial.path, "whole"),

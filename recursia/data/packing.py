@@ -13,13 +13,14 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
+from recursia import buckets
 from recursia.data import manifest as manifests
-from recursia.data import shards
+from recursia.data import remote, shards
 from recursia.data import tokenizer as tokenizer_lib
 from recursia.data.column import Column
 from recursia.data.manifest import Manifest, Record, SplitEntry
@@ -86,18 +87,21 @@ def finish(
     tokenizer: tokenizer_lib.Tokenizer,
     shard_tokens: int,
     record: Record,
-    **how: Any,
+    *,
+    num_threads: int = 1,
+    advance: Callable[[float], None] = lambda _: None,
 ) -> Manifest:
     """Makes a prepared folder of spools and returns its manifest.
 
     Args:
       spools: folders of spools, in the order of their documents.
-      whole: folder in which to write; it is made anew, and renamed to `output` at the end.
-      output: the folder to make, absent or empty.
+      whole: folder in which to write; it is made anew, and at the end renamed or uploaded.
+      output: the folder to make, absent or empty, or one in a bucket.
       tokenizer: the tokenizer of the ids; it is saved beside them.
       shard_tokens: most tokens in a shard, unless a single document is longer.
       record: is included in the manifest unchanged.
-      **how: `num_threads` and `advance` of `shards.join`.
+      num_threads: shards written at once.
+      advance: is called with the bytes written since its last call.
     """
     shutil.rmtree(whole, ignore_errors=True)
     os.makedirs(whole)
@@ -111,7 +115,9 @@ def finish(
             "end_of_text": tokenizer.end_of_text,
         },
         "dtype": ids.name,
-        "splits": shards.join(spools, whole, ids, shard_tokens, **how),
+        "splits": shards.join(
+            spools, whole, ids, shard_tokens, num_threads=num_threads, advance=advance
+        ),
         "fingerprint": "",
     }
     manifest["fingerprint"] = manifests.fingerprint(manifest)
@@ -121,7 +127,10 @@ def finish(
         json.dump(manifest, file, indent=2, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    os.rename(whole, output)
+    if buckets.is_place(output):
+        remote.upload(whole, output, "manifest.json", num_threads, advance)
+    else:
+        os.rename(whole, output)
     return manifest
 
 
@@ -147,10 +156,14 @@ class Reader:
       tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer.
       vocab_size: `Tokenizer.vocab_size` of the tokenizer.
       end_of_text: `Tokenizer.end_of_text` of the tokenizer.
+      stamps: of a folder in a bucket, the bytes of each object, and what changes with it.
     """
 
     def __init__(self, directory: str):
         """Reads the manifest.
+
+        Args:
+          directory: on disk, or in a bucket.
 
         Raises:
           DataError: if the folder or the manifest is missing or damaged, if its format is another,
@@ -159,22 +172,39 @@ class Reader:
         self.directory = directory = os.path.expanduser(directory)
         self.manifest = manifests.read(directory)
         self._dtype = _DTYPES[self.manifest["dtype"]]
+        self._cache, self.stamps = remote.Cache(), dict[str, tuple[int, str]]()
+        sizes = self._sizes()
         for entry in self.manifest["splits"].values():
             for shard in entry["shards"]:
-                self._check(shard["name"] + ".tokens", shard["tokens"] * self._dtype.itemsize)
-                self._check(shard["name"] + ".documents", shard["documents"] * OFFSET.itemsize)
+                ids, places = (
+                    shard["tokens"] * self._dtype.itemsize,
+                    shard["documents"] * OFFSET.itemsize,
+                )
+                self._check(shard["name"] + ".tokens", sizes, ids)
+                self._check(shard["name"] + ".documents", sizes, places)
         self.fingerprint: str = self.manifest["fingerprint"]
         self.tokenizer_fingerprint: str = self.manifest["tokenizer"]["fingerprint"]
         self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
         self.end_of_text: int = self.manifest["tokenizer"]["end_of_text"]
 
-    def _check(self, name: str, expected: int) -> None:
+    def _sizes(self) -> dict[str, int]:
+        """Returns the bytes of each file of the folder."""
+        if not buckets.is_place(self.directory):
+            with os.scandir(self.directory) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        try:
+            self.stamps = remote.stamps(self.directory)
+        except OSError as error:
+            raise DataError(f"{self.directory}: cannot be read ({error.strerror}).") from None
+        return {name: size for name, (size, _) in self.stamps.items()}
+
+    def _check(self, name: str, sizes: Mapping[str, int], expected: int) -> None:
         path = os.path.join(self.directory, name)
-        if not os.path.isfile(path):
+        if name not in sizes:
             raise DataError(
                 f"{path}: missing, 0 of {expected} bytes; remove the folder and prepare again."
             )
-        if (size := os.path.getsize(path)) != expected:
+        if (size := sizes[name]) != expected:
             raise DataError(
                 f"{path}: has {size} bytes but its manifest says {expected}; "
                 "copy it again, or remove the folder and prepare again."
@@ -225,4 +255,7 @@ class Reader:
     ) -> list[Column]:
         entries = self.split(split)["shards"]
         stem = lambda shard: os.path.join(self.directory, shard["name"])
-        return [Column(f"{stem(shard)}.{ending}", dtype, shard[ending]) for shard in entries]
+        return [
+            Column(f"{stem(shard)}.{ending}", dtype, shard[ending], self._cache)
+            for shard in entries
+        ]

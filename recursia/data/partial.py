@@ -1,4 +1,4 @@
-"""An unfinished preparation: the folder `OUTPUT.partial`, from which it goes on.
+"""An unfinished preparation: a folder on disk, `OUTPUT.partial`, from which it goes on.
 
 It holds `request.json`, the tokenizer, and a spool for each unit that was made. A unit's folder
 appears under its name only when it is complete. The locks are the operating system's: they end with
@@ -35,9 +35,9 @@ class Partial:
       units: the units of the request.
     """
 
-    def __init__(self, output: str, asked: Request, unit_bytes: int):
+    def __init__(self, output: str, path: str, asked: Request, unit_bytes: int):
         """Names the folder; nothing is written yet."""
-        self.output, self.path, self.asked = output, f"{output}.partial", asked
+        self.output, self.path, self.asked = output, path, asked
         self.unit_bytes, self.units = unit_bytes, units(asked.files, unit_bytes)
 
     @contextlib.contextmanager

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from recursia import console
+from recursia import buckets, console
 from recursia.data import held_out, joining, packing, units, workers
 from recursia.data import tokenizer as tokenizer_lib
 from recursia.data.manifest import Manifest
@@ -24,6 +24,7 @@ def prepare(
     *,
     num_workers: int = 0,
     part: tuple[int, int] | None = None,
+    partial_folder: str = "",
 ) -> Manifest | None:
     """Writes the folder `output` and returns its manifest; documents of white space are left out.
 
@@ -34,12 +35,14 @@ def prepare(
 
     Args:
       inputs: files as `recursia.data.source.expand` takes them.
-      output: the folder to make, absent or empty, or a symbolic link to such a folder. It appears
-        only when it is complete.
+      output: the folder to make, absent or empty, or a symbolic link to such a folder; or one in a
+        bucket. It appears only when it is complete; in a bucket, its manifest does.
       options: how to prepare.
       num_workers: processes that tokenise at once; 0 takes one for each core.
       part: (i, n) makes the i-th of n parts of the work, counted from 1, into `OUTPUT.partial`, and
         returns None. None makes what is missing and joins all.
+      partial_folder: in place of `OUTPUT.partial`, which lies beside the output, or in the current
+        folder if the output is in a bucket.
 
     Raises:
       ConfigError: if an option is out of its range.
@@ -49,11 +52,13 @@ def prepare(
     asked = request(inputs, options)
     given = _given(options, part)
     recorded = asked.recorded(given)
-    output = os.path.realpath(os.path.expanduser(output))
+    if not (is_remote := buckets.is_place(output)):
+        output = os.path.realpath(os.path.expanduser(output))
+    path = partial_folder or f"{os.path.basename(output) if is_remote else output}.partial"
     num_workers = num_workers or workers.cores()
     try:
         manifest = finished(output, asked, recorded)
-        partial = Partial(output, asked, units.UNIT_BYTES)
+        partial = Partial(output, os.path.abspath(path), asked, units.UNIT_BYTES)
         if manifest is not None:
             partial.remove()  # if the process ended before it did
             return manifest

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recursia import console
+from recursia import buckets, console
 from recursia.data import packing, source
 from recursia.data.manifest import Manifest, SourceEntry
 from recursia.data.tokenizer import Tokenizer
@@ -94,9 +94,9 @@ def request(inputs: Sequence[str], options: Options) -> Request:
     train, validation = source.expand(inputs), source.expand(options.validation)
     if not train:
         raise DataError("prepare: 0 input files; give at least 1.")
-    held_out = {os.path.realpath(file.path) for file in validation}
+    held_out = {file.real for file in validation}
     for file in train:
-        if os.path.realpath(file.path) in held_out:
+        if file.real in held_out:
             raise DataError(
                 f"{file.path}: named 2 times, for training and for validation; leave it out of one."
             )
@@ -114,23 +114,25 @@ def finished(output: str, asked: Request, options: Mapping[str, Any]) -> Manifes
     Raises:
       DataError: if `output` holds anything else.
     """
-    if os.path.islink(output):
+    if not buckets.is_place(output) and os.path.islink(output):
         raise DataError(f"{output}: is a link that leads back to itself; give another output.")
-    if not os.path.exists(output):
+    place = buckets.path(output)
+    if not place.exists():
         return None
-    if not os.path.isdir(output):
+    if not place.is_dir():
         raise DataError(f"{output}: is a file, not a folder; give another output.")
-    if not (entries := len(os.listdir(output))):
-        return None
+    names = {each.name for each in place.iterdir()}
+    if not names or (buckets.is_place(output) and "manifest.json" not in names):
+        return None  # or another process has begun to upload it
     contents = "not prepared data"
-    if os.path.isfile(os.path.join(output, "manifest.json")):
+    if "manifest.json" in names:
         manifest = packing.Reader(output).manifest
         record = {"options": options, "sources": asked.sources()}
         if not (differences := differing(manifest, record)):
             return manifest
         contents = f"prepared with other {', '.join(differences)}"
     raise DataError(
-        f"{output}: holds {entries} entries, {contents}; give another output, or remove what it "
+        f"{output}: holds {len(names)} entries, {contents}; give another output, or remove what it "
         "holds."
     )
 

@@ -16,7 +16,7 @@ from recursia.data.manifest import SPLITS, ShardEntry, SplitEntry
 OFFSET = np.dtype("<i8")
 
 Folder = str | os.PathLike[str]
-Advance = Callable[[int], None]  # is called with the bytes written since its last call
+Advance = Callable[[float], None]  # is called with the bytes written since its last call
 
 
 class Run(NamedTuple):
@@ -35,8 +35,8 @@ def join(
     dtype: np.dtype,
     shard_tokens: int,
     *,
-    num_threads: int = 1,
-    advance: Advance = lambda _: None,
+    num_threads: int,
+    advance: Advance,
 ) -> dict[str, SplitEntry]:
     """Writes the shards of every split that has documents; returns the manifest's entries.
 

@@ -126,7 +126,7 @@ class _Worker:
 def _described(partial: Partial) -> dict[str, Any]:
     files = {split: [each.path for each in named] for split, named in partial.asked.files.items()}
     options = dataclasses.asdict(partial.asked.options)
-    named = {"output": partial.output, "unit_bytes": partial.unit_bytes}
+    named = {name: getattr(partial, name) for name in ("output", "path", "unit_bytes")}
     return {**named, "files": files, "options": options}
 
 
@@ -145,7 +145,8 @@ def _main() -> None:
     options = described["options"] | {"validation": tuple(described["options"]["validation"])}
     files = {split: tuple(map(source.of, paths)) for split, paths in described["files"].items()}
     asked = Request(files, Options(**options))
-    partial = Partial(described["output"], asked, described["unit_bytes"])
+    named = (described[name] for name in ("output", "path"))
+    partial = Partial(*named, asked, described["unit_bytes"])
     tokenizer = partial.tokenizer()
     assert tokenizer is not None
     answer = lambda value: print(json.dumps(value), flush=True)

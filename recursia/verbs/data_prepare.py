@@ -25,7 +25,9 @@ def options(parser: parsing.Parser) -> None:
     about = f"documents: {', '.join(source.kinds())}; may be repeated"
     how = {"nargs": "+", "action": "add", "type": parsing.place}
     parser.add_argument("--input", required=True, help=about, **how)
-    parser.add_argument("--output", type=parsing.place, required=True, help="a new directory")
+    parser.add_argument(
+        "--output", type=parsing.place, required=True, help="a new directory, or gs:// or s3://"
+    )
     about, hints = meanings(Options), typing.get_type_hints(Options)
     for field in dataclasses.fields(Options):
         hint = hints[field.name]
@@ -44,6 +46,11 @@ def options(parser: parsing.Parser) -> None:
         parser.add_argument(f"--{field.name}", default=field.default, help=text, **how)
     about = "processes that tokenise at once; 0 is one for each core"
     parser.add_argument("--num_workers", type=parsing.integer(0), default=0, help=about)
+    about = (
+        "folder on disk for unfinished work; without it OUTPUT.partial, or, if the output is in a "
+    )
+    about += "bucket, its last name and .partial in the current folder"
+    parser.add_argument("--partial", type=parsing.place, default="", help=about)
     about = "make the i-th of n parts only; the same command without it makes the rest and joins"
     parser.add_argument("--part", type=_part, metavar="i/n", help=about)
 
@@ -54,7 +61,7 @@ def run(given: argparse.Namespace) -> None:
 
     fields = [field.name for field in dataclasses.fields(prepare.Options)]
     options = prepare.Options(**{name: getattr(given, name) for name in fields})
-    how = {"num_workers": given.num_workers, "part": given.part}
+    how = {"num_workers": given.num_workers, "part": given.part, "partial_folder": given.partial}
     manifest = prepare.prepare(given.input, given.output, options, **how)
     if manifest is not None:
         print(json.dumps(manifest["splits"], indent=2))

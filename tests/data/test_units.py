@@ -180,10 +180,10 @@ def test_one_process_at_a_time_prepares_a_folder(corpus, small, tmp_path, refuse
         (None, [None, (1, 4)]),
         ((1, 4), [None, (1, 4)]),
     ):
-        with partial.Partial(str(out), asked, SMALL).held(recorded, held):
+        with partial.Partial(str(out), f"{out}.partial", asked, SMALL).held(recorded, held):
             for part in refusals:
                 refused(lambda part=part: prepare(corpus, out, part=part, **HOW), "another process")
-    with partial.Partial(str(out), asked, SMALL).held(recorded, (1, 4)):
+    with partial.Partial(str(out), f"{out}.partial", asked, SMALL).held(recorded, (1, 4)):
         prepare(corpus, out, part=(2, 4), **HOW)
 
 

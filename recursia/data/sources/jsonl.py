@@ -5,6 +5,7 @@ import io
 import itertools
 from collections.abc import Iterator
 
+from recursia import buckets
 from recursia.data import files
 from recursia.data import text as text_lib
 from recursia.data.source import BrokenError, Document, Source, in_memory
@@ -31,8 +32,9 @@ class JsonLines(Source):
         return super().size if self.stop is None else self.stop - self.start
 
     def parts(self, num_bytes: int) -> tuple[Source, ...]:
-        """Returns parts of a file that is not compressed; each reads the lines that begin in it."""
-        if not self.path.lower().endswith(".jsonl") or self.size < 2 * num_bytes:
+        """Returns parts of a plain file on disk; each reads the lines that begin in it."""
+        is_plain = self.path.lower().endswith(".jsonl") and not buckets.is_place(self.path)
+        if not is_plain or self.size < 2 * num_bytes:
             return (self,)
         places = [*range(0, self.size - num_bytes + 1, num_bytes), self.size]
         return tuple(JsonLines(self.path, *ends) for ends in itertools.pairwise(places))

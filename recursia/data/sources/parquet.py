@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from recursia import buckets, objects
 from recursia.data import files
 from recursia.data.source import BrokenError, Document, Source, in_memory
 from recursia.errors import DataError
@@ -85,7 +86,9 @@ def _opened(path: str) -> Iterator[Any]:
     library = _library(path)
     how = {"buffer_size": files.CHUNK, "pre_buffer": False, "page_checksum_verification": True}
     try:
-        with library.parquet.ParquetFile(path, **how) as table:
+        from_bucket = lambda: objects.filesystem(path.partition("://")[0]).open(path, "rb")
+        where = from_bucket() if buckets.is_place(path) else path
+        with library.parquet.ParquetFile(where, **how) as table:
             yield table
     except (OSError, UnicodeDecodeError, library.ArrowException) as error:
         raise files.unreadable(path, error) from None
