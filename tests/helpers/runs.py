@@ -123,7 +123,7 @@ def is_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool
 
 def differences(ours: pathlib.Path, theirs: pathlib.Path, step: int = STEPS) -> list[str]:
     """Returns what two finished runs do not share to the bit."""
-    names = ("metrics.jsonl", "samples.jsonl")
+    names = [name for name in ("metrics.jsonl", "samples.jsonl") if (theirs / name).exists()]
     found = [name for name in names if rows(ours, name) != rows(theirs, name)]
     if not saved(ours)[-1:] == saved(theirs)[-1:] == [step]:
         return [*found, f"steps {saved(ours)} and {saved(theirs)}"]
