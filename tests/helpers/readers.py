@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gguf
+import jax
 import numpy as np
 import zstandard
 
@@ -213,9 +214,15 @@ def llama2c(folder):
     raw = struct.pack("7i", 4, 4, 1, 2, 2, 4, 8)
     raw += np.ones(sum(map(np.prod, shapes)), np.float32).tobytes()
     (folder / "model.bin").write_bytes(raw)
-    scores = [struct.pack("<fi", -i, len(t)) + t for i, t in enumerate((b"<unk>", b"<s>", b"</s>"))]
+    pieces = enumerate((b"<unk>", b"<s>", b"</s>", b"a"))
+    scores = [struct.pack("<fi", -i, len(piece)) + piece for i, piece in pieces]
     (folder / "tokenizer.bin").write_bytes(b"".join([struct.pack("i", 5), *scores]))
     return Case(folder / "model.bin", lambda: arrived(folder / "model.bin"))
+
+
+def scored(folder):
+    case = llama2c(folder)
+    return Case(folder / "tokenizer.bin", case.read)
 
 
 def huggingface(folder):
@@ -236,8 +243,10 @@ def huggingface(folder):
 
 
 def arrived(path):
-    """Reads all that is there before a mesh is needed."""
-    assert arrival.find(path).config.vocab_size
+    """Reads settings, vocabulary and arrays."""
+    found = arrival.find(path)
+    assert arrival.tokenizer(found).vocab_size <= found.config.vocab_size
+    assert jax.tree.leaves(arrival.laid(found))
 
 
 def tasks(folder):
@@ -298,6 +307,7 @@ CASES: dict[str, Callable[[pathlib.Path], Case]] = {
     "safetensors": tensors,
     "gguf": gguf_file,
     "llama2c": llama2c,
+    "scored": scored,
     "huggingface": huggingface,
     "tasks": tasks,
     "requests": requests,
