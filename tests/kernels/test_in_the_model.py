@@ -14,11 +14,10 @@ from tests.helpers.batches import whole_rows
 from tests.helpers.kernels import GPUS, run_interpreted
 from tests.helpers.tiny import error, tol
 
-ROUTING = ("select_tokens", "gather_tokens", "scatter_tokens", "scatter_tokens_collect")
 CAUSAL = ("causal_attention", "causal_attention_backward")
 GROUPED = ("grouped_matmul", "grouped_outer")
 OPS = {
-    "mor:tiny": (*ROUTING, *CAUSAL),
+    "mor:tiny": CAUSAL,
     "moeut:tiny": (*GROUPED, *CAUSAL),
     "sut:tiny": GROUPED,  # its attention looks at distances, which the kernels decline
 }
