@@ -171,9 +171,9 @@ class Partial:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def missing(self) -> list[Unit]:
-        """Returns the units that are not made."""
-        return [unit for unit in self.units if not os.path.isdir(self.spool(unit))]
+    def is_made(self, unit: Unit) -> bool:
+        """Returns whether a unit is made."""
+        return os.path.isdir(self.spool(unit))
 
     def found(self, unit: Unit) -> list[Found]:
         """Returns what a unit that was made holds of each file."""

@@ -64,7 +64,11 @@ def prepare(
             return manifest
         with partial.held(recorded, part):
             tokenizer = _kept(partial, given)
-            missing = [unit for unit in partial.missing() if _is_of(unit, part)]
+            own = [unit for unit in partial.units if _is_of(unit, part)]
+            missing = [unit for unit in own if not partial.is_made(unit)]
+            if len(missing) < len(own):
+                made = len(own) - len(missing)
+                console.say(f"{partial.path}: has {made} of {len(own)} units; going on from there")
             with console.bar("tokenising", _size(missing)) as advance:
                 workers.make(partial, tokenizer, missing, num_workers, advance)
             if part is not None:
