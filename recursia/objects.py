@@ -15,12 +15,12 @@ from typing import Any
 
 from etils.epath import gpath
 
-from recursia import buckets
-from recursia.buckets import Unreachable
+from recursia import storage
 from recursia.errors import ConfigError
+from recursia.storage import Unreachable
 
 BLOCK = 1 << 23  # bytes of an object that are read at once
-LEAST_SPEED = 1 << 27  # bytes in `buckets.SECONDS`, below which an upload counts as failed
+LEAST_SPEED = 1 << 27  # bytes in `storage.SECONDS`, below which an upload counts as failed
 _CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login",
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -66,10 +66,12 @@ class BucketPath(gpath.PosixGPath):
         return types.SimpleNamespace(st_size=found["size"], st_mtime=_changed(found))
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        """Yields what is directly below, in order."""
-        names = {
-            each.rstrip("/").rpartition("/")[2] for each in self._ask("ls", str(self), detail=False)
-        }
+        """Yields what is directly below, in order; nothing if nothing is."""
+        try:
+            found = self._ask("ls", str(self), detail=False)
+        except FileNotFoundError:
+            return
+        names = {each.rstrip("/").rpartition("/")[2] for each in found}
         yield from (self / name for name in sorted(names - {self.name}))
 
     def rglob(self, pattern: str) -> Iterator["BucketPath"]:
@@ -83,11 +85,17 @@ class BucketPath(gpath.PosixGPath):
         """Yields what is directly below and fits a pattern."""
         yield from (each for each in self.iterdir() if each.match(pattern))
 
-    def absolute(self) -> "BucketPath":
+    def absolute(self) -> Any:
         """Returns this path."""
         return self
 
-    resolve = expanduser = absolute
+    def resolve(self, strict: bool = False) -> Any:
+        """Returns this path."""
+        return self
+
+    def expanduser(self) -> Any:
+        """Returns this path."""
+        return self
 
     def mkdir(self, mode: Any = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: what is written below makes the folder."""
@@ -117,7 +125,7 @@ class BucketPath(gpath.PosixGPath):
 
     def upload(self, file: pathlib.Path) -> None:
         """Writes an object whole, with the bytes of a file on disk."""
-        limit = buckets.SECONDS * (1 + file.stat().st_size // LEAST_SPEED)
+        limit = storage.SECONDS * (1 + file.stat().st_size // LEAST_SPEED)
         self._ask("put_file", str(file), str(self), seconds=limit)
 
     def write_text(self, data: str, encoding: str = "utf-8", **_: Any) -> int:
@@ -155,7 +163,7 @@ class BucketPath(gpath.PosixGPath):
 
 def _changed(info: dict[str, Any]) -> float:
     """Returns when an object was written, in seconds since 1970."""
-    found = info.get("LastModified") or info.get("mtime")
+    found: Any = info.get("LastModified") or info.get("mtime")
     return found.timestamp() if hasattr(found, "timestamp") else 0.0
 
 
@@ -168,6 +176,13 @@ class _Blocks(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def readall(self) -> bytes:
+        """Returns the rest; by itself it would come in blocks of a few kB."""
+        found = bytearray()
+        while block := self.read(BLOCK):
+            found += block
+        return bytes(found)
 
     def readinto(self, buffer: Any) -> int:
         end = min(self._at + len(buffer), self._size)
@@ -189,7 +204,7 @@ def ask(
       place: for the message.
       operation: its name, such as "cat_file".
       *given: its arguments.
-      seconds: after which it counts as failed; None takes `buckets.SECONDS`.
+      seconds: after which it counts as failed; None takes `storage.SECONDS`.
       **how: its arguments by name.
 
     Raises:
@@ -198,11 +213,9 @@ def ask(
     """
     from fsspec import asyn
 
-    files = filesystem(scheme)
+    files, limit = filesystem(scheme), seconds or storage.SECONDS
     try:
-        return asyn.sync(
-            files.loop, getattr(files, f"_{operation}"), *given, timeout=buckets.SECONDS, **how
-        )
+        return asyn.sync(files.loop, getattr(files, f"_{operation}"), *given, timeout=limit, **how)
     except FileExistsError:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place) from None
     except FileNotFoundError:
@@ -216,7 +229,7 @@ def ask(
 def reason(scheme: str, error: Exception) -> str:
     """Returns in a line why a bucket could not be reached, and what helps."""
     if isinstance(error, TimeoutError):
-        return f"no answer within {buckets.SECONDS:.0f} s"
+        return f"no answer within {storage.SECONDS:.0f} s"
     text = " ".join(str(error).split())[:200] or type(error).__name__
     is_denied = isinstance(error, PermissionError) or any(w in text.lower() for w in _DENIED)
     return f"{text}; {_CREDENTIALS[scheme]}" if is_denied else text
@@ -233,11 +246,11 @@ def filesystem(scheme: str) -> Any:
     from fsspec.config import conf
 
     name = {"gs": "gcs", "s3": "s3"}[scheme]
-    limits = {"connect_timeout": buckets.REQUEST_SECONDS, "read_timeout": buckets.REQUEST_SECONDS}
+    limits = {"connect_timeout": storage.REQUEST_SECONDS, "read_timeout": storage.REQUEST_SECONDS}
     if scheme == "s3":
         how: dict[str, Any] = {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
     else:
-        how = {"requests_timeout": buckets.REQUEST_SECONDS}
+        how = {"requests_timeout": storage.REQUEST_SECONDS}
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     conf[name] = {"use_listings_cache": False, **how}  # for orbax, which opens its own
     try:

@@ -23,6 +23,9 @@ MAY = {
     "ranges": set(),
     "batch": set(),
     "console": set(),
+    "storage": BASE,
+    "objects": BASE | {"storage"},
+    "buckets": BASE | {"objects"},
     "jsonlines": set(),
     "parsing": BASE,
     "meanings": set(),
@@ -62,9 +65,7 @@ MAY = {
     "config": MODEL | {"architecture", "settings", "kinds", "typed", "presets", "fields"},
     "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"architecture", "settings"},
-    "buckets": BASE | {"objects"},
-    "objects": BASE | {"buckets"},
-    "data": BASE | {"corpus", "console", "buckets", "objects"},
+    "data": BASE | {"corpus", "console", "storage", "buckets", "objects"},
     "losses": BASE | {"sharding"},
     "scores": LAYERS
     | FORWARD

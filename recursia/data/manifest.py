@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any, NotRequired, TypedDict
 
-from recursia import buckets
+from recursia import buckets, storage
 from recursia.errors import DataError
 
 FORMAT_VERSION = 1
@@ -110,7 +110,7 @@ def read(directory: str) -> Manifest:
             f"{directory}: holds no manifest.json, so no prepared data; "
             "make it with recursia data prepare."
         ) from None
-    except buckets.Unreachable as error:
+    except storage.Unreachable as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable.") from None
     except DataError:
         raise

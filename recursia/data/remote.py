@@ -1,7 +1,7 @@
 """Bytes of objects in buckets, read in blocks that are kept up to a limit.
 
-Tensorstore tries a failed request again, up to `buckets.TRIES` times; a read that takes longer than
-`buckets.SECONDS` in all has failed.
+Tensorstore tries a failed request again, up to `storage.TRIES` times; a read that takes longer than
+`storage.SECONDS` in all has failed.
 """
 
 import collections
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from recursia import buckets, objects
+from recursia import buckets, objects, storage
 
 BLOCK = 1 << 16  # bytes read at once: a row of 2048 ids has 4096 or 8192
 CACHE_BYTES = 1 << 28  # of the blocks that are kept for one prepared folder
@@ -65,8 +65,8 @@ class Object:
     def _store(self) -> Any:
         import tensorstore  # 0.3 s, which data on disk need not spend
 
-        opened = tensorstore.KvStore.open(buckets.kvstore(self._path))
-        return opened.result(timeout=buckets.SECONDS)
+        opened = tensorstore.KvStore.open(storage.kvstore(self._path))
+        return opened.result(timeout=storage.SECONDS)
 
     def read(self, start: int, size: int) -> bytes:
         """Returns `size` bytes from `start` on.
@@ -90,16 +90,16 @@ class Object:
     def _ask(self, start: int, stop: int) -> bytes:
         try:
             found = self._store.read("", byte_range=slice(start, stop))
-            found = found.result(timeout=buckets.SECONDS)
+            found = found.result(timeout=storage.SECONDS)
         except Exception as error:  # tensorstore's are of several classes
             reason = objects.reason(_scheme(self._path), error)
-            raise buckets.Unreachable(self._path, reason) from None
+            raise storage.Unreachable(self._path, reason) from None
         if found.state != "value":
-            raise buckets.Unreachable(self._path, "it is gone")
+            raise storage.Unreachable(self._path, "it is gone")
         generation = found.stamp.generation
         self._generation = self._generation or generation
         if generation != self._generation:
-            raise buckets.Unreachable(self._path, "it has changed since the run began")
+            raise storage.Unreachable(self._path, "it has changed since the run began")
         return found.value
 
 
