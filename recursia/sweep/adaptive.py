@@ -131,7 +131,7 @@ class Worker:
         self._sweep, self._declared, self._search = sweep, declared, search
         self._study, self._name = study, name
         self._asked: dict[str, Asked] = {}
-        self._twins = 0
+        self._twins, self._is_exhausted = 0, False
 
     def work(self, runner: local.Runner) -> int | None:
         """Runs trials to the end of the search; returns the signal that ended it, if one did."""
@@ -161,7 +161,8 @@ class Worker:
             self._reclaim()
             trials = self._study.get_trials(deepcopy=False)
             is_waiting = any(each.state.name == "WAITING" for each in trials)
-            if not is_waiting and len(_counted(trials)) >= self._search.num_trials:
+            is_enough = len(_counted(trials)) >= self._search.num_trials
+            if not is_waiting and (is_enough or self._is_exhausted):
                 return None
             self._study.sampler = self._sampler(len(trials))
             of = self._study.ask()
@@ -192,7 +193,7 @@ class Worker:
         try:
             trial = self._declared.suggested(of)
         except ConfigError:
-            self._study.tell(of, state=_state_of("FAIL"))
+            self._end(of, state="FAIL")
             raise
         of.set_user_attr(NAME, trial.name)
         asked, is_again = Asked(of, trial), AGAIN in of.user_attrs
@@ -209,10 +210,21 @@ class Worker:
             return asked
         return None
 
+    def _end(self, of: Any, loss: float | None = None, state: str = "COMPLETE") -> None:
+        """Tells the study that a trial has ended."""
+        from optuna.trial import TrialState
+
+        try:
+            self._study.tell(of, loss, TrialState[state])
+        except (
+            RuntimeError
+        ):  # a sampler of a finite space stops its study, which only `optimize` may
+            self._is_exhausted = True
+
     def _drop(self, of: Any) -> None:
         """Ends a trial that does not count."""
         of.set_user_attr(SURPLUS, True)
-        self._study.tell(of, state=_state_of("FAIL"))
+        self._end(of, state="FAIL")
 
     def _watch(self, asked: Asked, runner: local.Runner) -> None:
         """Reports new validation losses, and ends a trial that the pruner gives up."""
@@ -244,11 +256,11 @@ class Worker:
             loss = standing.of(asked.trial.name, folder).validation_loss
         asked.of.set_user_attr(STATE, state)
         if loss is not None and math.isfinite(loss):
-            self._study.tell(asked.of, loss)
+            self._end(asked.of, loss)
         elif state in (states.DIVERGED, states.PRUNED):
-            self._study.tell(asked.of, state=_state_of("PRUNED"))
+            self._end(asked.of, state="PRUNED")
         elif state in (states.FINISHED, states.FAILED):
-            self._study.tell(asked.of, state=_state_of("FAIL"))
+            self._end(asked.of, state="FAIL")
         elif state == states.RUNNING:  # by another worker
             self._drop(asked.of)
 
@@ -261,8 +273,8 @@ class Worker:
                 continue
             if each.number not in again:
                 self._again(each)
-            with contextlib.suppress(ValueError, RuntimeError):  # another worker was faster
-                self._study.tell(each.number, state=_state_of("FAIL"))
+            with contextlib.suppress(ValueError):  # another worker was faster
+                self._end(each.number, state="FAIL")
 
     def _is_stale(self, of: Any) -> bool:
         name = of.user_attrs.get(WORKER)
@@ -289,9 +301,3 @@ def _counted(trials: list[Any]) -> list[Any]:
     """Returns the trials that count: not those that were asked for again, or dropped."""
     replaced = {each.user_attrs.get(AGAIN) for each in trials}
     return [t for t in trials if t.number not in replaced and SURPLUS not in t.user_attrs]
-
-
-def _state_of(name: str) -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState[name]

@@ -77,16 +77,23 @@ def test_the_first_suggestion_follows_from_the_seed(search, tmp_path):
     assert first[0] == first[1] != first[2]
 
 
-def test_a_trial_that_diverges_is_a_result_and_one_that_fails_is_none(
-    search, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(adaptive, "TWINS", 8)
-    text = CHOICE.format(number=50, rates="[0.1, 0.01, 1.0]")
-    said = search(text, "--jobs=1", code=1, **{"0_1": "diverge", "1_0": "no data"})
+GRID = """
+import optuna
+from recursia.sweep import Search
+RATES = [0.1, 0.01, 1.0]
+SAMPLER = lambda seed: optuna.samplers.GridSampler({"rate": RATES})  # in one order
+SEARCH = Search(num_trials=3, sampler=SAMPLER)
+def search(trial):
+    return {"optimizer.learning_rate": trial.suggest_categorical("rate", RATES)}
+"""
+
+
+def test_a_trial_that_diverges_is_a_result_and_one_that_fails_is_none(search, tmp_path):
+    said = search(GRID, "--jobs=1", code=1, **{"0_1": "diverge", "1_0": "no data"})
     assert "1 finished, 1 diverged, 1 failed" in said
-    for each in of_state(tmp_path / "s", "PRUNED"):
-        assert each.params == {"rate": 0.1} and each.user_attrs["state"] == "diverged"
-    assert {each.params["rate"] for each in of_state(tmp_path / "s", "FAIL")} == {1.0}
+    (pruned,) = of_state(tmp_path / "s", "PRUNED")
+    assert pruned.params == {"rate": 0.1} and pruned.user_attrs["state"] == "diverged"
+    assert [each.params["rate"] for each in of_state(tmp_path / "s", "FAIL")] == [1.0]
     search("", "--retry_failed")
     assert {each.params["rate"] for each in of_state(tmp_path / "s", "COMPLETE")} == {0.01, 1.0}
     counts = {name: len(each) for name, each in trials.starts(tmp_path / "s").items()}

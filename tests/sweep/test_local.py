@@ -163,23 +163,37 @@ def test_results_outlive_the_file_that_declares_them(sweep, tmp_path, command):
     assert shown["trials"][0]["unique_parameters"] == 0
 
 
+HOLDS = """
+import pathlib, sys, time
+from recursia.workdir import ending, lock
+folder = pathlib.Path(sys.argv[1])
+held = lock.Lock(folder, print)
+print("held", flush=True)
+time.sleep(1.5)
+if sys.argv[2] == "fails":
+    ending.write(folder, 3, "no data")
+held.close()
+"""
+
+
 def test_a_trial_that_another_process_trains_is_waited_for(sweep, tmp_path):
-    """As after the end of the sweep's process alone: the two never train one trial at once."""
+    """As after the end of the sweep's process alone: the two never train one trial at once.
+
+    One that stops there goes on here, one that fails there does not.
+    """
     sweep("--runner=print")
-    folder = next((tmp_path / "s" / "trials").iterdir())
-    holds = (
-        "import sys, pathlib, time; from recursia.workdir import lock;"
-        "held = lock.Lock(pathlib.Path(sys.argv[1]), print); print('held', flush=True);"
-        "time.sleep(1.5); held.close()"
-    )
-    other = subprocess.Popen([sys.executable, "-c", holds, folder], stdout=subprocess.PIPE)
-    assert other.stdout is not None and other.stdout.readline() == b"held\n"
-    assert states.of(folder) == (states.RUNNING, "")
+    folders, others = sorted((tmp_path / "s" / "trials").iterdir()), []
+    for folder, what in zip(folders, ("stops", "fails"), strict=False):
+        command = [sys.executable, "-c", HOLDS, folder, what]
+        others.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        assert others[-1].stdout.readline() == b"held\n"
+        assert states.of(folder) == (states.RUNNING, "")
     start = time.monotonic()
-    sweep("--runner=local")
-    assert other.wait(LIMIT_SECONDS) == 0 and time.monotonic() - start > 1
-    assert [len(each) for each in trials.starts(tmp_path / "s").values()] == [1, 1, 1]
-    assert set(by_rate(tmp_path / "s").values()) == {"finished"}
+    _, said = sweep("--runner=local", code=1)
+    assert time.monotonic() - start > 1 and [each.wait(LIMIT_SECONDS) for each in others] == [0, 0]
+    assert "2 finished, 1 failed" in said and states.of(folders[1]) == ("failed", "no data")
+    counts = {name: len(each) for name, each in trials.starts(tmp_path / "s").items()}
+    assert counts == {folders[0].name: 1, folders[2].name: 1}
 
 
 def stopped_after_a_row(place, number, process):
