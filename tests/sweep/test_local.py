@@ -13,6 +13,7 @@ import time
 import pytest
 
 from recursia import console
+from recursia.errors import DataError
 from recursia.sweep import directory, local, processes, states, view
 from recursia.workdir import ending, lock
 from tests.helpers import trials
@@ -97,6 +98,14 @@ def test_divergence_is_a_result_and_a_failure_is_tried_again_only_if_wanted(swee
     sweep("resume", "--retry_failed")
     assert by_rate(tmp_path / "s") == {0.1: "diverged", 0.01: "finished", 1: "finished"}
     assert sorted(len(each) for each in trials.starts(tmp_path / "s").values()) == [1, 2, 2]
+
+
+def test_a_trial_that_was_stopped_and_crashes_before_it_begins_has_failed(sweep, tmp_path):
+    sweep("--runner=print")
+    for folder in (tmp_path / "s" / "trials").iterdir():
+        ending.write(folder, 75, "stopped")
+    sweep("--runner=local", code=1, **{"0_1": "crash"})
+    assert by_rate(tmp_path / "s") == {0.1: "failed", 0.01: "finished", 1: "finished"}
 
 
 def test_status_says_why_in_a_table_and_as_one_object(sweep, tmp_path):
@@ -292,6 +301,22 @@ def test_a_state_is_what_the_directory_says(tmp_path):
     assert states.of(tmp_path)[0] == "running"
     held.close()
     assert states.of(tmp_path)[0] == "finished"
+
+
+def test_a_start_that_is_refused_does_not_undo_a_finished_run(tmp_path):
+    for code in (75, 0):
+        ending.write(tmp_path, code, "")
+        with pytest.raises(DataError), ending.recorded(tmp_path):
+            raise DataError("there is none")
+        expected = (0, "") if code == 0 else (DataError.exit_code, "there is none")
+        assert ending.read(tmp_path) == expected
+    with pytest.raises(KeyError), ending.recorded(tmp_path):
+        ending.begin(tmp_path)
+        raise KeyError("x")
+    assert ending.read(tmp_path) == (ending.CRASHED, "KeyError: 'x'")
+    with ending.recorded(tmp_path):
+        pass
+    assert ending.read(tmp_path) == (0, "")
 
 
 def test_a_lock_of_a_process_that_is_no_more_is_not_live(tmp_path, monkeypatch):
