@@ -164,6 +164,19 @@ def is_live(workdir: pathlib.Path) -> bool:
     return holder["machine"] != _machine() or _is_alive(holder["process"])
 
 
+def is_in_use(workdir: pathlib.Path) -> bool:
+    """Returns whether a run holds a directory and lives, as far as its file says; locks nothing."""
+    path = workdir / FILE
+    try:
+        holder, age = _holder(path.read_bytes()[:4096]), time.time() - path.stat().st_mtime
+    except OSError:
+        return False
+    is_gone = holder is None or (
+        holder["machine"] == _machine() and not _is_alive(holder["process"])
+    )
+    return not is_gone and age < STALE_SECONDS
+
+
 def _holder(written: bytes) -> dict[str, Any] | None:
     """Returns who wrote a lock, or None if nobody holds it."""
     try:
