@@ -1,5 +1,6 @@
 """Prepares data ahead of training: documents are split, tokenised and packed into a folder."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +61,7 @@ def prepare(
         manifest = finished(output, asked, recorded)
         partial = Partial(output, os.path.abspath(path), asked, units.UNIT_BYTES)
         if manifest is not None:
-            partial.remove()  # if the process ended before it did
+            _clean(partial, recorded)
             return manifest
         with partial.held(recorded, part):
             tokenizer = _kept(partial, given)
@@ -78,6 +79,13 @@ def prepare(
         raise DataError(
             f"{output}: cannot be written ({error.strerror or error}); give another output."
         ) from None
+
+
+def _clean(partial: Partial, options: dict[str, Any]) -> None:
+    """Removes what a process left that was killed when the output was there."""
+    if os.path.isdir(partial.path):
+        with contextlib.suppress(DataError), partial.held(options, None):  # unless of another
+            partial.remove()
 
 
 def _given(options: Options, part: tuple[int, int] | None) -> Tokenizer | None:

@@ -52,7 +52,11 @@ def contents(folder):
 
 def made(output):
     """Returns the units of an unfinished preparation."""
-    folder = pathlib.Path(f"{output}.partial") / "units"
+    return made_in(pathlib.Path(f"{output}.partial"))
+
+
+def made_in(unfinished):
+    folder = unfinished / "units"
     return [name for name in os.listdir(folder) if "." not in name] if folder.exists() else []
 
 
@@ -185,6 +189,28 @@ def test_one_process_at_a_time_prepares_a_folder(corpus, small, tmp_path, refuse
                 refused(lambda part=part: prepare(corpus, out, part=part, **HOW), "another process")
     with partial.Partial(str(out), f"{out}.partial", asked, SMALL).held(recorded, (1, 4)):
         prepare(corpus, out, part=(2, 4), **HOW)
+
+
+def test_what_others_put_there_is_neither_used_nor_removed(corpus, small, put, tmp_path, refused):
+    mine = put("mine/notes.txt", "mine")
+    call = lambda: prepare(corpus, tmp_path / "out", partial_folder=str(tmp_path / "mine"), **HOW)
+    refused(call, "mine: holds 1 entries", "notes.txt")
+    os.unlink(mine)
+    prepare(corpus, tmp_path / "out", partial_folder=str(tmp_path / "mine"), **HOW)
+    begun(corpus[:3], tmp_path / "other", partial_folder=str(tmp_path / "mine"))
+    call()  # it is there, and the folder is another's
+    assert len(made_in(tmp_path / "mine")) == 1
+    prepare(corpus[:3], tmp_path / "other", partial_folder=str(tmp_path / "mine"), **HOW)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_what_is_left_of_a_finished_preparation_is_removed(corpus, small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.Partial, "remove", lambda self: None)
+        prepare(corpus, tmp_path / "out", **HOW)
+    assert made(tmp_path / "out")
+    prepare(corpus, tmp_path / "out", **HOW)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_part_does_not_learn_a_tokenizer(corpus, tmp_path, refused):
