@@ -108,8 +108,9 @@ class Broken:
         try:
             pages = int((of / "statm").read_text().split()[1])
             counts = (len(os.listdir(of / name)) for name in ("fd", "task"))
-            self.samples[-1].append((step, pages * PAGE_MB, *counts))
-        except (OSError, ValueError, IndexError):  # it has just ended
+            if pages:  # or it has just ended
+                self.samples[-1].append((step, pages * PAGE_MB, *counts))
+        except (OSError, ValueError, IndexError):  # as above
             return
 
     def until(self, is_time: Callable[[], bool]) -> bool:

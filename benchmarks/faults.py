@@ -131,7 +131,8 @@ def full_disk(run: Broken, rng: Rng) -> str:
 def full_for_a_moment(run: Broken, rng: Rng) -> str:
     """A disk that is full for less than the steps between two saves."""
     run.live()
-    run.until(lambda: run.made() % run.every == 1)
+    over = lambda made: made % run.every and run.saved()[-1:] == [made - made % run.every]
+    run.until(lambda: over(run.made()))  # the last save
     limit_files(run, 0)
     step = run.made()
     run.until(lambda: run.made() != step or run.said().count("cannot be written") > 0)
