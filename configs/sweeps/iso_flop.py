@@ -7,8 +7,8 @@ Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556): at each budget of FLOPs m
 sizes are trained, each for the steps that spend it. A preset is a set of budgets, sizes, systems
 and recursions:
 
-  tiny             3 budgets, 3 widths, three systems, 3 seeds: 81 trials of seconds on a CPU
-  tiny_recursions  the same for recursive models with 2, 3 and 4 recursions, 1 seed: 54 trials
+  tiny             3 budgets, 4 widths, three systems, 3 seeds: 108 trials of seconds on a CPU
+  tiny_recursions  the same for recursive models with 2, 3 and 4 recursions, 1 seed: 72 trials
   published        the budgets and sizes of Bae et al. 2025 (arXiv 2507.10524), 2 to 4 recursions
 
 Sequences, recipe and data are those of each size's own preset. The tiny ones have 5 layers, or one
@@ -26,7 +26,7 @@ from recursia.configs import base, mor, vanilla
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "tiny_recursions", "published")
-WIDTHS = (8, 16, 24)
+WIDTHS = (8, 12, 16, 24)
 BUDGETS = (2e10, 4e10, 8e10)
 RECIPE = {
     **axes.BRIEF,

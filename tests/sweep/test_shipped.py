@@ -12,6 +12,7 @@ from recursia.errors import ConfigError
 from recursia.sweep import declaration
 from recursia.sweep import trial as trials
 from recursia.sweep.spending import steps_for
+from tests.helpers.benchmarks import benchmark, page, result
 
 FOLDER = pathlib.Path(recursia.configs.sweeps.__path__[0])
 FILES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "axes"})
@@ -102,3 +103,15 @@ def test_a_tiny_trial_trains_to_a_validation_loss(file, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert 0 < rows[-1]["validation_loss"] < 10
     assert rows[-1]["step"] == 2
+
+
+def test_the_table_of_the_page_is_its_result():
+    found, shown = result("iso_flop"), page("sweeps")
+    assert benchmark("iso_flop").table(found) in shown
+    assert found["command"] in shown
+
+
+@pytest.mark.slow
+def test_the_result_is_of_the_trials_that_are_shipped():
+    shipped = {trial.name: trial.labels for trial in declared("sweeps/iso_flop:tiny")}
+    assert {row["name"]: row["labels"] for row in result("iso_flop")["trials"]} == shipped
