@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+import zlib
 
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
 
@@ -84,6 +85,25 @@ def programs_are_dropped():
     """Drops a module's compiled programs: thousands of them in one process crash XLA."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", params=("gs", "s3"))
+def emulator(request):
+    """Starts a server of buckets for the session, to which libraries here are led."""
+    from tests.helpers import buckets
+
+    with buckets.emulated(request.param) as variables, pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield request.param
+
+
+@pytest.fixture
+def bucket(emulator, request):
+    """Returns a place in an emulated bucket, for this test alone."""
+    from tests.helpers import buckets
+
+    return f"{emulator}://{buckets.NAME}/{zlib.crc32(request.node.nodeid.encode()):08x}"
 
 
 @pytest.fixture
