@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from recursia import console, distributed
+from recursia import buckets, console, distributed
 from recursia.errors import CheckpointError, StorageError
 from recursia.workdir import digests, steps
 from recursia.workdir.digests import Damaged
@@ -274,7 +274,7 @@ def _committed_by(commit: Callable[[pathlib.Path], None]) -> type[Any]:
 
     class Committed(ocp.path.atomicity.CommitFileTemporaryPath):
         async def finalize(self) -> None:
-            await asyncio.to_thread(commit, pathlib.Path(os.fspath(self.get())))
+            await asyncio.to_thread(commit, buckets.path(os.fspath(self.get())))
 
     return Committed
 
