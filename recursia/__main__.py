@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 _RUN = ("SIGTERM", "SIGUSR1", "SIGHUP")  # signals after which a run is started again
+_RUNS = (["train"], ["sweep"])  # verbs that are runs
 
 
 def _leave(number: int, _: Any) -> None:
@@ -20,7 +21,7 @@ def _leave(number: int, _: Any) -> None:
     os._exit(130 if is_typed else 75)
 
 
-for _name in ("SIGINT", *(_RUN if sys.argv[1:2] == ["train"] else ())):
+for _name in ("SIGINT", *(_RUN if sys.argv[1:2] in _RUNS else ())):
     if signal.getsignal(_number := getattr(signal, _name)) in (
         signal.SIG_DFL,
         signal.default_int_handler,
@@ -32,7 +33,7 @@ from recursia import console, signals, streams  # noqa: E402 - a signal may come
 
 def main() -> int:
     """Runs the command that was typed; returns its exit code."""
-    is_run = sys.argv[1:2] == ["train"]
+    is_run = sys.argv[1:2] in _RUNS
     listener = signals.Listener(signals.ENDINGS if is_run else (signal.SIGINT,))
     try:
         streams.outlive_readers()

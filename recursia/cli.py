@@ -67,20 +67,22 @@ def parser() -> parsing.Parser:
     root = parsing.Parser(prog="recursia", description=about)
     root.add_argument("--version", action=_Version, help="versions of recursia, jax and Python")
     commands = {"": root.add_subparsers(dest="verb", required=True, metavar="VERB")}
+    made: dict[str, parsing.Parser] = {}
     for words, verb in verbs.VERBS.items():
         group, _, name = words.rpartition(" ")
         if group not in commands:
-            below = commands[""].add_parser(
-                group, help=verbs.GROUPS[group], description=verbs.GROUPS[group]
-            )
+            if not (is_verb := group in made):  # of its own, such as `sweep`
+                about = {"help": verbs.GROUPS[group], "description": verbs.GROUPS[group]}
+                made[group] = commands[""].add_parser(group, **about)
             names = "|".join(
                 each.split()[1] for each in verbs.VERBS if each.startswith(f"{group} ")
             )
-            how = {"dest": f"{group}_verb", "required": True, "metavar": names}
-            commands[group] = below.add_subparsers(**how)
+            how = {"dest": f"{group}_verb", "required": not is_verb, "metavar": names}
+            commands[group] = made[group].add_subparsers(**how)
         command = commands[group].add_parser(name, help=verb.ABOUT, description=verb.ABOUT)
         command.set_defaults(run=verb.run, takes_overrides=False, compiles=False)
         verb.options(command)
+        made[words] = command
     return root
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import pathlib
 import re
 import socket
 import sys
@@ -22,10 +23,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from recursia import stall
 from recursia.errors import ConfigError, Diverged, Lost, Preempted, UserError
 
 JOIN_SECONDS = 300  # time in which all processes must start
-HEARTBEAT_SECONDS = 100  # time without a heartbeat after which a process counts as dead
+# Time without a heartbeat after which the service aborts all processes, with a stack of its own;
+# `stall` comes before it.
+HEARTBEAT_SECONDS = 2000
 GRACE_SECONDS = 5
 # What backends say of a collective whose other side is gone or silent.
 _LOST = re.compile(
@@ -75,12 +79,13 @@ def _port(address: str) -> int:
 
 
 @contextlib.contextmanager
-def joined(flags: Flags, *, is_preemptible: bool) -> Iterator[None]:
+def joined(flags: Flags, *, is_preemptible: bool, stacks: pathlib.Path) -> Iterator[None]:
     """Joins the run's other processes, if there are any, while its context is open.
 
     Args:
       flags: of the command line.
       is_preemptible: whether jax's preemption service handles SIGTERM, for `recursia.train.stop`.
+      stacks: folder for the stacks of a process that finds the others standing still.
 
     Raises:
       ConfigError: if the other processes cannot be found.
@@ -93,7 +98,9 @@ def joined(flags: Flags, *, is_preemptible: bool) -> Iterator[None]:
     jax.config.update("jax_enable_preemption_service", is_preemptible)
     _initialize(flags, surroundings)
     try:
-        yield
+        watch = stall.watching(stacks, jax.process_index())
+        with contextlib.nullcontext() if is_alone() else watch:
+            yield
     except (Diverged, Preempted):  # all processes raise these at the same step
         jax.distributed.shutdown()
         raise
@@ -224,7 +231,8 @@ def everyone(number: int) -> list[int]:
     """Returns every process's number, below 2^31, by process; all processes must call it."""
     if is_alone():
         return [number]
-    return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()
+    with stall.waiting(stall.MEETING, stall.FIRST_SECONDS):
+        return np.ravel(multihost_utils.process_allgather(np.int32(number))).tolist()
 
 
 @contextlib.contextmanager
@@ -241,16 +249,27 @@ def together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
+    if (error := agreed(failure)) is not None:
+        if not is_alone():
+            jax.distributed.shutdown()  # all processes reach this line
+        raise error
+
+
+def agreed(failure: Exception | None) -> Exception | None:
+    """Returns what every process raises if one has failed; all processes must call it.
+
+    Args:
+      failure: of this process.
+
+    Returns:
+      The failure; or where another process failed, an error with its exit code.
+    """
     codes = everyone(0 if failure is None else getattr(failure, "exit_code", 1))
-    if any(codes) and not is_alone():
-        jax.distributed.shutdown()  # all processes reach this line
-    if failure is not None:
-        raise failure
     for index, code in enumerate(codes):
-        if code:
-            error = UserError(f"process {index} could not go on; see its output")
-            error.exit_code = code
-            raise error
+        if code and failure is None:
+            failure = UserError(f"process {index} could not go on; see its output")
+            failure.exit_code = code
+    return failure
 
 
 def check_same(what: str, digest: str) -> None:

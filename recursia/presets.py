@@ -11,6 +11,7 @@ import pathlib
 import traceback
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 import ml_collections
 
@@ -34,14 +35,14 @@ def presets(name: str) -> tuple[str, ...]:
     Raises:
       ConfigError: if the file does not exist or raises.
     """
-    file, _ = _split(name)
+    file, _ = split(name)
     known = _known(name, _run(name))
     return tuple(f"{file}:{preset}" for preset in known) or (file,)
 
 
 def about(name: str) -> str:
     """Returns the first line of a shipped file's docstring."""
-    tree = ast.parse(_path(name).read_text(encoding="utf-8"))
+    tree = ast.parse(location(name).read_text(encoding="utf-8"))
     return (ast.get_docstring(tree) or "").partition("\n")[0]
 
 
@@ -54,7 +55,7 @@ def read(name: str) -> ml_collections.ConfigDict:
     Raises:
       ConfigError: if the file or the preset does not exist, or the file raises.
     """
-    file, preset = _split(name)
+    file, preset = split(name)
     module = _run(name)
     known = _known(name, module)
     if preset and known and preset not in known:
@@ -70,12 +71,26 @@ def read(name: str) -> ml_collections.ConfigDict:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # a user's file may raise anything
-        raise _refusal(name, error) from None
+        raise refusal(name, error) from None
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(
             f"--config={name}: get_config returned {type(config).__name__}, not ConfigDict"
         )
     return config
+
+
+def member(name: str, of: str) -> Any:
+    """Returns what else a configuration file defines under a name; None if it does not.
+
+    Raises:
+      ConfigError: if the file does not exist or raises.
+    """
+    return getattr(_run(name), of, None)
+
+
+def is_shipped(name: str) -> bool:
+    """Returns whether a configuration file is one of those that are shipped."""
+    return location(name).resolve().is_relative_to(_folder().resolve())
 
 
 def hint(name: str, known: tuple[str, ...] | list[str]) -> str:
@@ -87,7 +102,7 @@ def hint(name: str, known: tuple[str, ...] | list[str]) -> str:
     return f"; did you mean {close[0]!r}? Choices are {listed}"
 
 
-def _split(name: str) -> tuple[str, str]:
+def split(name: str) -> tuple[str, str]:
     """Returns the file and the preset of a name; the file's path may contain colons."""
     file, ending, preset = name.rpartition(".py:")
     if ending:
@@ -99,13 +114,13 @@ def _split(name: str) -> tuple[str, str]:
 def _run(name: str) -> ModuleType:
     """Returns a configuration file as a module."""
     try:
-        path = _path(name)
+        path = location(name)
         is_shared = path.parent == _folder() and path.stem in _SHARED
         is_configuration = path.is_file() and not is_shared
     except (OSError, RuntimeError) as error:  # a name that is too long, a user without a home
         raise ConfigError(f"--config={name}: {error}") from None
     if not is_configuration:
-        choices = hint(_split(name)[0], shipped())
+        choices = hint(split(name)[0], shipped())
         raise ConfigError(f"--config={name}: no file {path.name}{choices}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec and spec.loader  # of a file that ends in .py
@@ -113,7 +128,7 @@ def _run(name: str) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise _refusal(name, error) from None
+        raise refusal(name, error) from None
     return module
 
 
@@ -125,9 +140,9 @@ def _known(name: str, module: ModuleType) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _refusal(name: str, error: BaseException) -> ConfigError:
-    """Returns an exception of a configuration file as one line, with the line number."""
-    file = str(_path(name))
+def refusal(name: str, error: BaseException) -> ConfigError:
+    """Returns an exception of a configuration file as an error of one line, with its number."""
+    file = str(location(name))
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
@@ -135,8 +150,9 @@ def _refusal(name: str, error: BaseException) -> ConfigError:
     return ConfigError(f"--config={name}: {where}{message}")
 
 
-def _path(name: str) -> pathlib.Path:
-    file, _ = _split(name)
+def location(name: str) -> pathlib.Path:
+    """Returns the path of a configuration file, which may not exist."""
+    file, _ = split(name)
     return pathlib.Path(file).expanduser() if file.endswith(".py") else _folder() / f"{file}.py"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,12 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from recursia import console, distributed, model, settings, sharding
+from recursia import console, distributed, model, settings, sharding, stall
 from recursia.architecture import Model
-from recursia.data.loader import evaluation_batches, rows_here
-from recursia.data.windows import Windows
+from recursia.data.loader import Batch, evaluation_batches, rows_here
+from recursia.data.windows import Windows, padding
 from recursia.depth.policy import Mode
-from recursia.errors import DataError
+from recursia.errors import DataError, UserError
 from recursia.layers import embedding
 from recursia.losses import token_nats
 
@@ -110,7 +111,8 @@ def score(
     with jax.set_mesh(mesh):
         for batch in batches:
             sharded = {name: put(value) for name, value in batch.items()}
-            added = jax.device_get(sums(params, token_bytes, sharded))
+            with stall.waiting("batch of a text"):
+                added = jax.device_get(sums(params, token_bytes, sharded))
             exact = {name: value.astype(np.float64) for name, value in added.items()}
             total = {name: total.get(name, 0.0) + value for name, value in exact.items()}
     if not total or not total["tokens"]:
@@ -137,21 +139,58 @@ def validation_batches(
       paths: the directories.
       num_batches: batches to read of each directory; 0 reads all.
       mesh: devices over which the rows are split.
+
+    Raises:
+      DataError: if they cannot be read; in all processes, if one of them cannot read its rows.
     """
     train = run.train
-    rows = rows_here(_rows(mesh, run.mesh.rules), (train.batch_size, train.seq_len))
-    windows = [Windows(path, "validation", train.seq_len, keep_tail=True) for path in paths]
+    windows, rows = _opened(run, paths, mesh)
     counts = [-(-len(split) // train.batch_size) for split in windows]
     total = sum(min(count, num_batches or count) for count in counts)
+    of = lambda split: evaluation_batches(
+        split, train.batch_size, run.data.cross_document_attention, num_batches or None, rows
+    )
+    batches = itertools.chain.from_iterable(map(of, windows))
     bar = console.bar("scoring", total, "batches")
     with bar if distributed.is_first() else contextlib.nullcontext(lambda _: None) as advance:
-        for split in windows:
-            for batch in evaluation_batches(
-                split,
-                train.batch_size,
-                run.data.cross_document_attention,
-                num_batches or None,
-                rows,
-            ):
-                yield batch
-                advance(1)
+        for batch in _to_the_end(batches, total, (len(rows), train.seq_len)):
+            yield batch
+            advance(1)
+
+
+def _opened(
+    run: settings.Run, paths: tuple[str, ...], mesh: Mesh
+) -> tuple[list[Windows], tuple[int, ...]]:
+    """Returns the rows of the directories, and which of a batch this process reads.
+
+    An error in one process raises in all.
+    """
+    rows, windows, failure = (), [], None
+    try:
+        rows = rows_here(_rows(mesh, run.mesh.rules), (run.train.batch_size, run.train.seq_len))
+        windows = [Windows(path, "validation", run.train.seq_len, keep_tail=True) for path in paths]
+    except UserError as error:
+        failure = error
+    if failure := distributed.agreed(failure):
+        raise failure
+    return windows, rows
+
+
+def _to_the_end(batches: Iterator[Batch], total: int, shape: tuple[int, int]) -> Iterator[Batch]:
+    """Yields a number of batches, then raises in all processes what one of them could not read.
+
+    The others wait for that process in the sums of every batch: in place of those that are left it
+    takes padding.
+    """
+    failure = None
+    for _ in range(total):
+        try:
+            batch = next(batches)
+        except DataError as error:
+            if distributed.is_alone():
+                raise
+            failure, batches = error, itertools.repeat(padding(*shape))
+            batch = next(batches)
+        yield batch
+    if failure := distributed.agreed(failure):
+        raise failure

@@ -82,6 +82,26 @@ def test_a_batch_never_changes_what_a_request_gets(name):
     assert served(config, params, given, "depth", end)[0] == ended
 
 
+def every_kind():
+    """Returns models of early exits that have every kind of block, layer and weights."""
+    axes = points.BLOCKS, points.MIXERS, points.FEEDFORWARDS, points.WEIGHTS
+    most = max(map(len, axes))
+    rows = zip(*(itertools.islice(itertools.cycle(axis), most) for axis in axes), strict=True)
+    names = "block_", "mixer", "feedforward", "weights"
+    each = [dict(zip(names, row, strict=True)) for row in rows]
+    return {"-".join(options.values()): options for options in each}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", every_kind().values(), ids=every_kind())
+def test_slots_serve_every_kind_of_block(options):
+    config = points.point(depth_="token_choice", num_blocks=1, **options)
+    params, given = draw(config), requests((6, 3))
+    tokens, engine = served(config, params, given, "depth")
+    assert tokens == [alone(config, params, request) for request in given]
+    assert engine.ticks
+
+
 @pytest.mark.slow
 def test_requests_have_their_own_sampling():
     config, params = early("token_choice")

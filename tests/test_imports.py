@@ -36,7 +36,8 @@ MAY = {
     "params": BASE,
     "sharding": BASE | {"params", "batch"},
     "fsdp": BASE | {"params", "batch", "sharding"},
-    "distributed": BASE,
+    "stall": BASE | {"console"},
+    "distributed": BASE | {"stall"},
     "layers": LAYERS,
     "injection": LAYERS,
     "mixers": LAYERS,
@@ -63,11 +64,13 @@ MAY = {
     "notes": MODEL | {"architecture", "settings"},
     "data": BASE | {"corpus", "console"},
     "losses": BASE | {"sharding"},
-    "scores": LAYERS | FORWARD | {"depth", "losses", "settings", "data", "distributed", "console"},
+    "scores": LAYERS
+    | FORWARD
+    | {"depth", "losses", "settings", "data", "distributed", "console", "stall"},
     "workdir": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"}
-    | {"console", "jsonlines"},
+    | {"console", "jsonlines", "stall"},
     "generate": BASE
     | FORWARD
     | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"},
@@ -88,7 +91,7 @@ MAY = {
     "train": MODEL
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate", "fsdp"}
-    | {"distributed", "console", "jsonlines", "signals", "chips"}
+    | {"distributed", "console", "jsonlines", "signals", "chips", "stall"}
     | CONFIGS,
     "evaluate": BASE
     | FORWARD
@@ -99,8 +102,23 @@ MAY = {
     | CONFIGS
     | {"chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
     | {"preflight", "sharding", "signals", "topology"},
+    "sweep": BASE
+    | CONFIGS
+    | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}
+    | {"launch", "train", "parsing"},
     "verbs": BASE
-    | {"config", "budget", "matching", "train", "evaluate", "generate", "convert", "data", "launch"}
+    | {
+        "sweep",
+        "config",
+        "budget",
+        "matching",
+        "train",
+        "evaluate",
+        "generate",
+        "convert",
+        "data",
+        "launch",
+    }
     | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
     | {"presets", "fields", "accounting", "arguments", "parsing", "meanings", "settings"},
     "cli": BASE | {"compiled", "console", "parsing", "signals", "verbs"},

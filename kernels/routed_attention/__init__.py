@@ -33,7 +33,7 @@ def _products(count: int) -> Callable[..., int]:
     return lambda query, key, *_, **__: 2 * count * query.size * key.shape[1]
 
 
-# Forward and backward implementations can be mixed, except that cuDNN's forward needs its backward.
+# Forward and backward implementations can be mixed.
 FORWARD = Op("routed_attention", reference.forward, (_TPU, _TRITON, _SPLASH, _CUDNN), _products(2))
 BACKWARD = Op(
     "routed_attention_backward",
@@ -48,7 +48,7 @@ CAUSAL_BACKWARD = libraries.needs_devices(
     Op(
         "causal_attention_backward",
         reference.backward,
-        (_TPU_BACK, _CUDNN_BACK, _SPLASH_BACK, _TRITON_BACK),
+        (_SPLASH_BACK, _CUDNN_BACK, _TPU_BACK, _TRITON_BACK),
         _products(5),
     )
 )
@@ -85,8 +85,8 @@ def routed_attention(
 
     A query that sees no key returns zeros. Probabilities are not kept: the backward pass recomputes
     them. Kernels skip blocks that positions and segments mask, so the time is proportional to the
-    unmasked part if both are nearly sorted; the result needs no order. If positions are None,
-    causal kernels of libraries may run.
+    unmasked part if both are nearly sorted; the result needs no order. If positions are None, and
+    keys are in the segments of the queries, causal kernels of libraries may run.
 
     Args:
       query: N heads; head n reads key head n // (N / K).
@@ -95,7 +95,7 @@ def routed_attention(
       query_positions: positions of the queries, in tokens; None is 0, 1, 2, ...
       key_positions: positions of the keys; None is 0, 1, 2, ...
       query_segments: segment ids of the queries; None is 0 for all.
-      key_segments: segment ids of the keys; None is 0 for all.
+      key_segments: segment ids of the keys; None is those of the queries.
       relative: position bias that each query adds to the scores of keys 0, 1, ... positions before
         it; keys further away take the last.
       scale: factor of the scores; None is 1 / sqrt(H).
@@ -122,7 +122,9 @@ def _ops(
         return CAPPED, CAPPED_BACKWARD, {"window": window, "cap": cap}
     if window:
         return WINDOWED, WINDOWED_BACKWARD, {"window": window}
-    plain = relative is None and all(leaf is None for leaf in where)
+    query_positions, key_positions, _, key_segments = where
+    placed = query_positions, key_positions, relative
+    plain = key_segments is None and all(each is None for each in placed)
     return (CAUSAL, CAUSAL_BACKWARD, {}) if plain else (FORWARD, BACKWARD, {})
 
 
@@ -184,6 +186,10 @@ def _check(query: Array, key: Array, value: Array, where: Where, relative: Array
     for name, leaf, shape in zip(where._fields, where, expected, strict=True):
         if leaf is not None and leaf.shape != shape:
             raise ValueError(f"routed_attention: {name} is {leaf.shape}; must be {shape}.")
+    if where.query_segments is not None and where.key_segments is None and length != key.shape[1]:
+        raise ValueError(
+            f"routed_attention: {length} queries have segments and {key.shape[1]} keys have none."
+        )
     if relative is not None and (relative.shape[:3] != query.shape[:3] or not relative.shape[3]):
         raise ValueError(
             f"routed_attention: relative is {relative.shape} but query is {query.shape}; all but "

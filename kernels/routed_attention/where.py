@@ -16,7 +16,8 @@ class Where(NamedTuple):
       query_positions: positions of the queries; None is 0, 1, 2, ...
       key_positions: positions of the keys; None is 0, 1, 2, ...
       query_segments: segment ids of the queries; None is 0 for all.
-      key_segments: segment ids of the keys; None is 0 for all.
+      key_segments: segment ids of the keys; None is those of the queries, whose tokens the keys
+        then are of.
     """
 
     query_positions: Int[Array, "B T"] | None = None
@@ -42,11 +43,12 @@ class Where(NamedTuple):
             given = jnp.zeros(count) if given is None else given
             return jnp.broadcast_to(given, (batch, count)).astype(jnp.int32)
 
+        its = self.query_segments if self.key_segments is None else self.key_segments
         return Where(
             positions(self.query_positions, length),
             positions(self.key_positions, key_length),
             segments(self.query_segments, length),
-            segments(self.key_segments, key_length),
+            segments(its, key_length),
         )
 
 

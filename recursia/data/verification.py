@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from recursia import console
@@ -13,13 +13,14 @@ from recursia.data.files import CHUNK
 from recursia.data.packing import Reader
 from recursia.errors import DataError
 
+FILE = "data_checked.json"  # in a run's directory, or with the data: the files that were whole
 LONGEST = 1 << 26  # bytes of what is remembered
 File = tuple[str, str]  # path and the sha256 of its manifest
 Known = dict[str, list[Any]]  # by path: size, time, inode and sha256 of a file that was whole
 
 
-def check(directories: tuple[str, ...], remembered: pathlib.Path) -> Known:
-    """Compares every file of prepared folders with the digest in its manifest.
+def check(directories: tuple[str, ...], remembered: pathlib.Path, splits: Collection[str]) -> Known:
+    """Compares the files of prepared folders with the digests in their manifests.
 
     A file that was found whole is read again only once its size, its time of modification or its
     place on the disk has changed.
@@ -27,6 +28,7 @@ def check(directories: tuple[str, ...], remembered: pathlib.Path) -> Known:
     Args:
       directories: prepared folders.
       remembered: file that holds what was found whole; it need not exist.
+      splits: whose files are compared, where a folder has them.
 
     Returns:
       What is known to be whole, for `remember`.
@@ -34,7 +36,8 @@ def check(directories: tuple[str, ...], remembered: pathlib.Path) -> Known:
     Raises:
       DataError: with the first file that differs, or cannot be read.
     """
-    known, wanted = _known(remembered), [file for path in directories for file in _files(path)]
+    known = _known(remembered)
+    wanted = [file for path in directories for file in _files(path, splits)]
     found = {os.path.realpath(path): [*_stamp(path), digest] for path, digest in wanted}
     new = [file for file in wanted if known.get(real := os.path.realpath(file[0])) != found[real]]
     if not new:
@@ -52,10 +55,18 @@ def check(directories: tuple[str, ...], remembered: pathlib.Path) -> Known:
     return known | found
 
 
-def _files(directory: str) -> Iterator[File]:
+def checked(
+    directories: tuple[str, ...], remembered: pathlib.Path, splits: Collection[str]
+) -> None:
+    """Checks files as `check` does, and remembers those that are whole where it can be written."""
+    if (known := check(directories, remembered, splits)) != _known(remembered):
+        remember(remembered, known)
+
+
+def _files(directory: str, splits: Collection[str]) -> Iterator[File]:
     reader = Reader(directory)
-    for entry in reader.manifest["splits"].values():
-        for shard in entry["shards"]:
+    for name, entry in reader.manifest["splits"].items():
+        for shard in entry["shards"] if name in splits else ():
             stem = os.path.join(reader.directory, shard["name"])
             yield f"{stem}.tokens", shard["sha256"]
             yield f"{stem}.documents", shard["documents_sha256"]

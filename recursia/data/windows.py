@@ -6,6 +6,7 @@ from recursia.data.packing import Reader
 from recursia.errors import ConfigError, DataError
 
 Row = dict[str, np.ndarray]
+_INTEGERS = ("tokens", "targets", "segment_ids", "positions")
 
 
 class Windows:
@@ -100,3 +101,10 @@ class Windows:
         else:
             return
         raise DataError(f"{path}: holds {wrong}; copy it again, or prepare again.")
+
+
+def padding(num_rows: int, seq_len: int) -> Row:
+    """Returns rows of padding of the arrays of `Windows`, each [B T]."""
+    shape = (num_rows, seq_len)
+    integers = {name: np.zeros(shape, np.int32) for name in _INTEGERS}
+    return integers | {"weights": np.zeros(shape, np.float32)}

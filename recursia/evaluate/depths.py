@@ -38,7 +38,7 @@ def evaluate(
 
     Raises:
       ConfigError: for baselines of a model that came without its training data.
-      DataError: if there is no text to score.
+      DataError: if there is no text to score, or data that are read have changed.
     """
     if has_baselines and not trained.paths:
         raise ConfigError(
@@ -48,6 +48,8 @@ def evaluate(
     scored = split.of_run(trained, workdir) if not text or has_baselines else ()
     if not text and not scored:
         raise DataError(f"{workdir}: its data has no validation split; give --text=FILE to score")
+    read = {"validation": not text, "train": has_baselines}
+    split.check(trained, workdir, [name for name, is_read in read.items() if is_read])
     with tempfile.TemporaryDirectory() as folder:
         paths = (split.of_file(text, trained.tokenizer, folder),) if text else scored
         rows = [_row(trained, variant, paths, num_batches) for variant in variants]

@@ -1,9 +1,10 @@
 """The text to score: a run's validation split, or a file."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from recursia.data import packing, prepare, source
+from recursia import distributed
+from recursia.data import packing, prepare, source, verification
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import DataError
 from recursia.workdir import directory
@@ -23,6 +24,22 @@ def of_run(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
     for reader in readers:
         directory.check_tokenizer(workdir, trained.run, reader.tokenizer, reader.directory)
     return tuple(r.directory for r in readers if "validation" in r.manifest["splits"])
+
+
+def check(trained: Trained, workdir: pathlib.Path, splits: Collection[str]) -> None:
+    """Checks that the files of a run's data are whole; all processes must call it.
+
+    Args:
+      trained: a checkpoint of the run; one from elsewhere has no data.
+      workdir: the run's directory.
+      splits: that are to be read.
+
+    Raises:
+      DataError: with the first file whose bytes have changed.
+    """
+    with distributed.together():
+        if distributed.is_first() and trained.paths:
+            verification.checked(trained.paths, workdir / verification.FILE, splits)
 
 
 def of_file(text: str, tokenizer: Tokenizer, folder: str) -> str:

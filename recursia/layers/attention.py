@@ -19,7 +19,8 @@ class Context:
     """Positions, packed documents and padding of the tokens that a step processes.
 
     Attributes:
-      positions: each token's position in its document, whichever of its tokens are processed.
+      positions: each token's position in its document, whichever of its tokens are processed. They
+        ascend within a segment.
       segment_ids: each token's document in a packed row, from 1; 0 is padding. A token attends to
         its own segment only. None: one segment for all.
       is_live: False for padding, and for tokens whose result is computed and discarded: they take
@@ -37,7 +38,7 @@ class Context:
     window: int = struct.field(pytree_node=False, default=0)
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
-        """Returns the context of a subset of the tokens."""
+        """Returns the context of a subset of the tokens, whose indices ascend."""
         rows = jnp.arange(index.shape[0])[:, None]
         return jax.tree.map(lambda leaf: leaf[rows, index], replace(self, is_row=False))
 
@@ -84,11 +85,16 @@ def attend(
       scale: factor of the scores; None is 1 / sqrt(H).
       cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
+    is_whole = not is_split("length")
+    is_own = is_whole and source_context is context  # in order: places compare as positions do
+    is_row = is_whole and context.is_row and source_context.is_row
     positions = [context.positions, source_context.positions]
-    if context.is_row and source_context.is_row and not is_split("length"):
+    if is_row or (is_own and relative is None and not context.window):
         positions = [None, None]
     segments = [context.segment_ids, source_context.segment_ids]
-    if segments[0] is None or segments[1] is None:  # None is segment 1, as in `hide`
+    if is_own:
+        segments = [context.segment_ids, None]
+    elif segments[0] is None or segments[1] is None:  # None is segment 1, as in `hide`
         ids = lambda given, at: jnp.ones_like(at.positions) if given is None else given
         is_one = segments[0] is segments[1]
         pairs = zip(segments, (context, source_context), strict=True)

@@ -2,14 +2,14 @@
 
 import pathlib
 
-from recursia import distributed, settings
+from recursia import distributed, settings, stall
 from recursia import params as parameters
 from recursia.data import verification
 from recursia.errors import ConfigError
 from recursia.train import earlier
 from recursia.train.divergence import Watch
 from recursia.train.metrics import Mute, Progress
-from recursia.train.opening import CHECKED, opened
+from recursia.train.opening import opened
 from recursia.train.step import State
 from recursia.workdir import directory, recovery, settings_history
 from recursia.workdir.checkpoint import Checkpoints
@@ -85,7 +85,7 @@ class Beginning:
             if self._changed:
                 settings_history.append(self.workdir, start, self._changed)
             directory.record(self.run, overrides, self.parts.loader.tokenizer, self.workdir)
-            verification.remember(self.workdir / CHECKED, self.parts.known)
+            verification.remember(self.workdir / verification.FILE, self.parts.known)
 
     def first(self) -> State:
         """Returns the state before the first step.
@@ -93,7 +93,8 @@ class Beginning:
         Raises:
           ConfigError, CheckpointError: if the run of `train.init_from` cannot be read.
         """
-        with self.progress.doing(f"drawing {parameters.count(self.trainer.specs):,} parameters"):
+        about = f"drawing {parameters.count(self.trainer.specs):,} parameters"
+        with self.progress.doing(about), stall.waiting("initial state", stall.FIRST_SECONDS):
             state = self.trainer.init()
         if self.run.train.init_from:
             state, message = earlier.start(self.trainer, state, self.parts.loader.tokenizer)

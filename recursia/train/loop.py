@@ -7,26 +7,24 @@ come from background threads, and checkpoints are written asynchronously.
 import contextlib
 import math
 import pathlib
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia import console, distributed, settings
-from recursia.data import packing
-from recursia.data.loader import Batch
-from recursia.errors import DataError, Preempted
+from recursia import console, distributed, settings, stall
+from recursia.data import manifest
+from recursia.errors import DataError, Preempted, UserError
 from recursia.notes import notes
+from recursia.train.ahead import Ahead, saved
 from recursia.train.beginning import Beginning
 from recursia.train.divergence import RolledBack
 from recursia.train.metrics import Ledger, Meter, Mute
-from recursia.train.stall import Watchdog
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
 from recursia.train.writer import Writer, forget, scored
-from recursia.workdir import directory
+from recursia.workdir import directory, ending
 from recursia.workdir.lock import Lock
 
 
@@ -61,6 +59,7 @@ def train(
             lock = Lock(workdir, console.say) if distributed.is_first() else None
         if lock is not None:
             stack.enter_context(contextlib.closing(lock))
+            stack.enter_context(ending.recorded(workdir))
         loop = Loop(run, workdir, name, lock)
         stack.enter_context(contextlib.closing(loop.checkpoints))
         state, start = loop.resume(is_restart)
@@ -98,7 +97,7 @@ class Loop(Beginning):
     def run_from(self, state: State, start: int) -> None:
         """Runs the training steps after step `start`."""
         run, paths_by_split = self.run, (self.parts.paths, self.parts.validation.paths)
-        for split, paths in zip(packing.SPLITS, paths_by_split, strict=True):
+        for split, paths in zip(manifest.SPLITS, paths_by_split, strict=True):
             self.progress.say(directory.described(paths, split))
         for note in notes(run):
             self.progress.say(f"note: {note}")
@@ -109,23 +108,28 @@ class Loop(Beginning):
         with (
             contextlib.closing(Stop(start, run.train.num_steps, self.watch.passed)) as stop,
             contextlib.closing(self.writes(start)) as self.writer,
-            contextlib.closing(self.watches()) as self.watchdog,
             contextlib.closing(self.parts.loader.iterate(self.watch.batch(start + 1))) as batches,
         ):
             if owes:
                 self.progress.say(f"validating step {start}, which is yet to be done")
                 self.validate(start, state)
-            self.steps(state, start, stop, batches)
+            self.steps(state, start, stop, Ahead(batches, run.train.num_steps - start, stop.ask))
 
-    def steps(self, state: State, start: int, stop: Stop, batches: Iterator[Batch]) -> None:
+    def steps(self, state: State, start: int, stop: Stop, batches: Ahead) -> None:
         """Runs the steps after `start`: to the end, to a signal, or to what cannot be read."""
         run, pending = self.run, None
+        self.ledger.to("data_wait")
+        batches.fill()
         for step in range(start + 1, run.train.num_steps + 1):
             self.ledger.to("data_wait")
             try:
-                batch = self.trainer.put(next(batches))
+                batch = self.trainer.put(batches.next())
             except DataError as error:
-                self.abandon(step - 1, state, pending, error)
+                if not distributed.is_alone():  # it alone knows
+                    raise
+                if pending:
+                    self.log(*pending)
+                self.abandon(step - 1, state, error)
             state, metrics = self.update(step, state, batch)
             if pending:
                 self.log(*pending)
@@ -143,9 +147,7 @@ class Loop(Beginning):
             if stops or is_last:
                 self.settle(step)
             if stops:
-                raise Preempted(
-                    f"stopped by a signal: saved step {step}; run the same command to resume"
-                )
+                self.leave(step, batches.failure)
             if validates:
                 self.validate(step, state)
         self.progress.say(self.ledger.line())
@@ -153,13 +155,13 @@ class Loop(Beginning):
     def update(self, step: int, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         """Sends a step to the devices; returns the state after it and its metrics."""
         update = self.trainer.step_function(step - 1)
-        self.ledger.to("step" if update in self._compiled else "compile")
-        if update not in self._compiled:
+        is_new = update not in self._compiled
+        self.ledger.to("compile" if is_new else "step")
+        if is_new:
             self.progress.say(self.compiling())
-        else:
-            self.watchdog.begin()  # sending a step may wait for the one before
-        state, metrics = update(state, batch, self.watch.losses.limit(step))
-        self.watchdog.end()
+        # Sending a step may wait for the one before.
+        with stall.waiting(*(("compilation", stall.FIRST_SECONDS) if is_new else ("step",))):
+            state, metrics = update(state, batch, self.watch.losses.limit(step))
         self._compiled.add(update)
         self.ledger.to("step")
         return state, metrics
@@ -171,10 +173,6 @@ class Loop(Beginning):
         kept = f"the first time, then cached in {place}" if place else "each time, without a cache"
         devices = f"{count} device" + "s" * (count > 1)
         return f"compiling {self.name} for {devices}: half a minute or more {kept}"
-
-    def watches(self) -> Watchdog | Mute:
-        """Returns what notices that other processes stand still; one alone waits for none."""
-        return Mute() if distributed.is_alone() else Watchdog(self.workdir, jax.process_index())
 
     def writes(self, start: int) -> Writer | Mute:
         """Returns the writer of metrics and samples; only the first process writes."""
@@ -195,20 +193,25 @@ class Loop(Beginning):
         with self.progress.doing(f"saving step {step}"):
             self.checkpoints.finish()
 
-    def abandon(self, step: int, state: State, pending: Any, error: DataError) -> NoReturn:
+    def leave(self, step: int, failure: DataError | None) -> NoReturn:
+        """Ends all processes after a saved step: for a signal, or what one of them cannot read."""
+        with distributed.together():
+            if failure is not None:
+                raise saved(failure, step)
+        raise Preempted(f"stopped by a signal: saved step {step}; run the same command to resume")
+
+    def abandon(self, step: int, state: State, error: UserError) -> NoReturn:
         """Saves the last step before the data could not be read, and raises the error.
 
-        With several processes nothing is saved: this one alone knows of it.
+        All processes must call it, each with its own error.
         """
-        if not distributed.is_alone() or step in self.checkpoints.steps() or not step:
+        if step and distributed.from_first(step not in self.checkpoints.steps()):
+            self.check(step, state)
+            self.save(step, state)
+            self.settle(step)
+            error = saved(error, step)
+        with distributed.together():
             raise error
-        if pending:
-            self.log(*pending)
-        self.check(step, state)
-        self.save(step, state)
-        self.settle(step)
-        reason = str(error).rstrip(".")
-        raise DataError(f"{reason}; saved step {step}, from which the same command resumes")
 
     def log(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Writes the metrics of a step.
@@ -217,9 +220,8 @@ class Loop(Beginning):
           Diverged, RolledBack: if the loss or the gradient norm is not finite, or a spike, and the
             step was not skipped.
         """
-        self.watchdog.begin()
-        loss, norm = (float(metrics[name]) for name in ("loss", "gradient_norm"))
-        self.watchdog.end()
+        with stall.waiting("step"):
+            loss, norm = (float(metrics[name]) for name in ("loss", "gradient_norm"))
         if reason := self.watch.fault(step, loss, norm):
             limit = float(self.watch.losses.limit(step))
             self.fault(step, reason, loss=loss, gradient_norm=norm, limit=limit)
@@ -238,7 +240,9 @@ class Loop(Beginning):
         Raises:
           Diverged, RolledBack: if a parameter or a moment is not finite.
         """
-        if not _is_finite(state):
+        with stall.waiting("look at the state"):
+            is_finite = bool(_is_finite(state))
+        if not is_finite:
             self.fault(step, "its update is not finite")
 
     def fault(self, step: int, reason: str, **numbers: float) -> None:
@@ -246,8 +250,8 @@ class Loop(Beginning):
         batch = self.watch.batch(step)
         row = {"step": step, "policy": self.run.divergence.policy, "reason": reason, **numbers}
         self.writer.incident({**row, "batch": batch, "rows": self.parts.loader.places(batch)})
-        saved = self.checkpoints.steps()
-        self.watch.decide(step, reason, bool(numbers), saved, self.progress.say)
+        before = self.checkpoints.steps()
+        self.watch.decide(step, reason, bool(numbers), before, self.progress.say)
 
     def owes(self, step: int) -> bool:
         """Returns whether a saved step lacks its validation, or a part of it."""
@@ -260,12 +264,13 @@ class Loop(Beginning):
 
     def validate(self, step: int, state: State) -> None:
         """Writes the scores of the validation split and a sample of each prompt."""
-        self.meter.pause(state)
+        with stall.waiting("step"):
+            self.meter.pause(state)
         self.ledger.to("eval")
         try:
             scores = self.parts.validation.row(state.params)
-        except DataError as error:
-            self.abandon(step, state, None, error)
+        except UserError as error:
+            self.abandon(step, state, error)
         if scores:
             row = {"step": step, **scores}
             self.checkpoints.finish()

@@ -35,7 +35,7 @@ def peak_flops() -> float:
 
 
 class Mute:
-    """A writer, a progress line and a watchdog that do nothing, where one is not needed."""
+    """A writer and a progress line that do nothing, where one is not needed."""
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes nothing."""
@@ -48,12 +48,6 @@ class Mute:
 
     def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         """Draws nothing."""
-
-    def begin(self) -> None:
-        """Watches nothing."""
-
-    def end(self) -> None:
-        """Watches nothing."""
 
     def say(self, line: str) -> None:
         """Prints nothing."""

@@ -12,14 +12,13 @@ import recursia.config
 from recursia import budget, distributed, settings, sharding
 from recursia.data import packing, verification
 from recursia.data.loader import Loader, rows_here
+from recursia.data.manifest import SPLITS
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import ConfigError
 from recursia.train import earlier
 from recursia.train.step import Trainer
 from recursia.train.validation import Validation
 from recursia.workdir import directory
-
-CHECKED = "data_checked.json"  # in a run's directory: the data files that were found whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,9 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
         rows = run.train.batch_size // run.train.num_microbatches
         sharding.check_batch(rows, run.train.seq_len, mesh)
         paths = directory.data_directories(run.data, workdir)
-        known = verification.check(paths, workdir / CHECKED) if distributed.is_first() else {}
+        known: verification.Known = {}
+        if distributed.is_first():
+            known = verification.check(paths, workdir / verification.FILE, SPLITS)
     with distributed.together():
         loader = load(run, paths, mesh)
         vocab = budget.vocab_size(run, loader.vocab_size)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from recursia import console, jsonlines
+from recursia.data import verification
 from recursia.errors import ConfigError
 from recursia.train import earlier
 from recursia.train.divergence import Watch
@@ -97,6 +98,7 @@ def replay(workdir: pathlib.Path, step: int) -> Replay:
     if step > run.train.num_steps:
         raise ConfigError(f"--step={step}: takes 1 to {run.train.num_steps} of {workdir}")
     parts, folder = opened(run, workdir), workdir / "checkpoints"
+    verification.remember(workdir / verification.FILE, parts.known)
     with contextlib.ExitStack() as stack:
         checkpoints, start = None, None
         if folder.is_dir():

@@ -9,11 +9,14 @@ for a signal once a second.
 
 import os
 import signal
+import time
 
 import jax
 from jax.experimental import multihost_utils
 
 from recursia import console, signals
+
+AGREED_SECONDS = 5.0  # in which all processes have agreed on a step; the service looks every second
 
 
 class Stop:
@@ -56,6 +59,11 @@ class Stop:
             return multihost_utils.reached_preemption_sync_point(step + self._passed)
         self._listener.has_work = True
         return self._listener.received is not None
+
+    def ask(self) -> None:
+        """Tells all processes to stop, as a signal does, and waits until they have agreed."""
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(AGREED_SECONDS)
 
     def close(self) -> None:
         """Restores the signal handlers from before."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from recursia import scores
+from recursia import scores, stall
 from recursia.data.tokenizer import Tokenizer
 from recursia.generate import decode
 from recursia.generate.sampling import Sampling
@@ -62,14 +62,15 @@ class Validation:
         run = self.trainer.run
         key = jax.random.fold_in(jax.random.key(run.train.seed), step)
         for index, (prompt, ids) in enumerate(zip(run.eval.prompts, self.prompts, strict=True)):
-            drawn = decode.generate(
-                params,
-                self.trainer.model,
-                ids,
-                num_tokens=run.eval.sample_tokens,
-                window=run.train.seq_len,
-                sampling=Sampling(run.eval.temperature),
-                end_of_text=self.tokenizer.end_of_text,
-                key=jax.random.fold_in(key, index),
-            )
+            with stall.waiting("sample"):
+                drawn = decode.generate(
+                    params,
+                    self.trainer.model,
+                    ids,
+                    num_tokens=run.eval.sample_tokens,
+                    window=run.train.seq_len,
+                    sampling=Sampling(run.eval.temperature),
+                    end_of_text=self.tokenizer.end_of_text,
+                    key=jax.random.fold_in(key, index),
+                )
             yield prompt, self.tokenizer.continuation(ids, drawn)

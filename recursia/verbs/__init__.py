@@ -23,6 +23,10 @@ from recursia.verbs import (
     parity,
     presets,
     replay,
+    sweep,
+    sweep_results,
+    sweep_resume,
+    sweep_status,
     train,
 )
 
@@ -56,6 +60,10 @@ VERBS: dict[str, Verb] = {
     "budget": budget,
     "compile": compile,
     "launch": launch,
+    "sweep": sweep,
+    "sweep status": sweep_status,
+    "sweep resume": sweep_resume,
+    "sweep results": sweep_results,
     "doctor": doctor,
     "parity": parity,
     "replay": replay,

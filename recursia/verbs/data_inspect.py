@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import pathlib
 
 from recursia import parsing
 
-ABOUT = "Say what a prepared directory holds."
+ABOUT = "Say what a prepared directory holds, and whether its files are whole."
 
 
 def options(parser: parsing.Parser) -> None:
@@ -14,7 +15,9 @@ def options(parser: parsing.Parser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Prints what a prepared directory holds."""
-    from recursia.data import prepare
+    """Prints what a prepared directory holds, once its files are found whole."""
+    from recursia.data import manifest, prepare, verification
 
+    remembered = pathlib.Path(given.directory) / verification.FILE
+    verification.checked((given.directory,), remembered, manifest.SPLITS)
     print(json.dumps(prepare.inspect(given.directory), indent=2))

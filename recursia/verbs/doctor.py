@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import pathlib
 
 from recursia import arguments, console, parsing
 
@@ -21,7 +22,8 @@ def run(given: argparse.Namespace) -> int:
     from recursia import distributed
     from recursia.launch import doctor
 
-    with distributed.joined(arguments.processes(given), is_preemptible=False):
+    flags = arguments.processes(given)
+    with distributed.joined(flags, is_preemptible=False, stacks=pathlib.Path()):
         with console.doing("measuring"):
             found = doctor.examine(given.workdir)
         if distributed.is_first():

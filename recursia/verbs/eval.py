@@ -52,7 +52,8 @@ def run(given: argparse.Namespace) -> int:
     if given.capacity and given.mode == "causal":
         raise ConfigError("--capacity: is of mode eval, and --mode=causal was given; drop one")
     draw, suite = _picture(given.picture), _suite(given)
-    with distributed.joined(arguments.processes(given), is_preemptible=False):
+    flags = arguments.processes(given)
+    with distributed.joined(flags, is_preemptible=False, stacks=given.workdir):
         result = tables.evaluate(
             given.workdir,
             step=given.step,

@@ -33,5 +33,6 @@ def run(given: argparse.Namespace) -> None:
     if given.workdir is None:
         raise ConfigError("train: give --workdir=DIR, or --dry_run to see what it would cost")
     streams.print_nothing_of_note()
-    with distributed.joined(arguments.processes(given), is_preemptible=True):
+    flags = arguments.processes(given)
+    with distributed.joined(flags, is_preemptible=True, stacks=given.workdir):
         loop.train(run, given.workdir, given.overrides, given.config, given.restart)

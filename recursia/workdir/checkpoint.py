@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from recursia import buckets, console, distributed
+from recursia import buckets, console, distributed, stall
 from recursia.errors import CheckpointError, StorageError
 from recursia.workdir import digests, steps
 from recursia.workdir.digests import Damaged
@@ -108,7 +108,8 @@ class Checkpoints:
     def _writing(self, step: int) -> Iterator[None]:
         """Makes one line of an error; what was written of the step is deleted."""
         try:
-            yield
+            with stall.waiting("save", stall.SAVE_SECONDS):
+                yield
         except Exception as error:  # orbax and tensorstore raise many kinds
             self._saving = None
             if distributed.is_first() and not (self.folder(step) / digests.COMMIT).exists():
@@ -208,7 +209,8 @@ class Checkpoints:
                 partial_restore=True,
             )
             items = ocp.args.Composite(state=arguments)
-            return self._checkpointer.restore(self.folder(step), args=items)["state"]
+            with stall.waiting("restored state", stall.FIRST_SECONDS):
+                return self._checkpointer.restore(self.folder(step), args=items)["state"]
         except Exception as error:  # orbax raises no narrower class
             raise self._refusal(step, "restored", error) from None
 

@@ -149,6 +149,21 @@ class Lock:
         os.close(self._file)
 
 
+def is_live(workdir: pathlib.Path) -> bool:
+    """Returns whether a run holds the lock of a directory, without taking it from anyone.
+
+    One on this machine has a process; one on another has touched the file lately, by the clocks.
+    """
+    try:
+        holder = _holder((workdir / FILE).read_bytes()[:4096])
+        age = time.time() - (workdir / FILE).stat().st_mtime
+    except OSError:
+        return False
+    if holder is None or age > STALE_SECONDS:
+        return False
+    return holder["machine"] != _machine() or _is_alive(holder["process"])
+
+
 def _holder(written: bytes) -> dict[str, Any] | None:
     """Returns who wrote a lock, or None if nobody holds it."""
     try:

@@ -7,23 +7,11 @@ import time
 import pytest
 
 from tests.helpers import cluster
-from tests.helpers.cluster import SECTIONS, alone, train
+from tests.helpers.cluster import SECTIONS, SLOWLY, START, alone, train
 from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
 pytestmark = pytest.mark.slow
 STEPS = 24
-START = "import sys\nfrom recursia import cli\nsys.exit(cli.main(sys.argv[1:]))\n"
-# A step takes long enough for a signal to come in time.
-SLOWLY = """
-import time
-from recursia.train.step import Trainer
-
-def put(self, batch, real=Trainer.put):
-    time.sleep(0.25)
-    return real(self, batch)
-
-Trainer.put = put
-"""
 
 
 @pytest.fixture(scope="module")
@@ -164,30 +152,3 @@ def test_a_missing_process_is_one_line(folder, tmp_path, index, said):
     (line,) = process[0].said
     assert line.startswith("recursia: --coordinator=127.0.0.1:") and said in line
     assert f"process {index} of 2 waited 3 s" in line
-
-
-IMPATIENT = SLOWLY + "from recursia.train import stall\nstall.LEAST_SECONDS = 4\n" + START
-
-
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_process_that_stands_still_or_dies_ends_the_other_in_one_line(folder, tmp_path, number):
-    every = train(folder, tmp_path / "run", "--config.checkpoint.every_steps=10")
-    scripts = {i: IMPATIENT for i in range(2)}
-    processes = cluster.start(tmp_path / "output", every, count=2, scripts=scripts)
-    try:
-        until = time.monotonic() + cluster.LIMIT_SECONDS
-        while not saved(tmp_path / "run") and time.monotonic() < until:
-            time.sleep(0.1)
-        processes[1].popen.send_signal(number)
-        assert processes[0].popen.wait(60) == 7
-    finally:
-        for process in processes:
-            process.popen.kill()
-            process.popen.wait()
-    line = processes[0].said[-1]
-    assert line.startswith("recursia: process 0: ") and "run the same command" in line
-    assert not any("Traceback" in said for said in processes[0].said)
-    if number == signal.SIGSTOP:
-        stacks = (tmp_path / "run" / "stacks-0.txt").read_text()
-        assert "Thread" in stacks and "loop.py" in stacks
-    cluster.run(tmp_path / "output", train(folder, tmp_path / "run"), count=2)

@@ -1,6 +1,7 @@
 """Which processes make a run: by flags, by the environment, or none but this one."""
 
 import os
+import pathlib
 
 import jax
 import pytest
@@ -58,7 +59,7 @@ def test_without_flags_and_others_nothing_is_joined(monkeypatch, nowhere, env):
 
 
 def joined(flags):
-    return distributed.joined(flags, is_preemptible=True)
+    return distributed.joined(flags, is_preemptible=True, stacks=pathlib.Path("nowhere"))
 
 
 OMPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:1"}

@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import pathlib
+import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def benchmark(name):
-    """Returns the module of a benchmark."""
+    """Returns the module of a benchmark, which may import others, as Python runs a script."""
+    if (folder := str(ROOT / "benchmarks")) not in sys.path:
+        sys.path.append(folder)
     path = ROOT / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)

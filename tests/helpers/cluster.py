@@ -23,6 +23,19 @@ SECTIONS = {
     "log": {"tensorboard": False},
 }
 LIMIT_SECONDS = 600  # of one run, which takes 20 on an idle host
+# Sources of a process, one after the other: the last starts the command.
+START = "import sys\nfrom recursia import cli\nsys.exit(cli.main(sys.argv[1:]))\n"
+# A step takes long enough for a signal to come in time.
+SLOWLY = """
+import time
+from recursia.train.step import Trainer
+
+def put(self, batch, real=Trainer.put):
+    time.sleep(0.25)
+    return real(self, batch)
+
+Trainer.put = put
+"""
 
 
 @dataclasses.dataclass

@@ -9,6 +9,7 @@ from recursia.kernels.routed_attention import (
     CAUSAL,
     CAUSAL_BACKWARD,
     FORWARD,
+    WINDOWED_BACKWARD,
     routed_attention,
 )
 from recursia.kernels.routed_attention.where import Where
@@ -34,21 +35,41 @@ def test_a_routed_subset_compiles_to_the_kernels(machine, caplog):
     assert "declines" not in caplog.text
 
 
+def backward_alone(machine, length, heads, is_packed=False, window=0):
+    """Returns the program of a backward pass alone, whose residuals another program saved."""
+    query = jax.ShapeDtypeStruct((2, length, heads, 64), jnp.bfloat16)
+    key = jax.ShapeDtypeStruct((2, length, heads // 3, 64), jnp.bfloat16)
+    logsum = jax.ShapeDtypeStruct((2, heads, length), jnp.float32)
+    segments = jax.ShapeDtypeStruct((2, length), jnp.int32) if is_packed else None
+    op, kept = (WINDOWED_BACKWARD, {"window": window}) if window else (CAUSAL_BACKWARD, {})
+
+    def run(query, key, value, segments, *saved):
+        where = Where(query_segments=segments)
+        return op(query, key, value, where, None, *saved, scale=0.125, **kept)[:3]
+
+    return compile_for(machine, run, query, key, key, segments, query, logsum, query).as_text()
+
+
+ODD = 683  # of 2,048 tokens a third: no multiple of a block
+
+
 @pytest.mark.gpu_compile
-def test_plain_causal_attention_is_cudnns_and_runs_forward_once():
-    query = jax.ShapeDtypeStruct((2, 2048, 15, 64), jnp.bfloat16)
-    key = jax.ShapeDtypeStruct((2, 2048, 5, 64), jnp.bfloat16)
-    text = compile_for("h100:1", both_ways, query, key, key, query, {}).as_text()
-    assert text.count('"__cudnn$fmhaSoftmax"') == 1
+@pytest.mark.parametrize("length, window", [(2048, 0), (ODD, 0), (2048, 256)])
+def test_cudnns_backward_pass_reads_what_its_forward_pass_saved(length, window):
+    text = backward_alone("h100:1", length, 15, window=window)
+    assert text.count('"__cudnn$fmhaSoftmax"') == 0
     assert text.count('"__cudnn$fmhaSoftmaxBackward"') == 1
 
 
-def test_plain_causal_attention_is_splash_attentions_and_then_ours():
-    query = jax.ShapeDtypeStruct((2, 1024, 6, 64), jnp.bfloat16)
-    key = jax.ShapeDtypeStruct((2, 1024, 2, 64), jnp.bfloat16)
-    text = compile_for("v5e:2x2", both_ways, query, key, key, query, {}).as_text()
-    assert text.count('custom_call_target="tpu_custom_call"') == 3
-    assert "splash" in text and "routed_attention_key" in text
+@pytest.mark.parametrize(
+    "length, is_packed, window", [(1024, False, 0), (ODD, True, 0), (ODD, False, 256)]
+)
+def test_splash_attentions_backward_pass_reads_what_its_forward_pass_saved(
+    length, is_packed, window
+):
+    text = backward_alone("v5e:2x2", length, 6, is_packed, window)
+    assert text.count('custom_call_target="tpu_custom_call"') == 2  # of queries, and of keys
+    assert "splash_mha_dq" in text and "splash_mha_fwd" not in text
 
 
 def test_backends_say_what_they_do_not_take():
@@ -59,11 +80,16 @@ def test_backends_say_what_they_do_not_take():
     )
     assert told(FORWARD, Where(row), "tpu") == {
         "pallas_tpu": "accepts",
-        "splash": "it is told no positions or segments, and skips nothing by them",
+        "splash": "it is told no positions, and skips nothing by them",
     }
+    of_others = Where(query_segments=row, key_segments=row)
+    assert told(FORWARD, of_others, "tpu")["splash"].startswith("it takes segments only of queries")
+    packed = Where(query_segments=row)
+    assert told(CAUSAL, packed, "tpu")["splash"] == "accepts"
+    assert told(CAUSAL, packed, "cuda")["cudnn"] == "it takes no segments"
     plain = told(CAUSAL, Where(), "tpu") | told(CAUSAL, Where(), "cuda")
     assert plain == {
-        "splash": "130 tokens are no multiple of 128",
+        "splash": "accepts",
         "cudnn": "it takes bfloat16 and float16, not float32",
         "pallas_tpu": "accepts",
         "pallas_triton": "accepts",

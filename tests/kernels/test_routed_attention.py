@@ -10,6 +10,7 @@ from jax.test_util import check_grads
 
 from recursia.kernels.routed_attention import (
     gpu,
+    libraries,
     reference,
     routed_attention,
     tpu,
@@ -162,25 +163,29 @@ def test_no_tokens_are_no_error(size):
         ({"value": (2, 8, 2, 8)}, r"key is .* but value is"),
         ({"query_positions": (2, 8)}, r"query_positions is \(2, 8\); must be \(2, 9\)"),
         ({"relative": (2, 9, 2, 3)}, r"relative is"),
+        (
+            {"key": (2, 8, 2, 8), "query_segments": (2, 9)},
+            r"9 queries have segments and 8 keys have none",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(change, message):
     shapes = {"query": (2, 9, 4, 8), "key": (2, 9, 2, 8), "value": (2, 9, 2, 8)} | change
     if "key" in change:
         shapes["value"] = change["key"]
-    given = {name: jnp.zeros(s, int if "pos" in name else float) for name, s in shapes.items()}
+    given = {name: jnp.zeros(s, int if "_" in name else float) for name, s in shapes.items()}
     with pytest.raises(ValueError, match=message):
         routed_attention(**given)
 
 
-def pulled(forward, backward, inputs, where, scale=0.3):
+def pulled(forward, backward, inputs, where, scale=0.3, **kept):
     """Returns the output, the logarithms and the gradients for a fixed cotangent."""
     grad = jax.random.normal(jax.random.key(9), inputs[0].shape).astype(inputs[0].dtype)
 
     def run(*inputs):
-        out, logsum = forward(*inputs, where, None, scale=scale)
+        out, logsum = forward(*inputs, where, None, scale=scale, **kept)
         saved = out, logsum, grad
-        return out, logsum, *backward(*inputs, where, None, *saved, scale=scale)[:3]
+        return out, logsum, *backward(*inputs, where, None, *saved, scale=scale, **kept)[:3]
 
     return jax.jit(run)(*inputs)
 
@@ -245,6 +250,20 @@ def test_the_triton_kernels_are_the_reference(size, kind, dtype):
     run = lambda f: functools.partial(f, **kept)
     results = pulled(run(gpu.forward), run(gpu.backward), inputs, where)
     assert_near(results, expected, dtype, size[2] + size[5])
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_splash_attention_is_the_reference_at_lengths_that_its_blocks_do_not_divide(
+    window, is_packed
+):
+    inputs = arrays(2, 141, 141, 2, 1, 8)
+    segments = jnp.repeat(jnp.arange(3), 47)[None].repeat(2, 0) if is_packed else None
+    where, kept = Where(query_segments=segments), {"window": window}
+    expected = pulled(reference.forward, reference.backward, inputs, where, **kept)
+    both = libraries.splash_forward, libraries.splash_backward
+    results = pulled(*both, inputs, where, interpret=True, **kept)
+    assert_near(results, expected, jnp.float32, 141 + 8)
 
 
 @pytest.mark.parametrize("kind", PLACES)

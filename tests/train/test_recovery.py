@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
-from recursia.train.opening import CHECKED
+from recursia.data.verification import FILE as CHECKED
 from recursia.train.validation import Validation
 from recursia.workdir import digests, recovery
 from recursia.workdir.checkpoint import Checkpoints

@@ -73,19 +73,30 @@ class Target:
           ConfigError: if the engine is not installed.
           UserError: if it did not take the job.
         """
+        self.sent(self.script(job))
+        return 0
+
+    def sent(self, script: str, *, output: int | None = None) -> str:
+        """Runs a script that uses the engine; returns what it printed, if `output` is a pipe.
+
+        Raises:
+          ConfigError: if the engine is not installed.
+          UserError: if the script failed.
+        """
         if shutil.which(self.ENGINE) is None:
             raise ConfigError(
                 f"--target={self.title()}: no {self.ENGINE} on the PATH; {self.INSTALL}, or give "
                 "--dry_run to see what would be sent"
             )
-        code = subprocess.run(["bash", "-c", self.script(job)]).returncode
-        if code:
+        done = subprocess.run(["bash", "-c", script], stdout=output, text=True)
+        if done.returncode:
             error = UserError(
-                f"--target={self.title()}: {self.ENGINE} ended with {code}; see its output"
+                f"--target={self.title()}: {self.ENGINE} ended with {done.returncode}; see its "
+                "output"
             )
             error.exit_code = 1
             raise error
-        return 0
+        return done.stdout or ""
 
     def refuse_machines(self, job: Job, takes: str) -> ConfigError:
         """Returns the error of machines that the target cannot start."""

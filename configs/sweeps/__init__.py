@@ -1,0 +1,1 @@
+"""Shipped sweeps: one file per question about models that share weights across depth."""

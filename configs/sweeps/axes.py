@@ -1,0 +1,52 @@
+"""Axes that several sweeps have: widths, seeds, and budgets of training FLOPs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from recursia.sweep.spending import steps_for
+
+Overrides = dict[str, Any]
+# For runs of less than a minute: one validation, at the end; no samples, and no event files.
+BRIEF: Overrides = {
+    "checkpoint.every_steps": 0,
+    "eval.every_steps": 0,
+    "eval.num_batches": 32,
+    "eval.prompts": "",
+    "log.tensorboard": False,
+}
+
+
+def widths(embed_dims: Iterable[int]) -> list[Overrides]:
+    """Returns widths of the tiny models: 2 heads, and a hidden width of 3 times the width."""
+    return [
+        {
+            "block.embed_dim": width,
+            "block.mixer.num_heads": 2,
+            "block.mixer.num_kv_heads": 1,
+            "block.mixer.head_dim": width // 2,
+            "block.feedforward.mlp_dim": 3 * width,
+            "labels": {"width": width},
+        }
+        for width in embed_dims
+    ]
+
+
+def seeds(count: int) -> list[Overrides]:
+    """Returns seeds of the parameters and of the order of the data, which change together."""
+    return [
+        {"train.seed": seed, "data.seed": seed, "labels": {"seed": seed}} for seed in range(count)
+    ]
+
+
+def spending(flops: float, trial: Overrides, warmup: float) -> Overrides:
+    """Returns a trial with the steps that spend a budget.
+
+    Args:
+      flops: of the whole training.
+      trial: its overrides, its labels and its base `config`.
+      warmup: the part of the steps that is warm-up.
+    """
+    fields = {name: value for name, value in trial.items() if name not in ("config", "labels")}
+    steps = steps_for(flops, trial["config"], fields)
+    length = {"train.num_steps": steps, "schedule.warmup_steps": round(warmup * steps)}
+    return {**trial, **length}

@@ -1,0 +1,298 @@
+"""Adaptive search through Optuna: each trial is suggested by the results of those before.
+
+Any number of workers, on any hosts that share the directory, ask one study, whose journal is
+`optuna.journal`. A worker holds the lock of a folder of its own; the trials of one that was killed
+are asked for again, with the same overrides, so that they go on from their directories.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from recursia import console
+from recursia.errors import ConfigError, StorageError
+from recursia.sweep import directory, local, standing, states
+from recursia.sweep.declaration import Declaration
+from recursia.sweep.directory import Sweep
+from recursia.sweep.processes import Process
+from recursia.sweep.search import Search
+from recursia.sweep.trial import Trial
+from recursia.sweep.view import View
+from recursia.train.writer import METRICS
+from recursia.workdir import lock
+
+JOURNAL, WORKERS = "optuna.journal", "workers"
+# What the study notes of a trial: who runs it, its directory, whose overrides it takes over, and
+# that it does not count, because another one is equal or was faster.
+WORKER, NAME, AGAIN, SURPLUS, STATE = "worker", "name", "again", "surplus", "state"
+TWINS = 20  # equal suggestions in a row, after which a sampler has nothing new
+YOUNG_SECONDS = 60.0  # age up to which a trial may not yet say who runs it
+
+
+def run(
+    sweep: Sweep, declared: Declaration, jobs: int | None, threads: int | None, retries: bool
+) -> int:
+    """Runs trials until there are as many as declared; returns the exit code.
+
+    Args:
+      sweep: in whose directory they are.
+      declared: the search.
+      jobs, threads: as for `local.shared`.
+      retries: whether trials that failed are run once more.
+
+    Raises:
+      ConfigError: if Optuna is not installed, or the search suggests what is no trial.
+      Preempted: after a signal, once every running trial is saved.
+    """
+    assert declared.search is not None
+    jobs, threads = local.shared(declared.search.num_trials, jobs, threads)
+    with _worker(sweep.directory) as name, _study(sweep.directory, declared.search) as study:
+        worker = Worker(sweep, declared, declared.search, study, name)
+        if retries:
+            worker.retry()
+        received = worker.work(local.Runner(sweep, jobs, threads))
+    return local.concluded(sweep, received)
+
+
+@contextlib.contextmanager
+def _worker(place: pathlib.Path) -> Iterator[str]:
+    """Holds the lock of a worker's folder while it works; yields its name."""
+    name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+    folder = place / WORKERS / name
+    try:
+        folder.mkdir(parents=True)
+        held = lock.Lock(folder, console.say)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({error.strerror})") from None
+    try:
+        yield name
+    finally:
+        held.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _study(place: pathlib.Path, search: Search) -> Iterator[Any]:
+    """Yields the study of a directory, which is made if there is none."""
+    try:
+        with console.doing("opening the study"):
+            import optuna
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        raise ConfigError("sweep: a search needs Optuna; pip install 'recursia[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    yield optuna.create_study(
+        study_name="sweep",
+        storage=JournalStorage(JournalFileBackend(str(place / JOURNAL))),
+        pruner=search.pruner or optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+
+
+@dataclasses.dataclass
+class Asked:
+    """A trial that this worker runs.
+
+    Attributes:
+      of: the study's trial.
+      trial: the sweep's.
+      process: that trains it; None while another process does, which an earlier worker left.
+      reported: the last step whose validation loss the study has.
+    """
+
+    of: Any
+    trial: Trial
+    process: Process | None = None
+    reported: int = -1
+
+
+class Worker:
+    """Asks a study for trials, runs them, and tells it what became of them."""
+
+    def __init__(self, sweep: Sweep, declared: Declaration, search: Search, study: Any, name: str):
+        """Runs nothing yet.
+
+        Args:
+          sweep: in whose directory the trials are.
+          declared: makes overrides of a trial.
+          search: its settings.
+          study: of Optuna.
+          name: of this worker.
+        """
+        self._sweep, self._declared, self._search = sweep, declared, search
+        self._study, self._name = study, name
+        self._asked: dict[str, Asked] = {}
+        self._twins = 0
+
+    def work(self, runner: local.Runner) -> int | None:
+        """Runs trials to the end of the search; returns the signal that ended it, if one did."""
+        with contextlib.closing(runner), View(self._sweep) as view:
+            while True:
+                while not runner.is_full() and (asked := self._ask()) is not None:
+                    self._asked[asked.trial.name] = asked
+                    if self._state(asked) != states.RUNNING:
+                        asked.process = runner.start(asked.trial.name)
+                        view.started(asked.trial.name)
+                for name in [process.trial.name for process in runner.ended()]:
+                    self._tell(self._asked.pop(name))
+                    view.ended(name)
+                for asked in list(self._asked.values()):
+                    self._watch(asked, runner)
+                view.show(runner.names())
+                is_over = runner.received is not None or not self._asked
+                if runner.is_idle() and is_over:
+                    return runner.received
+                time.sleep(local.POLL_SECONDS)
+
+    def _state(self, asked: Asked) -> str:
+        return states.of(self._sweep.folder(asked.trial.name))[0]
+
+    def _ask(self) -> Asked | None:
+        """Returns the next trial to run; None if there are enough."""
+        while self._twins < TWINS:
+            self._reclaim()
+            trials = self._study.get_trials(deepcopy=False)
+            is_waiting = any(each.state.name == "WAITING" for each in trials)
+            if not is_waiting and len(_counted(trials)) >= self._search.num_trials:
+                return None
+            self._study.sampler = self._sampler(len(trials))
+            of = self._study.ask()
+            of.set_user_attr(WORKER, self._name)
+            trials = self._study.get_trials(deepcopy=False)
+            earlier = [each for each in _counted(trials) if each.number < of.number]
+            if AGAIN not in of.user_attrs and len(earlier) >= self._search.num_trials:
+                self._drop(of)  # another worker was faster
+                continue
+            if (asked := self._suggested(of)) is not None:
+                self._twins = 0
+                return asked
+        console.say(f"the last {TWINS} suggestions are of trials that there are; ending the search")
+        return None
+
+    def _sampler(self, number: int) -> Any:
+        """Returns a sampler whose draws differ from those of every earlier trial and start."""
+        import optuna
+
+        return (self._search.sampler or optuna.samplers.TPESampler)(seed=self._search.seed + number)
+
+    def _suggested(self, of: Any) -> Asked | None:
+        """Returns the trial that the study suggests, if it has to be run; else its result is told.
+
+        Raises:
+          ConfigError: if the search raises or makes a mistake.
+        """
+        try:
+            trial = self._declared.suggested(of)
+        except ConfigError:
+            self._study.tell(of, state=_state_of("FAIL"))
+            raise
+        of.set_user_attr(NAME, trial.name)
+        asked, is_again = Asked(of, trial), AGAIN in of.user_attrs
+        state = self._state(asked)
+        is_twin = trial.name in self._asked or (state == states.RUNNING and not is_again)
+        if is_twin:
+            self._drop(of)
+            self._twins += 1
+        elif state in states.RESULTS or (state == states.FAILED and not is_again):
+            self._tell(asked)
+            self._twins += 1
+        else:
+            directory.add(self._sweep.directory, trial)
+            return asked
+        return None
+
+    def _drop(self, of: Any) -> None:
+        """Ends a trial that does not count."""
+        of.set_user_attr(SURPLUS, True)
+        self._study.tell(of, state=_state_of("FAIL"))
+
+    def _watch(self, asked: Asked, runner: local.Runner) -> None:
+        """Reports new validation losses, and ends a trial that the pruner gives up."""
+        folder = self._sweep.folder(asked.trial.name)
+        for row in standing.rows(folder / METRICS):
+            loss = row.get(standing.VALIDATION)
+            if row["step"] > asked.reported and loss is not None and math.isfinite(loss):
+                asked.of.report(loss, row["step"])
+                asked.reported = row["step"]
+        if asked.process is None:
+            self._adopt(asked, runner)
+        elif not (folder / states.PRUNING).exists() and asked.of.should_prune():
+            (folder / states.PRUNING).touch()
+            asked.process.send(signal.SIGTERM)
+
+    def _adopt(self, asked: Asked, runner: local.Runner) -> None:
+        """Goes on with a trial whose process, which an earlier worker left, has ended."""
+        state = self._state(asked)
+        if state in (*states.RESULTS, states.FAILED):
+            self._tell(self._asked.pop(asked.trial.name))
+        elif state != states.RUNNING and not runner.is_full():
+            asked.process = runner.start(asked.trial.name)
+
+    def _tell(self, asked: Asked) -> None:
+        """Tells the study what became of a trial; of one that can go on, nothing yet."""
+        state, loss = self._state(asked), None
+        if state == states.FINISHED:
+            folder = self._sweep.folder(asked.trial.name)
+            loss = standing.of(asked.trial.name, folder).validation_loss
+        asked.of.set_user_attr(STATE, state)
+        if loss is not None and math.isfinite(loss):
+            self._study.tell(asked.of, loss)
+        elif state in (states.DIVERGED, states.PRUNED):
+            self._study.tell(asked.of, state=_state_of("PRUNED"))
+        elif state in (states.FINISHED, states.FAILED):
+            self._study.tell(asked.of, state=_state_of("FAIL"))
+        elif state == states.RUNNING:  # by another worker
+            self._drop(asked.of)
+
+    def _reclaim(self) -> None:
+        """Asks again for the trials of workers that are no more."""
+        trials = self._study.get_trials(deepcopy=False)
+        again = {each.user_attrs.get(AGAIN) for each in trials}
+        for each in trials:
+            if each.state.name != "RUNNING" or not self._is_stale(each):
+                continue
+            if each.number not in again:
+                self._again(each)
+            with contextlib.suppress(ValueError, RuntimeError):  # another worker was faster
+                self._study.tell(each.number, state=_state_of("FAIL"))
+
+    def _is_stale(self, of: Any) -> bool:
+        name = of.user_attrs.get(WORKER)
+        if name is None:
+            return time.time() - of.datetime_start.timestamp() > YOUNG_SECONDS
+        return not lock.is_live(self._sweep.directory / WORKERS / name)
+
+    def retry(self) -> None:
+        """Asks again for the trials that failed."""
+        trials = self._study.get_trials(deepcopy=False)
+        again = {each.user_attrs.get(AGAIN) for each in trials}
+        for each in trials:
+            name = each.user_attrs.get(NAME)
+            is_over = each.state.name == "FAIL" and each.number not in again
+            if name and is_over and SURPLUS not in each.user_attrs:
+                if states.of(self._sweep.folder(name))[0] == states.FAILED:
+                    self._again(each)
+
+    def _again(self, of: Any) -> None:
+        self._study.enqueue_trial(of.params, user_attrs={AGAIN: of.number})
+
+
+def _counted(trials: list[Any]) -> list[Any]:
+    """Returns the trials that count: not those that were asked for again, or dropped."""
+    replaced = {each.user_attrs.get(AGAIN) for each in trials}
+    return [t for t in trials if t.number not in replaced and SURPLUS not in t.user_attrs]
+
+
+def _state_of(name: str) -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState[name]

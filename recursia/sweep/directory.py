@@ -1,0 +1,132 @@
+"""A sweep's directory: its declaration, and a directory for each trial.
+
+`sweep.json` has the declaration and how it is run, `trials/NAME/` is the directory of one run, and
+`trials/NAME/trial.json` says what that run is, from before it starts.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from recursia.errors import ConfigError, StorageError
+from recursia.sweep.declaration import Declaration
+from recursia.sweep.trial import Trial
+
+SWEEP, TRIAL, TRIALS = "sweep.json", "trial.json", "trials"
+LOG = "log.txt"  # of a trial, in its directory
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a directory says of its sweep.
+
+    Attributes:
+      directory: of the sweep.
+      config: the file that declares it, as `--config` takes it.
+      digest: SHA-256 of that file.
+      overrides: that were typed, for all trials.
+      trials: names in the order of their declaration; of a search, in that of their first start.
+      is_search: whether trials are suggested one after another.
+      how: options with which it is run, by their names.
+    """
+
+    directory: pathlib.Path
+    config: str
+    digest: str
+    overrides: dict[str, str]
+    trials: tuple[str, ...]
+    is_search: bool
+    how: dict[str, Any]
+
+    def folder(self, name: str) -> pathlib.Path:
+        """Returns the directory of a trial."""
+        return self.directory / TRIALS / name
+
+    def trial(self, name: str) -> Trial:
+        """Returns a trial; raises ConfigError if its file is not readable."""
+        values = _json(self.folder(name) / TRIAL)
+        try:
+            return Trial(name, *(values[each] for each in ("config", "overrides", "labels")))
+        except KeyError as error:
+            raise ConfigError(f"{self.folder(name) / TRIAL}: lacks {error}") from None
+
+
+def write(directory: pathlib.Path, declared: Declaration, how: dict[str, Any]) -> list[str]:
+    """Writes a declaration; returns the names of trials that an earlier one had, and it has not.
+
+    Raises:
+      ConfigError: if the directory holds a search, and this is none, or the other way round.
+      StorageError: if it cannot be written.
+    """
+    is_search = declared.search is not None
+    before = read(directory) if (directory / SWEEP).exists() else None
+    if before is not None and before.is_search != is_search:
+        raise ConfigError(f"--workdir={directory}: holds a sweep of another kind; give another")
+    for trial in declared.trials:
+        add(directory, trial)
+    values = {
+        "config": declared.config,
+        "digest": declared.digest,
+        "overrides": declared.overrides,
+        "trials": [trial.name for trial in declared.trials],
+        "is_search": is_search,
+        "how": how,
+    }
+    _write(directory / SWEEP, values)
+    known = {trial.name for trial in declared.trials}
+    return [name for name in (before.trials if before else ()) if name not in known]
+
+
+def add(directory: pathlib.Path, trial: Trial) -> pathlib.Path:
+    """Writes what a trial is, unless it is written; returns its directory."""
+    folder = directory / TRIALS / trial.name
+    values = {"config": trial.config, "overrides": trial.overrides, "labels": trial.labels}
+    if not (folder / TRIAL).exists() or _json(folder / TRIAL) != values:
+        _write(folder / TRIAL, values)
+    return folder
+
+
+def read(directory: pathlib.Path) -> Sweep:
+    """Returns the sweep of a directory.
+
+    Raises:
+      ConfigError: if there is none, or its file is not readable.
+    """
+    if not (directory / SWEEP).is_file():
+        raise ConfigError(f"--workdir={directory}: no {SWEEP}; is it a sweep's directory?")
+    values = _json(directory / SWEEP)
+    try:
+        given = {name: values[name] for name in ("config", "digest", "overrides", "is_search")}
+        trials = _found(directory) if values["is_search"] else tuple(values["trials"])
+        return Sweep(directory=directory, trials=trials, how=values["how"], **given)
+    except KeyError as error:
+        raise ConfigError(f"{directory / SWEEP}: lacks {error}") from None
+
+
+def _found(directory: pathlib.Path) -> tuple[str, ...]:
+    """Returns the trials that have a directory, the first first."""
+    files = sorted((directory / TRIALS).glob(f"*/{TRIAL}"), key=lambda p: (p.stat().st_mtime, p))
+    return tuple(file.parent.name for file in files)
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: cannot be read (it is no JSON object)")
+    return values
+
+
+def _write(path: pathlib.Path, values: dict[str, Any]) -> None:
+    """Writes a file, whole or not at all."""
+    new = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(new, path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,262 @@
+"""Trials on a cluster: an array of SLURM, or a JobSet of Kubernetes for each trial.
+
+`submissions/N.json` says what is sent, from before it is sent. What is still there is asked of the
+engine by the names of the jobs, so that no trial is sent twice, wherever a submission was stopped.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from recursia import console, settings
+from recursia.errors import ConfigError, StorageError
+from recursia.launch import checks, machine_options, machines
+from recursia.launch.job import Job
+from recursia.launch.targets.target import Target
+
+SUBMISSIONS, LOGS = "submissions", "logs"  # folders of a sweep's directory
+DIGITS = 8  # of the part of a name that tells sweeps apart
+Commands = Mapping[str, tuple[str, ...]]  # arguments of `recursia` by what they are called
+
+
+@dataclasses.dataclass(frozen=True)
+class Submission:
+    """What was sent at once.
+
+    Attributes:
+      name: of the job.
+      tasks: what its commands are called, in their order: names of trials, or of workers.
+      job: number that SLURM gave it; "" if it is not known, or has none.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    job: str = ""
+
+
+class Engine:
+    """Sends commands to a target, and asks it for them.
+
+    Attributes:
+      TITLE: of the target.
+    """
+
+    TITLE: ClassVar[str]
+
+    def __init__(self, given: argparse.Namespace, directory: pathlib.Path):
+        """Reads the options of the target.
+
+        Args:
+          given: what was typed.
+          directory: of the sweep.
+
+        Raises:
+          ConfigError: for a wrong option.
+        """
+        machine_options.check_lines(given)
+        self._given, self.directory = given, directory.absolute()
+        self._target = self._adapted(machine_options.target(self.TITLE, given))
+
+    def _adapted(self, target: Target) -> Target:
+        """Returns the target as sweeps use it."""
+        return target
+
+    def submissions(self, commands: Commands) -> list[Submission]:
+        """Returns what has to be sent for some commands."""
+        raise NotImplementedError
+
+    def active(self, before: list[Submission]) -> set[str]:
+        """Returns which tasks of earlier submissions are queued or running."""
+        raise NotImplementedError
+
+    def prepared(
+        self, commands: Commands, runs: list[settings.Run]
+    ) -> list[tuple[Submission, Job]]:
+        """Returns what has to be sent, and the jobs.
+
+        Raises:
+          ConfigError: if the target cannot start them, or its hosts would not see their files.
+        """
+        topologies = {self._given.topology or run.topology for run in runs}
+        if len(topologies) > 1:
+            raise ConfigError(
+                f"--runner={self.TITLE}: the trials name the topologies "
+                f"{', '.join(sorted(topologies))}; give --topology"
+            )
+        where, found = machines.read(topologies.pop()), []
+        for each in self.submissions(commands):
+            listed = tuple(commands[task] for task in each.tasks)
+            _check_words(listed)
+            job = machine_options.job(self._given, each.name, listed, where)
+            self._target.check(job)
+            found.append((each, job))
+        shared = found[0][1].shared
+        venv = found[0][1].venv if shared else ""
+        for run in runs:
+            places = {"workdir": str(self.directory), "venv": venv}
+            checks.check_places(run, self.TITLE, shared, **places)
+            if where.per_host:
+                checks.check_mesh(run, where)
+        return found
+
+    def script(self, job: Job) -> str:
+        """Returns the script that sends a job."""
+        return self._target.script(job)
+
+    def send(self, prepared: list[tuple[Submission, Job]]) -> None:
+        """Sends jobs; raises what `Target.submit` raises."""
+        for submission, job in prepared:
+            path = self._record(submission)
+            said = self._target.sent(
+                self._again(submission) + self.script(job), output=subprocess.PIPE
+            )
+            number = said.split()[-1:] if self.TITLE == "slurm" else []
+            submission = dataclasses.replace(submission, job="".join(number))
+            self._record(submission, path)
+            count = len(submission.tasks)
+            console.say(f"sent {submission.name}: {count} command{'s' * (count > 1)}{_as(number)}")
+
+    def _again(self, submission: Submission) -> str:
+        """Returns a script that makes room for a job that was sent before, and has ended."""
+        return ""
+
+    def _record(self, submission: Submission, path: pathlib.Path | None = None) -> pathlib.Path:
+        folder = self.directory / SUBMISSIONS
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = path or folder / f"{len(list(folder.iterdir()))}.json"
+            new = path.with_suffix(".part")
+            new.write_text(json.dumps(dataclasses.asdict(submission)) + "\n")
+            os.replace(new, path)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written ({error.strerror})") from None
+        return path
+
+    def left(self, commands: Commands) -> Commands:
+        """Returns the commands that are neither queued nor running; says how many are."""
+        before = sent(self.directory)
+        active = self.active(before) if before else set()
+        if kept := [task for task in commands if task in active]:
+            console.say(f"{len(kept)} of {len(commands)} are queued or running by an earlier job")
+        return {task: command for task, command in commands.items() if task not in active}
+
+    def _name(self, length: int, *of: str) -> str:
+        digest = hashlib.sha256("\n".join([str(self.directory), *of]).encode()).hexdigest()
+        return f"{self._target.legal(self.directory.name)[:length].strip('-')}-{digest[:DIGITS]}"
+
+    def _asked(self, *command: str) -> str:
+        """Returns the output of a command of the engine; raises ConfigError if it fails."""
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            last = (getattr(error, "stderr", "") or str(error)).strip().split("\n")[-1]
+            raise ConfigError(
+                f"--runner={self.TITLE}: {command[0]} does not say which jobs there are, and none "
+                f"is sent twice: {last}"
+            ) from None
+        return done.stdout
+
+
+class Array(Engine):
+    """An array job of SLURM; its logs are in the sweep's directory."""
+
+    TITLE = "slurm"
+
+    def _adapted(self, target: Any) -> Target:
+        logs = str(self.directory / LOGS)
+        return target if target.logs else dataclasses.replace(target, logs=logs)
+
+    def submissions(self, commands: Commands) -> list[Submission]:
+        """See `Engine.submissions`; all are one array."""
+        name = f"{self._name(30)}-{len(sent(self.directory))}"
+        return [Submission(name, tuple(commands))] if commands else []
+
+    def send(self, prepared: list[tuple[Submission, Job]]) -> None:
+        """See `Engine.send`."""
+        (self.directory / LOGS).mkdir(parents=True, exist_ok=True)
+        super().send(prepared)
+
+    def active(self, before: list[Submission]) -> set[str]:
+        """See `Engine.active`; a job of one command is no array, and has no index."""
+        tasks = {each.name: each.tasks for each in before}
+        names = f"--name={','.join(tasks)}"
+        rows = self._asked("squeue", "--noheader", "--array", "--format=%j %K", names).split("\n")
+        return {
+            tasks[name][int(index) if index.isdecimal() else 0]
+            for name, _, index in (row.strip().partition(" ") for row in rows if row.strip())
+        }
+
+
+class JobSets(Engine):
+    """A JobSet for each command."""
+
+    TITLE = "gke"
+
+    def submissions(self, commands: Commands) -> list[Submission]:
+        """See `Engine.submissions`."""
+        return [Submission(self._name(25, task), (task,)) for task in commands]
+
+    def active(self, before: list[Submission]) -> set[str]:
+        """See `Engine.active`; a set that has ended has a terminal state."""
+        states = dict(self._states())
+        return {each.tasks[0] for each in before if states.get(each.name) == ""}
+
+    def _states(self) -> Iterator[tuple[str, str]]:
+        """Yields the names of all sets with their terminal states, "" without."""
+        form = r'{range .items[*]}{.metadata.name}{" "}{.status.terminalState}{"\n"}{end}'
+        space = f"--namespace={getattr(self._target, 'namespace')}"  # noqa: B009 - of Gke
+        for row in self._asked(
+            "kubectl", "get", "jobsets", space, f"--output=jsonpath={form}"
+        ).split("\n"):
+            name, _, state = row.partition(" ")
+            yield name, state.strip()
+
+    def _again(self, submission: Submission) -> str:
+        if all(each.name != submission.name for each in sent(self.directory)[:-1]):
+            return ""
+        space = f"--namespace={getattr(self._target, 'namespace')}"  # noqa: B009 - of Gke
+        return f"kubectl delete jobset {submission.name} {space} --ignore-not-found\n"
+
+
+ENGINES: dict[str, type[Engine]] = {engine.TITLE: engine for engine in (Array, JobSets)}
+
+
+def _check_words(commands: tuple[tuple[str, ...], ...]) -> None:
+    """Checks that scripts can hold commands: every word is printable text of one line."""
+    for word in (word for command in commands for word in command):
+        if not word.isprintable():
+            raise ConfigError(f"{word!r}: takes one line of printable text")
+
+
+def _submission(path: pathlib.Path) -> Submission:
+    try:
+        row = json.loads(path.read_text())
+        return Submission(row["name"], tuple(row["tasks"]), row["job"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+
+
+def _as(number: list[str]) -> str:
+    return f" as job {number[0]}" if number else ""
+
+
+def jobs(directory: pathlib.Path) -> dict[str, str]:
+    """Returns the job of each trial that was sent last: of SLURM a number, else the job's name."""
+    found = {}
+    for each in sent(directory):
+        for index, task in enumerate(each.tasks):
+            of = f"{each.job}_{index}" if len(each.tasks) > 1 else each.job
+            found[task] = of if each.job else each.name
+    return found
+
+
+def sent(directory: pathlib.Path) -> list[Submission]:
+    """Returns the submissions of a sweep so far, in their order."""
+    paths = (directory / SUBMISSIONS).glob("*.json")
+    return [_submission(path) for path in sorted(paths, key=lambda path: int(path.stem))]

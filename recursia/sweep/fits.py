@@ -1,0 +1,218 @@
+"""Fits of losses: parabolas in a logarithm, power laws, and bootstrap intervals of their constants.
+
+A bootstrap draws the residuals of the parabola anew, as many as there are trials, and fits again.
+Residuals are enlarged by sqrt(n / (n - 3)) for the coefficients that n trials were fitted with; as
+many trials as coefficients leave none, and no interval. Intervals cover 95 % of the draws: they are
+of the noise between trials, not of the form of a law.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize
+
+DRAWS = 500  # of a bootstrap
+_COVERED = (2.5, 97.5)  # percentiles
+_COEFFICIENTS = 3  # of a parabola
+_POINTS = 3  # of a power law
+_POINTS_WITH_FLOOR = 5
+_STEEPEST = 3.0  # of a falling power law with a floor
+
+Numbers = Sequence[float]
+Draws = np.ndarray  # of a quantity, by draw
+
+
+class NotFitted(Exception):
+    """Why there is no fit, in one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; without one, both ends are None."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __format__(self, spec: str) -> str:
+        shown = format(self.value, spec)
+        if self.low is None or self.high is None:
+            return shown
+        return f"{shown} [{format(self.low, spec)}, {format(self.high, spec)}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parabola:
+    """`y = least + curvature * (log x - log best)**2`, fitted by least squares.
+
+    Attributes:
+      best: x at the minimum. An end of its interval that equals an end of the x tried is open.
+      least: y at the minimum.
+      curvature: half the second derivative, per squared natural logarithm.
+      residuals: y minus the fit, in ascending order of x and y.
+      draws: best and least by draw of the bootstrap; empty without one.
+    """
+
+    best: Estimate
+    least: Estimate
+    curvature: Estimate
+    residuals: tuple[float, ...]
+    draws: tuple[Draws, Draws] = dataclasses.field(repr=False, compare=False)
+
+    def at(self, x: Any) -> Any:
+        """Returns the fitted y at x."""
+        distance = np.log(x) - math.log(self.best.value)
+        return self.least.value + self.curvature.value * distance**2
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw:
+    """`y = floor + factor * x**exponent`, fitted by least squares in logarithms of y.
+
+    With a floor, least squares are of y relative to itself.
+
+    Attributes:
+      factor: of the power.
+      exponent: of x.
+      floor: what y tends to; None where the law has none.
+      residuals: y over the fit, minus 1, in the order of x.
+    """
+
+    factor: Estimate
+    exponent: Estimate
+    floor: Estimate | None
+    residuals: tuple[float, ...]
+
+    def at(self, x: Any) -> Any:
+        """Returns the fitted y at x."""
+        floor = self.floor.value if self.floor else 0.0
+        return floor + self.factor.value * np.asarray(x, float) ** self.exponent.value
+
+
+def parabola(x: Numbers, y: Numbers, of: str) -> Parabola:
+    """Returns the parabola through losses at positive x, in the logarithm of x.
+
+    Args:
+      x: of each trial; the order of trials does not matter.
+      y: of each trial.
+      of: what x is, in the plural, for messages.
+
+    Raises:
+      NotFitted: for less than three different x, or if there is no minimum between them.
+    """
+    x, y = np.array(sorted(zip(x, y, strict=True))).reshape(-1, 2).T
+    if (count := len(set(x))) < _COEFFICIENTS:
+        raise NotFitted(f"has {count} {of}, and a parabola takes {_COEFFICIENTS}")
+    log, center = np.log(x), np.log(x).mean()
+    terms = np.vander(log - center, _COEFFICIENTS)
+    solve = np.linalg.pinv(terms)
+    found = solve @ y
+    curvature, middle = found[0], center - found[1] / (2 * found[0])
+    if curvature <= 0 or not log[0] <= middle <= log[-1]:
+        at = x[0] if terms[0] @ found < terms[-1] @ found else x[-1]
+        where = "smaller" if at == x[0] else "larger"
+        raise NotFitted(
+            f"has no minimum within its {of} of {x[0]:.4g} to {x[-1]:.4g}; try {where} ones"
+        )
+    residuals = y - terms @ found
+    drawn = _drawn(residuals, _COEFFICIENTS)
+    again = (found[:, None] + solve @ drawn.T) if drawn.size else np.zeros((_COEFFICIENTS, 0))
+    best, least = _minima(again, log[0] - center, log[-1] - center)
+    least_now = float(found[2] - curvature * (middle - center) ** 2)
+    return Parabola(
+        best=_estimate(math.exp(middle), np.exp(best + center)),
+        least=_estimate(least_now, least),
+        curvature=_estimate(float(curvature), again[0]),
+        residuals=tuple(residuals.tolist()),
+        draws=(np.exp(best + center), least),
+    )
+
+
+def _minima(coefficients: np.ndarray, first: float, last: float) -> tuple[Draws, Draws]:
+    """Returns where parabolas are least between two ends, and their values there."""
+    square, slope, constant = coefficients
+    value = lambda at: constant + at * (slope + at * square)
+    inner = np.clip(-slope / (2 * np.where(square > 0, square, np.nan)), first, last)
+    nearest = np.where(value(first) < value(last), first, last)
+    best = np.where(square > 0, inner, nearest)
+    return best, value(best)
+
+
+def _drawn(residuals: np.ndarray, coefficients: int) -> np.ndarray:
+    """Returns residuals drawn anew, [draws, trials]; none if the fit leaves none."""
+    count = len(residuals)
+    if count <= coefficients:
+        return np.zeros((0, count))
+    enlarged = residuals * math.sqrt(count / (count - coefficients))
+    return np.random.default_rng(0).choice(enlarged, (DRAWS, count))
+
+
+def power_law(
+    x: Numbers, y: Numbers, draws: Sequence[Draws], of: str, has_floor: bool = False
+) -> PowerLaw:
+    """Returns the power law through points of positive x and y.
+
+    Args:
+      x: of each point, ascending.
+      y: of each point.
+      draws: of y by point, from the bootstrap; empty where there was none.
+      of: what a point is, in the plural, for messages.
+      has_floor: whether the law may have a floor, if there are points enough for it.
+
+    Raises:
+      NotFitted: for less than three points.
+    """
+    if (count := len(x)) < _POINTS:
+        raise NotFitted(f"has a minimum at {count} {of}, and a power law takes {_POINTS}")
+    has_floor = has_floor and count >= _POINTS_WITH_FLOOR
+    fit = _with_floor if has_floor else _straight
+    logs, ys = np.log(np.asarray(x, float)), np.asarray(y, float)
+    found = fit(logs, ys[None])[0]
+    again = fit(logs, np.stack(draws, 1)) if all(map(len, draws)) else np.zeros((0, 3))
+    floor, log_factor, exponent = found
+    with np.errstate(over="ignore"):
+        factors = np.exp(again[:, 1])
+    fitted = floor + np.exp(log_factor + exponent * logs)
+    return PowerLaw(
+        factor=_estimate(math.exp(log_factor), factors),
+        exponent=_estimate(float(exponent), again[:, 2]),
+        floor=_estimate(float(floor), again[:, 0]) if has_floor else None,
+        residuals=tuple((ys / fitted - 1).tolist()),
+    )
+
+
+def _straight(log_x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns 0, the logarithm of the factor, and the exponent, for each row of y."""
+    exponents, log_factors = np.polyfit(log_x, np.log(y).T, 1)
+    return np.stack([np.zeros_like(exponents), log_factors, exponents], 1)
+
+
+def _with_floor(log_x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns the floor, the logarithm of the factor, and the exponent, for each row of y.
+
+    For a given exponent the law is linear in floor and factor.
+    """
+    center = log_x.mean()
+
+    def linear(exponent: float, row: np.ndarray) -> tuple[float, float, float]:
+        terms = np.stack([np.ones_like(row), np.exp(exponent * (log_x - center))], 1) / row[:, None]
+        (floor, factor), error = optimize.nnls(terms, np.ones_like(row))
+        return floor, factor, error
+
+    def one(row: np.ndarray) -> tuple[float, float, float]:
+        error = lambda exponent: linear(exponent, row)[2]
+        exponent = float(optimize.minimize_scalar(error, bounds=(-_STEEPEST, -1e-3)).x)
+        floor, factor, _ = linear(exponent, row)
+        return floor, math.log(max(factor, 1e-300)) - exponent * center, exponent
+
+    return np.array([one(row) for row in y])
+
+
+def _estimate(value: float, draws: Draws) -> Estimate:
+    if not len(draws):
+        return Estimate(value)
+    low, high = np.percentile(draws, _COVERED).tolist()
+    return Estimate(value, low, high)

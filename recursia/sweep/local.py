@@ -1,0 +1,159 @@
+"""Trials on this machine, several at a time."""
+
+import os
+import signal
+import time
+from collections import deque
+
+from recursia import console, signals
+from recursia.errors import Preempted
+from recursia.sweep import directory, processes, standing, states
+from recursia.sweep.directory import Sweep
+from recursia.sweep.processes import Process
+from recursia.sweep.view import View
+
+POLL_SECONDS = 0.25
+FAILED = 1  # the exit code, if a trial has failed
+
+
+def shared(num_trials: int, jobs: int | None, threads: int | None) -> tuple[int, int]:
+    """Returns the number of trials side by side and the CPUs of each, which use each CPU once.
+
+    Args:
+      num_trials: that are to run.
+      jobs: as typed; None for as many as there are CPUs, or for one where there may be an
+        accelerator.
+      threads: as typed; None divides the CPUs among the jobs.
+    """
+    count = len(processes.cpus())
+    if jobs is None and os.environ.get("JAX_PLATFORMS") != "cpu":
+        jobs = 1  # an accelerator serves one process at a time
+    elif jobs is None:
+        jobs = max(1, min(num_trials, count // (threads or 1)))
+    return jobs, max(1, count // jobs) if threads is None else threads
+
+
+class Runner:
+    """Runs trials until all have ended, or until a signal.
+
+    Attributes:
+      received: the signal; None until it arrives.
+    """
+
+    def __init__(self, sweep: Sweep, jobs: int, threads: int):
+        """Starts nothing.
+
+        Args:
+          sweep: whose trials are run.
+          jobs: that are run at a time.
+          threads: CPUs of each; 0 leaves the choice to the system.
+        """
+        self._sweep = sweep
+        self._free = deque(processes.shares(jobs, threads))
+        self._running: list[Process] = []
+        self._listener = signals.Listener(signals.ENDINGS, self.send)
+        self._listener.has_work = True
+
+    @property
+    def received(self) -> int | None:
+        """The first signal to this process."""
+        return self._listener.received
+
+    def send(self, number: int) -> None:
+        """Sends a signal to all processes; each saves its step and ends."""
+        if number == signal.SIGINT:
+            console.say("saving the steps of the running trials; press Ctrl-C again to leave")
+        for process in self._running:
+            process.send(number)
+
+    def is_full(self) -> bool:
+        """Returns whether no other trial can be started."""
+        return not self._free or self.received is not None
+
+    def is_idle(self) -> bool:
+        """Returns whether no trial is running here."""
+        return not self._running
+
+    def start(self, name: str) -> Process:
+        """Starts a trial."""
+        share = self._free.popleft()
+        process = Process(self._sweep.trial(name), self._sweep.folder(name), share)
+        self._running.append(process)
+        if self.received is not None:  # while it was starting
+            process.send(self.received)
+        return process
+
+    def ended(self) -> list[Process]:
+        """Returns the processes that have ended since the last call."""
+        over = [process for process in self._running if process.has_ended()]
+        for process in over:
+            self._running.remove(process)
+            self._free.append(process.share)
+        return over
+
+    def names(self) -> list[str]:
+        """Returns the names of the trials that are running here."""
+        return [process.trial.name for process in self._running]
+
+    def close(self) -> None:
+        """Ends what is still running, after an error, and restores the signal handlers."""
+        for process in self._running:
+            process.send(signal.SIGTERM)
+        while self._running:
+            self.ended()
+            time.sleep(POLL_SECONDS)
+        self._listener.close()
+
+
+def run(sweep: Sweep, names: list[str], jobs: int, threads: int) -> int:
+    """Runs trials; returns the exit code.
+
+    A trial that another process trains is waited for, and goes on here if that one stops.
+
+    Raises:
+      Preempted: after a signal, once every running trial is saved, or if others stopped a trial.
+    """
+    state = lambda name: states.of(sweep.folder(name))[0]
+    failed = {name for name in names if state(name) == states.FAILED}  # which are tried again
+    waiting, runner = deque(names), Runner(sweep, jobs, threads)
+    try:
+        with View(sweep) as view:
+            while (waiting or not runner.is_idle()) and not (runner.received and runner.is_idle()):
+                for name in [] if runner.is_full() else list(waiting):
+                    found = state(name)
+                    if runner.is_full() or found == states.RUNNING:
+                        continue
+                    waiting.remove(name)
+                    if found not in (*states.RESULTS, states.FAILED) or name in failed:
+                        runner.start(name)
+                        view.started(name)
+                ended = [process.trial.name for process in runner.ended()]
+                # One that found another process at its trial waits for that.
+                waiting.extend(name for name in ended if state(name) == states.RUNNING)
+                failed -= set(ended)
+                for name in ended:
+                    view.ended(name)
+                view.show(runner.names())
+                time.sleep(POLL_SECONDS)
+    finally:
+        runner.close()
+    return concluded(sweep, runner.received)
+
+
+def concluded(sweep: Sweep, received: int | None) -> int:
+    """Says how the trials of a sweep stand; returns the exit code.
+
+    Raises:
+      Preempted: if trials are left to be run.
+    """
+    found = standing.read(directory.read(sweep.directory))
+    for each in found:
+        if each.state == states.FAILED:
+            console.say(f"trial {each.name} failed: {each.why}")
+    counts = standing.counts(found)
+    left = sum(counts.get(state, 0) for state in (states.PENDING, states.RUNNING, states.STOPPED))
+    said = f"{len(found)} trials: {standing.in_words(counts)}"
+    if received is not None or left:
+        raise Preempted(f"{said}; run the same command to go on")
+    console.say(said)
+    return FAILED if states.FAILED in counts else 0

@@ -1,0 +1,100 @@
+"""Training processes on this machine, each with CPUs of its own."""
+
+import collections
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+from typing import BinaryIO
+
+from recursia.errors import StorageError
+from recursia.sweep import states
+from recursia.sweep.directory import LOG
+from recursia.sweep.trial import Trial
+from recursia.workdir import ending, lock
+
+PROGRAM = (sys.executable, "-m", "recursia")
+ALONE = "--num_processes=1"  # whatever the environment says of others
+LAST_LINES = 3  # of a log, which say why a trial failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The CPUs of one process, by their numbers; none leaves the choice to the system."""
+
+    cpus: tuple[int, ...]
+
+    def variables(self) -> dict[str, str]:
+        """Returns variables that make thread pools as large as the share."""
+        count = str(len(self.cpus))
+        return {"NPROC": count, "OMP_NUM_THREADS": count} if self.cpus else {}
+
+
+def cpus() -> list[int]:
+    """Returns the numbers of the CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def shares(jobs: int, threads: int) -> list[Share]:
+    """Returns the shares of processes side by side; CPUs are shared if there are too few."""
+    known = cpus()
+    at = lambda job: tuple(known[(job * threads + i) % len(known)] for i in range(threads))
+    return [Share(tuple(dict.fromkeys(at(job))) if threads else ()) for job in range(jobs)]
+
+
+class Process:
+    """The training of one trial.
+
+    Attributes:
+      trial: that it trains.
+      share: its CPUs.
+    """
+
+    def __init__(self, trial: Trial, folder: pathlib.Path, share: Share):
+        """Starts it, in a session of its own, where Ctrl-C does not reach it twice."""
+        self.trial, self.share, self._folder = trial, share, folder
+        try:
+            with (folder / LOG).open("ab") as log:
+                self._process = self._start([*trial.command(str(folder)), ALONE], log)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written ({error.strerror})") from None
+
+    def _start(self, command: list[str], log: BinaryIO) -> subprocess.Popen:
+        before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+        if before and self.share.cpus:
+            os.sched_setaffinity(0, self.share.cpus)  # which a new process inherits
+        try:
+            return subprocess.Popen(
+                [*PROGRAM, *command],
+                env={**os.environ, **self.share.variables()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        finally:
+            if before:
+                os.sched_setaffinity(0, before)
+
+    def send(self, number: int) -> None:
+        """Sends a signal, unless the process has ended."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def has_ended(self) -> bool:
+        """Returns whether it has ended; a failure that it could not record is recorded then."""
+        code = self._process.poll()
+        if code is None:
+            return False
+        is_known = ending.read(self._folder) is not None or lock.is_live(self._folder)
+        if code > 0 and code not in states.RESUMABLE and not is_known:
+            ending.write(self._folder, code, self._last_lines())
+        return True
+
+    def _last_lines(self) -> str:
+        with (self._folder / LOG).open(errors="replace") as log:
+            last = collections.deque((line.strip() for line in log if line.strip()), LAST_LINES)
+        return " ".join(last)

@@ -1,0 +1,186 @@
+"""The results of a sweep's trials, read from their directories."""
+
+import csv as csv_format
+import dataclasses
+import io
+import math
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from recursia import accounting, budget, config, jsonlines, settings
+from recursia.errors import UserError
+from recursia.sweep import directory, states
+from recursia.sweep.directory import Sweep
+from recursia.train.writer import METRICS
+from recursia.workdir import directory as workdir
+
+VALIDATION = "validation_loss"
+# Metrics by the names that rows give them.
+_LAST = {VALIDATION: VALIDATION, "loss": "loss", "validation_bits_per_byte": "bits_per_byte"}
+_SECONDS = "seconds_"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a trial.
+
+    Attributes:
+      name: the trial's.
+      state: one of `states.STATES`.
+      config: its base.
+      overrides: value by the full name of each field that the sweep sets.
+      labels: of the trial.
+      steps: that were done.
+      tokens: of those steps.
+      training_flops: of those steps, forward and backward, as `recursia budget` counts them; NaN if
+        the size of the vocabulary cannot be read.
+      unique_parameters: entries of all banks and tables; 0 if that size cannot be read.
+      seconds: of all starts together.
+      metrics: the last `validation_loss`, `loss` (nats per token) and `bits_per_byte`, and
+        `best_validation_loss`, as far as they are known.
+      curve: steps with their validation losses, in order.
+      why: of a trial that diverged or failed, in one line.
+    """
+
+    name: str
+    state: str
+    config: str
+    overrides: dict[str, Any]
+    labels: dict[str, Any]
+    steps: int
+    tokens: int
+    training_flops: float
+    unique_parameters: int
+    seconds: float
+    metrics: dict[str, float]
+    curve: list[tuple[int, float]]
+    why: str
+
+
+def read(place: pathlib.Path) -> list[Result]:
+    """Returns the results of the trials of a sweep's directory, in the order of declaration.
+
+    Raises:
+      ConfigError: if there is no sweep, or its files are not readable.
+    """
+    sweep, known = directory.read(place), {}
+    return [_result(sweep, name, known) for name in sweep.trials]
+
+
+def _result(sweep: Sweep, name: str, known: dict[Any, tuple[int, float]]) -> Result:
+    folder, trial = sweep.folder(name), sweep.trial(name)
+    state, why = states.of(folder)
+    rows = list(_rows(folder))
+    steps = max((row["step"] for row in rows), default=0)
+    run = _run(folder) or trial.run()
+    parameters, flops = _costs(run, folder, known)
+    curve = [(row["step"], row[VALIDATION]) for row in rows if VALIDATION in row]
+    sequences = steps * run.train.batch_size
+    return Result(
+        name=name,
+        state=state,
+        config=trial.config,
+        overrides=trial.overrides,
+        labels=trial.labels,
+        steps=steps,
+        tokens=sequences * run.train.seq_len,
+        training_flops=sequences * flops,
+        unique_parameters=parameters,
+        seconds=_seconds(rows),
+        metrics=_metrics(rows, curve),
+        curve=curve,
+        why=why,
+    )
+
+
+def _rows(folder: pathlib.Path) -> Iterable[dict[str, Any]]:
+    path = folder / METRICS
+    for row in jsonlines.values(path) if path.is_file() else ():
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row
+
+
+def _run(folder: pathlib.Path) -> settings.Run | None:
+    """Returns the settings that the run has recorded; None before it has."""
+    try:
+        return config.recorded(folder / config.RECORD)
+    except FileNotFoundError:
+        return None
+
+
+def _costs(
+    run: settings.Run, folder: pathlib.Path, known: dict[Any, tuple[int, float]]
+) -> tuple[int, float]:
+    """Returns the unique parameters, and the training FLOPs of a sequence."""
+    try:
+        has_tokens = (folder / workdir.TOKENIZER).is_dir()
+        size = workdir.tokenizer(folder, run).vocab_size if has_tokens else None
+        model = run.model.sized(budget.vocab_size(run, size))
+    except UserError:
+        return 0, math.nan
+    key = model, run.train.seq_len
+    if key not in known:
+        flops = accounting.training_flops(model, run.train.seq_len)
+        known[key] = accounting.unique_parameters(model), flops
+    return known[key]
+
+
+def _seconds(rows: list[dict[str, Any]]) -> float:
+    """Returns the sum over all starts: a row counts the seconds since its start."""
+    total = last = 0.0
+    for row in rows:
+        phases = [seconds for name, seconds in row.items() if name.startswith(_SECONDS)]
+        if phases:
+            total += last if sum(phases) < last else 0.0
+            last = sum(phases)
+    return total + last
+
+
+def _metrics(rows: list[dict[str, Any]], curve: list[tuple[int, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in rows:
+        found |= {mine: row[name] for name, mine in _LAST.items() if _is_number(row.get(name))}
+    finite = [loss for _, loss in curve if math.isfinite(loss)]
+    return {**found, f"best_{VALIDATION}": min(finite)} if finite else found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def ranked(results: Iterable[Result], metric: str) -> list[Result]:
+    """Returns results by a metric, the least first; those without it come last, in their order."""
+    value = lambda result: result.metrics.get(metric, math.nan)
+    return sorted(results, key=lambda r: (not math.isfinite(value(r)), _finite(value(r))))
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def flat(result: Result) -> Mapping[str, Any]:
+    """Returns a result as one row, with columns `labels.NAME`, `config.FIELD` and metrics."""
+    plain = dataclasses.asdict(result)
+    nested = (plain.pop("labels"), plain.pop("overrides"), plain.pop("metrics"))
+    labels, overrides, metrics = nested
+    del plain["curve"]
+    why = plain.pop("why")
+    return {
+        **plain,
+        **{f"labels.{name}": value for name, value in labels.items()},
+        **{f"config.{field}": value for field, value in overrides.items()},
+        **metrics,
+        "why": why,
+    }
+
+
+def csv(results: Iterable[Result]) -> str:
+    """Returns results as CSV: a column for everything that one of them has, "" where it lacks."""
+    rows = [flat(result) for result in results]
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "why"))
+    out = io.StringIO()
+    writer = csv_format.DictWriter(out, [*names, "why"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

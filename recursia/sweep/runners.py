@@ -1,0 +1,132 @@
+"""A sweep from its declaration to its end, by the runner that was typed."""
+
+import argparse
+import pathlib
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from recursia import config, console, settings
+from recursia.sweep import adaptive, declaration, directory, engines, local, options, states
+from recursia.sweep.declaration import Declaration
+from recursia.sweep.directory import Sweep
+from recursia.sweep.engines import Commands
+from recursia.sweep.trial import Trial
+
+
+def begin(given: argparse.Namespace, declared: Declaration) -> int:
+    """Writes a declaration and runs it; returns the exit code.
+
+    Raises:
+      UserError: for what cannot be run; nothing was written or sent then.
+    """
+    options.remember(given, _recorded(given.workdir))
+    trials = _to_run(given, declared.trials)
+    if given.runner == options.LOCAL:  # a trial goes on with as many threads, to the same bits
+        given.threads = local.shared(len(trials), given.jobs, given.threads)[1]
+    plan = Plan(given, trials, declared.config, declared.overrides, declared.search is not None)
+    if given.dry_run:
+        return plan.print(is_dry=True)
+    plan.check()
+    for name in directory.write(given.workdir, declared, options.how(given)):
+        console.say(f"trial {name} is no longer declared; it is left as it is")
+    return plan.go()
+
+
+def resume(given: argparse.Namespace) -> int:
+    """Runs what of a sweep has no result yet; returns the exit code."""
+    sweep = directory.read(given.workdir)
+    options.remember(given, sweep.how)
+    trials = _to_run(given, map(sweep.trial, sweep.trials))
+    plan = Plan(given, trials, sweep.config, sweep.overrides, sweep.is_search)
+    return plan.print(is_dry=True) if given.dry_run else plan.go()
+
+
+class Plan:
+    """What is to be run, and by what."""
+
+    def __init__(
+        self,
+        given: argparse.Namespace,
+        trials: list[Trial],
+        config: str,
+        overrides: dict[str, str],
+        is_search: bool,
+    ):
+        """Reads the options of the runner.
+
+        Args:
+          given: what was typed.
+          trials: that are to be run.
+          config: the file that declares the sweep.
+          overrides: that were typed, for all trials.
+          is_search: whether trials are suggested one after another.
+        """
+        self._given, self._trials, self._is_search = given, trials, is_search
+        self._config, self._overrides, self._place = config, overrides, given.workdir
+        engine = engines.ENGINES.get(given.runner)
+        self._engine = engine(given, self._place) if engine else None
+
+    def check(self) -> None:
+        """Checks that an engine takes the trials; raises ConfigError if it does not."""
+        if self._engine is not None and (commands := self._commands()):
+            self._engine.prepared(commands, self._runs())
+
+    def go(self) -> int:
+        """Runs the trials or sends them; returns the exit code."""
+        if self._given.runner == options.LOCAL:
+            return self._here(directory.read(self._place))
+        if self._engine is None:
+            return self.print(is_dry=False)
+        if left := self._engine.left(self._commands()):
+            self._engine.send(self._engine.prepared(left, self._runs()))
+        else:
+            console.say("there is nothing to send")
+        return 0
+
+    def print(self, is_dry: bool) -> int:
+        """Prints the commands, one a line, or what an engine would be sent; returns 0."""
+        commands = self._commands()
+        if self._engine is None:
+            for command in commands.values():
+                print(shlex.join(["recursia", *command]))
+        elif commands:
+            for _, job in self._engine.prepared(commands, self._runs()):
+                print(self._engine.script(job), end="")
+        return 0
+
+    def _here(self, sweep: Sweep) -> int:
+        jobs, threads = self._given.jobs, self._given.threads
+        if self._is_search:
+            declared = declaration.read(self._config, self._overrides)
+            return adaptive.run(sweep, declared, jobs, threads, self._given.retry_failed)
+        jobs, threads = local.shared(len(self._trials), jobs, threads)
+        if self._trials:
+            each = f"{threads} CPU" + "s" * (threads > 1)
+            console.say(f"running {len(self._trials)} trials, {jobs} at a time on {each} each")
+        return local.run(sweep, [trial.name for trial in self._trials], jobs, threads)
+
+    def _commands(self) -> Commands:
+        """Returns the commands by the names of trials, or of workers that search."""
+        place = self._place.absolute()
+        if not self._is_search:
+            of = lambda trial: trial.command(str(place / directory.TRIALS / trial.name))
+            return {trial.name: of(trial) for trial in self._trials}
+        worker = ("sweep", "resume", f"--workdir={place}", f"--runner={options.LOCAL}", "--jobs=1")
+        return {f"worker {i}": worker for i in range(self._given.jobs or 1)}
+
+    def _runs(self) -> list[settings.Run]:
+        if self._is_search:
+            return [config.load(self._config, self._overrides)]
+        return [trial.run() for trial in self._trials]
+
+
+def _to_run(given: argparse.Namespace, trials: Iterable[Trial]) -> list[Trial]:
+    """Returns the trials without a result, and without those that failed unless they are wanted."""
+    skipped = (*states.RESULTS, *(() if given.retry_failed else (states.FAILED,)))
+    folder = lambda trial: given.workdir / directory.TRIALS / trial.name
+    return [trial for trial in trials if states.of(folder(trial))[0] not in skipped]
+
+
+def _recorded(place: pathlib.Path) -> dict[str, Any]:
+    return directory.read(place).how if (place / directory.SWEEP).exists() else {}

@@ -1,0 +1,26 @@
+"""The settings of an adaptive search, as a configuration file declares them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """An adaptive search for the lowest validation loss.
+
+    Attributes:
+      num_trials: trials in all, of all workers.
+      seed: of the sampler.
+      sampler: makes an Optuna sampler, called with `seed=`; None is its default, TPE.
+      pruner: an Optuna pruner, such as `optuna.pruners.MedianPruner()`; None ends no trial early.
+    """
+
+    num_trials: int
+    seed: int = 0
+    sampler: Callable[..., Any] | None = None
+    pruner: Any = None
+
+    def __post_init__(self):
+        if self.num_trials < 1:
+            raise ValueError(f"num_trials: got {self.num_trials}, takes a number from 1")

@@ -1,0 +1,87 @@
+"""How far a trial is, as its directory says; cheap to ask again and again."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from recursia import config
+from recursia.sweep import states
+from recursia.sweep.directory import Sweep
+from recursia.train.writer import METRICS
+
+END = 1 << 16  # bytes of metrics.jsonl that are read
+VALIDATION = "validation_loss"
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """The state of a trial.
+
+    Attributes:
+      name: the trial's.
+      state: one of `states.STATES`.
+      why: of a trial that diverged or failed, in one line.
+      step: the last one that its metrics have.
+      num_steps: of the run; None before it has started.
+      loss, validation_loss: the last ones, in nats per token; None before they are known.
+    """
+
+    name: str
+    state: str
+    why: str
+    step: int
+    num_steps: int | None
+    loss: float | None
+    validation_loss: float | None
+
+
+def read(sweep: Sweep) -> list[Standing]:
+    """Returns the standing of every trial, in the order of declaration."""
+    return [of(name, sweep.folder(name)) for name in sweep.trials]
+
+
+def of(name: str, folder: pathlib.Path) -> Standing:
+    """Returns the standing of the trial in a directory."""
+    found: dict[str, Any] = {"step": 0, "loss": None, VALIDATION: None}
+    for row in rows(folder / METRICS):
+        found |= {key: row[key] for key in found if key in row}
+    return Standing(name, *states.of(folder), num_steps=_num_steps(folder), **found)
+
+
+def rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
+    """Yields the last rows of a file of metrics, whose whole lines are read alone."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - END, 0))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return
+    for line in lines[size > END : -1]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield row
+
+
+def _num_steps(folder: pathlib.Path) -> int | None:
+    try:
+        return json.loads((folder / config.RECORD).read_text())["train"]["num_steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def counts(standings: Iterable[Standing]) -> dict[str, int]:
+    """Returns how many trials are in each state that one is in."""
+    every = [each.state for each in standings]
+    return {state: every.count(state) for state in states.STATES if state in every}
+
+
+def in_words(counted: dict[str, int]) -> str:
+    """Returns such counts as a phrase."""
+    return ", ".join(f"{count} {state}" for state, count in counted.items())

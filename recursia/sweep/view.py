@@ -1,0 +1,83 @@
+"""What a terminal shows while trials run; a log gets a line when a trial starts and ends."""
+
+import contextlib
+import time
+from typing import Any
+
+from recursia import console
+from recursia.sweep import standing, states, tables
+from recursia.sweep.directory import Sweep
+from recursia.sweep.standing import Standing
+
+EVERY = 1.0  # seconds between two looks
+MOST = 20  # rows of the table on a terminal
+
+
+class View:
+    """A table that is drawn again and again, as a context."""
+
+    def __init__(self, sweep: Sweep):
+        """Reads how all trials stand."""
+        self._sweep, self._looked = sweep, -EVERY
+        self._known = {each.name: each for each in standing.read(sweep)}
+        self._live: Any = None
+
+    def __enter__(self) -> "View":
+        if console.is_live():
+            import rich.console
+            import rich.live
+
+            terminal = rich.console.Console(stderr=True)
+            self._live = rich.live.Live(console=terminal, auto_refresh=False, transient=True)
+            with contextlib.suppress(OSError):
+                self._live.__enter__()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._live is not None:
+            with contextlib.suppress(OSError):
+                self._live.__exit__(None, None, None)
+
+    def started(self, name: str) -> None:
+        """Says that a trial starts."""
+        step = self._known[name].step if name in self._known else 0
+        from_ = f" from about step {step}" if step else ""
+        self._say(f"trial {name}: starts{from_}  {self._about(name)}".rstrip())
+
+    def ended(self, name: str) -> None:
+        """Says how a trial ended."""
+        found = self._read(name)
+        loss = found.validation_loss
+        score = f", validation loss {loss:.4f}" if loss is not None else ""
+        why = f": {found.why}" if found.why else ""
+        self._say(f"trial {name}: {found.state} at step {found.step}{score}{why}")
+
+    def show(self, running: list[str]) -> None:
+        """Draws the table, if the last look is long enough ago."""
+        if self._live is None or time.monotonic() - self._looked < EVERY:
+            return
+        self._looked = time.monotonic()
+        shown = [self._read(name) for name in running]
+        left = [each for each in self._known.values() if each.name not in running]
+        left = [each for each in left if each.state != states.PENDING][: max(MOST - len(shown), 0)]
+        trials = [self._sweep.trial(each.name) for each in (*shown, *left)]
+        table = tables.standings(list(zip(trials, (*shown, *left), strict=True)))
+        table.caption = standing.in_words(standing.counts(self._known.values()))
+        with contextlib.suppress(OSError):
+            self._live.update(table, refresh=True)
+
+    def _read(self, name: str) -> Standing:
+        self._known[name] = standing.of(name, self._sweep.folder(name))
+        return self._known[name]
+
+    def _about(self, name: str) -> str:
+        trial = self._sweep.trial(name)
+        named = trial.labels or trial.overrides
+        return " ".join(f"{key}={value}" for key, value in named.items())
+
+    def _say(self, line: str) -> None:
+        if self._live is not None:
+            with contextlib.suppress(OSError):
+                self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            console.say(line)

@@ -1,0 +1,60 @@
+"""`recursia sweep results`: the results of a sweep, ranked by a metric."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Any
+
+from recursia import arguments, parsing
+from recursia.errors import ConfigError, StorageError
+
+ABOUT = "The results of a sweep, ranked by a metric; as a table, as CSV or as JSON."
+
+
+def options(parser: parsing.Parser) -> None:
+    """Adds the options."""
+    parser.add_argument("--workdir", type=parsing.path, required=True, help="the sweep's directory")
+    about = "the least of which is the best: validation_loss, best_validation_loss, loss, ..."
+    parser.add_argument("--metric", default="validation_loss", help=about)
+    about = "write all columns as CSV to a file; - is standard output"
+    parser.add_argument("--csv", type=parsing.something, help=about)
+    arguments.json_option(parser)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Prints or writes the results."""
+    from recursia.sweep import results, tables
+
+    found = results.read(given.workdir)
+    known = sorted({metric for result in found for metric in result.metrics})
+    if known and given.metric not in known:
+        raise ConfigError(f"--metric={given.metric}: no trial has it; there are {', '.join(known)}")
+    ranked = results.ranked(found, given.metric)
+    if given.csv:
+        _write(given.csv, results.csv(ranked))
+    if given.json:
+        rows = [_finite(dataclasses.asdict(result)) for result in ranked]
+        print(json.dumps({"metric": given.metric, "trials": rows}))
+    elif given.csv != "-":
+        tables.show(tables.results(ranked, given.metric))
+
+
+def _write(place: str, text: str) -> None:
+    if place == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        with open(parsing.path(place), "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError as error:
+        raise StorageError(f"--csv={place}: cannot be written ({error.strerror})") from None
+
+
+def _finite(value: Any) -> Any:
+    """Returns a value whose numbers that are not finite are null, as JSON has none."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and value - value != 0 else value

@@ -1,0 +1,47 @@
+"""How a run ended, as its directory says: the exit code and the message of its last start."""
+
+import contextlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+
+FILE = "end.json"
+LONGEST = 500  # characters of a message
+CRASHED = 1  # the exit code of an exception that is no user's error
+
+
+@contextlib.contextmanager
+def recorded(workdir: pathlib.Path) -> Iterator[None]:
+    """Writes how what is inside ended; what an earlier start wrote is deleted first.
+
+    A process that is killed writes nothing.
+    """
+    with contextlib.suppress(OSError):
+        (workdir / FILE).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        what = str(error) if hasattr(error, "exit_code") else f"{type(error).__name__}: {error}"
+        write(workdir, getattr(error, "exit_code", CRASHED), what)
+        raise
+    write(workdir, 0, "")
+
+
+def write(workdir: pathlib.Path, code: int, why: str) -> None:
+    """Writes an exit code and its reason; a full disk loses them."""
+    row = {"code": code, "why": " ".join(why.split())[:LONGEST], "time": round(time.time(), 3)}
+    new = workdir / f"{FILE}.part"
+    with contextlib.suppress(OSError):
+        new.write_text(json.dumps(row) + "\n")
+        os.replace(new, workdir / FILE)
+
+
+def read(workdir: pathlib.Path) -> tuple[int, str] | None:
+    """Returns the exit code and its reason; None if the run has not ended, or was killed."""
+    try:
+        row = json.loads((workdir / FILE).read_text())
+        return int(row["code"]), str(row["why"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
