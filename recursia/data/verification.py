@@ -104,6 +104,6 @@ def remember(remembered: pathlib.Path, known: Known) -> None:
     new = remembered.with_suffix(".part")
     try:
         new.write_text(json.dumps(known))
-        os.replace(new, remembered)
+        new.replace(remembered)
     except OSError:
         return

@@ -18,7 +18,7 @@ def of_run(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
       DataError: if the data is missing, or was prepared with another tokenizer.
     """
     try:
-        readers = [packing.Reader(path) for path in trained.paths]
+        readers = [packing.Reader(path) for path in directory.here(trained.paths, workdir)]
     except DataError as error:
         raise DataError(f"{error}; to score another text, give --text=FILE") from None
     for reader in readers:
@@ -39,7 +39,8 @@ def check(trained: Trained, workdir: pathlib.Path, splits: Collection[str]) -> N
     """
     with distributed.together():
         if distributed.is_first() and trained.paths:
-            verification.checked(trained.paths, workdir / verification.FILE, splits)
+            paths = directory.here(trained.paths, workdir)
+            verification.checked(paths, workdir / verification.FILE, splits)
 
 
 def of_file(text: str, tokenizer: Tokenizer, folder: str) -> str:

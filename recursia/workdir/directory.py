@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -14,7 +13,9 @@ from recursia.data import packing, prepare
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.tokenizer import load as load_tokenizer
 from recursia.errors import ConfigError, DataError, StorageError
+from recursia.workdir import place
 
+MANIFEST = "manifest.json"  # of prepared data
 TOKENIZER, DATA = "tokenizer", "data"  # folders of a run's directory
 
 
@@ -53,22 +54,32 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
 
     The first process prepares text inside the workdir, once; the others must wait for it.
     """
-    if data.path:
-        return data.path
-    if not distributed.is_first():
-        return (str(workdir / "data"),)
-    prepare.prepare(
-        data.text,
-        str(workdir / "data"),
-        tokenizer=data.tokenizer,
-        validation=data.validation_text,
-        validation_fraction=data.validation_fraction,
-        on_error=data.on_error,
-        text_field=prepare.Options.text_field,
-        shard_tokens=prepare.Options.shard_tokens,
-        end_of_text=data.end_of_text,
-    )
-    return (str(workdir / "data"),)
+    folder = workdir / DATA
+    if data.path or not distributed.is_first():
+        return data.path or (str(folder),)
+
+    def make(output: str) -> None:
+        prepare.prepare(
+            data.text,
+            output,
+            tokenizer=data.tokenizer,
+            validation=data.validation_text,
+            validation_fraction=data.validation_fraction,
+            on_error=data.on_error,
+            text_field=prepare.Options.text_field,
+            shard_tokens=prepare.Options.shard_tokens,
+            end_of_text=data.end_of_text,
+        )
+
+    place.of(folder).made(folder, make, MANIFEST)
+    return (str(folder),)
+
+
+def here(paths: tuple[str, ...], workdir: pathlib.Path) -> tuple[str, ...]:
+    """Returns directories of data; of the one in a bucket's workdir, this machine's copy."""
+    folder = workdir / DATA
+    copy = lambda: str(place.of(folder).copied(folder, MANIFEST))
+    return tuple(copy() if path == str(folder) else path for path in paths)
 
 
 def described(paths: tuple[str, ...], split: str) -> str:
@@ -100,19 +111,14 @@ def record(
       StorageError: if they cannot be written; what was there is whole.
     """
     try:
-        new = workdir / f"{TOKENIZER}.part"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        tokenizer.save(str(new))
-        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
-        os.replace(new, workdir / TOKENIZER)
+        place.of(workdir).fill(workdir / TOKENIZER, tokenizer.save)
         for name, values in (
             (recursia.config.RECORD, recursia.config.to_dict(run)),
             ("overrides.json", overrides),
         ):
             new = workdir / f"{name}.part"
             new.write_text(json.dumps(values, indent=2) + "\n")
-            os.replace(new, workdir / name)
+            new.replace(workdir / name)
     except OSError as error:
         raise StorageError(f"{workdir}: cannot be written ({error.strerror})") from None
 
@@ -150,7 +156,8 @@ def tokenizer(workdir: pathlib.Path, run: settings.Run) -> Tokenizer:
       DataError: if the tokenizer is missing, broken, or not the saved one.
     """
     if (workdir / TOKENIZER).is_dir():
-        return load_tokenizer(str(workdir / TOKENIZER))
+        with place.of(workdir).near(workdir / TOKENIZER) as near:
+            return load_tokenizer(str(near))
     return packing.Reader((run.data.path or (str(workdir / DATA),))[0]).tokenizer
 
 
