@@ -66,10 +66,12 @@ class BucketPath(gpath.PosixGPath):
         return types.SimpleNamespace(st_size=found["size"], st_mtime=_changed(found))
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        """Yields what is directly below, in order."""
-        names = {
-            each.rstrip("/").rpartition("/")[2] for each in self._ask("ls", str(self), detail=False)
-        }
+        """Yields what is directly below, in order; nothing if nothing is."""
+        try:
+            found = self._ask("ls", str(self), detail=False)
+        except FileNotFoundError:
+            return
+        names = {each.rstrip("/").rpartition("/")[2] for each in found}
         yield from (self / name for name in sorted(names - {self.name}))
 
     def rglob(self, pattern: str) -> Iterator["BucketPath"]:
