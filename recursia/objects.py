@@ -171,6 +171,13 @@ class _Blocks(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def readall(self) -> bytes:
+        """Returns the rest; by itself it would come in blocks of a few kB."""
+        found = bytearray()
+        while block := self.read(BLOCK):
+            found += block
+        return bytes(found)
+
     def readinto(self, buffer: Any) -> int:
         end = min(self._at + len(buffer), self._size)
         if self._at >= end:

@@ -175,7 +175,10 @@ def path(typed: str) -> pathlib.Path:
 
 def workdir(typed: str) -> pathlib.Path:
     """Reads a run's directory, on this machine or in a bucket."""
-    return buckets.path(something(place(typed)))
+    try:
+        return buckets.path(something(place(typed)))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def names(typed: str) -> tuple[str, ...]:
