@@ -9,6 +9,10 @@ class UserError(ValueError):
 
     exit_code = 2
 
+    def __init__(self, message: object):
+        """Takes a message; where it quotes what has line breaks, spaces stand for them."""
+        super().__init__(" ".join(str(message).splitlines()))
+
 
 class ConfigError(UserError):
     """A wrong name, type, range or combination in a configuration or on a command line."""

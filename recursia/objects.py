@@ -15,12 +15,12 @@ from typing import Any
 
 from etils.epath import gpath
 
-from recursia import buckets
-from recursia.buckets import Unreachable
+from recursia import storage
 from recursia.errors import ConfigError
+from recursia.storage import Unreachable
 
 BLOCK = 1 << 23  # bytes of an object that are read at once
-LEAST_SPEED = 1 << 27  # bytes in `buckets.SECONDS`, below which an upload counts as failed
+LEAST_SPEED = 1 << 27  # bytes in `storage.SECONDS`, below which an upload counts as failed
 _CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login",
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -119,7 +119,7 @@ class BucketPath(gpath.PosixGPath):
 
     def upload(self, file: pathlib.Path) -> None:
         """Writes an object whole, with the bytes of a file on disk."""
-        limit = buckets.SECONDS * (1 + file.stat().st_size // LEAST_SPEED)
+        limit = storage.SECONDS * (1 + file.stat().st_size // LEAST_SPEED)
         self._ask("put_file", str(file), str(self), seconds=limit)
 
     def write_text(self, data: str, encoding: str = "utf-8", **_: Any) -> int:
@@ -198,7 +198,7 @@ def ask(
       place: for the message.
       operation: its name, such as "cat_file".
       *given: its arguments.
-      seconds: after which it counts as failed; None takes `buckets.SECONDS`.
+      seconds: after which it counts as failed; None takes `storage.SECONDS`.
       **how: its arguments by name.
 
     Raises:
@@ -207,11 +207,9 @@ def ask(
     """
     from fsspec import asyn
 
-    files = filesystem(scheme)
+    files, limit = filesystem(scheme), seconds or storage.SECONDS
     try:
-        return asyn.sync(
-            files.loop, getattr(files, f"_{operation}"), *given, timeout=buckets.SECONDS, **how
-        )
+        return asyn.sync(files.loop, getattr(files, f"_{operation}"), *given, timeout=limit, **how)
     except FileExistsError:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), place) from None
     except FileNotFoundError:
@@ -225,7 +223,7 @@ def ask(
 def reason(scheme: str, error: Exception) -> str:
     """Returns in a line why a bucket could not be reached, and what helps."""
     if isinstance(error, TimeoutError):
-        return f"no answer within {buckets.SECONDS:.0f} s"
+        return f"no answer within {storage.SECONDS:.0f} s"
     text = " ".join(str(error).split())[:200] or type(error).__name__
     is_denied = isinstance(error, PermissionError) or any(w in text.lower() for w in _DENIED)
     return f"{text}; {_CREDENTIALS[scheme]}" if is_denied else text
@@ -242,11 +240,11 @@ def filesystem(scheme: str) -> Any:
     from fsspec.config import conf
 
     name = {"gs": "gcs", "s3": "s3"}[scheme]
-    limits = {"connect_timeout": buckets.REQUEST_SECONDS, "read_timeout": buckets.REQUEST_SECONDS}
+    limits = {"connect_timeout": storage.REQUEST_SECONDS, "read_timeout": storage.REQUEST_SECONDS}
     if scheme == "s3":
         how: dict[str, Any] = {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
     else:
-        how = {"requests_timeout": buckets.REQUEST_SECONDS}
+        how = {"requests_timeout": storage.REQUEST_SECONDS}
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     conf[name] = {"use_listings_cache": False, **how}  # for orbax, which opens its own
     try:

@@ -6,6 +6,7 @@ reads the signal from a pipe at once, and ends the process if the main thread do
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -58,6 +59,7 @@ class Listener:
         self.has_work = False
         self._saves = saves or (lambda _: None)
         self._before: dict[int, Any] = {}
+        self._swallows = sys.unraisablehook
         self._wakeup = -1
         self._had_terminal = has_terminal()
         if threading.current_thread() is not threading.main_thread():
@@ -66,6 +68,7 @@ class Listener:
         os.set_blocking(self._wakeup, False)
         self._wakeup_before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+        sys.unraisablehook = self._swallowed
         for number in numbers:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._handle)
@@ -80,6 +83,7 @@ class Listener:
             signal.signal(number, handler)
             if self.received is not None and isinstance(outer := _owner(handler), Listener):
                 outer.received, outer.has_work = outer.received or self.received, True
+        sys.unraisablehook = self._swallows
         signal.set_wakeup_fd(self._wakeup_before)
         os.close(self._wakeup)  # the thread's read then returns nothing, and it ends
         self._wakeup = -1
@@ -106,6 +110,12 @@ class Listener:
         if not self.has_work:
             raise Left(number)
         self._saves(number)
+
+    def _swallowed(self, raised: Any) -> None:
+        """Ends the process if a finalizer or a callback has swallowed what the handler raised."""
+        if isinstance(raised.exc_value, Left):
+            leave(raised.exc_value)
+        self._swallows(raised)
 
     def _watch(self, read: int) -> None:
         seen = None

@@ -84,7 +84,8 @@ def test_usage_shows_every_verb():
     for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect",
                  "data tasks", "convert recursive", "convert huggingface", "convert export",
                  "compile", "presets", "fields", "replay", "ckpt ls", "ckpt verify",
-                 "launch", "doctor"):  # fmt: skip
+                 "launch", "doctor", "sweep", "sweep status", "sweep resume",
+                 "sweep results"):  # fmt: skip
         assert f"recursia {verb}" in shown, verb
 
 

@@ -23,8 +23,12 @@ MAY = {
     "ranges": set(),
     "batch": set(),
     "console": set(),
-    "jsonlines": set(),
-    "parsing": BASE,
+    "storage": BASE,
+    "objects": BASE | {"storage"},
+    "buckets": BASE | {"objects"},
+    "parts": {"console"},
+    "jsonlines": {"buckets", "parts"},
+    "parsing": BASE | {"buckets"},
     "meanings": set(),
     "modules": set(),
     "streams": BASE,
@@ -59,10 +63,12 @@ MAY = {
     "typed": BASE,
     "presets": BASE | {"configs"},
     "fields": MODEL | {"architecture", "settings", "kinds", "typed", "meanings"},
-    "config": MODEL | {"architecture", "settings", "kinds", "typed", "presets", "fields"},
+    "config": MODEL
+    | {"architecture", "settings", "kinds", "typed", "presets", "fields"}
+    | {"buckets"},
     "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"architecture", "settings"},
-    "data": BASE | {"corpus", "console"},
+    "data": BASE | {"corpus", "console", "storage", "buckets", "objects"},
     "losses": BASE | {"sharding"},
     "scores": LAYERS
     | FORWARD
@@ -70,7 +76,7 @@ MAY = {
     "workdir": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"}
-    | {"console", "jsonlines", "stall"},
+    | {"console", "jsonlines", "stall", "storage", "buckets", "parts"},
     "generate": BASE
     | FORWARD
     | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"},
@@ -81,7 +87,7 @@ MAY = {
     "loaded": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "budget", "data", "workdir", "console"}
-    | {"language_model"},
+    | {"language_model", "buckets"},
     "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "sharding"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
@@ -91,12 +97,13 @@ MAY = {
     "train": MODEL
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate", "fsdp"}
-    | {"distributed", "console", "jsonlines", "signals", "chips", "stall"}
+    | {"distributed", "console", "jsonlines", "signals", "chips", "stall", "buckets"}
     | CONFIGS,
     "evaluate": BASE
     | FORWARD
     | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
-    | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"},
+    | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"}
+    | {"buckets"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "launch": BASE
     | CONFIGS
@@ -107,6 +114,7 @@ MAY = {
     | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}
     | {"launch", "train", "parsing"},
     "verbs": BASE
+    | {"buckets"}
     | {
         "sweep",
         "config",

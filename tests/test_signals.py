@@ -27,6 +27,17 @@ sys.argv[1:] = {arguments}
 sys.exit(__main__.main())
 """
 BUSY = "print('ready', file=sys.stderr, flush=True)\ntime.sleep(60)"
+# A finalizer and a callback of the garbage collector, which swallow what is raised in them.
+FINALIZER = f"class Slow:\n def __del__(self):\n  {BUSY.replace(chr(10), '; ')}\nSlow()\n{BUSY}"
+CALLBACK = f"""
+import gc
+def collecting(*_):
+    gc.callbacks.clear()
+    {BUSY.replace(chr(10), "; ")}
+gc.callbacks.append(collecting)
+gc.collect()
+{BUSY}
+"""
 STEPS = """
 told = stop.Stop(4, 7)
 for step in (5, 6, 7):
@@ -81,6 +92,13 @@ def ended(process, *numbers, seconds=0.2):
 def test_a_run_with_nothing_to_save_ends_at_once_in_one_line(number, code, said):
     got, lines = ended(start(BUSY), number)
     assert (got, len(lines)) == (code, 1) and lines[0].startswith(said)
+
+
+@pytest.mark.parametrize("body", [FINALIZER, CALLBACK], ids=["finalizer", "collector"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_that_something_swallows_ends_a_run_all_the_same(body, number, code):
+    got, lines = ended(start(body), number)
+    assert (got, len(lines)) == (code, 1) and lines[0].startswith("recursia: ")
 
 
 @pytest.mark.parametrize("arguments", [("eval",), ("data", "prepare")])

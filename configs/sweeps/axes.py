@@ -3,9 +3,15 @@
 from collections.abc import Iterable
 from typing import Any
 
+from recursia import sweep as grids
 from recursia.sweep.spending import steps_for
 
 Overrides = dict[str, Any]
+# Training FLOPs: the smallest and the largest of Bae et al. 2025 (arXiv 2507.10524), and 190 steps
+# of 512 tokens of vanilla:tiny.
+PUBLISHED = {"135m": 2e18, "360m": 16.5e18}
+TINY = 3.2e11
+WARMUP = {"tiny": 0.05, "135m": 0.006, "360m": 0.006}  # of the steps
 # For runs of less than a minute: one validation, at the end; no samples, and no event files.
 BRIEF: Overrides = {
     "checkpoint.every_steps": 0,
@@ -31,10 +37,11 @@ def widths(embed_dims: Iterable[int]) -> list[Overrides]:
     ]
 
 
-def seeds(count: int) -> list[Overrides]:
+def seeds(count: int, first: int = 0) -> list[Overrides]:
     """Returns seeds of the parameters and of the order of the data, which change together."""
     return [
-        {"train.seed": seed, "data.seed": seed, "labels": {"seed": seed}} for seed in range(count)
+        {"train.seed": seed, "data.seed": seed, "labels": {"seed": seed}}
+        for seed in range(first, first + count)
     ]
 
 
@@ -44,9 +51,15 @@ def spending(flops: float, trial: Overrides, warmup: float) -> Overrides:
     Args:
       flops: of the whole training.
       trial: its overrides, its labels and its base `config`.
-      warmup: the part of the steps that is warm-up.
+      warmup: the part of the steps that is warm-up, if the trial does not say.
     """
     fields = {name: value for name, value in trial.items() if name not in ("config", "labels")}
     steps = steps_for(flops, trial["config"], fields)
-    length = {"train.num_steps": steps, "schedule.warmup_steps": round(warmup * steps)}
-    return {**trial, **length}
+    return {"schedule.warmup_steps": round(warmup * steps), **trial, "train.num_steps": steps}
+
+
+def sized(preset: str) -> tuple[float, list[Overrides]]:
+    """Returns the training FLOPs of each trial at a size, and what they have in common by seed."""
+    if preset != "tiny":
+        return PUBLISHED[preset], [{}]
+    return TINY, grids.product([{**BRIEF, "train.batch_size": 4}], seeds(2))

@@ -7,13 +7,14 @@ Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556): at each budget of FLOPs m
 sizes are trained, each for the steps that spend it. A preset is a set of budgets, sizes, systems
 and recursions:
 
-  tiny             3 budgets, 4 widths, three systems, 3 seeds: 108 trials of seconds on a CPU
-  tiny_recursions  the same for recursive models with 2, 3 and 4 recursions, 1 seed: 72 trials
+  tiny             3 budgets, 3 widths, three systems, 3 seeds: 81 trials of seconds on a CPU
+  tiny_recursions  the same for recursive models with 2, 3 and 4 recursions, 1 seed: 54 trials
   published        the budgets and sizes of Bae et al. 2025 (arXiv 2507.10524), 2 to 4 recursions
 
 Sequences, recipe and data are those of each size's own preset. The tiny ones have 5 layers, or one
 shared block between two others, and batches of 256 tokens: at so few FLOPs, deeper models and
-larger batches are too few updates.
+larger batches are too few updates. Their learning rate is constant after the warm-up, so that one
+compiled program serves all budgets, and each budget has seeds of its own.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +26,16 @@ from recursia.configs import base, mor, vanilla
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "tiny_recursions", "published")
-WIDTHS = (12, 16, 24, 40)
+WIDTHS = (8, 16, 24)
 BUDGETS = (2e10, 4e10, 8e10)
+RECIPE = {
+    **axes.BRIEF,
+    "train.batch_size": 2,
+    "optimizer.learning_rate": 5e-3,
+    "schedule.kind": "constant",
+    "schedule.warmup_steps": 20,
+    "divergence.deviations": 0,  # a batch of 256 tokens may be of another kind than the last ones
+}
 SIZES = ("135m", "360m", "730m", "1.7b")
 PUBLISHED_BUDGETS = (2e18, 5e18, 16.5e18)
 
@@ -44,10 +53,12 @@ def sweep(add: Callable[..., None], preset: str) -> None:
     systems = [unshared("tiny", 5)] if is_whole else []
     for recursions in (3,) if is_whole else (2, 3, 4):
         systems += shared("tiny", recursions, 2 + recursions)  # one block recurs, between two
-    recipe = {**axes.BRIEF, "train.batch_size": 2, "optimizer.learning_rate": 5e-3}
-    seeds = axes.seeds(3 if is_whole else 1)
-    for trial in grids.product(systems, budgets(BUDGETS), axes.widths(WIDTHS), seeds, [recipe]):
-        add(**spent(trial, warmup=0.05))
+    count = 3 if is_whole else 1
+    for index, budget in enumerate(budgets(BUDGETS)):
+        seeds = axes.seeds(count, first=index * count)
+        models = grids.product(systems, [budget], axes.widths(WIDTHS), [RECIPE])
+        for trial in grids.product([spent(model, warmup=0.0) for model in models], seeds):
+            add(**trial)
 
 
 def published() -> Iterator[axes.Overrides]:

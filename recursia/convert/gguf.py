@@ -5,6 +5,7 @@ stand there for a rotation of neighbours, and are put back for one of halves. Ne
 package, an optional extra.
 """
 
+import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recursia.convert import vocabularies
-from recursia.errors import CheckpointError, ConfigError
+from recursia.errors import CheckpointError, ConfigError, UserError
 
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -54,14 +55,11 @@ class Arrays(Mapping[str, np.ndarray]):
                 f"{path}: reading GGUF needs the gguf package; pip install 'recursia[gguf]'"
             ) from None
         self._path, self._dequantize = path, gguf.quants.dequantize
-        try:
+        with _readable(path):
             reader = gguf.GGUFReader(path)
             self._fields = {name: field.contents() for name, field in reader.fields.items()}
             self._tensors = {_renamed(tensor.name): tensor for tensor in reader.tensors}
-        except Exception as error:  # the library raises no narrower class for a damaged file
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise CheckpointError(f"{path}: cannot be read ({said}); fetch it again") from None
-        self.settings = self._settings()
+            self.settings = self._settings()
 
     def _settings(self) -> dict[str, Any]:
         if (kind := self._field("general.architecture")) != "llama":
@@ -114,17 +112,30 @@ class Arrays(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
-        array = self._dequantize(tensor.data, tensor.tensor_type)
-        array = np.asarray(array, np.float32).reshape(tensor.shape.tolist()[::-1])
         heads = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
         count = next((self.settings[of] for end, of in heads.items() if name.endswith(end)), 0)
-        return halves(array, count) if count else array
+        with _readable(self._path):
+            array = self._dequantize(tensor.data, tensor.tensor_type)
+            array = np.asarray(array, np.float32).reshape(tensor.shape.tolist()[::-1])
+            return halves(array, count) if count else array
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Makes one line of what a damaged file gives: the library raises no narrower class."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read ({said}); fetch it again") from None
 
 
 def halves(rows: np.ndarray, heads: int) -> np.ndarray:

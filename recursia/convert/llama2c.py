@@ -43,6 +43,8 @@ class Arrays(Mapping[str, np.ndarray]):
         numbers = (width, hidden, layers, heads, keys, abs(vocabulary), length)
         if not all(0 < number < 1 << 24 for number in numbers) or width % (2 * heads):
             raise CheckpointError(f"{path}: the header {numbers} is of no llama2.c checkpoint")
+        if len(self._all) < (least := 4 * layers * width * (2 * width + 3 * hidden)):
+            raise CheckpointError(f"{path}: is cut short: {len(self._all)} bytes of over {least}")
         self.settings: dict[str, Any] = {
             "model_type": "llama",
             "vocab_size": abs(vocabulary),

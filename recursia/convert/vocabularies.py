@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from recursia.data.bpe import library_errors
 from recursia.errors import DataError
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in SentencePiece
+_LONGEST = 1 << 12  # bytes of a piece: it is cut everywhere to find what it is merged of
 _CONTROL = 3  # type of a token that no text spells
 # How words are cut before merging, by the name that a GGUF file gives it.
 _QWEN2 = (
@@ -30,10 +32,13 @@ def byte_level(
       origin: where it is from, for errors.
 
     Raises:
-      DataError: for another way to cut words.
+      DataError: for another way to cut words, or pairs that are not of the vocabulary.
     """
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
-    library = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+    with library_errors(origin, "its vocabulary cannot be read", "fetch it again"):
+        pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+        library = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
+        of_kind = dict(zip(tokens, kinds, strict=True))
+        _add(library, [token for token, kind in of_kind.items() if kind == _CONTROL])
     level = lambda has_words: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=has_words)
     if words == "smollm":
         cut = [pre_tokenizers.Digits(individual_digits=True), level(True)]
@@ -47,7 +52,6 @@ def byte_level(
         )
     library.pre_tokenizer = pre_tokenizers.Sequence(cut)
     library.decoder = decoders.ByteLevel()
-    _add(library, [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL])
     return library
 
 
@@ -67,7 +71,7 @@ def by_scores(path: pathlib.Path, size: int) -> Tokenizer:
         while len(pieces) < size:
             score, length = struct.unpack_from("<fi", raw, place)
             place += 8 + length
-            if length < 0 or place > len(raw):
+            if not 0 <= length <= _LONGEST or place > len(raw):
                 raise struct.error
             text = raw[place - length : place].decode("utf-8", errors="replace")
             pieces.append((text, score))

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from recursia import buckets
+from recursia.data import remote
 from recursia.errors import DataError
 
 MOST_OPEN = 256  # files that a process keeps open; those beyond are opened for each read
@@ -31,15 +33,23 @@ class Column:
       dtype: of its numbers.
     """
 
-    def __init__(self, path: str, dtype: np.dtype, count: int):
-        """Opens a file of `count` numbers.
+    def __init__(self, path: str, dtype: np.dtype, count: int, cache: remote.Cache):
+        """Opens a file of `count` numbers, or names an object in a bucket.
+
+        Args:
+          path: the file or object.
+          dtype: of its numbers.
+          count: how many there are.
+          cache: of the folder, if it is in a bucket.
 
         Raises:
           DataError: if it cannot be opened.
         """
         self.path, self.dtype, self._count = path, dtype, count
-        self._file = None
-        if len(_open) < MOST_OPEN:
+        self._file, self._object = None, None
+        if buckets.is_place(path):
+            self._object = remote.Object(path, count * dtype.itemsize, cache)
+        elif len(_open) < MOST_OPEN:
             self._file = self._opened()
             _open.add(self._file)
             weakref.finalize(self, _close, self._file)
@@ -81,23 +91,32 @@ class Column:
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         size, place = (stop - start) * self.dtype.itemsize, start * self.dtype.itemsize
-        file = self._opened() if self._file is None else self._file
         try:
-            raw = os.pread(file, size, place)
-            while len(raw) < size and (more := os.pread(file, size - len(raw), place + len(raw))):
-                raw += more
+            read = self._read_file if self._object is None else self._object.read
+            raw = read(place, size) if size else b""
         except OSError as error:
             raise self._unreadable(error.strerror or "no reason given") from None
-        finally:
-            if self._file is None:
-                os.close(file)
         if len(raw) < size:
             has, had = os.path.getsize(self.path), self._count * self.dtype.itemsize
             raise self._unreadable(f"it has {has} bytes, and {had} when the run began")
         return np.frombuffer(raw, self.dtype)
 
+    def _read_file(self, place: int, size: int) -> bytes:
+        file = self._opened() if self._file is None else self._file
+        try:
+            raw = os.pread(file, size, place)
+            while len(raw) < size and (more := os.pread(file, size - len(raw), place + len(raw))):
+                raw += more
+            return raw
+        finally:
+            if self._file is None:
+                os.close(file)
+
     def _unreadable(self, why: str) -> DataError:
-        return DataError(f"{self.path}: cannot be read ({why}); copy it again, or prepare again.")
+        advice = "copy it again, or prepare again"
+        if self._object is not None:
+            advice = f"make it readable, or {advice}"
+        return DataError(f"{self.path}: cannot be read ({why}); {advice}.")
 
 
 def _close(file: int) -> None:

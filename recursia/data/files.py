@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import zstandard
 
+from recursia import buckets
 from recursia.errors import DataError
 
 COMPRESSIONS = ("", ".gz", ".zst")  # suffixes that may follow that of the kind of file
@@ -39,12 +40,17 @@ def unreadable(path: str, error: Exception) -> DataError:
     return DataError(f"{path}: cannot be read ({reason}); check or fetch the file again.")
 
 
+def plain(path: str) -> io.BufferedIOBase:
+    """Opens a file on disk or an object in a bucket, as it is stored."""
+    return buckets.path(path).open("rb")
+
+
 def _open(path: str) -> io.BufferedIOBase:
     if path.lower().endswith(".gz"):
-        return gzip.open(path, "rb")
+        return gzip.open(plain(path), "rb")
     if path.lower().endswith(".zst"):
         return io.BufferedReader(_Zstandard(path), CHUNK)
-    return open(path, "rb")
+    return plain(path)
 
 
 class _Zstandard(io.RawIOBase):
@@ -54,7 +60,7 @@ class _Zstandard(io.RawIOBase):
     """
 
     def __init__(self, path: str):
-        self._file = open(path, "rb")
+        self._file = plain(path)
         self._frame = None  # decompressor of the frame being read
         self._input = b""
         self._output = b""

@@ -4,8 +4,10 @@ import array
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
+
+import numpy as np
 
 from recursia import console
 from recursia.data.manifest import SPLITS
@@ -16,43 +18,52 @@ _MIN_BYTES = 1024  # of a validation split that is cut from one of several docum
 _REACH = 4096  # characters before and after the wanted cut in which a better one is sought
 
 Labelled = Iterator[tuple[str, Document]]  # documents, each with the name of its split
-Read = Callable[[bool], Labelled]  # the argument says whether to warn of skipped records
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Documents with the split of each, read from their files again at each call of `documents`.
+class Moved:
+    """A document that its hash does not place.
 
     Attributes:
-      num_bytes: bytes of UTF-8 in all documents.
-      num_documents: documents of all splits.
+      number: of the document, from 0.
+      cut: its first character in the validation split; None moves it to the other split, whole.
     """
 
-    num_bytes: int
-    num_documents: int
-    _read: Read
-    _is_validation: bytearray | None = None  # per document; None: the split is that of its file
-    _cut: tuple[int, int] | None = None  # number of a document, and its first validation character
+    number: int
+    cut: int | None
 
-    def documents(self, *, warn: bool = False) -> Labelled:
-        """Yields (split, document); `warn` prints how many records were skipped."""
-        is_validation = iter(self._is_validation or ())
-        number_cut, place = self._cut or (-1, 0)
-        for number, (split_of_file, document) in enumerate(self._read(warn)):
-            if number == number_cut:
-                next(is_validation, None)
-                yield SPLITS[0], Document(partial(_slice, document, 0, place))
-                yield SPLITS[1], Document(partial(_slice, document, place, None))
-            elif self._is_validation is None:
-                yield split_of_file, document
-            elif (index := next(is_validation, None)) is None:
-                raise DataError("prepare: the inputs change while they are read; prepare again.")
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Says the split of each document.
+
+    Attributes:
+      fraction: share of the documents whose hash chooses the validation split; None leaves each in
+        the split that its file was named for.
+      moved: the exception, if there is one.
+    """
+
+    fraction: float | None
+    moved: Moved | None = None
+
+    def label(self, documents: Labelled) -> Labelled:
+        """Yields documents with the split of each, given that of their files."""
+        moved = self.moved or Moved(-1, None)
+        for number, (split, document) in enumerate(documents):
+            if number == moved.number and (cut := moved.cut) is not None:
+                yield SPLITS[0], Document(partial(_slice, document, 0, cut))
+                yield SPLITS[1], Document(partial(_slice, document, cut, None))
+            elif self.fraction is None:
+                yield split, document
             else:
-                yield SPLITS[index], document
+                chosen = _is_chosen(document, self.fraction)
+                yield SPLITS[chosen != (number == moved.number)], document
 
 
-def survey(read: Read, fraction: float, *, is_named: bool) -> Corpus:
-    """Reads all documents once and chooses the split of each.
+def moved(
+    sizes: np.ndarray, num_chosen: int, fraction: float, read: Callable[[int], Document]
+) -> Moved | None:
+    """Returns the document that must be moved, so that both splits hold text.
 
     The hash of a document decides, so the split depends neither on the order of the documents nor
     on the other documents. If no hash chooses validation, the document whose size is nearest to the
@@ -61,50 +72,72 @@ def survey(read: Read, fraction: float, *, is_named: bool) -> Corpus:
     cut near its end.
 
     Args:
-      read: yields the documents, each with the split that its file was named for.
+      sizes: int64 [documents], the bytes of UTF-8 of each; at least one.
+      num_chosen: documents whose hash chooses validation.
       fraction: share of the text to set aside, in [0, 1); 0 sets nothing aside.
-      is_named: whether files were named for validation; `fraction` is then ignored.
+      read: returns the document of a number.
 
     Raises:
-      DataError: if no document holds text, the files named for validation hold none, or a single
-        document is too short for two splits.
+      DataError: if a single document is too short for two splits.
     """
-    is_validation, sizes, splits = _scan(read, 0 if is_named else fraction)
-    if (is_named and len(splits) < len(SPLITS)) or not splits:
+    if not fraction or (0 < num_chosen < len(sizes) and len(sizes) > 1):
+        return None
+    share = fraction * int(sizes.sum())
+    if len(sizes) > 1 and num_chosen:
+        return Moved(int(sizes.argmax()), None)
+    nearest = int(np.abs(sizes - share).argmin())
+    if len(sizes) == 1 or sizes[nearest] > 2 * share >= 2 * _MIN_BYTES:
+        return Moved(nearest, _place(read(nearest), share / int(sizes[nearest])))
+    return Moved(nearest, None)
+
+
+def check(splits: Collection[str], is_named: bool) -> None:
+    """Checks that no split is empty that may not be.
+
+    Args:
+      splits: those that hold documents.
+      is_named: whether files were named for validation.
+
+    Raises:
+      DataError: if there is no document, or the files named for a split hold none.
+    """
+    if (is_named and any(split not in splits for split in SPLITS)) or not splits:
         files = "validation files" if "train" in splits else "inputs"
         raise DataError(f"prepare: 0 documents of the {files} hold any text; give others.")
-    corpus = Corpus(sum(sizes), len(sizes), read)
-    if is_named:
-        return corpus
-    share = fraction * corpus.num_bytes
-    if fraction and (len(sizes) == 1 or not any(is_validation)):
-        nearest = min(range(len(sizes)), key=lambda i: abs(sizes[i] - share))
-        if len(sizes) == 1 or sizes[nearest] > 2 * share >= 2 * _MIN_BYTES:
-            _, document = next(itertools.islice(read(False), nearest, None))
-            cut = nearest, _place(document, share / sizes[nearest])
-            return dataclasses.replace(corpus, _is_validation=is_validation, _cut=cut)
-        is_validation[nearest] = True
-    elif all(is_validation):
-        is_validation[max(range(len(sizes)), key=sizes.__getitem__)] = False
-    return dataclasses.replace(corpus, _is_validation=is_validation)
 
 
-def _scan(read: Read, fraction: float) -> tuple[bytearray, array.array, set[str]]:
-    """Returns each document's choice by hash and its bytes of UTF-8, and the splits of files."""
-    is_validation, sizes, splits = bytearray(), array.array("q"), set()
+def survey(read: Callable[[], Labelled], fraction: float | None) -> tuple[Rule, int, int]:
+    """Reads all documents once; returns their rule, their number and their bytes of UTF-8.
+
+    Args:
+      read: yields the documents, each with the split that its file was named for.
+      fraction: see `Rule`.
+
+    Raises:
+      DataError: as `check` and `moved` do.
+    """
+    sizes, splits, num_chosen = array.array("q"), set(), 0
     with console.bar("reading", None) as advance:
-        for split, document in read(False):
-            digest, size = hashlib.sha256(), 0
-            for chunk in document.chunks():
-                raw = chunk.encode("utf-8")
-                size += len(raw)
-                if fraction:
-                    digest.update(raw)
-                advance(len(raw))
-            is_validation.append(int.from_bytes(digest.digest()[:8], "big") / 2**64 < fraction)
+        for split, document in read():
+            size = sum(len(chunk.encode("utf-8")) for chunk in document.chunks())
+            num_chosen += fraction is not None and _is_chosen(document, fraction)
+            advance(size)
             sizes.append(size)
             splits.add(split)
-    return is_validation, sizes, splits
+    check(splits, fraction is None)
+    document = lambda number: next(itertools.islice(read(), number, None))[1]
+    exception = moved(np.array(sizes), num_chosen, fraction or 0.0, document)
+    return Rule(fraction, exception), len(sizes), sum(sizes)
+
+
+def _is_chosen(document: Document, fraction: float) -> bool:
+    """Returns whether the hash of a document chooses validation."""
+    if not fraction:
+        return False
+    digest = hashlib.sha256()
+    for chunk in document.chunks():
+        digest.update(chunk.encode("utf-8"))
+    return int.from_bytes(digest.digest()[:8], "big") / 2**64 < fraction
 
 
 def _place(document: Document, fraction: float) -> int:

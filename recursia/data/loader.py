@@ -3,12 +3,14 @@
 import dataclasses
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import grain
 import jax
 import numpy as np
 
+from recursia import buckets
 from recursia.data.manifest import canonical_hash
 from recursia.data.packing import Reader
 from recursia.data.tokenizer import Tokenizer
@@ -16,6 +18,7 @@ from recursia.data.windows import Row, Windows
 from recursia.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]  # the arrays of its rows, stacked
+_REQUESTS = 64  # to buckets at once
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches ahead, not rows
 
 
@@ -72,6 +75,7 @@ class Loader:
             _Numbers(path, len(each)) for path, each in zip(directories, windows, strict=True)
         ]
         self._places = _mix(numbers, weights, seed)
+        self._pool = _pool(directories, len(rows))
         self._batch_size = batch_size
         self._own_rows = rows
         self._cross_document_attention = cross_document_attention
@@ -99,7 +103,9 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """Returns this process's rows of a step, counted from 0: the arrays of `Windows`, [B T]."""
-        rows = [self._rows[step * self._batch_size + i] for i in self._own_rows]
+        numbers = [step * self._batch_size + i for i in self._own_rows]
+        read = map if self._pool is None else self._pool.map
+        rows = list(read(self._rows.__getitem__, numbers))
         rows = cast(list[Row], rows)  # grain gives None only where rows are filtered out
         return _stack(rows, self._cross_document_attention)
 
@@ -190,6 +196,13 @@ def _mix(sources: Sequence[Any], weights: tuple[float, ...], seed: int) -> grain
         for source, source_seed in zip(sources, seeds, strict=True)
     ]
     return rows[0] if len(rows) == 1 else grain.MapDataset.mix(rows, weights=weights)
+
+
+def _pool(directories: tuple[str, ...], num_rows: int) -> ThreadPoolExecutor | None:
+    """Returns the threads that read rows from buckets at once, or None if all are on disk."""
+    if not any(map(buckets.is_place, directories)):
+        return None
+    return ThreadPoolExecutor(min(_REQUESTS, num_rows), "rows")
 
 
 def _stack(rows: Sequence[Row], cross_document_attention: bool) -> Batch:

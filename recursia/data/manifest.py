@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any, NotRequired, TypedDict
 
+from recursia import buckets, storage
 from recursia.errors import DataError
 
 FORMAT_VERSION = 1
@@ -94,14 +95,13 @@ def read(directory: str) -> Manifest:
       DataError: if there is none, or it cannot be read, is of another version, or says what is not
         written: another dtype, a name of a shard outside the folder, a number out of range.
     """
-    path = os.path.join(directory, "manifest.json")
-    if not os.path.isdir(directory):
-        raise DataError(f"{directory}: no such folder; make it with recursia data prepare.")
+    path = buckets.path(os.path.join(directory, "manifest.json"))
     try:
-        if (size := os.path.getsize(path)) > LONGEST:
+        if not buckets.path(directory).is_dir():
+            raise DataError(f"{directory}: no such folder; make it with recursia data prepare.")
+        if (size := path.stat().st_size) > LONGEST:
             raise ValueError(f"{size} bytes, at most {LONGEST} are read")
-        with open(path, encoding="utf-8") as file:
-            manifest = json.load(file)
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
         if version == FORMAT_VERSION:
             _check(manifest)
@@ -110,6 +110,10 @@ def read(directory: str) -> Manifest:
             f"{directory}: holds no manifest.json, so no prepared data; "
             "make it with recursia data prepare."
         ) from None
+    except storage.Unreachable as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable.") from None
+    except DataError:
+        raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         said = f"no {error}" if isinstance(error, KeyError) else str(error) or repr(error)
         reason = " ".join(said.split())[:200]

@@ -8,32 +8,39 @@ only when it is complete.
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Sequence
-from typing import IO, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
+from recursia import buckets
 from recursia.data import manifest as manifests
+from recursia.data import remote, shards
 from recursia.data import tokenizer as tokenizer_lib
 from recursia.data.column import Column
-from recursia.data.manifest import SPLITS, Manifest, Record, ShardEntry, SplitEntry
+from recursia.data.manifest import Manifest, Record, SplitEntry
+from recursia.data.shards import OFFSET
+from recursia.data.spool import Spool
 from recursia.data.vocabulary import named
 from recursia.errors import DataError
 
-_OFFSET = np.dtype("<i8")
 _DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+
+def dtype(vocab_size: int) -> np.dtype:
+    """Returns the type of ids below `vocab_size`."""
+    return _DTYPES["uint16" if vocab_size <= 1 << 16 else "uint32"]
 
 
 class Writer:
     """Writes a prepared folder; a context manager that leaves nothing behind on an error.
 
-    All files go to a sibling `OUTPUT.partial-...`, which `finish` renames to the output. If the
+    All files go to a sibling `OUTPUT.partial-...`, of which `finish` makes the output. If the
     process is killed, that sibling remains; nothing reads it, and it may be removed.
     """
 
@@ -45,147 +52,98 @@ class Writer:
           tokenizer: the tokenizer of the ids; it is saved beside them.
           shard_tokens: most tokens in a shard, unless a single document is longer.
         """
-        self._output = output
+        self._output, self._tokenizer, self._shard_tokens = output, tokenizer, shard_tokens
         self._folder = f"{os.path.abspath(output)}.partial-{uuid.uuid4().hex[:8]}"
-        self._tokenizer = tokenizer
-        self._shard_tokens = shard_tokens
-        self._dtype = _DTYPES["uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"]
-        self._open: dict[str, _Shard] = {}
-        self._closed: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
-        self._pending: list[np.ndarray] = []  # ids of the current document, not yet in a shard
-        self._pending_tokens = 0
-        self._is_begun = False  # whether a shard holds ids of the current document
-        parents = pathlib.Path(self._folder).parents
-        self._new_parents = [folder for folder in parents if not folder.exists()]  # nearest first
+        self._new_parents = new_parents(self._folder)
         os.makedirs(self._folder)
+        self._spool = Spool(self._folder, dtype(tokenizer.vocab_size), tokenizer.end_of_text)
+        self.extend, self.end = self._spool.extend, self._spool.end
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for shard in self._open.values():  # none after `finish`
-            with contextlib.suppress(OSError):  # a full disk; the folder is removed anyway
-                shard.close()
+        with contextlib.suppress(OSError):  # a full disk; the folder is removed anyway
+            self._spool.__exit__()
         shutil.rmtree(self._folder, ignore_errors=True)
-        for folder in self._new_parents:  # one that holds the output is not empty, and stays
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        remove_empty(self._new_parents)
 
     def add(self, split: str, ids: Sequence[int], num_bytes: int) -> None:
         """Appends a document of `num_bytes` of UTF-8; the end of text is appended to its ids."""
         self.extend(split, ids)
         self.end(split, num_bytes)
 
-    def extend(self, split: str, ids: Sequence[int] | np.ndarray) -> None:
-        """Appends ids to the current document, which `end` ends."""
-        self._pending.append(np.asarray(ids, self._dtype))
-        self._pending_tokens += len(ids)
-        shard = self._open.get(split)
-        # While the document still fits into the open shard, it waits: it may grow too long for it.
-        if self._is_begun or shard is None or not self._fits(shard):
-            self._flush(split)
-
-    def end(self, split: str, num_bytes: int) -> None:
-        """Ends the current document, which had `num_bytes` of UTF-8."""
-        self.extend(split, [self._tokenizer.end_of_text])
-        self._flush(split)
-        self._open[split].bytes += num_bytes
-        self._is_begun = False
-
-    def _fits(self, shard: "_Shard") -> bool:
-        return shard.tokens + self._pending_tokens <= self._shard_tokens
-
-    def _flush(self, split: str) -> None:
-        """Writes the pending ids; a document that does not fit into the open shard starts a new."""
-        shard = self._open.get(split)
-        if shard is not None and not self._is_begun and not self._fits(shard):
-            self._closed[split].append(self._open.pop(split).close())
-            shard = None
-        if shard is None:
-            name = f"{split}-{len(self._closed[split]):05d}"
-            shard = self._open[split] = _Shard(os.path.join(self._folder, name))
-        if not self._is_begun:
-            shard.begin()
-        self._is_begun = True
-        for tokens in self._pending:
-            shard.add(tokens)
-        self._pending.clear()
-        self._pending_tokens = 0
-
     def finish(self, record: Record) -> Manifest:
         """Completes the folder and returns its manifest, which includes `record` unchanged."""
-        for split in tuple(self._open):
-            self._closed[split].append(self._open.pop(split).close())
-        tokenizer = self._tokenizer
-        manifest: Manifest = {
-            "format_version": manifests.FORMAT_VERSION,
-            "tokenizer": {
-                "kind": tokenizer.kind,
-                "fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-                "end_of_text": tokenizer.end_of_text,
-            },
-            "dtype": self._dtype.name,
-            "splits": {split: _totals(shards) for split, shards in self._closed.items() if shards},
-            "fingerprint": "",
-        }
-        manifest["fingerprint"] = manifests.fingerprint(manifest)
-        manifest = {**manifest, **record}
-        tokenizer.save(self._folder)
-        with open(os.path.join(self._folder, "manifest.json"), "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=2, ensure_ascii=False)
-            _sync(file)
-        os.rename(self._folder, self._output)
-        return manifest
+        self._spool.__exit__()
+        spools, whole = [self._folder], os.path.join(self._folder, "whole")
+        return finish(spools, whole, self._output, self._tokenizer, self._shard_tokens, record)
 
 
-def _totals(shards: list[ShardEntry]) -> SplitEntry:
-    return {
-        "tokens": sum(shard["tokens"] for shard in shards),
-        "documents": sum(shard["documents"] for shard in shards),
-        "bytes": sum(shard["bytes"] for shard in shards),
-        "shards": shards,
+def finish(
+    spools: Sequence[str],
+    whole: str,
+    output: str,
+    tokenizer: tokenizer_lib.Tokenizer,
+    shard_tokens: int,
+    record: Record,
+    *,
+    num_threads: int = 1,
+    advance: Callable[[float], None] = lambda _: None,
+) -> Manifest:
+    """Makes a prepared folder of spools and returns its manifest.
+
+    Args:
+      spools: folders of spools, in the order of their documents.
+      whole: folder in which to write; it is made anew, and at the end renamed or uploaded.
+      output: the folder to make, absent or empty, or one in a bucket.
+      tokenizer: the tokenizer of the ids; it is saved beside them.
+      shard_tokens: most tokens in a shard, unless a single document is longer.
+      record: is included in the manifest unchanged.
+      num_threads: shards written at once.
+      advance: is called with the bytes written since its last call.
+    """
+    shutil.rmtree(whole, ignore_errors=True)
+    os.makedirs(whole)
+    ids = dtype(tokenizer.vocab_size)
+    manifest: Manifest = {
+        "format_version": manifests.FORMAT_VERSION,
+        "tokenizer": {
+            "kind": tokenizer.kind,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+        },
+        "dtype": ids.name,
+        "splits": shards.join(
+            spools, whole, ids, shard_tokens, num_threads=num_threads, advance=advance
+        ),
+        "fingerprint": "",
     }
+    manifest["fingerprint"] = manifests.fingerprint(manifest)
+    manifest = {**manifest, **record}
+    tokenizer.save(whole)
+    with open(os.path.join(whole, "manifest.json"), "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    if buckets.is_place(output):
+        remote.upload(whole, output, "manifest.json", num_threads, advance)
+    else:
+        os.rename(whole, output)
+    return manifest
 
 
-class _Shard:
-    """One shard being written: its two files, their digests and counts."""
-
-    def __init__(self, stem: str):
-        self._files = {ending: open(f"{stem}.{ending}", "wb") for ending in ("tokens", "documents")}
-        self._digests = {ending: hashlib.sha256() for ending in self._files}
-        self._name = os.path.basename(stem)
-        self.tokens = self.bytes = self._documents = 0
-
-    def begin(self) -> None:
-        self._write("documents", np.array(self.tokens, _OFFSET).tobytes())
-        self._documents += 1
-
-    def add(self, tokens: np.ndarray) -> None:
-        self._write("tokens", tokens.tobytes())
-        self.tokens += len(tokens)
-
-    def _write(self, ending: str, raw: bytes) -> None:
-        self._files[ending].write(raw)
-        self._digests[ending].update(raw)
-
-    def close(self) -> ShardEntry:
-        for file in self._files.values():
-            _sync(file)
-            file.close()
-        return {
-            "name": self._name,
-            "tokens": self.tokens,
-            "documents": self._documents,
-            "bytes": self.bytes,
-            "sha256": self._digests["tokens"].hexdigest(),
-            "documents_sha256": self._digests["documents"].hexdigest(),
-        }
+def new_parents(folder: str) -> list[pathlib.Path]:
+    """Returns the parents of a folder that do not exist, the nearest first."""
+    return [parent for parent in pathlib.Path(folder).parents if not parent.exists()]
 
 
-def _sync(file: IO[str] | IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def remove_empty(folders: Sequence[pathlib.Path]) -> None:
+    """Removes folders that hold nothing."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 class Reader:
@@ -198,10 +156,14 @@ class Reader:
       tokenizer_fingerprint: `Tokenizer.fingerprint` of the tokenizer.
       vocab_size: `Tokenizer.vocab_size` of the tokenizer.
       end_of_text: `Tokenizer.end_of_text` of the tokenizer.
+      stamps: of a folder in a bucket, the bytes of each object, and what changes with it.
     """
 
     def __init__(self, directory: str):
         """Reads the manifest.
+
+        Args:
+          directory: on disk, or in a bucket.
 
         Raises:
           DataError: if the folder or the manifest is missing or damaged, if its format is another,
@@ -210,22 +172,39 @@ class Reader:
         self.directory = directory = os.path.expanduser(directory)
         self.manifest = manifests.read(directory)
         self._dtype = _DTYPES[self.manifest["dtype"]]
+        self._cache, self.stamps = remote.Cache(), dict[str, tuple[int, str]]()
+        sizes = self._sizes()
         for entry in self.manifest["splits"].values():
             for shard in entry["shards"]:
-                self._check(shard["name"] + ".tokens", shard["tokens"] * self._dtype.itemsize)
-                self._check(shard["name"] + ".documents", shard["documents"] * _OFFSET.itemsize)
+                ids, places = (
+                    shard["tokens"] * self._dtype.itemsize,
+                    shard["documents"] * OFFSET.itemsize,
+                )
+                self._check(shard["name"] + ".tokens", sizes, ids)
+                self._check(shard["name"] + ".documents", sizes, places)
         self.fingerprint: str = self.manifest["fingerprint"]
         self.tokenizer_fingerprint: str = self.manifest["tokenizer"]["fingerprint"]
         self.vocab_size: int = self.manifest["tokenizer"]["vocab_size"]
         self.end_of_text: int = self.manifest["tokenizer"]["end_of_text"]
 
-    def _check(self, name: str, expected: int) -> None:
+    def _sizes(self) -> dict[str, int]:
+        """Returns the bytes of each file of the folder."""
+        if not buckets.is_place(self.directory):
+            with os.scandir(self.directory) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        try:
+            self.stamps = remote.stamps(self.directory)
+        except OSError as error:
+            raise DataError(f"{self.directory}: cannot be read ({error.strerror}).") from None
+        return {name: size for name, (size, _) in self.stamps.items()}
+
+    def _check(self, name: str, sizes: Mapping[str, int], expected: int) -> None:
         path = os.path.join(self.directory, name)
-        if not os.path.isfile(path):
+        if name not in sizes:
             raise DataError(
                 f"{path}: missing, 0 of {expected} bytes; remove the folder and prepare again."
             )
-        if (size := os.path.getsize(path)) != expected:
+        if (size := sizes[name]) != expected:
             raise DataError(
                 f"{path}: has {size} bytes but its manifest says {expected}; "
                 "copy it again, or remove the folder and prepare again."
@@ -269,11 +248,14 @@ class Reader:
 
     def documents(self, split: str) -> list[Column]:
         """Returns, for each shard, the place at which each document starts."""
-        return self._columns(split, "documents", _OFFSET)
+        return self._columns(split, "documents", OFFSET)
 
     def _columns(
         self, split: str, ending: Literal["tokens", "documents"], dtype: np.dtype
     ) -> list[Column]:
-        shards = self.split(split)["shards"]
+        entries = self.split(split)["shards"]
         stem = lambda shard: os.path.join(self.directory, shard["name"])
-        return [Column(f"{stem(shard)}.{ending}", dtype, shard[ending]) for shard in shards]
+        return [
+            Column(f"{stem(shard)}.{ending}", dtype, shard[ending], self._cache)
+            for shard in entries
+        ]

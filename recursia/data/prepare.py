@@ -1,138 +1,126 @@
 """Prepares data ahead of training: documents are split, tokenised and packed into a folder."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
-from recursia import console
-from recursia.data import held_out, packing, source
+from recursia import buckets, console
+from recursia.data import held_out, joining, packing, units, workers
 from recursia.data import tokenizer as tokenizer_lib
-from recursia.data.manifest import Manifest, Record
+from recursia.data.manifest import Manifest
+from recursia.data.partial import Partial
 from recursia.data.request import Options, finished, request
 from recursia.data.tokenizer import Tokenizer, from_spec
-from recursia.errors import DataError
+from recursia.data.units import Unit
+from recursia.errors import ConfigError, DataError
 
-_BATCH = 1 << 20  # characters of text tokenised at once, by all cores
 _EXCERPT_TOKENS = 64
 
 
 def prepare(
-    inputs: tuple[str, ...],
+    inputs: Sequence[str],
     output: str,
+    options: Options,
     *,
-    tokenizer: str,
-    validation: tuple[str, ...],
-    validation_fraction: float,
-    on_error: source.OnError,
-    text_field: str,
-    shard_tokens: int,
-    end_of_text: str,
-) -> Manifest:
+    num_workers: int = 0,
+    part: tuple[int, int] | None = None,
+    partial_folder: str = "",
+) -> Manifest | None:
     """Writes the folder `output` and returns its manifest; documents of white space are left out.
 
-    If `output` already holds the result of these options and files, nothing is written. Memory
-    does not grow with the size of a text file, only with that of a line and with the number of
-    words that a tokenizer learns from.
+    If `output` already holds the result of these options and files, nothing is written. If the
+    folder `OUTPUT.partial` holds some of it, the rest is made. The result does not depend on the
+    number of workers and parts. Memory does not grow with the size of a file, only with that of a
+    line and with the number of words that a tokenizer learns from.
 
     Args:
       inputs: files as `recursia.data.source.expand` takes them.
-      output: the folder to make, absent or empty, or a symbolic link to such a folder. It appears
-        only when it is complete.
-      tokenizer: this and the arguments after it are the fields of `Options`.
+      output: the folder to make, absent or empty, or a symbolic link to such a folder; or one in a
+        bucket. It appears only when it is complete; in a bucket, its manifest does.
+      options: how to prepare.
+      num_workers: processes that tokenise at once; 0 takes one for each core.
+      part: (i, n) makes the i-th of n parts of the work, counted from 1, into `OUTPUT.partial`, and
+        returns None. None makes what is missing and joins all.
+      partial_folder: in place of `OUTPUT.partial`, which lies beside the output, or in the current
+        folder if the output is in a bucket.
 
     Raises:
       ConfigError: if an option is out of its range.
-      DataError: if a file is missing, broken or used twice, a split would be empty, or `output`
-        holds something else or cannot be written.
+      DataError: if a file is missing, broken or used twice, a split would be empty, `output` holds
+        something else or cannot be written, or another process prepares there.
     """
-    options = Options(
-        tokenizer,
-        tuple(validation),
-        validation_fraction,
-        on_error,
-        text_field,
-        shard_tokens,
-        end_of_text,
-    )
     asked = request(inputs, options)
-    tokenizer_lib.check(tokenizer, end_of_text)
-    is_learned = tokenizer.startswith("bpe:")
-    given = None if is_learned else from_spec(tokenizer, lambda: iter(()), end_of_text)
-    record = asked.record(given)
-    output = os.path.realpath(os.path.expanduser(output))
-    if (manifest := finished(output, record)) is not None:
-        return manifest
-    is_named = bool(asked.files["validation"])
-    corpus = held_out.survey(asked.documents, validation_fraction, is_named=is_named)
-    return _write(output, given or _learn(tokenizer, corpus), corpus, shard_tokens, record)
-
-
-def _learn(spec: str, corpus: held_out.Corpus) -> Tokenizer:
-    train = lambda: (
-        document.chunks() for split, document in corpus.documents() if split == "train"
-    )
-    with console.doing(
-        f"learning {spec} from the training split of {corpus.num_documents:,} documents, "
-        f"{corpus.num_bytes / 1e6:,.1f} MB"
-    ):
-        return from_spec(spec, train)
-
-
-def _write(
-    output: str, tokenizer: Tokenizer, corpus: held_out.Corpus, shard_tokens: int, record: Record
-) -> Manifest:
+    given = _given(options, part)
+    recorded = asked.recorded(given)
+    if not (is_remote := buckets.is_place(output)):
+        output = os.path.realpath(os.path.expanduser(output))
+    path = partial_folder or f"{os.path.basename(output) if is_remote else output}.partial"
+    num_workers = num_workers or workers.cores()
     try:
-        with (
-            packing.Writer(output, tokenizer, shard_tokens) as writer,
-            console.bar("tokenising", corpus.num_bytes) as advance,
-        ):
-            for num_bytes in pack(writer, tokenizer, corpus.documents(warn=True)):
-                advance(num_bytes)
-            return writer.finish(record)
+        manifest = finished(output, asked, recorded)
+        partial = Partial(output, os.path.abspath(path), asked, units.UNIT_BYTES)
+        if manifest is not None:
+            partial.remove()  # if the process ended before it did
+            return manifest
+        with partial.held(recorded, part):
+            tokenizer = _kept(partial, given)
+            missing = [unit for unit in partial.missing() if _is_of(unit, part)]
+            with console.bar("tokenising", _size(missing)) as advance:
+                workers.make(partial, missing, num_workers, advance)
+            if part is not None:
+                return None
+            return joining.join(partial, tokenizer, recorded, num_workers)
     except OSError as error:
         raise DataError(
             f"{output}: cannot be written ({error.strerror or error}); give another output."
         ) from None
 
 
-def pack(
-    writer: packing.Writer, tokenizer: Tokenizer, documents: held_out.Labelled
-) -> Iterator[int]:
-    """Tokenises and writes documents; yields the bytes of text done since the last yield."""
-    batch: list[tuple[str, str | int]] = []  # (split, piece), or (split, bytes) after a document
-    size = total = reported = 0  # characters of the batch, bytes read, bytes yielded
-
-    def counted(chunks: Iterator[str]) -> Iterator[str]:
-        nonlocal total
-        for chunk in chunks:
-            total += len(chunk.encode("utf-8"))
-            yield chunk
-
-    for split, document in documents:
-        start = total
-        for piece in tokenizer.pieces(counted(document.chunks())):
-            batch.append((split, piece))
-            size += len(piece)
-            if size >= _BATCH:
-                _encode(writer, tokenizer, batch)
-                yield total - reported
-                batch, size, reported = [], 0, total
-        batch.append((split, total - start))
-    _encode(writer, tokenizer, batch)
-    yield total - reported
+def _given(options: Options, part: tuple[int, int] | None) -> Tokenizer | None:
+    """Returns the tokenizer that the options name, or None if it is yet to be learned."""
+    tokenizer_lib.check(options.tokenizer, options.end_of_text)
+    if not options.tokenizer.startswith("bpe:"):
+        return from_spec(options.tokenizer, lambda: iter(()), options.end_of_text)
+    if part is not None:
+        raise ConfigError(
+            f"--part={part[0]}/{part[1]}: tokenizer {options.tokenizer} is learned from all text, "
+            "of which a part reads its own; prepare a sample with it first, and give the folder of "
+            "that as --tokenizer"
+        )
+    return None
 
 
-def _encode(
-    writer: packing.Writer, tokenizer: Tokenizer, batch: list[tuple[str, str | int]]
-) -> None:
-    """Writes the pieces of a batch; a number ends a document of so many bytes."""
-    pieces = [piece for _, piece in batch if isinstance(piece, str)]
-    ids = iter(tokenizer.encode_batch(pieces))
-    for split, piece in batch:
-        if isinstance(piece, str):
-            writer.extend(split, next(ids))
-        else:
-            writer.end(split, piece)
+def _is_of(unit: Unit, part: tuple[int, int] | None) -> bool:
+    return part is None or unit.number % part[1] == part[0] - 1
+
+
+def _kept(partial: Partial, given: Tokenizer | None) -> Tokenizer:
+    """Returns the tokenizer, which the folder keeps; learns it if it was not given."""
+    if (tokenizer := partial.tokenizer()) is None:
+        tokenizer = given or _learned(partial)
+        partial.keep(tokenizer)
+    return tokenizer
+
+
+def _learned(partial: Partial) -> Tokenizer:
+    asked = partial.asked
+    documents = lambda: (pair for unit in partial.units for pair in unit.documents(asked, []))
+    rule, count, num_bytes = held_out.survey(documents, asked.fraction)
+    train = lambda: (
+        document.chunks() for split, document in rule.label(documents()) if split == "train"
+    )
+    spec = asked.options.tokenizer
+    with console.doing(
+        f"learning {spec} from the training split of {count:,} documents, {num_bytes / 1e6:,.1f} MB"
+    ):
+        return from_spec(spec, train)
+
+
+def _size(missing: list[Unit]) -> int | None:
+    """Returns the bytes of the files of units, or None if not all of them are plain text."""
+    sources = [part.source for unit in missing for part in unit.parts]
+    is_plain = all(source.path.lower().endswith((".txt", ".jsonl")) for source in sources)
+    return sum(source.size for source in sources) if is_plain else None
 
 
 def inspect(directory: str) -> dict[str, Any]:

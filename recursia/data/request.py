@@ -6,10 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recursia import console
+from recursia import buckets, console
 from recursia.data import packing, source
-from recursia.data.held_out import Labelled
-from recursia.data.manifest import Manifest, Record, SourceEntry
+from recursia.data.manifest import Manifest, SourceEntry
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import ConfigError, DataError
 
@@ -23,7 +22,7 @@ class Options:
         split only.
       validation: files of the validation split, as `recursia.data.source.expand` takes them.
       validation_fraction: without such files, the share of the documents to hold out, in [0, 1);
-        0 makes no validation split. See `recursia.data.held_out.survey`.
+        0 makes no validation split. See `recursia.data.held_out.moved`.
       on_error: "stop" at a broken document, or "skip" it.
       text_field: key of the text in a JSON line, or its column in a table.
       shard_tokens: most tokens in a shard, unless a single document is longer.
@@ -58,18 +57,13 @@ class Request:
     files: dict[str, tuple[source.Source, ...]]
     options: Options
 
-    def documents(self, warn: bool) -> Labelled:
-        """Yields the documents that hold more than white space, each with the split of its file."""
-        options = self.options
-        how = {"on_error": options.on_error, "text_field": options.text_field, "warn": warn}
-        for split, files in self.files.items():
-            for file in files:
-                for document in file.documents(**how):
-                    if any(chunk and not chunk.isspace() for chunk in document.chunks()):
-                        yield split, document
+    @property
+    def fraction(self) -> float | None:
+        """The `held_out.Rule.fraction` of the request."""
+        return None if self.files["validation"] else self.options.validation_fraction
 
-    def record(self, tokenizer: Tokenizer | None) -> Record:
-        """Returns what the manifest says of the request: names and hashes, but no paths.
+    def recorded(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """Returns what the manifest says of the options.
 
         Args:
           tokenizer: that of the options; None if it is yet to be learned from the documents.
@@ -78,14 +72,17 @@ class Request:
         del options["validation"], options["end_of_text"]  # sources and tokenizer determine these
         if tokenizer is not None:
             options["tokenizer"] = tokenizer.fingerprint
+        return options
+
+    def sources(self) -> list[SourceEntry]:
+        """Returns what the manifest says of the files: names and digests, but no paths."""
         size = sum(file.size for files in self.files.values() for file in files)
         with console.bar("digesting", size) as advance:
-            sources: list[SourceEntry] = [
+            return [
                 {"split": split, "name": file.name, "sha256": file.fingerprint(advance)}
                 for split, files in self.files.items()
                 for file in files
             ]
-        return {"sources": sources, "options": options}
 
 
 def request(inputs: Sequence[str], options: Options) -> Request:
@@ -97,42 +94,50 @@ def request(inputs: Sequence[str], options: Options) -> Request:
     train, validation = source.expand(inputs), source.expand(options.validation)
     if not train:
         raise DataError("prepare: 0 input files; give at least 1.")
-    held_out = {os.path.realpath(file.path) for file in validation}
+    held_out = {file.real for file in validation}
     for file in train:
-        if os.path.realpath(file.path) in held_out:
+        if file.real in held_out:
             raise DataError(
                 f"{file.path}: named 2 times, for training and for validation; leave it out of one."
             )
     return Request({"train": train, "validation": validation}, options)
 
 
-def finished(output: str, record: Record) -> Manifest | None:
+def finished(output: str, asked: Request, options: Mapping[str, Any]) -> Manifest | None:
     """Returns the manifest of `output` if it was made by the same request, None if it is absent.
+
+    Args:
+      output: the folder.
+      asked: the request.
+      options: its `recorded`.
 
     Raises:
       DataError: if `output` holds anything else.
     """
-    if os.path.islink(output):
+    if not buckets.is_place(output) and os.path.islink(output):
         raise DataError(f"{output}: is a link that leads back to itself; give another output.")
-    if not os.path.exists(output):
+    place = buckets.path(output)
+    if not place.exists():
         return None
-    if not os.path.isdir(output):
+    if not place.is_dir():
         raise DataError(f"{output}: is a file, not a folder; give another output.")
-    if not (entries := len(os.listdir(output))):
-        return None
+    names = {each.name for each in place.iterdir()}
+    if not names or (buckets.is_place(output) and "manifest.json" not in names):
+        return None  # or another process has begun to upload it
     contents = "not prepared data"
-    if os.path.isfile(os.path.join(output, "manifest.json")):
+    if "manifest.json" in names:
         manifest = packing.Reader(output).manifest
-        if not (differences := _differences(manifest, record)):
+        record = {"options": options, "sources": asked.sources()}
+        if not (differences := differing(manifest, record)):
             return manifest
         contents = f"prepared with other {', '.join(differences)}"
     raise DataError(
-        f"{output}: holds {entries} entries, {contents}; give another output, or remove what it "
+        f"{output}: holds {len(names)} entries, {contents}; give another output, or remove what it "
         "holds."
     )
 
 
-def _differences(manifest: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+def differing(manifest: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
     """Returns, in words, the options and sources of `record` that the manifest has not."""
     old, new = manifest.get("options"), record["options"]
     old = old if isinstance(old, dict) else {}

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from recursia import console
-from recursia.data import files, sources
+from recursia import buckets, console
+from recursia.data import files, remote, sources
 from recursia.errors import DataError
 
 OnError = Literal["stop", "skip"]
@@ -88,8 +88,15 @@ class Source(abc.ABC):
         return os.path.basename(self.path)
 
     @property
+    def real(self) -> str:
+        """The path without links."""
+        return self.path if buckets.is_place(self.path) else os.path.realpath(self.path)
+
+    @property
     def size(self) -> int:
         """Bytes of the file; 0 if it is missing."""
+        if buckets.is_place(self.path):
+            return _size_of_object(self.path)
         return os.path.getsize(self.path) if os.path.exists(self.path) else 0
 
     def fingerprint(self, advance: Callable[[float], None]) -> str:
@@ -103,13 +110,57 @@ class Source(abc.ABC):
         """
         digest = hashlib.sha256()
         try:
-            with open(self.path, "rb") as file:
+            with files.plain(self.path) as file:
                 while chunk := file.read(files.CHUNK):
                     digest.update(chunk)
                     advance(len(chunk))
         except OSError as error:
             raise files.unreadable(self.path, error) from None
         return digest.hexdigest()
+
+    @property
+    def stamp(self) -> tuple[int, int | str]:
+        """What changes with the file: its bytes, and its time of modification in nanoseconds.
+
+        Of an object in a bucket, its generation or ETag in place of a time.
+        """
+        try:
+            if buckets.is_place(self.path):
+                return remote.stamp(self.path)
+            found = os.stat(self.path)
+        except OSError as error:
+            raise files.unreadable(self.path, error) from None
+        return found.st_size, found.st_mtime_ns
+
+    def parts(self, num_bytes: int) -> tuple["Source", ...]:
+        """Returns sources of runs of the records, in order, that can be read by themselves.
+
+        Args:
+          num_bytes: wanted bytes of the file in each; a kind that must be read from its start gives
+            itself alone.
+        """
+        del num_bytes
+        return (self,)
+
+    def read(self, on_error: OnError, text_field: str, broken: list[str]) -> Iterator[Document]:
+        """Yields the documents; with "skip", appends where each broken record is to `broken`.
+
+        Raises:
+          DataError: if the file cannot be read; with "stop", at a broken record, which may show
+            only while the chunks of its document are read.
+        """
+        for document in self.records(text_field):
+            try:
+                if isinstance(document, BrokenError):
+                    raise document
+                if on_error == "skip":  # read it to its end: a later chunk may be broken
+                    collections.deque(document.chunks(), maxlen=0)
+            except BrokenError as error:
+                if on_error == "stop":
+                    raise
+                broken.append(error.where)
+            else:
+                yield document
 
     def documents(
         self, *, on_error: OnError, text_field: str = "text", warn: bool = True
@@ -125,24 +176,23 @@ class Source(abc.ABC):
           DataError: if the file cannot be read or holds no document; with "stop", at a broken
             record, which may show only while the chunks of its document are read.
         """
-        skipped, count = [], 0
-        for document in self.records(text_field):
-            try:
-                if isinstance(document, BrokenError):
-                    raise document
-                if on_error == "skip":  # read it to its end: a later chunk may be broken
-                    collections.deque(document.chunks(), maxlen=0)
-            except BrokenError as error:
-                if on_error == "stop":
-                    raise
-                skipped.append(error.where)
-            else:
-                count += 1
-                yield document
-        if skipped and warn:
-            console.say(f"{self.path}: skipped {len(skipped)} broken, the first at {skipped[0]}")
+        broken, count = list[str](), 0
+        for document in self.read(on_error, text_field, broken):
+            count += 1
+            yield document
+        if warn:
+            self.say_skipped(len(broken), broken[:1])
+        self.check_count(count, len(broken))
+
+    def say_skipped(self, num_broken: int, first: list[str]) -> None:
+        """Prints how many records were skipped, if any, and where the first is."""
+        if num_broken:
+            console.say(f"{self.path}: skipped {num_broken} broken, the first at {first[0]}")
+
+    def check_count(self, count: int, num_broken: int) -> None:
+        """Raises DataError if the file has no documents."""
         if not count:
-            why = f"{len(skipped)} broken skipped" if skipped else "it is empty"
+            why = f"{num_broken} broken skipped" if num_broken else "it is empty"
             raise DataError(
                 f"{self.path}: 0 documents ({why}); give it text or leave it out of the inputs."
             )
@@ -177,7 +227,8 @@ def expand(paths: Iterable[str]) -> tuple[Source, ...]:
 
     Args:
       paths: files, glob patterns (`**` crosses folders) and folders (for every readable file
-        directly in them), where `~` is the home folder; or "bundled:train" and
+        directly in them), where `~` is the home folder; the same of a bucket, where a pattern is of
+        the last part; or "bundled:train" and
         "bundled:validation", the demo corpus.
 
     Raises:
@@ -186,7 +237,7 @@ def expand(paths: Iterable[str]) -> tuple[Source, ...]:
     expanded = [of(file) for path in paths for file in _expand(path)]
     seen = set()
     for source in expanded:
-        if (real := os.path.realpath(source.path)) in seen:
+        if (real := source.real) in seen:
             raise DataError(f"{source.path}: named 2 times by the inputs; name it 1 time.")
         seen.add(real)
     return tuple(expanded)
@@ -198,13 +249,21 @@ def _expand(path: str) -> list[str]:
         if path not in BUNDLED:
             raise DataError(f"{path}: no such corpus; the bundled ones are {', '.join(BUNDLED)}.")
         return [str(_corpus() / BUNDLED[path])]
-    if os.path.isdir(path):
-        names = sorted(n for n in os.listdir(path) if n.lower().endswith((*kinds(),)))
-        paths = [os.path.join(path, n) for n in names if os.path.isfile(os.path.join(path, n))]
+    place = buckets.path(path)
+    if place.is_dir():
+        found = sorted(place.iterdir(), key=lambda each: each.name)
+        found = [each for each in found if each.name.lower().endswith((*kinds(),))]
+        paths = [os.path.join(path, each.name) for each in found if each.is_file()]
         if not paths:
             raise DataError(f"{path}: 0 files in this folder end in {', '.join(kinds())}.")
         return paths
-    if os.path.exists(path):
+    if buckets.is_place(path) and glob.has_magic(path):
+        folder, _, pattern = path.rpartition("/")
+        paths = [str(each) for each in buckets.path(folder).glob(pattern)]
+        if not paths:
+            raise DataError(f"{path}: 0 objects match this pattern; give one that matches some.")
+        return paths
+    if place.exists():
         return [path]
     if not glob.has_magic(path):
         raise DataError(f"{path}: does not exist; give a file, a folder or a glob pattern.")
@@ -212,6 +271,12 @@ def _expand(path: str) -> list[str]:
     if not paths:
         raise DataError(f"{path}: 0 files match this pattern; give one that matches at least 1.")
     return paths
+
+
+@functools.cache
+def _size_of_object(path: str) -> int:
+    """Returns the bytes of an object, which is asked for once."""
+    return remote.stamp(path)[0]
 
 
 def _corpus() -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 from tokenizers import models
 
-from recursia.data import bpe
+from recursia.data import bpe, files
 from recursia.data import text as text_lib
 from recursia.data.bpe import LIBRARY, BPETokenizer, library_errors, one_line
 from recursia.data.manifest import MOST_IDS
@@ -149,7 +149,7 @@ def _library(path: str) -> tokenizers.Tokenizer:
 
 def _read(path: str) -> str:
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+        with gzip.open(path) if path.endswith(".gz") else files.plain(path) as file:
             raw = file.read(LONGEST + 1)
         if len(raw) > LONGEST:
             raise DataError(f"{path}: has more than {LONGEST} bytes, the most of a vocabulary.")

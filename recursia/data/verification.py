@@ -8,22 +8,24 @@ import pathlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from recursia import console
+from recursia import buckets, console
+from recursia.data import files
 from recursia.data.files import CHUNK
 from recursia.data.packing import Reader
 from recursia.errors import DataError
 
 FILE = "data_checked.json"  # in a run's directory, or with the data: the files that were whole
 LONGEST = 1 << 26  # bytes of what is remembered
-File = tuple[str, str]  # path and the sha256 of its manifest
-Known = dict[str, list[Any]]  # by path: size, time, inode and sha256 of a file that was whole
+Stamp = tuple[int, *tuple[int | str, ...]]  # size, and what else changes with a file
+File = tuple[str, Stamp, str]  # path, stamp, and the sha256 of its manifest
+Known = dict[str, list[Any]]  # by path: stamp and sha256 of a file that was whole
 
 
 def check(directories: tuple[str, ...], remembered: pathlib.Path, splits: Collection[str]) -> Known:
     """Compares the files of prepared folders with the digests in their manifests.
 
     A file that was found whole is read again only once its size, its time of modification or its
-    place on the disk has changed.
+    place on the disk has changed; in a bucket, its size, or its generation or ETag.
 
     Args:
       directories: prepared folders.
@@ -38,14 +40,14 @@ def check(directories: tuple[str, ...], remembered: pathlib.Path, splits: Collec
     """
     known = _known(remembered)
     wanted = [file for path in directories for file in _files(path, splits)]
-    found = {os.path.realpath(path): [*_stamp(path), digest] for path, digest in wanted}
-    new = [file for file in wanted if known.get(real := os.path.realpath(file[0])) != found[real]]
+    found = {_real(path): [*stamp, digest] for path, stamp, digest in wanted}
+    new = [file for file in wanted if known.get(real := _real(file[0])) != found[real]]
     if not new:
         return known
-    with console.bar("checking data", sum(os.path.getsize(path) for path, _ in new)) as advance:
+    with console.bar("checking data", sum(stamp[0] for _, stamp, _ in new)) as advance:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             digests = pool.map(lambda file: _digest(file[0], advance), new)
-            for (path, wanted_digest), digest in zip(new, digests, strict=True):
+            for (path, _, wanted_digest), digest in zip(new, digests, strict=True):
                 if digest != wanted_digest:
                     raise DataError(
                         f"{path}: has sha256 {digest[:12]}, its manifest.json says "
@@ -67,12 +69,17 @@ def _files(directory: str, splits: Collection[str]) -> Iterator[File]:
     reader = Reader(directory)
     for name, entry in reader.manifest["splits"].items():
         for shard in entry["shards"] if name in splits else ():
-            stem = os.path.join(reader.directory, shard["name"])
-            yield f"{stem}.tokens", shard["sha256"]
-            yield f"{stem}.documents", shard["documents_sha256"]
+            for ending, digest in (("tokens", "sha256"), ("documents", "documents_sha256")):
+                path = os.path.join(reader.directory, f"{shard['name']}.{ending}")
+                stamp = reader.stamps.get(f"{shard['name']}.{ending}") or _stamp(path)
+                yield path, stamp, shard[digest]
 
 
-def _stamp(path: str) -> tuple[int, int, int]:
+def _real(path: str) -> str:
+    return path if buckets.is_place(path) else os.path.realpath(path)
+
+
+def _stamp(path: str) -> Stamp:
     found = os.stat(path)
     return found.st_size, found.st_mtime_ns, found.st_ino
 
@@ -80,7 +87,7 @@ def _stamp(path: str) -> tuple[int, int, int]:
 def _digest(path: str, advance: Callable[[float], None]) -> str:
     digest = hashlib.sha256()
     try:
-        with open(path, "rb", buffering=0) as file:
+        with files.plain(path) as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
                 advance(len(chunk))

@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Collection, Iterable
 
 from recursia import distributed
-from recursia.data import packing, prepare, source, verification
+from recursia.data import packing, source, verification
+from recursia.data.tokenising import tokenise
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import DataError
 from recursia.workdir import directory
@@ -18,7 +19,7 @@ def of_run(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
       DataError: if the data is missing, or was prepared with another tokenizer.
     """
     try:
-        readers = [packing.Reader(path) for path in directory.here(trained.paths, workdir)]
+        readers = [packing.Reader(path) for path in trained.paths]
     except DataError as error:
         raise DataError(f"{error}; to score another text, give --text=FILE") from None
     for reader in readers:
@@ -39,8 +40,7 @@ def check(trained: Trained, workdir: pathlib.Path, splits: Collection[str]) -> N
     """
     with distributed.together():
         if distributed.is_first() and trained.paths:
-            paths = directory.here(trained.paths, workdir)
-            verification.checked(paths, workdir / verification.FILE, splits)
+            verification.checked(trained.paths, workdir / verification.FILE, splits)
 
 
 def of_file(text: str, tokenizer: Tokenizer, folder: str) -> str:
@@ -53,7 +53,7 @@ def of_documents(documents: Iterable[source.Document], tokenizer: Tokenizer, fol
     output = str(pathlib.Path(folder) / "text")
     with packing.Writer(output, tokenizer, 1 << 27) as writer:
         labelled = (("validation", document) for document in documents)
-        for _ in prepare.pack(writer, tokenizer, labelled):
+        for _ in tokenise(writer, tokenizer, labelled):
             pass
         writer.finish({})
     return output

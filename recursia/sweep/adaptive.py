@@ -136,8 +136,9 @@ class Worker:
     def work(self, runner: local.Runner) -> int | None:
         """Runs trials to the end of the search; returns the signal that ended it, if one did."""
         with contextlib.closing(runner), View(self._sweep) as view:
-            while True:
-                while not runner.is_full() and (asked := self._ask()) is not None:
+            is_over = False
+            while not (runner.is_idle() and (runner.received or (is_over and not self._asked))):
+                while not runner.is_full() and not (is_over := (asked := self._ask()) is None):
                     self._asked[asked.trial.name] = asked
                     if self._state(asked) != states.RUNNING:
                         asked.process = runner.start(asked.trial.name)
@@ -148,10 +149,8 @@ class Worker:
                 for asked in list(self._asked.values()):
                     self._watch(asked, runner)
                 view.show(runner.names())
-                is_over = runner.received is not None or not self._asked
-                if runner.is_idle() and is_over:
-                    return runner.received
                 time.sleep(local.POLL_SECONDS)
+        return runner.received
 
     def _state(self, asked: Asked) -> str:
         return states.of(self._sweep.folder(asked.trial.name))[0]

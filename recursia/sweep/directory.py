@@ -16,6 +16,8 @@ from recursia.sweep.trial import Trial
 
 SWEEP, TRIAL, TRIALS = "sweep.json", "trial.json", "trials"
 LOG = "log.txt"  # of a trial, in its directory
+_TYPES: dict[str, type] = {"config": str, "digest": str, "overrides": dict, "labels": dict}
+_TYPES |= {"trials": list, "is_search": bool, "how": dict}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +48,9 @@ class Sweep:
 
     def trial(self, name: str) -> Trial:
         """Returns a trial; raises ConfigError if its file is not readable."""
-        values = _json(self.folder(name) / TRIAL)
-        try:
-            return Trial(name, *(values[each] for each in ("config", "overrides", "labels")))
-        except KeyError as error:
-            raise ConfigError(f"{self.folder(name) / TRIAL}: lacks {error}") from None
+        path = self.folder(name) / TRIAL
+        values = _json(path)
+        return Trial(name, *(_of(values, path, each) for each in ("config", "overrides", "labels")))
 
 
 def write(directory: pathlib.Path, declared: Declaration, how: dict[str, Any]) -> list[str]:
@@ -97,12 +97,11 @@ def read(directory: pathlib.Path) -> Sweep:
     if not (directory / SWEEP).is_file():
         raise ConfigError(f"--workdir={directory}: no {SWEEP}; is it a sweep's directory?")
     values = _json(directory / SWEEP)
-    try:
-        given = {name: values[name] for name in ("config", "digest", "overrides", "is_search")}
-        trials = _found(directory) if values["is_search"] else tuple(values["trials"])
-        return Sweep(directory=directory, trials=trials, how=values["how"], **given)
-    except KeyError as error:
-        raise ConfigError(f"{directory / SWEEP}: lacks {error}") from None
+    given = {name: _of(values, directory / SWEEP, name) for name in _TYPES.keys() - {"labels"}}
+    names = _found(directory) if given["is_search"] else given["trials"]
+    if not all(isinstance(name, str) and pathlib.PurePath(name).name == name for name in names):
+        raise ConfigError(f"{directory / SWEEP}: trials takes names of directories")
+    return Sweep(directory=directory, **given | {"trials": tuple(names)})
 
 
 def _found(directory: pathlib.Path) -> tuple[str, ...]:
@@ -119,6 +118,13 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: cannot be read (it is no JSON object)")
     return values
+
+
+def _of(values: dict[str, Any], path: pathlib.Path, name: str) -> Any:
+    """Returns a field of a file; raises ConfigError if it is missing, or of another type."""
+    if not isinstance(value := values.get(name), _TYPES[name]):
+        raise ConfigError(f"{path}: {name} is {value!r:.50}, takes a {_TYPES[name].__name__}")
+    return value
 
 
 def _write(path: pathlib.Path, values: dict[str, Any]) -> None:

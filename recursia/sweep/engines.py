@@ -5,6 +5,7 @@ engine by the names of the jobs, so that no trial is sent twice, wherever a subm
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from recursia import console, settings
-from recursia.errors import ConfigError, StorageError
+from recursia.errors import ConfigError, StorageError, UserError
 from recursia.launch import checks, machine_options, machines
 from recursia.launch.job import Job
 from recursia.launch.targets.target import Target
@@ -61,7 +62,8 @@ class Engine:
         """
         machine_options.check_lines(given)
         self._given, self.directory = given, directory.absolute()
-        self._target = self._adapted(machine_options.target(self.TITLE, given))
+        with self._named():
+            self._target = self._adapted(machine_options.target(self.TITLE, given))
 
     def _adapted(self, target: Target) -> Target:
         """Returns the target as sweeps use it."""
@@ -76,34 +78,52 @@ class Engine:
         raise NotImplementedError
 
     def prepared(
-        self, commands: Commands, runs: list[settings.Run]
+        self, commands: Commands, runs: list[tuple[str, settings.Run]]
     ) -> list[tuple[Submission, Job]]:
         """Returns what has to be sent, and the jobs.
+
+        Args:
+          commands: at least one.
+          runs: configurations of the trials, by their names.
 
         Raises:
           ConfigError: if the target cannot start them, or its hosts would not see their files.
         """
-        topologies = {self._given.topology or run.topology for run in runs}
-        if len(topologies) > 1:
-            raise ConfigError(
-                f"--runner={self.TITLE}: the trials name the topologies "
-                f"{', '.join(sorted(topologies))}; give --topology"
-            )
-        where, found = machines.read(topologies.pop()), []
+        where, found = self._machines([run for _, run in runs]), []
         for each in self.submissions(commands):
             listed = tuple(commands[task] for task in each.tasks)
             _check_words(listed)
             job = machine_options.job(self._given, each.name, listed, where)
-            self._target.check(job)
+            with self._named():
+                self._target.check(job)
             found.append((each, job))
         shared = found[0][1].shared
         venv = found[0][1].venv if shared else ""
-        for run in runs:
-            places = {"workdir": str(self.directory), "venv": venv}
+        for config, run in runs:
+            file = machine_options.file(config)[0]
+            places = {"workdir": str(self.directory), "config": file, "venv": venv}
             checks.check_places(run, self.TITLE, shared, **places)
             if where.per_host:
                 checks.check_mesh(run, where)
         return found
+
+    def _machines(self, runs: list[settings.Run]) -> machines.Machines:
+        topologies = {self._given.topology or run.topology for run in runs}
+        if len(topologies) > 1 or not all(topologies):
+            named = ", ".join(sorted(filter(None, topologies))) or "none"
+            raise ConfigError(
+                f"--runner={self.TITLE}: the topologies of the trials are {named}; give --topology"
+            )
+        return machines.read(topologies.pop())
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Calls the target by the option that chose it here."""
+        try:
+            yield
+        except UserError as error:
+            error.args = (str(error).replace("--target=", "--runner="),)
+            raise
 
     def script(self, job: Job) -> str:
         """Returns the script that sends a job."""
@@ -113,9 +133,9 @@ class Engine:
         """Sends jobs; raises what `Target.submit` raises."""
         for submission, job in prepared:
             path = self._record(submission)
-            said = self._target.sent(
-                self._again(submission) + self.script(job), output=subprocess.PIPE
-            )
+            script = self._again(submission) + self.script(job)
+            with self._named():
+                said = self._target.sent(script, output=subprocess.PIPE)
             number = said.split()[-1:] if self.TITLE == "slurm" else []
             submission = dataclasses.replace(submission, job="".join(number))
             self._record(submission, path)

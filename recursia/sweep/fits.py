@@ -8,18 +8,19 @@ of the noise between trials, not of the form of a law.
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 DRAWS = 500  # of a bootstrap
 _COVERED = (2.5, 97.5)  # percentiles
 _COEFFICIENTS = 3  # of a parabola
 _POINTS = 3  # of a power law
 _POINTS_WITH_FLOOR = 5
-_STEEPEST = 3.0  # of a falling power law with a floor
+_STEEPEST, _FLATTEST = 3.0, 1e-3  # of a falling power law with a floor
+_SECTIONS = 40  # of the golden section: 1e-8 of its interval
 
 Numbers = Sequence[float]
 Draws = np.ndarray  # of a quantity, by draw
@@ -147,7 +148,8 @@ def _drawn(residuals: np.ndarray, coefficients: int) -> np.ndarray:
     if count <= coefficients:
         return np.zeros((0, count))
     enlarged = residuals * math.sqrt(count / (count - coefficients))
-    return np.random.default_rng(0).choice(enlarged, (DRAWS, count))
+    seed = zlib.crc32(residuals.tobytes())  # other trials are drawn by another generator
+    return np.random.default_rng(seed).choice(enlarged, (DRAWS, count))
 
 
 def power_law(
@@ -160,20 +162,22 @@ def power_law(
       y: of each point.
       draws: of y by point, from the bootstrap; empty where there was none.
       of: what a point is, in the plural, for messages.
-      has_floor: whether the law may have a floor, if there are points enough for it.
+      has_floor: whether the law may have a floor, if there are points enough and y falls.
 
     Raises:
       NotFitted: for less than three points.
     """
     if (count := len(x)) < _POINTS:
         raise NotFitted(f"has a minimum at {count} {of}, and a power law takes {_POINTS}")
-    has_floor = has_floor and count >= _POINTS_WITH_FLOOR
-    fit = _with_floor if has_floor else _straight
     logs, ys = np.log(np.asarray(x, float)), np.asarray(y, float)
+    falls = _straight(logs, ys[None])[0, 2] < 0
+    has_floor = bool(has_floor and count >= _POINTS_WITH_FLOOR and falls)
+    fit = _with_floor if has_floor else _straight
     found = fit(logs, ys[None])[0]
-    again = fit(logs, np.stack(draws, 1)) if all(map(len, draws)) else np.zeros((0, 3))
+    is_drawn = len(draws) == count and all(map(len, draws))
+    again = fit(logs, np.stack(draws, 1)) if is_drawn else np.zeros((0, 3))
     floor, log_factor, exponent = found
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # of the draws with the steepest exponents
         factors = np.exp(again[:, 1])
     fitted = floor + np.exp(log_factor + exponent * logs)
     return PowerLaw(
@@ -193,22 +197,34 @@ def _straight(log_x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _with_floor(log_x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Returns the floor, the logarithm of the factor, and the exponent, for each row of y.
 
-    For a given exponent the law is linear in floor and factor.
+    For a given exponent the law is linear; the exponent is found by golden section.
     """
-    center = log_x.mean()
+    low, high = np.full(len(y), -_STEEPEST), np.full(len(y), -_FLATTEST)
+    center, golden = log_x.mean(), (math.sqrt(5) - 1) / 2
+    for _ in range(_SECTIONS):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        is_left = _linear(left, log_x - center, y)[2] < _linear(right, log_x - center, y)[2]
+        low, high = np.where(is_left, low, left), np.where(is_left, right, high)
+    exponents = (low + high) / 2
+    floors, factors, _ = _linear(exponents, log_x - center, y)
+    return np.stack([floors, np.log(factors) - exponents * center, exponents], 1)
 
-    def linear(exponent: float, row: np.ndarray) -> tuple[float, float, float]:
-        terms = np.stack([np.ones_like(row), np.exp(exponent * (log_x - center))], 1) / row[:, None]
-        (floor, factor), error = optimize.nnls(terms, np.ones_like(row))
-        return floor, factor, error
 
-    def one(row: np.ndarray) -> tuple[float, float, float]:
-        error = lambda exponent: linear(exponent, row)[2]
-        exponent = float(optimize.minimize_scalar(error, bounds=(-_STEEPEST, -1e-3)).x)
-        floor, factor, _ = linear(exponent, row)
-        return floor, math.log(max(factor, 1e-300)) - exponent * center, exponent
+def _linear(
+    exponents: np.ndarray, log_x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns floor and factor of the least relative squares of each row, and those squares.
 
-    return np.array([one(row) for row in y])
+    Neither is negative.
+    """
+    power = np.exp(exponents[:, None] * log_x)
+    one, two = 1 / y, power / y
+    sums = lambda *terms: np.prod(terms, axis=0).sum(1)
+    a, b, c = sums(one, one), sums(one, two), sums(two, two)
+    p, q = one.sum(1), two.sum(1)
+    floor = np.maximum((p * c - q * b) / (a * c - b * b), 0)
+    factor = np.maximum((q - floor * b) / c, 1e-300)
+    return floor, factor, ((1 - floor[:, None] * one - factor[:, None] * two) ** 2).sum(1)
 
 
 def _estimate(value: float, draws: Draws) -> Estimate:

@@ -7,7 +7,7 @@ from collections import deque
 
 from recursia import console, signals
 from recursia.errors import Preempted
-from recursia.sweep import directory, processes, standing, states
+from recursia.sweep import directory, processes, standing, states, tables
 from recursia.sweep.directory import Sweep
 from recursia.sweep.processes import Process
 from recursia.sweep.view import View
@@ -144,14 +144,13 @@ def concluded(sweep: Sweep, received: int | None) -> int:
     """Says how the trials of a sweep stand; returns the exit code.
 
     Raises:
-      Preempted: if trials are left to be run.
+      Preempted: if trials are left to be run, that nobody is running.
     """
     found = standing.read(directory.read(sweep.directory))
-    for each in found:
-        if each.state == states.FAILED:
-            console.say(f"trial {each.name} failed: {each.why}")
+    for line in tables.reasons(found):
+        console.say(line)
     counts = standing.counts(found)
-    left = sum(counts.get(state, 0) for state in (states.PENDING, states.RUNNING, states.STOPPED))
+    left = sum(counts.get(state, 0) for state in (states.PENDING, states.STOPPED))
     said = f"{len(found)} trials: {standing.in_words(counts)}"
     if received is not None or left:
         raise Preempted(f"{said}; run the same command to go on")

@@ -17,7 +17,12 @@ from recursia.workdir import directory as workdir
 
 VALIDATION = "validation_loss"
 # Metrics by the names that rows give them.
-_LAST = {VALIDATION: VALIDATION, "loss": "loss", "validation_bits_per_byte": "bits_per_byte"}
+_LAST = {
+    VALIDATION: VALIDATION,
+    f"{VALIDATION}_causal": f"{VALIDATION}_causal",  # of models that look ahead as published
+    "loss": "loss",
+    "validation_bits_per_byte": "bits_per_byte",
+}
 _SECONDS = "seconds_"
 
 
@@ -37,8 +42,8 @@ class Result:
         the size of the vocabulary cannot be read.
       unique_parameters: entries of all banks and tables; 0 if that size cannot be read.
       seconds: of all starts together.
-      metrics: the last `validation_loss`, `loss` (nats per token) and `bits_per_byte`, and
-        `best_validation_loss`, as far as they are known.
+      metrics: the last `validation_loss`, `validation_loss_causal`, `loss` (nats per token) and
+        `bits_per_byte`, and `best_validation_loss`, as far as they are known.
       curve: steps with their validation losses, in order.
       why: of a trial that diverged or failed, in one line.
     """

@@ -23,7 +23,8 @@ def begin(given: argparse.Namespace, declared: Declaration) -> int:
     options.remember(given, _recorded(given.workdir))
     trials = _to_run(given, declared.trials)
     if given.runner == options.LOCAL:  # a trial goes on with as many threads, to the same bits
-        given.threads = local.shared(len(trials), given.jobs, given.threads)[1]
+        number = declared.search.num_trials if declared.search else len(trials)
+        given.threads = local.shared(number, given.jobs, given.threads)[1]
     plan = Plan(given, trials, declared.config, declared.overrides, declared.search is not None)
     if given.dry_run:
         return plan.print(is_dry=True)
@@ -115,10 +116,10 @@ class Plan:
         worker = ("sweep", "resume", f"--workdir={place}", f"--runner={options.LOCAL}", "--jobs=1")
         return {f"worker {i}": worker for i in range(self._given.jobs or 1)}
 
-    def _runs(self) -> list[settings.Run]:
+    def _runs(self) -> list[tuple[str, settings.Run]]:
         if self._is_search:
-            return [config.load(self._config, self._overrides)]
-        return [trial.run() for trial in self._trials]
+            return [(self._config, config.load(self._config, self._overrides))]
+        return [(trial.config, trial.run()) for trial in self._trials]
 
 
 def _to_run(given: argparse.Namespace, trials: Iterable[Trial]) -> list[Trial]:

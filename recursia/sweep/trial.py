@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from recursia import config, fields, kinds, presets, settings
+from recursia import config, fields, presets, settings
 from recursia.errors import ConfigError
 
 DIGITS = 12  # of a name
@@ -68,7 +68,7 @@ def resolve(
     found, portable = {}, {}
     for field, declared in given.items():
         place = fields.resolve(field, known)
-        place += ".kind" * (place.rpartition(".")[2] in kinds.BASES)
+        place += ".kind" * (f"{place}.kind" in known)
         found[place] = _value(values, place)
         portable[place] = _portable(found[place], declared)
     content = json.dumps({"config": _portable_name(base), "overrides": portable}, sort_keys=True)

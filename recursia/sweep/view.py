@@ -49,8 +49,7 @@ class View:
         found = self._read(name)
         loss = found.validation_loss
         score = f", validation loss {loss:.4f}" if loss is not None else ""
-        why = f": {found.why}" if found.why else ""
-        self._say(f"trial {name}: {found.state} at step {found.step}{score}{why}")
+        self._say(f"trial {name}: {found.state} at step {found.step}{score}")
 
     def show(self, running: list[str]) -> None:
         """Draws the table, if the last look is long enough ago."""

@@ -60,10 +60,8 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
         paths = directory.data_directories(run.data, workdir)
         known: verification.Known = {}
         if distributed.is_first():
-            near = directory.here(paths, workdir)
-            known = verification.check(near, workdir / verification.FILE, SPLITS)
+            known = verification.check(paths, workdir / verification.FILE, SPLITS)
     with distributed.together():
-        paths = directory.here(paths, workdir)
         loader = load(run, paths, mesh)
         vocab = budget.vocab_size(run, loader.vocab_size)
         prompts = tuple(_ids(loader.tokenizer, prompt) for prompt in run.eval.prompts)

@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import pathlib
 
-from recursia import parsing
+from recursia import buckets, parsing
 
 ABOUT = "Say what a prepared directory holds, and whether its files are whole."
 
@@ -18,6 +17,6 @@ def run(given: argparse.Namespace) -> None:
     """Prints what a prepared directory holds, once its files are found whole."""
     from recursia.data import manifest, prepare, verification
 
-    remembered = pathlib.Path(given.directory) / verification.FILE
+    remembered = buckets.path(given.directory) / verification.FILE
     verification.checked((given.directory,), remembered, manifest.SPLITS)
     print(json.dumps(prepare.inspect(given.directory), indent=2))

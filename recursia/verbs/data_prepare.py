@@ -25,7 +25,9 @@ def options(parser: parsing.Parser) -> None:
     about = f"documents: {', '.join(source.kinds())}; may be repeated"
     how = {"nargs": "+", "action": "add", "type": parsing.place}
     parser.add_argument("--input", required=True, help=about, **how)
-    parser.add_argument("--output", type=parsing.place, required=True, help="a new directory")
+    parser.add_argument(
+        "--output", type=parsing.place, required=True, help="a new directory, or gs:// or s3://"
+    )
     about, hints = meanings(Options), typing.get_type_hints(Options)
     for field in dataclasses.fields(Options):
         hint = hints[field.name]
@@ -42,6 +44,15 @@ def options(parser: parsing.Parser) -> None:
             how = {"type": str}
         text = _HELP.get(field.name) or about[field.name].replace("%", "%%")
         parser.add_argument(f"--{field.name}", default=field.default, help=text, **how)
+    about = "processes that tokenise at once; 0 is one for each core"
+    parser.add_argument("--num_workers", type=parsing.integer(0), default=0, help=about)
+    about = (
+        "folder on disk for unfinished work; without it OUTPUT.partial, or, if the output is in a "
+    )
+    about += "bucket, its last name and .partial in the current folder"
+    parser.add_argument("--partial", type=parsing.place, default="", help=about)
+    about = "make the i-th of n parts only; the same command without it makes the rest and joins"
+    parser.add_argument("--part", type=_part, metavar="i/n", help=about)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -49,6 +60,20 @@ def run(given: argparse.Namespace) -> None:
     from recursia.data import prepare
 
     fields = [field.name for field in dataclasses.fields(prepare.Options)]
-    chosen = prepare.Options(**{name: getattr(given, name) for name in fields})
-    manifest = prepare.prepare(given.input, given.output, **vars(chosen))
-    print(json.dumps(manifest["splits"], indent=2))
+    options = prepare.Options(**{name: getattr(given, name) for name in fields})
+    how = {"num_workers": given.num_workers, "part": given.part, "partial_folder": given.partial}
+    manifest = prepare.prepare(given.input, given.output, options, **how)
+    if manifest is not None:
+        print(json.dumps(manifest["splits"], indent=2))
+
+
+def _part(typed: str) -> tuple[int, int]:
+    """Reads "2/8"."""
+    number, _, count = typed.partition("/")
+    if not (_is_digits(number) and _is_digits(count) and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{typed!r} is not a part such as 2/8, from 1/8 to 8/8")
+    return int(number), int(count)
+
+
+def _is_digits(typed: str) -> bool:
+    return typed.isascii() and typed.isdecimal() and len(typed) < 10

@@ -31,4 +31,5 @@ def run(given: argparse.Namespace) -> None:
         print(json.dumps({"config": sweep.config, "counts": counts, "trials": rows}))
         return
     tables.show(tables.standings(list(zip(trials, found, strict=True))))
+    print("\n".join([*tables.reasons(found), ""]), end="")
     print(f"{len(found)} trials: {standing.in_words(counts)}")

@@ -6,11 +6,11 @@ from typing import Any
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from recursia import buckets
+from recursia import buckets, storage
 
 
 def teach() -> None:
-    """Has orbax address gs:// and s3:// as `buckets.kvstore` does.
+    """Has orbax address gs:// and s3:// as `storage.kvstore` does.
 
     Orbax 0.12.8 has no option for it. What is replaced are the three functions by which it tells a
     bucket from a folder; a place that neither knows is a path on disk, as before.
@@ -18,7 +18,7 @@ def teach() -> None:
     replaced: dict[str, Any] = {"_use_gcs_driver": buckets.is_place, "_normalize_path": _normal}
     for name, function in replaced.items():
         setattr(tensorstore_utils, name, function)
-    gcs_utils.get_kvstore_for_gcs = buckets.kvstore
+    gcs_utils.get_kvstore_for_gcs = storage.kvstore
 
 
 def _normal(path: str) -> str:

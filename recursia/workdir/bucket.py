@@ -4,15 +4,12 @@ What must not be seen half done has an object that is written last or deleted fi
 """
 
 import contextlib
-import hashlib
-import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from recursia import console, parts
+from recursia import parts
 from recursia.parts import Parts
 from recursia.workdir.lease import Lease
 
@@ -49,37 +46,6 @@ def near(folder: Any) -> Iterator[pathlib.Path]:
                 while block := source.read(1 << 23):
                     target.write(block)
         yield copy
-
-
-def made(folder: Any, make: Callable[[str], None], marker: str) -> None:
-    """Has the folder made on this machine and sends it; one that is there is shown to `make`."""
-    if (folder / marker).exists():
-        make(str(copied(folder, marker)))
-        return
-    with tempfile.TemporaryDirectory() as above:
-        made = pathlib.Path(above) / folder.name
-        make(str(made))
-        files = [path.relative_to(made) for path in sorted(made.rglob("*")) if path.is_file()]
-        with console.doing(f"sending {folder}"):
-            for name in sorted(files, key=lambda name: str(name) == marker):
-                (folder / name.as_posix()).upload(made / name)
-
-
-def copied(folder: Any, marker: str) -> pathlib.Path:
-    """Returns a copy of the folder in this machine's cache; one of the same `marker` is kept."""
-    named = hashlib.sha256(f"{folder}\n".encode() + (folder / marker).read_bytes())
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    copy = cache / "recursia" / "data" / named.hexdigest()[:16]
-    if not copy.is_dir():
-        with near(folder) as new, console.doing(f"copying {folder} to {copy}"):
-            part = copy.with_name(f"{copy.name}-{os.getpid()}")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(new, part)
-            with contextlib.suppress(OSError):  # another process was first
-                os.replace(part, copy)
-            shutil.rmtree(part, ignore_errors=True)
-    return copy
 
 
 class Mirror:

@@ -15,7 +15,6 @@ from recursia.data.tokenizer import load as load_tokenizer
 from recursia.errors import ConfigError, DataError, StorageError
 from recursia.workdir import place
 
-MANIFEST = "manifest.json"  # of prepared data
 TOKENIZER, DATA = "tokenizer", "data"  # folders of a run's directory
 
 
@@ -54,32 +53,19 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
 
     The first process prepares text inside the workdir, once; the others must wait for it.
     """
-    folder = workdir / DATA
-    if data.path or not distributed.is_first():
-        return data.path or (str(folder),)
-
-    def make(output: str) -> None:
-        prepare.prepare(
-            data.text,
-            output,
-            tokenizer=data.tokenizer,
-            validation=data.validation_text,
-            validation_fraction=data.validation_fraction,
-            on_error=data.on_error,
-            text_field=prepare.Options.text_field,
-            shard_tokens=prepare.Options.shard_tokens,
-            end_of_text=data.end_of_text,
-        )
-
-    place.of(folder).made(folder, make, MANIFEST)
-    return (str(folder),)
-
-
-def here(paths: tuple[str, ...], workdir: pathlib.Path) -> tuple[str, ...]:
-    """Returns directories of data; of the one in a bucket's workdir, this machine's copy."""
-    folder = workdir / DATA
-    copy = lambda: str(place.of(folder).copied(folder, MANIFEST))
-    return tuple(copy() if path == str(folder) else path for path in paths)
+    if data.path:
+        return data.path
+    if not distributed.is_first():
+        return (str(workdir / "data"),)
+    options = prepare.Options(
+        tokenizer=data.tokenizer,
+        validation=data.validation_text,
+        validation_fraction=data.validation_fraction,
+        on_error=data.on_error,
+        end_of_text=data.end_of_text,
+    )
+    prepare.prepare(data.text, str(workdir / "data"), options)
+    return (str(workdir / "data"),)
 
 
 def described(paths: tuple[str, ...], split: str) -> str:

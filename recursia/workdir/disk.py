@@ -49,16 +49,6 @@ def near(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     yield folder
 
 
-def made(folder: pathlib.Path, make: Callable[[str], None], marker: str) -> None:
-    """Has the folder made in its place."""
-    make(str(folder))
-
-
-def copied(folder: pathlib.Path, marker: str) -> pathlib.Path:
-    """Returns the folder itself."""
-    return folder
-
-
 class Mirror:
     """The folder itself."""
 

@@ -42,5 +42,5 @@ def read(workdir: pathlib.Path) -> tuple[int, str] | None:
     try:
         row = json.loads((workdir / FILE).read_text())
         return int(row["code"]), str(row["why"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -90,15 +90,6 @@ class Place(Protocol):
         ...
 
     @staticmethod
-    def made(folder: Any, make: Callable[[str], None], marker: str) -> None:
-        """Has a function make a folder, or find it made; a file `marker` says that it is whole."""
-
-    @staticmethod
-    def copied(folder: Any, marker: str) -> pathlib.Path:
-        """Returns where a made folder can be read on this machine."""
-        ...
-
-    @staticmethod
     def mirror(folder: Any) -> "Mirror":
         """Returns a near folder for files that a library writes and adds to."""
         ...

@@ -30,8 +30,7 @@ def stopped(*arguments, **named):
 setattr(owner, attribute, stopped)
 """
 PLACES = {
-    "recursia.train.step:Trainer:init": "initial state",
-    "recursia.train.step:Trainer:put": "step",
+    "recursia.train.opening:load": "meeting of all processes",
     "recursia.workdir.checkpoint:Checkpoints:save": "save",
     "recursia.train.validation:Validation:row": "meeting of all processes",
     "recursia.scores:evaluation_batches": "batch of a text",

@@ -10,10 +10,11 @@ def read(path, on_error="stop", **how):
     return [document.text for document in source.of(path).documents(on_error=on_error, **how)]
 
 
-def prepare(inputs, output, **changed):
+def prepare(inputs, output, num_workers=1, part=None, partial_folder="", **changed):
     """Prepares files as bytes, with three tenths held out unless options change; the manifest."""
     options = prepare_lib.Options(**({"tokenizer": "byte", "validation_fraction": 0.3} | changed))
-    return prepare_lib.prepare(tuple(inputs), str(output), **vars(options))
+    how = {"num_workers": num_workers, "part": part, "partial_folder": partial_folder}
+    return prepare_lib.prepare(inputs, str(output), options, **how)
 
 
 def texts(directory, split):

@@ -121,6 +121,16 @@ def is_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool
     )
 
 
+def differences(ours: pathlib.Path, theirs: pathlib.Path, step: int = STEPS) -> list[str]:
+    """Returns what two finished runs do not share to the bit."""
+    names = [name for name in ("metrics.jsonl", "samples.jsonl") if (theirs / name).exists()]
+    found = [name for name in names if rows(ours, name) != rows(theirs, name)]
+    if not saved(ours)[-1:] == saved(theirs)[-1:] == [step]:
+        return [*found, f"steps {saved(ours)} and {saved(theirs)}"]
+    states = state_of(ours, step), state_of(theirs, step)
+    return found if is_equal(*states) else [*found, "the state"]
+
+
 def hashes(folder: pathlib.Path) -> dict[str, str]:
     """Returns the digest of every file under a folder."""
     return {

@@ -1,10 +1,8 @@
-"""A run stopped at any instant and started again ends where the unbroken run ends."""
+"""A run that is told to stop and started again ends where the unbroken run ends."""
 
 import math
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,9 +15,8 @@ from recursia.workdir.checkpoint import Checkpoints
 from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import (
     STEPS,
-    command,
+    differences,
     hashes,
-    is_equal,
     prose,
     rows,
     saved,
@@ -37,13 +34,6 @@ def handlers():
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
-
-
-def assert_same_run(ours, theirs, step=STEPS):
-    assert rows(ours) == rows(theirs)
-    assert rows(ours, "samples.jsonl") == rows(theirs, "samples.jsonl")
-    assert saved(ours)[-1] == saved(theirs)[-1] == step
-    assert is_equal(state_of(ours, step), state_of(theirs, step))
 
 
 def once(monkeypatch, cls, name, is_time, action):
@@ -78,7 +68,7 @@ def test_a_run_told_to_stop_ends_where_the_unbroken_one_does(
     assert saved(tmp_path)[-1] == 5
     assert train(folder, tmp_path) == 0
     assert f"resuming {tmp_path} at step 5" in capsys.readouterr().err
-    assert_same_run(tmp_path, unbroken)
+    assert not differences(tmp_path, unbroken)
 
 
 def test_signals_during_the_save_change_nothing(folder, unbroken, tmp_path, monkeypatch, capsys):
@@ -91,54 +81,7 @@ def test_signals_during_the_save_change_nothing(folder, unbroken, tmp_path, monk
     assert train(folder, tmp_path) == 75
     assert capsys.readouterr().err.splitlines()[-1].startswith("recursia: stopped by a signal: ")
     assert train(folder, tmp_path) == 0
-    assert_same_run(tmp_path, unbroken)
-
-
-KILLED_WHILE_SAVING = """
-import os, signal, sys
-from recursia import cli
-
-def hook(event, args):  # all of step 4 is written but for the file that makes it count
-    if event == "open" and str(args[0]).endswith(os.path.join("4", "commit_success.txt")):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(hook)
-cli.main(sys.argv[1:])
-"""
-
-KILLED_BETWEEN_SAVES = """
-import os, signal, sys
-from recursia import cli
-from recursia.train import loop
-
-def write(self, row, real=loop.Writer.write):
-    real(self, row)
-    if row["step"] == 5:
-        with self._rows.path.open("a") as file:
-            file.write('{"step": 6, "lo')  # a line cut short
-        os.kill(os.getpid(), signal.SIGKILL)
-
-loop.Writer.write = write
-cli.main(sys.argv[1:])
-"""
-
-
-def test_a_run_killed_ends_where_the_unbroken_one_does(folder, unbroken, tmp_path, capsys):
-    def killed(script):
-        arguments = [sys.executable, "-c", script, *command(folder, tmp_path)]
-        done = subprocess.run(arguments, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        return done.stderr
-
-    killed(KILLED_WHILE_SAVING)
-    unfinished = tmp_path / "checkpoints" / "4"
-    assert (unfinished / "state" / "manifest.ocdbt").exists()
-    assert saved(tmp_path) == [2]
-    assert f"resuming {tmp_path} at step 2" in killed(KILLED_BETWEEN_SAVES)
-    assert saved(tmp_path)[-1] in (2, 4)
-    assert (tmp_path / "metrics.jsonl").read_text().endswith('"lo')
-    assert train(folder, tmp_path) == 0
-    assert_same_run(tmp_path, unbroken)
+    assert not differences(tmp_path, unbroken)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(folder, unbroken, capsys):
@@ -167,7 +110,7 @@ def test_a_run_of_something_else_is_refused_and_overwrites_nothing(
     text.write_text(prose(2, 800))
     if "{other}" in override:
         options = prepare.Options("byte", (str(folder / "validation.txt"),))
-        prepare.prepare((str(text),), str(tmp_path / "other"), **vars(options))
+        prepare.prepare((str(text),), str(tmp_path / "other"), options)
     before = hashes(unbroken)
     override = override.format(other=tmp_path / "other", text=text)
     assert train(folder, unbroken, override) == code

@@ -22,8 +22,8 @@ SECTIONS = {
 # A process whose requests have little time.
 IMPATIENT = """
 import sys
-from recursia import buckets, cli
-buckets.SECONDS, buckets.REQUEST_SECONDS, buckets.TRIES = 6.0, 2.0, 2
+from recursia import cli, storage
+storage.SECONDS, storage.REQUEST_SECONDS, storage.TRIES = 6.0, 2.0, 2
 sys.exit(cli.main(sys.argv[1:]))
 """
 

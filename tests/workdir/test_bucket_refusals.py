@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from recursia import buckets, objects
+from recursia import objects, storage
 from tests.helpers import runs
 from tests.helpers.buckets import environment
 
@@ -20,7 +20,7 @@ def closed(monkeypatch):
         for name, value in environment(scheme, f"http://127.0.0.1:{port}").items():
             monkeypatch.setenv(name, value)
     for name, value in {"SECONDS": 2.0, "REQUEST_SECONDS": 1.0}.items():
-        monkeypatch.setattr(buckets, name, value)
+        monkeypatch.setattr(storage, name, value)
     yield from fresh()
 
 

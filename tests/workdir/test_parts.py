@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from recursia import buckets, jsonlines, parts
+from recursia import buckets, jsonlines, parts, storage
 from recursia.objects import BucketPath
 from recursia.parts import Parts
 from recursia.train.writer import Writer, forget, scored
@@ -71,7 +71,7 @@ def test_a_step_whose_deletion_is_cut_short_does_not_count_and_is_deleted_later(
 
     def unlink(self, missing_ok=False, real=BucketPath.unlink):
         if gone:
-            raise buckets.Unreachable(str(self), "cut short")
+            raise storage.Unreachable(str(self), "cut short")
         gone.append(self.name)
         real(self, missing_ok)
 

@@ -1,10 +1,12 @@
 """Apache Parquet: each row is a document, its text in one column (needs `recursia[parquet]`)."""
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import Any
 
+from recursia import buckets, objects
 from recursia.data import files
 from recursia.data.source import BrokenError, Document, Source, in_memory
 from recursia.errors import DataError
@@ -12,20 +14,42 @@ from recursia.errors import DataError
 _ROWS = 256  # rows decoded at once
 
 
+@dataclasses.dataclass(frozen=True)
 class Parquet(Source):
-    """A table; one of its columns is read, one row group at a time."""
+    """A table; one of its columns is read, one row group at a time.
+
+    Attributes:
+      first: number of the first row group.
+      last: number of the row group before which to end; None reads to the end.
+    """
 
     SUFFIXES = (".parquet",)
+    first: int = 0
+    last: int | None = None
 
     def __post_init__(self):
         _library(self.path)  # fails here, before a large file is hashed
+
+    def parts(self, num_bytes: int) -> tuple[Source, ...]:
+        """Returns runs of the row groups."""
+        if self.size < 2 * num_bytes:
+            return (self,)
+        with _opened(self.path) as table:
+            groups = range(table.num_row_groups)
+            sizes = [table.metadata.row_group(group).total_byte_size for group in groups]
+        shares = [end // num_bytes for end in itertools.accumulate(sizes[:-1], initial=0)]
+        runs = [[*run] for _, run in itertools.groupby(groups, shares.__getitem__)]
+        return tuple(Parquet(self.path, run[0], run[-1] + 1) for run in runs) or (self,)
 
     def records(self, text_field: str) -> Iterator[Document | BrokenError]:
         """Yields each row; `text_field` is the column of texts."""
         with _opened(self.path) as table:
             self._check(table.schema_arrow, text_field)
-            number = itertools.count(1)
-            for group in range(table.num_row_groups):
+            before = range(self.first)
+            rows = (table.metadata.row_group(group).num_rows for group in before)
+            number = itertools.count(1 + sum(rows))
+            last = table.num_row_groups if self.last is None else self.last
+            for group in range(self.first, last):
                 for rows in table.iter_batches(_ROWS, [group], [text_field], use_threads=False):
                     for value in rows.column(0):
                         yield _record(value, f"{self.path}:{next(number)}")
@@ -62,7 +86,9 @@ def _opened(path: str) -> Iterator[Any]:
     library = _library(path)
     how = {"buffer_size": files.CHUNK, "pre_buffer": False, "page_checksum_verification": True}
     try:
-        with library.parquet.ParquetFile(path, **how) as table:
+        from_bucket = lambda: objects.filesystem(path.partition("://")[0]).open(path, "rb")
+        where = from_bucket() if buckets.is_place(path) else path
+        with library.parquet.ParquetFile(where, **how) as table:
             yield table
     except (OSError, UnicodeDecodeError, library.ArrowException) as error:
         raise files.unreadable(path, error) from None

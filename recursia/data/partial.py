@@ -1,0 +1,202 @@
+"""An unfinished preparation: a folder on disk, `OUTPUT.partial`, from which it goes on.
+
+It holds `request.json`, the tokenizer, and a spool for each unit that was made. A unit's folder
+appears under its name only when it is complete. The locks are the operating system's: they end with
+their process, whatever becomes of it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from recursia.data import held_out, packing
+from recursia.data import tokenizer as tokenizer_lib
+from recursia.data.request import Request, differing
+from recursia.data.tokenizer import Tokenizer
+from recursia.data.units import Advance, Found, Unit, units
+from recursia.errors import DataError
+
+_REQUEST, _TOKENIZER, _UNITS, _FOUND = "request.json", "tokenizer", "units", "found.json"
+
+
+class Partial:
+    """The folder of one request, while this process holds its lock.
+
+    Attributes:
+      output: the folder that is to be made.
+      path: the folder of the unfinished preparation.
+      asked: the request.
+      unit_bytes: bytes of the files of a unit, see `units.units`.
+      units: the units of the request.
+    """
+
+    def __init__(self, output: str, path: str, asked: Request, unit_bytes: int):
+        """Names the folder; nothing is written yet."""
+        self.output, self.path, self.asked = output, path, asked
+        self.unit_bytes, self.units = unit_bytes, units(asked.files, unit_bytes)
+
+    @contextlib.contextmanager
+    def held(self, options: dict[str, Any], part: tuple[int, int] | None) -> Iterator[None]:
+        """Holds the folder, which is made if it is absent.
+
+        It is removed again if the block raises before there is anything to go on from.
+
+        Args:
+          options: `Request.recorded` of the request.
+          part: number of this part and how many there are; parts hold the folder together, each by
+            itself what it makes. None holds it alone.
+
+        Raises:
+          DataError: if another process holds it, or it belongs to another request.
+        """
+        new_parents = packing.new_parents(self.path)
+        with contextlib.ExitStack() as locks:
+            self._lock(locks, "lock", is_shared=part is not None)
+            if part is not None:
+                self._lock(locks, f"part_{part[0]}_of_{part[1]}.lock", is_shared=False)
+            self._check(options)
+            os.makedirs(self._inside(_UNITS), exist_ok=True)
+            if part is None:
+                for name in filter(_is_unfinished, os.listdir(self._inside(_UNITS))):
+                    shutil.rmtree(self._inside(os.path.join(_UNITS, name)), ignore_errors=True)
+            try:
+                yield
+            except BaseException:
+                if part is None and not self.has_begun():
+                    self.remove()
+                    packing.remove_empty(new_parents)
+                raise
+
+    def _lock(self, locks: contextlib.ExitStack, name: str, *, is_shared: bool) -> None:
+        while True:
+            os.makedirs(self.path, exist_ok=True)
+            path = self._inside(name)
+            with contextlib.suppress(FileNotFoundError):  # removed by a process that ends just now
+                file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    kind = fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX
+                    fcntl.flock(file, kind | fcntl.LOCK_NB)
+                    if os.path.samestat(os.fstat(file), os.stat(path)):
+                        locks.callback(os.close, file)
+                        return
+                except BlockingIOError:
+                    os.close(file)
+                    raise DataError(
+                        f"{self.path}: another process prepares there; wait for its end, or give "
+                        "another output."
+                    ) from None
+                except BaseException:
+                    os.close(file)
+                    raise
+                os.close(file)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        """Compares the request with that of the folder, or writes it there."""
+        sources = [
+            {"split": split, "name": file.name, "stamp": [*file.stamp]}
+            for split, files in self.asked.files.items()
+            for file in files
+        ]
+        mine = {"options": options | {"unit_bytes": self.unit_bytes}, "sources": sources}
+        theirs = None
+        with contextlib.suppress(OSError, ValueError):
+            with open(self._inside(_REQUEST), encoding="utf-8") as file:
+                theirs = json.load(file)
+        if theirs is None:
+            new = self._inside(f"{_REQUEST}.{uuid.uuid4().hex[:8]}")
+            with open(new, "w", encoding="utf-8") as file:
+                json.dump(mine, file, indent=1)
+            os.replace(new, self._inside(_REQUEST))
+        elif differences := differing(theirs, mine):
+            raise DataError(
+                f"{self.path}: holds what was begun with other {', '.join(differences)}; give the "
+                "same again to go on with it, or remove it to begin anew."
+            )
+
+    def has_begun(self) -> bool:
+        """Returns whether there is something to go on from: a unit, or a learned tokenizer."""
+        is_learned = self.asked.options.tokenizer.startswith("bpe:")
+        units = self._inside(_UNITS)
+        made = os.path.isdir(units) and not all(map(_is_unfinished, os.listdir(units)))
+        return made or (is_learned and self.tokenizer() is not None)
+
+    def remove(self) -> None:
+        """Removes the folder; its lock goes last."""
+        with contextlib.suppress(OSError):
+            for entry in sorted(os.scandir(self.path), key=lambda e: e.name == "lock"):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+            os.rmdir(self.path)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Returns the tokenizer that was kept, or None."""
+        folder = self._inside(_TOKENIZER)
+        return tokenizer_lib.load(folder) if os.path.isdir(folder) else None
+
+    def keep(self, tokenizer: Tokenizer) -> None:
+        """Keeps the tokenizer, for this process and others that make units."""
+        with self._new(_TOKENIZER) as folder:
+            tokenizer.save(folder)
+
+    def spool(self, unit: Unit, moved: held_out.Moved | None = None) -> str:
+        """Returns the folder of a unit's spool, which may not exist yet."""
+        name = f"{unit.number:06d}"
+        if moved is not None:
+            name += f"-{moved.number}-{'whole' if moved.cut is None else moved.cut}"
+        return os.path.join(self._inside(_UNITS), name)
+
+    def make(
+        self,
+        unit: Unit,
+        tokenizer: Tokenizer,
+        advance: Advance,
+        moved: held_out.Moved | None = None,
+    ) -> None:
+        """Makes a unit, unless it is there; see `Unit.make`."""
+        path = self.spool(unit, moved)
+        if os.path.isdir(path):
+            return
+        rule = held_out.Rule(self.asked.fraction, moved)
+        with self._new(os.path.join(_UNITS, os.path.basename(path))) as folder:
+            found = unit.make(folder, self.asked, rule, tokenizer, advance)
+            with open(os.path.join(folder, _FOUND), "w", encoding="utf-8") as file:
+                json.dump(found, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def missing(self) -> list[Unit]:
+        """Returns the units that are not made."""
+        return [unit for unit in self.units if not os.path.isdir(self.spool(unit))]
+
+    def found(self, unit: Unit) -> list[Found]:
+        """Returns what a unit that was made holds of each file."""
+        with open(os.path.join(self.spool(unit), _FOUND), encoding="utf-8") as file:
+            return json.load(file)
+
+    @contextlib.contextmanager
+    def _new(self, name: str) -> Iterator[str]:
+        """Makes a folder that appears under its name when the block ends without an error."""
+        path = self._inside(name)
+        folder = f"{path}.{uuid.uuid4().hex[:8]}"
+        os.mkdir(folder)
+        try:
+            yield folder
+            with contextlib.suppress(OSError):  # another process has made the same
+                os.rename(folder, path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _inside(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+
+def _is_unfinished(name: str) -> bool:
+    """Returns whether the folder of a unit is one that a killed process left."""
+    return "." in name

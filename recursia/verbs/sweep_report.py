@@ -1,0 +1,68 @@
+"""`recursia sweep report`: fits and draws what a sweep found."""
+
+import argparse
+import json
+import os
+import pathlib
+from typing import Any
+
+from recursia import arguments, console, parsing
+from recursia.errors import ConfigError, StorageError
+
+_PICTURES = (".png", ".svg", ".pdf")
+_DEFAULT = "report.png"
+ABOUT = "Fit and draw what a sweep found: sizes at equal FLOPs, learning rates, or a ranking."
+
+
+def options(parser: parsing.Parser) -> None:
+    """Adds the options."""
+    parser.add_argument("--workdir", type=parsing.path, required=True, help="the sweep's directory")
+    about = f"a new .png, .svg or .pdf, with a .json beside it; default: {_DEFAULT} of the workdir"
+    parser.add_argument("--out", type=parsing.path, help=about)
+    arguments.json_option(parser)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Prints a table and the fits, and writes a picture and a JSON object of all fits."""
+    draw = _picture(given.out)
+    from recursia.sweep import ranking, report, results, tables
+
+    with console.doing("reading results"):
+        made = report.of(results.read(given.workdir))
+    path = given.out or given.workdir / _DEFAULT
+    values = report.to_json(made)
+    with console.doing(f"drawing {path}"):
+        _written(draw, made, str(given.workdir), path, values)
+    if given.json:
+        print(json.dumps({"picture": str(path), **values}))
+        return
+    tables.show(ranking.table(made.rows, made.metric))
+    print("\n".join([*report.lines(made), f"{path}: drawn; {path.with_suffix('.json')}: all fits"]))
+
+
+def _written(draw: Any, made: Any, title: str, path: pathlib.Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=1) + "\n"
+    try:
+        path.with_suffix(".json").write_text(text, encoding="utf-8")
+        draw(made, title, path)
+    except OSError as error:
+        raise StorageError(f"--out={path}: cannot be written ({error.strerror})") from None
+
+
+def _picture(path: pathlib.Path | None) -> Any:
+    """Returns what draws a report; refuses a place that is taken."""
+    if path is not None:
+        if path.suffix not in _PICTURES:
+            raise ConfigError(f"--out={path}: ends in none of {', '.join(_PICTURES)}")
+        for each in (path, path.with_suffix(".json")):
+            if os.path.lexists(each):
+                raise ConfigError(f"--out={path}: {each} is there already; give a new file")
+        if not path.parent.is_dir():
+            raise ConfigError(f"--out={path}: there is no folder {path.parent}; give another")
+    try:
+        from recursia.sweep import picture
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"sweep report: needs matplotlib ({error}); pip install 'recursia[plot]'"
+        ) from None
+    return picture.write
