@@ -85,11 +85,17 @@ class BucketPath(gpath.PosixGPath):
         """Yields what is directly below and fits a pattern."""
         yield from (each for each in self.iterdir() if each.match(pattern))
 
-    def absolute(self) -> "BucketPath":
+    def absolute(self) -> Any:
         """Returns this path."""
         return self
 
-    resolve = expanduser = absolute
+    def resolve(self, strict: bool = False) -> Any:
+        """Returns this path."""
+        return self
+
+    def expanduser(self) -> Any:
+        """Returns this path."""
+        return self
 
     def mkdir(self, mode: Any = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Does nothing: what is written below makes the folder."""
@@ -157,7 +163,7 @@ class BucketPath(gpath.PosixGPath):
 
 def _changed(info: dict[str, Any]) -> float:
     """Returns when an object was written, in seconds since 1970."""
-    found = info.get("LastModified") or info.get("mtime")
+    found: Any = info.get("LastModified") or info.get("mtime")
     return found.timestamp() if hasattr(found, "timestamp") else 0.0
 
 

@@ -15,39 +15,39 @@ LARGE = 1 << 20  # bytes of a part, after which the next begins
 _NAME = re.compile(r"(\d{6})-(\d{6})\.jsonl")
 
 
-def parts(folder: Any) -> list[Any]:
+def parts(path: Any) -> list[Any]:
     """Returns the parts of the newest whole generation, in order."""
-    found = {each.name: each for each in folder.iterdir()} if folder.is_dir() else {}
+    found = {each.name: each for each in path.iterdir()} if path.is_dir() else {}
     names = sorted(name for name in found if _NAME.fullmatch(name))
     newest = max((name[:6] for name in names if name[7:13] == "000000"), default="")
     return [found[name] for name in names if name[:6] == newest]
 
 
-def rewrite(folder: Any, contents: bytes) -> None:
+def rewrite(path: Any, contents: bytes) -> None:
     """Replaces all lines at once; the generation before stays for whoever reads it now."""
-    old = parts(folder)
+    old = parts(path)
     generation = int(old[0].name[:6]) + 1 if old else 1
-    (folder / _name(generation, 0)).write_bytes(contents)
-    for each in folder.iterdir():
+    (path / _name(generation, 0)).write_bytes(contents)
+    for each in path.iterdir():
         if (name := _NAME.fullmatch(each.name)) and int(name[1]) < generation - 1:
             each.unlink(missing_ok=True)
 
 
-def append(folder: Any, line: str) -> None:
+def append(path: Any, line: str) -> None:
     """Adds a line at once."""
-    lines = Parts(folder)
+    lines = Parts(path)
     lines.write(line)
     lines.send()
 
 
 class Parts:
-    """The end of the lines of a folder; what is written is in the bucket once it is sent."""
+    """The end of the lines of a file; what is written is in the bucket once it is sent."""
 
-    def __init__(self, folder: Any):
+    def __init__(self, path: Any):
         """Reads the last part."""
-        self.path = folder
-        found = parts(folder)
-        self._place = found[-1] if found else folder / _name(1, 0)
+        self.path = path
+        found = parts(path)
+        self._place = found[-1] if found else path / _name(1, 0)
         self._part = self._place.read_bytes() if found else b""
         self._is_sent, self._is_late = bool(found), False
         self._lock = threading.Lock()

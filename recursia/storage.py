@@ -15,7 +15,7 @@ class Unreachable(OSError, StorageError):
     """A bucket that refuses a request or does not answer it; `strerror` says why."""
 
     def __init__(self, place: str, reason: str):
-        super().__init__(errno.EREMOTEIO, reason)
+        super().__init__(errno.EREMOTEIO, reason)  # pyright: ignore[reportCallIssue]
         self.place = place
 
     def __str__(self) -> str:

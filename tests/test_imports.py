@@ -107,7 +107,7 @@ MAY = {
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "launch": BASE
     | CONFIGS
-    | {"chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
+    | {"buckets", "chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
     | {"preflight", "sharding", "signals", "topology"},
     "sweep": BASE
     | CONFIGS

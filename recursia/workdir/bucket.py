@@ -4,6 +4,8 @@ What must not be seen half done has an object that is written last or deleted fi
 """
 
 import contextlib
+import hashlib
+import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -46,6 +48,13 @@ def near(folder: Any) -> Iterator[pathlib.Path]:
                 while block := source.read(1 << 23):
                     target.write(block)
         yield copy
+
+
+def partial(folder: Any) -> str:
+    """Returns a folder in the user's cache directory, by the name of the place."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    return str(cache / "recursia" / "partial" / name)
 
 
 class Mirror:

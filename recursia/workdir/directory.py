@@ -56,7 +56,7 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
     if data.path:
         return data.path
     if not distributed.is_first():
-        return (str(workdir / "data"),)
+        return (str(workdir / DATA),)
     options = prepare.Options(
         tokenizer=data.tokenizer,
         validation=data.validation_text,
@@ -64,8 +64,10 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
         on_error=data.on_error,
         end_of_text=data.end_of_text,
     )
-    prepare.prepare(data.text, str(workdir / "data"), options)
-    return (str(workdir / "data"),)
+    folder = workdir / DATA
+    partial = place.of(folder).partial(folder)
+    prepare.prepare(data.text, str(folder), options, partial_folder=partial)
+    return (str(folder),)
 
 
 def described(paths: tuple[str, ...], split: str) -> str:

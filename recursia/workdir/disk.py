@@ -49,6 +49,11 @@ def near(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     yield folder
 
 
+def partial(folder: pathlib.Path) -> str:
+    """Returns "": what is begun lies beside the folder."""
+    return ""
+
+
 class Mirror:
     """The folder itself."""
 

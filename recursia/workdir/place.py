@@ -90,6 +90,11 @@ class Place(Protocol):
         ...
 
     @staticmethod
+    def partial(folder: Any) -> str:
+        """Returns the folder on this machine for a begun one; "" is beside the folder."""
+        ...
+
+    @staticmethod
     def mirror(folder: Any) -> "Mirror":
         """Returns a near folder for files that a library writes and adds to."""
         ...
