@@ -52,7 +52,7 @@ def shipped(prefix: str, **_: Any) -> tuple[str, ...]:
 
 def run_options(parser: parsing.Parser) -> None:
     """Adds the options that choose a run's checkpoint."""
-    about = "a run's directory, here or in a bucket; a Hugging Face folder, a .gguf, a llama2.c .bin"
+    about = "a run's directory, or its place in a bucket; a Hugging Face folder, .gguf or .bin"
     parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     parser.add_argument("--step", type=parsing.integer(0), help="a checkpoint; default: the latest")
 
