@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from recursia import objects, storage
+from recursia import buckets, objects, storage
 
 BLOCK = 1 << 16  # bytes read at once: a row of 2048 ids has 4096 or 8192
 CACHE_BYTES = 1 << 28  # of the blocks that are kept for one prepared folder
