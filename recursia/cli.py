@@ -72,8 +72,8 @@ def parser() -> parsing.Parser:
         group, _, name = words.rpartition(" ")
         if group not in commands:
             if not (is_verb := group in made):  # of its own, such as `sweep`
-                about = {"help": verbs.GROUPS[group], "description": verbs.GROUPS[group]}
-                made[group] = commands[""].add_parser(group, **about)
+                about = verbs.GROUPS[group]
+                made[group] = commands[""].add_parser(group, help=about, description=about)
             names = "|".join(
                 each.split()[1] for each in verbs.VERBS if each.startswith(f"{group} ")
             )

@@ -85,7 +85,7 @@ def test_usage_shows_every_verb():
                  "data tasks", "convert recursive", "convert huggingface", "convert export",
                  "compile", "presets", "fields", "replay", "ckpt ls", "ckpt verify",
                  "launch", "doctor", "sweep", "sweep status", "sweep resume",
-                 "sweep results"):  # fmt: skip
+                 "sweep results", "sweep report"):  # fmt: skip
         assert f"recursia {verb}" in shown, verb
 
 

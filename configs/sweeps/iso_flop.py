@@ -34,7 +34,6 @@ RECIPE = {
     "optimizer.learning_rate": 5e-3,
     "schedule.kind": "constant",
     "schedule.warmup_steps": 20,
-    "divergence.deviations": 0,  # a batch of 256 tokens may be of another kind than the last ones
 }
 SIZES = ("135m", "360m", "730m", "1.7b")
 PUBLISHED_BUDGETS = (2e18, 5e18, 16.5e18)

@@ -66,7 +66,7 @@ def prepare(
             tokenizer = _kept(partial, given)
             missing = [unit for unit in partial.missing() if _is_of(unit, part)]
             with console.bar("tokenising", _size(missing)) as advance:
-                workers.make(partial, missing, num_workers, advance)
+                workers.make(partial, tokenizer, missing, num_workers, advance)
             if part is not None:
                 return None
             return joining.join(partial, tokenizer, recorded, num_workers)

@@ -64,7 +64,8 @@ class Source(abc.ABC):
 
     Attributes:
       path: path of the file.
-      SUFFIXES: suffixes of the files that the kind reads, in lower case.
+      SUFFIXES: suffixes of the files that the kind reads, in lower case; or, with a colon at its
+        end, how what it reads begins.
     """
 
     path: str
@@ -217,7 +218,8 @@ def of(path: str) -> Source:
       DataError: if no kind reads its suffix, or a library that its kind needs is not installed.
     """
     for suffix, kind in kinds().items():
-        if path.lower().endswith(suffix):
+        is_of = path.startswith if suffix.endswith(":") else path.lower().endswith
+        if is_of(suffix):
             return kind(path)
     raise DataError(f"{path}: not a kind of file that is read; use {', '.join(kinds())}.")
 
@@ -227,9 +229,9 @@ def expand(paths: Iterable[str]) -> tuple[Source, ...]:
 
     Args:
       paths: files, glob patterns (`**` crosses folders) and folders (for every readable file
-        directly in them), where `~` is the home folder; the same of a bucket, where a pattern is of
-        the last part; or "bundled:train" and
-        "bundled:validation", the demo corpus.
+        directly in them), where `~` is the home folder; the same of a bucket, where only the last
+        part is a pattern; `hf:` and a data set (`recursia.data.sources.huggingface`); or
+        "bundled:train" and "bundled:validation", the demo corpus.
 
     Raises:
       DataError: if a path names no file, or a file that no kind reads, or a file named before.
@@ -245,6 +247,8 @@ def expand(paths: Iterable[str]) -> tuple[Source, ...]:
 
 def _expand(path: str) -> list[str]:
     path = os.path.expanduser(path)
+    if path.startswith(tuple(suffix for suffix in kinds() if suffix.endswith(":"))):
+        return [path]
     if path.startswith("bundled:"):
         if path not in BUNDLED:
             raise DataError(f"{path}: no such corpus; the bundled ones are {', '.join(BUNDLED)}.")

@@ -7,6 +7,7 @@ end of text, and its bytes of UTF-8).
 
 import os
 import pathlib
+import struct
 from collections.abc import Sequence
 from typing import IO
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from recursia.data.manifest import SPLITS
 
+_COUNTS = struct.Struct("<2q")
 COUNTS = np.dtype(("<i8", (2,)))  # tokens and bytes of a document
 
 
@@ -31,7 +33,7 @@ class Spool:
         name = lambda split, ending: os.path.join(folder, f"{split}.{ending}")
         self._tokens = {split: open(name(split, "tokens"), "wb") for split in SPLITS}
         self._documents = {split: open(name(split, "documents"), "wb") for split in SPLITS}
-        self._end = np.array([end_of_text], dtype)
+        self._dtype, self._end = dtype, np.array(end_of_text, dtype).tobytes()
         self._count = 0  # tokens of the current document
 
     def __enter__(self) -> "Spool":
@@ -44,13 +46,13 @@ class Spool:
 
     def extend(self, split: str, ids: Sequence[int] | np.ndarray) -> None:
         """Appends ids to the current document, which `end` ends."""
-        self._tokens[split].write(np.asarray(ids, self._end.dtype).tobytes())
+        self._tokens[split].write(np.asarray(ids, self._dtype).tobytes())
         self._count += len(ids)
 
     def end(self, split: str, num_bytes: int) -> None:
         """Ends the current document, which had `num_bytes` of UTF-8."""
-        self.extend(split, self._end)
-        self._documents[split].write(np.array([self._count, num_bytes], "<i8").tobytes())
+        self._tokens[split].write(self._end)
+        self._documents[split].write(_COUNTS.pack(self._count + 1, num_bytes))
         self._count = 0
 
     def sync(self) -> None:

@@ -56,6 +56,8 @@ def decode(raw: bytes) -> str:
     Raises:
       NotTextError: if they are not UTF-8.
     """
+    if raw.isascii() and b"\0" not in raw[:_LOOK]:
+        return raw.decode("ascii")
     return Decoder().decode(raw, is_last=True)
 
 

@@ -50,7 +50,7 @@ def _batches(tokenizer: Tokenizer, documents: Labelled) -> Iterator[tuple[Batch,
     def counted(chunks: Iterator[str]) -> Iterator[str]:
         nonlocal total
         for chunk in chunks:
-            total += len(chunk.encode("utf-8"))
+            total += len(chunk) if chunk.isascii() else len(chunk.encode("utf-8"))
             yield chunk
 
     for split, document in documents:

@@ -20,6 +20,7 @@ from typing import Any
 from recursia.data import source
 from recursia.data.partial import Partial
 from recursia.data.request import Options, Request
+from recursia.data.tokenizer import Tokenizer
 from recursia.data.units import Advance, Unit
 from recursia.errors import DataError, UserError
 
@@ -29,18 +30,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make(partial: Partial, units: Sequence[Unit], num_workers: int, advance: Advance) -> None:
+def make(
+    partial: Partial,
+    tokenizer: Tokenizer,
+    units: Sequence[Unit],
+    num_workers: int,
+    advance: Advance,
+) -> None:
     """Makes units, in several processes if there are several units and workers.
 
-    The tokenizer must have been kept. Each worker's library has an equal share of the cores.
+    Each worker's library has an equal share of the cores.
+
+    Args:
+      partial: holds the units.
+      tokenizer: the one it keeps.
+      units: those to make.
+      num_workers: processes, at most.
+      advance: is called with the bytes of text done since its last call.
 
     Raises:
       DataError: if a unit cannot be made, or a worker is killed; units that were made stay.
     """
     num_workers = min(num_workers, len(units))
     if num_workers <= 1:
-        tokenizer = partial.tokenizer()
-        assert tokenizer is not None
         for unit in units:
             partial.make(unit, tokenizer, advance)
         return

@@ -10,6 +10,7 @@ import os
 import pathlib
 from typing import Any
 
+from recursia.config import RECORD
 from recursia.errors import ConfigError, StorageError
 from recursia.sweep.declaration import Declaration
 from recursia.sweep.trial import Trial
@@ -57,9 +58,12 @@ def write(directory: pathlib.Path, declared: Declaration, how: dict[str, Any]) -
     """Writes a declaration; returns the names of trials that an earlier one had, and it has not.
 
     Raises:
-      ConfigError: if the directory holds a search, and this is none, or the other way round.
+      ConfigError: if the directory holds a run, or a search where this is none, or the other way
+        round.
       StorageError: if it cannot be written.
     """
+    if (directory / RECORD).exists():
+        raise ConfigError(f"--workdir={directory}: holds a run ({RECORD}); give another")
     is_search = declared.search is not None
     before = read(directory) if (directory / SWEEP).exists() else None
     if before is not None and before.is_search != is_search:
@@ -97,11 +101,14 @@ def read(directory: pathlib.Path) -> Sweep:
     if not (directory / SWEEP).is_file():
         raise ConfigError(f"--workdir={directory}: no {SWEEP}; is it a sweep's directory?")
     values = _json(directory / SWEEP)
-    given = {name: _of(values, directory / SWEEP, name) for name in _TYPES.keys() - {"labels"}}
+    given: dict[str, Any] = {
+        name: _of(values, directory / SWEEP, name) for name in _TYPES.keys() - {"labels"}
+    }
     names = _found(directory) if given["is_search"] else given["trials"]
     if not all(isinstance(name, str) and pathlib.PurePath(name).name == name for name in names):
         raise ConfigError(f"{directory / SWEEP}: trials takes names of directories")
-    return Sweep(directory=directory, **given | {"trials": tuple(names)})
+    given["trials"] = tuple(names)
+    return Sweep(directory=directory, **given)
 
 
 def _found(directory: pathlib.Path) -> tuple[str, ...]:

@@ -83,7 +83,8 @@ def _axes(axes: tuple[Axis, ...], values: Mapping[str, Iterable[Any]]) -> list[l
     found: list[list[Overrides]] = []
     for axis in (*axes, values):
         if isinstance(axis, Mapping):
-            found += [[{field: value} for value in several] for field, several in axis.items()]
+            fields: list[tuple[Any, Any]] = list(axis.items())
+            found += [[{name: value} for value in several] for name, several in fields]
         else:
             found.append([dict(overrides) for overrides in axis])
     return found

@@ -12,6 +12,7 @@ from recursia import accounting, budget, config, jsonlines, settings
 from recursia.errors import UserError
 from recursia.sweep import directory, states
 from recursia.sweep.directory import Sweep
+from recursia.sweep.trial import Trial
 from recursia.train.writer import METRICS
 from recursia.workdir import directory as workdir
 
@@ -39,8 +40,8 @@ class Result:
       steps: that were done.
       tokens: of those steps.
       training_flops: of those steps, forward and backward, as `recursia budget` counts them; NaN if
-        the size of the vocabulary cannot be read.
-      unique_parameters: entries of all banks and tables; 0 if that size cannot be read.
+        the base or the size of the vocabulary cannot be read.
+      unique_parameters: entries of all banks and tables; 0 if those cannot be read.
       seconds: of all starts together.
       metrics: the last `validation_loss`, `validation_loss_causal`, `loss` (nats per token) and
         `bits_per_byte`, and `best_validation_loss`, as far as they are known.
@@ -78,10 +79,10 @@ def _result(sweep: Sweep, name: str, known: dict[Any, tuple[int, float]]) -> Res
     state, why = states.of(folder)
     rows = list(_rows(folder))
     steps = max((row["step"] for row in rows), default=0)
-    run = _run(folder) or trial.run()
-    parameters, flops = _costs(run, folder, known)
+    run = _run(folder, trial)
+    parameters, flops = _costs(run, folder, known) if run else (0, math.nan)
     curve = [(row["step"], row[VALIDATION]) for row in rows if VALIDATION in row]
-    sequences = steps * run.train.batch_size
+    sequences = steps * run.train.batch_size if run else 0
     return Result(
         name=name,
         state=state,
@@ -89,7 +90,7 @@ def _result(sweep: Sweep, name: str, known: dict[Any, tuple[int, float]]) -> Res
         overrides=trial.overrides,
         labels=trial.labels,
         steps=steps,
-        tokens=sequences * run.train.seq_len,
+        tokens=sequences * run.train.seq_len if run else 0,
         training_flops=sequences * flops,
         unique_parameters=parameters,
         seconds=_seconds(rows),
@@ -106,11 +107,15 @@ def _rows(folder: pathlib.Path) -> Iterable[dict[str, Any]]:
             yield row
 
 
-def _run(folder: pathlib.Path) -> settings.Run | None:
-    """Returns the settings that the run has recorded; None before it has."""
+def _run(folder: pathlib.Path, trial: Trial) -> settings.Run | None:
+    """Returns the settings that the run has recorded, or will; None if its base is gone."""
     try:
         return config.recorded(folder / config.RECORD)
     except FileNotFoundError:
+        pass
+    try:
+        return trial.run()
+    except UserError:
         return None
 
 

@@ -1,20 +1,26 @@
 """Several processes take the same step, wherever it was saved and whatever became of the last."""
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from recursia.workdir import lock
+from recursia import sharding
+from recursia.train import opening
+from recursia.train.step import Trainer
+from recursia.workdir import directory, lock
+from recursia.workdir.checkpoint import Checkpoints
 from tests.helpers import cluster
 from tests.helpers.cluster import SECTIONS, alone, train
 from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
 pytestmark = pytest.mark.slow
-# Restores, and writes the whole of every array instead of training on.
+# Restores, and writes the whole of every array and of the next batch instead of training on.
 RESTORED = """
 import os, sys
 import jax, numpy as np
@@ -23,9 +29,10 @@ from recursia import cli
 from recursia.train import loop
 
 def run_from(self, state, start):
-    whole = multihost_utils.process_allgather(state, tiled=True)
+    batch = self.trainer.put(self.parts.loader.batch(start))
+    state, batch = multihost_utils.process_allgather((state, batch), tiled=True)
     if jax.process_index() == 0:
-        np.savez(os.environ["RESTORED"], *map(np.asarray, jax.tree.leaves(whole)))
+        np.savez(os.environ["RESTORED"], *map(np.asarray, jax.tree.leaves(state)), **batch)
 
 loop.Loop.run_from = run_from
 sys.exit(cli.main(sys.argv[1:]))
@@ -52,17 +59,41 @@ def run(request, folder):
     return workdir
 
 
-def test_a_state_is_restored_to_the_bit(folder, run, tmp_path, monkeypatch):
-    expected = sorted(leaf.tobytes() for leaf in state_of(run, 4).values())
-    longer = "--config.train.num_steps=6"
-    for count, devices in ((1, 1), (1, 4), (2, 1), (2, 2)):
-        shutil.copytree(run, workdir := tmp_path / f"{count}-{devices}")
-        monkeypatch.setenv("RESTORED", str(tmp_path / f"{count}-{devices}.npz"))
-        scripts = dict.fromkeys(range(count), RESTORED)
-        how = {"count": count, "devices": devices, "scripts": scripts}
-        cluster.run(tmp_path / "output", train(folder, workdir, longer), **how)
-        with np.load(os.environ["RESTORED"]) as found:
-            assert sorted(leaf.tobytes() for leaf in found.values()) == expected
+SAVED = {(1, 1): (2, 4), (1, 8): (2, 1), (2, 1): (2, 4), (2, 4): (2, 1)}
+
+
+@pytest.mark.parametrize(("saver", "reader"), SAVED.items())
+def test_what_some_processes_save_others_restore(folder, tmp_path, monkeypatch, saver, reader):
+    """Processes and their devices; one process restores on 1, 2, 4 and 8."""
+    wide, longer = "--config.train.batch_size=8", "--config.train.num_steps=6"
+    count, devices = saver
+    if count == 1:
+        alone(monkeypatch, devices, train(folder, tmp_path / "saved", wide))
+    else:
+        output, saves = tmp_path / "output", train(folder, tmp_path / "saved", wide)
+        cluster.run(output, saves, count=count, devices=devices)
+    expected = sorted(leaf.tobytes() for leaf in state_of(tmp_path / "saved", 4).values())
+    run = directory.recorded(tmp_path / "saved")
+    (count, devices), written = reader, tmp_path / "restored.npz"
+    monkeypatch.setenv("RESTORED", str(written))
+    scripts = dict.fromkeys(range(count), RESTORED)
+    shutil.copytree(tmp_path / "saved", tmp_path / "read")
+    reads = train(folder, tmp_path / "read", wide, longer)
+    cluster.run(tmp_path / "output", reads, count=count, devices=devices, scripts=scripts)
+    with np.load(written) as found:
+        arrays = dict(found)
+    data = str(tmp_path / "saved" / "data")
+    for count in (1, 2, 4, 8):
+        mesh = sharding.make_mesh(run.mesh, jax.devices()[:count])
+        loader = opening.load(run, (data,), mesh)
+        trainer = Trainer(run, run.model.sized(loader.vocab_size), mesh)
+        for name, whole in loader.batch(4).items():
+            assert arrays[name].tobytes() == np.asarray(whole).tobytes()
+        with contextlib.closing(Checkpoints(tmp_path / "saved" / "checkpoints")) as checkpoints:
+            state = jax.device_get(checkpoints.restore(4, trainer.abstract()))
+        assert sorted(leaf.tobytes() for leaf in jax.tree.leaves(state)) == expected
+    restored = [x.tobytes() for name, x in arrays.items() if name.startswith("arr_")]
+    assert sorted(restored) == expected
 
 
 def test_a_damaged_step_is_set_aside_once_and_all_take_the_one_before(folder, run, tmp_path):

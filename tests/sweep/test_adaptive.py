@@ -67,6 +67,7 @@ def test_a_search_runs_as_many_trials_as_declared_and_then_no_more(search, tmp_p
     assert all(len(each) == 1 for each in trials.starts(tmp_path / "s").values())
 
 
+@pytest.mark.slow
 def test_the_first_suggestion_follows_from_the_seed(search, tmp_path):
     first = []
     for seed in (3, 3, 4):

@@ -155,6 +155,14 @@ def test_a_number_that_is_not_finite_is_null_in_json(tmp_path, sweep):
     assert json.loads(shown)["trials"][-1]["metrics"]["loss"] is None, "which comes last"
 
 
+def test_results_outlive_the_file_that_declares_them(sweep, tmp_path, command):
+    sweep("--runner=print")
+    (tmp_path / "tiny.py").unlink()
+    shown = json.loads(command("sweep", "results", "--json", f"--workdir={tmp_path / 's'}")[0])
+    assert [row["state"] for row in shown["trials"]] == ["pending"] * 3
+    assert shown["trials"][0]["unique_parameters"] == 0
+
+
 def test_a_trial_that_another_process_trains_is_waited_for(sweep, tmp_path):
     """As after the end of the sweep's process alone: the two never train one trial at once."""
     sweep("--runner=print")
@@ -192,7 +200,10 @@ def ends_as_if_unbroken(sweep, place, num_starts):
     assert counts == [1, num_starts, num_starts]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+ALSO = [pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGUSR1)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *ALSO])
 def test_a_signal_stops_all_trials_and_they_go_on_where_they_were(number, sweep, tmp_path):
     place = tmp_path / "s"
     sender = threading.Thread(target=stopped_after_a_row, args=(place, number, os.getpid()))
@@ -234,6 +245,14 @@ def test_print_writes_commands_that_can_be_run_by_hand(sweep, tmp_path):
         done = pathlib.Path(place, name)
         ending.write(done, 0, "")
     assert sweep("resume")[0] == "", "nothing is left"
+
+
+def test_a_sweep_needs_a_folder_of_its_own(sweep, tmp_path, refused_command):
+    config = f"--config={tmp_path / 'tiny.py'}"
+    refused_command("sweep", config, "--workdir=gs://b/s", parts=["gs://b/s", "folder"])
+    (tmp_path / "config.json").touch()
+    place = f"--workdir={tmp_path}"
+    refused_command("sweep", config, "--runner=print", place, parts=["holds a run"])
 
 
 def test_a_dry_run_writes_nothing(sweep, tmp_path):

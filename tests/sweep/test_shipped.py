@@ -1,14 +1,16 @@
 """Every trial of every shipped sweep can be run, and costs what its sweep says."""
 
 import functools
+import json
 import pathlib
 
 import pytest
 
 import recursia.configs.sweeps
-from recursia import accounting, budget, config, presets
+from recursia import accounting, budget, cli, config, presets
 from recursia.errors import ConfigError
 from recursia.sweep import declaration
+from recursia.sweep import trial as trials
 from recursia.sweep.spending import steps_for
 
 FOLDER = pathlib.Path(recursia.configs.sweeps.__path__[0])
@@ -86,3 +88,17 @@ def test_a_file_opens_with_its_commands(file):
     text = (FOLDER / f"{file}.py").read_text().partition('"""')[2].partition('"""')[0]
     assert f"recursia sweep --config=sweeps/{file}:tiny --workdir=" in text
     assert "recursia sweep report --workdir=" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES)
+def test_a_tiny_trial_trains_to_a_validation_loss(file, tmp_path):
+    """The last trial, shortened: all trials take minutes."""
+    trial = declared(f"sweeps/{file}:tiny")[-1]
+    short = {"train.num_steps": "2", "schedule.warmup_steps": "0", "eval.num_batches": "1"}
+    short |= {"train.batch_size": "8"}  # of the devices of the tests
+    resolved, _ = trials.resolve(trial.config, trial.overrides, short, trial.labels)
+    assert cli.main(list(resolved.command(str(tmp_path)))) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 0 < rows[-1]["validation_loss"] < 10
+    assert rows[-1]["step"] == 2

@@ -1,0 +1,148 @@
+r"""What `recursia data prepare` takes beside the tokenizers library alone, and its memory.
+
+Turns of the library (`encode_batch` over the documents, read before) take turns with turns of
+prepare (reading, choosing the split, cutting, encoding, writing and joining), over the same
+documents, tokenizer and cores; ratios are of the bytes of text a second within a round, so that
+above 1 prepare is faster. `--memory` prepares a text of so many megabytes, and one an eighth as
+long, each in a process of its own, and gives their largest resident memory.
+
+  python benchmarks/prepare.py --out=benchmarks/results/prepare_cpu.json
+  python benchmarks/prepare.py --input=TEXTS.jsonl --tokenizer=FOLDER --rounds=7 --memory=1024
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from recursia.data import prepare, source
+from recursia.data.tokenizer import BPETokenizer, from_spec
+from recursia.data.workers import cores
+
+_LINE = "A line of {}, which a text repeats with another number.\n"
+
+
+def turn(call: Callable[[], Any]) -> tuple[float, float]:
+    """Returns the seconds of a call: by the clock, and of all cores and ended workers."""
+    used = lambda: sum(os.times()[:4])
+    start, before = time.perf_counter(), used()
+    call()
+    return time.perf_counter() - start, used() - before
+
+
+def measure(inputs: list[str], spec: str, rounds: int) -> dict[str, Any]:
+    """Returns bytes, seconds and ratios of turns of the library and of prepare."""
+    texts = [
+        document.text
+        for each in source.expand(inputs)
+        for document in each.documents(on_error="stop")
+    ]
+    tokenizer = from_spec(spec, lambda: iter(()))
+    options = prepare.Options(tokenizer=spec)
+    num_bytes = sum(len(text.encode()) for text in texts)
+
+    def library() -> None:
+        if isinstance(tokenizer, BPETokenizer):
+            tokenizer._library.encode_batch(texts, add_special_tokens=False)
+        else:
+            tokenizer.encode_batch(texts)
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare.prepare(inputs, f"{folder}/out", options)
+
+    turns: dict[str, list[tuple[float, float]]] = {"library": [], "prepare": []}
+    for number in range(rounds):
+        for name, call in (("library", library), ("prepare", whole))[:: 1 if number % 2 else -1]:
+            turns[name].append(turn(call))
+            print(name, *(f"{seconds:.2f} s" for seconds in turns[name][-1]), file=sys.stderr)
+    pairs = list(zip(turns["library"], turns["prepare"], strict=True))
+    return {
+        "tokenizer": tokenizer.name,
+        "documents": len(texts),
+        "bytes": num_bytes,
+        "megabytes_per_second": {
+            name: num_bytes / 1e6 / statistics.median(seconds for seconds, _ in turns[name])
+            for name in turns
+        },
+        "ratio": quartiles([theirs[0] / ours[0] for theirs, ours in pairs]),
+        "ratio_of_processor_time": quartiles([theirs[1] / ours[1] for theirs, ours in pairs]),
+        "seconds": {name: [round(clock, 3) for clock, _ in turns[name]] for name in turns},
+    }
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Returns the median and the quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def memory(spec: str, megabytes: int) -> list[dict[str, Any]]:
+    """Returns the seconds and the largest resident memory of preparing texts of two lengths."""
+    found = []
+    for size in (megabytes // 8, megabytes):
+        with tempfile.TemporaryDirectory() as folder:
+            with open(f"{folder}/text.txt", "w") as file:
+                number = 0
+                while file.tell() < size * 1e6:
+                    lines = range(number, number := number + 20_000)
+                    file.writelines(_LINE.format(line) for line in lines)
+            command = [sys.executable, "-m", "recursia", "data", "prepare", "--input"]
+            command += [f"{folder}/text.txt", f"--output={folder}/out", f"--tokenizer={spec}"]
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - start
+        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child
+        row = {"tokenizer": spec, "megabytes": size, "seconds": round(seconds, 1)}
+        found.append(row | {"peak_megabytes": round(most * 1024 / 1e6)})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", nargs="+", default=["bundled:validation"])
+    parser.add_argument("--tokenizer", help="a folder or tokenizer.json; default: 4096 ids learned")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", type=int, help="megabytes")
+    parser.add_argument("--out", type=pathlib.Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        spec = given.tokenizer
+        if spec is None:
+            spec = f"{folder}/learned"
+            prepare.prepare(["bundled:validation"], spec, prepare.Options(tokenizer="bpe:4096"))
+        rows = [measure(given.input, each, given.rounds) for each in (spec, "byte")]
+        sizes = memory("byte", given.memory) + memory(spec, given.memory) if given.memory else []
+    for row in sizes:
+        row["tokenizer"] = "byte" if row["tokenizer"] == "byte" else rows[0]["tokenizer"]
+    versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "numpy")}
+    result = {
+        "command": " ".join(["python", *map(_shown, sys.argv)]),
+        "machine": f"{platform.machine()}, {cores()} cores",
+        "python": platform.python_version(),
+        "versions": versions,
+        "load": [round(each, 1) for each in os.getloadavg()],
+        "rows": rows,
+        "memory": sizes,
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    print(text) if given.out is None else given.out.write_text(text)
+
+
+def _shown(argument: str) -> str:
+    """Returns an argument without the folders of this machine."""
+    return pathlib.PurePath(argument).name if argument.startswith("/") else argument
+
+
+if __name__ == "__main__":
+    main()
