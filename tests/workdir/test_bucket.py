@@ -22,9 +22,10 @@ SECTIONS = {
 # A process whose requests have little time.
 IMPATIENT = """
 import sys
-from recursia import cli, storage
-storage.SECONDS, storage.REQUEST_SECONDS, storage.TRIES = 6.0, 2.0, 2
-sys.exit(cli.main(sys.argv[1:]))
+from recursia import storage
+storage.SECONDS, storage.REQUEST_SECONDS, storage.TRIES = 30.0, 8.0, 2
+from recursia.__main__ import main
+sys.exit(main())
 """
 
 
@@ -55,6 +56,14 @@ def start(folder, place, program=("-m", "recursia"), **environment):
         text=True,
         env={**os.environ, **environment},
     )
+
+
+def spoken(process, seconds=400):
+    """Returns what a process says until it ends, in time."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    finally:
+        process.kill()
 
 
 def assert_equal(place, unbroken, tmp_path):
@@ -114,7 +123,7 @@ def test_a_save_that_cannot_be_written_ends_the_run_with_the_step_before_kept(
         faults.spare = lambda method, path: method == "GET" or not is_of_6(path)
         faults.kind = fault
         with start(folder, bucket, ("-c", IMPATIENT), **faults.environment) as process:
-            said = process.communicate(timeout=240)[0]
+            said = spoken(process)
         assert process.returncode == 6, said
     last = said.strip().split("\n")[-1]
     assert last.startswith("recursia: ") and "/6: cannot be saved (" in last
@@ -130,6 +139,6 @@ def test_requests_that_fail_at_times_are_tried_again(folder, emulator, bucket, u
         faults.spare = lambda method, path: faults.count % 7 != 3
         faults.kind = "refuse"
         with start(folder, bucket, **faults.environment) as process:
-            said = process.communicate(timeout=240)[0]
+            said = spoken(process)
         assert process.returncode == 0 and faults.met > 10, said
     assert_equal(buckets.path(bucket), unbroken, tmp_path)
