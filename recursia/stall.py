@@ -73,7 +73,8 @@ class Watchdog:
     def _look(self) -> None:
         seen, sign, seconds = None, 0.0, 0  # counted here: they stand still while this process does
         while not self._closed.wait(1.0):
-            wait, before, sign = next(reversed(self._waits), None), sign, self._sign()
+            wait, before = next(reversed(self._waits), None), sign
+            sign = self._sign() if wait is not None and wait.what == MEETING else 0.0
             if wait is None or wait is not seen or (wait.what == MEETING and sign != before):
                 seen, seconds = wait, 0
                 continue

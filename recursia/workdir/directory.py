@@ -33,9 +33,8 @@ def open_workdir(workdir: pathlib.Path) -> None:
             if distributed.is_alone():
                 probe.unlink()
         except OSError as error:
-            raise ConfigError(
-                f"--workdir={workdir}: cannot be written ({error.strerror})"
-            ) from None
+            kind = StorageError if isinstance(error, StorageError) else ConfigError
+            raise kind(f"--workdir={workdir}: cannot be written ({error.strerror})") from None
     if distributed.is_alone():
         return
     first = distributed.from_first(pid)

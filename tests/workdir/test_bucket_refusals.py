@@ -53,7 +53,7 @@ def test_a_bucket_that_is_not_there_is_said_to_be_missing(emulator, tmp_path, re
     runs.write_text(tmp_path)
     config = runs.write_config(tmp_path / "tiny.py", runs.values(tmp_path))
     where = f"--workdir={emulator}://no-such-bucket/run"
-    refused_command("train", f"--config={config}", where, parts=(where, "no such bucket"))
+    refused_command("train", f"--config={config}", where, parts=(where, "no such bucket"), code=6)
 
 
 def test_missing_credentials_are_named(emulator, refused_command, monkeypatch):
