@@ -23,11 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from recursia.kernels.gather_tokens import gather_tokens
 from recursia.kernels.grouped_matmul import grouped_matmul
 from recursia.kernels.routed_attention import routed_attention
-from recursia.kernels.scatter_tokens import scatter_tokens
-from recursia.kernels.select_tokens import select_tokens
 
 # Sequences, tokens, width, query and key heads, width of a head.
 ROUTED = {
@@ -78,53 +75,6 @@ def both_ways(f: Callable[..., Any], count: int) -> Callable[..., Any]:
 
 def places(batch: int, length: int, count: int) -> jax.Array:
     return jnp.sort(jax.lax.top_k(draw(3, (batch, length), jnp.float32), count)[1])
-
-
-def routing_cases(name: str, cut: int) -> list[Case]:
-    batch, length, width, *_ = ROUTED[name]
-    batch, length = max(batch // cut, 1), length // cut
-    x, scores = draw(0, (batch, length, width)), draw(1, (batch, length), jnp.float32)
-    cases = []
-    for capacity in CAPACITIES:
-        count = int(capacity * length)
-        index, update = places(batch, length, count), draw(2, (batch, count, width))
-        gate = draw(4, (batch, count))
-        at, rows = f"{name} keep {capacity:.2f}", 2.0 * batch * count * width
-        known = {"is_sorted": True}
-        cases += [
-            Case(
-                "select_tokens",
-                at,
-                {
-                    "auto": functools.partial(select_tokens, k=count),
-                    "reference": functools.partial(select_tokens, k=count, backend="reference"),
-                    "top_k and sort": lambda s, count=count: jnp.sort(jax.lax.top_k(s, count)[1]),
-                },
-                (scores,),
-                bytes=4.0 * (scores.size + batch * count),
-            ),
-            Case(
-                "gather_tokens",
-                at,
-                {
-                    "auto": functools.partial(gather_tokens, **known),
-                    "reference": functools.partial(gather_tokens, backend="reference", **known),
-                },
-                (x, index),
-                bytes=2 * rows,
-            ),
-            Case(
-                "scatter_tokens",
-                at,
-                {
-                    "auto": functools.partial(scatter_tokens, **known),
-                    "reference": functools.partial(scatter_tokens, backend="reference", **known),
-                },
-                (x, index, update, gate),
-                bytes=2 * 2.0 * x.size + rows,  # all of y is copied: the caller keeps its own
-            ),
-        ]
-    return cases
 
 
 def attention_cases(name: str, cut: int) -> list[Case]:
@@ -234,7 +184,7 @@ def main() -> int:
     parser.add_argument("--out", type=pathlib.Path, help="write the result here as JSON")
     options = parser.parse_args()
     cut = options.cut or (16 if jax.default_backend() == "cpu" else 1)
-    cases = [(routing_cases, ROUTED), (attention_cases, ROUTED), (expert_cases, GROUPED)]
+    cases = [(attention_cases, ROUTED), (expert_cases, GROUPED)]
     rates = machine(cut, options.repeats)
     rows = []
     for make, names in cases:

@@ -3,8 +3,9 @@ r"""What `recursia data prepare` takes beside the tokenizers library alone, and 
 Turns of the library (`encode_batch` over the documents, read before) take turns with turns of
 prepare (reading, choosing the split, cutting, encoding, writing and joining), over the same
 documents, tokenizer and cores; ratios are of the bytes of text a second within a round, so that
-above 1 prepare is faster. `--memory` prepares a text of so many megabytes, and one an eighth as
-long, each in a process of its own, and gives their largest resident memory.
+above 1 prepare is faster. Where other programs use the machine, the ratio of processor time says
+more. `--memory` prepares one text of so many megabytes as bytes, and with the tokenizer one of an
+eighth; and each an eighth as long; and gives the largest resident memory of their processes.
 
   python benchmarks/prepare.py --out=benchmarks/results/prepare_cpu.json
   python benchmarks/prepare.py --input=TEXTS.jsonl --tokenizer=FOLDER --rounds=7 --memory=1024
@@ -16,7 +17,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,14 +48,12 @@ def measure(inputs: list[str], spec: str, rounds: int) -> dict[str, Any]:
         for document in each.documents(on_error="stop")
     ]
     tokenizer = from_spec(spec, lambda: iter(()))
+    assert isinstance(tokenizer, BPETokenizer)
     options = prepare.Options(tokenizer=spec)
     num_bytes = sum(len(text.encode()) for text in texts)
 
     def library() -> None:
-        if isinstance(tokenizer, BPETokenizer):
-            tokenizer._library.encode_batch(texts, add_special_tokens=False)
-        else:
-            tokenizer.encode_batch(texts)
+        tokenizer._library.encode_batch(texts, add_special_tokens=False)
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -100,11 +98,13 @@ def memory(spec: str, megabytes: int) -> list[dict[str, Any]]:
             command = [sys.executable, "-m", "recursia", "data", "prepare", "--input"]
             command += [f"{folder}/text.txt", f"--output={folder}/out", f"--tokenizer={spec}"]
             start = time.perf_counter()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            _, status, used = os.wait4(started.pid, 0)
+            assert status == 0
             seconds = time.perf_counter() - start
-        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # of the largest child
         row = {"tokenizer": spec, "megabytes": size, "seconds": round(seconds, 1)}
-        found.append(row | {"peak_megabytes": round(most * 1024 / 1e6)})
+        row["processor_seconds"] = round(used.ru_utime + used.ru_stime, 1)
+        found.append(row | {"peak_megabytes": round(used.ru_maxrss * 1024 / 1e6)})
     return found
 
 
@@ -121,10 +121,12 @@ def main() -> None:
         if spec is None:
             spec = f"{folder}/learned"
             prepare.prepare(["bundled:validation"], spec, prepare.Options(tokenizer="bpe:4096"))
-        rows = [measure(given.input, each, given.rounds) for each in (spec, "byte")]
-        sizes = memory("byte", given.memory) + memory(spec, given.memory) if given.memory else []
-    for row in sizes:
-        row["tokenizer"] = "byte" if row["tokenizer"] == "byte" else rows[0]["tokenizer"]
+        row = measure(given.input, spec, given.rounds)
+        sizes = []
+        if given.memory:
+            sizes = [*memory(spec, given.memory // 8), *memory("byte", given.memory)]
+    for each in sizes:
+        each["tokenizer"] = "byte" if each["tokenizer"] == "byte" else row["tokenizer"]
     versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "numpy")}
     result = {
         "command": " ".join(["python", *map(_shown, sys.argv)]),
@@ -132,7 +134,7 @@ def main() -> None:
         "python": platform.python_version(),
         "versions": versions,
         "load": [round(each, 1) for each in os.getloadavg()],
-        "rows": rows,
+        **row,
         "memory": sizes,
     }
     text = json.dumps(result, indent=2) + "\n"

@@ -188,7 +188,7 @@ def main() -> int:
     options.add_argument("--out", type=pathlib.Path)
     given, began = options.parse_args(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/programs")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"  # which a fault breaks
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of it is compiling
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         soak = Soak(given, pathlib.Path(folder))

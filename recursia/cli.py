@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check failed, 2 wrong usage or configuration, 3 data, 4 
 """
 
 import argparse
+import dataclasses
 import glob
 import importlib
 import importlib.metadata
@@ -13,7 +14,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from recursia import compiled, console, parsing, signals, verbs
@@ -115,7 +116,20 @@ def _quiet() -> None:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised too
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's warnings
     warnings.filterwarnings("ignore", message="Sharding info not provided")
+    if not isinstance(sys.unraisablehook, _Unheard):
+        sys.unraisablehook = _Unheard(sys.unraisablehook)
     # Where compilers for TPU or GPU are installed, jax looks for the devices, in vain and aloud.
     here = (path for pattern in _ACCELERATORS for path in glob.iglob(pattern))
     if sys.platform == "linux" and not any(here):
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unheard:
+    """Says nothing of the arrays of a save that come after it has failed, which is said already."""
+
+    before: Callable[[Any], Any]
+
+    def __call__(self, raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            self.before(raised)

@@ -116,6 +116,9 @@ class Train:
         "recursion".
       remat_saves: activations inside such a unit that are saved nevertheless: "nothing", the
         inputs of "attention", or the "products" with weights.
+      deterministic: whether programs for a GPU leave out operations whose result depends on timing,
+        such as sums by atomics, so that the same step gives the same bits; those for a CPU or a TPU
+        have none.
       seed: of the initial parameters.
       init_from: another run's directory, whose latest parameters are the initial ones; empty draws
         them. A run that resumes does not read it.
@@ -128,6 +131,7 @@ class Train:
     loss_chunk: int = 128
     remat: Unit = "none"
     remat_saves: Saves = "nothing"
+    deterministic: bool = True
     seed: int = 0
     init_from: Place = ""
 

@@ -1,12 +1,15 @@
 """The command line: one line for a mistake, its exit code, no traceback."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import tensorstore
 
+from recursia import cli
 from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import prose, values, write_config, write_text
 
@@ -135,3 +138,24 @@ def test_data_is_prepared_and_looked_at(folder, tmp_path, command):
     assert set(json.loads(out)) == {"train", "validation"}
     out, _ = command("data", "inspect", output)
     assert json.loads(out)["splits"]["train"]["tokens"] == len(prose(0, 800)) + 1
+
+
+def test_arrays_that_come_after_a_failed_save_are_not_heard(capfd):
+    assert cli.main(["ckpt", "ls", "--workdir=nowhere"]) == 5
+    capfd.readouterr()
+    promise, array = tensorstore.Promise.new()
+    loop = asyncio.new_event_loop()
+
+    async def comes():
+        await array
+
+    async def failed():
+        task = asyncio.ensure_future(comes())
+        await asyncio.sleep(0)
+        task._log_destroy_pending = False  # of this test alone
+        return task
+
+    task = loop.run_until_complete(failed())
+    loop.close()
+    promise.set_exception(OSError("no space"))
+    assert capfd.readouterr().err == "" and not task.done()

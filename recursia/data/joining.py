@@ -8,7 +8,7 @@ import numpy as np
 from recursia import buckets, console
 from recursia.data import held_out, packing, spool
 from recursia.data.manifest import SPLITS, Manifest, SourceEntry
-from recursia.data.partial import Partial
+from recursia.data.partial import WHOLE, Partial
 from recursia.data.source import Document
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import DataError
@@ -39,7 +39,7 @@ def join(
     with console.bar(about, size * (1 + is_uploaded)) as advance:
         manifest = packing.finish(
             spools,
-            os.path.join(partial.path, "whole"),
+            os.path.join(partial.path, WHOLE),
             partial.output,
             tokenizer,
             partial.asked.options.shard_tokens,

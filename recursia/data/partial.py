@@ -21,7 +21,9 @@ from recursia.data.tokenizer import Tokenizer
 from recursia.data.units import Advance, Found, Unit, units
 from recursia.errors import DataError
 
-_REQUEST, _TOKENIZER, _UNITS, _FOUND = "request.json", "tokenizer", "units", "found.json"
+WHOLE = "whole"  # folder in which the units are joined
+_LOCK, _REQUEST, _TOKENIZER, _UNITS = "lock", "request.json", "tokenizer", "units"
+_FOUND = "found.json"
 
 
 class Partial:
@@ -54,9 +56,10 @@ class Partial:
         Raises:
           DataError: if another process holds it, or it belongs to another request.
         """
+        self._check_entries()
         new_parents = packing.new_parents(self.path)
         with contextlib.ExitStack() as locks:
-            self._lock(locks, "lock", is_shared=part is not None)
+            self._lock(locks, _LOCK, is_shared=part is not None)
             if part is not None:
                 self._lock(locks, f"part_{part[0]}_of_{part[1]}.lock", is_shared=False)
             self._check(options)
@@ -95,6 +98,15 @@ class Partial:
                     raise
                 os.close(file)
 
+    def _check_entries(self) -> None:
+        """Refuses a folder that holds what is not written here."""
+        names = os.listdir(self.path) if os.path.isdir(self.path) else ()
+        if others := [name for name in names if not _is_ours(name)]:
+            raise DataError(
+                f"{self.path}: holds {len(others)} entries that are no unfinished work, such as "
+                f"{min(others)}; give another folder."
+            )
+
     def _check(self, options: dict[str, Any]) -> None:
         """Compares the request with that of the folder, or writes it there."""
         sources = [
@@ -126,9 +138,11 @@ class Partial:
         return made or (is_learned and self.tokenizer() is not None)
 
     def remove(self) -> None:
-        """Removes the folder; its lock goes last."""
+        """Removes what was written here, the lock last, and the folder if it is empty then."""
         with contextlib.suppress(OSError):
-            for entry in sorted(os.scandir(self.path), key=lambda e: e.name == "lock"):
+            for entry in sorted(os.scandir(self.path), key=lambda e: e.name == _LOCK):
+                if not _is_ours(entry.name):
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.path, ignore_errors=True)
                 else:
@@ -171,9 +185,9 @@ class Partial:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def missing(self) -> list[Unit]:
-        """Returns the units that are not made."""
-        return [unit for unit in self.units if not os.path.isdir(self.spool(unit))]
+    def is_made(self, unit: Unit) -> bool:
+        """Returns whether a unit is made."""
+        return os.path.isdir(self.spool(unit))
 
     def found(self, unit: Unit) -> list[Found]:
         """Returns what a unit that was made holds of each file."""
@@ -188,8 +202,11 @@ class Partial:
         os.mkdir(folder)
         try:
             yield folder
-            with contextlib.suppress(OSError):  # another process has made the same
+            try:
                 os.rename(folder, path)
+            except OSError:
+                if not os.path.isdir(path):  # else another process has made the same
+                    raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -200,3 +217,10 @@ class Partial:
 def _is_unfinished(name: str) -> bool:
     """Returns whether the folder of a unit is one that a killed process left."""
     return "." in name
+
+
+def _is_ours(name: str) -> bool:
+    """Returns whether an entry of the folder is one that is written here."""
+    known = (_REQUEST, _TOKENIZER, _UNITS, WHOLE)
+    is_lock = name == _LOCK or (name.startswith("part_") and name.endswith(".lock"))
+    return is_lock or name in known or name.startswith(tuple(f"{each}." for each in known))

@@ -1,5 +1,6 @@
 """Prepares data ahead of training: documents are split, tokenised and packed into a folder."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -60,11 +61,15 @@ def prepare(
         manifest = finished(output, asked, recorded)
         partial = Partial(output, os.path.abspath(path), asked, units.UNIT_BYTES)
         if manifest is not None:
-            partial.remove()  # if the process ended before it did
+            _clean(partial, recorded)
             return manifest
         with partial.held(recorded, part):
             tokenizer = _kept(partial, given)
-            missing = [unit for unit in partial.missing() if _is_of(unit, part)]
+            own = [unit for unit in partial.units if _is_of(unit, part)]
+            missing = [unit for unit in own if not partial.is_made(unit)]
+            if len(missing) < len(own):
+                made = len(own) - len(missing)
+                console.say(f"{partial.path}: has {made} of {len(own)} units; going on from there")
             with console.bar("tokenising", _size(missing)) as advance:
                 workers.make(partial, tokenizer, missing, num_workers, advance)
             if part is not None:
@@ -74,6 +79,13 @@ def prepare(
         raise DataError(
             f"{output}: cannot be written ({error.strerror or error}); give another output."
         ) from None
+
+
+def _clean(partial: Partial, options: dict[str, Any]) -> None:
+    """Removes what a process left that was killed when the output was there."""
+    if os.path.isdir(partial.path):
+        with contextlib.suppress(DataError), partial.held(options, None):  # unless of another
+            partial.remove()
 
 
 def _given(options: Options, part: tuple[int, int] | None) -> Tokenizer | None:

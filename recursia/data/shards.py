@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -54,8 +55,11 @@ def join(
     splits: dict[str, SplitEntry] = {}
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         for split in SPLITS:
-            write = lambda dealt, split=split: _write(*dealt, folder, split, dtype, advance)
-            if entries := list(pool.map(write, enumerate(_deal(spools, split, shard_tokens)))):
+            write = lambda number, runs, split=split: _write(
+                number, runs, folder, split, dtype, advance
+            )
+            dealt = _deal(spools, split, shard_tokens)
+            if entries := list(pool.map(write, itertools.count(), dealt)):
                 splits[split] = _totals(entries)
     return splits
 

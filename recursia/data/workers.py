@@ -157,8 +157,8 @@ def _main() -> None:
     options = described["options"] | {"validation": tuple(described["options"]["validation"])}
     files = {split: tuple(map(source.of, paths)) for split, paths in described["files"].items()}
     asked = Request(files, Options(**options))
-    named = (described[name] for name in ("output", "path"))
-    partial = Partial(*named, asked, described["unit_bytes"])
+    output, path, unit_bytes = (described[name] for name in ("output", "path", "unit_bytes"))
+    partial = Partial(output, path, asked, unit_bytes)
     tokenizer = partial.tokenizer()
     assert tokenizer is not None
     answer = lambda value: print(json.dumps(value), flush=True)

@@ -23,7 +23,8 @@ from recursia import params as parameters
 from recursia.depth import alone, routing
 from recursia.depth import capacity as capacities
 from recursia.depth.policy import Aux, Call, Mode, Pass, Policy, Result
-from recursia.depth.routing import pick, put, select, statistics, take
+from recursia.depth.routing import statistics
+from recursia.depth.subset import pick, put, select, spread, take
 from recursia.injection import Injection
 from recursia.layers.attention import Context
 from recursia.layers.branch import Report, States
@@ -259,7 +260,6 @@ def _keep_best(
     no token attends to them, and their states do not change.
     """
     (x, active, live), (weights, limit) = carry, entry
-    rows = jnp.arange(x.shape[0])[:, None]
     h = take(x, active, config.parts)
     logits, predicted = _logits(weights, h, config)
     gate = routing.gate(logits, config.score, config.alpha)
@@ -281,17 +281,14 @@ def _keep_best(
         y, made = recursion.run(y, visible)
     x = put(x, kept, y, pick(gate, chosen), config.gating, config.parts, going)
 
-    def mask(shape: tuple[int, ...], index: Array | None) -> Array:
-        goes_on = jnp.ones(y.shape[:2], bool) if going is None else going
-        return goes_on if index is None else jnp.zeros(shape, bool).at[rows, index].set(goes_on)
-
-    is_chosen, is_kept = mask(logits.shape, chosen), mask(x.shape[:2], kept)
+    goes_on = jnp.ones(y.shape[:2], bool) if going is None else going
+    is_chosen = spread(goes_on, chosen, jnp.zeros(logits.shape, bool))
+    is_kept = spread(goes_on, kept, jnp.zeros(x.shape[:2], bool))
     is_active = jnp.ones(logits.shape, bool) if live is None else live
     out = statistics(logits, predicted, is_chosen, is_active, config.score, config.alpha)
     if is_read:
         scores = jnp.where(is_active, logits, jnp.nan)
-        everywhere = jnp.full(x.shape[:2], jnp.nan)
-        out["scores"] = scores if active is None else everywhere.at[rows, active].set(scores)
+        out["scores"] = spread(scores, active, jnp.full(x.shape[:2], jnp.nan))
     return (x, kept, going), {**out, "state": x, "is_kept": is_kept}, made
 
 

@@ -1,4 +1,4 @@
-"""Routers of Mixture-of-Recursions: scores, top-k over tokens, gather, and gated scatter."""
+"""Routers of Mixture-of-Recursions: scores, gates, and statistics of what they choose."""
 
 import functools
 from typing import Literal
@@ -6,16 +6,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from recursia import batch
-from recursia.kernels.gather_tokens import gather_tokens
-from recursia.kernels.scatter_tokens import scatter_tokens
-from recursia.kernels.select_tokens import select_tokens
 from recursia.layers.branch import States
 from recursia.layers.linear import dot
 from recursia.params import Spec, normal
-from recursia.sharding import constrain, is_split, locally
 
 Kind = Literal["linear", "mlp"]
 Score = Literal["sigmoid", "tanh", "none"]
@@ -98,81 +94,6 @@ def update(x: States, y: States, gate: Float[Array, "B T"], gating: Gating) -> S
             return x + gate * (y - x)
         case "replace":
             return y
-
-
-def select(scores: Float[Array, "B T"], count: int, parts: int = 1) -> Int[Array, "B C"]:
-    """Returns the indices of the `count` highest scores, ascending; ties go to the earlier.
-
-    Args:
-      scores: of the active tokens.
-      count: number of tokens that go on.
-      parts: equal parts of a row, each of which keeps the same number of its tokens; 1 compares the
-        scores of a whole row, with an all-gather where devices hold parts of it.
-    """
-    length = scores.shape[1] // parts
-
-    def run(scores: Array) -> Array:
-        in_part = select_tokens(scores.reshape(-1, length), k=count // parts)
-        first = length * jnp.arange(scores.shape[1] // length)[:, None]
-        index = in_part.reshape(scores.shape[0], -1, count // parts) + first
-        return _first(scores, parts) + index.reshape(scores.shape[0], -1)
-
-    names = ("batch", _tokens(parts))
-    return locally(run, (scores,), (names,), names)
-
-
-def _tokens(parts: int) -> str | None:
-    """Returns the logical axis of tokens if they stay on their device, or None."""
-    return "length" if is_split("length", parts) else None
-
-
-def _first(x: Array, parts: int) -> int | Array:
-    """Returns the index in the row of the first token that this device holds."""
-    return x.shape[1] * jax.lax.axis_index("context") if is_split("length", parts, True) else 0
-
-
-def pick(x: Array, index: Int[Array, "B C"] | None) -> Array:
-    """Returns the entries of `x` [B T] at `index`; None is all of them."""
-    return x if index is None else jnp.take_along_axis(x, index, axis=1)
-
-
-def take(x: States, index: Int[Array, "B C"] | None, parts: int = 1) -> Float[Array, "B C D"]:
-    """Returns the states of the tokens at `index`, a gather by parts; None is all of them."""
-    if index is None:
-        return x
-    names = ("batch", _tokens(parts), None), ("batch", "length")
-    run = lambda x, index: gather_tokens(x, index - _first(x, parts), is_sorted=True)
-    return locally(run, (x, index), names, ("batch", "length", None))
-
-
-def put(
-    x: States,
-    index: Int[Array, "B C"] | None,
-    y: Float[Array, "B C D"],
-    gate: Float[Array, "B C"],
-    gating: Gating,
-    parts: int = 1,
-    is_live: Bool[Array, "B C"] | None = None,
-) -> States:
-    """Returns all states after a recursion from those at `index`, ascending, to `y`: a scatter.
-
-    Other states, and those of tokens that are not live, stay the same bit for bit.
-    """
-    if index is None:
-        new = update(x, y, gate, gating)
-        return new if is_live is None else jnp.where(is_live[..., None], new, x)
-    if is_live is not None:
-        unchanged = take(x, index, parts) if gating in ("delta", "replace") else jnp.zeros_like(y)
-        y = jnp.where(is_live[..., None], y, unchanged)
-    if gating == "replace":
-        return x.at[jnp.arange(x.shape[0])[:, None], index].set(y)
-    added = y - take(x, index, parts) if gating == "delta" else y
-    scale = None if gating == "additive" else gate
-    states = "batch", _tokens(parts), None
-    run = lambda x, index, *rest: scatter_tokens(x, index - _first(x, parts), *rest, is_sorted=True)
-    names = states, states[:2], states, states[:2]
-    x = locally(run, (x, index, added, scale), names, states)
-    return constrain(x, ("batch", "length", None))
 
 
 def statistics(

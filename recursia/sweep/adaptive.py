@@ -24,15 +24,13 @@ from recursia.sweep.declaration import Declaration
 from recursia.sweep.directory import Sweep
 from recursia.sweep.processes import Process
 from recursia.sweep.search import Search
+from recursia.sweep.study import AGAIN, NAME, STATE, SURPLUS, WORKER, counted, opened, sampler
 from recursia.sweep.trial import Trial
 from recursia.sweep.view import View
 from recursia.train.writer import METRICS
 from recursia.workdir import lock
 
-JOURNAL, WORKERS = "optuna.journal", "workers"
-# What the study notes of a trial: who runs it, its directory, whose overrides it takes over, and
-# that it does not count, because another one is equal or was faster.
-WORKER, NAME, AGAIN, SURPLUS, STATE = "worker", "name", "again", "surplus", "state"
+WORKERS = "workers"  # folder of a sweep's directory, with a folder for each worker
 TWINS = 20  # equal suggestions in a row, after which a sampler has nothing new
 YOUNG_SECONDS = 60.0  # age up to which a trial may not yet say who runs it
 
@@ -54,7 +52,7 @@ def run(
     """
     assert declared.search is not None
     jobs, threads = local.shared(declared.search.num_trials, jobs, threads)
-    with _worker(sweep.directory) as name, _study(sweep.directory, declared.search) as study:
+    with _worker(sweep.directory) as name, opened(sweep.directory, declared.search) as study:
         worker = Worker(sweep, declared, declared.search, study, name)
         if retries:
             worker.retry()
@@ -77,25 +75,6 @@ def _worker(place: pathlib.Path) -> Iterator[str]:
     finally:
         held.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _study(place: pathlib.Path, search: Search) -> Iterator[Any]:
-    """Yields the study of a directory, which is made if there is none."""
-    try:
-        with console.doing("opening the study"):
-            import optuna
-            from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        raise ConfigError("sweep: a search needs Optuna; pip install 'recursia[sweep]'") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield optuna.create_study(
-        study_name="sweep",
-        storage=JournalStorage(JournalFileBackend(str(place / JOURNAL))),
-        pruner=search.pruner or optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
 
 
 @dataclasses.dataclass
@@ -131,7 +110,7 @@ class Worker:
         self._sweep, self._declared, self._search = sweep, declared, search
         self._study, self._name = study, name
         self._asked: dict[str, Asked] = {}
-        self._twins = 0
+        self._twins, self._is_exhausted = 0, False
 
     def work(self, runner: local.Runner) -> int | None:
         """Runs trials to the end of the search; returns the signal that ended it, if one did."""
@@ -161,13 +140,14 @@ class Worker:
             self._reclaim()
             trials = self._study.get_trials(deepcopy=False)
             is_waiting = any(each.state.name == "WAITING" for each in trials)
-            if not is_waiting and len(_counted(trials)) >= self._search.num_trials:
+            is_enough = len(counted(trials)) >= self._search.num_trials
+            if not is_waiting and (is_enough or self._is_exhausted):
                 return None
-            self._study.sampler = self._sampler(len(trials))
+            self._study.sampler = sampler(self._search, len(trials))
             of = self._study.ask()
             of.set_user_attr(WORKER, self._name)
             trials = self._study.get_trials(deepcopy=False)
-            earlier = [each for each in _counted(trials) if each.number < of.number]
+            earlier = [each for each in counted(trials) if each.number < of.number]
             if AGAIN not in of.user_attrs and len(earlier) >= self._search.num_trials:
                 self._drop(of)  # another worker was faster
                 continue
@@ -176,12 +156,6 @@ class Worker:
                 return asked
         console.say(f"the last {TWINS} suggestions are of trials that there are; ending the search")
         return None
-
-    def _sampler(self, number: int) -> Any:
-        """Returns a sampler whose draws differ from those of every earlier trial and start."""
-        import optuna
-
-        return (self._search.sampler or optuna.samplers.TPESampler)(seed=self._search.seed + number)
 
     def _suggested(self, of: Any) -> Asked | None:
         """Returns the trial that the study suggests, if it has to be run; else its result is told.
@@ -192,7 +166,7 @@ class Worker:
         try:
             trial = self._declared.suggested(of)
         except ConfigError:
-            self._study.tell(of, state=_state_of("FAIL"))
+            self._end(of, state="FAIL")
             raise
         of.set_user_attr(NAME, trial.name)
         asked, is_again = Asked(of, trial), AGAIN in of.user_attrs
@@ -209,10 +183,21 @@ class Worker:
             return asked
         return None
 
+    def _end(self, of: Any, loss: float | None = None, state: str = "COMPLETE") -> None:
+        """Tells the study that a trial has ended."""
+        from optuna.trial import TrialState
+
+        try:
+            self._study.tell(of, loss, TrialState[state])
+        except (
+            RuntimeError
+        ):  # a sampler of a finite space stops its study, which only `optimize` may
+            self._is_exhausted = True
+
     def _drop(self, of: Any) -> None:
         """Ends a trial that does not count."""
         of.set_user_attr(SURPLUS, True)
-        self._study.tell(of, state=_state_of("FAIL"))
+        self._end(of, state="FAIL")
 
     def _watch(self, asked: Asked, runner: local.Runner) -> None:
         """Reports new validation losses, and ends a trial that the pruner gives up."""
@@ -244,11 +229,11 @@ class Worker:
             loss = standing.of(asked.trial.name, folder).validation_loss
         asked.of.set_user_attr(STATE, state)
         if loss is not None and math.isfinite(loss):
-            self._study.tell(asked.of, loss)
+            self._end(asked.of, loss)
         elif state in (states.DIVERGED, states.PRUNED):
-            self._study.tell(asked.of, state=_state_of("PRUNED"))
+            self._end(asked.of, state="PRUNED")
         elif state in (states.FINISHED, states.FAILED):
-            self._study.tell(asked.of, state=_state_of("FAIL"))
+            self._end(asked.of, state="FAIL")
         elif state == states.RUNNING:  # by another worker
             self._drop(asked.of)
 
@@ -261,8 +246,8 @@ class Worker:
                 continue
             if each.number not in again:
                 self._again(each)
-            with contextlib.suppress(ValueError, RuntimeError):  # another worker was faster
-                self._study.tell(each.number, state=_state_of("FAIL"))
+            with contextlib.suppress(ValueError):  # another worker was faster
+                self._end(each.number, state="FAIL")
 
     def _is_stale(self, of: Any) -> bool:
         name = of.user_attrs.get(WORKER)
@@ -283,15 +268,3 @@ class Worker:
 
     def _again(self, of: Any) -> None:
         self._study.enqueue_trial(of.params, user_attrs={AGAIN: of.number})
-
-
-def _counted(trials: list[Any]) -> list[Any]:
-    """Returns the trials that count: not those that were asked for again, or dropped."""
-    replaced = {each.user_attrs.get(AGAIN) for each in trials}
-    return [t for t in trials if t.number not in replaced and SURPLUS not in t.user_attrs]
-
-
-def _state_of(name: str) -> Any:
-    from optuna.trial import TrialState
-
-    return TrialState[name]

@@ -242,10 +242,10 @@ def _ticks(axis: Any) -> None:
 
 
 def _short(value: float) -> str:
-    """Returns a number in a few characters: 24, 0.003, 20k, 2e+10."""
+    """Returns a number in a few characters: 24, 0.003, 1.5k, 2e+10."""
     if value and not 1e-4 <= abs(value) < 1e9:
         return f"{value:.3g}"
-    power = 0 if abs(value) < 1e4 else min(2, math.floor(math.log10(abs(value)) / 3))
+    power = min(2, max(0, math.floor(math.log10(abs(value) or 1) / 3)))
     return f"{value / 1000**power:.3g}{('', 'k', 'M')[power]}"
 
 

@@ -56,6 +56,7 @@ class Process:
     def __init__(self, trial: Trial, folder: pathlib.Path, share: Share):
         """Starts it, in a session of its own, where Ctrl-C does not reach it twice."""
         self.trial, self.share, self._folder = trial, share, folder
+        self._before = self._stamp()
         try:
             with (folder / LOG).open("ab") as log:
                 self._process = self._start([*trial.command(str(folder)), ALONE], log)
@@ -89,10 +90,17 @@ class Process:
         code = self._process.poll()
         if code is None:
             return False
-        is_known = ending.read(self._folder) is not None or lock.is_live(self._folder)
+        is_known = self._stamp() != self._before or lock.is_live(self._folder)
         if code > 0 and code not in states.RESUMABLE and not is_known:
             ending.write(self._folder, code, self._last_lines())
         return True
+
+    def _stamp(self) -> int:
+        """Returns when an end of the run was last written, in nanoseconds; 0 if never."""
+        try:
+            return (self._folder / ending.FILE).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _last_lines(self) -> str:
         with (self._folder / LOG).open(errors="replace") as log:

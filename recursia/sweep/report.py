@@ -91,7 +91,8 @@ def _family_json(family: Family) -> dict[str, Any]:
 def _valley_json(valley: Valley) -> dict[str, Any]:
     fit = valley.fit
     numbers = ("best", "least", "curvature")
-    found = {"at": valley.at, "trials": [point.name for point in valley.points], "fit": None}
+    names = [point.name for point in valley.points]
+    found = {"at": valley.at, "trials": names, "lowest": valley.lowest, "fit": None}
     if fit is not None:
         made = {name: dataclasses.asdict(getattr(fit, name)) for name in numbers}
         found["fit"] = {"formula": parabola(fit), **made, "residuals": fit.residuals}
@@ -144,7 +145,7 @@ def _family_lines(family: Family) -> list[str]:
             found.append(
                 f"  {family.name}, {family.along.words} {valley.at:.4g}: least "
                 f"{valley.fit.least:.4f} at {family.across.words} {valley.fit.best:.4g}, "
-                f"residuals {_rms(valley.fit.residuals):.4f}"
+                f"residuals {_rms(valley.fit.residuals):.4f}, lowest trial {valley.lowest:.4f}"
             )
     for y, law in (("least loss", family.least), (f"best {family.across.words}", family.best)):
         if law:

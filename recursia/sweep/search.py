@@ -12,7 +12,8 @@ class Search:
     Attributes:
       num_trials: trials in all, of all workers.
       seed: of the sampler.
-      sampler: makes an Optuna sampler, called with `seed=`; None is its default, TPE.
+      sampler: makes the Optuna sampler of each trial, called with another `seed=` each time; None
+        is its default, TPE. A grid should not take the seed, which shuffles it.
       pruner: an Optuna pruner, such as `optuna.pruners.MedianPruner()`; None ends no trial early.
     """
 

@@ -6,6 +6,7 @@ its place; across budgets, widths or recursions both follow power laws.
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -44,6 +45,11 @@ class Valley:
     at: float
     points: tuple[Point, ...]
     fit: Parabola | None
+
+    @property
+    def lowest(self) -> float:
+        """The loss of the best trial, which a parabola may undercut; NaN if all diverged."""
+        return min((p.loss for p in self.points if not p.is_diverged), default=math.nan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,6 +67,8 @@ def train(
         if start >= run.train.num_steps and not loop.owes(start):
             loop.progress.say(f"{workdir}: finished at step {start}; nothing to do")
             return
+        if lock is not None:
+            ending.begin(workdir)
         loop.record(start, overrides)
         while True:
             try:
@@ -161,7 +163,8 @@ class Loop(Beginning):
         if is_new:
             self.progress.say(self.compiling())
         # Sending a step may wait for the one before.
-        with stall.waiting(*(("compilation", stall.FIRST_SECONDS) if is_new else ("step",))):
+        compiles = stall.waiting("compilation", stall.FIRST_SECONDS)
+        with compiles if is_new else stall.waiting("step"):
             state, metrics = update(state, batch, self.watch.losses.limit(step))
         self._compiled.add(update)
         self.ledger.to("step")

@@ -149,7 +149,14 @@ class Trainer:
             in_shardings=(self.state_shardings, self.batch_sharding, None, None),
             out_shardings=(self.state_shardings, self.replicated),
             donate_argnums=0,
+            compiler_options=self._compiler_options,
         )
+
+    @property
+    def _compiler_options(self) -> dict[str, bool] | None:
+        is_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda")
+        is_chosen = is_gpu and self.run.train.deterministic
+        return {"xla_gpu_exclude_nondeterministic_ops": True} if is_chosen else None
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and shardings of a step's batch."""

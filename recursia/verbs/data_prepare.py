@@ -6,7 +6,7 @@ import json
 import typing
 from typing import Any
 
-from recursia import parsing
+from recursia import console, parsing
 from recursia.meanings import meanings
 
 ABOUT = "Tokenise and pack documents."
@@ -65,6 +65,9 @@ def run(given: argparse.Namespace) -> None:
     manifest = prepare.prepare(given.input, given.output, options, **how)
     if manifest is not None:
         print(json.dumps(manifest["splits"], indent=2))
+    else:
+        number, count = given.part
+        console.say(f"part {number} of {count} is made; the same without --part joins them")
 
 
 def _part(typed: str) -> tuple[int, int]:

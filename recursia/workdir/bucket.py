@@ -13,8 +13,9 @@ from typing import Any
 
 from recursia import parts
 from recursia.parts import Parts
-from recursia.workdir.lease import Lease
+from recursia.workdir.lease import Lease, is_live
 
+__all__ = ["is_live"]
 INTERVAL: float | None = 30.0
 lines = Parts
 lock = Lease

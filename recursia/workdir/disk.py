@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Callable, Iterator
 
 from recursia.workdir.lines import Lines
-from recursia.workdir.lock import Lock
+from recursia.workdir.lock import Lock, is_live
 
+__all__ = ["is_live"]
 INTERVAL: float | None = None
 lines = Lines
 lock = Lock

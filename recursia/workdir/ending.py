@@ -13,19 +13,27 @@ CRASHED = 1  # the exit code of an exception that is no user's error
 
 @contextlib.contextmanager
 def recorded(workdir: pathlib.Path) -> Iterator[None]:
-    """Writes how what is inside ended; what an earlier start wrote is deleted first.
+    """Writes how what is inside ended.
 
-    A process that is killed writes nothing.
+    A process that is killed writes nothing, and neither does one that is refused, or has nothing to
+    do, where an earlier one has finished: see `begin`.
     """
-    with contextlib.suppress(OSError):
-        (workdir / FILE).unlink(missing_ok=True)
+    code, what = 0, ""
     try:
         yield
     except BaseException as error:
         what = str(error) if hasattr(error, "exit_code") else f"{type(error).__name__}: {error}"
-        write(workdir, getattr(error, "exit_code", CRASHED), what)
+        code = getattr(error, "exit_code", CRASHED)
         raise
-    write(workdir, 0, "")
+    finally:
+        if (read(workdir) or (None, ""))[0] != 0:
+            write(workdir, code, what)
+
+
+def begin(workdir: pathlib.Path) -> None:
+    """Deletes what an earlier start wrote, before the run changes its directory."""
+    with contextlib.suppress(OSError):
+        (workdir / FILE).unlink(missing_ok=True)
 
 
 def write(workdir: pathlib.Path, code: int, why: str) -> None:

@@ -133,3 +133,17 @@ class Lease:
         with contextlib.suppress(OSError):
             if self.is_held():
                 (self._folder / self._name).write_bytes(b"\n")
+
+
+def is_live(workdir: Any) -> bool:
+    """Returns whether a run holds the lock of a directory, by the clocks, without taking it."""
+    folder = workdir / lock.FILE
+    names = [each.name for each in folder.iterdir() if _NAME.fullmatch(each.name)]
+    try:
+        newest = folder / max(names, default="none")
+        holder, age = lock.written_by(newest.read_bytes()), time.time() - newest.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    is_here = holder is not None and holder["machine"] == lock.this_machine()
+    is_gone = holder is None or (is_here and not lock.is_alive(holder["process"]))
+    return not is_gone and age < STALE_SECONDS

@@ -1,15 +1,17 @@
 """What a run's checkpoints are, as rows: of the steps that count and of the folders set aside."""
 
+import contextlib
 import pathlib
 import time
 from typing import Any
 
 from recursia import console
 from recursia.errors import CheckpointError
-from recursia.workdir import digests, steps
+from recursia.workdir import digests, place, steps
 from recursia.workdir.history import FILE, History
 
 DIRECTORY = "checkpoints"
+SAVING = "being saved"
 WHOLE, UNCHECKED = "match their digests", "have no digests (an older version saved them)"
 
 
@@ -22,8 +24,9 @@ def rows(workdir: pathlib.Path, step: int | None = None, reads: bool = True) -> 
       reads: whether files are compared with their digests; it takes time to read them.
 
     Returns:
-      Rows of `folder`, `step` (None if set aside), `age` in seconds, `bytes`, `validation_loss` in
-      nats per token, `verified` (None if that is not known), and `files`, which says why.
+      Rows of `folder`, `step` (None if it is set aside or being saved), `age` in seconds, `bytes`,
+      `validation_loss` in nats per token, `verified` (None if that is not known), and `files`,
+      which says why.
 
     Raises:
       CheckpointError: if there is no such directory or step.
@@ -41,9 +44,13 @@ def rows(workdir: pathlib.Path, step: int | None = None, reads: bool = True) -> 
     for each in found if step is None else (step,):
         folder = directory / str(each)
         verified, files = _state(folder, reads)
-        row = {"folder": folder.name, "step": each, **_size(folder)}
-        row["validation_loss"] = history.losses.get(each)
-        made.append({**row, "verified": verified, "files": files})
+        counts = files != SAVING
+        with contextlib.suppress(FileNotFoundError):  # the run has given it up meanwhile
+            row = {"folder": folder.name, "step": each if counts else None, **_size(folder)}
+            row["validation_loss"] = history.losses.get(each)
+            made.append({**row, "verified": verified, "files": files})
+    if step is not None and not any(row["step"] == step for row in made):
+        raise CheckpointError(f"{directory}: step {step} is being saved, or given up, just now")
     for folder in steps.aside(directory) if step is None else ():
         row = {"folder": folder.name, "step": None, **_size(folder), "validation_loss": None}
         made.append({**row, "verified": None, "files": "set aside"})
@@ -65,6 +72,8 @@ def render(found: list[dict[str, Any]]) -> str:
 def _state(folder: pathlib.Path, reads: bool) -> tuple[bool | None, str]:
     """Returns whether a step is whole, and why."""
     is_finished = (folder / digests.COMMIT).exists()
+    if not is_finished and place.of(folder).is_live(folder.parents[1]):
+        return None, SAVING
     if not is_finished:
         return False, f"not finished: {digests.COMMIT} is missing"
     if not reads:

@@ -68,6 +68,11 @@ class Place(Protocol):
         ...
 
     @staticmethod
+    def is_live(workdir: Any) -> bool:
+        """Returns whether a run holds the lock of a directory, without taking it."""
+        ...
+
+    @staticmethod
     def lines(path: Any) -> Lines:
         """Opens a file, to add lines."""
         ...

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from recursia import buckets
+from recursia import buckets, storage
 from recursia.data import prepare as prepare_lib
 from recursia.data import remote, verification
 from recursia.data.loader import Loader
@@ -113,7 +113,7 @@ def test_a_bucket_that_does_not_answer_is_one_line_in_time(
     copied, faults, monkeypatch, refused, fault
 ):
     there = loader(copied)
-    monkeypatch.setattr(buckets, "SECONDS", 2.0)
+    monkeypatch.setattr(storage, "SECONDS", 2.0)
     faults.always = fault
     began = time.monotonic()
     refused(lambda: there.batch(0), f"{copied}/train-0", "cannot be read", "no answer within 2 s")

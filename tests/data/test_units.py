@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from recursia.data import partial, source, units
+from recursia.data import partial, source, units, workers
 from recursia.data import prepare as prepare_lib
 from recursia.errors import ConfigError
 from tests.helpers.corpora import prepare
@@ -52,7 +52,11 @@ def contents(folder):
 
 def made(output):
     """Returns the units of an unfinished preparation."""
-    folder = pathlib.Path(f"{output}.partial") / "units"
+    return made_in(pathlib.Path(f"{output}.partial"))
+
+
+def made_in(unfinished):
+    folder = unfinished / "units"
     return [name for name in os.listdir(folder) if "." not in name] if folder.exists() else []
 
 
@@ -187,6 +191,28 @@ def test_one_process_at_a_time_prepares_a_folder(corpus, small, tmp_path, refuse
         prepare(corpus, out, part=(2, 4), **HOW)
 
 
+def test_what_others_put_there_is_neither_used_nor_removed(corpus, small, put, tmp_path, refused):
+    mine = put("mine/notes.txt", "mine")
+    call = lambda: prepare(corpus, tmp_path / "out", partial_folder=str(tmp_path / "mine"), **HOW)
+    refused(call, "mine: holds 1 entries", "notes.txt")
+    os.unlink(mine)
+    prepare(corpus, tmp_path / "out", partial_folder=str(tmp_path / "mine"), **HOW)
+    begun(corpus[:3], tmp_path / "other", partial_folder=str(tmp_path / "mine"))
+    call()  # it is there, and the folder is another's
+    assert len(made_in(tmp_path / "mine")) == 1
+    prepare(corpus[:3], tmp_path / "other", partial_folder=str(tmp_path / "mine"), **HOW)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_what_is_left_of_a_finished_preparation_is_removed(corpus, small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.Partial, "remove", lambda self: None)
+        prepare(corpus, tmp_path / "out", **HOW)
+    assert made(tmp_path / "out")
+    prepare(corpus, tmp_path / "out", **HOW)
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_a_part_does_not_learn_a_tokenizer(corpus, tmp_path, refused):
     call = lambda: prepare(corpus, tmp_path / "out", part=(1, 2), tokenizer="bpe:300")
     refused(call, "--part=1/2", "bpe:300", "--tokenizer", kind=ConfigError, code=2)
@@ -200,8 +226,35 @@ def test_a_broken_line_stops_a_worker_in_one_line_and_what_was_made_stays(
         file.write(b"\n{broken\n")
     with pytest.raises(ValueError, match=r"^\S*a.jsonl:22: bad JSON.*on_error=skip.$"):
         prepare([path], tmp_path / "out", num_workers=2, **HOW)
-    assert capfd.readouterr().err == ""
+    assert "Traceback" not in capfd.readouterr().err
     assert made(tmp_path / "out") and not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_is_killed_is_one_line(corpus, small, tmp_path, monkeypatch):
+    def killed(self, partial, num_workers, start=workers._Worker.__init__):
+        start(self, partial, num_workers)
+        self.process.kill()
+
+    monkeypatch.setattr(workers._Worker, "__init__", killed)
+    with pytest.raises(ValueError, match=r"exit code -9 while it prepared .*fewer --num_workers"):
+        prepare(corpus, tmp_path / "out", num_workers=2, **HOW)
+
+
+def test_a_worker_ends_with_its_parent(corpus, small, tmp_path):
+    prepare(corpus, tmp_path / "out", part=(1, 1000), **HOW)
+    options = prepare_lib.Options(**HOW)
+    folder = f"{tmp_path / 'out'}.partial"
+    made = partial.Partial("", folder, prepare_lib.request(corpus, options), SMALL)
+    worker = workers._Worker(made, 1)
+    worker.make(made.units[0], lambda _: None)
+    worker.process.stdin.close()
+    assert worker.process.wait(timeout=20) == 0
+
+
+def test_a_part_is_given_as_one_of_several(refused_command):
+    prepare = ("data", "prepare", "--input", "a", "--output", "b")
+    for typed in ("0/2", "3/2", "1", "a/b", "1/2/3", "-1/2"):
+        refused_command(*prepare, f"--part={typed}", parts=(typed, "such as 2/8"))
 
 
 PREPARE = """

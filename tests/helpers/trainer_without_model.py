@@ -46,6 +46,7 @@ def main() -> int:
 
 
 def train(workdir: pathlib.Path, rate: float, behaviour: str) -> None:
+    ending.begin(workdir)
     record = json.loads(pathlib.Path(os.environ["RECORD"]).read_text())
     (workdir / "config.json").write_text(json.dumps(record))
     metrics, loss = workdir / "metrics.jsonl", abs(math.log10(rate) + 2)

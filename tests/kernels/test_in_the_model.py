@@ -1,6 +1,7 @@
 """The model trains through the kernels on a TPU and a GPU, and they change no number."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,10 @@ from tests.helpers.batches import whole_rows
 from tests.helpers.kernels import GPUS, run_interpreted
 from tests.helpers.tiny import error, tol
 
-ROUTING = ("select_tokens", "gather_tokens", "scatter_tokens", "scatter_tokens_collect")
 CAUSAL = ("causal_attention", "causal_attention_backward")
 GROUPED = ("grouped_matmul", "grouped_outer")
 OPS = {
-    "mor:tiny": (*ROUTING, *CAUSAL),
+    "mor:tiny": CAUSAL,
     "moeut:tiny": (*GROUPED, *CAUSAL),
     "sut:tiny": GROUPED,  # its attention looks at distances, which the kernels decline
 }
@@ -59,6 +59,16 @@ def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
         assert op not in CAUSAL or taken[op] <= {"splash", "cudnn"}, op
     # Over the keys of its own recursion, a routed subset runs no attention kernel of ours.
     assert CAUSAL[0] not in OPS[name] or "routed_attention" not in taken
+
+
+@pytest.mark.gpu_compile
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_a_step_on_a_gpu_sums_in_an_order_unless_told_otherwise(is_chosen):
+    fields = {"model.dtype": "bfloat16", "train.deterministic": str(is_chosen).lower()}
+    text = trainer("mor:tiny", topology.devices("h100:1"), **fields).lower().compile().as_text()
+    scatters = [line for line in text.splitlines() if re.search(r"= \S+ scatter\(", line)]
+    assert scatters
+    assert all("unique_indices=true" in line for line in scatters) == is_chosen
 
 
 def batch(rows=2, length=24):

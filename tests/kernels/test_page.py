@@ -10,14 +10,13 @@ GIVEN = """
 import jax, jax.numpy as jnp
 jax.config.update("jax_platforms", "cpu")
 draw = lambda *shape: jax.random.normal(jax.random.key(len(shape)), shape)
-scores, x, gate = draw(2, 8), draw(2, 8, 16), draw(2, 4)
+index = jnp.array([[0, 2, 3, 7], [1, 4, 5, 6]])
 query, key, value = draw(2, 8, 4, 16), draw(2, 8, 2, 16), draw(2, 8, 2, 16)
 q, k, v = query[:, :4], key[:, :4], value[:, :4]
 tokens, up, down, weights = draw(6, 16), draw(8, 16, 32), draw(8, 32, 16), draw(6, 2)
 chosen = jnp.arange(12).reshape(6, 2) % 8
 """
 CHECKED = """
-assert index.shape == (2, 4) and rows.shape == (2, 4, 16) and y.shape == x.shape
 assert plain.shape == query.shape and some.shape == rest.shape == q.shape
 assert out.shape == tokens.shape
 import sys

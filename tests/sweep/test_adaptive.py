@@ -11,7 +11,7 @@ import time
 import optuna
 import pytest
 
-from recursia.sweep import adaptive, declaration, directory, processes, states
+from recursia.sweep import adaptive, declaration, directory, processes, states, study
 from tests.helpers import trials
 
 SEARCH = """
@@ -45,25 +45,25 @@ def search(tmp_path, monkeypatch, command):
     return run
 
 
-def study(place):
-    backend = optuna.storages.journal.JournalFileBackend(str(place / adaptive.JOURNAL))
+def told(place):
+    backend = optuna.storages.journal.JournalFileBackend(str(place / study.JOURNAL))
     return optuna.load_study(study_name="sweep", storage=optuna.storages.JournalStorage(backend))
 
 
 def of_state(place, state):
-    return [each for each in study(place).trials if each.state.name == state]
+    return [each for each in told(place).trials if each.state.name == state]
 
 
 def test_a_search_runs_as_many_trials_as_declared_and_then_no_more(search, tmp_path):
     text = SEARCH.format(settings="num_trials=3, seed=3")
     assert "3 trials: 3 finished" in search(text)
-    told = of_state(tmp_path / "s", "COMPLETE")
-    assert len(told) == 3
-    for each in told:
-        rate = directory.read(tmp_path / "s").trial(each.user_attrs[adaptive.NAME]).overrides
+    complete = of_state(tmp_path / "s", "COMPLETE")
+    assert len(complete) == 3
+    for each in complete:
+        rate = directory.read(tmp_path / "s").trial(each.user_attrs[study.NAME]).overrides
         assert rate["optimizer.learning_rate"] == float(f"{each.params['rate']:.2g}")
     search("")
-    assert len(study(tmp_path / "s").trials) == 3
+    assert len(told(tmp_path / "s").trials) == 3
     assert all(len(each) == 1 for each in trials.starts(tmp_path / "s").values())
 
 
@@ -72,21 +72,28 @@ def test_the_first_suggestion_follows_from_the_seed(search, tmp_path):
     first = []
     for seed in (3, 3, 4):
         search(SEARCH.format(settings=f"num_trials=1, seed={seed}"))
-        first.append(study(tmp_path / "s").trials[0].params["rate"])
+        first.append(told(tmp_path / "s").trials[0].params["rate"])
         (tmp_path / "s").rename(tmp_path / f"s{len(first)}")
     assert first[0] == first[1] != first[2]
 
 
-def test_a_trial_that_diverges_is_a_result_and_one_that_fails_is_none(
-    search, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(adaptive, "TWINS", 8)
-    text = CHOICE.format(number=50, rates="[0.1, 0.01, 1.0]")
-    said = search(text, "--jobs=1", code=1, **{"0_1": "diverge", "1_0": "no data"})
+GRID = """
+import optuna
+from recursia.sweep import Search
+RATES = [0.1, 0.01, 1.0]
+SAMPLER = lambda seed: optuna.samplers.GridSampler({"rate": RATES})  # in one order
+SEARCH = Search(num_trials=3, sampler=SAMPLER)
+def search(trial):
+    return {"optimizer.learning_rate": trial.suggest_categorical("rate", RATES)}
+"""
+
+
+def test_a_trial_that_diverges_is_a_result_and_one_that_fails_is_none(search, tmp_path):
+    said = search(GRID, "--jobs=1", code=1, **{"0_1": "diverge", "1_0": "no data"})
     assert "1 finished, 1 diverged, 1 failed" in said
-    for each in of_state(tmp_path / "s", "PRUNED"):
-        assert each.params == {"rate": 0.1} and each.user_attrs["state"] == "diverged"
-    assert {each.params["rate"] for each in of_state(tmp_path / "s", "FAIL")} == {1.0}
+    (pruned,) = of_state(tmp_path / "s", "PRUNED")
+    assert pruned.params == {"rate": 0.1} and pruned.user_attrs["state"] == "diverged"
+    assert [each.params["rate"] for each in of_state(tmp_path / "s", "FAIL")] == [1.0]
     search("", "--retry_failed")
     assert {each.params["rate"] for each in of_state(tmp_path / "s", "COMPLETE")} == {0.01, 1.0}
     counts = {name: len(each) for name, each in trials.starts(tmp_path / "s").items()}
@@ -137,8 +144,8 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_trials(search, tmp_path)
     assert "2 finished" in search("", num_steps=30)
     assert [len(each) for each in trials.starts(place).values()] == [2, 1]
     assert len(of_state(place, "COMPLETE")) == 2
-    (again,) = [each for each in study(place).trials if "again" in each.user_attrs]
-    assert again.user_attrs[adaptive.NAME] == stopped
+    (again,) = [each for each in told(place).trials if "again" in each.user_attrs]
+    assert again.user_attrs[study.NAME] == stopped
 
 
 RUN = "import sys\nfrom recursia import cli\nfrom recursia.sweep import processes\n"
@@ -186,6 +193,14 @@ def test_a_mistake_of_a_search_is_one_line_and_starts_nothing(body, parts, searc
 def test_a_search_without_optuna_is_one_line(search, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "recursia[sweep]" in search(SEARCH.format(settings="num_trials=2"), code=2)
+
+
+def test_a_damaged_study_is_one_line(search, tmp_path):
+    search(SEARCH.format(settings="num_trials=1"))
+    path = tmp_path / "s" / study.JOURNAL
+    path.write_bytes(b'{"op_code"' + path.read_bytes()[5:])
+    said = search("", code=2)
+    assert said.count("\n") == 1 and f"{path}: cannot be read" in said
 
 
 def test_a_search_of_no_trials_is_refused(tmp_path, refused_command):

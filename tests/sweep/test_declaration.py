@@ -94,7 +94,8 @@ def test_a_command_trains_what_was_declared(tmp_path):
 
 
 def test_what_is_typed_applies_to_all_trials_and_replaces_what_they_declare(tmp_path):
-    body = "for rate in (1, 2):\n    add(**{'optimizer.learning_rate': rate, 'train.num_steps': 9})"
+    body = "for rate in (1, 2):\n    add(**{'optimizer.learning_rate': rate, 'train.num_steps': 9,"
+    body += " 'model.depth.num_recursions': 2})"
     typed = {"train.num_steps": "4", "depth.num_recursions": "1"}
     for each in declared(tmp_path, body, typed=typed).trials:
         assert each.run().train.num_steps == 4 and each.run().model.depth.num_recursions == 1

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from recursia import console
+from recursia.errors import DataError
 from recursia.sweep import directory, local, processes, states, view
 from recursia.workdir import ending, lock
 from tests.helpers import trials
@@ -99,6 +100,14 @@ def test_divergence_is_a_result_and_a_failure_is_tried_again_only_if_wanted(swee
     assert sorted(len(each) for each in trials.starts(tmp_path / "s").values()) == [1, 2, 2]
 
 
+def test_a_trial_that_was_stopped_and_crashes_before_it_begins_has_failed(sweep, tmp_path):
+    sweep("--runner=print")
+    for folder in (tmp_path / "s" / "trials").iterdir():
+        ending.write(folder, 75, "stopped")
+    sweep("--runner=local", code=1, **{"0_1": "crash"})
+    assert by_rate(tmp_path / "s") == {0.1: "failed", 0.01: "finished", 1: "finished"}
+
+
 def test_status_says_why_in_a_table_and_as_one_object(sweep, tmp_path):
     sweep(code=1, **{"1_0": "no data"})
     table, _ = sweep("status")
@@ -163,23 +172,37 @@ def test_results_outlive_the_file_that_declares_them(sweep, tmp_path, command):
     assert shown["trials"][0]["unique_parameters"] == 0
 
 
+HOLDS = """
+import pathlib, sys, time
+from recursia.workdir import ending, lock
+folder = pathlib.Path(sys.argv[1])
+held = lock.Lock(folder, print)
+print("held", flush=True)
+time.sleep(1.5)
+if sys.argv[2] == "fails":
+    ending.write(folder, 3, "no data")
+held.close()
+"""
+
+
 def test_a_trial_that_another_process_trains_is_waited_for(sweep, tmp_path):
-    """As after the end of the sweep's process alone: the two never train one trial at once."""
+    """As after the end of the sweep's process alone: the two never train one trial at once.
+
+    One that stops there goes on here, one that fails there does not.
+    """
     sweep("--runner=print")
-    folder = next((tmp_path / "s" / "trials").iterdir())
-    holds = (
-        "import sys, pathlib, time; from recursia.workdir import lock;"
-        "held = lock.Lock(pathlib.Path(sys.argv[1]), print); print('held', flush=True);"
-        "time.sleep(1.5); held.close()"
-    )
-    other = subprocess.Popen([sys.executable, "-c", holds, folder], stdout=subprocess.PIPE)
-    assert other.stdout is not None and other.stdout.readline() == b"held\n"
-    assert states.of(folder) == (states.RUNNING, "")
+    folders, others = sorted((tmp_path / "s" / "trials").iterdir()), []
+    for folder, what in zip(folders, ("stops", "fails"), strict=False):
+        command = [sys.executable, "-c", HOLDS, folder, what]
+        others.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        assert others[-1].stdout.readline() == b"held\n"
+        assert states.of(folder) == (states.RUNNING, "")
     start = time.monotonic()
-    sweep("--runner=local")
-    assert other.wait(LIMIT_SECONDS) == 0 and time.monotonic() - start > 1
-    assert [len(each) for each in trials.starts(tmp_path / "s").values()] == [1, 1, 1]
-    assert set(by_rate(tmp_path / "s").values()) == {"finished"}
+    _, said = sweep("--runner=local", code=1)
+    assert time.monotonic() - start > 1 and [each.wait(LIMIT_SECONDS) for each in others] == [0, 0]
+    assert "2 finished, 1 failed" in said and states.of(folders[1]) == ("failed", "no data")
+    counts = {name: len(each) for name, each in trials.starts(tmp_path / "s").items()}
+    assert counts == {folders[0].name: 1, folders[2].name: 1}
 
 
 def stopped_after_a_row(place, number, process):
@@ -278,6 +301,22 @@ def test_a_state_is_what_the_directory_says(tmp_path):
     assert states.of(tmp_path)[0] == "running"
     held.close()
     assert states.of(tmp_path)[0] == "finished"
+
+
+def test_a_start_that_is_refused_does_not_undo_a_finished_run(tmp_path):
+    for code in (75, 0):
+        ending.write(tmp_path, code, "")
+        with pytest.raises(DataError), ending.recorded(tmp_path):
+            raise DataError("there is none")
+        expected = (0, "") if code == 0 else (DataError.exit_code, "there is none")
+        assert ending.read(tmp_path) == expected
+    with pytest.raises(KeyError), ending.recorded(tmp_path):
+        ending.begin(tmp_path)
+        raise KeyError("x")
+    assert ending.read(tmp_path) == (ending.CRASHED, "KeyError: 'x'")
+    with ending.recorded(tmp_path):
+        pass
+    assert ending.read(tmp_path) == (0, "")
 
 
 def test_a_lock_of_a_process_that_is_no_more_is_not_live(tmp_path, monkeypatch):

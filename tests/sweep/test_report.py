@@ -44,6 +44,7 @@ def test_without_noise_the_laws_are_found_again():
     assert found.least.exponent.value == pytest.approx(sweeps.EXPONENT, abs=1e-3)
     for valley in found.valleys:
         assert valley.fit.best.value == pytest.approx(sweeps.best_size(valley.at), rel=1e-3)
+        assert valley.lowest == min(point.loss for point in valley.points)
 
 
 def test_the_order_of_results_does_not_matter():

@@ -12,7 +12,7 @@ import pytest
 
 from recursia.data.verification import FILE as CHECKED
 from recursia.train.validation import Validation
-from recursia.workdir import digests, recovery
+from recursia.workdir import digests, ending, recovery
 from recursia.workdir.checkpoint import Checkpoints
 from recursia.workdir.lock import Lock
 from tests.helpers.refusals import assert_one_line
@@ -145,8 +145,9 @@ def lose_markers(workdir):
 
 
 def kept(workdir):
-    """Returns the digests of what a run keeps: all but which data files it has found whole."""
-    return {name: x for name, x in hashes(workdir).items() if name != CHECKED}
+    """Returns the digests of what a run keeps: all but which data were whole, and how it ended."""
+    passing = (CHECKED, ending.FILE)
+    return {name: x for name, x in hashes(workdir).items() if name not in passing}
 
 
 LOST = {
@@ -203,14 +204,14 @@ def test_a_run_killed_in_its_first_save_begins_again(folder, workdir, capsys):
 def test_who_only_reads_changes_nothing(workdir, command, verb):
     checkpoints = workdir / "checkpoints"
     flip(largest(checkpoints / "6"))
-    before = hashes(workdir)
+    before = kept(workdir)
     ran = [*verb, f"--workdir={workdir}"]
     out, err = command(*ran, "--step=6", code=5)
     assert out == ""
     assert_one_line(err, str(checkpoints / "6"), "digest differs")
     _, err = command(*ran)
     assert f"{checkpoints / '6'}: " in err and "reading the step before" in err
-    assert hashes(workdir) == before
+    assert kept(workdir) == before
 
 
 def test_checkpoints_are_listed_and_verified(workdir, command):

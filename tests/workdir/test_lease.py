@@ -43,7 +43,9 @@ def test_a_second_run_is_refused_with_the_holder(bucket, take):
     with refused(CheckpointError, f"--workdir={bucket}", f"process {os.getpid()} on", "another"):
         take()
     held.check()
+    assert lease.is_live(buckets.path(bucket))
     held.close()
+    assert not lease.is_live(buckets.path(bucket))
     take().check()
 
 
