@@ -230,7 +230,8 @@ def reason(scheme: str, error: Exception) -> str:
     """Returns in a line why a bucket could not be reached, and what helps."""
     if isinstance(error, TimeoutError):
         return f"no answer within {storage.SECONDS:.0f} s"
-    text = " ".join(str(error).split())[:200] or type(error).__name__
+    said = getattr(error, "strerror", None) or error
+    text = " ".join(str(said).split())[:200] or type(error).__name__
     is_denied = isinstance(error, PermissionError) or any(w in text.lower() for w in _DENIED)
     return f"{text}; {_CREDENTIALS[scheme]}" if is_denied else text
 

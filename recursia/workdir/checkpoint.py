@@ -118,13 +118,19 @@ class Checkpoints:
                 yield
         except Exception as error:  # orbax and tensorstore raise many kinds
             self._saving = None
+            raise StorageError(
+                f"{self.folder(step)}: cannot be saved ({_reason(error)}); {self._left(step)}"
+            ) from None
+
+    def _left(self, step: int) -> str:
+        """Deletes what was written of a step that failed; returns what is whole, in words."""
+        try:
             if distributed.is_first() and not (self.folder(step) / digests.COMMIT).exists():
                 place.of(self.directory).remove(self.folder(step))
             saved = self.steps()
-            last = f"the last whole step is {saved[-1]}" if saved else "no step is saved yet"
-            raise StorageError(
-                f"{self.folder(step)}: cannot be saved ({_reason(error)}); {last}"
-            ) from None
+        except StorageError:  # a bucket still does not answer
+            saved = sorted({*self.history.saved} - {step})
+        return f"the last whole step is {saved[-1]}" if saved else "no step is saved yet"
 
     def score(self, step: int, validation_loss: float) -> None:
         """Records the validation loss of a step, in nats per token, whether it is saved or not."""
