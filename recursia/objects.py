@@ -21,6 +21,7 @@ from recursia.storage import Unreachable
 
 BLOCK = 1 << 23  # bytes of an object that are read at once
 LEAST_SPEED = 1 << 27  # bytes in `storage.SECONDS`, below which an upload counts as failed
+TRIED = {"mode": "standard", "total_max_attempts": 5}  # as botocore tries a request again
 _CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login",
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -249,7 +250,7 @@ def filesystem(scheme: str) -> Any:
     name = {"gs": "gcs", "s3": "s3"}[scheme]
     limits = {"connect_timeout": storage.REQUEST_SECONDS, "read_timeout": storage.REQUEST_SECONDS}
     if scheme == "s3":
-        how: dict[str, Any] = {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
+        how: dict[str, Any] = {"config_kwargs": {**limits, "retries": TRIED}}
     else:
         how = {"requests_timeout": storage.REQUEST_SECONDS}
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
