@@ -23,7 +23,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 LIMIT_SECONDS = 600.0  # for what takes seconds on an idle machine
 POLL_SECONDS = 0.01
 SAMPLE_SECONDS = 0.5
+SLEEP_SECONDS = 0.3  # about two saves
+DATA, DIVERGED, CHECKPOINT, STORAGE, STOPPED = 3, 4, 5, 6, 75  # exit codes
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 1e6
+
+Rng = np.random.Generator
 
 
 class Unexpected(Exception):
@@ -71,7 +75,7 @@ class Broken:
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": environment}
-        return subprocess.Popen(command, **pipes, preexec_fn=_by_default)
+        return subprocess.Popen(command, **pipes)
 
     def start(self, *changed: str) -> None:
         """Starts the run, which must not be running."""
@@ -104,8 +108,9 @@ class Broken:
         try:
             pages = int((of / "statm").read_text().split()[1])
             counts = (len(os.listdir(of / name)) for name in ("fd", "task"))
-            self.samples[-1].append((step, pages * PAGE_MB, *counts))
-        except (OSError, ValueError, IndexError):  # it has just ended
+            if pages:  # or it has just ended
+                self.samples[-1].append((step, pages * PAGE_MB, *counts))
+        except (OSError, ValueError, IndexError):  # as above
             return
 
     def until(self, is_time: Callable[[], bool]) -> bool:
@@ -113,7 +118,7 @@ class Broken:
         limit = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < limit:
             is_over = not self.is_running()
-            self._resumed()
+            self._check_resumed()
             if is_time():
                 return True
             if is_over:
@@ -122,7 +127,7 @@ class Broken:
             time.sleep(POLL_SECONDS)
         raise Unexpected(f"nothing came of it in {LIMIT_SECONDS:.0f} s")
 
-    def _resumed(self) -> None:
+    def _check_resumed(self) -> None:
         """Once the process says from where it goes on, checks that it is the last whole step."""
         if self._is_resumed or self.process is None:
             return
@@ -168,6 +173,12 @@ class Broken:
         if not self.until(has_come):
             raise Unexpected(f"ended with {self.process.returncode} by itself")
         return self.made()
+
+    def reach(self, rng: Rng) -> int:
+        """Returns a step of the living process, at a random instant of it."""
+        step = self.live(int(rng.integers(1, 2 * self.every + 2)))
+        time.sleep(rng.uniform(0, SLEEP_SECONDS))
+        return step
 
     def rest(self) -> None:
         """Ends the process, if one runs, as a machine that is switched off does."""
@@ -248,10 +259,11 @@ class Broken:
         return pathlib.Path(shutil.copytree(self.workdir, to))
 
 
-def _by_default() -> None:
-    """Resets, in a child, signals that this process was started to ignore."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+def hear_signals() -> None:
+    """Resets signals that this program was started to ignore, as what it starts would too."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:

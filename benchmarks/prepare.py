@@ -4,8 +4,8 @@ Turns of the library (`encode_batch` over the documents, read before) take turns
 prepare (reading, choosing the split, cutting, encoding, writing and joining), over the same
 documents, tokenizer and cores; ratios are of the bytes of text a second within a round, so that
 above 1 prepare is faster. Where other programs use the machine, the ratio of processor time says
-more. `--memory` prepares one text of so many megabytes as bytes, and with the tokenizer one of an
-eighth; and each an eighth as long; and gives the largest resident memory of their processes.
+more. `--memory` prepares a text of so many megabytes as bytes, one of a sixteenth with the
+tokenizer, and for each one an eighth as long, and gives their largest resident memory (of Linux).
 
   python benchmarks/prepare.py --out=benchmarks/results/prepare_cpu.json
   python benchmarks/prepare.py --input=TEXTS.jsonl --tokenizer=FOLDER --rounds=7 --memory=1024
@@ -30,6 +30,14 @@ from recursia.data.tokenizer import BPETokenizer, from_spec
 from recursia.data.workers import cores
 
 _LINE = "A line of {}, which a text repeats with another number.\n"
+# What getrusage says of a process counts the memory of the one that started it.
+_MEASURED = """
+import json, pathlib, re, sys, time
+from recursia import cli
+assert cli.main(sys.argv[1:]) == 0
+status = pathlib.Path("/proc/self/status").read_text()
+print(json.dumps([time.process_time(), int(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1])]))
+"""
 
 
 def turn(call: Callable[[], Any]) -> tuple[float, float]:
@@ -95,16 +103,16 @@ def memory(spec: str, megabytes: int) -> list[dict[str, Any]]:
                 while file.tell() < size * 1e6:
                     lines = range(number, number := number + 20_000)
                     file.writelines(_LINE.format(line) for line in lines)
-            command = [sys.executable, "-m", "recursia", "data", "prepare", "--input"]
-            command += [f"{folder}/text.txt", f"--output={folder}/out", f"--tokenizer={spec}"]
+            arguments = ["--input", f"{folder}/text.txt", f"--output={folder}/out"]
+            arguments += [f"--tokenizer={spec}", "--num_workers=1"]
             start = time.perf_counter()
-            started = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            _, status, used = os.wait4(started.pid, 0)
-            assert status == 0
+            command = [sys.executable, "-c", _MEASURED, "data", "prepare", *arguments]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             seconds = time.perf_counter() - start
+        used, peak = json.loads(done.stdout.splitlines()[-1])
         row = {"tokenizer": spec, "megabytes": size, "seconds": round(seconds, 1)}
-        row["processor_seconds"] = round(used.ru_utime + used.ru_stime, 1)
-        found.append(row | {"peak_megabytes": round(used.ru_maxrss * 1024 / 1e6)})
+        row["processor_seconds"] = round(used, 1)
+        found.append(row | {"peak_megabytes": round(peak * 1024 / 1e6)})
     return found
 
 
@@ -124,7 +132,7 @@ def main() -> None:
         row = measure(given.input, spec, given.rounds)
         sizes = []
         if given.memory:
-            sizes = [*memory(spec, given.memory // 8), *memory("byte", given.memory)]
+            sizes = [*memory(spec, given.memory // 16), *memory("byte", given.memory)]
     for each in sizes:
         each["tokenizer"] = "byte" if each["tokenizer"] == "byte" else row["tokenizer"]
     versions = {name: importlib.metadata.version(name) for name in ("tokenizers", "numpy")}

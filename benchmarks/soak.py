@@ -25,7 +25,7 @@ from typing import Any
 import faults
 import jax
 import numpy as np
-from broken import Broken, Finished, Unexpected, rows_of
+from broken import Broken, Finished, Unexpected, hear_signals, rows_of
 
 CONFIGS = ["mor:tiny", "mor:tiny_token", "huginn:tiny", "universal:tiny", "ouro:tiny", "moeut:tiny"]
 SIZE = {
@@ -158,7 +158,11 @@ def memory(*runs: Broken) -> list[dict[str, Any]]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Returns the kinds of faults as a table, and below it the runs."""
+    """Returns the kinds of faults as a table, and below it the runs.
+
+    Memory and descriptors are medians of each quarter of the longest process of a run that is left
+    to one.
+    """
     lines = ["| fault | injected | survived | most steps lost | wrong |", "|---|--:|--:|--:|--:|"]
     for name, row in found["kinds"].items():
         numbers = (row[n] for n in ("injected", "survived", "most_steps_lost", "wrong"))
@@ -168,8 +172,10 @@ def table(found: dict[str, Any]) -> str:
     head = ("run", "steps", "starts", "faults", "equal", "MB", "descriptors")
     lines += ["", f"| {' | '.join(head)} |", "|---|--:|--:|--:|---|---|---|"]
     for run in found["runs"]:
-        first = (run["memory"] or [{"megabytes": [], "descriptors": []}])[0]
-        by = [", ".join(f"{x:.0f}" for x in first[n]) for n in ("megabytes", "descriptors")]
+        counted = run["memory"][0] if run["steady"] and run["memory"] else {}
+        by = [
+            ", ".join(f"{x:.0f}" for x in counted.get(n, ())) for n in ("megabytes", "descriptors")
+        ]
         cells = (run["config"], run["steps"], run["starts"], run["faults"])
         lines.append(f"| {' | '.join(map(str, (*cells, 'yes' if run['equal'] else 'NO', *by)))} |")
     return "\n".join(lines) + "\n"
@@ -187,6 +193,7 @@ def main() -> int:
     options.add_argument("--override", action="append", default=[], help="--config.FIELD=VALUE")
     options.add_argument("--out", type=pathlib.Path)
     given, began = options.parse_args(), time.monotonic()
+    hear_signals()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{folder}/programs"  # which a fault breaks
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of it is compiling

@@ -63,6 +63,12 @@ def test_the_table_of_performance_is_its_result():
     assert found["command"] in shown.replace(" \\\n    ", " ")
 
 
+def test_the_table_of_the_soak_is_its_result(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    shown = page("reliability").partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
+    assert shown == benchmark("soak").table(result("soak"))
+
+
 def test_the_page_of_large_runs_is_written_from_its_results():
     assert pods.PAGE.read_text() == pods.page()
     assert set(pods.COMMANDS) == set(json.loads(pods.RESULTS.read_text()))

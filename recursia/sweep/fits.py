@@ -17,6 +17,7 @@ import numpy as np
 DRAWS = 500  # of a bootstrap
 _COVERED = (2.5, 97.5)  # percentiles
 _COEFFICIENTS = 3  # of a parabola
+_FLAT = 1e-9  # of y, below which a curvature is rounding
 _POINTS = 3  # of a power law
 _POINTS_WITH_FLOOR = 5
 _STEEPEST, _FLATTEST = 3.0, 1e-3  # of a falling power law with a floor
@@ -104,21 +105,21 @@ def parabola(x: Numbers, y: Numbers, of: str) -> Parabola:
     Raises:
       NotFitted: for less than three different x, or if there is no minimum between them.
     """
-    x, y = np.array(sorted(zip(x, y, strict=True))).reshape(-1, 2).T
-    if (count := len(set(x))) < _COEFFICIENTS:
+    xs, ys = np.array(sorted(zip(x, y, strict=True))).reshape(-1, 2).T
+    if (count := len(set(xs))) < _COEFFICIENTS:
         raise NotFitted(f"has {count} {of}, and a parabola takes {_COEFFICIENTS}")
-    log, center = np.log(x), np.log(x).mean()
+    log, center = np.log(xs), np.log(xs).mean()
     terms = np.vander(log - center, _COEFFICIENTS)
     solve = np.linalg.pinv(terms)
-    found = solve @ y
-    curvature, middle = found[0], center - found[1] / (2 * found[0])
-    if curvature <= 0 or not log[0] <= middle <= log[-1]:
-        at = x[0] if terms[0] @ found < terms[-1] @ found else x[-1]
-        where = "smaller" if at == x[0] else "larger"
+    found = solve @ ys
+    curvature = found[0]
+    middle = center - found[1] / (2 * curvature) if curvature > _FLAT * abs(ys).max() else math.nan
+    if not log[0] <= middle <= log[-1]:
+        where = "smaller" if terms[0] @ found < terms[-1] @ found else "larger"
         raise NotFitted(
-            f"has no minimum within its {of} of {x[0]:.4g} to {x[-1]:.4g}; try {where} ones"
+            f"has no minimum within its {of} of {xs[0]:.4g} to {xs[-1]:.4g}; try {where} ones"
         )
-    residuals = y - terms @ found
+    residuals = ys - terms @ found
     drawn = _drawn(residuals, _COEFFICIENTS)
     again = (found[:, None] + solve @ drawn.T) if drawn.size else np.zeros((_COEFFICIENTS, 0))
     best, least = _minima(again, log[0] - center, log[-1] - center)

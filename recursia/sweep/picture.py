@@ -182,7 +182,8 @@ def _along(
 
 def _estimate(axes: Axes, x: Estimate, y: Estimate, **how: Any) -> None:
     """Draws a point with its intervals."""
-    axes.errorbar([x.value], [y.value], *map(_error, (y, x)), elinewidth=1.2, **how)
+    errors = {"xerr": _error(x), "yerr": _error(y)}
+    axes.errorbar([x.value], [y.value], **errors, elinewidth=1.2, **how)
 
 
 def _error(of: Estimate) -> list[list[float]] | None:

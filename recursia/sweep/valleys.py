@@ -98,7 +98,7 @@ def families(points: Sequence[Point]) -> list[list[Family]]:
 
 
 def _has(point: Point, name: str) -> bool:
-    value = point.labels.get(name)
+    value: Any = point.labels.get(name)
     return trials.is_number(value) and value > 0
 
 
@@ -121,24 +121,27 @@ def _families(
 
 
 def _family(name: str, points: Sequence[Point], across: Axis, along: Axis) -> Family:
-    by_place: dict[Any, list[Point]] = {}
+    by_place: dict[str, list[Point]] = {}
     for point in points:
-        by_place.setdefault(point.labels.get(along.label), []).append(point)
+        by_place.setdefault(repr(point.labels.get(along.label)), []).append(point)
     valleys, refused = [], []
-    for label, some in sorted(by_place.items(), key=lambda item: trials.order(item[0])):
+    for some in by_place.values():
         at = statistics.fmean(along.value(point) for point in some)
-        fitted = [point for point in some if not point.is_diverged]
+        if not at > 0:
+            refused.append(f"{name}: the {along.words} of {len(some)} trials are not known")
+            continue
+        told = [(x, p.loss) for p in some if not p.is_diverged and (x := across.value(p)) > 0]
         try:
-            xs, ys = [across.value(p) for p in fitted], [p.loss for p in fitted]
-            fit = parabola(xs, ys, across.plural)
+            fit = parabola([x for x, _ in told], [loss for _, loss in told], across.plural)
         except NotFitted as error:
-            fit, where = None, f"{name}, {along.words} {at:.4g}" if label is not None else name
-            diverged = len(some) - len(fitted)
+            fit, diverged = None, sum(point.is_diverged for point in some)
+            where = f"{name}, {along.words} {at:.4g}" if len(by_place) > 1 else name
             refused.append(f"{where}: {error}" + f" ({diverged} diverged)" * bool(diverged))
         valleys.append(Valley(at, tuple(some), fit))
-    fits, lines = _laws(valleys, along)
+    valleys.sort(key=lambda valley: valley.at)
+    (best, least), lines = _laws(valleys, along)
     refused += [f"{name}: {line}" for line in lines] if len(valleys) > 1 else []
-    return Family(name, across, along, tuple(valleys), *fits, tuple(refused))
+    return Family(name, across, along, tuple(valleys), best, least, tuple(refused))
 
 
 def _laws(valleys: Sequence[Valley], along: Axis) -> tuple[list[PowerLaw | None], list[str]]:

@@ -18,11 +18,12 @@ import orbax.checkpoint as ocp
 
 from recursia import buckets, console, distributed, stall
 from recursia.errors import CheckpointError, StorageError, UserError
-from recursia.workdir import addresses, digests, place, steps
+from recursia.workdir import addresses, digests, grouped, place, steps
 from recursia.workdir.digests import Damaged
 from recursia.workdir.history import FILE, History
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READ = (1, FORMAT_VERSION)  # in the first each array of a state was stored by itself
 
 
 class Checkpoints:
@@ -95,9 +96,11 @@ class Checkpoints:
         if step == self._saving or step in self.steps():
             return
         self.finish()
+        arrays, groups = grouped.stored(state)
+        meta = {"format_version": FORMAT_VERSION, "step": step, "groups": groups, **meta}
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state),  # the handler that `restore` uses
-            meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, "step": step, **meta}),
+            state=ocp.args.PyTreeSave(arrays),  # the handler that `restore` uses
+            meta=ocp.args.JsonSave(meta),
         )
         self._saving = step
         with self._writing(step):
@@ -197,7 +200,7 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """Returns the `meta` that was saved with a step."""
         meta = steps.meta(self.folder(step))
-        if meta.get("format_version") != FORMAT_VERSION:
+        if meta.get("format_version") not in _READ:
             raise CheckpointError(
                 f"{self.folder(step)}: has format {meta.get('format_version')}, but this version "
                 f"reads {FORMAT_VERSION}"
@@ -215,25 +218,29 @@ class Checkpoints:
           Damaged: if it is not readable.
           CheckpointError: if its parameters have other names or shapes.
         """
-        self._check_shapes(step, abstract)
+        groups = self.meta(step).get("groups")
+        self._check_shapes(step, abstract, groups or {})
         try:
+            wanted = abstract if groups is None else grouped.wanted(abstract, groups)
             arguments = ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
                 partial_restore=True,
             )
             items = ocp.args.Composite(state=arguments)
             with stall.waiting("restored state", stall.FIRST_SECONDS):
-                return self._checkpointer.restore(self.folder(step), args=items)["state"]
+                found = self._checkpointer.restore(self.folder(step), args=items)["state"]
+            return found if groups is None else grouped.taken(found, abstract, groups)
         except Exception as error:  # orbax raises no narrower class
             raise self._refusal(step, "restored", error) from None
 
-    def _check_shapes(self, step: int, abstract: Any) -> None:
+    def _check_shapes(self, step: int, abstract: Any, groups: grouped.Groups) -> None:
         """Checks names and shapes of parameters, since a partial restore ignores missing ones."""
         try:
             path: Any = self.folder(step) / "state"  # typed as one of etils
             handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_arrays())
-            saved = _shapes(handler.metadata(path).tree)
+            held = {name: tuple(shape) for group in groups.values() for name, shape in group}
+            saved = _shapes(handler.metadata(path).tree) | held
         except Exception as error:  # as above
             raise self._refusal(step, "read", error) from None
         for name, shape in _shapes(abstract).items():
@@ -303,6 +310,5 @@ def _reason(error: Exception) -> str:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the parameters of a state, by dotted name."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(p, simple=True, separator="."): leaf for p, leaf in leaves}
-    return {n: tuple(leaf.shape) for n, leaf in named.items() if n.startswith("params.")}
+    named = grouped.named(tree).items()
+    return {n: tuple(leaf.shape) for n, leaf in named if n.startswith("params.")}

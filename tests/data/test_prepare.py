@@ -13,6 +13,8 @@ from recursia.data import prepare as prepare_lib
 from recursia.data.packing import Reader
 from recursia.data.tokenizer import from_spec
 from recursia.errors import ConfigError
+from tests.helpers.benchmarks import page as page_of
+from tests.helpers.benchmarks import result
 from tests.helpers.corpora import prepare, texts
 
 TEXTS = [f"document number {i}, with some words to learn" for i in range(40)]
@@ -212,3 +214,14 @@ def test_an_excerpt_ends_with_a_whole_character(put, tmp_path):
     prepare([put("a.txt", "é日🙂x" * 99)], tmp_path / "out")
     for entry in prepare_lib.inspect(str(tmp_path / "out"))["splits"].values():
         assert all("\ufffd" not in excerpt[1:] for excerpt in entry["excerpts"])
+
+
+def test_the_page_has_the_numbers_that_were_measured():
+    found, page = result("prepare"), " ".join(page_of("data").split())
+    for name in ("ratio", "ratio_of_processor_time"):
+        middle, low, high = (f"{found[name][key]:.2f}" for key in ("median", "low", "high"))
+        assert middle in page and f"{low} and {high}" in page
+        assert found[name]["median"] >= 0.8
+    for row in found["memory"]:
+        seconds, peak = row["processor_seconds"], row["peak_megabytes"]
+        assert f"| {row['megabytes']} MB | {seconds} s | {peak} MB |" in page

@@ -128,7 +128,7 @@ def sealed(folder):
     return Case(folder / digests.FILE, lambda: digests.check(folder))
 
 
-def documents(ending, packed=bytes):
+def documents(ending: str, packed: Callable[[bytes], bytes] = bytes):
     def made(folder):
         raw = b'{"text": "abc"}\n{"text": "\xc3\xa9"}\n' if ".jsonl" in ending else b"ab\n\xc3\xa9"
         (path := folder / f"documents{ending}").write_bytes(packed(raw))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pathlib
 import random
 
@@ -11,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from recursia import cli, config, settings
 from recursia.configs import blocks
+from recursia.workdir import grouped
 
 SPEED = ("tokens_per_second", "flops_utilization", "flops_utilization_6n")
 FILE = """
@@ -104,13 +106,17 @@ def saved(workdir: pathlib.Path) -> list[int]:
 
 
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-    """Returns every array of a checkpoint by its path, whatever devices it was saved from."""
-    path = workdir.absolute() / "checkpoints" / str(step) / "state"
+    """Returns every array of a checkpoint by its dotted name, whatever devices saved it."""
+    folder = workdir.absolute() / "checkpoints" / str(step)
     reader = ocp.PyTreeCheckpointer()
-    tree = reader.metadata(path).item_metadata.tree
+    tree = reader.metadata(folder / "state").item_metadata.tree
     arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=arrays))
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    found = grouped.named(reader.restore(folder / "state", restore_args=arrays))
+    for group, held in json.loads((folder / "meta" / "metadata").read_bytes())["groups"].items():
+        ends = np.cumsum([math.prod(shape) for _, shape in held])[:-1]
+        for (name, shape), part in zip(held, np.split(found.pop(group), ends), strict=True):
+            found[name] = part.reshape(shape)
+    return found
 
 
 def is_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> bool:

@@ -69,6 +69,7 @@ def test_too_few_sizes_are_refused_with_both_numbers(sizes):
         ([2.0, 2.2, 2.5], "smaller"),  # the vertex lies left
         ([2.5, 2.2, 2.0], "larger"),
         ([2.0, 2.5, 2.1], "smaller"),  # opens down
+        ([2.0, 2.0, 2.0], "(smaller|larger)"),
     ],
 )
 def test_a_minimum_outside_of_what_was_tried_is_no_minimum(y, advice):

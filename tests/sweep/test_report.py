@@ -101,6 +101,21 @@ def test_fits_with_too_few_points_are_refused_and_the_rest_is_drawn():
     assert all(panel.lines for panel in panels.values())
 
 
+def test_costs_that_are_not_known_are_named_and_not_fitted():
+    results = sweeps.iso_flop(0.01, systems=("one", "other"))
+    unknown = [
+        dataclasses.replace(r, unique_parameters=0, training_flops=float("nan"))
+        if r.labels["system"] == "one"
+        else r
+        for r in results
+    ]
+    made = report.of(unknown)
+    assert made.refused[0] == "one: the training FLOPs of 15 trials are not known"
+    assert family(unknown, 1) == family(results, 1)
+    json.dumps(report.to_json(made), allow_nan=False)
+    assert axes_of(unknown)
+
+
 def test_other_labels_have_a_panel_each_and_a_ranking():
     losses = {"cycle": 2.2, "sequence": 2.0, "none": 2.1}
     results = [

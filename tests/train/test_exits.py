@@ -208,7 +208,7 @@ def test_a_gate_starts_from_another_run_and_resumes_without_it(folder, earlier, 
     assert f"starting from {source} at step 1; drawn: depth" in capsys.readouterr().err
     assert json.loads((workdir / "config.json").read_text())["train"]["init_from"] == str(source)
     first, second = state_of(earlier, 1), state_of(workdir, 2)
-    kept = [n for n in first if n.startswith("['params']") and "depth" not in n]
+    kept = [n for n in first if n.startswith("params.") and "depth" not in n]
     assert len(kept) > 5
     assert all(np.array_equal(first[name], second[name]) for name in kept)
     shutil.rmtree(source)
@@ -216,7 +216,7 @@ def test_a_gate_starts_from_another_run_and_resumes_without_it(folder, earlier, 
     assert "resuming" in capsys.readouterr().err
     third = state_of(workdir, 3)
     assert all(np.array_equal(first[name], third[name]) for name in kept)
-    gates = [name for name in third if name.startswith("['params']['depth']")]
+    gates = [name for name in third if name.startswith("params.depth.")]
     assert len(gates) == 2
     assert not any(np.array_equal(third[name], second[name]) for name in gates)
 

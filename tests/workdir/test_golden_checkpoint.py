@@ -1,8 +1,9 @@
 """A checkpoint of each format that was ever written loads for ever, on every jax and orbax.
 
 `checkpoint_1.tar.gz` holds two finished runs of four steps of the same tiny model, as directories:
-`run`, whose step has digests, and `older`, as it was before steps had any. The arrays of their step
-are in `checkpoint_1.npz`.
+`run`, whose step has digests, and `older`, as it was before steps had any. `checkpoint_2.tar.gz`
+holds the same run with small arrays stored as one. The arrays of their step are in
+`checkpoint_1.npz`.
 """
 
 import contextlib
@@ -19,14 +20,14 @@ from recursia.workdir import directory, trained
 from tests.helpers.runs import rows, saved
 
 HERE = pathlib.Path(__file__).parent
-ARCHIVE = HERE / "checkpoint_1.tar.gz"
 
 
-@pytest.fixture(params=["run", "older"])
+@pytest.fixture(params=[(1, "run"), (1, "older"), (2, "run")], ids=str)
 def workdir(request, tmp_path):
-    with contextlib.closing(tarfile.open(ARCHIVE)) as archive:
+    version, name = request.param
+    with contextlib.closing(tarfile.open(HERE / f"checkpoint_{version}.tar.gz")) as archive:
         archive.extractall(tmp_path, filter="data")
-    return tmp_path / request.param
+    return tmp_path / name
 
 
 @pytest.fixture(scope="module")
@@ -76,4 +77,4 @@ def test_a_run_goes_on_from_it(workdir, arrays, monkeypatch):
 
 
 def test_the_files_are_small():
-    assert sum(path.stat().st_size for path in HERE.glob("checkpoint_1.*")) < 300_000
+    assert sum(path.stat().st_size for path in HERE.glob("checkpoint_*")) < 300_000
