@@ -52,8 +52,8 @@ def shipped(prefix: str, **_: Any) -> tuple[str, ...]:
 
 def run_options(parser: parsing.Parser) -> None:
     """Adds the options that choose a run's checkpoint."""
-    about = "a run's directory, a Hugging Face folder, a .gguf, or a .bin of llama2.c"
-    parser.add_argument("--workdir", type=parsing.path, required=True, help=about)
+    about = "a run's directory, or its place in a bucket; a Hugging Face folder, .gguf or .bin"
+    parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     parser.add_argument("--step", type=parsing.integer(0), help="a checkpoint; default: the latest")
 
 

@@ -17,9 +17,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from recursia import buckets, kinds, settings, typed
 from recursia import fields as configuration
-from recursia import kinds, settings, typed
-from recursia.errors import ConfigError
+from recursia.errors import ConfigError, StorageError
 from recursia.fields import Field, fields
 from recursia.presets import hint, presets, read, shipped
 from recursia.typed import Raw
@@ -52,10 +52,18 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
       ConfigError: for any mistake, in one line. It is no mistake to type `train.num_steps` alone
         and cut the schedule short; `recursia.notes` reports it.
     """
+    is_place = buckets.is_place(name)
     record = os.path.join(os.path.expanduser(name), RECORD)
-    is_run = os.path.isfile(record)  # which takes any name
-    values = to_dict(recorded(pathlib.Path(record))) if is_run else read(name).to_dict()
+    is_run = is_place or os.path.isfile(record)  # which takes any name
+    values = to_dict(_of_run(record)) if is_run else read(name).to_dict()
     return _changed(values, overrides)
+
+
+def _of_run(record: str) -> settings.Run:
+    try:
+        return recorded(buckets.path(record))
+    except FileNotFoundError:
+        raise ConfigError(f"--config={os.path.dirname(record)}: holds no {RECORD}") from None
 
 
 def recorded(path: pathlib.Path) -> settings.Run:
@@ -69,7 +77,7 @@ def recorded(path: pathlib.Path) -> settings.Run:
         if (size := path.stat().st_size) > LONGEST:
             raise ValueError(f"it has {size} bytes, at most {LONGEST} are read")
         values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
+    except (FileNotFoundError, StorageError):
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None

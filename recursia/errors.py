@@ -37,7 +37,7 @@ class CheckpointError(UserError):
 
 
 class StorageError(UserError):
-    """Something that cannot be written, for want of space or permission."""
+    """Something that cannot be written, or a bucket that cannot be reached."""
 
     exit_code = 6
 

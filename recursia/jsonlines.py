@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from recursia import buckets, parts
+
 LONGEST = 1 << 26  # bytes of a line that is read
 
 
@@ -19,8 +21,14 @@ def line(value: Any) -> str:
 def values(path: pathlib.Path) -> Iterator[Any]:
     """Yields the value of each line of a UTF-8 file; lines that are not JSON are skipped.
 
-    So are lines longer than `LONGEST`, which are not kept in memory.
+    So are lines longer than `LONGEST`, which are not kept in memory. In a bucket, a file may be a
+    folder of parts, which are read in order.
     """
+    for each in parts.parts(path) if buckets.is_place(path) and path.is_dir() else (path,):
+        yield from _values(each)
+
+
+def _values(path: pathlib.Path) -> Iterator[Any]:
     with path.open("rb") as file:
         is_start = True
         while raw := file.readline(LONGEST):

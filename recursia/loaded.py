@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import logging
 import os
-import pathlib
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from recursia import budget, config, console, settings, sharding
+from recursia import buckets, budget, config, console, settings, sharding
 from recursia import model as forward
 from recursia import params as parameters
 from recursia.data.tokenizer import Tokenizer, bpe_size, from_spec
@@ -36,7 +35,7 @@ def load(
     Raises:
       ConfigError, CheckpointError, DataError: if there is no such model, or it is damaged.
     """
-    folder = pathlib.Path(os.path.expanduser(place))
+    folder = buckets.path(os.path.expanduser(place))
     with console.doing(f"loading {folder}"), _quiet():
         found = trained.load(folder, step, _typed(overrides))
     return LanguageModel(

@@ -21,6 +21,7 @@ from recursia.storage import Unreachable
 
 BLOCK = 1 << 23  # bytes of an object that are read at once
 LEAST_SPEED = 1 << 27  # bytes in `storage.SECONDS`, below which an upload counts as failed
+TRIED = {"mode": "standard", "total_max_attempts": 5}  # as botocore tries a request again
 _CREDENTIALS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login",
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -230,7 +231,8 @@ def reason(scheme: str, error: Exception) -> str:
     """Returns in a line why a bucket could not be reached, and what helps."""
     if isinstance(error, TimeoutError):
         return f"no answer within {storage.SECONDS:.0f} s"
-    text = " ".join(str(error).split())[:200] or type(error).__name__
+    said = getattr(error, "strerror", None) or error
+    text = " ".join(str(said).split())[:200] or type(error).__name__
     is_denied = isinstance(error, PermissionError) or any(w in text.lower() for w in _DENIED)
     return f"{text}; {_CREDENTIALS[scheme]}" if is_denied else text
 
@@ -248,7 +250,7 @@ def filesystem(scheme: str) -> Any:
     name = {"gs": "gcs", "s3": "s3"}[scheme]
     limits = {"connect_timeout": storage.REQUEST_SECONDS, "read_timeout": storage.REQUEST_SECONDS}
     if scheme == "s3":
-        how: dict[str, Any] = {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
+        how: dict[str, Any] = {"config_kwargs": {**limits, "retries": TRIED}}
     else:
         how = {"requests_timeout": storage.REQUEST_SECONDS}
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from recursia import buckets
 from recursia.errors import ConfigError
 
 
@@ -166,8 +167,18 @@ def place(typed: str) -> str:
 
 
 def path(typed: str) -> pathlib.Path:
-    """Reads a path; `~` is the home directory."""
+    """Reads a path on this machine; `~` is the home directory."""
+    if buckets.is_place(typed):
+        raise argparse.ArgumentTypeError(f"got {typed!r}, takes a path on this machine")
     return pathlib.Path(something(place(typed)))
+
+
+def workdir(typed: str) -> pathlib.Path:
+    """Reads a run's directory, on this machine or in a bucket."""
+    try:
+        return buckets.path(something(place(typed)))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def names(typed: str) -> tuple[str, ...]:

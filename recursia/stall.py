@@ -9,6 +9,7 @@ import dataclasses
 import faulthandler
 import os
 import pathlib
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -72,7 +73,8 @@ class Watchdog:
     def _look(self) -> None:
         seen, sign, seconds = None, 0.0, 0  # counted here: they stand still while this process does
         while not self._closed.wait(1.0):
-            wait, before, sign = next(reversed(self._waits), None), sign, self._sign()
+            wait, before = next(reversed(self._waits), None), sign
+            sign = self._sign() if wait is not None and wait.what == MEETING else 0.0
             if wait is None or wait is not seen or (wait.what == MEETING and sign != before):
                 seen, seconds = wait, 0
                 continue
@@ -83,7 +85,7 @@ class Watchdog:
     def _sign(self) -> float:
         """Returns when the first process last showed that it lives: it may prepare for long."""
         try:
-            return os.stat(self._folder / SIGN).st_mtime if self._process else 0.0
+            return (self._folder / SIGN).stat().st_mtime if self._process else 0.0
         except OSError:
             return 0.0
 
@@ -120,8 +122,10 @@ def leave(folder: pathlib.Path, why: str, process: int) -> NoReturn:
     """
     path = folder / f"stacks-{process}.txt"
     try:
-        with path.open("w") as file:
+        with tempfile.TemporaryFile() as file:  # faulthandler writes to files alone
             faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            path.write_bytes(file.read())
         stacks = f"the stacks of all threads are in {path}"
     except OSError as error:
         stacks = f"{path} cannot be written ({error.strerror})"

@@ -26,8 +26,9 @@ MAY = {
     "storage": BASE,
     "objects": BASE | {"storage"},
     "buckets": BASE | {"objects"},
-    "jsonlines": set(),
-    "parsing": BASE,
+    "parts": {"console"},
+    "jsonlines": {"buckets", "parts"},
+    "parsing": BASE | {"buckets"},
     "meanings": set(),
     "modules": set(),
     "streams": BASE,
@@ -62,7 +63,9 @@ MAY = {
     "typed": BASE,
     "presets": BASE | {"configs"},
     "fields": MODEL | {"architecture", "settings", "kinds", "typed", "meanings"},
-    "config": MODEL | {"architecture", "settings", "kinds", "typed", "presets", "fields"},
+    "config": MODEL
+    | {"architecture", "settings", "kinds", "typed", "presets", "fields"}
+    | {"buckets"},
     "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"architecture", "settings"},
     "data": BASE | {"corpus", "console", "storage", "buckets", "objects"},
@@ -73,7 +76,7 @@ MAY = {
     "workdir": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"}
-    | {"console", "jsonlines", "stall"},
+    | {"console", "jsonlines", "stall", "storage", "buckets", "parts"},
     "generate": BASE
     | FORWARD
     | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"},
@@ -84,7 +87,7 @@ MAY = {
     "loaded": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "budget", "data", "workdir", "console"}
-    | {"language_model"},
+    | {"language_model", "buckets"},
     "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "sharding"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
@@ -94,16 +97,17 @@ MAY = {
     "train": MODEL
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate", "fsdp"}
-    | {"distributed", "console", "jsonlines", "signals", "chips", "stall"}
+    | {"distributed", "console", "jsonlines", "signals", "chips", "stall", "buckets"}
     | CONFIGS,
     "evaluate": BASE
     | FORWARD
     | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
-    | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"},
+    | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"}
+    | {"buckets"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "launch": BASE
     | CONFIGS
-    | {"chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
+    | {"buckets", "chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
     | {"preflight", "sharding", "signals", "topology"},
     "sweep": BASE
     | CONFIGS

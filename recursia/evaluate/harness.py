@@ -8,7 +8,6 @@ here, nor this needs PyTorch.
 
 import collections
 import contextlib
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from recursia import console, distributed, model
+from recursia import buckets, console, distributed, model
 from recursia.architecture import Model
 from recursia.depth.policy import Mode
 from recursia.errors import ConfigError
@@ -100,7 +99,7 @@ class HarnessLM(TemplateLM):
                 "numbers step, depth and seed, and mode=eval or causal"
             )
         step, depth, seed = (x if x is None else int(x) for x in counts.values())
-        trained = runs.load(pathlib.Path(str(workdir)), step)
+        trained = runs.load(buckets.path(str(workdir)), step)
         config, params = trained.model, trained.params
         if depth is not None:
             try:

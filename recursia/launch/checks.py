@@ -8,11 +8,11 @@ from typing import Any
 from jax.sharding import AbstractMesh
 
 from recursia import compiled, config, console, settings, sharding, topology
+from recursia.buckets import PREFIXES
 from recursia.errors import ConfigError, UserError
 from recursia.launch.machines import Machines
 from recursia.preflight import kept, render, report
 
-_BUCKETS = ("gs://", "s3://")
 _SECTIONS = ("data", "train", "distill")  # that name files and folders
 
 
@@ -42,10 +42,10 @@ def check_places(run: settings.Run, target: str, shared: tuple[str, ...], **give
     """
     named = {f"--config.{field}": place for field, place in _places(run)}
     for option, place in {**{f"--{name}": place for name, place in given.items()}, **named}.items():
-        if place and not place.startswith(_BUCKETS) and not _is_below(place, shared):
+        if place and not place.startswith(PREFIXES) and not _is_below(place, shared):
             raise ConfigError(
                 f"{option}={place}: the hosts of {target} see no folder of this machine; give a "
-                f"place in a bucket ({', '.join(_BUCKETS)}), or name a folder above it that all "
+                f"place in a bucket ({', '.join(PREFIXES)}), or name a folder above it that all "
                 "of them see as --shared=DIR"
             )
 

@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
-import pathlib
 from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh
 
-from recursia import model, params, settings, sharding
+from recursia import buckets, model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError, UserError
@@ -84,7 +83,7 @@ def _opened(
     workdir: str, field: str, tokenizer: Tokenizer
 ) -> Iterator[tuple[Model, Checkpoints, int]]:
     """Yields a run's model, checkpoints and latest step, after comparing tokenizers."""
-    folder = pathlib.Path(workdir)
+    folder = buckets.path(workdir)
     try:
         run = directory.recorded(folder)
         directory.check_tokenizer(folder, run, tokenizer, "this run")

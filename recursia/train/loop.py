@@ -24,8 +24,8 @@ from recursia.train.metrics import Ledger, Meter, Mute
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
 from recursia.train.writer import Writer, forget, scored
-from recursia.workdir import directory, ending
-from recursia.workdir.lock import Lock
+from recursia.workdir import directory, ending, place
+from recursia.workdir.place import Lock
 
 
 def train(
@@ -56,7 +56,8 @@ def train(
     directory.open_workdir(workdir)
     with contextlib.ExitStack() as stack:
         with distributed.together():
-            lock = Lock(workdir, console.say) if distributed.is_first() else None
+            here = place.of(workdir)
+            lock = here.lock(workdir, console.say) if distributed.is_first() else None
         if lock is not None:
             stack.enter_context(contextlib.closing(lock))
             stack.enter_context(ending.recorded(workdir))
@@ -188,6 +189,7 @@ class Loop(Beginning):
         self.ledger.to("save")
         if self.lock is not None:
             self.lock.check()
+        self.writer.flush()
         self.checkpoints.save(step, state, {**self.parts.identity, **self.watch.meta()})
         self.watch.saved()
 
@@ -283,6 +285,7 @@ class Loop(Beginning):
             self.progress.say(f"validation  {shown}")
         for prompt, text in self.parts.validation.samples(step, state.params):
             self.writer.sample(step, prompt, text)
+        self.writer.flush()
         self.meter.resume()
 
 

@@ -46,6 +46,9 @@ class Mute:
     def incident(self, row: dict[str, Any]) -> None:
         """Writes nothing."""
 
+    def flush(self) -> None:
+        """Has nothing to write."""
+
     def show(self, step: int, loss: float, tokens_per_second: float, seconds_left: float) -> None:
         """Draws nothing."""
 

@@ -3,11 +3,10 @@
 A full disk delays these files and ends nothing: rows wait in memory until they can be written.
 """
 
-import collections
 import contextlib
 import math
-import os
 import pathlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,55 +15,10 @@ import numpy as np
 
 from recursia import console, jsonlines
 from recursia.errors import StorageError
+from recursia.workdir import place
 
 METRICS, SAMPLES, INCIDENTS = "metrics.jsonl", "samples.jsonl", "incidents.jsonl"
-MOST_WAITING = 100_000  # lines of a file that wait in memory; the oldest are lost beyond
 Row = dict[str, Any]
-
-
-class Lines:
-    """A file to which lines are appended, whole or not at all."""
-
-    def __init__(self, path: pathlib.Path):
-        """Opens the file, and makes it if there is none."""
-        self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._end = os.fstat(self._file).st_size
-        self._waiting: collections.deque[bytes] = collections.deque(maxlen=MOST_WAITING)
-        self._is_late = False
-
-    def write(self, line: str) -> None:
-        """Appends a line, after those that wait; if that fails, it waits too."""
-        self._waiting.append(line.encode("utf-8"))
-        try:
-            while self._waiting:
-                self._append(self._waiting[0])
-                self._waiting.popleft()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._end)
-            if not self._is_late:
-                console.say(
-                    f"{self.path}: cannot be written ({error.strerror}); its lines wait in memory, "
-                    "and the run goes on"
-                )
-            self._is_late = True
-            return
-        if self._is_late:
-            console.say(f"{self.path}: is written again, and complete")
-        self._is_late = False
-
-    def _append(self, raw: bytes) -> None:
-        rest = raw
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
-        self._end += len(raw)
-
-    def close(self) -> None:
-        """Closes the file; says how many lines are lost, if any are."""
-        os.close(self._file)
-        if self._waiting:
-            console.say(f"{self.path}: {len(self._waiting)} lines could not be written")
 
 
 class Board:
@@ -82,6 +36,7 @@ class Board:
           start: step from which the run goes on; TensorBoard hides what others say of later ones.
         """
         self._folder, self._start, self._file, self._is_late = folder, start, None, False
+        self._mirror = place.of(folder).mirror(folder)
 
     def write(self, values: dict[str, float], step: int) -> None:
         """Writes values by their names; those that cannot be written are lost, with one line."""
@@ -98,13 +53,8 @@ class Board:
             file.flush()
             self._is_late = False
         except OSError as error:
-            if not self._is_late:
-                console.say(
-                    f"{self._folder}: cannot be written ({error.strerror}); {METRICS} will have "
-                    "what TensorBoard lacks"
-                )
-            self._is_late = True
-            self.close()
+            self._say(error)
+            self._shut()
 
     def _opened(self) -> Any:
         if self._file is None:
@@ -112,13 +62,35 @@ class Board:
             from tensorboardX.proto import event_pb2
 
             events: Any = event_pb2
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
+            near = self._mirror.near
+            near.mkdir(parents=True, exist_ok=True)
+            self._file = EventsWriter(str(near / "events"), f".{time.time_ns()}")
             log = events.SessionLog(status=events.SessionLog.START)
             self._file.write_event(events.Event(step=self._start + 1, session_log=log))
         return self._file
 
+    def flush(self) -> None:
+        """Writes to the bucket, if the folder is in one; a large file is followed by another."""
+        try:
+            if self._mirror.send():
+                self._shut()
+        except OSError as error:
+            self._say(error)
+
+    def _say(self, error: OSError) -> None:
+        if not self._is_late:
+            console.say(
+                f"{self._folder}: cannot be written ({error.strerror}); {METRICS} will have "
+                "what TensorBoard lacks"
+            )
+        self._is_late = True
+
     def close(self) -> None:
+        """Closes the file."""
+        self._shut()
+        self.flush()
+
+    def _shut(self) -> None:
         """Closes the file; the next row opens another."""
         file, self._file = self._file, None
         if file is not None:
@@ -141,13 +113,18 @@ class Writer:
           StorageError: if the files cannot be opened.
         """
         paths = [workdir / name for name in (METRICS, SAMPLES, INCIDENTS)]
+        here = place.of(workdir)
         try:
             for path in paths[:2]:
                 _keep(path, lambda row: row["step"] <= start)
-            self._rows, self._samples, self._incidents = map(Lines, paths)
+            self._rows, self._samples, self._incidents = map(here.lines, paths)
         except OSError as error:
             raise StorageError(f"{workdir}: cannot be written ({error.strerror})") from None
         self._board = Board(workdir / "tensorboard", start) if tensorboard else None
+        self._closed = threading.Event()
+        if here.INTERVAL is not None:
+            how = {"target": self._flush_often, "args": (here.INTERVAL,), "daemon": True}
+            threading.Thread(name="rows", **how).start()
 
     def write(self, row: Row) -> None:
         """Writes one row; an array becomes a list, and one curve per entry."""
@@ -168,9 +145,21 @@ class Writer:
         """Writes a row of incidents.jsonl; a number that is not finite becomes its name."""
         shown = lambda x: str(x) if isinstance(x, float) and not math.isfinite(x) else x
         self._incidents.write(jsonlines.line({name: shown(x) for name, x in row.items()}))
+        self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits for it, in a bucket."""
+        for file in (self._rows, self._samples, self._incidents, self._board):
+            if file is not None:
+                file.flush()
+
+    def _flush_often(self, seconds: float) -> None:
+        while not self._closed.wait(seconds):
+            self.flush()
 
     def close(self) -> None:
         """Closes the files."""
+        self._closed.set()
         for file in (self._rows, self._samples, self._incidents, self._board):
             if file is not None:
                 file.close()
@@ -210,8 +199,4 @@ def _keep(path: pathlib.Path, is_kept: Callable[[Row], bool]) -> None:
     if not path.exists():
         return
     kept = "".join(jsonlines.line(row) for row in _read(path) if is_kept(row)).encode()
-    if kept == path.read_bytes():
-        return
-    new = path.with_suffix(".part")
-    new.write_bytes(kept)
-    os.replace(new, path)
+    place.of(path).rewrite(path, kept)

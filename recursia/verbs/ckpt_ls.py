@@ -10,7 +10,8 @@ ABOUT = "List a run's checkpoints: step, age, size, validation loss, and whether
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    parser.add_argument("--workdir", type=parsing.path, required=True, help="the run's directory")
+    about = "the run's directory"
+    parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     about = "do not read the files, which takes long for large ones"
     parser.add_argument("--no_reading", action="store_true", help=about)
     arguments.json_option(parser)

@@ -10,7 +10,8 @@ ABOUT = "Compare checkpoints with the digests of their files; 1 if one is not kn
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    parser.add_argument("--workdir", type=parsing.path, required=True, help="the run's directory")
+    about = "the run's directory"
+    parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     parser.add_argument("--step", type=parsing.integer(0), help="a checkpoint; default: all")
     arguments.json_option(parser)
 

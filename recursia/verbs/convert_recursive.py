@@ -2,9 +2,8 @@
 
 import argparse
 import dataclasses
-import pathlib
 
-from recursia import arguments, console, parsing
+from recursia import arguments, buckets, console, parsing
 from recursia.errors import ConfigError
 
 ABOUT = "Make a recursive model of a dense run, or an unrolled one of a recursive run."
@@ -14,7 +13,7 @@ def options(parser: parsing.Parser) -> None:
     """Adds the options."""
     arguments.run_options(parser)
     arguments.config_option(parser, "that of --workdir, with what is typed")
-    parser.add_argument("--output", type=parsing.path, required=True, help="a new directory")
+    parser.add_argument("--output", type=parsing.workdir, required=True, help="a new directory")
     starts = ("stepwise", "average", "lower", "upper", "random")
     about = "layers that a shared entry is made of"
     parser.add_argument("--init", choices=starts, default="stepwise", help=about)
@@ -45,7 +44,7 @@ def run(given: argparse.Namespace) -> None:
         params = jax.device_put(dense.params, jax.local_devices()[0])
     run = run or config.change(trained.settings_of(dense, given.workdir), fields)
     theirs, name = dense.model, given.config or "a model"
-    places = tuple(str(pathlib.Path(path).resolve()) for path in dense.paths)
+    places = tuple(str(buckets.path(path).resolve()) for path in dense.paths)
     if places:  # a checkpoint from elsewhere has none: the configuration's own data stays
         run = dataclasses.replace(run, data=dataclasses.replace(run.data, path=places))
     try:

@@ -12,7 +12,8 @@ _SHOWN = 4  # rows
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    parser.add_argument("--workdir", type=parsing.path, required=True, help="the run's directory")
+    about = "the run's directory"
+    parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     about = "the step to repeat, from the checkpoint before it"
     parser.add_argument("--step", type=parsing.integer(1), required=True, help=about)
     arguments.json_option(parser)

@@ -11,7 +11,7 @@ ABOUT = "Pretrain; the same command again resumes."
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
     arguments.config_option(parser)
-    parser.add_argument("--workdir", type=parsing.path, help="the run's directory")
+    parser.add_argument("--workdir", type=parsing.workdir, help="the run's directory")
     about = "begin at step 0 if all saved steps are lost; the old files are moved aside"
     parser.add_argument("--restart", action="store_true", help=about)
     parser.add_argument("--dry_run", action="store_true", help="print what it would cost, and stop")

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,9 +16,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from recursia import console, distributed, stall
-from recursia.errors import CheckpointError, StorageError
-from recursia.workdir import digests, grouped, steps
+from recursia import buckets, console, distributed, stall
+from recursia.errors import CheckpointError, StorageError, UserError
+from recursia.workdir import addresses, digests, grouped, place, steps
 from recursia.workdir.digests import Damaged
 from recursia.workdir.history import FILE, History
 
@@ -52,6 +51,8 @@ class Checkpoints:
             raise CheckpointError(f"{directory}: does not exist; is it in a run's directory?")
         if not is_read_only:
             directory.mkdir(parents=True, exist_ok=True)
+        if buckets.is_place(directory):
+            addresses.teach()
         self.directory = directory.absolute()
         self.history = History(self.directory.with_name(FILE))
         self._kept = {"last": keep, "every": keep_every, "best": keep_best}
@@ -60,8 +61,13 @@ class Checkpoints:
             "state": ocp.PyTreeCheckpointHandler(type_handler_registry=_arrays()),
             "meta": ocp.JsonCheckpointHandler(filename=steps.META),
         }
+        # In a bucket items are written in place too: a rename would copy them.
+        in_place = ocp.path.atomicity.CommitFileTemporaryPath
+        options = ocp.CompositeOptions(
+            temporary_path_class=in_place if buckets.is_place(directory) else None
+        )
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(**items),
+            ocp.CompositeCheckpointHandler(composite_options=options, **items),
             checkpoint_metadata_store=ocp.metadata.metadata_store(
                 enable_write=True, blocking_write=True
             ),
@@ -115,13 +121,19 @@ class Checkpoints:
                 yield
         except Exception as error:  # orbax and tensorstore raise many kinds
             self._saving = None
-            if distributed.is_first() and not (self.folder(step) / digests.COMMIT).exists():
-                shutil.rmtree(self.folder(step), ignore_errors=True)
-            saved = self.steps()
-            last = f"the last whole step is {saved[-1]}" if saved else "no step is saved yet"
             raise StorageError(
-                f"{self.folder(step)}: cannot be saved ({_reason(error)}); {last}"
+                f"{self.folder(step)}: cannot be saved ({_reason(error)}); {self._left(step)}"
             ) from None
+
+    def _left(self, step: int) -> str:
+        """Deletes what was written of a step that failed; returns what is whole, in words."""
+        try:
+            if distributed.is_first() and not (self.folder(step) / digests.COMMIT).exists():
+                place.of(self.directory).remove(self.folder(step))
+            saved = self.steps()
+        except StorageError:  # a bucket still does not answer
+            saved = sorted({*self.history.saved} - {step})
+        return f"the last whole step is {saved[-1]}" if saved else "no step is saved yet"
 
     def score(self, step: int, validation_loss: float) -> None:
         """Records the validation loss of a step, in nats per token, whether it is saved or not."""
@@ -172,9 +184,11 @@ class Checkpoints:
         with console.doing(f"checking {folder}") if first else contextlib.nullcontext():
             try:
                 has_digests = steps.check(folder, index, count)
-            except CheckpointError as error:
+            except UserError as error:
                 failure = error
         codes = distributed.everyone(0 if failure is None else 1 + isinstance(failure, Damaged))
+        if isinstance(failure, StorageError):
+            raise failure
         if any(codes):  # every process raises the same class
             kind = CheckpointError if 1 in codes else Damaged
             other = f"{folder}: cannot be read by process {codes.index(max(codes))}"
@@ -236,10 +250,12 @@ class Checkpoints:
                     f"{shape} here; use the version that saved it, or train anew"
                 )
 
-    def _refusal(self, step: int, done: str, error: Exception) -> CheckpointError:
+    def _refusal(self, step: int, done: str, error: Exception) -> UserError:
         """Returns why a step cannot be used: files that match their digests are not to blame."""
         is_checked = (self.folder(step) / digests.FILE).exists()
         is_full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+        if is_checked and not is_full and buckets.is_place(self.directory):
+            return StorageError(f"{self.folder(step)}: cannot be {done} ({_reason(error)})")
         kind = CheckpointError if is_checked or is_full else Damaged
         return kind(f"{self.folder(step)}: cannot be {done} ({_reason(error)})")
 
@@ -283,7 +299,7 @@ def _committed_by(commit: Callable[[pathlib.Path], None]) -> type[Any]:
 
     class Committed(ocp.path.atomicity.CommitFileTemporaryPath):
         async def finalize(self) -> None:
-            await asyncio.to_thread(commit, pathlib.Path(os.fspath(self.get())))
+            await asyncio.to_thread(commit, buckets.path(os.fspath(self.get())))
 
     return Committed
 

@@ -11,7 +11,8 @@ import os
 import pathlib
 import re
 
-from recursia.errors import CheckpointError
+from recursia.errors import CheckpointError, UserError
+from recursia.workdir import place
 
 FILE, COMMIT = "digests.sha256", "commit_success.txt"
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
@@ -33,8 +34,7 @@ def seal(folder: pathlib.Path) -> None:
     digest = hashlib.sha256(listed.encode()).hexdigest()
     for name, text in ((FILE, listed), (COMMIT, f"{digest}  {FILE}\n")):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    for path in (folder / FILE, folder / COMMIT, folder):
-        _flush(path)
+    place.of(folder).flush([folder / FILE, folder / COMMIT, folder])
 
 
 def check(folder: pathlib.Path, index: int = 0, count: int = 1) -> bool:
@@ -84,9 +84,9 @@ def _digests(folder: pathlib.Path, names: list[str], is_flushed: bool = False):
         try:
             if not (folder / name).is_file():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            with open(folder / name, "rb") as file:
-                if is_flushed:
-                    os.fsync(file.fileno())
+            if is_flushed:
+                place.of(folder).flush([folder / name])
+            with (folder / name).open("rb") as file:
                 return name, hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise _refusal(folder, name, error) from None
@@ -98,21 +98,15 @@ def _digests(folder: pathlib.Path, names: list[str], is_flushed: bool = False):
 
 def _read(path: pathlib.Path) -> str:
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             return file.read(_LARGEST).decode(errors="replace")
     except OSError as error:
         raise _refusal(path.parent, path.name, error) from None
 
 
-def _flush(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _refusal(folder: pathlib.Path, name: str, error: OSError) -> CheckpointError:
+def _refusal(folder: pathlib.Path, name: str, error: OSError) -> UserError:
+    if isinstance(error, UserError):  # of a bucket, which says nothing of the file
+        return error
     if error.errno == errno.ENOENT:
         return Damaged(f"{folder}: {name} is missing")
     kind = Damaged if error.errno in _DAMAGE else CheckpointError

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from recursia.data import packing, prepare
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.tokenizer import load as load_tokenizer
 from recursia.errors import ConfigError, DataError, StorageError
+from recursia.workdir import place
 
 TOKENIZER, DATA = "tokenizer", "data"  # folders of a run's directory
 
@@ -33,9 +33,8 @@ def open_workdir(workdir: pathlib.Path) -> None:
             if distributed.is_alone():
                 probe.unlink()
         except OSError as error:
-            raise ConfigError(
-                f"--workdir={workdir}: cannot be written ({error.strerror})"
-            ) from None
+            kind = StorageError if isinstance(error, StorageError) else ConfigError
+            raise kind(f"--workdir={workdir}: cannot be written ({error.strerror})") from None
     if distributed.is_alone():
         return
     first = distributed.from_first(pid)
@@ -56,7 +55,7 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
     if data.path:
         return data.path
     if not distributed.is_first():
-        return (str(workdir / "data"),)
+        return (str(workdir / DATA),)
     options = prepare.Options(
         tokenizer=data.tokenizer,
         validation=data.validation_text,
@@ -64,8 +63,10 @@ def data_directories(data: settings.Data, workdir: pathlib.Path) -> tuple[str, .
         on_error=data.on_error,
         end_of_text=data.end_of_text,
     )
-    prepare.prepare(data.text, str(workdir / "data"), options)
-    return (str(workdir / "data"),)
+    folder = workdir / DATA
+    partial = place.of(folder).partial(folder)
+    prepare.prepare(data.text, str(folder), options, partial_folder=partial)
+    return (str(folder),)
 
 
 def described(paths: tuple[str, ...], split: str) -> str:
@@ -97,19 +98,14 @@ def record(
       StorageError: if they cannot be written; what was there is whole.
     """
     try:
-        new = workdir / f"{TOKENIZER}.part"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        tokenizer.save(str(new))
-        shutil.rmtree(workdir / TOKENIZER, ignore_errors=True)
-        os.replace(new, workdir / TOKENIZER)
+        place.of(workdir).fill(workdir / TOKENIZER, tokenizer.save)
         for name, values in (
             (recursia.config.RECORD, recursia.config.to_dict(run)),
             ("overrides.json", overrides),
         ):
             new = workdir / f"{name}.part"
             new.write_text(json.dumps(values, indent=2) + "\n")
-            os.replace(new, workdir / name)
+            new.replace(workdir / name)
     except OSError as error:
         raise StorageError(f"{workdir}: cannot be written ({error.strerror})") from None
 
@@ -147,7 +143,8 @@ def tokenizer(workdir: pathlib.Path, run: settings.Run) -> Tokenizer:
       DataError: if the tokenizer is missing, broken, or not the saved one.
     """
     if (workdir / TOKENIZER).is_dir():
-        return load_tokenizer(str(workdir / TOKENIZER))
+        with place.of(workdir).near(workdir / TOKENIZER) as near:
+            return load_tokenizer(str(near))
     return packing.Reader((run.data.path or (str(workdir / DATA),))[0]).tokenizer
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ def write(workdir: pathlib.Path, code: int, why: str) -> None:
     new = workdir / f"{FILE}.part"
     with contextlib.suppress(OSError):
         new.write_text(json.dumps(row) + "\n")
-        os.replace(new, workdir / FILE)
+        new.replace(workdir / FILE)
 
 
 def read(workdir: pathlib.Path) -> tuple[int, str] | None:

@@ -5,12 +5,12 @@ history names saves, but which holds none of them, has lost them; it is not a ne
 """
 
 import math
-import os
 import pathlib
 import time
 from typing import Any
 
 from recursia import jsonlines
+from recursia.workdir import place
 
 FILE = "checkpoints.jsonl"
 
@@ -29,7 +29,7 @@ class History:
         self.path = path
         self.saved: dict[int, dict[str, Any]] = {}
         self.losses: dict[int, float] = {}
-        for row in jsonlines.values(path) if path.is_file() else ():
+        for row in jsonlines.values(path) if path.exists() else ():
             self._take(row)
 
     def _take(self, row: Any) -> None:
@@ -46,9 +46,7 @@ class History:
         row = {"step": step, **values, "time": round(time.time(), 3)}
         self._take(row)
         try:
-            with open(self.path, "ab+") as file:
-                is_cut = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
-                file.write(b"\n" * bool(is_cut) + jsonlines.line(row).encode())
+            place.of(self.path).append(self.path, jsonlines.line(row))
         except OSError:
             return
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from recursia import console
 from recursia.errors import CheckpointError
-from recursia.workdir import digests, lock, steps
+from recursia.workdir import digests, place, steps
 from recursia.workdir.history import FILE, History
 
 DIRECTORY = "checkpoints"
@@ -72,7 +72,7 @@ def render(found: list[dict[str, Any]]) -> str:
 def _state(folder: pathlib.Path, reads: bool) -> tuple[bool | None, str]:
     """Returns whether a step is whole, and why."""
     is_finished = (folder / digests.COMMIT).exists()
-    if not is_finished and lock.is_in_use(folder.parents[1]):
+    if not is_finished and place.of(folder).is_live(folder.parents[1]):
         return None, SAVING
     if not is_finished:
         return False, f"not finished: {digests.COMMIT} is missing"

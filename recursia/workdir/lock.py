@@ -57,16 +57,15 @@ class Lock:
             is_free = False
         except OSError:  # the file system has none
             has_locks = False
-        holder = _holder(os.pread(self._file, 4096, 0))
+        holder = written_by(os.pread(self._file, 4096, 0))
         if not is_free:
             raise self._refusal(holder or {"host": socket.gethostname(), "process": "?"})
-        if holder is not None and holder["machine"] != _machine():
+        if holder is not None and holder["machine"] != this_machine():
             self._watch(holder)
-        elif holder is not None and not has_locks and _is_alive(holder["process"]):
+        elif holder is not None and not has_locks and is_alive(holder["process"]):
             raise self._refusal(holder)
-        mine = {"host": socket.gethostname(), "process": os.getpid(), "machine": _machine()}
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, (json.dumps(mine) + "\n").encode(), 0)
+        os.pwrite(self._file, (json.dumps(this_holder()) + "\n").encode(), 0)
 
     def _watch(self, holder: dict[str, Any]) -> None:
         """Returns once a holder on another host has been silent for long enough.
@@ -113,10 +112,10 @@ class Lock:
         """Returns whether the directory still names this process as its holder."""
         try:
             here, there = os.fstat(self._file), os.stat(self.path)
-            holder = _holder(os.pread(self._file, 4096, 0)) or {}
+            holder = written_by(os.pread(self._file, 4096, 0)) or {}
         except OSError:
             return False
-        mine = (holder.get("machine"), holder.get("process")) == (_machine(), os.getpid())
+        mine = (holder.get("machine"), holder.get("process")) == (this_machine(), os.getpid())
         return mine and (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
     def check(self) -> None:
@@ -155,29 +154,21 @@ def is_live(workdir: pathlib.Path) -> bool:
     One on this machine has a process; one on another has touched the file lately, by the clocks.
     """
     try:
-        holder = _holder((workdir / FILE).read_bytes()[:4096])
+        holder = written_by((workdir / FILE).read_bytes()[:4096])
         age = time.time() - (workdir / FILE).stat().st_mtime
     except OSError:
         return False
     if holder is None or age > STALE_SECONDS:
         return False
-    return holder["machine"] != _machine() or _is_alive(holder["process"])
+    return holder["machine"] != this_machine() or is_alive(holder["process"])
 
 
-def is_in_use(workdir: pathlib.Path) -> bool:
-    """Returns whether a run holds a directory and lives, as far as its file says; locks nothing."""
-    path = workdir / FILE
-    try:
-        holder, age = _holder(path.read_bytes()[:4096]), time.time() - path.stat().st_mtime
-    except OSError:
-        return False
-    is_gone = holder is None or (
-        holder["machine"] == _machine() and not _is_alive(holder["process"])
-    )
-    return not is_gone and age < STALE_SECONDS
+def this_holder() -> dict[str, Any]:
+    """Returns what a lock says of this process."""
+    return {"host": socket.gethostname(), "process": os.getpid(), "machine": this_machine()}
 
 
-def _holder(written: bytes) -> dict[str, Any] | None:
+def written_by(written: bytes) -> dict[str, Any] | None:
     """Returns who wrote a lock, or None if nobody holds it."""
     try:
         holder = json.loads(written)
@@ -187,7 +178,7 @@ def _holder(written: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """Returns what names this machine from its start to its end."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -196,7 +187,8 @@ def _machine() -> str:
     return f"{socket.gethostname()} {boot}"
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Returns whether this machine has a process."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

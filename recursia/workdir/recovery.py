@@ -4,14 +4,12 @@ Every function is called by all processes of a run, decides the same in all, and
 first.
 """
 
-import os
 import pathlib
-import shutil
 from typing import Any
 
 from recursia import distributed, jsonlines
 from recursia.errors import CheckpointError, ConfigError
-from recursia.workdir import digests, directory, settings_history, steps
+from recursia.workdir import digests, directory, place, settings_history, steps
 from recursia.workdir.checkpoint import Checkpoints, say
 from recursia.workdir.digests import Damaged
 from recursia.workdir.history import FILE, History
@@ -79,7 +77,7 @@ def _tidy(checkpoints: Checkpoints, is_restart: bool) -> None:
     if not checkpoints.steps() and (reason := _lost(checkpoints)):
         _begin_again(checkpoints, reason, is_restart)
     for path in checkpoints.directory.glob(f"*{steps.DELETING}"):
-        shutil.rmtree(path, ignore_errors=True)
+        place.of(path).end(path)
     for step in set(steps.folders(checkpoints.directory)) - set(checkpoints.steps()):
         reason = f"{checkpoints.folder(step)}: its save was not finished"
         _set_aside(checkpoints, step, steps.UNFINISHED, reason)
@@ -89,7 +87,8 @@ def _set_aside(checkpoints: Checkpoints, step: int, ending: str, reason: str) ->
     """Renames the folder of a step, and says so."""
     if distributed.is_first():
         to = steps.free(checkpoints.folder(step).with_name(f"{step}{ending}"))
-        os.replace(checkpoints.folder(step), to)
+        folder = checkpoints.folder(step)
+        place.of(folder).move(folder, to, digests.COMMIT)
         say(f"{reason}; set aside as {to.name}")
 
 
@@ -116,7 +115,7 @@ def _rows(workdir: pathlib.Path) -> tuple[int, int]:
     except ConfigError:
         every = 0
     path = workdir / "metrics.jsonl"
-    rows = jsonlines.values(path) if path.is_file() else ()
+    rows = jsonlines.values(path) if path.exists() else ()
     found = [row.get("step", 0) for row in rows if isinstance(row, dict)]
     return every, max((step for step in found if isinstance(step, int)), default=0)
 
@@ -134,7 +133,7 @@ def _begin_again(checkpoints: Checkpoints, reason: str, is_restart: bool) -> Non
     aside.mkdir()
     for name in WRITTEN:
         if (workdir / name).exists():
-            os.replace(workdir / name, aside / name)
+            place.of(workdir).move(workdir / name, aside / name, digests.COMMIT)
     checkpoints.directory.mkdir()
     checkpoints.history = History(workdir / FILE)
     say(f"{reason}, and no step is whole; beginning at step 0, with the old files in {aside}")

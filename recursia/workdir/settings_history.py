@@ -1,13 +1,12 @@
 """The settings with which a run was resumed: what has changed since, and what may not."""
 
-import os
 import pathlib
 import time
 from typing import Any
 
 from recursia import changes, config, jsonlines, settings
 from recursia.errors import CheckpointError, StorageError
-from recursia.workdir import directory
+from recursia.workdir import directory, place
 
 FILE = "settings_history.jsonl"
 # Fields that make another run of it, besides those of its model and its data (`identity`).
@@ -45,10 +44,7 @@ def append(workdir: pathlib.Path, step: int, found: Changed) -> None:
     row = {"step": step, "changed": found, "time": round(time.time(), 3)}
     path = workdir / FILE
     try:
-        with open(path, "ab") as file:
-            file.write(jsonlines.line(row).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        place.of(path).append(path, jsonlines.line(row), is_flushed=True)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -67,9 +63,9 @@ def of_step(workdir: pathlib.Path, step: int) -> settings.Run:
             continue
         for name, pair in found.items():
             *sections, last = name.split(".")
-            place = values
+            fields = values
             for section in sections:
-                place = place.setdefault(section, {})
+                fields = fields.setdefault(section, {})
             if isinstance(pair, list) and len(pair) == 2:
-                place[last] = pair[0]
+                fields[last] = pair[0]
     return config.build(settings.Run, values, str(path))

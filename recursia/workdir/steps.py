@@ -1,14 +1,12 @@
 """The folders of steps in a run's `checkpoints/`: which of them count, and what they hold."""
 
-import contextlib
 import json
-import os
 import pathlib
 import re
-import shutil
 from typing import Any
 
-from recursia.workdir import digests
+from recursia.errors import StorageError
+from recursia.workdir import digests, place
 from recursia.workdir.digests import Damaged
 
 META = "metadata"  # the file in `meta/`
@@ -75,6 +73,8 @@ def meta(folder: pathlib.Path) -> dict[str, Any]:
     """Returns the values that were saved beside a state; raises Damaged if it cannot."""
     try:
         found = json.loads((folder / "meta" / META).read_bytes())
+    except StorageError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0]
         raise Damaged(f"{folder}: cannot be read ({reason})") from None
@@ -86,7 +86,4 @@ def meta(folder: pathlib.Path) -> dict[str, Any]:
 def delete(folder: pathlib.Path) -> None:
     """Deletes a step; if the process is killed meanwhile, nothing takes the rest for a step."""
     doomed = folder.with_name(folder.name + DELETING)
-    shutil.rmtree(doomed, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.replace(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    place.of(folder).delete(folder, doomed, digests.COMMIT)

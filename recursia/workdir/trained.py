@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from recursia import changes, config, model, params, settings, sharding
+from recursia import buckets, changes, config, model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.convert import arrival
 from recursia.data.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def load(
       ConfigError, CheckpointError, DataError: if the place holds neither, the checkpoint does not
         exist or is damaged, or the overrides change the shapes of parameters.
     """
-    if arrival.is_there(workdir):
+    if is_elsewhere(workdir):
         return _arrived(workdir, step, overrides)
     if not workdir.exists():
         raise ConfigError(
@@ -103,6 +103,11 @@ def load(
     return Trained(run, saved_step, ours, mesh, weights, tokenizer, paths)
 
 
+def is_elsewhere(workdir: pathlib.Path) -> bool:
+    """Returns whether a place holds a checkpoint from elsewhere, which none in a bucket is."""
+    return not buckets.is_place(workdir) and arrival.is_there(workdir)
+
+
 def _arrived(place: pathlib.Path, step: int | None, overrides: Mapping[str, str]) -> Trained:
     """Returns a checkpoint from elsewhere."""
     if step is not None:
@@ -124,7 +129,7 @@ def settings_of(trained: Trained, workdir: pathlib.Path) -> settings.Run:
       trained: the checkpoint.
       workdir: from where it was loaded.
     """
-    is_run = not arrival.is_there(workdir)
+    is_run = not is_elsewhere(workdir)
     mesh = directory.recorded(workdir).mesh if is_run else sharding.MeshConfig(data=1, fsdp=-1)
     return dataclasses.replace(trained.run, mesh=mesh)
 

@@ -7,8 +7,9 @@ import resource
 
 from recursia.data.loader import Loader
 from recursia.train.validation import Validation
-from recursia.train.writer import Board, Lines
+from recursia.train.writer import Board
 from recursia.workdir import ending
+from recursia.workdir.lines import Lines
 from tests.helpers.runs import STEPS, differences, hashes, saved, train
 
 DATA, STORAGE = 3, 6
