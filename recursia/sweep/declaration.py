@@ -74,6 +74,7 @@ def read(name: str, typed: Mapping[str, str]) -> Declaration:
     if callable(search):
         config.load(name, overrides)
         return Declaration(placed, digest, overrides, (), _settings(name))
+    presets.read(name)  # refuses a preset that the file does not have
     added = _added(name, sweep)
     with console.doing(f"reading {len(added)} trials"):
         trials = _distinct(name, (_resolved(name, *each) for each in _numbered(added, overrides)))
