@@ -15,6 +15,7 @@ from recursia.errors import CheckpointError, UserError
 from recursia.workdir import place
 
 FILE, COMMIT = "digests.sha256", "commit_success.txt"
+PENDING = f"{COMMIT}.part"  # there until `COMMIT` is: a step with neither has lost it
 _LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 _LARGEST = 1 << 26  # bytes of `FILE` that are read
 # Of a file that cannot be opened or read, what says that the file is damaged.
@@ -28,13 +29,22 @@ class Damaged(CheckpointError):
 def seal(folder: pathlib.Path) -> None:
     """Flushes a step's files to disk, writes their digests, and then the file that commits it."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    names = sorted({path.relative_to(folder).as_posix() for path in files} - {FILE, COMMIT})
+    names = sorted(
+        {path.relative_to(folder).as_posix() for path in files} - {FILE, COMMIT, PENDING}
+    )
     lines = [f"{digest}  {name}\n" for name, digest in _digests(folder, names, is_flushed=True)]
     listed = "".join(lines)
     digest = hashlib.sha256(listed.encode()).hexdigest()
-    for name, text in ((FILE, listed), (COMMIT, f"{digest}  {FILE}\n")):
+    for name, text in ((PENDING, f"{digest}  {FILE}\n"), (FILE, listed)):
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    place.of(folder).flush([folder / FILE, folder / COMMIT, folder])
+    place.of(folder).flush([folder / PENDING, folder / FILE])
+    (folder / PENDING).replace(folder / COMMIT)
+    place.of(folder).flush([folder / COMMIT, folder])
+
+
+def was_committed(folder: pathlib.Path) -> bool:
+    """Returns whether a step was saved to its end, wherever the file that commits it is now."""
+    return (folder / FILE).exists() and not (folder / PENDING).exists()
 
 
 def check(folder: pathlib.Path, index: int = 0, count: int = 1) -> bool:

@@ -100,7 +100,7 @@ def _lost(checkpoints: Checkpoints) -> str:
         return f"{count} saved, the last of them {max(saved)}"
     folders = steps.folders(directory_)
     # Saves follow one another: where there are two folders, the first was finished.
-    if len(folders) > 1 or any((directory_ / str(s) / digests.FILE).exists() for s in folders):
+    if len(folders) > 1 or any(digests.was_committed(directory_ / str(s)) for s in folders):
         return f"there are folders of {len(folders)} steps without {digests.COMMIT}"
     if broken := [path for path in steps.aside(directory_) if steps.UNREADABLE in path.name]:
         return f"there is {broken[-1].name}"
