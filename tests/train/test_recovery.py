@@ -188,11 +188,17 @@ def test_a_restart_begins_at_step_0_and_keeps_the_old_files(folder, unbroken, wo
     assert rows(workdir) == rows(unbroken) and saved(workdir) == [4, 6]
 
 
-def test_a_run_killed_in_its_first_save_begins_again(folder, workdir, capsys):
+@pytest.mark.parametrize("has_digests", [False, True])
+def test_a_run_killed_in_its_first_save_begins_again(folder, workdir, capsys, has_digests):
     checkpoints = workdir / "checkpoints"
     shutil.rmtree(checkpoints / "6")
-    older(checkpoints / "4")
-    (checkpoints / "4" / digests.COMMIT).unlink()
+    if has_digests:  # killed before the last of its files had its name
+        commit = checkpoints / "4" / digests.COMMIT
+        shutil.copy(commit, checkpoints / "4" / digests.PENDING)
+        commit.unlink()
+    else:
+        older(checkpoints / "4")
+        (checkpoints / "4" / digests.COMMIT).unlink()
     (workdir / "checkpoints.jsonl").unlink()
     (workdir / "metrics.jsonl").write_text('{"step": 4}\n')
     assert latest(workdir) is None
