@@ -29,12 +29,14 @@ def replayed(command):
 
 
 def test_a_sound_step_gives_what_was_recorded(run, replayed):
+    known = "data_checked.json"  # what of the data is whole may be remembered
     before = hashes(run)
     found = replayed(run, 6, 0)
     assert found["start"] == 4 and found["recorded"]["loss"] == found["loss"]
     assert found["is_repeated"] and "nothing is at fault" in found["verdict"]
     assert found["batch"] == 5 and len(found["rows"]) == 8
-    assert before == hashes(run)
+    after = hashes(run)
+    assert before | {known: after[known]} == after
 
 
 def test_a_step_is_replayed_with_the_settings_of_its_time(folder, run, replayed):
