@@ -8,7 +8,7 @@ DEMO_BATCHES ?= 32
 TEST_FLAGS ?= -q -n 2 --dist=worksteal --durations=10
 NEWEST = $(shell .ci/newest-python $(PYTHON))
 
-.PHONY: .venv-newest/tested demo test test-slow test-torch test-newest test-presets test-shapes test-gpu-compile lint clean
+.PHONY: .venv-newest/tested bench-gpu demo test test-slow test-torch test-newest test-presets test-shapes test-gpu-compile lint clean
 
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
@@ -51,6 +51,15 @@ test-gpu-compile: .venv-gpu/installed
 test-presets: .venv/installed-test
 	ulimit -s unlimited; RECURSIA_PRESETS=all $(BIN)/python -m pytest $(TEST_FLAGS) -m slow \
 	  tests/preflight/test_presets_fit.py
+
+# On one GPU: kernels against their targets, and training steps against dense models and PyTorch.
+# Calls of ten minutes at most: run it again until it says nothing is left.
+bench-gpu: .venv-gpu/installed
+	.venv-gpu/bin/python benchmarks/kernels.py --out=benchmarks/results/kernels_gpu.jsonl
+	.venv-gpu/bin/python benchmarks/train_step.py --torch \
+	  --presets=vanilla:360m,recursive:360m,mor:360m --out=benchmarks/results/train_step_gpu.json
+	.venv-gpu/bin/python benchmarks/train_step.py --presets=moeut:244m \
+	  --out=benchmarks/results/train_step_gpu_moeut.json
 
 # The same tests with every annotated shape and type checked as it runs.
 test-shapes: .venv/installed-test
