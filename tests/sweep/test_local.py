@@ -226,7 +226,15 @@ def ends_as_if_unbroken(sweep, place, num_starts):
 ALSO = [pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGINT, signal.SIGUSR1)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *ALSO])
+@pytest.fixture
+def number(request):
+    """A signal that is not ignored, whatever the parent of this process ignores."""
+    before = signal.signal(request.param, signal.SIG_DFL)
+    yield request.param
+    signal.signal(request.param, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, *ALSO], indirect=True)
 def test_a_signal_stops_all_trials_and_they_go_on_where_they_were(number, sweep, tmp_path):
     place = tmp_path / "s"
     sender = threading.Thread(target=stopped_after_a_row, args=(place, number, os.getpid()))
