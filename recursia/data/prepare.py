@@ -65,11 +65,7 @@ def prepare(
             return manifest
         with partial.held(recorded, part):
             tokenizer = _kept(partial, given)
-            own = [unit for unit in partial.units if _is_of(unit, part)]
-            missing = [unit for unit in own if not partial.is_made(unit)]
-            if len(missing) < len(own):
-                made = len(own) - len(missing)
-                console.say(f"{partial.path}: has {made} of {len(own)} units; going on from there")
+            missing = _missing(partial, part)
             with console.bar("tokenising", _size(missing)) as advance:
                 workers.make(partial, tokenizer, missing, num_workers, advance)
             if part is not None:
@@ -79,6 +75,16 @@ def prepare(
         raise DataError(
             f"{output}: cannot be written ({error.strerror or error}); give another output."
         ) from None
+
+
+def _missing(partial: Partial, part: tuple[int, int] | None) -> list[Unit]:
+    """Returns the units of a part that are not made; says so if some are."""
+    own = [unit for unit in partial.units if _is_of(unit, part)]
+    missing = [unit for unit in own if not partial.is_made(unit)]
+    if len(missing) < len(own):
+        made = len(own) - len(missing)
+        console.say(f"{partial.path}: has {made} of {len(own)} units; going on from there")
+    return missing
 
 
 def _clean(partial: Partial, options: dict[str, Any]) -> None:

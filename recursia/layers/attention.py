@@ -85,20 +85,7 @@ def attend(
       scale: factor of the scores; None is 1 / sqrt(H).
       cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
-    is_whole = not is_split("length")
-    is_own = is_whole and source_context is context  # in order: places compare as positions do
-    is_row = is_whole and context.is_row and source_context.is_row
-    positions = [context.positions, source_context.positions]
-    if is_row or (is_own and relative is None and not context.window):
-        positions = [None, None]
-    segments = [context.segment_ids, source_context.segment_ids]
-    if is_own:
-        segments = [context.segment_ids, None]
-    elif segments[0] is None or segments[1] is None:  # None is segment 1, as in `hide`
-        ids = lambda given, at: jnp.ones_like(at.positions) if given is None else given
-        is_one = segments[0] is segments[1]
-        pairs = zip(segments, (context, source_context), strict=True)
-        segments = [None, None] if is_one else [ids(*pair) for pair in pairs]
+    positions, segments = _told(context, source_context, relative is not None)
 
     def run(query, key, value, relative, *positions_and_segments: Array | None) -> Array:
         query_positions, key_positions, query_segments, key_segments = positions_and_segments
@@ -123,3 +110,24 @@ def attend(
         (queries, keys, keys, queries, *(queries[:2], keys[:2]) * 2),
         queries,
     )
+
+
+def _told(
+    context: Context, source_context: Context, has_relative: bool
+) -> tuple[list[Leaf | None], list[Leaf | None]]:
+    """Returns the positions and the segments of queries and keys, None where places say as much."""
+    is_whole = not is_split("length")
+    is_own = is_whole and source_context is context  # in order: places compare as positions do
+    is_row = is_whole and context.is_row and source_context.is_row
+    positions = [context.positions, source_context.positions]
+    if is_row or (is_own and not has_relative and not context.window):
+        positions = [None, None]
+    segments = [context.segment_ids, source_context.segment_ids]
+    if is_own:
+        segments = [context.segment_ids, None]
+    elif segments[0] is None or segments[1] is None:  # None is segment 1, as in `hide`
+        ids = lambda given, at: jnp.ones_like(at.positions) if given is None else given
+        is_one = segments[0] is segments[1]
+        pairs = zip(segments, (context, source_context), strict=True)
+        segments = [None, None] if is_one else [ids(*pair) for pair in pairs]
+    return positions, segments

@@ -173,8 +173,8 @@ class Loop(Beginning):
     def compiling(self) -> str:
         """Returns the message before the first call of a compiled step."""
         count = self.trainer.mesh.size
-        place = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-        kept = f"the first time, then cached in {place}" if place else "each time, without a cache"
+        cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        kept = f"the first time, then cached in {cache}" if cache else "each time, without a cache"
         devices = f"{count} device" + "s" * (count > 1)
         return f"compiling {self.name} for {devices}: half a minute or more {kept}"
 

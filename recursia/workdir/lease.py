@@ -113,10 +113,7 @@ class Lease:
           StorageError: if the bucket cannot be reached.
         """
         if not self.is_held():
-            raise CheckpointError(
-                f"--workdir={self._workdir}: {lock.FILE} is no longer this run's: another run took "
-                "it over, or it was deleted; this one ends, and writes nothing more"
-            )
+            raise lock.taken_over(self._workdir)
 
     def _touch(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):

@@ -125,10 +125,7 @@ class Lock:
           CheckpointError: if one has, or if the file is gone.
         """
         if not self.is_held():
-            raise CheckpointError(
-                f"--workdir={self.path.parent}: {FILE} is no longer this run's: another run took "
-                "it over, or it was deleted; this one ends, and writes nothing more"
-            )
+            raise taken_over(self.path.parent)
 
     def _touch(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
@@ -161,6 +158,14 @@ def is_live(workdir: pathlib.Path) -> bool:
     if holder is None or age > STALE_SECONDS:
         return False
     return holder["machine"] != this_machine() or is_alive(holder["process"])
+
+
+def taken_over(workdir: Any) -> CheckpointError:
+    """Returns the error of a run that no longer holds the lock of its directory."""
+    return CheckpointError(
+        f"--workdir={workdir}: {FILE} is no longer this run's: another run took it over, or it was "
+        "deleted; this one ends, and writes nothing more"
+    )
 
 
 def this_holder() -> dict[str, Any]:
