@@ -18,8 +18,10 @@ def path(text: str | os.PathLike[str]) -> Any:
     """Returns a path on disk, or one in a bucket that is used as a `pathlib.Path`.
 
     Raises:
-      ConfigError: if it is of a bucket, but of no folder in one.
+      ConfigError: if it is of a bucket, but of no folder in one, or lacks a slash.
     """
+    if str(text).startswith(("gs:", "s3:")) and not is_place(text):
+        raise ConfigError(f"{text}: a bucket is written gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     if not is_place(text):
         return pathlib.Path(text)
     scheme, _, rest = str(text).partition("://")

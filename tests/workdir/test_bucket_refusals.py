@@ -78,3 +78,9 @@ def test_a_bucket_without_a_run_is_refused(bucket, refused_command):
         code = 5 if verb is LS else 2
         refused_command(*verb, f"--workdir={bucket}", parts=(bucket,), code=code)
     refused_command("budget", f"--config={bucket}", parts=(bucket, "config.json"))
+
+
+@pytest.mark.parametrize("place", ["s3:/models/tiny", "gs:models", "gs:/models"])
+def test_a_bucket_that_lacks_a_slash_is_no_folder_here(refused_command, place):
+    given = "train", "--config=mor:tiny", f"--workdir={place}"
+    refused_command(*given, parts=[place, "gs://BUCKET/FOLDER"])
