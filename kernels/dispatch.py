@@ -15,6 +15,13 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
+from . import tuned
+
+try:
+    from jax._src.dispatch import prim_requires_devices_during_lowering as NEED_DEVICES
+except ImportError:
+    NEED_DEVICES = None
+
 Platform = Literal["cpu", "tpu", "cuda"]
 LOG = logging.getLogger("recursia.kernels")
 
@@ -28,11 +35,22 @@ class Implementation:
       platform: the platform it runs on.
       run: takes the arguments of the reference; raises NotImplementedError, with the reason, for
         arguments that it does not support.
+      config: returns the sizes that it computes from the same arguments, as a `Config`: a frozen
+        dataclass of integers, which `run` takes as `config`. None: it has no sizes.
     """
 
     name: str
     platform: Platform
     run: Callable[..., Any]
+    config: Callable[..., Any] | None = None
+
+    def apply(self, op: str, arrays: Any, static: dict[str, Any], device: str | None) -> Any:
+        """Returns the results, with the sizes that were measured for a device if any were."""
+        if self.config is None or device is None:
+            return self.run(*arrays, **static)
+        default = self.config(*arrays, **static)
+        config = tuned.look_up(default, device, op, self.name, jax.tree.leaves(arrays))
+        return self.run(*arrays, **static, config=config)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +81,13 @@ class Op:
         primitive.op = self
         primitive.def_impl(lambda *leaves, **kept: _compiled(primitive, **kept)(*leaves))
         primitive.def_abstract_eval(self._shapes)
-        lower = lambda platform: mlir.lower_fun(functools.partial(self._run, platform=platform))
+        lower = lambda platform: (
+            lambda context, *leaves, **kept: mlir.lower_fun(
+                functools.partial(self._run, platform=platform, device=_device_kind(context))
+            )(context, *leaves, **kept)
+        )
+        if NEED_DEVICES is not None:  # also of cuDNN's partitioning, which is inside of an op
+            NEED_DEVICES.add(primitive)
         mlir.register_lowering(primitive, lower("cpu"))
         for platform in ("tpu", "cuda"):
             mlir.register_lowering(primitive, lower(platform), platform=platform)
@@ -107,9 +131,11 @@ class Op:
         outs, _ = self._out(leaves, tree, static)
         return [ShapedArray(out.shape, out.dtype) for out in outs]
 
-    def _run(self, *leaves: Any, tree: Any, backend: str, static: Any, platform: Any) -> list[Any]:
+    def _run(
+        self, *leaves: Any, tree: Any, backend: str, static: Any, platform: Any, device: str | None
+    ) -> list[Any]:
         arrays = jax.tree.unflatten(tree, leaves)
-        name, outs, reasons = self.choose(arrays, dict(static), backend, platform)
+        name, outs, reasons = self.choose(arrays, dict(static), backend, platform, device)
         declined = "".join(f"; {other} declines: {why}" for other, why in reasons.items())
         # A warning only where a platform has kernels and none of them runs.
         level = logging.WARNING if reasons and name == "reference" else logging.DEBUG
@@ -118,14 +144,19 @@ class Op:
         return jax.tree.leaves(outs)
 
     def choose(
-        self, arrays: Any, static: dict[str, Any], backend: str, platform: Platform
+        self,
+        arrays: Any,
+        static: dict[str, Any],
+        backend: str,
+        platform: Platform,
+        device: str | None = None,
     ) -> tuple[str, Any, dict[str, str]]:
         """Returns an implementation's name, its results, and why those tried before did not run."""
         reasons: dict[str, str] = {}
         if backend == "auto":
             for each in self.of(platform):
                 try:
-                    return each.name, each.run(*arrays, **static), reasons
+                    return each.name, each.apply(self.name, arrays, static, device), reasons
                 except NotImplementedError as reason:
                     reasons[each.name] = str(reason)
         if backend in ("auto", "reference"):
@@ -136,11 +167,21 @@ class Op:
                 f"{self.name}: backend {backend!r} runs on {named.platform}, not on {platform}; "
                 "take 'auto' or 'reference'"
             )
-        return named.name, named.run(*arrays, **static), reasons
+        return named.name, named.apply(self.name, arrays, static, device), reasons
 
 
 class _Equation(Primitive):
     op: Op
+
+
+def _device_kind(context: Any) -> str | None:
+    """Returns the kind of the devices that a program is lowered for; None if it is for any."""
+    context = context.module_context.axis_context
+    mesh = getattr(context, "mesh", None)
+    devices = getattr(mesh, "devices", None) if mesh else context.device_assignment
+    if devices is None:
+        return getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
+    return next(iter(getattr(devices, "flat", devices))).device_kind
 
 
 @functools.lru_cache(maxsize=4096)  # called several times for each call of an op

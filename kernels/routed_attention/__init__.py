@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from ..dispatch import Implementation, Op
-from . import gpu, libraries, reference, tpu
+from . import gpu, libraries, reference, tiles, tpu
 from .where import Where
 
 _TPU = Implementation("pallas_tpu", "tpu", tpu.forward)
@@ -29,8 +29,17 @@ _CUDNN_BACK = Implementation("cudnn", "cuda", libraries.cudnn_backward)
 
 
 def _products(count: int) -> Callable[..., int]:
-    """Returns the FLOPs of `count` products of all queries with all keys, masked ones included."""
-    return lambda query, key, *_, **__: 2 * count * query.size * key.shape[1]
+    """Returns the FLOPs of `count` products of queries with keys, tile by tile.
+
+    Masked keys of a tile that is not skipped are included.
+    """
+
+    def flops(query: Any, key: Any, _: Any, where: Where, *__: Any, **static: Any) -> int:
+        window = static.get("window", 0)
+        met = tiles.pairs(where, query.shape[1], key.shape[1], window)
+        return 2 * count * query.size // query.shape[1] * met
+
+    return flops
 
 
 # Forward and backward implementations can be mixed.
@@ -41,24 +50,18 @@ BACKWARD = Op(
     (_TPU_BACK, _TRITON_BACK, _SPLASH_BACK, _CUDNN_BACK),
     _products(5),
 )
-CAUSAL = libraries.needs_devices(
-    Op("causal_attention", reference.forward, (_SPLASH, _CUDNN, _TPU, _TRITON), _products(2))
-)
-CAUSAL_BACKWARD = libraries.needs_devices(
-    Op(
-        "causal_attention_backward",
-        reference.backward,
-        (_SPLASH_BACK, _CUDNN_BACK, _TPU_BACK, _TRITON_BACK),
-        _products(5),
-    )
+CAUSAL = Op("causal_attention", reference.forward, (_SPLASH, _CUDNN, _TPU, _TRITON), _products(2))
+CAUSAL_BACKWARD = Op(
+    "causal_attention_backward",
+    reference.backward,
+    (_SPLASH_BACK, _CUDNN_BACK, _TPU_BACK, _TRITON_BACK),
+    _products(5),
 )
 
 # For a window: kernels of libraries if positions are None, and else the reference.
-WINDOWED = libraries.needs_devices(
-    Op("windowed_attention", reference.forward, (_SPLASH, _CUDNN), _products(2))
-)
-WINDOWED_BACKWARD = libraries.needs_devices(
-    Op("windowed_attention_backward", reference.backward, (_SPLASH_BACK, _CUDNN_BACK), _products(5))
+WINDOWED = Op("windowed_attention", reference.forward, (_SPLASH, _CUDNN), _products(2))
+WINDOWED_BACKWARD = Op(
+    "windowed_attention_backward", reference.backward, (_SPLASH_BACK, _CUDNN_BACK), _products(5)
 )
 
 # No kernel has a soft cap yet.

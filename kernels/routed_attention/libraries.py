@@ -12,14 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..dispatch import Op
+from ..dispatch import NEED_DEVICES
 from .blocks import even
 from .where import Where
-
-try:
-    from jax._src.dispatch import prim_requires_devices_during_lowering as _NEED_DEVICES
-except ImportError:
-    _NEED_DEVICES = None
 
 LANES, MOST = 128, 512  # the least and the largest block of splash attention
 Forward = tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]
@@ -75,16 +70,6 @@ def splash_backward(
     return *(x[:, : query.shape[1]] for x in grads), None
 
 
-def needs_devices(op: Op) -> Op:
-    """Returns an op whose lowering has the program's devices, which cuDNN's partitioning needs.
-
-    JAX asks only the primitives of the program whether they need devices, not those inside an op.
-    """
-    if _NEED_DEVICES is not None:
-        _NEED_DEVICES.add(op.primitive)
-    return op
-
-
 def _pull(run: Callable, inputs: Any, out: Array, logsum: Array, grad: Array) -> Any:
     """Returns the gradients of the inputs, by the residuals that an earlier forward pass saved.
 
@@ -124,7 +109,7 @@ def _cudnn(
 ) -> tuple[Callable, int]:
     """Returns cuDNN's attention [B T N H], and an even length that it takes."""
     _decline_unless_causal(query, key, where, relative)
-    if _NEED_DEVICES is None:
+    if NEED_DEVICES is None:
         raise NotImplementedError("this version of jax does not lower it inside of an op")
     if where.query_segments is not None:
         raise NotImplementedError("it takes no segments")

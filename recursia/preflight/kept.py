@@ -52,6 +52,6 @@ def _source() -> str:
     digest = hashlib.sha256()
     for name in _PACKAGES:
         folder = pathlib.Path(importlib.import_module(name).__path__[0])
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted((*folder.rglob("*.py"), *folder.rglob("*.json"))):  # sizes of kernels
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,0 +1,107 @@
+"""Sizes of kernels come from the table of the device that a program is lowered for."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from recursia import topology
+from recursia.kernels import tuned
+from recursia.kernels.dispatch import Implementation, Op
+from tests.helpers.kernels import compile_for
+from tests.helpers.refusals import refused
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    rows: int
+    columns: int
+
+    def __post_init__(self):
+        if self.rows % 8:
+            raise ValueError(f"rows: got {self.rows}, takes a multiple of 8")
+
+
+SHAPES = "float32[1024,8]"
+
+
+@pytest.fixture
+def used(monkeypatch, tmp_path):
+    """Returns the sizes with which an op was lowered, and the op; tables are in `tmp_path`."""
+    found = []
+
+    def run(x, *, config=None):
+        found.append(config)
+        return x
+
+    config = lambda x: Config(8, len(x))
+    kernels = [Implementation("ours", platform, run, config) for platform in ("tpu", "cpu")]
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    return found, Op("doubled", lambda x: x, tuple(kernels))
+
+
+def given(path, entries):
+    path.write_text(json.dumps({"doubled": {"ours": entries}}))
+    tuned.table.cache_clear()
+
+
+def test_an_entry_is_of_a_device_and_of_lengths_up_to_a_power_of_two(used, tmp_path):
+    found, op = used
+    entry = {"config": {"rows": 16, "columns": 3}, "seconds": 1.0}
+    given(tmp_path / "tpu_v5_lite.json", {SHAPES: entry})
+    for length, machine, config in (
+        (1000, "v5e:2x2", Config(16, 3)),
+        (1024, "v5e:2x2", Config(16, 3)),
+        (1025, "v5e:2x2", Config(8, 1025)),
+        (1000, "v6e:2x2", Config(8, 1000)),
+    ):
+        compile_for(machine, op, jax.ShapeDtypeStruct((length, 8), jnp.float32))
+        assert found.pop() == config
+
+
+def test_on_the_shards_of_several_devices_the_table_is_that_of_their_kind(used, tmp_path):
+    found, op = used
+    given(tmp_path / "tpu_v5_lite.json", {SHAPES: {"config": {"rows": 16, "columns": 3}}})
+    mesh = jax.sharding.Mesh(topology.devices("v5e:2x2"), "x")
+    split = jax.shard_map(op, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+    jax.jit(split).lower(jax.ShapeDtypeStruct((4096, 8), jnp.float32))
+    assert found == [Config(16, 3)]
+
+
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ({"rows": 16}, ("rows, columns",)),
+        ({"rows": 16, "columns": 3, "warps": 4}, ("warps", "rows, columns")),
+        ({"rows": 16, "columns": 0}, ("columns", "0", "positive")),
+        ({"rows": 16, "columns": 1.5}, ("columns", "1.5", "positive")),
+        ({"rows": 12, "columns": 1}, ("rows", "12", "multiple of 8")),
+    ],
+)
+def test_an_entry_that_is_no_config_is_named(used, tmp_path, entry, words):
+    given(tuned.path("cpu"), {SHAPES: {"config": entry}})
+    with refused(ValueError, "cpu.json", "doubled ours", SHAPES, *words):
+        jax.jit(used[1])(jnp.zeros((1024, 8)))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"doubled": 1}', '{"doubled": {"ours": {"": 1}}}'])
+def test_a_file_that_is_no_table_is_named(used, tmp_path, text):
+    tuned.path("cpu").write_text(text)
+    tuned.table.cache_clear()
+    with refused(ValueError, "cpu.json", "no table", "delete or mend"):
+        jax.jit(used[1])(jnp.zeros((1024, 8)))
+
+
+def test_the_tables_that_are_shipped_are_of_ops_and_their_configs():
+    ops = {}
+    for name in ("grouped_matmul", "routed_attention"):
+        module = importlib.import_module(f"recursia.kernels.{name}")
+        ops |= {op.name: op for op in vars(module).values() if isinstance(op, Op)}
+    for file in tuned.FOLDER.glob("*.json"):
+        for op, kernels in tuned.table(file).items():
+            names = {each.name for each in ops[op].implementations if each.config}
+            assert kernels.keys() <= names, file
