@@ -39,7 +39,7 @@ def configs(prefix: str, **_: Any) -> Iterator[str]:
     else:
         from argcomplete import completers
 
-        yield from (f"{name}:" for name in presets.shipped())
+        yield from (f"{name}:" for name in presets.every())
         yield from completers.FilesCompleter(("py",))(prefix)
 
 

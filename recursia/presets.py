@@ -8,22 +8,27 @@ import difflib
 import importlib.util
 import inspect
 import pathlib
-import traceback
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
 import ml_collections
 
+from recursia import dotted
 from recursia.errors import ConfigError
 
-_SHARED = ("__init__", "base", "blocks")  # files of the folder that are not configurations
+_SHARED = ("__init__", "axes", "base", "blocks")  # shipped files that are not configurations
 
 
-def shipped() -> tuple[str, ...]:
-    """Returns the names of the shipped configuration files, in alphabetical order."""
-    names = (path.stem for path in _folder().glob("*.py"))
-    return tuple(sorted(name for name in names if name not in _SHARED))
+def every() -> tuple[str, ...]:
+    """Returns the names of all shipped configuration files, in alphabetical order."""
+    paths = [path for path in _folder().rglob("*.py") if path.stem not in _SHARED]
+    return tuple(sorted(path.relative_to(_folder()).as_posix()[:-3] for path in paths))
+
+
+def shipped(folder: str = "") -> tuple[str, ...]:
+    """Returns the names of the shipped configuration files of systems, or those of a folder."""
+    return tuple(name for name in every() if name.rpartition("/")[0] == folder)
 
 
 def presets(name: str) -> tuple[str, ...]:
@@ -102,6 +107,15 @@ def hint(name: str, known: tuple[str, ...] | list[str]) -> str:
     return f"; did you mean {close[0]!r}? Choices are {listed}"
 
 
+def _nearest(file: str) -> str:
+    """Returns the shipped file that is nearest to a name, and those beside it."""
+    if inside := shipped(file.rstrip("/")):
+        return hint("", inside)
+    close = difflib.get_close_matches(file.removesuffix(".py"), every(), n=1)
+    folder = (close or [file])[0].rpartition("/")[0]
+    return hint(file, shipped(folder) or every())
+
+
 def split(name: str) -> tuple[str, str]:
     """Returns the file and the preset of a name; the file's path may contain colons."""
     file, ending, preset = name.rpartition(".py:")
@@ -115,16 +129,17 @@ def _run(name: str) -> ModuleType:
     """Returns a configuration file as a module."""
     try:
         path = location(name)
-        is_shared = path.parent == _folder() and path.stem in _SHARED
+        is_shared = path.is_relative_to(_folder()) and path.stem in _SHARED
         is_configuration = path.is_file() and not is_shared
     except (OSError, RuntimeError) as error:  # a name that is too long, a user without a home
         raise ConfigError(f"--config={name}: {error}") from None
     if not is_configuration:
-        choices = hint(split(name)[0], shipped())
-        raise ConfigError(f"--config={name}: no file {path.name}{choices}")
+        raise ConfigError(f"--config={name}: no file {path.name}{_nearest(split(name)[0])}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec and spec.loader  # of a file that ends in .py
     module = importlib.util.module_from_spec(spec)
+    if not is_shipped(name):
+        dotted.look_here()  # it may import files beside it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -142,12 +157,7 @@ def _known(name: str, module: ModuleType) -> tuple[str, ...]:
 
 def refusal(name: str, error: BaseException) -> ConfigError:
     """Returns an exception of a configuration file as an error of one line, with its number."""
-    file = str(location(name))
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == file]
-    where = f"line {lines[-1]}: " if lines else ""
-    message = " ".join(f"{type(error).__name__}: {error}".split())
-    return ConfigError(f"--config={name}: {where}{message}")
+    return ConfigError(f"--config={name}: {dotted.raised(error, str(location(name)))}")
 
 
 def location(name: str) -> pathlib.Path:

@@ -9,10 +9,11 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from recursia import config, console, presets, settings
+from recursia import buckets, config, console, presets, settings
 from recursia.errors import ConfigError
 from recursia.sweep import trial
 from recursia.sweep.search import Search
@@ -65,10 +66,16 @@ def read(name: str, typed: Mapping[str, str]) -> Declaration:
     Raises:
       ConfigError: if the file declares no sweep, none that can be run, or two equal trials.
     """
+    if buckets.is_place(name) or (pathlib.Path(name).expanduser() / config.RECORD).is_file():
+        raise ConfigError(f"--config={name}: is a run; give a FILE.py that defines sweep(add)")
     sweep, search = (presets.member(name, of) for of in ("sweep", "search"))
-    if callable(sweep) == callable(search):
-        which = "both sweep and search" if callable(sweep) else "neither sweep(add) nor search"
-        raise ConfigError(f"--config={name}: defines {which}; define one of the two")
+    if callable(sweep) and callable(search):
+        raise ConfigError(f"--config={name}: defines both sweep and search; define one of the two")
+    if not callable(sweep) and not callable(search):
+        raise ConfigError(
+            f"--config={name}: defines neither sweep(add) nor search(trial); define one of the "
+            f"two, or take a shipped sweep: {', '.join(presets.shipped('sweeps'))}"
+        )
     digest = hashlib.sha256(presets.location(name).read_bytes()).hexdigest()
     placed, overrides = trial.placed(name), dict(typed)
     if callable(search):

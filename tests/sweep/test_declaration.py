@@ -158,6 +158,39 @@ def test_a_file_declares_a_sweep_or_a_search(tmp_path):
         declaration.read(trials.write(tmp_path, "\ndef search(trial): return {}\n"), {})
     with refused(ConfigError, "no file"):
         declaration.read(str(tmp_path / "none.py"), {})
+    with refused(ConfigError, "neither", "sweeps/iso_flop"):
+        declaration.read("mor:tiny", {})
+    (tmp_path / "config.json").touch()
+    for run in (str(tmp_path), "gs://bucket/run"):
+        with refused(ConfigError, f"--config={run}: is a run"):
+            declaration.read(run, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("sweeps/iso_flp:tiny", "sweeps/iso_flop"),
+        ("sweep/capacity", "sweeps/capacity"),
+        ("learning_rate:tiny", "sweeps/learning_rate"),
+        ("sweeps/mor:tiny", ""),
+        ("sweeps/nothing_like_it", ""),
+        ("sweeps/axes:tiny", ""),
+        ("sweeps", ""),
+        ("sweeps/iso_flp.py", "sweeps/iso_flop"),
+    ],
+)
+def test_a_misspelled_sweep_is_refused_with_the_sweeps(name, nearest, tmp_path, refused_command):
+    for verb in (("sweep", f"--workdir={tmp_path}"), ("train", f"--workdir={tmp_path / 'run'}")):
+        said = refused_command(*verb, f"--config={name}", parts=["hoices are sweeps/capacity, "])
+        assert said.endswith("sweeps/sharing\n") and "albert" not in said
+        assert not nearest or f"did you mean {nearest!r}?" in said
+
+
+def test_a_misspelled_system_is_refused_with_the_systems(refused_command):
+    for name in ("mr:tiny", "nothing_like_it", "no_folder/nothing_like_it"):
+        said = refused_command("fields", name, parts=["albert, ", "yoco"])
+        assert ("did you mean 'mor'?" in said) == (name == "mr:tiny")
+        assert ("sweeps/iso_flop" in said) == (name.startswith("no_folder"))
 
 
 def test_trials_that_are_still_declared_are_kept_and_others_are_named(tmp_path):
