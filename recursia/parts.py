@@ -9,7 +9,7 @@ import re
 import threading
 from typing import Any
 
-from recursia import console
+from recursia.backlog import Backlog
 
 LARGE = 1 << 20  # bytes of a part, after which the next begins
 _NAME = re.compile(r"(\d{6})-(\d{6})\.jsonl")
@@ -49,7 +49,8 @@ class Parts:
         found = parts(path)
         self._place = found[-1] if found else path / _name(1, 0)
         self._part = self._place.read_bytes() if found else b""
-        self._is_sent, self._is_late = bool(found), False
+        self._is_sent, self._waiting = bool(found), 0
+        self._backlog = Backlog(path)
         self._lock = threading.Lock()
 
     def write(self, line: str) -> None:
@@ -61,35 +62,28 @@ class Parts:
                 self._place, self._part = self.path / _name(generation, number + 1), b""
             self._part += b"\n" * bool(is_cut and self._part) + line.encode()
             self._is_sent = False
+            self._waiting += 1
 
     def send(self) -> None:
         """Sends what was written; raises OSError if it cannot."""
         with self._lock:
             if not self._is_sent:
                 self._place.write_bytes(self._part)
-                self._is_sent = True
+                self._is_sent, self._waiting = True, 0
 
     def flush(self) -> None:
         """Sends what was written; if that fails, it waits in memory, and a line says so."""
         try:
             self.send()
         except OSError as error:
-            if not self._is_late:
-                console.say(
-                    f"{self.path}: cannot be written ({error.strerror}); its lines wait in memory, "
-                    "and the run goes on"
-                )
-            self._is_late = True
-            return
-        if self._is_late:
-            console.say(f"{self.path}: is written again, and complete")
-        self._is_late = False
+            self._backlog.grow(error)
+        else:
+            self._backlog.clear()
 
     def close(self) -> None:
-        """Sends the rest; says so if it cannot."""
+        """Sends the rest; says how many lines are lost if it cannot."""
         self.flush()
-        if not self._is_sent:
-            console.say(f"{self.path}: its last lines could not be written")
+        self._backlog.lose(self._waiting)
 
 
 def _name(generation: int, number: int) -> str:

@@ -26,11 +26,13 @@ MAY = {
     "storage": BASE,
     "objects": BASE | {"storage"},
     "buckets": BASE | {"objects"},
-    "parts": {"console"},
+    "backlog": {"console"},
+    "parts": {"backlog"},
     "jsonlines": {"buckets", "parts"},
     "parsing": BASE | {"buckets"},
     "meanings": set(),
     "modules": set(),
+    "dotted": {"errors"},
     "streams": BASE,
     "signals": BASE | {"console"},
     "compiled": BASE | {"console"},
@@ -48,7 +50,7 @@ MAY = {
     "feedforward": LAYERS,
     "blocks": BLOCKS,
     "sharing": LAYERS | {"injection", "fsdp"},
-    "kv": BASE | {"sharing"},
+    "kv": BASE | {"sharing", "dotted"},
     "depth": LAYERS | {"injection", "sharing"},
     "architecture": MODEL,
     "stacks": MODEL | {"architecture"},
@@ -58,14 +60,14 @@ MAY = {
     "traced_flops": set(),
     "step_costs": MODEL | {"architecture", "traced_flops"},
     "accounting": MODEL | FORWARD | {"step_costs", "optimizers"},
-    "kinds": MODEL | {"optimizers", "modules"},
+    "kinds": MODEL | {"optimizers", "modules", "dotted", "typed"},
     "settings": MODEL | {"architecture", "typed", "optimizers", "kinds"},
     "typed": BASE,
-    "presets": BASE | {"configs"},
+    "presets": BASE | {"configs", "dotted"},
     "fields": MODEL | {"architecture", "settings", "kinds", "typed", "meanings"},
     "config": MODEL
     | {"architecture", "settings", "kinds", "typed", "presets", "fields"}
-    | {"buckets"},
+    | {"buckets", "dotted"},
     "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"architecture", "settings"},
     "data": BASE | {"corpus", "console", "storage", "buckets", "objects"},
@@ -76,7 +78,7 @@ MAY = {
     "workdir": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"}
-    | {"console", "jsonlines", "stall", "storage", "buckets", "parts"},
+    | {"console", "jsonlines", "stall", "storage", "buckets", "parts", "backlog"},
     "generate": BASE
     | FORWARD
     | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"},
@@ -88,7 +90,7 @@ MAY = {
     | FORWARD
     | {"params", "sharding", "settings", "config", "budget", "data", "workdir", "console"}
     | {"language_model", "buckets"},
-    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "data", "sharding"},
+    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "kinds", "data", "sharding"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
@@ -104,6 +106,10 @@ MAY = {
     | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
     | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"}
     | {"buckets"},
+    "report": BASE
+    | FORWARD
+    | {"accounting", "budget", "config", "console", "data", "depth", "evaluate", "jsonlines"}
+    | {"layers", "losses", "scores", "settings", "sharding", "workdir"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "launch": BASE
     | CONFIGS
@@ -112,7 +118,7 @@ MAY = {
     "sweep": BASE
     | CONFIGS
     | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}
-    | {"launch", "train", "parsing"},
+    | {"launch", "train", "parsing", "buckets", "storage", "objects", "parts"},
     "verbs": BASE
     | {"buckets"}
     | {
@@ -126,6 +132,7 @@ MAY = {
         "convert",
         "data",
         "launch",
+        "report",
     }
     | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
     | {"presets", "fields", "accounting", "arguments", "parsing", "meanings", "settings"},

@@ -5,7 +5,7 @@ import contextlib
 import os
 import pathlib
 
-from recursia import console
+from recursia.backlog import Backlog
 
 MOST_WAITING = 100_000  # lines of a file that wait in memory; the oldest are lost beyond
 
@@ -19,7 +19,7 @@ class Lines:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._end = os.fstat(self._file).st_size
         self._waiting: collections.deque[bytes] = collections.deque(maxlen=MOST_WAITING)
-        self._is_late = False
+        self._backlog = Backlog(path)
 
     def write(self, line: str) -> None:
         """Appends a line, after those that wait; if that fails, it waits too."""
@@ -31,16 +31,9 @@ class Lines:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self._end)
-            if not self._is_late:
-                console.say(
-                    f"{self.path}: cannot be written ({error.strerror}); its lines wait in memory, "
-                    "and the run goes on"
-                )
-            self._is_late = True
-            return
-        if self._is_late:
-            console.say(f"{self.path}: is written again, and complete")
-        self._is_late = False
+            self._backlog.grow(error)
+        else:
+            self._backlog.clear()
 
     def _append(self, raw: bytes) -> None:
         rest = raw
@@ -54,5 +47,4 @@ class Lines:
     def close(self) -> None:
         """Closes the file; says how many lines are lost, if any are."""
         os.close(self._file)
-        if self._waiting:
-            console.say(f"{self.path}: {len(self._waiting)} lines could not be written")
+        self._backlog.lose(len(self._waiting))

@@ -1,6 +1,7 @@
 """Lines in a bucket are those of a file on disk, and a run's folders are moved in safe orders."""
 
 import json
+import os
 
 import pytest
 
@@ -54,6 +55,35 @@ def test_a_resumed_run_deletes_the_rows_after_its_step(is_bucket, bucket, tmp_pa
     history.add(3, validation_loss=0.5)
     read = History(workdir / "checkpoints.jsonl")
     assert read.saved[3]["bytes"] == 5 and read.losses == {3: 0.5}
+
+
+@pytest.mark.parametrize("is_bucket", [True, False], ids=["bucket", "disk"])
+def test_lines_that_cannot_be_written_wait_and_both_places_say_so_alike(
+    is_bucket, bucket, tmp_path, monkeypatch, capsys
+):
+    path = (buckets.path(bucket) if is_bucket else tmp_path) / "rows.jsonl"
+
+    def refuse(*_):
+        raise storage.Unreachable(str(path), "it is full")
+
+    for ends_well in (True, False):
+        file = place.of(path).lines(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(*((BucketPath, "write_bytes") if is_bucket else (os, "write")), refuse)
+            for step in (1, 2):
+                file.write(jsonlines.line({"step": step}))
+                file.flush()
+            said = f"{path}: cannot be written (it is full); its lines wait in memory, and the "
+            assert capsys.readouterr().err == f"{said}run goes on\n"
+            if not ends_well:
+                file.close()
+                assert capsys.readouterr().err == f"{path}: 2 lines could not be written\n"
+        if ends_well:
+            file.write(jsonlines.line({"step": 3}))
+            file.flush()
+            assert capsys.readouterr().err == f"{path}: is written again, and complete\n"
+            file.close()
+        assert [row["step"] for row in lines(path)] == [1, 2, 3]
 
 
 def saved(bucket):
