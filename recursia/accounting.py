@@ -1,9 +1,10 @@
 """What a model costs: parameters, FLOPs and bytes, in closed form from its config.
 
 FLOPs are those of matrix multiplications, two for each multiply-add; norms, softmax, rotations and
-gates are not counted. They are what the program executes in mode "train", not an estimate of it:
-attention counts every query with every key of its recursion, the masked half included, as the
-reference path computes it. The tests compare these closed forms with
+gates are not counted. As is customary, attention counts every query with every key of its
+recursion, the masked half included. `executed_training_flops` is what the program executes in mode
+"train", not an estimate of it: it counts what is computed again, and not the tiles of attention
+that the reference path skips, as they are wholly masked. The tests compare it with
 `recursia.traced_flops.count_flops` of the traced program.
 
 Not counted: the warm-up of capacities, in which steps process every token; the loss's padding
@@ -25,7 +26,14 @@ from recursia.params import Params
 from recursia.sharing import key_banks, patterns
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS
-from recursia.step_costs import core_flops, end_flops, passes_of, steps_of, unneeded_flops
+from recursia.step_costs import (
+    core_flops,
+    end_flops,
+    passes_of,
+    skipped_scores,
+    steps_of,
+    unneeded_flops,
+)
 
 _STACKS = ("prelude", "core", "coda", "depth")
 _BACKWARD = 2  # products in the backward pass for each one forward: towards input and weight
@@ -47,7 +55,8 @@ class Budget:
       mean_depth: see `mean_depth`.
       forward_flops_per_token: see `forward_flops`; a mean over the sequence, as are all FLOPs here.
       training_flops_per_token: forward and backward.
-      executed_training_flops_per_token: the same with what is computed again to save memory.
+      executed_training_flops_per_token: the same with what is computed again to save memory, and
+        without the tiles that attention skips.
       sixn_flops_per_token: see `sixn_flops_per_token`.
       mor_flops_per_token: see `mor_flops_per_token`.
     """
@@ -157,31 +166,36 @@ def _head_flops(config: Model, seq_len: int) -> int:
 
 
 def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | float:
-    """Returns `training_flops` with what the backward pass computes again under `remat`.
+    """Returns `training_flops` with what is computed again under `remat`, less what is skipped.
 
     The backward pass of attention computes its scores again whatever `remat` is. A rematerialised
     block computes everything again except its last product, which no gradient needs; a
     rematerialised recursion computes that too, as input of its next block. Prelude and coda are
     rematerialised block by block in either case. With `remat.saves` "attention", attention is not
     computed again; with "products", only attention is. Recomputation that XLA merges with the
-    forward pass is counted.
+    forward pass is counted. Attention skips the tiles that are wholly masked: see `skipped_scores`.
     """
     scores = lambda block, keys, _: block.recomputed_flops(keys)
-    passes = [each for each in passes_of(config, seq_len) if each.is_trained]
+    every = passes_of(config, seq_len)
+    passes = [each for each in every if each.is_trained]
+    skipped = skipped_scores(config, seq_len, passes)
     again = core_flops(config, seq_len, passes, scores) + end_flops(config, seq_len, scores)
+    again -= skipped
     attention = 2 * again  # forward: as many FLOPs with values as with keys
+    once = training_flops(config, seq_len) - 2 * skipped_scores(config, seq_len, every)
+    once -= _BACKWARD * 2 * skipped
     remat = remat.in_order(config.schedule.order)
     if remat.unit != "none" and remat.saves == "products":
-        return training_flops(config, seq_len) + again + attention
+        return once + again + attention
     if remat.unit != "none":
         again -= attention if remat.saves == "attention" else 0
         ends = sum(config.ends.values()) * seq_len
-        again += core_flops(config, seq_len, passes) + end_flops(config, seq_len)
+        again += core_flops(config, seq_len, passes) + end_flops(config, seq_len) - 2 * skipped
         again -= ends * unneeded_flops(config, is_in_core=False)
         if remat.unit == "block":
             steps = config.schedule.num_blocks * sum(each.times * each.queries for each in passes)
             again -= steps * unneeded_flops(config, is_in_core=True)
-    return training_flops(config, seq_len) + again
+    return once + again
 
 
 def sixn_flops_per_token(config: Model) -> int:

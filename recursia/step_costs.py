@@ -10,6 +10,7 @@ from recursia import params
 from recursia.architecture import Model
 from recursia.blocks.block import Block
 from recursia.depth.policy import Pass
+from recursia.kernels.routed_attention import tiles
 from recursia.layers.attention import Context
 from recursia.params import Params
 from recursia.traced_flops import count_flops
@@ -26,6 +27,7 @@ class Step:
     Attributes:
       queries: tokens that the block processes.
       keys: tokens whose keys and values each query meets, masked ones included.
+      skipped: of those keys, how many are in tiles that are not multiplied; a mean over queries.
       cached: tokens whose keys and values the step makes and decoding keeps.
       is_reading: whether another step made the keys that the queries meet.
       times: how many recursions are like this; a mean where their number is drawn.
@@ -34,6 +36,7 @@ class Step:
 
     queries: int
     keys: int
+    skipped: float
     cached: int
     is_reading: bool
     times: float
@@ -52,6 +55,7 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
     """
     plan = config.schedule
     tokens = {each.recursion: each.queries for each in (*passes_of(config, seq_len), *chosen)}
+    is_relative = config.block.mixer.has_relative
     table = []
     for each in chosen:
         first = each.recursion * plan.num_blocks
@@ -61,10 +65,37 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
             windows = plan.seen[plan.owners == step]
             bound = min(keys, windows.max()) if len(windows) and windows.all() else keys
             cached = int(bound) if owner == step else 0
+            is_row = each.queries == seq_len
+            is_by_place = is_row or not (owner != step or plan.seen[step] or is_relative)
+            skipped = skipped_keys(each.queries, keys, int(plan.seen[step])) if is_by_place else 0
             table.append(
-                Step(each.queries, keys, cached, owner != step, each.times, each.is_trained)
+                Step(
+                    each.queries, keys, skipped, cached, owner != step, each.times, each.is_trained
+                )
             )
     return table
+
+
+def skipped_keys(queries: int, keys: int, window: int = 0) -> float:
+    """Returns how many keys of a query are in wholly masked tiles, a mean over the queries.
+
+    The queries and keys are told apart by their places; the tiles are those of the reference path.
+    """
+    return keys - tiles.pairs(queries, keys, window) / queries if queries else 0.0
+
+
+def skipped_scores(config: Model, seq_len: int, chosen: list[Pass]) -> float:
+    """Returns the FLOPs of the scores that attention skips, once, in some recursions and the ends.
+
+    Where queries and keys are told apart by their places alone, attention on the reference path
+    does not multiply tiles that causality or a window masks wholly. Kernels skip about as much.
+    """
+    core = sum(
+        step.times * step.queries * config.block.recomputed_flops(step.skipped)
+        for step in steps_of(config, seq_len, chosen)
+    )
+    ends = sum(config.ends.values()) * seq_len
+    return core + ends * config.block.recomputed_flops(skipped_keys(seq_len, seq_len))
 
 
 def core_flops(

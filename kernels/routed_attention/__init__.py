@@ -18,11 +18,11 @@ from ..dispatch import Implementation, Op
 from . import gpu, libraries, reference, tiles, tpu
 from .where import Where
 
-_TPU = Implementation("pallas_tpu", "tpu", tpu.forward)
+_TPU = Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes)
 _TRITON = Implementation("pallas_triton", "cuda", gpu.forward)
 _SPLASH = Implementation("splash", "tpu", libraries.splash_forward)
 _CUDNN = Implementation("cudnn", "cuda", libraries.cudnn_forward)
-_TPU_BACK = Implementation("pallas_tpu", "tpu", tpu.backward)
+_TPU_BACK = Implementation("pallas_tpu", "tpu", tpu.backward, tpu.sizes)
 _TRITON_BACK = Implementation("pallas_triton", "cuda", gpu.backward)
 _SPLASH_BACK = Implementation("splash", "tpu", libraries.splash_backward)
 _CUDNN_BACK = Implementation("cudnn", "cuda", libraries.cudnn_backward)
@@ -36,7 +36,7 @@ def _products(count: int) -> Callable[..., int]:
 
     def flops(query: Any, key: Any, _: Any, where: Where, *__: Any, **static: Any) -> int:
         window = static.get("window", 0)
-        met = tiles.pairs(where, query.shape[1], key.shape[1], window)
+        met = tiles.pairs(query.shape[1], key.shape[1], window, where)
         return 2 * count * query.size // query.shape[1] * met
 
     return flops

@@ -1,4 +1,4 @@
-"""Defines the result of attention, head by head; runs on a CPU."""
+"""Defines the result of attention, head by head and tile by tile; runs on a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from .tiles import by_keys, by_queries
 from .where import Where, visible
 
 UNSEEN = float(jnp.finfo(jnp.float32).min)  # the score of a masked key
@@ -29,15 +30,21 @@ def forward(
     are zero.
     """
 
+    tiles = by_queries(where, query.shape[1], key.shape[1], window)
+
     def one(query: Array, key: Array, value: Array, relative: Array | None, where: Where) -> Any:
-        scores = _scores(query, key, relative, where, scale, window, cap)
-        top = scores.max(-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = weights.sum(-1, keepdims=True)
-        mixed = _dot("gts,sh->gth", weights.astype(value.dtype), value) / total
-        sees = top > UNSEEN
-        out = jnp.where(sees, mixed, 0).astype(query.dtype)
-        return out, jnp.where(sees, top + jnp.log(total), jnp.inf)[..., 0]
+        def rows(queries: slice, keys: slice) -> tuple[Array, Array]:
+            tile = _tile(relative, where, queries, keys)
+            scores = _scores(query[:, queries], key[keys], *tile, scale, window, cap)
+            top = scores.max(-1, keepdims=True)
+            weights = jnp.exp(scores - top)
+            total = weights.sum(-1, keepdims=True)
+            mixed = _dot("gts,sh->gth", weights.astype(value.dtype), value[keys]) / total
+            sees = top > UNSEEN
+            out = jnp.where(sees, mixed, 0).astype(query.dtype)
+            return out, jnp.where(sees, top + jnp.log(total), jnp.inf)[..., 0]
+
+        return jax.tree.map(lambda *parts: _join(parts, 1), *[rows(*tile) for tile in tiles])
 
     split = lambda x: _by_key_head(x, key.shape[2])
     arrays = split(query), key.swapaxes(1, 2), value.swapaxes(1, 2), split(relative)
@@ -62,23 +69,41 @@ def backward(
 ) -> tuple[Array, Array, Array, Array | None]:
     """Returns the gradients of query, key, value and relative, from what `forward` returned."""
 
+    tiles = by_keys(where, query.shape[1], key.shape[1], window)
+
     def one(
         query: Array, key: Array, value: Array, relative: Any, out: Array, logsum: Array,
         grad: Array, where: Where,
     ) -> Any:  # fmt: skip
-        scores = _scores(query, key, relative, where, scale, window, cap)
-        weights = jnp.exp(scores - logsum[..., None])
         mean = _dot("gth,gth->gt", out, grad)[..., None]
-        towards = weights * (_dot("gth,sh->gts", grad, value) - mean)
-        if cap:  # the slope of the tangent; 0 where nothing is seen
-            towards *= 1 - (jnp.maximum(scores, -cap) / cap) ** 2
-        further = None if relative is None else _towards_relative(towards, relative, where)
-        weights, towards = weights.astype(grad.dtype), towards.astype(query.dtype)
-        rows = lambda x: x.reshape(-1, x.shape[-1])
+
+        def columns(keys: slice, queries: slice) -> tuple[Array, Array, Array, Array | None]:
+            tile = _tile(relative, where, queries, keys)
+            q, k, v, dout = query[:, queries], key[keys], value[keys], grad[:, queries]
+            scores = _scores(q, k, *tile, scale, window, cap)
+            weights = jnp.exp(scores - logsum[:, queries, None])
+            towards = weights * (_dot("gth,sh->gts", dout, v) - mean[:, queries])
+            if cap:  # the slope of the tangent; 0 where nothing is seen
+                towards *= 1 - (jnp.maximum(scores, -cap) / cap) ** 2
+            further = None if relative is None else _towards_relative(towards, *tile)
+            weights, towards = weights.astype(grad.dtype), towards.astype(query.dtype)
+            rows = lambda x: x.reshape(-1, x.shape[-1])
+            return (
+                _dot("gts,sh->gth", towards, k) * scale,
+                (_dot("rs,rh->sh", rows(towards), rows(q)) * scale).astype(key.dtype),
+                _dot("rs,rh->sh", rows(weights), rows(dout)).astype(value.dtype),
+                further,
+            )
+
+        to_query, to_keys, to_values, to_relative = zip(*[columns(*t) for t in tiles], strict=True)
+        queries = [queries for _, queries in tiles]
+        further = None
+        if relative is not None:
+            further = _added(relative.shape, queries, to_relative).astype(relative.dtype)
         return (
-            (_dot("gts,sh->gth", towards, key) * scale).astype(query.dtype),
-            (_dot("rs,rh->sh", rows(towards), rows(query)) * scale).astype(key.dtype),
-            _dot("rs,rh->sh", rows(weights), rows(grad)).astype(value.dtype),
+            _added(query.shape, queries, to_query).astype(query.dtype),
+            _join(to_keys, 0),
+            _join(to_values, 0),
             further,
         )
 
@@ -122,10 +147,31 @@ def _behind(where: Where, count: int) -> Int[Array, "T S"]:
 def _towards_relative(
     towards: Float[Array, "G T S"], relative: Float[Array, "G T R"], where: Where
 ) -> Float[Array, "G T R"]:
-    """Returns the gradient of the relative scores from that of all scores."""
+    """Returns the gradient of the relative scores from that of all scores, in float32."""
     behind = _behind(where, relative.shape[-1])
     rows = jnp.arange(len(behind))[:, None]
-    return jnp.zeros(relative.shape).at[:, rows, behind].add(towards).astype(relative.dtype)
+    return jnp.zeros(relative.shape).at[:, rows, behind].add(towards)
+
+
+def _tile(relative: Any, where: Where, queries: slice, keys: slice) -> tuple[Any, Where]:
+    """Returns the relative scores and the places of a tile's queries and keys."""
+    here, there, mine, its = where.arrays
+    where = Where(here[queries], there[keys], mine[queries], its[keys])
+    return None if relative is None else relative[:, queries], where
+
+
+def _join(parts: Any, axis: int) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+
+
+def _added(shape: tuple[int, ...], rows: list[slice], parts: Any) -> Array:
+    """Returns the float32 sum of parts [G t ...], each of some rows of `shape` [G T ...]."""
+    if len(parts) == 1:
+        return parts[0]
+    total = jnp.zeros(shape, jnp.float32)
+    for row, part in zip(rows, parts, strict=True):
+        total = total.at[:, row].add(part)
+    return total
 
 
 def _written_out(where: Where, query: Array, key: Array) -> Where:

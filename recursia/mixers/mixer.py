@@ -41,11 +41,13 @@ class Mixer(Branch):
         of another step has no use for them.
       score_scale: factor of the scores; None is 1 / sqrt(head_dim).
       score_cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
+      has_relative: whether queries have a relative position bias.
     """
 
     num_heads: int
     head_dim: int
 
+    has_relative: ClassVar[bool] = False
     norm_name = "attention"
     score_scale: float | None = None
     score_cap: float = 0.0

@@ -49,6 +49,7 @@ class MoMHA(Mixer):
 
     slots = ("attention", "relative", "attention_experts", "attention_router")
     exact = ("attention_router",)
+    has_relative = True
     key_weights = (("attention", "key"), ("attention", "value"))
 
     def __post_init__(self):
