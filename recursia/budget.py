@@ -168,7 +168,12 @@ def _shown(key: str, value: float) -> str:
         return f"{value:.3f}"
     if key.endswith(("steps", "size", "len")):
         return f"{value:,}"
-    base, units = _BINARY if "bytes" in key else _DECIMAL
+    return amount(value, is_bytes="bytes" in key)
+
+
+def amount(value: float, is_bytes: bool = False) -> str:
+    """Returns a number in four digits with its unit: 12.35 M, or 3.000 KiB."""
+    base, units = _BINARY if is_bytes else _DECIMAL
     scale = 0
     while abs(value) >= 0.9995 * base and scale < len(units) - 1:
         value, scale = value / base, scale + 1

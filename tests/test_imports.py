@@ -110,6 +110,7 @@ MAY = {
     | FORWARD
     | {"accounting", "budget", "config", "console", "data", "depth", "evaluate", "jsonlines"}
     | {"layers", "losses", "scores", "settings", "sharding", "workdir"},
+    "laws": MODEL | FORWARD | {"accounting", "traced_flops", "dotted"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
     "launch": BASE
     | CONFIGS
@@ -132,6 +133,7 @@ MAY = {
         "convert",
         "data",
         "launch",
+        "laws",
         "report",
     }
     | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
