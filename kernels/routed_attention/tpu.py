@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Shaped
 
-from .tpu_grid import EVERY, FIRST, LANES, LAST, LIVE, Cut
+from .tpu_grid import LANES, Config, Cut, Plan
 from .where import Where
 
 UNSEEN = float(np.finfo(np.float32).min)
@@ -28,24 +27,28 @@ def forward(
     relative: Float[Array, "B T N R"] | None = None,
     *,
     scale: float,
-    blocks: tuple[int, int] | None = None,
+    config: Config | None = None,
     interpret: Any = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
-    """Returns the results of `reference.forward`; `blocks` holds queries of a head, and keys."""
-    cut = _cut(query, key, relative, blocks)
-    where, query_places, key_places = cut.places(where)
-    rows = cut.each * cut.query_block
-    out, logsum = cut.call(
+    """Returns the results of `reference.forward`."""
+    config = config or sizes(query, key, value, where, relative)
+    cut = Cut.of(query, key, config)
+    where, *places = cut.places(where)
+    listed, _ = cut.plans(where)
+    query, key, value = cut.queries(query), cut.keys(key), cut.keys(value)
+    spec, rows = cut.specs(listed, by_key=False), cut.each * cut.query_block
+    out, lse = cut.call(
         functools.partial(_forward_kernel, scale=scale),
-        where,
-        by_key=False,
-        inputs=("queries", "keys", "keys", "query_places", "key_places"),
-        outputs=(("queries", query.dtype), ("query_rows", jnp.float32)),
-        scratch=((rows, LANES), (rows, LANES), (rows, cut.width)),
+        listed,
+        (query, key, value, *places),
+        specs=[spec.queries, spec.keys, spec.keys, spec.query_places, spec.key_places],
+        out_specs=[spec.queries, spec.rows],
+        out_shape=[_like(query), jax.ShapeDtypeStruct(query.shape[:-1], jnp.float32)],
+        scratch=[(rows, LANES), (rows, LANES), (rows, cut.width)],
         name="routed_attention",
         interpret=interpret,
-    )(cut.queries(query), cut.keys(key), cut.keys(value), query_places, key_places)
-    return cut.by_token(out), cut.by_query(logsum)
+    )
+    return cut.by_token(out), cut.by_query(lse)
 
 
 def backward(
@@ -55,42 +58,61 @@ def backward(
     where: Where,
     relative: Float[Array, "B T N R"] | None,
     out: Float[Array, "B T N H"],
-    logsum: Float[Array, "B N T"],
+    lse: Float[Array, "B N T"],
     grad: Float[Array, "B T N H"],
     *,
     scale: float,
-    blocks: tuple[int, int] | None = None,
+    config: Config | None = None,
     interpret: Any = False,
 ) -> tuple[Array, Array, Array, None]:
-    """Returns the results of `reference.backward`; `blocks` holds queries of a head, and keys."""
-    cut = _cut(query, key, relative, blocks)
-    where, query_places, key_places = cut.places(where)
-    mean = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
-    arrays = cut.queries(query), cut.keys(key), cut.keys(value), cut.queries(grad)
-    arrays = *arrays, cut.query_rows(logsum), cut.query_rows(mean), query_places, key_places
-    kinds = "queries", "keys", "keys", "queries", "query_rows", "query_rows"
-    call = functools.partial(
-        cut.call, where=where, inputs=(*kinds, "query_places", "key_places"), interpret=interpret
-    )
-    rows, keys = (cut.each * cut.query_block, cut.width), (cut.key_block, cut.width)
-    (query,) = call(
-        functools.partial(_query_kernel, scale=scale),
-        by_key=False,
-        outputs=(("queries", query.dtype),),
-        scratch=((rows[0], LANES), (rows[0], LANES), rows),
-        name="routed_attention_query",
-    )(*arrays)
-    key, value = call(
-        functools.partial(_key_kernel, scale=scale),
-        by_key=True,
-        outputs=(("keys", key.dtype), ("keys", value.dtype)),
-        scratch=(keys, keys),
-        name="routed_attention_key",
-    )(*arrays)
-    return cut.by_token(query), cut.by_key(key), cut.by_key(value), None
+    """Returns the results of `reference.backward`."""
+    config = config or sizes(query, key, value, where, relative)
+    cut = Cut.of(query, key, config)
+    where, *places = cut.places(where)
+    by_query, by_key = cut.plans(where)
+    delta = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
+    query, key, value, grad = cut.queries(query), cut.keys(key), cut.keys(value), cut.queries(grad)
+    arrays = query, key, value, grad, cut.rows(lse), cut.rows(delta), *places
+
+    def call(kernel: Any, listed: Plan, of: str, like: list[Array], scratch: Any, name: str) -> Any:
+        spec = cut.specs(listed, by_key=listed is by_key)
+        return cut.call(
+            functools.partial(kernel, scale=scale),
+            listed,
+            arrays,
+            specs=[
+                spec.queries,
+                spec.keys,
+                spec.keys,
+                spec.queries,
+                spec.rows,
+                spec.rows,
+                *spec[3:],
+            ],
+            out_specs=[getattr(spec, of)] * len(like),
+            out_shape=[_like(x) for x in like],
+            scratch=scratch,
+            name=f"routed_attention_{name}",
+            interpret=interpret,
+        )
+
+    rows, keys = cut.each * cut.query_block, (cut.key_block, cut.width)
+    scratch = [(rows, LANES), (rows, LANES), (rows, cut.width)]
+    (dq,) = call(_query_kernel, by_query, "queries", [query], scratch, "query")
+    dk, dv = call(_key_kernel, by_key, "keys", [key, value], [keys, keys], "key")
+    return cut.by_token(dq), cut.by_key(dk), cut.by_key(dv), None
 
 
-def _cut(query: Array, key: Array, relative: Array | None, blocks: Any) -> Cut:
+def sizes(
+    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *_: Any, **__: Any
+) -> Config:
+    """Returns the computed sizes: up to 1024 x 512 scores.
+
+    That is 2 MB in float32, a few of which fit into VMEM, and work enough (100 MFLOP at width 64)
+    to hide the third of a microsecond that a step costs. Rows of less than 4096 keys take 256 at a
+    time, since the diagonal wastes half a block; float32 takes half as many queries, for its
+    products are of many passes.
+    """
     if relative is not None:
         raise NotImplementedError("it adds no relative scores")
     if query.dtype not in (jnp.float32, jnp.bfloat16):
@@ -99,7 +121,14 @@ def _cut(query: Array, key: Array, relative: Array | None, blocks: Any) -> Cut:
         raise NotImplementedError(f"it takes heads of at most 256, not {query.shape[3]}")
     if query.shape[2] > 32 * key.shape[2]:
         raise NotImplementedError("it takes at most 32 query heads to a key head")
-    return Cut.of(query, key, blocks)
+    each, rows = query.shape[2] // key.shape[2], 2048 // query.dtype.itemsize
+    most = max(LANES, min(512, rows // each // LANES * LANES))
+    keys = min(512 if key.shape[1] >= 4096 else 256, 512 * rows // (each * most))
+    return Config(most, max(LANES, keys // LANES * LANES))
+
+
+def _like(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _dot(x: Array, y: Array, dims: Any) -> Array:
@@ -136,84 +165,75 @@ def _hide(scores: Array, query_places: Any, key_places: Any, each: int) -> Array
     return jnp.where(jnp.concatenate([sees] * each), scores, UNSEEN)
 
 
-def _on_visit(visit: Array, start: Any, meet: Any, finish: Any) -> None:
-    """Runs the phases of a visit; the argument of `meet` says whether any key is masked."""
-    flag = lambda which: (visit & which) == which
-    pl.when(flag(FIRST))(start)
-    pl.when(flag(LIVE | EVERY))(lambda: meet(False))
-    pl.when(flag(LIVE) & ~flag(EVERY))(lambda: meet(True))
-    pl.when(flag(LAST))(finish)
-
-
 def _forward_kernel(
-    visit: Array, query: Any, key: Any, value: Any, query_places: Any, key_places: Any,
-    out: Any, logsum: Any, top: Any, total: Any, mixed: Any, *, scale: float,
+    visit: Any, query: Any, key: Any, value: Any, query_places: Any, key_places: Any,
+    out: Any, lse: Any, m: Any, l: Any, acc: Any, *, scale: float,
 ) -> None:  # fmt: skip
     each, length, width = query.shape
 
     def start() -> None:
-        top[...] = jnp.full_like(top, UNSEEN)
-        total[...] = jnp.zeros_like(total)
-        mixed[...] = jnp.zeros_like(mixed)
+        m[...] = jnp.full_like(m, UNSEEN)
+        l[...] = jnp.zeros_like(l)
+        acc[...] = jnp.zeros_like(acc)
 
     def meet(apart: bool) -> None:
         scores = _dot(_rows(query), key[...], ROWS) * scale
         if apart:
             scores = _hide(scores, query_places, key_places, each)
-        higher = jnp.maximum(top[...], scores.max(-1, keepdims=True))
-        weights = jnp.exp(scores - _across(higher, scores.shape[1]))
-        fade = jnp.exp(top[...] - higher)
-        total[...] = fade * total[...] + weights.sum(-1, keepdims=True)
-        read = _dot(weights.astype(value.dtype), value[...], COLUMNS)
-        mixed[...] = _across(fade, width) * mixed[...] + read
-        top[...] = higher
+        m_new = jnp.maximum(m[...], scores.max(-1, keepdims=True))
+        p = jnp.exp(scores - _across(m_new, scores.shape[1]))
+        alpha = jnp.exp(m[...] - m_new)
+        l[...] = alpha * l[...] + p.sum(-1, keepdims=True)
+        read = _dot(p.astype(value.dtype), value[...], COLUMNS)
+        acc[...] = _across(alpha, width) * acc[...] + read
+        m[...] = m_new
 
     def finish() -> None:
         # A query that saw no key counted every key of its blocks.
-        sees = top[...] > UNSEEN
-        share = jnp.where(sees, 1 / total[...], 0)
-        result = (mixed[...] * _across(share, width)).astype(out.dtype)
+        sees = m[...] > UNSEEN
+        share = jnp.where(sees, 1 / l[...], 0)
+        result = (acc[...] * _across(share, width)).astype(out.dtype)
         out[...] = result.reshape(out.shape)
-        sums = jnp.where(sees, top[...] + jnp.log(total[...]), jnp.inf).T
+        lse_rows = jnp.where(sees, m[...] + jnp.log(l[...]), jnp.inf).T
         for i in range(each):
-            logsum[i : i + 1, :] = sums[:1, i * length : (i + 1) * length]
+            lse[i : i + 1, :] = lse_rows[:1, i * length : (i + 1) * length]
 
-    _on_visit(visit, start, meet, finish)
+    visit(start, meet, finish)
 
 
 def _query_kernel(
-    visit: Array, query: Any, key: Any, value: Any, grad: Any, logsum: Any, mean: Any,
-    query_places: Any, key_places: Any, towards_query: Any, sums: Any, means: Any, total: Any,
+    visit: Any, query: Any, key: Any, value: Any, grad: Any, lse: Any, delta: Any,
+    query_places: Any, key_places: Any, dq: Any, lse_rows: Any, delta_rows: Any, acc: Any,
     *, scale: float,
 ) -> None:  # fmt: skip
     def start() -> None:
-        sums[...] = _upright(_side_by_side(logsum))
-        means[...] = _upright(_side_by_side(mean))
-        total[...] = jnp.zeros_like(total)
+        lse_rows[...] = _upright(_side_by_side(lse))
+        delta_rows[...] = _upright(_side_by_side(delta))
+        acc[...] = jnp.zeros_like(acc)
 
     def meet(apart: bool) -> None:
         scores = _dot(_rows(query), key[...], ROWS) * scale
         if apart:
             scores = _hide(scores, query_places, key_places, query.shape[0])
-        weights = jnp.exp(scores - _across(sums[...], scores.shape[1]))
-        towards = _dot(_rows(grad), value[...], ROWS) - _across(means[...], scores.shape[1])
-        total[...] += _dot((weights * towards).astype(key.dtype), key[...], COLUMNS)
+        p = jnp.exp(scores - _across(lse_rows[...], scores.shape[1]))
+        ds = _dot(_rows(grad), value[...], ROWS) - _across(delta_rows[...], scores.shape[1])
+        acc[...] += _dot((p * ds).astype(key.dtype), key[...], COLUMNS)
 
     def finish() -> None:
-        result = (total[...] * scale).astype(towards_query.dtype)
-        towards_query[...] = result.reshape(towards_query.shape)
+        result = (acc[...] * scale).astype(dq.dtype)
+        dq[...] = result.reshape(dq.shape)
 
-    _on_visit(visit, start, meet, finish)
+    visit(start, meet, finish)
 
 
 def _key_kernel(
-    visit: Array, query: Any, key: Any, value: Any, grad: Any, logsum: Any, mean: Any,
-    query_places: Any, key_places: Any, towards_key: Any, towards_value: Any,
-    key_total: Any, value_total: Any, *, scale: float,
+    visit: Any, query: Any, key: Any, value: Any, grad: Any, lse: Any, delta: Any,
+    query_places: Any, key_places: Any, dk: Any, dv: Any,
+    dk_acc: Any, dv_acc: Any, *, scale: float,
 ) -> None:  # fmt: skip
     def start() -> None:
-        key_total[...] = jnp.zeros_like(key_total)
-        value_total[...] = jnp.zeros_like(value_total)
+        dk_acc[...] = jnp.zeros_like(dk_acc)
+        dv_acc[...] = jnp.zeros_like(dv_acc)
 
     def meet(apart: bool) -> None:
         # Keys are the rows here, so that no product needs a transpose of its left side.
@@ -224,13 +244,13 @@ def _key_kernel(
             sees = query_places[0:1, :] >= at(0)
             sees &= query_places[1:2, :] == at(1)
             scores = jnp.where(jnp.concatenate([sees] * query.shape[0], axis=1), scores, UNSEEN)
-        weights = jnp.exp(scores - _side_by_side(logsum))
-        value_total[...] += _dot(weights.astype(grad.dtype), _rows(grad), COLUMNS)
-        towards = _dot(value[...], _rows(grad), ROWS) - _side_by_side(mean)
-        key_total[...] += _dot((weights * towards).astype(query.dtype), _rows(query), COLUMNS)
+        p = jnp.exp(scores - _side_by_side(lse))
+        dv_acc[...] += _dot(p.astype(grad.dtype), _rows(grad), COLUMNS)
+        ds = _dot(value[...], _rows(grad), ROWS) - _side_by_side(delta)
+        dk_acc[...] += _dot((p * ds).astype(query.dtype), _rows(query), COLUMNS)
 
     def finish() -> None:
-        towards_key[...] = (key_total[...] * scale).astype(towards_key.dtype)
-        towards_value[...] = value_total[...].astype(towards_value.dtype)
+        dk[...] = (dk_acc[...] * scale).astype(dk.dtype)
+        dv[...] = dv_acc[...].astype(dv.dtype)
 
-    _on_visit(visit, start, meet, finish)
+    visit(start, meet, finish)

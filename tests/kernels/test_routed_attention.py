@@ -17,7 +17,7 @@ from recursia.kernels.routed_attention import (
 )
 from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
 from recursia.kernels.routed_attention.gpu_grid import Tiles
-from recursia.kernels.routed_attention.tpu_grid import EVERY, FIRST, LAST, LIVE, visits
+from recursia.kernels.routed_attention.tpu_grid import EVERY, LIVE, Config, plan
 from recursia.kernels.routed_attention.where import Where, visible
 from tests.helpers.kernels import TPU, tolerance
 
@@ -228,7 +228,7 @@ KERNELS = [
 @pytest.mark.parametrize("size, kind, dtype", KERNELS)
 def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
     inputs, where, expected = referred(size, kind, dtype)
-    kept = {"blocks": (128, 128), "interpret": TPU}
+    kept = {"config": Config(128, 128), "interpret": TPU}
     run = lambda f: functools.partial(f, **kept)
     results = pulled(run(tpu.forward), run(tpu.backward), inputs, where)
     assert_near(results, expected, dtype, size[2] + size[5])
@@ -294,23 +294,24 @@ def test_where_tokens_are_in_order_the_blocks_visited_follow_what_is_seen(kind):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_pair_that_meets_is_passed_once(seed):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_pair_that_meets_is_visited_once(seed, parts):
     rng = np.random.default_rng(seed)
     some = rng.random((3, 5, 7)) < 0.4
     some[1, 2] = False
     every = some & (rng.random(some.shape) < 0.5)
-    listed = visits(jnp.asarray(some), jnp.asarray(every))
-    codes = np.asarray(listed.codes)[: int(listed.count)]
-    row, outer, inner = listed.blocks(codes)
+    listed = plan(jnp.asarray(some), jnp.asarray(every), parts)
+    begin, *ends = np.asarray(listed.bounds)
+    codes = np.asarray(listed.codes)[: ends[-1]]
     live, full = (codes & LIVE) != 0, (codes & EVERY) != 0
-    passed = np.zeros_like(some, int)
-    np.add.at(passed, (row[live], outer[live], inner[live]), 1)
+    passed = np.bincount(codes[live] >> 2, minlength=some.size).reshape(some.shape)
     np.testing.assert_array_equal(passed, some)
-    np.testing.assert_array_equal(full[live], every[row[live], outer[live], inner[live]])
-    assert set(zip(row, outer, strict=True)) == set(np.ndindex(3, 5))
-    change = np.flatnonzero(np.diff(row * 5 + outer))
-    np.testing.assert_array_equal(np.flatnonzero(codes & LAST), [*change, len(codes) - 1])
-    np.testing.assert_array_equal(np.flatnonzero(codes & FIRST), [0, *(change + 1)])
+    np.testing.assert_array_equal(full, every.reshape(-1)[codes >> 2])
+    outer = (codes >> 2) // 7
+    assert (np.diff(outer) >= 0).all() and set(outer) == set(range(15))
+    assert begin == 0 and len(ends) == parts and int(listed.steps) == max(np.diff([0, *ends]))
+    if parts == 2:  # halves that share no outer block
+        assert outer[ends[0]] != outer[ends[0] - 1] and abs(2 * ends[0] - ends[1]) <= 7
     first, start, stop, end = np.moveaxis(np.asarray(ranges(some, every)), -1, 0)
     for b, o in np.ndindex(3, 5):
         assert some[b, o].sum() == some[b, o, first[b, o] : end[b, o]].sum()
