@@ -255,10 +255,13 @@ class Log:
     Attributes:
       every_steps: steps between rows of metrics.jsonl.
       tensorboard: whether the same metrics are written to TensorBoard files.
+      sinks: what else gets them, and the samples: "wandb", or the dotted path of your own subclass
+        of `recursia.train.sinks.sink.Sink`.
     """
 
     every_steps: int = 10
     tensorboard: bool = True
+    sinks: tuple[str, ...] = ()
 
     def __post_init__(self):
         at_least(1, self, "every_steps")

@@ -100,6 +100,7 @@ MAY = {
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate", "fsdp"}
     | {"distributed", "console", "jsonlines", "signals", "chips", "stall", "buckets"}
+    | {"dotted", "modules"}
     | CONFIGS,
     "evaluate": BASE
     | FORWARD

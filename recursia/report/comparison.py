@@ -12,8 +12,8 @@ from recursia.report.record import Record
 
 _NEAR = 0.02  # relative difference up to which parameters or caches are called equal
 _COSTS = (
-    ("params", "Parameters", "unique parameters"),
-    ("flops", "Training FLOPs", "FLOPs of all steps"),
+    ("params", "parameters", "unique parameters"),
+    ("flops", "training FLOPs", "FLOPs of all steps"),
     ("cache_bytes", "KV cache", "bytes per token of context"),
 )
 
@@ -77,7 +77,8 @@ def comparison(records: Sequence[Record]) -> Comparison | None:
         _point(record, curves[record.name], flops) for record in records if record.name in curves
     ]
     panels = [_frontier(points, *cost, unit) for cost in _COSTS]
-    head = ["run", "parameters", "KV cache", "FLOPs", "loss", "loss at equal FLOPs", "difference"]
+    head = ["run", "parameters", "KV cache", "FLOPs", "loss", "loss at equal FLOPs"]
+    head.append(f"difference to {points[0].name}")
     rows = [_row(point, points[0]) for point in points]
     return Comparison(points, unit, flops, head, rows, _notes(points, records, unit, flops), panels)
 
@@ -126,10 +127,10 @@ def _notes(
                 if abs(getattr(other, attribute) / max(ours, 1e-9) - 1) <= _NEAR
             ]  # fmt: skip
             for other in near:
+                gap = other.loss - point.loss
                 notes.append(
-                    f"{point.name} and {other.name} have equal {words} (within 2 %): "
-                    f"{other.loss - point.loss:+.4f} in loss from the first to the second, at the "
-                    "end of each."
+                    f"With equal {words} (within 2 %), {other.name} ends {abs(gap):.4f} "
+                    f"{'below' if gap < 0 else 'above'} {point.name}."
                 )
     if len({_data(record) for record in records}) > 1:
         notes.append(
@@ -167,4 +168,4 @@ def _frontier(points: Sequence[Point], attribute: str, title: str, label: str, u
         drawn.scatter("x", "y", source=source({"x": [x], "y": [y]}), **how)
     legend(drawn)
     caption = "Below and to the left is better; no run surpasses those on the dashed line."
-    return Panel(f"frontier_{attribute}", f"Loss and {title.lower()}", caption, drawn)
+    return Panel(f"frontier_{attribute}", f"Loss and {title}", caption, drawn)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recursia.report.panels import COLORS, Panel, legend, plot, smoothed, source
+from recursia.report.panels import COLORS, Panel, legend, plot, smoothed, source, spread
 from recursia.report.record import LENGTHS, Record, Row
 
 # Of rows of training: metric, title, unit, caption.
@@ -60,9 +60,9 @@ def _loss(records: Sequence[Record]) -> Panel:
                 drawn.scatter("steps", "y", source=data, size=7, **how, **line)
     legend(drawn)
     caption = (
-        "The thin line is the loss of each batch, the thick one its running mean over 4 % of the "
-        "rows; dots are validations. Bits per byte of training assume the tokens per byte of the "
-        "validation text."
+        "The thin line is the loss of each batch, the thick one a mean over its neighbours; dots "
+        "are validations. Bits per byte of training assume the tokens per byte of the validation "
+        "text."
     )
     return Panel("loss", "Loss", caption, drawn, x="length", y="loss")
 
@@ -133,12 +133,13 @@ def _mean_depth(record: Record) -> Panel:
 
 def _entries(record: Record, name: str, rows: list[Row]) -> Panel:
     words = name.replace("_", " ").replace("lens loss", "loss after each recursion")
+    words = words.replace(" causal", ", causal")
     unit = "nats per token" if "loss" in name else words
     drawn = plot("steps", unit, [("step", "@steps{0,0}"), ("value", "@y{0.0000}")])
-    for recursion in range(len(rows[0][name])):
+    for index, recursion in enumerate(spread(len(rows[0][name]))):
         values = [row[name][recursion] for row in rows]
         columns = _columns(record, rows, values if "validation" in name else smoothed(values))
-        how: dict[str, Any] = {"color": COLORS[recursion % len(COLORS)], "name": record.name}
+        how: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "name": record.name}
         how |= {"legend_label": f"recursion {recursion + 1}", "line_width": 1.4}
         drawn.line("steps", "y", source=columns, **how)
         if "validation" in name:

@@ -227,7 +227,9 @@ def _load(name: str, shares: np.ndarray) -> Panel:
     drawn.grid.grid_line_color = None
     drawn.yaxis.ticker = _ticks(count)
     even = f"Choices of each expert; evenly spread, each has {1 / experts:.1%}."
-    return Panel(f"load_{name.replace(' ', '_')}", f"Expert load: {name}", even, drawn)
+    return Panel(
+        f"load_{name.replace(' ', '_')}", f"Expert load: {name.replace('_', ' ')}", even, drawn
+    )
 
 
 def _all(columns: dict[str, np.ndarray]) -> Any:

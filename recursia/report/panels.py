@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, HoverTool, NumeralTickFormatter
+from bokeh.models import (
+    CategoricalAxis,
+    ColumnDataSource,
+    CustomJSTickFormatter,
+    HoverTool,
+    LogAxis,
+    NumeralTickFormatter,
+)
 from bokeh.plotting import figure
 from markupsafe import Markup
 
@@ -14,6 +21,15 @@ from markupsafe import Markup
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444")
 MOST = 600  # points of a curve
 HEIGHT = 300  # pixels of a plot
+_MOST_LINES = 8  # of one plot with a line for each recursion
+# A number in a few characters: 24, 0.003, 1.5 k, 20 G.
+_SHORT = """
+const size = Math.abs(tick);
+if (size && (size < 1e-4 || size >= 1e27)) return tick.toExponential(1);
+const power = Math.max(0, Math.floor(Math.log10(size || 1) / 3 + 1e-9));
+const scaled = Number((tick / 1000 ** power).toPrecision(5));
+return power ? `${scaled} ${"kMGTPEZY"[power - 1]}` : `${scaled}`;
+"""
 _TOOLS = "pan,box_zoom,wheel_zoom,reset,save"
 
 
@@ -68,20 +84,34 @@ def plot(x: str, y: str, hover: Sequence[tuple[str, str]] = (), **how: Any) -> A
     drawn.axis.minor_tick_line_color = None
     drawn.axis.axis_line_color = "#999999"
     drawn.axis.axis_label_text_font_style = "normal"
+    short(drawn.xaxis)
+    short(drawn.yaxis)
     if hover:
         drawn.add_tools(HoverTool(tooltips=list(hover)))
     return drawn
 
 
-def legend(drawn: Any, place: str = "top_right") -> None:
-    """Lets a click on a name hide or show what it stands for."""
+def short(axis: Any) -> None:
+    """Labels an axis of numbers in a few characters each."""
+    if not isinstance(axis[0], CategoricalAxis):
+        axis.formatter = CustomJSTickFormatter(code=_SHORT)
+    if isinstance(axis[0], LogAxis):
+        axis.ticker.desired_num_ticks = 5
+
+
+def legend(drawn: Any) -> None:
+    """Puts the names below the plot; a click on one hides or shows what it stands for."""
     if not drawn.legend:
         return
-    for each in drawn.legend:
-        each.location, each.click_policy = place, "hide"
-        each.background_fill_alpha, each.border_line_color = 0.75, None
-        each.label_text_font_size, each.spacing, each.padding = "11px", 0, 3
-        each.glyph_height = each.label_height = 14
+    (names,) = drawn.legend
+    names.click_policy, names.border_line_color = "hide", None
+    names.label_text_font_size, names.spacing, names.padding, names.margin = "12px", 2, 2, 2
+    names.location, names.glyph_height = "center", 16
+    names.label_height = 16
+    longest = max(len(item.label.value) for item in names.items)
+    names.ncols = min(len(names.items), 4 if longest < 13 else 2 if longest < 26 else 1)
+    drawn.height += 20 * -(-len(names.items) // names.ncols)
+    drawn.add_layout(names, "below")
 
 
 def source(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Any:
@@ -94,14 +124,21 @@ def source(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Any:
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
-    """Returns the exponential mean of values over about 4 % of them, unbiased at the start."""
-    decay = 1 - 1 / max(1.0, len(values) / 25)
-    total, weight, found = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            total, weight = decay * total + value, decay * weight + 1
-        found.append(total / weight if weight else math.nan)
-    return np.array(found)
+    """Returns means of values over their neighbours, about 4 % of all, with Gaussian weights."""
+    y = np.asarray(values, float)
+    width = max(len(y) / 100, 0.5)
+    offsets = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
+    weights = np.exp(-((offsets / width) ** 2) / 2)
+    is_known = np.isfinite(y)
+    middle = slice(len(offsets) // 2, len(offsets) // 2 + len(y))
+    summed = lambda x: np.convolve(x, weights)[middle]
+    total, weight = summed(np.where(is_known, y, 0.0)), summed(is_known.astype(float))
+    return np.where(weight > 0, total / np.maximum(weight, 1e-12), np.nan)
+
+
+def spread(count: int) -> list[int]:
+    """Returns the indices of some recursions, from the first to the last: all of a few."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, _MOST_LINES))})
 
 
 def percent(axis: Any) -> None:

@@ -21,10 +21,11 @@ from recursia.train.ahead import Ahead, saved
 from recursia.train.beginning import Beginning
 from recursia.train.divergence import RolledBack
 from recursia.train.metrics import Ledger, Meter, Mute
+from recursia.train.sinks import opening
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
 from recursia.train.writer import Writer, forget, scored
-from recursia.workdir import directory, ending, place
+from recursia.workdir import directory, ending, place, starts
 from recursia.workdir.place import Lock
 
 
@@ -108,6 +109,8 @@ class Loop(Beginning):
         if owes and distributed.is_first():
             forget(self.workdir, start)
         self.meter = Meter(self.trainer)
+        if distributed.is_first():
+            starts.append(self.workdir, start, self.name, self.meter.peak)
         with (
             contextlib.closing(Stop(start, run.train.num_steps, self.watch.passed)) as stop,
             contextlib.closing(self.writes(start)) as self.writer,
@@ -154,6 +157,7 @@ class Loop(Beginning):
             if validates:
                 self.validate(step, state)
         self.progress.say(self.ledger.line())
+        self.progress.say(f"next: recursia report --workdir={self.workdir}")
 
     def update(self, step: int, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         """Sends a step to the devices; returns the state after it and its metrics."""
@@ -182,7 +186,7 @@ class Loop(Beginning):
         """Returns the writer of metrics and samples; only the first process writes."""
         if not distributed.is_first():
             return Mute()
-        return Writer(self.workdir, start, self.run.log.tensorboard)
+        return Writer(self.workdir, start, opening.opened(self.run, self.workdir, start))
 
     def save(self, step: int, state: State) -> None:
         """Starts to save a step."""

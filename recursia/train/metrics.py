@@ -73,7 +73,7 @@ class Meter:
         flops = accounting.training_flops(trainer.model, train.seq_len)
         self._executed = flops / train.seq_len
         self._sixn = accounting.sixn_flops_per_token(trainer.model)
-        self._peak = peak_flops()
+        self.peak = peak_flops()
         self._since: float | None = None
         self._paused = 0.0
 
@@ -86,8 +86,8 @@ class Meter:
         rate = self.tokens * (step - self._step) / max(now - self._since - self._paused, 1e-9)
         return {
             "tokens_per_second": rate,
-            "flops_utilization": rate * self._executed / self._peak,
-            "flops_utilization_6n": rate * self._sixn / self._peak,
+            "flops_utilization": rate * self._executed / self.peak,
+            "flops_utilization_6n": rate * self._sixn / self.peak,
         }
 
     def pause(self, state: State) -> None:

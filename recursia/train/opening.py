@@ -16,6 +16,7 @@ from recursia.data.manifest import SPLITS
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import ConfigError
 from recursia.train import earlier
+from recursia.train.sinks import opening as sinks
 from recursia.train.step import Trainer
 from recursia.train.validation import Validation
 from recursia.workdir import directory
@@ -54,6 +55,7 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
         usable, or differ between processes.
     """
     with distributed.together():
+        sinks.check(run)
         mesh = sharding.make_mesh(run.mesh)
         rows = run.train.batch_size // run.train.num_microbatches
         sharding.check_batch(rows, run.train.seq_len, mesh)

@@ -9,7 +9,7 @@ from typing import Any
 
 from recursia import distributed, jsonlines
 from recursia.errors import CheckpointError, ConfigError
-from recursia.workdir import digests, directory, place, settings_history, steps
+from recursia.workdir import digests, directory, place, settings_history, starts, steps
 from recursia.workdir.checkpoint import Checkpoints, say
 from recursia.workdir.digests import Damaged
 from recursia.workdir.history import FILE, History
@@ -18,6 +18,7 @@ from recursia.workdir.history import FILE, History
 WRITTEN = (
     *("checkpoints", FILE, "metrics.jsonl", "samples.jsonl", "tensorboard", "incidents.jsonl"),
     *("config.json", "overrides.json", settings_history.FILE, directory.TOKENIZER),
+    *(starts.FILE, "wandb.id"),
 )
 
 

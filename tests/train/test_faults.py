@@ -6,8 +6,8 @@ import os
 import resource
 
 from recursia.data.loader import Loader
+from recursia.train.sinks.tensorboard import TensorBoard
 from recursia.train.validation import Validation
-from recursia.train.writer import Board
 from recursia.workdir import ending
 from recursia.workdir.lines import Lines
 from tests.helpers.runs import STEPS, differences, hashes, saved, train
@@ -111,11 +111,11 @@ def test_lines_wait_for_a_full_disk(tmp_path, capsys):
 
 
 def test_curves_on_a_full_disk_block_nothing(tmp_path, capsys):
-    board = Board(tmp_path / "tensorboard", 0)
+    board = TensorBoard(tmp_path, 0)
     with full(0):
         for step in range(50):
-            board.write({"loss": 1.0}, step)
-    board.write({"loss": 2.0}, 50)
+            board.write({"step": step, "loss": 1.0})
+    board.write({"step": 50, "loss": 2.0})
     board.close()
     assert any(path.stat().st_size > 100 for path in (tmp_path / "tensorboard").iterdir())
     assert len(capsys.readouterr().err.splitlines()) == 1

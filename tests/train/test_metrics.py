@@ -23,16 +23,16 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
 def test_a_sample_survives_a_resume(tmp_path, text):
-    writer = Writer(tmp_path, 0, tensorboard=False)
+    writer = Writer(tmp_path, 0)
     for step in (1, 2):
         writer.sample(step, text, text + text)
         writer.write({"step": step, "loss": 0.1})
     writer.close()
     before = (tmp_path / "samples.jsonl").read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()
     assert before[0].count(b"\n") == 2
-    Writer(tmp_path, 2, tensorboard=False).close()
+    Writer(tmp_path, 2).close()
     assert before == tuple((tmp_path / f"{n}.jsonl").read_bytes() for n in ("samples", "metrics"))
-    Writer(tmp_path, 1, tensorboard=False).close()
+    Writer(tmp_path, 1).close()
     (row,) = jsonlines.values(tmp_path / "samples.jsonl")
     assert row == {"step": 1, "prompt": text, "text": text + text}
 
@@ -41,7 +41,7 @@ def test_what_is_no_row_is_dropped(tmp_path):
     whole = jsonlines.line({"step": 1, "loss": 0.5})
     broken = ['{"step": "1"}\n', "[1]\n", "\n", '{"loss": 1}\n', "[" * 100_000 + "\n", '{"step": 1']
     (tmp_path / "metrics.jsonl").write_text("".join([broken[0], whole, *broken[1:]]))
-    Writer(tmp_path, 5, tensorboard=False).close()
+    Writer(tmp_path, 5).close()
     assert (tmp_path / "metrics.jsonl").read_text() == whole
     assert json.loads(whole)["loss"] == 0.5
 
