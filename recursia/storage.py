@@ -1,14 +1,19 @@
 """Buckets as libraries reach them: limits of time, what a failure is, and how one is addressed."""
 
+import concurrent.futures
 import errno
 import os
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from recursia.errors import StorageError
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 SECONDS = 60.0  # for one operation, with what is tried again
 REQUEST_SECONDS = 20.0  # for one request of it
 TRIES = 5  # of a request that tensorstore makes
+AT_ONCE = 16  # operations on small objects
 
 
 class Unreachable(OSError, StorageError):
@@ -20,6 +25,17 @@ class Unreachable(OSError, StorageError):
 
     def __str__(self) -> str:
         return f"{self.place}: {self.strerror}"
+
+
+def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """Returns what a function that asks a bucket returns for each item; asks for several at once.
+
+    Args:
+      function: of an item.
+      items: in the order of what is returned.
+    """
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(function, items))
 
 
 def kvstore(place: str) -> dict[str, Any]:

@@ -10,16 +10,15 @@ import dataclasses
 import math
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from recursia import console
+from recursia import buckets, console
 from recursia.errors import ConfigError, StorageError
-from recursia.sweep import directory, local, standing, states
+from recursia.sweep import directory, local, standing, states, view
 from recursia.sweep.declaration import Declaration
 from recursia.sweep.directory import Sweep
 from recursia.sweep.processes import Process
@@ -28,7 +27,7 @@ from recursia.sweep.study import AGAIN, NAME, STATE, SURPLUS, WORKER, counted, o
 from recursia.sweep.trial import Trial
 from recursia.sweep.view import View
 from recursia.train.writer import METRICS
-from recursia.workdir import lock
+from recursia.workdir import place
 
 WORKERS = "workers"  # folder of a sweep's directory, with a folder for each worker
 TWINS = 20  # equal suggestions in a row, after which a sampler has nothing new
@@ -61,20 +60,20 @@ def run(
 
 
 @contextlib.contextmanager
-def _worker(place: pathlib.Path) -> Iterator[str]:
+def _worker(above: pathlib.Path) -> Iterator[str]:
     """Holds the lock of a worker's folder while it works; yields its name."""
     name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
-    folder = place / WORKERS / name
+    folder, here = above / WORKERS / name, place.of(above)
     try:
         folder.mkdir(parents=True)
-        held = lock.Lock(folder, console.say)
+        held = here.lock(folder, console.say)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
         yield name
     finally:
         held.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        here.remove(folder)
 
 
 @dataclasses.dataclass
@@ -86,12 +85,14 @@ class Asked:
       trial: the sweep's.
       process: that trains it; None while another process does, which an earlier worker left.
       reported: the last step whose validation loss the study has.
+      looked: when its directory was last read, by the clock of `time.monotonic`.
     """
 
     of: Any
     trial: Trial
     process: Process | None = None
     reported: int = -1
+    looked: float = -math.inf
 
 
 class Worker:
@@ -111,24 +112,25 @@ class Worker:
         self._study, self._name = study, name
         self._asked: dict[str, Asked] = {}
         self._twins, self._is_exhausted = 0, False
+        self._pause = view.FAR if buckets.is_place(sweep.directory) else 0.0
 
     def work(self, runner: local.Runner) -> int | None:
         """Runs trials to the end of the search; returns the signal that ended it, if one did."""
-        with contextlib.closing(runner), View(self._sweep) as view:
+        with contextlib.closing(runner), View(self._sweep) as shown:
             is_over = False
             while not (runner.is_idle() and (runner.received or (is_over and not self._asked))):
                 while not runner.is_full() and not (is_over := (asked := self._ask()) is None):
                     self._asked[asked.trial.name] = asked
                     if self._state(asked) != states.RUNNING:
                         asked.process = runner.start(asked.trial.name)
-                        view.started(asked.trial.name)
+                        shown.started(asked.trial.name)
                 for name in [process.trial.name for process in runner.ended()]:
                     self._tell(self._asked.pop(name))
-                    view.ended(name)
+                    shown.ended(name)
                 for asked in list(self._asked.values()):
                     self._watch(asked, runner)
-                view.show(runner.names())
-                time.sleep(local.POLL_SECONDS)
+                shown.show(runner.names())
+                runner.wait()
         return runner.received
 
     def _state(self, asked: Asked) -> str:
@@ -201,6 +203,9 @@ class Worker:
 
     def _watch(self, asked: Asked, runner: local.Runner) -> None:
         """Reports new validation losses, and ends a trial that the pruner gives up."""
+        if time.monotonic() - asked.looked < self._pause:
+            return
+        asked.looked = time.monotonic()
         folder = self._sweep.folder(asked.trial.name)
         for row in standing.rows(folder / METRICS):
             loss = row.get(standing.VALIDATION)
@@ -253,7 +258,8 @@ class Worker:
         name = of.user_attrs.get(WORKER)
         if name is None:
             return time.time() - of.datetime_start.timestamp() > YOUNG_SECONDS
-        return not lock.is_live(self._sweep.directory / WORKERS / name)
+        worker = self._sweep.directory / WORKERS / name
+        return not place.of(worker).is_live(worker)
 
     def retry(self) -> None:
         """Asks again for the trials that failed."""

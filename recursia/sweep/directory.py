@@ -6,14 +6,15 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 from typing import Any
 
+from recursia import storage
 from recursia.config import RECORD
 from recursia.errors import ConfigError, StorageError
 from recursia.sweep.declaration import Declaration
 from recursia.sweep.trial import Trial
+from recursia.workdir import place
 
 SWEEP, TRIAL, TRIALS = "sweep.json", "trial.json", "trials"
 LOG = "log.txt"  # of a trial, in its directory
@@ -26,7 +27,7 @@ class Sweep:
     """What a directory says of its sweep.
 
     Attributes:
-      directory: of the sweep.
+      directory: of the sweep, on disk or in a bucket.
       config: the file that declares it, as `--config` takes it.
       digest: SHA-256 of that file.
       overrides: that were typed, for all trials.
@@ -53,6 +54,10 @@ class Sweep:
         values = _json(path)
         return Trial(name, *(_of(values, path, each) for each in ("config", "overrides", "labels")))
 
+    def all(self) -> list[Trial]:
+        """Returns the trials in their order; raises ConfigError if a file is not readable."""
+        return storage.at_once(self.trial, self.trials)
+
 
 def write(directory: pathlib.Path, declared: Declaration, how: dict[str, Any]) -> list[str]:
     """Writes a declaration; returns the names of trials that an earlier one had, and it has not.
@@ -68,8 +73,7 @@ def write(directory: pathlib.Path, declared: Declaration, how: dict[str, Any]) -
     before = read(directory) if (directory / SWEEP).exists() else None
     if before is not None and before.is_search != is_search:
         raise ConfigError(f"--workdir={directory}: holds a sweep of another kind; give another")
-    for trial in declared.trials:
-        add(directory, trial)
+    storage.at_once(lambda trial: add(directory, trial), declared.trials)
     values = {
         "config": declared.config,
         "digest": declared.digest,
@@ -113,13 +117,25 @@ def read(directory: pathlib.Path) -> Sweep:
 
 def _found(directory: pathlib.Path) -> tuple[str, ...]:
     """Returns the trials that have a directory, the first first."""
-    files = sorted((directory / TRIALS).glob(f"*/{TRIAL}"), key=lambda p: (p.stat().st_mtime, p))
-    return tuple(file.parent.name for file in files)
+    trials = directory / TRIALS
+    folders = sorted(trials.iterdir()) if trials.is_dir() else []
+    made = zip(storage.at_once(_written, folders), (folder.name for folder in folders), strict=True)
+    return tuple(name for when, name in sorted(each for each in made if each[0]))
+
+
+def _written(folder: pathlib.Path) -> float:
+    """Returns when a trial was added, in seconds since 1970; 0 if the folder is of no trial."""
+    try:
+        return (folder / TRIAL).stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return 0.0
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except StorageError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     if not isinstance(values, dict):
@@ -136,10 +152,7 @@ def _of(values: dict[str, Any], path: pathlib.Path, name: str) -> Any:
 
 def _write(path: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes a file, whole or not at all."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(new, path)
+        place.of(path).put(path, (json.dumps(values, indent=2) + "\n").encode())
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None

@@ -9,17 +9,17 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import subprocess
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from recursia import console, settings
-from recursia.errors import ConfigError, StorageError, UserError
+from recursia import buckets, console, settings, storage
+from recursia.errors import CheckpointError, ConfigError, StorageError, UserError
 from recursia.launch import checks, machine_options, machines
 from recursia.launch.job import Job
 from recursia.launch.targets.target import Target
+from recursia.workdir import place
 
 SUBMISSIONS, LOGS = "submissions", "logs"  # folders of a sweep's directory
 DIGITS = 8  # of the part of a name that tells sweeps apart
@@ -147,16 +147,34 @@ class Engine:
         return ""
 
     def _record(self, submission: Submission, path: pathlib.Path | None = None) -> pathlib.Path:
+        path = path or self.directory / SUBMISSIONS / f"{len(sent(self.directory))}.json"
+        contents = json.dumps(dataclasses.asdict(submission)) + "\n"
+        try:
+            place.of(path).put(path, contents.encode())
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+        return path
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps others from sending trials of the same sweep meanwhile.
+
+        Raises:
+          ConfigError: if another process is sending some.
+        """
         folder = self.directory / SUBMISSIONS
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path = path or folder / f"{len(list(folder.iterdir()))}.json"
-            new = path.with_suffix(".part")
-            new.write_text(json.dumps(dataclasses.asdict(submission)) + "\n")
-            os.replace(new, path)
+            held = place.of(folder).lock(folder, console.say)
+        except CheckpointError:
+            raise ConfigError(
+                f"--workdir={self.directory}: another process is sending its trials; none is sent "
+                "twice; give the command again when that has ended"
+            ) from None
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written ({error.strerror})") from None
-        return path
+        with contextlib.closing(held):
+            yield
 
     def left(self, commands: Commands) -> Commands:
         """Returns the commands that are neither queued nor running; says how many are."""
@@ -189,8 +207,9 @@ class Array(Engine):
     TITLE = "slurm"
 
     def _adapted(self, target: Any) -> Target:
-        logs = str(self.directory / LOGS)
-        return target if target.logs else dataclasses.replace(target, logs=logs)
+        if target.logs or buckets.is_place(self.directory):  # where SLURM writes none
+            return target
+        return dataclasses.replace(target, logs=str(self.directory / LOGS))
 
     def submissions(self, commands: Commands) -> list[Submission]:
         """See `Engine.submissions`; all are one array."""
@@ -199,7 +218,8 @@ class Array(Engine):
 
     def send(self, prepared: list[tuple[Submission, Job]]) -> None:
         """See `Engine.send`."""
-        (self.directory / LOGS).mkdir(parents=True, exist_ok=True)
+        if not buckets.is_place(self.directory):
+            (self.directory / LOGS).mkdir(parents=True, exist_ok=True)
         super().send(prepared)
 
     def active(self, before: list[Submission]) -> set[str]:
@@ -258,6 +278,8 @@ def _submission(path: pathlib.Path) -> Submission:
     try:
         row = json.loads(path.read_text())
         return Submission(row["name"], tuple(row["tasks"]), row["job"])
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
 
@@ -279,4 +301,4 @@ def jobs(directory: pathlib.Path) -> dict[str, str]:
 def sent(directory: pathlib.Path) -> list[Submission]:
     """Returns the submissions of a sweep so far, in their order."""
     paths = (directory / SUBMISSIONS).glob("*.json")
-    return [_submission(path) for path in sorted(paths, key=lambda path: int(path.stem))]
+    return storage.at_once(_submission, sorted(paths, key=lambda path: int(path.stem)))

@@ -5,7 +5,7 @@ import signal
 import time
 from collections import deque
 
-from recursia import console, signals
+from recursia import buckets, console, signals, storage
 from recursia.errors import Preempted
 from recursia.sweep import directory, processes, standing, states, tables
 from recursia.sweep.directory import Sweep
@@ -13,6 +13,7 @@ from recursia.sweep.processes import Process
 from recursia.sweep.view import View
 
 POLL_SECONDS = 0.25
+FAR_SECONDS = 2.0  # the same, where to look is to ask a bucket
 FAILED = 1  # the exit code, if a trial has failed
 
 
@@ -49,6 +50,7 @@ class Runner:
           threads: CPUs of each; 0 leaves the choice to the system.
         """
         self._sweep = sweep
+        self._seconds = FAR_SECONDS if buckets.is_place(sweep.directory) else POLL_SECONDS
         self._free = deque(processes.shares(jobs, threads))
         self._running: list[Process] = []
         self._listener = signals.Listener(signals.ENDINGS, self.send)
@@ -91,6 +93,10 @@ class Runner:
             self._free.append(process.share)
         return over
 
+    def wait(self) -> None:
+        """Waits until it is time to look again."""
+        time.sleep(self._seconds)
+
     def names(self) -> list[str]:
         """Returns the names of the trials that are running here."""
         return [process.trial.name for process in self._running]
@@ -114,14 +120,16 @@ def run(sweep: Sweep, names: list[str], jobs: int, threads: int) -> int:
       Preempted: after a signal, once every running trial is saved, or if others stopped a trial.
     """
     state = lambda name: states.of(sweep.folder(name))[0]
-    failed = {name for name in names if state(name) == states.FAILED}  # which are tried again
+    found = zip(names, storage.at_once(state, names), strict=True)
+    failed = {name for name, each in found if each == states.FAILED}  # which are tried again
     waiting, runner = deque(names), Runner(sweep, jobs, threads)
     try:
         with View(sweep) as view:
             while (waiting or not runner.is_idle()) and not (runner.received and runner.is_idle()):
-                for name in [] if runner.is_full() else list(waiting):
-                    found = state(name)
-                    if runner.is_full() or found == states.RUNNING:
+                for name in list(waiting):
+                    if runner.is_full():
+                        break
+                    if (found := state(name)) == states.RUNNING:
                         continue
                     waiting.remove(name)
                     if found not in (*states.RESULTS, states.FAILED) or name in failed:
@@ -134,7 +142,7 @@ def run(sweep: Sweep, names: list[str], jobs: int, threads: int) -> int:
                 for name in ended:
                     view.ended(name)
                 view.show(runner.names())
-                time.sleep(POLL_SECONDS)
+                runner.wait()
     finally:
         runner.close()
     return concluded(sweep, runner.received)

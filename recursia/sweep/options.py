@@ -1,7 +1,6 @@
 """The options that choose what runs a sweep; its directory records them for the next time."""
 
 import argparse
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,8 @@ _RECORDED = ("runner", "threads", "topology", "image", "venv", "shared", "env", 
 
 def add(parser: parsing.Parser) -> None:
     """Adds the options."""
-    parser.add_argument("--workdir", type=_folder, help="the sweep's directory")
+    about = "the sweep's directory, or its place in a bucket"
+    parser.add_argument("--workdir", type=parsing.workdir, help=about)
     about = f"what runs the trials; default: {LOCAL}, or what ran this sweep before"
     parser.add_argument("--runner", choices=RUNNERS, help=about)
     about = "trials at a time on this machine, or workers of a search; default: as CPUs allow"
@@ -29,15 +29,6 @@ def add(parser: parsing.Parser) -> None:
     about = "print what would be run or sent, and write nothing"
     parser.add_argument("--dry_run", action="store_true", help=about)
     machine_options.options(parser)
-
-
-def _folder(typed: str) -> pathlib.Path:
-    """Reads a path of a folder that this machine sees."""
-    if "://" in typed:
-        raise argparse.ArgumentTypeError(
-            f"got {typed}, takes a folder that this machine sees: it says how trials stand"
-        )
-    return parsing.path(typed)
 
 
 def need(given: argparse.Namespace, *names: str) -> None:

@@ -1,18 +1,22 @@
 """Training processes on this machine, each with CPUs of its own."""
 
 import collections
+import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import subprocess
 import sys
+import time
 from typing import BinaryIO
 
+from recursia import console
 from recursia.errors import StorageError
 from recursia.sweep import states
 from recursia.sweep.directory import LOG
 from recursia.sweep.trial import Trial
-from recursia.workdir import ending, lock
+from recursia.workdir import ending, place
 
 PROGRAM = (sys.executable, "-m", "recursia")
 ALONE = "--num_processes=1"  # whatever the environment says of others
@@ -56,9 +60,13 @@ class Process:
     def __init__(self, trial: Trial, folder: pathlib.Path, share: Share):
         """Starts it, in a session of its own, where Ctrl-C does not reach it twice."""
         self.trial, self.share, self._folder = trial, share, folder
-        self._before = self._stamp()
+        self._before, self._sent = self._end(), time.monotonic()
         try:
-            with (folder / LOG).open("ab") as log:
+            self._mirror = place.of(folder).mirror(folder)
+            self._log = self._mirror.near / LOG
+            if not self._log.exists() and (folder / LOG).exists():
+                self._log.write_bytes((folder / LOG).read_bytes())
+            with self._log.open("ab") as log:
                 self._process = self._start([*trial.command(str(folder)), ALONE], log)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -87,22 +95,35 @@ class Process:
 
     def has_ended(self) -> bool:
         """Returns whether it has ended; a failure that it could not record is recorded then."""
-        code = self._process.poll()
+        code, here = self._process.poll(), place.of(self._folder)
+        interval = here.INTERVAL or math.inf
+        if code is not None or time.monotonic() - self._sent > interval:
+            self._send_log(is_last=code is not None)
         if code is None:
             return False
-        is_known = self._stamp() != self._before or lock.is_live(self._folder)
-        if code > 0 and code not in states.RESUMABLE and not is_known:
-            ending.write(self._folder, code, self._last_lines())
+        with contextlib.suppress(StorageError):
+            is_known = self._end() != self._before or here.is_live(self._folder)
+            if code > 0 and code not in states.RESUMABLE and not is_known:
+                ending.write(self._folder, code, self._last_lines())
+        self._mirror.close()
         return True
 
-    def _stamp(self) -> int:
-        """Returns when an end of the run was last written, in nanoseconds; 0 if never."""
+    def _send_log(self, is_last: bool) -> None:
+        self._sent = time.monotonic()
         try:
-            return (self._folder / ending.FILE).stat().st_mtime_ns
+            self._mirror.send()
+        except OSError as error:
+            if is_last:
+                console.say(f"{self._folder / LOG}: cannot be written ({error.strerror})")
+
+    def _end(self) -> bytes:
+        """Returns how the run ended last, as it wrote it; nothing if it did not."""
+        try:
+            return (self._folder / ending.FILE).read_bytes()
         except OSError:
-            return 0
+            return b""
 
     def _last_lines(self) -> str:
-        with (self._folder / LOG).open(errors="replace") as log:
+        with self._log.open(errors="replace") as log:
             last = collections.deque((line.strip() for line in log if line.strip()), LAST_LINES)
         return " ".join(last)

@@ -6,10 +6,10 @@ import io
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from recursia import accounting, budget, config, jsonlines, settings
-from recursia.errors import UserError
+from recursia import accounting, budget, config, console, jsonlines, settings, storage
+from recursia.errors import StorageError, UserError
 from recursia.sweep import directory, states
 from recursia.sweep.directory import Sweep
 from recursia.sweep.trial import Trial
@@ -71,21 +71,60 @@ def read(place: pathlib.Path) -> list[Result]:
       ConfigError: if there is no sweep, or its files are not readable.
     """
     sweep, known = directory.read(place), {}
-    return [_result(sweep, name, known) for name in sweep.trials]
+    with console.doing(f"reading {len(sweep.trials)} trials"):
+        files = storage.at_once(lambda name: _read(sweep, name), sweep.trials)
+        return [_result(each, known) for each in files]
 
 
-def _result(sweep: Sweep, name: str, known: dict[Any, tuple[int, float]]) -> Result:
-    folder, trial = sweep.folder(name), sweep.trial(name)
-    state, why = states.of(folder)
-    rows = list(_rows(folder))
+class _Files(NamedTuple):
+    """What the directory of a trial holds.
+
+    Attributes:
+      trial: what it is.
+      state, why: see `states.of`.
+      rows: of its metrics.
+      run: the settings that it has recorded; None before it has started.
+      vocab_size: of its tokenizer; None before it has one, 0 if that cannot be read.
+    """
+
+    trial: Trial
+    state: str
+    why: str
+    rows: list[dict[str, Any]]
+    run: settings.Run | None
+    vocab_size: int | None
+
+
+def _read(sweep: Sweep, name: str) -> _Files:
+    folder = sweep.folder(name)
+    try:
+        run = config.recorded(folder / config.RECORD)
+    except FileNotFoundError:
+        run = None
+    size = _vocab_size(folder, run) if run else None
+    return _Files(sweep.trial(name), *states.of(folder), list(_rows(folder)), run, size)
+
+
+def _vocab_size(folder: pathlib.Path, run: settings.Run) -> int | None:
+    if not (folder / workdir.TOKENIZER).is_dir():
+        return None
+    try:
+        return workdir.tokenizer(folder, run).vocab_size
+    except StorageError:
+        raise
+    except UserError:
+        return 0
+
+
+def _result(files: _Files, known: dict[Any, tuple[int, float]]) -> Result:
+    trial, rows, run = files.trial, files.rows, files.run or _base(files.trial)
     steps = max((row["step"] for row in rows), default=0)
-    run = _run(folder, trial)
-    parameters, flops = _costs(run, folder, known) if run else (0, math.nan)
+    parameters, flops = _costs(run, files.vocab_size, known) if run else (0, math.nan)
     curve = [(row["step"], row[VALIDATION]) for row in rows if VALIDATION in row]
     sequences = steps * run.train.batch_size if run else 0
     return Result(
-        name=name,
-        state=state,
+        name=trial.name,
+        state=files.state,
         config=trial.config,
         overrides=trial.overrides,
         labels=trial.labels,
@@ -96,23 +135,19 @@ def _result(sweep: Sweep, name: str, known: dict[Any, tuple[int, float]]) -> Res
         seconds=_seconds(rows),
         metrics=_metrics(rows, curve),
         curve=curve,
-        why=why,
+        why=files.why,
     )
 
 
 def _rows(folder: pathlib.Path) -> Iterable[dict[str, Any]]:
     path = folder / METRICS
-    for row in jsonlines.values(path) if path.is_file() else ():
+    for row in jsonlines.values(path) if path.exists() else ():
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             yield row
 
 
-def _run(folder: pathlib.Path, trial: Trial) -> settings.Run | None:
-    """Returns the settings that the run has recorded, or will; None if its base is gone."""
-    try:
-        return config.recorded(folder / config.RECORD)
-    except FileNotFoundError:
-        pass
+def _base(trial: Trial) -> settings.Run | None:
+    """Returns the settings that a trial will have; None if its base is gone."""
     try:
         return trial.run()
     except UserError:
@@ -120,13 +155,13 @@ def _run(folder: pathlib.Path, trial: Trial) -> settings.Run | None:
 
 
 def _costs(
-    run: settings.Run, folder: pathlib.Path, known: dict[Any, tuple[int, float]]
+    run: settings.Run, vocab_size: int | None, known: dict[Any, tuple[int, float]]
 ) -> tuple[int, float]:
     """Returns the unique parameters, and the training FLOPs of a sequence."""
+    if vocab_size == 0:
+        return 0, math.nan
     try:
-        has_tokens = (folder / workdir.TOKENIZER).is_dir()
-        size = workdir.tokenizer(folder, run).vocab_size if has_tokens else None
-        model = run.model.sized(budget.vocab_size(run, size))
+        model = run.model.sized(budget.vocab_size(run, vocab_size))
     except UserError:
         return 0, math.nan
     key = model, run.train.seq_len

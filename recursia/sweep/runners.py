@@ -3,10 +3,10 @@
 import argparse
 import pathlib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
-from recursia import config, console, settings
+from recursia import config, console, settings, storage
 from recursia.sweep import adaptive, declaration, directory, engines, local, options, states
 from recursia.sweep.declaration import Declaration
 from recursia.sweep.directory import Sweep
@@ -38,7 +38,7 @@ def resume(given: argparse.Namespace) -> int:
     """Runs what of a sweep has no result yet; returns the exit code."""
     sweep = directory.read(given.workdir)
     options.remember(given, sweep.how)
-    trials = _to_run(given, map(sweep.trial, sweep.trials))
+    trials = _to_run(given, sweep.all())
     plan = Plan(given, trials, sweep.config, sweep.overrides, sweep.is_search)
     return plan.print(is_dry=True) if given.dry_run else plan.go()
 
@@ -79,10 +79,11 @@ class Plan:
             return self._here(directory.read(self._place))
         if self._engine is None:
             return self.print(is_dry=False)
-        if left := self._engine.left(self._commands()):
-            self._engine.send(self._engine.prepared(left, self._runs()))
-        else:
-            console.say("there is nothing to send")
+        with self._engine.alone():
+            if left := self._engine.left(self._commands()):
+                self._engine.send(self._engine.prepared(left, self._runs()))
+            else:
+                console.say("there is nothing to send")
         return 0
 
     def print(self, is_dry: bool) -> int:
@@ -122,11 +123,12 @@ class Plan:
         return [(trial.config, trial.run()) for trial in self._trials]
 
 
-def _to_run(given: argparse.Namespace, trials: Iterable[Trial]) -> list[Trial]:
+def _to_run(given: argparse.Namespace, trials: Sequence[Trial]) -> list[Trial]:
     """Returns the trials without a result, and without those that failed unless they are wanted."""
     skipped = (*states.RESULTS, *(() if given.retry_failed else (states.FAILED,)))
     folder = lambda trial: given.workdir / directory.TRIALS / trial.name
-    return [trial for trial in trials if states.of(folder(trial))[0] not in skipped]
+    found = storage.at_once(lambda trial: states.of(folder(trial))[0], trials)
+    return [trial for trial, state in zip(trials, found, strict=True) if state not in skipped]
 
 
 def _recorded(place: pathlib.Path) -> dict[str, Any]:

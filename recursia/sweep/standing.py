@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from recursia import config
+from recursia import buckets, config, parts, storage
+from recursia.errors import StorageError
 from recursia.sweep import states
 from recursia.sweep.directory import Sweep
 from recursia.train.writer import METRICS
@@ -40,7 +41,7 @@ class Standing:
 
 def read(sweep: Sweep) -> list[Standing]:
     """Returns the standing of every trial, in the order of declaration."""
-    return [of(name, sweep.folder(name)) for name in sweep.trials]
+    return storage.at_once(lambda name: of(name, sweep.folder(name)), sweep.trials)
 
 
 def of(name: str, folder: pathlib.Path) -> Standing:
@@ -54,13 +55,12 @@ def of(name: str, folder: pathlib.Path) -> Standing:
 def rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
     """Yields the last rows of a file of metrics, whose whole lines are read alone."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - END, 0))
-            lines = file.read().split(b"\n")
+        tail = _tail(path)
+    except StorageError:
+        raise
     except OSError:
         return
-    for line in lines[size > END : -1]:
+    for line in tail.split(b"\n")[:-1]:
         try:
             row = json.loads(line)
         except ValueError:
@@ -69,9 +69,25 @@ def rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
             yield row
 
 
+def _tail(path: pathlib.Path) -> bytes:
+    """Returns the last lines of a file; in a bucket, those of its last parts."""
+    if not buckets.is_place(path):
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - END, 0))
+            return file.read().partition(b"\n")[2] if size > END else file.read()
+    found = b""
+    for part in reversed(parts.parts(path)):
+        if len(found) < END:
+            found = part.read_bytes() + found
+    return found
+
+
 def _num_steps(folder: pathlib.Path) -> int | None:
     try:
         return json.loads((folder / config.RECORD).read_text())["train"]["num_steps"]
+    except StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

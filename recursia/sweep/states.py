@@ -5,7 +5,7 @@ import pathlib
 from recursia.config import RECORD
 from recursia.errors import Diverged, Lost, Preempted
 from recursia.signals import INTERRUPTED
-from recursia.workdir import ending, lock
+from recursia.workdir import ending, place
 
 PENDING, RUNNING, STOPPED = "pending", "running", "stopped"
 FINISHED, DIVERGED, PRUNED, FAILED = "finished", "diverged", "pruned", "failed"
@@ -16,8 +16,12 @@ PRUNING = "pruned"  # a file of a trial that a search has given up
 
 
 def of(folder: pathlib.Path) -> tuple[str, str]:
-    """Returns the state of the run in a directory, and the reason of one that ended badly."""
-    if lock.is_live(folder):
+    """Returns the state of the run in a directory, and the reason of one that ended badly.
+
+    Raises:
+      StorageError: if the directory is in a bucket that cannot be reached.
+    """
+    if place.of(folder).is_live(folder):
         return RUNNING, ""
     code, why = ending.read(folder) or (None, "")
     if code != 0 and (folder / PRUNING).exists():

@@ -1,11 +1,11 @@
-"""The study of an adaptive search: Optuna's file in the sweep's directory, and what it notes."""
+"""The study of an adaptive search: Optuna's journal in a sweep's directory, and what it notes."""
 
 import contextlib
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from recursia import console
+from recursia import buckets, console
 from recursia.errors import ConfigError, StorageError
 from recursia.sweep.search import Search
 
@@ -22,18 +22,20 @@ def opened(place: pathlib.Path, search: Search) -> Iterator[Any]:
         with console.doing("opening the study"):
             import optuna
             from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend
     except ImportError:
         raise ConfigError("sweep: a search needs Optuna; pip install 'recursia[sweep]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = place / JOURNAL
     try:
-        study = optuna.create_study(
-            study_name="sweep",
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            pruner=search.pruner or optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
+        with console.doing(f"reading {path}"):
+            study = optuna.create_study(
+                study_name="sweep",
+                storage=JournalStorage(backend(path)),
+                pruner=search.pruner or optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+    except StorageError:
+        raise
     except Exception as error:  # whatever a damaged file does to Optuna
         why = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{path}: cannot be read ({why}); move it away to search anew") from None
@@ -41,6 +43,17 @@ def opened(place: pathlib.Path, search: Search) -> Iterator[Any]:
         yield study
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def backend(path: pathlib.Path) -> Any:
+    """Returns the journal of a study, as Optuna takes it: a file, or a folder in a bucket."""
+    if buckets.is_place(path):
+        from recursia.sweep.journal import Journal
+
+        return Journal(path)
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalFileBackend(str(path))
 
 
 def sampler(search: Search, number: int) -> Any:

@@ -4,12 +4,13 @@ import contextlib
 import time
 from typing import Any
 
-from recursia import console
+from recursia import buckets, console, storage
 from recursia.sweep import standing, states, tables
 from recursia.sweep.directory import Sweep
 from recursia.sweep.standing import Standing
 
 EVERY = 1.0  # seconds between two looks
+FAR = 10.0  # the same, where to look is to ask a bucket
 MOST = 20  # rows of the table on a terminal
 
 
@@ -18,7 +19,8 @@ class View:
 
     def __init__(self, sweep: Sweep):
         """Reads how all trials stand."""
-        self._sweep, self._looked = sweep, -EVERY
+        self._sweep, self._looked = sweep, -FAR
+        self._every = FAR if buckets.is_place(sweep.directory) else EVERY
         self._known = {each.name: each for each in standing.read(sweep)}
         self._live: Any = None
 
@@ -53,13 +55,14 @@ class View:
 
     def show(self, running: list[str]) -> None:
         """Draws the table, if the last look is long enough ago."""
-        if self._live is None or time.monotonic() - self._looked < EVERY:
+        if self._live is None or time.monotonic() - self._looked < self._every:
             return
         self._looked = time.monotonic()
-        shown = [self._read(name) for name in running]
+        shown = storage.at_once(self._read, running)
         left = [each for each in self._known.values() if each.name not in running]
         left = [each for each in left if each.state != states.PENDING][: max(MOST - len(shown), 0)]
-        trials = [self._sweep.trial(each.name) for each in (*shown, *left)]
+        names = [each.name for each in (*shown, *left)]
+        trials = storage.at_once(self._sweep.trial, names)
         table = tables.standings(list(zip(trials, (*shown, *left), strict=True)))
         table.caption = standing.in_words(standing.counts(self._known.values()))
         with contextlib.suppress(OSError):

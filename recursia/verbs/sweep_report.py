@@ -4,9 +4,10 @@ import argparse
 import json
 import os
 import pathlib
+import tempfile
 from typing import Any
 
-from recursia import arguments, console, parsing
+from recursia import arguments, buckets, console, parsing
 from recursia.errors import ConfigError, StorageError
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -16,9 +17,10 @@ ABOUT = "Fit and draw what a sweep found: sizes at equal FLOPs, learning rates, 
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    parser.add_argument("--workdir", type=parsing.path, required=True, help="the sweep's directory")
+    about = "the sweep's directory, or its place in a bucket"
+    parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     about = f"a new .png, .svg or .pdf, with a .json beside it; default: {_DEFAULT} of the workdir"
-    parser.add_argument("--out", type=parsing.path, help=about)
+    parser.add_argument("--out", type=parsing.workdir, help=about)
     arguments.json_option(parser)
 
 
@@ -27,8 +29,7 @@ def run(given: argparse.Namespace) -> None:
     draw = _picture(given.out)
     from recursia.sweep import ranking, report, results, tables
 
-    with console.doing("reading results"):
-        made = report.of(results.read(given.workdir))
+    made = report.of(results.read(given.workdir))
     path = given.out or given.workdir / _DEFAULT
     values = report.to_json(made)
     with console.doing(f"drawing {path}"):
@@ -41,10 +42,16 @@ def run(given: argparse.Namespace) -> None:
 
 
 def _written(draw: Any, made: Any, title: str, path: pathlib.Path, values: dict[str, Any]) -> None:
+    from recursia.workdir import place
+
     text = json.dumps(values, indent=1) + "\n"
+    here = place.of(path)
     try:
-        path.with_suffix(".json").write_text(text, encoding="utf-8")
-        draw(made, title, path)
+        here.put(path.with_suffix(".json"), text.encode())
+        with tempfile.TemporaryDirectory() as near:
+            drawn = pathlib.Path(near) / path.name
+            draw(made, title, drawn)
+            here.put(path, drawn.read_bytes())
     except OSError as error:
         raise StorageError(f"--out={path}: cannot be written ({error.strerror})") from None
 
@@ -55,9 +62,9 @@ def _picture(path: pathlib.Path | None) -> Any:
         if path.suffix not in _PICTURES:
             raise ConfigError(f"--out={path}: ends in none of {', '.join(_PICTURES)}")
         for each in (path, path.with_suffix(".json")):
-            if os.path.lexists(each):
+            if each.exists() or os.path.islink(each):
                 raise ConfigError(f"--out={path}: {each} is there already; give a new file")
-        if not path.parent.is_dir():
+        if not buckets.is_place(path) and not path.parent.is_dir():
             raise ConfigError(f"--out={path}: there is no folder {path.parent}; give another")
     try:
         from recursia.sweep import picture

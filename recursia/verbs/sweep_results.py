@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from recursia import arguments, parsing
+from recursia import arguments, buckets, parsing
 from recursia.errors import ConfigError, StorageError
 
 ABOUT = "The results of a sweep, ranked by a metric; as a table, as CSV or as JSON."
@@ -14,11 +14,12 @@ ABOUT = "The results of a sweep, ranked by a metric; as a table, as CSV or as JS
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    parser.add_argument("--workdir", type=parsing.path, required=True, help="the sweep's directory")
+    about = "the sweep's directory, or its place in a bucket"
+    parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     about = "the least of which is the best: validation_loss, best_validation_loss, loss, ..."
     parser.add_argument("--metric", default="validation_loss", help=about)
     about = "write all columns as CSV to a file; - is standard output"
-    parser.add_argument("--csv", type=parsing.something, help=about)
+    parser.add_argument("--csv", type=_file, help=about)
     arguments.json_option(parser)
 
 
@@ -40,15 +41,23 @@ def run(given: argparse.Namespace) -> None:
         tables.show(tables.results(ranked, given.metric))
 
 
-def _write(place: str, text: str) -> None:
-    if place == "-":
+def _file(typed: str) -> Any:
+    """Reads `-`, or the path of a file, which may be in a bucket."""
+    return typed if typed == "-" else parsing.workdir(typed)
+
+
+def _write(path: Any, text: str) -> None:
+    if path == "-":
         sys.stdout.write(text)
         return
     try:
-        with open(parsing.path(place), "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        if buckets.is_place(path):
+            path.write_bytes(text.encode())
+        else:
+            with path.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
     except OSError as error:
-        raise StorageError(f"--csv={place}: cannot be written ({error.strerror})") from None
+        raise StorageError(f"--csv={path}: cannot be written ({error.strerror})") from None
 
 
 def _finite(value: Any) -> Any:

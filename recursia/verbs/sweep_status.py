@@ -4,14 +4,15 @@ import argparse
 import dataclasses
 import json
 
-from recursia import arguments, parsing
+from recursia import arguments, console, parsing
 
 ABOUT = "How the trials of a sweep stand, as their directories say."
 
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    parser.add_argument("--workdir", type=parsing.path, required=True, help="the sweep's directory")
+    about = "the sweep's directory, or its place in a bucket"
+    parser.add_argument("--workdir", type=parsing.workdir, required=True, help=about)
     arguments.json_option(parser)
 
 
@@ -20,7 +21,8 @@ def run(given: argparse.Namespace) -> None:
     from recursia.sweep import directory, engines, standing, tables
 
     sweep = directory.read(given.workdir)
-    found, trials = standing.read(sweep), [sweep.trial(name) for name in sweep.trials]
+    with console.doing(f"reading {len(sweep.trials)} trials"):
+        found, trials = standing.read(sweep), sweep.all()
     counts = standing.counts(found)
     if given.json:
         jobs = engines.jobs(given.workdir)

@@ -27,6 +27,11 @@ def append(path: Any, line: str, is_flushed: bool = False) -> None:
     parts.append(path, line)
 
 
+def put(path: Any, contents: bytes) -> None:
+    """Writes an object."""
+    path.write_bytes(contents)
+
+
 def fill(folder: Any, write: Callable[[str], None]) -> None:
     """Writes the files of a folder over those of the same name, where they differ."""
     with tempfile.TemporaryDirectory() as near:
@@ -74,6 +79,10 @@ class Mirror:
                 (self._folder / file.name).upload(file)
                 self._sent[file.name] = last
         return last >= parts.LARGE
+
+    def close(self) -> None:
+        """Deletes the temporary folder."""
+        self._kept.cleanup()
 
 
 mirror = Mirror

@@ -25,6 +25,14 @@ def append(path: pathlib.Path, line: str, is_flushed: bool = False) -> None:
             os.fsync(file.fileno())
 
 
+def put(path: pathlib.Path, contents: bytes) -> None:
+    """Replaces a file by renaming another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.{os.getpid()}.part")
+    new.write_bytes(contents)
+    os.replace(new, path)
+
+
 def rewrite(path: pathlib.Path, contents: bytes) -> None:
     """Replaces a file by renaming another; does nothing if it is the same."""
     if contents == path.read_bytes():
@@ -64,6 +72,9 @@ class Mirror:
     def send(self) -> bool:
         """Has nothing to send."""
         return False
+
+    def close(self) -> None:
+        """Keeps the folder."""
 
 
 mirror = Mirror

@@ -6,6 +6,9 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+from recursia.errors import StorageError
+from recursia.workdir import place
+
 FILE = "end.json"
 LONGEST = 500  # characters of a message
 CRASHED = 1  # the exit code of an exception that is no user's error
@@ -26,8 +29,9 @@ def recorded(workdir: pathlib.Path) -> Iterator[None]:
         code = getattr(error, "exit_code", CRASHED)
         raise
     finally:
-        if (read(workdir) or (None, ""))[0] != 0:
-            write(workdir, code, what)
+        with contextlib.suppress(StorageError):
+            if (read(workdir) or (None, ""))[0] != 0:
+                write(workdir, code, what)
 
 
 def begin(workdir: pathlib.Path) -> None:
@@ -39,16 +43,21 @@ def begin(workdir: pathlib.Path) -> None:
 def write(workdir: pathlib.Path, code: int, why: str) -> None:
     """Writes an exit code and its reason; a full disk loses them."""
     row = {"code": code, "why": " ".join(why.split())[:LONGEST], "time": round(time.time(), 3)}
-    new = workdir / f"{FILE}.part"
+    path = workdir / FILE
     with contextlib.suppress(OSError):
-        new.write_text(json.dumps(row) + "\n")
-        new.replace(workdir / FILE)
+        place.of(path).put(path, (json.dumps(row) + "\n").encode())
 
 
 def read(workdir: pathlib.Path) -> tuple[int, str] | None:
-    """Returns the exit code and its reason; None if the run has not ended, or was killed."""
+    """Returns the exit code and its reason; None if the run has not ended, or was killed.
+
+    Raises:
+      StorageError: if its directory is in a bucket that cannot be reached.
+    """
     try:
         row = json.loads((workdir / FILE).read_text())
         return int(row["code"]), str(row["why"])
+    except StorageError:
+        raise
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None

@@ -11,6 +11,7 @@ import json
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -41,11 +42,12 @@ class Lease:
         if before and (holder := self._holder(before)) is not None:
             self._outlive(before, holder)
         number, self._count = int(before or 0) + 1, 0
-        self._name = f"{number:09}"
+        self._name, self._key = f"{number:09}", uuid.uuid4().hex
         try:
-            (self._folder / self._name).write_bytes(self._row(), is_new=True)
+            (self._folder / self._name).write_bytes(row := self._row(), is_new=True)
         except FileExistsError:
-            raise self._refusal(self._holder(self._name)) from None
+            if (self._folder / self._name).read_bytes() != row:  # else an answer was lost
+                raise self._refusal(self._holder(self._name)) from None
         if self._newest() != self._name:  # slower than two others
             raise self._refusal(self._holder(self._newest()))
         for name in self._names():
@@ -73,7 +75,8 @@ class Lease:
 
     def _row(self) -> bytes:
         self._count += 1
-        return (json.dumps({**lock.this_holder(), "count": self._count}) + "\n").encode()
+        row = {**lock.this_holder(), "count": self._count, "key": self._key}
+        return (json.dumps(row) + "\n").encode()
 
     def _outlive(self, name: str, holder: dict[str, Any]) -> None:
         """Returns once a holder is known to be dead; raises CheckpointError if it lives."""

@@ -49,6 +49,9 @@ class Mirror(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Ends the use of the near folder; what was not sent may be lost."""
+
 
 class Place(Protocol):
     """What a module of a place defines.
@@ -80,6 +83,10 @@ class Place(Protocol):
     @staticmethod
     def append(path: Any, line: str, is_flushed: bool = False) -> None:
         """Adds a line to a file, which another start may have left cut."""
+
+    @staticmethod
+    def put(path: Any, contents: bytes) -> None:
+        """Writes a file, whole or not at all, and the folders above it if there are none."""
 
     @staticmethod
     def rewrite(path: Any, contents: bytes) -> None:

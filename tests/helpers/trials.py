@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 
-from recursia import config
+from recursia import config, jsonlines
 from recursia.sweep import local, processes
 from tests.helpers import trainer_without_model
 from tests.helpers.runs import FILE, values, write_text
@@ -48,5 +48,6 @@ def without_model(folder: pathlib.Path, monkeypatch, num_steps: int = 3, **behav
 
 def starts(directory: pathlib.Path) -> dict[str, list[dict]]:
     """Returns how each trial was started, by its name."""
-    lines = lambda path: [json.loads(line) for line in path.read_text().splitlines()]
-    return {path.parent.name: lines(path) for path in directory.glob("trials/*/starts.jsonl")}
+    folders = (directory / "trials").iterdir() if (directory / "trials").is_dir() else ()
+    found = {folder.name: folder / "starts.jsonl" for folder in folders}
+    return {name: list(jsonlines.values(p)) for name, p in found.items() if p.exists()}

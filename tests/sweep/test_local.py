@@ -280,7 +280,8 @@ def test_print_writes_commands_that_can_be_run_by_hand(sweep, tmp_path):
 
 def test_a_sweep_needs_a_folder_of_its_own(sweep, tmp_path, refused_command):
     config = f"--config={tmp_path / 'tiny.py'}"
-    refused_command("sweep", config, "--workdir=gs://b/s", parts=["gs://b/s", "folder"])
+    for place in ("gs://b", "s3:/b/s", "http://b/s"):
+        refused_command("sweep", config, f"--workdir={place}", parts=[place, "://BUCKET/FOLDER"])
     (tmp_path / "config.json").touch()
     place = f"--workdir={tmp_path}"
     refused_command("sweep", config, "--runner=print", place, parts=["holds a run"])
