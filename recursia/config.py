@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from recursia import buckets, kinds, settings, typed
+from recursia import buckets, dotted, kinds, settings, typed
 from recursia import fields as configuration
 from recursia.errors import ConfigError, StorageError
 from recursia.fields import Field, fields
@@ -230,6 +230,11 @@ def _build(cls: type, values: Any, path: str, known: tuple[str, ...], suffix: st
         raise
     except ValueError as error:
         raise ConfigError(f"{path}.{error}") from None
+    except Exception as error:
+        if not kinds.is_own(cls):
+            raise
+        file = inspect.getfile(cls)
+        raise ConfigError(f"{path}: {file}: {dotted.raised(error, file)}") from None
 
 
 def _build_kind(field: dataclasses.Field, value: Any, path: str, known: tuple[str, ...]) -> Any:
@@ -239,11 +244,15 @@ def _build_kind(field: dataclasses.Field, value: Any, path: str, known: tuple[st
     """
     given = dict(value) if isinstance(value, Mapping) else {"kind": value}
     name, kind = field.name, given.pop("kind", configuration.default_kind(field))
-    if kind not in (names := kinds.names(name)):
+    try:
+        cls: Any = kinds.config_class(name, str(kind))
+    except ConfigError as error:
+        raise ConfigError(f"{path}.kind: {error}") from None
+    if cls is None:
         if replacement := kinds.replacement(name, str(kind)):
             raise ConfigError(f"{path}.kind: {str(kind)!r} is now {replacement}")
-        raise ConfigError(f"{path}.kind: no {name} {str(kind)!r}{hint(str(kind), names)}")
-    cls: Any = kinds.config_class(name, str(kind))
+        choices = f"{hint(str(kind), kinds.names(name))}, or {kinds.OWN}"
+        raise ConfigError(f"{path}.kind: no {name} {str(kind)!r}{choices}")
     own = [field.name for field in dataclasses.fields(cls)]
     suffix = f"; {name} {str(kind)!r} takes {', '.join(own)}"
     if isinstance(kind, Raw):

@@ -1,5 +1,6 @@
 """The fields of a configuration: their paths, meanings and types, and suggestions for typos."""
 
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -140,8 +141,10 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
             yield f"{path}{name}.kind"
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner
             kind = defaults[name] if kind is None else kind
-            if str(kind) in kinds.names(name):
-                config_class: Any = kinds.config_class(name, str(kind))
+            config_class: Any = None
+            with contextlib.suppress(ConfigError):  # `config.build` raises it again
+                config_class = kinds.config_class(name, str(kind))
+            if config_class:
                 yield from tree(config_class, inner, f"{path}{name}.")
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from tree(hint, inner, f"{path}{name}.")
@@ -188,7 +191,7 @@ def _walk(config: Any, path: str) -> Iterator[Field]:
         place = f"{path}{field.name}"
         if names_a_kind(field.name, hints[field.name]):
             default = default_kind(field) or default
-            choices = " or ".join(map(repr, kinds.names(field.name)))
+            choices = " or ".join([*map(repr, kinds.names(field.name)), kinds.OWN])
             yield Field(f"{place}.kind", meaning, choices, default, kinds.kind_of(value))
         if dataclasses.is_dataclass(value):
             yield from _walk(value, f"{place}.")

@@ -7,17 +7,35 @@ both (Brandon et al. 2024, arXiv 2405.12981). "spread/3": 3 steps at even distan
 first step among them, each for the steps before the next of the 3 (Zuhri et al. 2024, arXiv
 2406.09297). "upper_half": the step in the middle makes them for all after it (Sun et al. 2024,
 arXiv 2405.05254). Or a table: for each recursion, the number of the step whose keys each block
-reads; steps are numbered recursion by recursion.
+reads; steps are numbered recursion by recursion. Or the dotted path of a subclass of `Owners`.
 """
 
+import abc
 import dataclasses
 import re
 from collections.abc import Callable
 
-from recursia import ranges
+from recursia import dotted, ranges
+from recursia.errors import ConfigError
 from recursia.sharing.schedule import Schedule, Table
 
-_TAKES = "takes 'own', 'first_recursion', 'groups/2', 'spread/3', 'upper_half', or a table"
+_TAKES = (
+    "takes 'own', 'first_recursion', 'groups/2', 'spread/3', 'upper_half', a table, or "
+    "MODULE.CLASS of your own"
+)
+
+
+class Owners(abc.ABC):
+    """Base of a user's own sharing of keys and values, which takes no arguments."""
+
+    @abc.abstractmethod
+    def owner(self, place: int, schedule: Schedule) -> int:
+        """Returns the place of the step whose keys and values a step reads.
+
+        Args:
+          place: of the step in the order in which steps are applied, from 0.
+          schedule: of the core: `num_steps`, `num_blocks`, `num_recursions`.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +44,8 @@ class Plan:
 
     Attributes:
       kv_sharing: the step whose keys and values a step reads: "own", "first_recursion", groups
-        such as "groups/2", "spread/3" of three steps that make them, "upper_half", or a table.
+        such as "groups/2", "spread/3" of three steps that make them, "upper_half", a table, or the
+        dotted path of a subclass of `Owners`.
       window: sliding window in tokens, the query's own included; 0 is no bound. Under "upper_half"
         it holds for the lower half of the steps, otherwise for all. Or a table: for each recursion,
         the window of each block.
@@ -41,8 +60,14 @@ class Plan:
         elif least := [bound for row in self.window for bound in row if bound < 0]:
             raise ValueError(f"window: got {least[0]} in the table, takes at least 0")
         named = r"own|first_recursion|upper_half|(groups|spread)/[1-9]\d*"
-        if isinstance(self.kv_sharing, str) and not re.fullmatch(named, self.kv_sharing):
+        if self._is_own:
+            _own(self.kv_sharing)
+        elif isinstance(self.kv_sharing, str) and not re.fullmatch(named, self.kv_sharing):
             raise ValueError(f"kv_sharing: got {self.kv_sharing!r}, {_TAKES}")
+
+    @property
+    def _is_own(self) -> bool:
+        return isinstance(self.kv_sharing, str) and "." in self.kv_sharing
 
     def added_to(self, schedule: Schedule) -> Schedule:
         """Returns a schedule with the tables of keys and of windows.
@@ -72,6 +97,8 @@ class Plan:
 
     def _owner(self, schedule: Schedule) -> Callable[[int], int]:
         """Returns the function from a place in the walk to that of the step whose keys it reads."""
+        if self._is_own:
+            return lambda place: _checked(_own(self.kv_sharing), place, schedule)
         count, (name, _, number) = schedule.num_steps, str(self.kv_sharing).partition("/")
         match name:
             case "first_recursion":
@@ -89,6 +116,34 @@ class Plan:
             case "upper_half":
                 return lambda place: min(place, count // 2)
         return lambda place: place
+
+
+def _own(path: str | Table) -> Owners:
+    """Returns what a dotted path names.
+
+    Raises:
+      ValueError: if it names no class of this kind.
+    """
+    try:
+        cls = dotted.subclass(Owners, str(path))
+        return cls()
+    except (ConfigError, TypeError) as error:  # a TypeError of arguments, or of a missing method
+        raise ValueError(f"kv_sharing: {error}") from None
+
+
+def _checked(owners: Owners, place: int, schedule: Schedule) -> int:
+    """Returns the place of a step's owner.
+
+    Raises:
+      ValueError: if it is none.
+    """
+    found = owners.owner(place, schedule)
+    if not isinstance(found, int) or not 0 <= found <= place:
+        raise ValueError(
+            f"kv.kv_sharing: owner({place}) is {found!r}, and the step at {place} can read keys of "
+            f"those at 0 to {place}"
+        )
+    return found
 
 
 def _table(schedule: Schedule, value: Callable[[int], int]) -> Table:

@@ -77,6 +77,21 @@ def describe(hint: Any) -> str:
     return f"a list, each {describe(arguments[0])}" if arguments[1:] == (...,) else "a pair"
 
 
+def is_setting(hint: Any) -> bool:
+    """Returns whether values can be converted to a type."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return arguments[0] is str and isinstance(arguments[1], Path | Text)
+    if origin is Literal:
+        return all(isinstance(choice, str) for choice in arguments)
+    if origin is tuple:
+        listed = arguments[:1] if arguments[1:] == (...,) else arguments
+        return len(listed) in (1, 2) and all(map(is_setting, listed))
+    if origin in (typing.Union, types.UnionType):
+        return all(map(is_setting, arguments))
+    return hint in (int, float, bool, str, types.NoneType)
+
+
 def _convert(hint: Any, value: Any) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:

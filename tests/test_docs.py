@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from docs import combinations
+from tests.helpers import cluster
 
 ROOT = pathlib.Path(__file__).parent.parent
 SYSTEMS = sorted((ROOT / "docs" / "systems").glob("*.md"))
@@ -27,10 +28,12 @@ def blocks(page):
 
 
 def run(page, folder, path, **variables):
-    """Runs the commands of a page, in order, in one shell."""
+    """Runs the commands of a page, in order, in one shell, on one device.
+
+    Pages share the compilation cache of the tests: many train the same small preset.
+    """
     script = "set -eux\n" + "\n".join(blocks(page))
-    variables |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "PATH": path}
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **variables}
+    env = {**cluster.environment(1), **variables, "PATH": path}
     for name in ("VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS"):  # of who runs the tests
         env.pop(name, None)
     done = subprocess.run(
@@ -81,7 +84,7 @@ def test_the_readme_works_as_pasted_on_a_fresh_machine(tmp_path):
 
 def test_usage_shows_every_verb():
     shown = "".join("".join(blocks(page)) for page in [ROOT / "README.md", *PAGES])
-    for verb in ("train", "eval", "generate", "budget", "parity", "data prepare", "data inspect",
+    for verb in ("train", "eval", "generate", "budget", "parity", "laws", "data prepare", "data inspect",
                  "data tasks", "convert recursive", "convert huggingface", "convert export",
                  "compile", "presets", "fields", "replay", "ckpt ls", "ckpt verify",
                  "launch", "doctor", "sweep", "sweep status", "sweep resume",

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from recursia import model
+from recursia import kinds, model
 from recursia import params as parameters
 from recursia.architecture import Model
 from recursia.layers.initial import Init
@@ -215,7 +215,7 @@ def _check(config: Model, target: Model) -> None:
     """Refuses a pair of models of which the second cannot be initialised from the first."""
     replaced = target.weights.specs(target.block_specs).keys() & set(target.block.slots)
     if replaced:
-        kind = type(target.weights).__module__.rpartition(".")[2]
+        kind = kinds.kind_of(target.weights)
         raise ValueError(
             f"weights: {kind!r} makes matrices of {', '.join(sorted(replaced))} from other "
             "parameters, which cannot be initialised from a model; take 'tied' or 'lora'"

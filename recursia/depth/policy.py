@@ -1,5 +1,6 @@
 """The base of depth policies: how many recursions each token takes, and what they cost."""
 
+import abc
 import dataclasses
 from typing import ClassVar, Literal
 
@@ -96,7 +97,7 @@ class Pass:
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class Policy(abc.ABC):
     """Base of depth policies; by itself it says that every token takes every recursion.
 
     A policy is a frozen dataclass of settings, one file in `recursia.depth`. Statistics over the
@@ -118,8 +119,9 @@ class Policy:
 
     @property
     def kind(self) -> str:
-        """The name of its file, as `depth.kind` takes it."""
-        return type(self).__module__.rpartition(".")[2]
+        """The name of its module, with those of its packages where it is no file of this one."""
+        package = Policy.__module__.rpartition(".")[0]
+        return type(self).__module__.removeprefix(f"{package}.")
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -171,6 +173,7 @@ class Policy:
           ValueError: with both numbers.
         """
 
+    @abc.abstractmethod
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
         """Returns the states after the recursions, and losses and metrics.
 
@@ -181,7 +184,6 @@ class Policy:
           context: positions, documents and padding of the tokens.
           call: the mode, step and key of the forward pass.
         """
-        raise NotImplementedError
 
     def stopping_loss(
         self, exits: dict[str, Array], nats: Float[Array, "R B T"]

@@ -22,7 +22,7 @@ from recursia.sharing.remat import Remat
 from recursia.traced_flops import count_flops
 from tests.helpers import points, slow
 from tests.helpers.blocks import PUBLISHED
-from tests.helpers.copies import untied
+from recursia.laws.copies import untied
 from tests.helpers.tiny import (
     BATCH,
     LENGTH,

@@ -10,7 +10,7 @@ import pytest
 from recursia import model
 from recursia import params as parameters
 from recursia.layers.rotary import rotate
-from tests.helpers.copies import tied, untied
+from recursia.laws.copies import tied, untied
 from tests.helpers.tiny import draw, gradient, loss, text, tiny
 
 
