@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from .. import tuned
 from ..dispatch import Implementation, Op
 from . import gpu, libraries, reference, tiles, tpu
+from .tpu_grid import Cut, Plan
 from .where import Where
 
 _TPU = Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes)
@@ -78,6 +80,7 @@ def routed_attention(
     key_positions: Int[Array, "B S"] | None = None,
     query_segments: Int[Array, "B T"] | None = None,
     key_segments: Int[Array, "B S"] | None = None,
+    plan: Plan | None = None,
     relative: Float[Array, "B T N R"] | None = None,
     scale: float | None = None,
     window: int = 0,
@@ -99,6 +102,8 @@ def routed_attention(
       key_positions: positions of the keys; None is 0, 1, 2, ...
       query_segments: segment ids of the queries; None is 0 for all.
       key_segments: segment ids of the keys; None is those of the queries.
+      plan: what `attention_plan` returned for these positions and segments; None lists the blocks
+        in each call.
       relative: position bias that each query adds to the scores of keys 0, 1, ... positions before
         it; keys further away take the last.
       scale: factor of the scores; None is 1 / sqrt(H).
@@ -109,12 +114,47 @@ def routed_attention(
     Raises:
       ValueError: for shapes that do not match, or an unknown backend.
     """
-    where = Where(query_positions, key_positions, query_segments, key_segments)
+    where = Where(query_positions, key_positions, query_segments, key_segments, plan)
     _check(query, key, value, where, relative)
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     if not (query.size and key.size):
         return jnp.zeros(query.shape, query.dtype)
     return _attend(query, key, value, where, relative, scale, window, float(cap), backend)
+
+
+def attention_plan(
+    query: jax.ShapeDtypeStruct,
+    key: jax.ShapeDtypeStruct,
+    *,
+    query_positions: Int[Array, "B T"] | None = None,
+    key_positions: Int[Array, "B S"] | None = None,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
+) -> Plan | None:
+    """Returns which blocks a TPU's kernel visits, forward and backward, for many calls to share.
+
+    Make it outside of a loop over layers: XLA moves it out of none. Sizes of blocks are those of
+    this process's device, or computed. Other devices do not read it, and XLA leaves it out.
+
+    Args:
+      query: shape and dtype of the queries [B T N H]; of heads, N / K alone matters.
+      key: shape of the keys [B S K H].
+      query_positions: as for `routed_attention`, as are the others.
+      key_positions: see there.
+      query_segments: see there.
+      key_segments: see there.
+
+    Returns:
+      The plan; None if the kernel declines the shapes.
+    """
+    where = Where(query_positions, key_positions, query_segments, key_segments)
+    device = jax.devices()[0].device_kind
+    try:
+        config = tpu.sizes(query, key, key, where)
+        config = tuned.look_up(config, device, FORWARD.name, _TPU.name, (query, key))
+        return Cut.of(query, key, config).plan(where)
+    except NotImplementedError:
+        return None
 
 
 def _ops(
@@ -125,7 +165,7 @@ def _ops(
         return CAPPED, CAPPED_BACKWARD, {"window": window, "cap": cap}
     if window:
         return WINDOWED, WINDOWED_BACKWARD, {"window": window}
-    query_positions, key_positions, _, key_segments = where
+    query_positions, key_positions, _, key_segments = where[:4]
     placed = query_positions, key_positions, relative
     plain = key_segments is None and all(each is None for each in placed)
     return (CAUSAL, CAUSAL_BACKWARD, {}) if plain else (FORWARD, BACKWARD, {})
@@ -186,7 +226,7 @@ def _check(query: Array, key: Array, value: Array, where: Where, relative: Array
             f"routed_attention: {heads} query heads do not divide among {key.shape[2]} key heads."
         )
     expected = [(batch, length), (batch, key.shape[1])] * 2
-    for name, leaf, shape in zip(where._fields, where, expected, strict=True):
+    for name, leaf, shape in zip(where._fields, where[:4], expected, strict=False):
         if leaf is not None and leaf.shape != shape:
             raise ValueError(f"routed_attention: {name} is {leaf.shape}; must be {shape}.")
     if where.query_segments is not None and where.key_segments is None and length != key.shape[1]:

@@ -42,7 +42,7 @@ def meeting(
     these tell the end of one from the start of the next. The first result may be true for a fully
     masked block, and the second false for an unmasked one.
     """
-    query_positions, key_positions, query_segments, key_segments = where
+    query_positions, key_positions, query_segments, key_segments = where.arrays
     cut = lambda x, block: x.reshape(len(x), -1, block)
     ends = lambda x: (x.min(-1), x.max(-1))
     here, mine = cut(query_positions, query_block), cut(query_segments, query_block)

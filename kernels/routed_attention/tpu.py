@@ -31,16 +31,15 @@ def forward(
     interpret: Any = False,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Returns the results of `reference.forward`."""
-    config = config or sizes(query, key, value, where, relative)
-    cut = Cut.of(query, key, config)
-    where, *places = cut.places(where)
-    listed, _ = cut.plans(where)
+    cut, plan = _planned(query, key, value, where, relative, config)
+    _, *places = cut.places(where)
     query, key, value = cut.queries(query), cut.keys(key), cut.keys(value)
-    spec, rows = cut.specs(listed, by_key=False), cut.each * cut.query_block
+    spec, rows = cut.specs(by_key=False), cut.each * cut.query_block
     out, lse = cut.call(
         functools.partial(_forward_kernel, scale=scale),
-        listed,
+        cut.visits(plan, by_key=False),
         (query, key, value, *places),
+        by_key=False,
         specs=[spec.queries, spec.keys, spec.keys, spec.query_places, spec.key_places],
         out_specs=[spec.queries, spec.rows],
         out_shape=[_like(query), jax.ShapeDtypeStruct(query.shape[:-1], jnp.float32)],
@@ -66,20 +65,19 @@ def backward(
     interpret: Any = False,
 ) -> tuple[Array, Array, Array, None]:
     """Returns the results of `reference.backward`."""
-    config = config or sizes(query, key, value, where, relative)
-    cut = Cut.of(query, key, config)
-    where, *places = cut.places(where)
-    by_query, by_key = cut.plans(where)
+    cut, plan = _planned(query, key, value, where, relative, config)
+    _, *places = cut.places(where)
     delta = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
     query, key, value, grad = cut.queries(query), cut.keys(key), cut.keys(value), cut.queries(grad)
     arrays = query, key, value, grad, cut.rows(lse), cut.rows(delta), *places
 
-    def call(kernel: Any, listed: Plan, of: str, like: list[Array], scratch: Any, name: str) -> Any:
-        spec = cut.specs(listed, by_key=listed is by_key)
+    def call(kernel: Any, by_key: bool, like: list[Array], scratch: Any, name: str) -> Any:
+        spec = cut.specs(by_key=by_key)
         return cut.call(
             functools.partial(kernel, scale=scale),
-            listed,
+            cut.visits(plan, by_key=by_key),
             arrays,
+            by_key=by_key,
             specs=[
                 spec.queries,
                 spec.keys,
@@ -89,7 +87,7 @@ def backward(
                 spec.rows,
                 *spec[3:],
             ],
-            out_specs=[getattr(spec, of)] * len(like),
+            out_specs=[spec.keys if by_key else spec.queries] * len(like),
             out_shape=[_like(x) for x in like],
             scratch=scratch,
             name=f"routed_attention_{name}",
@@ -98,9 +96,19 @@ def backward(
 
     rows, keys = cut.each * cut.query_block, (cut.key_block, cut.width)
     scratch = [(rows, LANES), (rows, LANES), (rows, cut.width)]
-    (dq,) = call(_query_kernel, by_query, "queries", [query], scratch, "query")
-    dk, dv = call(_key_kernel, by_key, "keys", [key, value], [keys, keys], "key")
+    (dq,) = call(_query_kernel, False, [query], scratch, "query")
+    dk, dv = call(_key_kernel, True, [key, value], [keys, keys], "key")
     return cut.by_token(dq), cut.by_key(dk), cut.by_key(dv), None
+
+
+def _planned(
+    query: Array, key: Array, value: Array, where: Where, relative: Any, config: Config | None
+) -> tuple[Cut, Plan]:
+    """Returns the cut and the plan, of the sizes of a plan that is given."""
+    computed = sizes(query, key, value, where, relative)
+    config = (config or computed) if where.plan is None else where.plan.config
+    cut = Cut.of(query, key, config)
+    return cut, cut.plan(where) if where.plan is None else where.plan
 
 
 def sizes(

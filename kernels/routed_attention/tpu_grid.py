@@ -1,7 +1,7 @@
 """Blocks of attention on a TPU, and the plan of the pairs of blocks to visit.
 
-A plan depends on positions and segments alone. It is made of ops that XLA moves out of a loop and
-merges if equal: layers that share positions, and their backward passes, share one plan.
+A plan depends on positions and segments alone: layers that share them, and their backward passes,
+can share it.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Config:
             raise ValueError(f"got {self.queries} and {self.keys}, takes multiples of {LANES}")
 
 
-class Plan(NamedTuple):
+class Visits(NamedTuple):
     """Pairs of blocks in the order of visits; those of one outer block are adjacent.
 
     Attributes:
@@ -45,12 +45,10 @@ class Plan(NamedTuple):
         no key is masked. An outer block without a live pair has one visit.
       bounds: the first visit of each part of the list, and the end. Cores of a chip take parts, and
         no two parts share an outer block.
-      shape: numbers of rows, outer blocks and inner blocks.
     """
 
     codes: Int[Array, "P"]
     bounds: Int[Array, "parts+1"]
-    shape: tuple[int, int, int]
 
     @property
     def steps(self) -> Int[Array, ""]:
@@ -58,8 +56,23 @@ class Plan(NamedTuple):
         return jnp.diff(self.bounds).max()
 
 
-def plan(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"], parts: int) -> Plan:
-    """Lists the pairs of blocks that are not fully masked, in one part or two.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The visits of kernels that keep a block of queries, and of those that keep one of keys.
+
+    Attributes:
+      table: codes of both in front, and their bounds behind. Axes of one are for the shards of the
+        batch and of the queries on other devices.
+      config: sizes of the blocks.
+    """
+
+    table: Int[Array, "1 1 2 P"]
+    config: Config = dataclasses.field(metadata={"static": True})
+
+
+def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
+    """Lists the pairs of blocks that are not fully masked, in two parts if there are outer blocks.
 
     Raises:
       NotImplementedError: if they do not fit into scalar memory.
@@ -78,9 +91,9 @@ def plan(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"], parts: int) ->
     inner = (seen[outer] <= (number - (behind - needed)[outer])[:, None]).sum(1) % count
     codes = 4 * (count * outer + inner) + flags[outer, inner]
     ends = behind[-1:]
-    if parts == 2 and len(behind) > 1:
+    if len(behind) > 1:
         ends = jnp.stack([behind[jnp.abs(2 * behind[:-1] - behind[-1]).argmin()], behind[-1]])
-    return Plan(codes.astype(jnp.int32), jnp.pad(ends, (1, 0)).astype(jnp.int32), some.shape)
+    return Visits(codes.astype(jnp.int32), jnp.pad(ends, (1, 0)).astype(jnp.int32))
 
 
 class Specs(NamedTuple):
@@ -124,11 +137,25 @@ class Cut:
         return where, jnp.stack(where.arrays[0::2], 1), jnp.stack(where.arrays[1::2], 1)
 
     @jax.named_scope("attention_plan")
-    def plans(self, where: Where) -> tuple[Plan, Plan]:
-        """Returns the plans whose outer blocks are of queries, and of keys; `where` is padded."""
+    def plan(self, where: Where) -> Plan:
+        """Returns the visits for a mask."""
+        where, *_ = self.places(where)
         some, every = meeting(where, self.query_block, self.key_block)
-        parts = 1 + self.groups % 2  # key heads in pairs need no halves of the list for two cores
-        return plan(some, every, parts), plan(some.swapaxes(1, 2), every.swapaxes(1, 2), parts)
+        both = visits(some, every), visits(some.swapaxes(1, 2), every.swapaxes(1, 2))
+        fill = lambda x: jnp.pad(x, (0, 3 - len(x)))
+        rows = [jnp.concatenate([each.codes, fill(each.bounds)]) for each in both]
+        return Plan(jnp.stack(rows)[None, None], Config(self.query_block, self.key_block))
+
+    def visits(self, plan: Plan, *, by_key: bool) -> Visits:
+        """Returns the visits of kernels that keep queries, or keys."""
+        outers, inners = self._counts(by_key)
+        codes, bounds = jnp.split(plan.table[0, 0, int(by_key)], [self.batch * outers * inners])
+        return Visits(codes, bounds if self.batch * outers > 1 else bounds[:2])
+
+    def _counts(self, by_key: bool) -> tuple[int, int]:
+        """Returns the numbers of outer and of inner blocks."""
+        counts = -(-self.length // self.query_block), -(-self.key_length // self.key_block)
+        return counts[::-1] if by_key else counts
 
     def queries(self, x: Float[Array, "B T N H"]) -> Float[Array, "B K G T H"]:
         """Lays out an array of the queries."""
@@ -157,13 +184,14 @@ class Cut:
         """Returns the inverse of `rows`."""
         return x[..., : self.length].reshape(self.batch, -1, self.length)
 
-    def specs(self, listed: Plan, *, by_key: bool) -> Specs:
-        """Returns the block specs of a plan whose outer blocks are of queries, or of keys."""
+    def specs(self, *, by_key: bool) -> Specs:
+        """Returns the block specs of kernels whose outer blocks are of queries, or of keys."""
+        outers, inners = self._counts(by_key)
 
         def spec(shape: tuple[int | None, ...], at: Callable[..., Any]) -> pl.BlockSpec:
             def index(part: Array, head: Array, step: Array, codes: Any, bounds: Any) -> Any:
                 visit = jnp.minimum(bounds[part] + step, bounds[part + 1] - 1)
-                (_, outers, inners), pair = listed.shape, codes[visit] >> 2
+                pair = codes[visit] >> 2
                 outer, inner = jax.lax.div(pair, inners), jax.lax.rem(pair, inners)
                 row, outer = jax.lax.div(outer, outers), jax.lax.rem(outer, outers)
                 return at(row, head, *((inner, outer) if by_key else (outer, inner)))
@@ -182,9 +210,10 @@ class Cut:
     def call(
         self,
         kernel: Callable[..., None],
-        listed: Plan,
+        listed: Visits,
         arrays: tuple[Array, ...],
         *,
+        by_key: bool,
         specs: list[pl.BlockSpec],
         out_specs: list[pl.BlockSpec],
         out_shape: list[jax.ShapeDtypeStruct],
@@ -198,6 +227,7 @@ class Cut:
           kernel: takes a function that runs the phases of a visit, blocks, and the scratch.
           listed: the visits.
           arrays: laid out inputs, one for each of `specs`.
+          by_key: whether the outer blocks are of keys.
           specs: block specs of the inputs.
           out_specs: block specs of the results.
           out_shape: of the results.
@@ -207,7 +237,7 @@ class Cut:
         """
 
         def run(codes: Any, bounds: Any, *refs: Any) -> None:
-            kernel(functools.partial(_visit, codes, bounds, listed.shape[2]), *refs)
+            kernel(functools.partial(_visit, codes, bounds, self._counts(by_key)[1]), *refs)
 
         return pl.pallas_call(
             run,

@@ -1,6 +1,6 @@
 """The attention mask: which keys a query sees, by positions and segments."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -18,22 +18,25 @@ class Where(NamedTuple):
       query_segments: segment ids of the queries; None is 0 for all.
       key_segments: segment ids of the keys; None is those of the queries, whose tokens the keys
         then are of.
+      plan: pairs of blocks that a TPU's kernel visits for this mask, if they were listed before;
+        see `attention_plan`.
     """
 
     query_positions: Int[Array, "B T"] | None = None
     key_positions: Int[Array, "B S"] | None = None
     query_segments: Int[Array, "B T"] | None = None
     key_segments: Int[Array, "B S"] | None = None
+    plan: Any = None
 
     @property
     def arrays(self) -> tuple[Array, Array, Array, Array]:
-        """The fields, of which none may be None."""
-        found = [x for x in self if x is not None]
+        """Positions and segments, of which none may be None."""
+        found = [x for x in self[:4] if x is not None]
         query_positions, key_positions, query_segments, key_segments = found
         return query_positions, key_positions, query_segments, key_segments
 
     def written_out(self, batch: int, length: int, key_length: int) -> "Where":
-        """Returns the same mask with int32 arrays for all fields."""
+        """Returns the same mask with int32 arrays of positions and segments, without a plan."""
 
         def positions(given: Array | None, count: int) -> Array:
             given = jnp.arange(count) if given is None else given

@@ -61,6 +61,11 @@ class Block(abc.ABC):
         return self.mixer.key_weights
 
     @property
+    def queries_per_key(self) -> int:
+        """Query heads of each key head."""
+        return self.mixer.query_width // self.mixer.key_width
+
+    @property
     def norm_names(self) -> tuple[str, ...]:
         """Names of the norms: one for each branch, unless an arrangement has more."""
         return (self.mixer.norm_name, self.feedforward.norm_name)

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia.kernels.routed_attention import routed_attention
+from recursia.kernels.routed_attention import Plan, attention_plan, routed_attention
 from recursia.params import Leaf
 from recursia.sharding import is_split, locally
 
 PADDING = 0  # segment id of padding
+_TOLD = ("query_positions", "key_positions", "query_segments", "key_segments")
+_TABLE = ("batch", "length", None, None)  # of a plan
 
 
 @struct.dataclass
@@ -26,6 +28,8 @@ class Context:
       is_live: False for padding, and for tokens whose result is computed and discarded: they take
         no expert's capacity and enter no statistics. None: all tokens are live.
       inputs: the states that entered the core, where a recursion injects them again.
+      plan: which blocks of keys the queries visit, for all layers; see `planned`. None: each call
+        lists them.
       is_row: whether these are all tokens of their rows, at positions 0, 1, 2, ...
       window: sliding window in tokens, the query's own included; 0 is no bound.
     """
@@ -34,13 +38,15 @@ class Context:
     segment_ids: Leaf | None = None  # [B T]
     is_live: Leaf | None = None  # [B T]
     inputs: Leaf | None = None  # [B T D]
+    plan: Plan | None = None
     is_row: bool = struct.field(pytree_node=False, default=False)
     window: int = struct.field(pytree_node=False, default=0)
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens, whose indices ascend."""
         rows = jnp.arange(index.shape[0])[:, None]
-        return jax.tree.map(lambda leaf: leaf[rows, index], replace(self, is_row=False))
+        subset = replace(self, is_row=False, plan=None)
+        return jax.tree.map(lambda leaf: leaf[rows, index], subset)
 
     def count_only(self, live: Bool[Array, "B T"]) -> "Context":
         """Returns a context in which other tokens are not live, but attended to all the same."""
@@ -50,7 +56,7 @@ class Context:
         """Returns a context in which the hidden tokens are padding, to which none attends."""
         segments = 1 if self.segment_ids is None else self.segment_ids
         counted = self.count_only(~hidden)
-        return replace(counted, segment_ids=jnp.where(hidden, PADDING, segments))
+        return replace(counted, plan=None, segment_ids=jnp.where(hidden, PADDING, segments))
 
 
 @struct.dataclass
@@ -85,18 +91,15 @@ def attend(
       scale: factor of the scores; None is 1 / sqrt(H).
       cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
-    positions, segments = _told(context, source_context, relative is not None)
+    told, plan = _told(context, source_context, relative is not None), context.plan
 
-    def run(query, key, value, relative, *positions_and_segments: Array | None) -> Array:
-        query_positions, key_positions, query_segments, key_segments = positions_and_segments
+    def run(query, key, value, relative, table: Array | None, *told: Array | None) -> Array:
         return routed_attention(
             query,
             key,
             value,
-            query_positions=query_positions,
-            key_positions=key_positions,
-            query_segments=query_segments,
-            key_segments=key_segments,
+            **dict(zip(_TOLD, told, strict=True)),
+            plan=None if plan is None or table is None else replace(plan, table=table),
             relative=relative,
             scale=scale,
             cap=cap,
@@ -106,16 +109,42 @@ def attend(
     queries, keys = ("batch", "length", "kv_heads", None), ("batch", None, "kv_heads", None)
     return locally(
         run,
-        (query, source.key, source.value, relative, *positions, *segments),
-        (queries, keys, keys, queries, *(queries[:2], keys[:2]) * 2),
+        (query, source.key, source.value, relative, plan and plan.table, *told),
+        (queries, keys, keys, queries, _TABLE, *(queries[:2], keys[:2]) * 2),
         queries,
     )
 
 
-def _told(
-    context: Context, source_context: Context, has_relative: bool
-) -> tuple[list[Leaf | None], list[Leaf | None]]:
-    """Returns the positions and the segments of queries and keys, None where places say as much."""
+def planned(context: Context, source_context: Context, x: Array, queries_per_key: int) -> Context:
+    """Returns the context of queries with the plan of their attention to the keys of another.
+
+    Layers that apply to the same context share the plan. Nothing is planned where places say what
+    a query sees.
+
+    Args:
+      context: of the queries.
+      source_context: of the keys.
+      x: states [B T D] of the tokens of the queries.
+      queries_per_key: query heads of each key head.
+    """
+    told = _told(context, source_context, False)
+    if told[0] is None or context.window:
+        return context
+    made: list[Plan] = []
+
+    def run(*told: Array | None) -> Array:
+        shape = lambda at, heads: jax.ShapeDtypeStruct((*at.shape, heads, 1), x.dtype)
+        query, key = shape(told[0], queries_per_key), shape(told[1], 1)
+        plan = attention_plan(query, key, **dict(zip(_TOLD, told, strict=True)))
+        made.extend([] if plan is None else [plan])
+        return jnp.zeros((1, 1, 2, 0), jnp.int32) if plan is None else plan.table
+
+    table = locally(run, tuple(told), (("batch", "length"), ("batch", None)) * 2, _TABLE)
+    return replace(context, plan=replace(made[-1], table=table)) if made else context
+
+
+def _told(context: Context, source_context: Context, has_relative: bool) -> tuple[Leaf | None, ...]:
+    """Returns positions and segments of queries and keys, None where places say as much."""
     is_whole = not is_split("length")
     is_own = is_whole and source_context is context  # in order: places compare as positions do
     is_row = is_whole and context.is_row and source_context.is_row
@@ -130,4 +159,4 @@ def _told(
         is_one = segments[0] is segments[1]
         pairs = zip(segments, (context, source_context), strict=True)
         segments = [None, None] if is_one else [ids(*pair) for pair in pairs]
-    return positions, segments
+    return *positions, *segments

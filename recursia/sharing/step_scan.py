@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from recursia.injection import Injection
-from recursia.layers.attention import Context, KeysValues
+from recursia.layers.attention import Context, KeysValues, planned
 from recursia.layers.branch import Report
 from recursia.params import at
 from recursia.sharing import scans
@@ -97,6 +97,7 @@ class _StepScan:
             inputs["weights"][slot], views[slot] = view[first:stop].split(num_periods)
         sources = [self._source(step) for step in range(self.scan.period)]
         inputs["reads"] = {step: each.by_period for step, each in enumerate(sources) if each}
+        contexts = [self._context(step, x, source) for step, source in enumerate(sources)]
         if self.has_boundaries:
             recursion = self._grid(self.steps.schedule.steps // self.steps.schedule.num_blocks)
             injected = self.steps.injected()
@@ -113,7 +114,7 @@ class _StepScan:
             if self._is_inlined:
                 weights, x = jax.lax.optimization_barrier((weights, x))
             x, keys_values, report = self.steps.block.apply(
-                weights, x, self._context(step), source, memory
+                weights, x, contexts[step], source, memory
             )
             return x, (keys_values, report)
 
@@ -175,10 +176,12 @@ class _StepScan:
         keys_values = read if source.is_all else at(source.cached.keys_values, read)
         return keys_values, source.cached.context
 
-    def _context(self, step: int) -> Context:
-        """Returns the context of a step, with its sliding window."""
+    def _context(self, step: int, x: Array, source: _Source | None) -> Context:
+        """Returns the context of a step, with its sliding window and the plan of its attention."""
         window = int(self.steps.schedule.seen[self.steps.schedule.steps][self.scan.start + step])
-        return dataclasses.replace(self.context, window=window) if window else self.context
+        context = dataclasses.replace(self.context, window=window) if window else self.context
+        read = context if source is None else source.cached.context
+        return planned(context, read, x, self.steps.block.queries_per_key)
 
     def _edges(self) -> tuple[Bool[np.ndarray, "N P"], Bool[np.ndarray, "N P"]]:
         """Returns which steps follow the end of a recursion, and which are the first of one."""

@@ -43,6 +43,11 @@ class SharedBlock(Protocol):
         """(slot, name) of weights that only make keys and values."""
         ...
 
+    @property
+    def queries_per_key(self) -> int:
+        """Query heads of each key head."""
+        ...
+
     def apply(
         self,
         params: Params,

@@ -17,7 +17,7 @@ from recursia.kernels.routed_attention import (
 )
 from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
 from recursia.kernels.routed_attention.gpu_grid import Tiles
-from recursia.kernels.routed_attention.tpu_grid import EVERY, LIVE, Config, plan
+from recursia.kernels.routed_attention.tpu_grid import EVERY, LIVE, Config, visits
 from recursia.kernels.routed_attention.where import Where, visible
 from tests.helpers.kernels import TPU, tolerance
 
@@ -294,24 +294,22 @@ def test_where_tokens_are_in_order_the_blocks_visited_follow_what_is_seen(kind):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("parts", [1, 2])
-def test_every_pair_that_meets_is_visited_once(seed, parts):
+def test_every_pair_that_meets_is_visited_once(seed):
     rng = np.random.default_rng(seed)
     some = rng.random((3, 5, 7)) < 0.4
     some[1, 2] = False
     every = some & (rng.random(some.shape) < 0.5)
-    listed = plan(jnp.asarray(some), jnp.asarray(every), parts)
-    begin, *ends = np.asarray(listed.bounds)
-    codes = np.asarray(listed.codes)[: ends[-1]]
+    listed = visits(jnp.asarray(some), jnp.asarray(every))
+    begin, half, end = np.asarray(listed.bounds)
+    codes = np.asarray(listed.codes)[:end]
     live, full = (codes & LIVE) != 0, (codes & EVERY) != 0
     passed = np.bincount(codes[live] >> 2, minlength=some.size).reshape(some.shape)
     np.testing.assert_array_equal(passed, some)
     np.testing.assert_array_equal(full, every.reshape(-1)[codes >> 2])
     outer = (codes >> 2) // 7
     assert (np.diff(outer) >= 0).all() and set(outer) == set(range(15))
-    assert begin == 0 and len(ends) == parts and int(listed.steps) == max(np.diff([0, *ends]))
-    if parts == 2:  # halves that share no outer block
-        assert outer[ends[0]] != outer[ends[0] - 1] and abs(2 * ends[0] - ends[1]) <= 7
+    assert begin == 0 and int(listed.steps) == max(half, end - half) and abs(2 * half - end) <= 7
+    assert outer[half] != outer[half - 1]  # the halves share no outer block
     first, start, stop, end = np.moveaxis(np.asarray(ranges(some, every)), -1, 0)
     for b, o in np.ndindex(3, 5):
         assert some[b, o].sum() == some[b, o, first[b, o] : end[b, o]].sum()
