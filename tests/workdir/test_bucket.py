@@ -23,7 +23,7 @@ SECTIONS = {
 IMPATIENT = """
 import sys
 from recursia import storage
-storage.SECONDS, storage.REQUEST_SECONDS, storage.TRIES = 30.0, 8.0, 2
+storage.SECONDS, storage.REQUEST_SECONDS, storage.TRIES = 9.0, 3.0, 1
 from recursia.__main__ import main
 sys.exit(main())
 """
@@ -136,7 +136,7 @@ def test_a_save_that_cannot_be_written_ends_the_run_with_the_step_before_kept(
 @pytest.mark.slow
 def test_requests_that_fail_at_times_are_tried_again(folder, emulator, bucket, unbroken, tmp_path):
     with Faults(emulator) as faults:
-        faults.spare = lambda method, path: faults.count % 20 != 3
+        faults.spare = lambda method, path: faults.count % 40 != 3
         faults.kind = "refuse"
         with start(folder, bucket, **faults.environment) as process:
             said = spoken(process)
