@@ -8,7 +8,7 @@ DEMO_BATCHES ?= 32
 TEST_FLAGS ?= -q -n 2 --dist=worksteal --durations=10
 NEWEST = $(shell .ci/newest-python $(PYTHON))
 
-.PHONY: .venv-newest/tested bench-gpu demo test test-slow test-torch test-newest test-presets test-shapes test-gpu-compile lint clean
+.PHONY: .venv-newest/tested bench-gpu demo docs test test-slow test-torch test-newest test-presets test-shapes test-gpu-compile lint clean
 
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
@@ -68,6 +68,11 @@ test-shapes: .venv/installed-test
 
 lint: .venv/installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/basedpyright --level error
+
+# The documentation as a site, in build/docs; a warning is an error.
+docs: .venv/installed-test
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 .venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv

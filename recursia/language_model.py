@@ -51,6 +51,14 @@ class LanguageModel:
       tokenizer: of its text; None for a preset whose tokenizer comes with its data.
       run: settings of its training.
       mesh: the devices.
+
+    Example:
+      >>> import recursia
+      >>> model = recursia.preset("looped:tiny")
+      >>> model("It was a").logits.shape
+      (1, 8, 257)
+      >>> model.at_depth(2).num_recursions
+      2
     """
 
     name: str

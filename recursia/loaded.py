@@ -34,6 +34,12 @@ def load(
 
     Raises:
       ConfigError, CheckpointError, DataError: if there is no such model, or it is damaged.
+
+    Example:
+      >>> import recursia
+      >>> model = recursia.load("runs/tiny")  # of recursia train --config=mor:tiny
+      >>> model.num_recursions, model.context_length
+      (3, 256)
     """
     folder = buckets.path(os.path.expanduser(place))
     with console.doing(f"loading {folder}"), _quiet():
@@ -61,6 +67,11 @@ def preset(
 
     Raises:
       ConfigError, DataError: for an unknown name or field, or a tokenizer that does not fit.
+
+    Example:
+      >>> import recursia
+      >>> recursia.preset("looped:tiny", {"block.mlp_dim": 96}).num_params
+      78208
     """
     check_whole("seed", seed, 0, LARGEST_SEED)
     run = config.load(str(name), _typed(overrides))

@@ -39,6 +39,14 @@ class Prediction:
       losses: terms of the training loss besides the cross-entropy, in nats per token, times their
         weights.
       num_recursions: most recursions of a token.
+
+    Example:
+      >>> import recursia
+      >>> found = recursia.preset("mor:tiny")(["It was a", "They"])
+      >>> found.states.shape, found.is_token.sum(axis=1).tolist()
+      ((3, 2, 8, 64), [8, 4])
+      >>> bool((found.is_taken.sum(axis=0) == found.depth_used * found.is_token).all())
+      True
     """
 
     tokens: Int[np.ndarray, "B T"]
