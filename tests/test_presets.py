@@ -1,7 +1,6 @@
 """Every shipped preset is a model, and every `tiny` goes through all commands."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 
 import recursia.configs
 from recursia import accounting, config, model, params, presets
+from tests.helpers import cluster
 from tests.helpers.presets import COSTED, FILES, PRESETS, SYSTEMS
 
 FOLDER = pathlib.Path(recursia.configs.__path__[0])
@@ -82,7 +82,7 @@ def test_a_tiny_preset_trains_resumes_evaluates_and_samples(name, tmp_path):
     ]
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS, json.dumps(commands)],
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=cluster.environment(1),
         capture_output=True,
         text=True,
     )
