@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from recursia.errors import StorageError
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 SECONDS = 60.0  # for one operation, with what is tried again
 REQUEST_SECONDS = 20.0  # for one request of it

@@ -21,6 +21,7 @@ from recursia.errors import ConfigError, StorageError
 from recursia.sweep import directory, local, standing, states, view
 from recursia.sweep.declaration import Declaration
 from recursia.sweep.directory import Sweep
+from recursia.sweep.division import Division
 from recursia.sweep.processes import Process
 from recursia.sweep.search import Search
 from recursia.sweep.study import AGAIN, NAME, STATE, SURPLUS, WORKER, counted, opened, sampler
@@ -34,15 +35,13 @@ TWINS = 20  # equal suggestions in a row, after which a sampler has nothing new
 YOUNG_SECONDS = 60.0  # age up to which a trial may not yet say who runs it
 
 
-def run(
-    sweep: Sweep, declared: Declaration, jobs: int | None, threads: int | None, retries: bool
-) -> int:
+def run(sweep: Sweep, declared: Declaration, division: Division, retries: bool) -> int:
     """Runs trials until there are as many as declared; returns the exit code.
 
     Args:
       sweep: in whose directory they are.
       declared: the search.
-      jobs, threads: as for `local.shared`.
+      division: of this machine among its trials.
       retries: whether trials that failed are run once more.
 
     Raises:
@@ -50,12 +49,11 @@ def run(
       Preempted: after a signal, once every running trial is saved.
     """
     assert declared.search is not None
-    jobs, threads = local.shared(declared.search.num_trials, jobs, threads)
     with _worker(sweep.directory) as name, opened(sweep.directory, declared.search) as study:
         worker = Worker(sweep, declared, declared.search, study, name)
         if retries:
             worker.retry()
-        received = worker.work(local.Runner(sweep, jobs, threads))
+        received = worker.work(local.Runner(sweep, division))
     return local.concluded(sweep, received)
 
 

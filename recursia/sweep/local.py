@@ -1,37 +1,20 @@
 """Trials on this machine, several at a time."""
 
-import os
 import signal
 import time
 from collections import deque
 
 from recursia import buckets, console, signals, storage
 from recursia.errors import Preempted
-from recursia.sweep import directory, processes, standing, states, tables
+from recursia.sweep import directory, standing, states, tables
 from recursia.sweep.directory import Sweep
+from recursia.sweep.division import Division
 from recursia.sweep.processes import Process
 from recursia.sweep.view import View
 
 POLL_SECONDS = 0.25
 FAR_SECONDS = 2.0  # the same, where to look is to ask a bucket
 FAILED = 1  # the exit code, if a trial has failed
-
-
-def shared(num_trials: int, jobs: int | None, threads: int | None) -> tuple[int, int]:
-    """Returns the number of trials side by side and the CPUs of each, which use each CPU once.
-
-    Args:
-      num_trials: that are to run.
-      jobs: as typed; None for as many as there are CPUs, or for one where there may be an
-        accelerator.
-      threads: as typed; None divides the CPUs among the jobs.
-    """
-    count = len(processes.cpus())
-    if jobs is None and os.environ.get("JAX_PLATFORMS") != "cpu":
-        jobs = 1  # an accelerator serves one process at a time
-    elif jobs is None:
-        jobs = max(1, min(num_trials, count // (threads or 1)))
-    return jobs, max(1, count // jobs) if threads is None else threads
 
 
 class Runner:
@@ -41,17 +24,16 @@ class Runner:
       received: the signal; None until it arrives.
     """
 
-    def __init__(self, sweep: Sweep, jobs: int, threads: int):
+    def __init__(self, sweep: Sweep, division: Division):
         """Starts nothing.
 
         Args:
           sweep: whose trials are run.
-          jobs: that are run at a time.
-          threads: CPUs of each; 0 leaves the choice to the system.
+          division: of this machine among them.
         """
         self._sweep = sweep
         self._seconds = FAR_SECONDS if buckets.is_place(sweep.directory) else POLL_SECONDS
-        self._free = deque(processes.shares(jobs, threads))
+        self._free = deque(division.shares())
         self._running: list[Process] = []
         self._listener = signals.Listener(signals.ENDINGS, self.send)
         self._listener.has_work = True
@@ -111,7 +93,7 @@ class Runner:
         self._listener.close()
 
 
-def run(sweep: Sweep, names: list[str], jobs: int, threads: int) -> int:
+def run(sweep: Sweep, names: list[str], division: Division) -> int:
     """Runs trials; returns the exit code.
 
     A trial that another process trains is waited for, and goes on here if that one stops.
@@ -122,7 +104,7 @@ def run(sweep: Sweep, names: list[str], jobs: int, threads: int) -> int:
     state = lambda name: states.of(sweep.folder(name))[0]
     found = zip(names, storage.at_once(state, names), strict=True)
     failed = {name for name, each in found if each == states.FAILED}  # which are tried again
-    waiting, runner = deque(names), Runner(sweep, jobs, threads)
+    waiting, runner = deque(names), Runner(sweep, division)
     try:
         with View(sweep) as view:
             while (waiting or not runner.is_idle()) and not (runner.received and runner.is_idle()):

@@ -11,7 +11,8 @@ from recursia.launch import choice, machine_options
 LOCAL, PRINT = "local", "print"
 RUNNERS = (LOCAL, "slurm", "gke", PRINT)
 # What is recorded, besides the settings of a target.
-_RECORDED = ("runner", "threads", "topology", "image", "venv", "shared", "env", "restarts", "hours")
+_RECORDED = ("runner", "threads", "gpus")
+_RECORDED += ("topology", "image", "venv", "shared", "env", "restarts", "hours")
 
 
 def add(parser: parsing.Parser) -> None:
@@ -20,10 +21,14 @@ def add(parser: parsing.Parser) -> None:
     parser.add_argument("--workdir", type=parsing.workdir, help=about)
     about = f"what runs the trials; default: {LOCAL}, or what ran this sweep before"
     parser.add_argument("--runner", choices=RUNNERS, help=about)
-    about = "trials at a time on this machine, or workers of a search; default: as CPUs allow"
+    about = "trials at a time on this machine, or workers of a search; default: one for each GPU, "
+    about += "or as CPUs allow; a host with TPU chips runs one"
     parser.add_argument("--jobs", type=parsing.integer(1), help=about)
     about = "CPUs of each trial on this machine; default: they are divided"
     parser.add_argument("--threads", type=parsing.integer(1), help=about)
+    about = "GPUs of each trial on this machine, which no other trial uses; default: those of "
+    about += "CUDA_VISIBLE_DEVICES, or all, are divided; 0: every trial uses all"
+    parser.add_argument("--gpus", type=parsing.integer(0), help=about)
     about = "run trials that failed once more"
     parser.add_argument("--retry_failed", action="store_true", help=about)
     about = "print what would be run or sent, and write nothing"

@@ -1,8 +1,7 @@
-"""Training processes on this machine, each with CPUs of its own."""
+"""Training processes on this machine, each with CPUs and GPUs of its own."""
 
 import collections
 import contextlib
-import dataclasses
 import math
 import os
 import pathlib
@@ -15,6 +14,7 @@ from recursia import console
 from recursia.errors import StorageError
 from recursia.sweep import states
 from recursia.sweep.directory import LOG
+from recursia.sweep.division import Share
 from recursia.sweep.trial import Trial
 from recursia.workdir import ending, place
 
@@ -23,38 +23,12 @@ ALONE = "--num_processes=1"  # whatever the environment says of others
 LAST_LINES = 3  # of a log, which say why a trial failed
 
 
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """The CPUs of one process, by their numbers; none leaves the choice to the system."""
-
-    cpus: tuple[int, ...]
-
-    def variables(self) -> dict[str, str]:
-        """Returns variables that make thread pools as large as the share."""
-        count = str(len(self.cpus))
-        return {"NPROC": count, "OMP_NUM_THREADS": count} if self.cpus else {}
-
-
-def cpus() -> list[int]:
-    """Returns the numbers of the CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def shares(jobs: int, threads: int) -> list[Share]:
-    """Returns the shares of processes side by side; CPUs are shared if there are too few."""
-    known = cpus()
-    at = lambda job: tuple(known[(job * threads + i) % len(known)] for i in range(threads))
-    return [Share(tuple(dict.fromkeys(at(job))) if threads else ()) for job in range(jobs)]
-
-
 class Process:
     """The training of one trial.
 
     Attributes:
       trial: that it trains.
-      share: its CPUs.
+      share: its CPUs and GPUs.
     """
 
     def __init__(self, trial: Trial, folder: pathlib.Path, share: Share):

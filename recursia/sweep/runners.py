@@ -7,9 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from recursia import config, console, settings, storage
-from recursia.sweep import adaptive, declaration, directory, engines, local, options, states
+from recursia.sweep import (
+    adaptive,
+    declaration,
+    directory,
+    division,
+    engines,
+    local,
+    options,
+    states,
+)
 from recursia.sweep.declaration import Declaration
 from recursia.sweep.directory import Sweep
+from recursia.sweep.division import Division
 from recursia.sweep.engines import Commands
 from recursia.sweep.trial import Trial
 
@@ -22,9 +32,9 @@ def begin(given: argparse.Namespace, declared: Declaration) -> int:
     """
     options.remember(given, _recorded(given.workdir))
     trials = _to_run(given, declared.trials)
-    if given.runner == options.LOCAL:  # a trial goes on with as many threads, to the same bits
-        number = declared.search.num_trials if declared.search else len(trials)
-        given.threads = local.shared(number, given.jobs, given.threads)[1]
+    if given.runner == options.LOCAL:  # a trial goes on with as many of both, to the same bits
+        found = _divided(given, declared.search.num_trials if declared.search else len(trials))
+        given.threads, given.gpus = found.threads, found.gpus or given.gpus
     plan = Plan(given, trials, declared.config, declared.overrides, declared.search is not None)
     if given.dry_run:
         return plan.print(is_dry=True)
@@ -98,15 +108,15 @@ class Plan:
         return 0
 
     def _here(self, sweep: Sweep) -> int:
-        jobs, threads = self._given.jobs, self._given.threads
         if self._is_search:
             declared = declaration.read(self._config, self._overrides)
-            return adaptive.run(sweep, declared, jobs, threads, self._given.retry_failed)
-        jobs, threads = local.shared(len(self._trials), jobs, threads)
+            number = declared.search.num_trials if declared.search else 0
+            found = _divided(self._given, number)
+            return adaptive.run(sweep, declared, found, self._given.retry_failed)
+        found = _divided(self._given, len(self._trials))
         if self._trials:
-            each = f"{threads} CPU" + "s" * (threads > 1)
-            console.say(f"running {len(self._trials)} trials, {jobs} at a time on {each} each")
-        return local.run(sweep, [trial.name for trial in self._trials], jobs, threads)
+            console.say(f"running {len(self._trials)} trials, {found}")
+        return local.run(sweep, [trial.name for trial in self._trials], found)
 
     def _commands(self) -> Commands:
         """Returns the commands by the names of trials, or of workers that search."""
@@ -121,6 +131,10 @@ class Plan:
         if self._is_search:
             return [(self._config, config.load(self._config, self._overrides))]
         return [(trial.config, trial.run()) for trial in self._trials]
+
+
+def _divided(given: argparse.Namespace, num_trials: int) -> Division:
+    return division.divided(num_trials, given.jobs, given.threads, given.gpus)
 
 
 def _to_run(given: argparse.Namespace, trials: Sequence[Trial]) -> list[Trial]:

@@ -31,7 +31,8 @@ def main() -> int:
     given.workdir.mkdir(parents=True, exist_ok=True)
     rate = typed["optimizer.learning_rate"]
     behaviour = json.loads(os.environ.get("BEHAVIOUR", "{}")).get(rate, "")
-    started = {"cpus": sorted(os.sched_getaffinity(0)), "threads": os.environ.get("NPROC")}
+    started: dict = {"cpus": sorted(os.sched_getaffinity(0)), "threads": os.environ.get("NPROC")}
+    started["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
     append(given.workdir / "starts.jsonl", started)
     if behaviour == "crash":
         print("first line\nRuntimeError: no such thing")

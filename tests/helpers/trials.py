@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from recursia import config, jsonlines
-from recursia.sweep import local, processes
+from recursia.sweep import directory, local, processes, states
 from tests.helpers import trainer_without_model
 from tests.helpers.runs import FILE, values, write_text
 
@@ -15,6 +15,7 @@ def sweep(add):
     for rate in {}:
         add(**{{"optimizer.learning_rate": rate}})
 """
+THREE = RATES.format("(0.1, 0.01, 1)")
 
 
 def write(folder: pathlib.Path, ending: str, **sections: dict) -> str:
@@ -46,8 +47,15 @@ def without_model(folder: pathlib.Path, monkeypatch, num_steps: int = 3, **behav
     monkeypatch.setenv("BEHAVIOUR", json.dumps(rates))
 
 
-def starts(directory: pathlib.Path) -> dict[str, list[dict]]:
+def starts(place: pathlib.Path) -> dict[str, list[dict]]:
     """Returns how each trial was started, by its name."""
-    folders = (directory / "trials").iterdir() if (directory / "trials").is_dir() else ()
+    folders = (place / "trials").iterdir() if (place / "trials").is_dir() else ()
     found = {folder.name: folder / "starts.jsonl" for folder in folders}
     return {name: list(jsonlines.values(p)) for name, p in found.items() if p.exists()}
+
+
+def by_rate(place: pathlib.Path) -> dict[float, str]:
+    """Returns the state of each trial by its learning rate."""
+    found = directory.read(place)
+    rate = lambda name: found.trial(name).overrides["optimizer.learning_rate"]
+    return {rate(name): states.of(found.folder(name))[0] for name in found.trials}

@@ -1,0 +1,36 @@
+"""What is printed, and what is refused, before any trial runs."""
+
+import pathlib
+
+from recursia.sweep import directory
+from recursia.workdir import ending
+
+
+def test_print_writes_commands_that_can_be_run_by_hand(sweep, tmp_path):
+    shown, _ = sweep("--runner=print")
+    lines = shown.splitlines()
+    assert len(lines) == 3
+    place = f"{tmp_path}/s/trials"
+    for line, name in zip(lines, directory.read(tmp_path / "s").trials, strict=True):
+        rate = directory.read(tmp_path / "s").trial(name).overrides["optimizer.learning_rate"]
+        assert line == (
+            f"recursia train --config={tmp_path}/tiny.py "
+            f"--config.optimizer.learning_rate={rate} --workdir={place}/{name}"
+        )
+        done = pathlib.Path(place, name)
+        ending.write(done, 0, "")
+    assert sweep("resume")[0] == "", "nothing is left"
+
+
+def test_a_sweep_needs_a_folder_of_its_own(sweep, tmp_path, refused_command):
+    config = f"--config={tmp_path / 'tiny.py'}"
+    for place in ("gs://b", "s3:/b/s", "http://b/s"):
+        refused_command("sweep", config, f"--workdir={place}", parts=[place, "://BUCKET/FOLDER"])
+    (tmp_path / "config.json").touch()
+    place = f"--workdir={tmp_path}"
+    refused_command("sweep", config, "--runner=print", place, parts=["holds a run"])
+
+
+def test_a_dry_run_writes_nothing(sweep, tmp_path):
+    shown, _ = sweep("--dry_run")
+    assert shown.count("\n") == 3 and not (tmp_path / "s").exists()
