@@ -44,20 +44,20 @@ def _loss(records: Sequence[Record]) -> Panel:
         if record.training:
             losses = [row["loss"] for row in record.training]
             raw = _columns(record, record.training, losses)
-            drawn.line("steps", "y", source=raw, alpha=0.3, tags=[_RAW], **line)
+            drawn.line("x", "y", source=raw, alpha=0.3, tags=[_RAW], **line)
             smooth = _columns(record, record.training, smoothed(losses))
             how = {"line_width": 1.6, "tags": [_SMOOTH], "legend_label": label("training")}
-            drawn.line("steps", "y", source=smooth, **how, **line)
+            drawn.line("x", "y", source=smooth, **how, **line)
         for name, dash, tag in (("", "solid", _VALIDATION), ("_causal", "dashed", _CAUSAL)):
             metric = f"validation_loss{name}"
             if rows := [row for row in record.validation if metric in row]:
                 what = f"validation{name.replace('_', ', ')}"
                 data = _columns(record, rows, [row[metric] for row in rows])
                 how = {"line_dash": dash, "legend_label": label(what), "tags": [tag]}
-                drawn.line("steps", "y", source=data, line_width=1.2, alpha=0.8, **how, **line)
+                drawn.line("x", "y", source=data, line_width=1.2, alpha=0.8, **how, **line)
                 how = {**how, "fill_color": color if not name else "white"}
                 how.pop("line_dash")
-                drawn.scatter("steps", "y", source=data, size=7, **how, **line)
+                drawn.scatter("x", "y", source=data, size=7, **how, **line)
     legend(drawn)
     caption = (
         "The thin line is the loss of each batch, the thick one a mean over its neighbours; dots "
@@ -76,16 +76,17 @@ def _other(records: Sequence[Record], metric: str, title: str, unit: str, captio
             values = [value if value > 0 else math.nan for value in values] if log else values
             more = {"legend_label": record.name} if len(records) > 1 else {}
             how = {"color": COLORS[index % len(COLORS)], "name": record.name, "line_width": 1.3}
-            drawn.line("steps", "y", source=_columns(record, rows, values), **how, **more)
+            drawn.line("x", "y", source=_columns(record, rows, values), **how, **more)
     legend(drawn)
     return Panel(metric, title, caption, drawn, x="length")
 
 
 def _columns(record: Record, rows: Sequence[Row], values: Sequence[float] | np.ndarray) -> Any:
-    """Returns a curve: its values as `y`, as nats and bits per byte, and all lengths."""
+    """Returns a curve: `x` and `y` as first drawn, and what the reader may choose for them."""
     y = np.asarray(values, float)
     bits = y / math.log(2) * (record.tokens_per_byte or math.nan)
-    return source({**record.lengths(rows), "y": y, "nats": y, "bits": bits})
+    lengths = record.lengths(rows)
+    return source({**lengths, "x": lengths["steps"], "y": y, "nats": y, "bits": bits})
 
 
 def by_recursion(record: Record) -> list[Panel]:
@@ -119,14 +120,14 @@ def _mean_depth(record: Record) -> Panel:
     rows = [row for row in record.training if "mean_depth" in row]
     values = smoothed([row["mean_depth"] for row in rows])
     how: dict[str, Any] = {"name": record.name, "legend_label": "training"}
-    drawn.line("steps", "y", source=_columns(record, rows, values), color=COLORS[0], **how)
+    drawn.line("x", "y", source=_columns(record, rows, values), color=COLORS[0], **how)
     for index, metric in enumerate(("validation_mean_depth", "validation_mean_depth_causal"), 1):
         if some := [row for row in record.validation if metric in row]:
             what = metric.removeprefix("validation_mean_depth").replace("_", ", ")
             how = {"name": record.name, "legend_label": f"validation{what}"}
             how |= {"color": COLORS[index], "size": 7}
             data = _columns(record, some, [row[metric] for row in some])
-            drawn.scatter("steps", "y", source=data, **how)
+            drawn.scatter("x", "y", source=data, **how)
     legend(drawn)
     return Panel("mean_depth", "Recursions per token over training", "", drawn, x="length")
 
@@ -141,9 +142,9 @@ def _entries(record: Record, name: str, rows: list[Row]) -> Panel:
         columns = _columns(record, rows, values if "validation" in name else smoothed(values))
         how: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "name": record.name}
         how |= {"legend_label": f"recursion {recursion + 1}", "line_width": 1.4}
-        drawn.line("steps", "y", source=columns, **how)
+        drawn.line("x", "y", source=columns, **how)
         if "validation" in name:
-            drawn.scatter("steps", "y", source=columns, **{**how, "size": 6})
+            drawn.scatter("x", "y", source=columns, **{**how, "size": 6})
     legend(drawn)
     is_loss = "loss" in name
     title = f"{words[:1].upper()}{words[1:]}"

@@ -12,6 +12,7 @@ from bokeh.models import (
     CustomJSTickFormatter,
     HoverTool,
     LogAxis,
+    LogTicker,
     NumeralTickFormatter,
 )
 from bokeh.plotting import figure
@@ -96,7 +97,7 @@ def short(axis: Any) -> None:
     if not isinstance(axis[0], CategoricalAxis):
         axis.formatter = CustomJSTickFormatter(code=_SHORT)
     if isinstance(axis[0], LogAxis):
-        axis.ticker.desired_num_ticks = 5
+        axis.ticker = LogTicker(mantissas=[1, 2, 5], desired_num_ticks=6)
 
 
 def legend(drawn: Any) -> None:

@@ -6,7 +6,7 @@
   for (const target of document.querySelectorAll("[data-plot]")) {
     const [view] = await Bokeh.embed.embed_item(items[target.dataset.plot], target);
     const plot = view.model;
-    drawn.push({plot, x: target.dataset.x, y: target.dataset.y});
+    drawn.push({view, plot, x: target.dataset.x, y: target.dataset.y});
     // With a mouse, dragging zooms; a finger scrolls the page unless a tool is chosen.
     if (matchMedia("(pointer: fine)").matches) {
       const zoom = plot.toolbar.tools.find((tool) => tool.type === "BoxZoomTool");
@@ -17,23 +17,23 @@
     .map((input) => input.value);
   const all = (name) => [...document.querySelectorAll(`input[name=${name}]`)]
     .map((input) => input.value);
-  const field = (name) => ({type: "field", field: name});
 
   function choose() {
     const [x] = chosen("x"), [y] = chosen("y"), tags = chosen("tag"), runs = chosen("run");
-    for (const {plot, x: hasX, y: hasY} of drawn) {
+    for (const {view, plot, x: hasX, y: hasY} of drawn) {
       if (!hasX) continue;
+      view.reset();  // from a zoom into what was there
       if (x) plot.below[0].axis_label = x;
       if (y && hasY) plot.left[0].axis_label = y === "bits" ? "bits per byte" : "nats per token";
       for (const renderer of plot.renderers) {
-        if (x) renderer.glyph.x = field(x);
-        if (y && hasY) renderer.glyph.y = field(y);
+        const columns = renderer.data_source.data;
+        const chosenY = y && hasY ? columns[y] : columns.y;
+        renderer.data_source.data = {...columns, x: columns[x] || columns.x, y: chosenY};
         const tag = renderer.tags[0];
         const isShown = tag === undefined || !all("tag").includes(tag) || tags.includes(tag);
         const isRun = !all("run").includes(renderer.name) || runs.includes(renderer.name);
         renderer.visible = isShown && isRun;
       }
-      plot.reset.emit();
     }
   }
   document.querySelectorAll(".choices input").forEach((input) => {

@@ -1,0 +1,65 @@
+"""What a checkpoint reads is what `recursia eval` scores, token by token."""
+
+import numpy as np
+import pytest
+
+from recursia import config, scores, settings
+from recursia.evaluate import split
+from recursia.report import depth, reading
+from recursia.train import loop
+from recursia.workdir import trained
+from tests.helpers import runs
+
+pytestmark = pytest.mark.slow
+EXPERTS = {"feedforward": "softmax_moe", "num_experts": 4, "top_k": 2, "expert_dim": 8}
+
+
+def train(folder, kind, **block):
+    runs.write_text(folder)
+    values = runs.values(folder, kind, train={"num_steps": 2, "batch_size": 8, "seq_len": 16})
+    if block:
+        kept = {k: v for k, v in values["model"]["block"].items() if k != "feedforward"}
+        values["model"]["block"] = kept | {
+            "feedforward": {"kind": block.pop("feedforward"), **block}
+        }
+    run = config.build(settings.Run, values, "config")
+    loop.train(run, folder / "run", {})
+    return folder / "run"
+
+
+def test_a_reading_sums_to_the_score_of_the_text(tmp_path):
+    workdir = train(tmp_path, "expert_choice")
+    found, loaded = reading.read(workdir), trained.load(workdir)
+    count = -(-found.tokens.shape[0] // 8)
+    score = scores.score(
+        loaded.params,
+        loaded.model,
+        scores.validation_batches(loaded.run, split.of_run(loaded, workdir), count, loaded.mesh),
+        loaded.tokenizer.token_bytes(),
+        mode="eval",
+        mesh=loaded.mesh,
+        rules=loaded.run.mesh.rules,
+    )
+    assert found.is_token.sum() == score.tokens
+    assert found.nats[found.is_token].mean() == pytest.approx(score.nats_per_token, rel=1e-5)
+    assert found.depth_used[found.is_token].mean() == pytest.approx(score.mean_depth, rel=1e-6)
+    lens = found.lens[:, found.is_token].mean(1)
+    assert lens == pytest.approx(score.lens_nats_per_token, rel=1e-5)
+    text = "".join(piece for row in found.pieces for piece in row)
+    assert text.startswith((tmp_path / "validation.txt").read_text()[:100])
+    names = {panel.name for panel in depth.panels(found)}
+    assert {"scores_2", "by_kind", "by_frequency", "change"} <= names
+    taken, known = found.is_taken[1], found.is_token
+    for row, rows in zip(found.scores[1], zip(taken, known, strict=True), strict=True):
+        goes_on, is_there = rows  # those with the higher scores of a row do
+        if (stays := is_there & ~goes_on).any() and goes_on.any():
+            assert row[goes_on].min() >= row[stays].max()
+
+
+def test_experts_get_the_shares_that_they_were_chosen_with(tmp_path):
+    found = reading.read(train(tmp_path, "fixed", **EXPERTS))
+    (shares,) = found.loads.values()
+    assert shares.shape == (2, 4)
+    assert np.allclose(shares.sum(1), 1) and shares.std() > 0
+    assert not found.has_choice
+    assert {panel.name for panel in depth.panels(found)} >= {"load_router"}
