@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from ..dispatch import Implementation, Op
-from . import gpu, reference, tpu
+from . import gpu, megablox, reference, tpu
 
 
 def _matmul_flops(rows, bank, group_sizes, take=None, *, contracted=1):
@@ -28,8 +28,8 @@ MATMUL = Op(
     "grouped_matmul",
     reference.matmul,
     (
-        Implementation("pallas_tpu", "tpu", tpu.matmul),
-        Implementation("megablox", "tpu", tpu.megablox_matmul),
+        Implementation("pallas_tpu", "tpu", tpu.matmul, tpu.matmul_config),
+        Implementation("megablox", "tpu", megablox.matmul, megablox.sizes),
         Implementation("pallas_triton", "cuda", gpu.matmul),
     ),
     _matmul_flops,
@@ -38,8 +38,8 @@ OUTER = Op(
     "grouped_outer",
     reference.outer,
     (
-        Implementation("pallas_tpu", "tpu", tpu.outer),
-        Implementation("megablox", "tpu", tpu.megablox_outer),
+        Implementation("pallas_tpu", "tpu", tpu.outer, tpu.outer_config),
+        Implementation("megablox", "tpu", megablox.outer, megablox.sizes),
         Implementation("pallas_triton", "cuda", gpu.outer),
     ),
     _outer_flops,

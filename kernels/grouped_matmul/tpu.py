@@ -1,14 +1,18 @@
 """Grouped matmul on a TPU: blocks of rows, each visited once for every group in it.
 Tables of the visits are prefetched to scalar memory, so that the next rows and the next entry of
 the bank load while the current visit multiplies. An entry stays in VMEM for all visits of its
-group, and rows for all groups of their block. The contracted width is not divided.
+group, and rows for all groups of their block. Where columns do not divide over the two cores of a
+chip, the list of visits is halved for them.
+
+The contracted width is not divided: the wider it is, the fewer columns fit. From 4096 on megablox,
+which divides it, does more arithmetic for each byte.
 
 The tokens of choices are gathered before: rows of a tiled array are not contiguous in memory, and
 fetching them one by one takes longer than writing and reading a copy.
 """
 
+import dataclasses
 import functools
-import importlib
 from typing import Any
 
 import jax
@@ -24,6 +28,24 @@ _PART = 128  # rows of a part of a block shared by groups; fewer would not keep 
 _BLOCK_BYTES = 1 << 20  # of rows; of each array two are in fast memory, 16 MiB in all
 _ENTRY_BYTES = 2 << 20  # of a bank's block, and of a float32 result's
 _WIDEST = 32 << 10  # bytes of a row, for a bank's block of 128 columns to take 4 MiB
+_DIVIDED = 4096  # contracted width from which megablox takes over
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of a block of the product: rows, and columns of the bank."""
+
+    rows: int
+    columns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OuterConfig:
+    """Sizes of a block: rows that are summed over, and the sides of the sum."""
+
+    rows: int
+    tall: int
+    wide: int
 
 
 def matmul(
@@ -33,57 +55,73 @@ def matmul(
     take: Int[Array, "N"] | None = None,
     *,
     contracted: Contracted = 1,
+    config: Config | None = None,
     interpret: Any = False,
 ) -> Float[Array, "N M"]:
     """Returns the result of `reference.matmul`."""
-    dtype = _common(rows, bank)
+    config = config or matmul_config(rows, bank, group_sizes, take, contracted=contracted)
+    dtype = common(rows, bank)
     rows, out_dtype = rows if take is None else rows[take], rows.dtype
-    count, inner = rows.shape
-    width, item = bank.shape[3 - contracted], dtype.itemsize
+    (count, inner), width, num_groups = rows.shape, bank.shape[3 - contracted], bank.shape[0]
     if 0 in (count, inner, width):
         return jnp.zeros((count, width), out_dtype)
-    if inner * item > _WIDEST:
-        raise NotImplementedError(f"a row takes {inner * item} bytes, more than {_WIDEST}")
-    size = _size(count, inner * item)
-    tile = _tile(width, min(_ENTRY_BYTES // (inner * item), _ENTRY_BYTES // (4 * size)))
+    size, tile = min(config.rows, count), min(config.columns, width)
     # Rows of no group are one more group, which loads neither rows nor an entry of its own.
     in_groups = group_sizes.sum()
-    group, block, *bounds = _visits(
-        jnp.append(group_sizes, count - in_groups), count, size, of_empty=0
-    )
+    sizes = jnp.append(group_sizes, count - in_groups)
+    group, block, *ends, total = _visits(sizes, count, size, of_empty=0)
     read = jnp.minimum(block, jnp.maximum(in_groups - 1, 0) // size)
-    tables = group, block, *bounds, read
-    own = lambda group, v: jnp.minimum(group[v], bank.shape[0] - 1)
+    bounds = _bounds(total, block, pl.cdiv(width, tile) % 2 == 1 and count > size)
+    tables = bounds, group, block, *ends, read
+
+    def spec(shape: tuple[int | None, ...], at: Any) -> pl.BlockSpec:
+        visit = lambda p, step, bounds: jnp.minimum(bounds[p] + step, bounds[p + 1] - 1)
+        return pl.BlockSpec(shape, lambda p, m, step, *t: at(m, visit(p, step, t[0]), *t[1:]))
+
+    own = lambda group, v: jnp.minimum(group[v], num_groups - 1)
     if contracted == 1:
-        entry = pl.BlockSpec((None, inner, tile), lambda m, v, group, *_: (own(group, v), 0, m))
+        entry = spec((None, inner, tile), lambda m, v, group, *_: (own(group, v), 0, m))
     else:
-        entry = pl.BlockSpec((None, tile, inner), lambda m, v, group, *_: (own(group, v), m, 0))
-    body = functools.partial(
-        _matmul_body, size=size, num_groups=bank.shape[0], contracted=contracted
-    )
+        entry = spec((None, tile, inner), lambda m, v, group, *_: (own(group, v), m, 0))
     return pl.pallas_call(
-        body,
+        functools.partial(_matmul_body, size=size, num_groups=num_groups, contracted=contracted),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tables),
-            grid=(pl.cdiv(width, tile), tables[0].shape[0]),
-            in_specs=[
-                pl.BlockSpec((size, inner), lambda m, v, *tables: (tables[-1][v], 0)),
-                entry,
-            ],
-            out_specs=pl.BlockSpec((size, tile), lambda m, v, _, block, *__: (block[v], m)),
+            grid=(len(bounds) - 1, pl.cdiv(width, tile), jnp.diff(bounds).max()),
+            in_specs=[spec((size, inner), lambda m, v, *tables: (tables[-1][v], 0)), entry],
+            out_specs=spec((size, tile), lambda m, v, _, block, *__: (block[v], m)),
         ),
         out_shape=jax.ShapeDtypeStruct((count, width), out_dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
         cost_estimate=_cost(count, inner, width, rows, bank, out_dtype),
         name="grouped_matmul",
         interpret=interpret,
     )(*tables, rows.astype(dtype), bank.astype(dtype))
 
 
-def _matmul_body(group, block, start, stop, _, rows, entry, out, *, size, num_groups, contracted):
-    visit = pl.program_id(1)
+def matmul_config(
+    rows: Array, bank: Array, group_sizes: Array, take: Any = None, *, contracted: Contracted = 1
+) -> Config:
+    """Returns the computed sizes of `matmul`."""
+    item, inner, width = common(rows, bank).itemsize, rows.shape[1], bank.shape[3 - contracted]
+    if inner >= _DIVIDED and not (inner % 128 or width % 128):
+        raise NotImplementedError(f"does not divide a contracted width of {inner}; megablox does")
+    if inner * item > _WIDEST:
+        raise NotImplementedError(f"a row takes {inner * item} bytes, more than {_WIDEST}")
+    size = _size(rows.shape[0] if take is None else take.shape[0], inner * item)
+    most = min(_ENTRY_BYTES // (max(1, inner) * item), _ENTRY_BYTES // (4 * max(1, size)))
+    return Config(max(1, size), max(1, _tile(width, most)))
+
+
+def _matmul_body(
+    bounds, group, block, start, stop, _, rows, entry, out, *, size, num_groups, contracted
+):
+    visit, is_idle, _ = _visit(bounds, 2)
     first = block[visit] * size
-    begin, end = start[visit] - first, stop[visit] - first
+    begin = start[visit] - first
+    end = jnp.where(is_idle, begin, stop[visit] - first)
     is_in_group = group[visit] < num_groups
     dot = functools.partial(_dot, axes=(1, contracted - 1))
 
@@ -111,35 +149,41 @@ def outer(
     take_left: Int[Array, "N"] | None = None,
     take_right: Int[Array, "N"] | None = None,
     *,
+    config: OuterConfig | None = None,
     interpret: Any = False,
 ) -> Float[Array, "E D M"]:
     """Returns the result of `reference.outer`."""
-    dtype = _common(left, right)
+    config = config or outer_config(left, right, group_sizes, take_left, take_right)
+    dtype = common(left, right)
     left = left if take_left is None else left[take_left]
     right = right if take_right is None else right[take_right]
     (count, tall), wide, num_groups = left.shape, right.shape[1], group_sizes.shape[0]
     if 0 in (count, tall, wide):
         return jnp.zeros((num_groups, tall, wide), jnp.float32)
-    across = _tile(wide, 1024)
-    down = _tile(tall, _ENTRY_BYTES // (4 * max(across, 128)))
-    size = _size(count, max(down, across) * dtype.itemsize)
-    tables = _visits(group_sizes, count, size, of_empty=1)
+    size, down, across = min(config.rows, count), min(config.tall, tall), min(config.wide, wide)
+    tiles = pl.cdiv(tall, down), pl.cdiv(wide, across)
+    group, block, *ends, total = _visits(group_sizes, count, size, of_empty=1)
+    bounds = _bounds(total, group, tiles[0] * tiles[1] % 2 == 1 and num_groups > 1)
+    tables = bounds, group, block, *ends
+
+    def spec(shape: tuple[int | None, ...], at: Any) -> pl.BlockSpec:
+        visit = lambda p, step, bounds: jnp.minimum(bounds[p] + step, bounds[p + 1] - 1)
+        return pl.BlockSpec(shape, lambda p, d, m, step, *t: at(d, m, visit(p, step, t[0]), *t[1:]))
+
     return pl.pallas_call(
         functools.partial(_outer_body, size=size),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tables),
-            grid=(pl.cdiv(tall, down), pl.cdiv(wide, across), tables[0].shape[0]),
+            grid=(len(bounds) - 1, *tiles, jnp.diff(bounds).max()),
             in_specs=[
-                pl.BlockSpec((size, down), lambda d, m, v, _, block, *__: (block[v], d)),
-                pl.BlockSpec((size, across), lambda d, m, v, _, block, *__: (block[v], m)),
+                spec((size, down), lambda d, m, v, _, block, *__: (block[v], d)),
+                spec((size, across), lambda d, m, v, _, block, *__: (block[v], m)),
             ],
-            out_specs=pl.BlockSpec(
-                (None, down, across), lambda d, m, v, group, *_: (group[v], d, m)
-            ),
+            out_specs=spec((None, down, across), lambda d, m, v, group, *_: (group[v], d, m)),
         ),
         out_shape=jax.ShapeDtypeStruct((num_groups, tall, wide), jnp.float32),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
         ),
         cost_estimate=_cost(count, tall, wide, left, right, jnp.float32, num_groups * tall * wide),
         name="grouped_outer",
@@ -147,13 +191,24 @@ def outer(
     )(*tables, left.astype(dtype), right.astype(dtype))
 
 
-def _outer_body(group, block, start, stop, left, right, out, *, size):
-    visit = pl.program_id(2)
+def outer_config(
+    left: Array, right: Array, group_sizes: Array, take_left: Any = None, take_right: Any = None
+) -> OuterConfig:
+    """Returns the computed sizes of `outer`."""
+    item, count = common(left, right).itemsize, (left if take_left is None else take_left).shape[0]
+    across = max(1, _tile(right.shape[1], 1024))
+    down = max(1, _tile(left.shape[1], _ENTRY_BYTES // (4 * max(across, 128))))
+    return OuterConfig(max(1, _size(count, max(down, across) * item)), down, across)
+
+
+def _outer_body(bounds, group, block, start, stop, left, right, out, *, size):
+    visit, is_idle, is_first = _visit(bounds, 3)
     first = block[visit] * size
-    begin, end = start[visit] - first, stop[visit] - first
+    begin = start[visit] - first
+    end = jnp.where(is_idle, begin, stop[visit] - first)
     dot = functools.partial(_dot, axes=(0, 0))
 
-    @pl.when((visit == 0) | (group[visit] != group[jnp.maximum(visit - 1, 0)]))
+    @pl.when(is_first | (~is_idle & (group[visit] != group[jnp.maximum(visit - 1, 0)])))
     def _():
         out[...] = jnp.zeros_like(out)
 
@@ -168,68 +223,8 @@ def _outer_body(group, block, start, stop, left, right, out, *, size):
     _parts(part, begin, end, size)
 
 
-def megablox_matmul(
-    rows: Float[Array, "L D"],
-    bank: Float[Array, "E X Y"],
-    group_sizes: Int[Array, "E"],
-    take: Int[Array, "N"] | None = None,
-    *,
-    contracted: Contracted = 1,
-    interpret: bool = False,
-) -> Float[Array, "N M"]:
-    """Returns the result of `reference.matmul`, by megablox of jax."""
-    rows = rows if take is None else rows[take]
-    tiling = _megablox_tiling(rows, bank, bank.shape[contracted], bank.shape[3 - contracted])
-    y = _megablox().gmm(
-        rows,
-        bank,
-        group_sizes.astype(jnp.int32),
-        preferred_element_type=rows.dtype,
-        tiling=tiling,
-        transpose_rhs=contracted == 2,
-        interpret=interpret,
-    )
-    return jnp.where((jnp.arange(rows.shape[0]) < group_sizes.sum())[:, None], y, 0)
-
-
-def megablox_outer(
-    left: Float[Array, "L D"],
-    right: Float[Array, "R M"],
-    group_sizes: Int[Array, "E"],
-    take_left: Int[Array, "N"] | None = None,
-    take_right: Int[Array, "N"] | None = None,
-    *,
-    interpret: bool = False,
-) -> Float[Array, "E D M"]:
-    """Returns the result of `reference.outer`, by megablox of jax."""
-    left = left if take_left is None else left[take_left]
-    right = right if take_right is None else right[take_right]
-    tiling = _megablox_tiling(left, right, left.shape[1], right.shape[1])
-    sizes = group_sizes.astype(jnp.int32)
-    return _megablox().tgmm(
-        left.T, right, sizes, preferred_element_type=jnp.float32, tiling=tiling, interpret=interpret
-    )
-
-
-def _megablox() -> Any:
-    try:
-        return importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
-    except ImportError:
-        raise NotImplementedError(f"jax {jax.__version__} has no megablox") from None
-
-
-def _megablox_tiling(a: Array, b: Array, inner: int, width: int) -> tuple[int, int, int]:
-    if _common(a, b) != a.dtype or a.dtype != b.dtype:
-        raise NotImplementedError(f"megablox takes one dtype, not {a.dtype} and {b.dtype}")
-    if not a.shape[0] or a.shape[0] % _PART:
-        raise NotImplementedError(f"megablox takes multiples of {_PART} rows, not {a.shape[0]}")
-    if inner % 128 or width % 128:
-        raise NotImplementedError(f"megablox takes multiples of 128, not widths {inner}, {width}")
-    rows = _ROWS if a.shape[0] % _ROWS == 0 else _PART
-    return rows, min(inner, 1024), min(width, 1024)
-
-
-def _common(a: Array, b: Array) -> jnp.dtype:
+def common(a: Array, b: Array) -> jnp.dtype:
+    """Returns the dtype in which two arrays are multiplied."""
     dtype = jnp.promote_types(a.dtype, b.dtype)
     if dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"multiplies float32 and bfloat16, not {dtype}")
@@ -247,10 +242,9 @@ def _tile(width: int, most: int) -> int:
 
 
 def _visits(group_sizes: Array, count: int, size: int, of_empty: int) -> tuple[Array, ...]:
-    """Returns each visit's group and block, and the group's first row and end.
+    """Returns each visit's group and block, the group's first row and end; and how many there are.
 
-    Visits of one group are adjacent, and so are those of one block. Unused visits repeat the last
-    group and block and have no rows.
+    Visits of one group are adjacent, and so are those of one block.
 
     Args:
       group_sizes: rows of each group.
@@ -264,11 +258,38 @@ def _visits(group_sizes: Array, count: int, size: int, of_empty: int) -> tuple[A
     start = stop - group_sizes.astype(jnp.int32)
     needed = jnp.where(stop > start, (stop - 1) // size - start // size + 1, of_empty)
     behind = jnp.cumsum(needed)
-    visit = jnp.minimum(number, behind[-1] - 1)
-    group = (behind <= visit[:, None]).sum(1)
-    block = start[group] // size + visit - (behind - needed)[group]
-    rows_of = lambda bound: jnp.where(number == visit, bound[group], 0)
-    return group, jnp.minimum(block, num_blocks - 1), rows_of(start), rows_of(stop)
+    group = jnp.minimum((behind <= number[:, None]).sum(1), num_groups - 1)
+    block = start[group] // size + number - (behind - needed)[group]
+    return group, jnp.minimum(block, num_blocks - 1), start[group], stop[group], behind[-1]
+
+
+def _bounds(total: Array, owner: Array, is_halved: bool) -> Int[Array, "parts+1"]:
+    """Returns the first visit of each part of a list, and the end; each core takes parts.
+
+    Args:
+      total: number of visits.
+      owner: what each visit writes to, which no two parts share.
+      is_halved: whether there are two parts; there are two owners at least.
+    """
+    if not is_halved:
+        return jnp.stack([jnp.zeros_like(total), total])
+    at = jnp.arange(1, owner.shape[0])
+    is_cut = (owner[1:] != owner[:-1]) & (at < total)
+    half = at[jnp.where(is_cut, jnp.abs(2 * at - total), 2**31 - 1).argmin()]
+    return jnp.stack([jnp.zeros_like(total), half.astype(total.dtype), total])
+
+
+def _visit(bounds: Any, axis: int) -> tuple[Array, Array, Array]:
+    """Returns the visit of a step, whether its part has ended before, and whether it is the first.
+
+    Args:
+      bounds: as `_bounds` returned them.
+      axis: of the grid, along which the steps of a part go.
+    """
+    part, step = pl.program_id(0), pl.program_id(axis)
+    visit = bounds[part] + step
+    end = bounds[part + 1]
+    return jnp.minimum(visit, end - 1), visit >= end, step == 0
 
 
 def _parts(part: Any, begin: Array, end: Array, size: int) -> None:

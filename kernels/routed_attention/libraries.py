@@ -17,6 +17,7 @@ from .blocks import even
 from .where import Where
 
 LANES, MOST = 128, 512  # the least and the largest block of splash attention
+FUSED = 4  # blocks of keys up to which splash's backward pass is one kernel
 Forward = tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]
 Backward = tuple[Array, Array, Array, None]
 
@@ -145,9 +146,13 @@ def _splash(
         raise NotImplementedError(f"it takes float32 and bfloat16, not {query.dtype}")
     block = even(query.shape[1], MOST, LANES)
     length = -(-query.shape[1] // block) * block
+    # One backward kernel instead of two computes the scores once, but writes the gradients of
+    # queries for each block of keys, and visits masked blocks.
+    is_fused = not window and length <= FUSED * block
     sizes = splash.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
-        block_q_dq=block, block_kv_dq=block,
+        block_q_dq=None if is_fused else block, block_kv_dq=None if is_fused else block,
+        use_fused_bwd_kernel=is_fused,
     )  # fmt: skip
     seen = masks.CausalMask((length, length))
     if window:

@@ -11,7 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from recursia import topology
 from recursia.kernels.dispatch import Op
-from recursia.kernels.grouped_matmul import gpu, reference, tpu
+from recursia.kernels.grouped_matmul import gpu, megablox, reference, tpu
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 GPUS = ("h100:1",)
@@ -21,10 +21,11 @@ MACHINES = (
     *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS),
 )
 TPU = pltpu.InterpretParams(
-    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan"
+    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan",
+    num_cores_or_threads=2,
 )
 MEGABLOX = tuple(
-    functools.partial(f, interpret=True) for f in (tpu.megablox_matmul, tpu.megablox_outer)
+    functools.partial(f, interpret=True) for f in (megablox.matmul, megablox.outer)
 )
 GROUPED = {  # products of rows and banks, and of rows and rows, by backend
     "reference": (reference.matmul, reference.outer),

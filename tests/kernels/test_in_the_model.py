@@ -10,6 +10,7 @@ import pytest
 
 from recursia import config, sharding, topology
 from recursia.kernels.dispatch import Op
+from recursia.kernels.routed_attention import tpu_grid
 from recursia.train.step import Trainer
 from tests.helpers.batches import whole_rows
 from tests.helpers.kernels import GPUS, run_interpreted
@@ -59,6 +60,15 @@ def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
         assert op not in CAUSAL or taken[op] <= {"splash", "cudnn"}, op
     # Over the keys of its own recursion, a routed subset runs no attention kernel of ours.
     assert CAUSAL[0] not in OPS[name] or "routed_attention" not in taken
+
+
+def test_layers_of_a_recursion_and_their_backward_passes_share_a_plan_of_attention(monkeypatch):
+    listed, plan = [], tpu_grid.Cut.plan
+    monkeypatch.setattr(tpu_grid.Cut, "plan", lambda cut, at: listed.append(cut) or plan(cut, at))
+    made = trainer("mor:tiny_kv_share", topology.devices("v5e:2x2"))
+    text = made.lower().as_text()
+    assert text.count("tpu_custom_call") > 4
+    assert len(listed) == 2  # recursions that read the keys of the first
 
 
 @pytest.mark.gpu_compile
