@@ -16,6 +16,7 @@ import sys
 import traceback
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from recursia.errors import ConfigError
 
@@ -36,17 +37,17 @@ def subclass(base: type, path: str) -> type:
     wanted = f"subclass of {base.__module__}.{base.__name__}"
     is_own = lambda value: isinstance(value, type) and issubclass(value, base) and value is not base
     if names:
-        found = functools.reduce(lambda of, name: getattr(of, name, None), names, module)
+        found: Any = functools.reduce(lambda of, name: getattr(of, name, None), names, module)
         if not is_own(found):
             what = "no such name" if found is None else f"no {wanted}"
             raise ConfigError(f"{path}: is {what} in {_file(module)}")
         return found
-    found = [c for c in vars(module).values() if is_own(c) and c.__module__ == module.__name__]
-    if len(found) != 1:
-        several = " and ".join(f"{path}.{c.__name__}" for c in found)
-        what = f"defines {several}; name one of them" if found else f"defines no {wanted}"
+    every = [c for c in vars(module).values() if is_own(c) and c.__module__ == module.__name__]
+    if len(every) != 1:
+        several = " and ".join(f"{path}.{c.__name__}" for c in every)
+        what = f"defines {several}; name one of them" if every else f"defines no {wanted}"
         raise ConfigError(f"{path}: {_file(module)} {what}")
-    return found[0]
+    return every[0]
 
 
 def look_here() -> None:

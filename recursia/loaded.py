@@ -39,7 +39,7 @@ def load(
       >>> import recursia
       >>> model = recursia.load("runs/tiny")  # of recursia train --config=mor:tiny
       >>> model.num_recursions, model.context_length
-      (3, 256)
+      (3, 128)
     """
     folder = buckets.path(os.path.expanduser(place))
     with console.doing(f"loading {folder}"), _quiet():

@@ -200,15 +200,14 @@ def test_every_law_holds_for_a_shipped_model_and_is_broken_by_a_wrong_one(here, 
     source = f"{START}{FROZEN}class Half(Policy):\n    def run(self, *_):\n        return 1 / 0\n"
     (here / "half.py").write_text(source)
     assert cli.main(["laws", "--config=looped:tiny", "--config.depth.kind=half.Half"]) == 1
-    assert "BROKEN: line 5: ZeroDivisionError" in capsys.readouterr().out
+    assert "BROKEN: line 6: ZeroDivisionError" in capsys.readouterr().out
 
 
 SWEEP = """
-from recursia.sweep.declaration import Sweep
 
-
-def get_sweep():
-    return Sweep(base="mine.py", grid={"optimizer.learning_rate": [1e-3, 1e-2]})
+def sweep(add):
+    for rate in (1e-3, 1e-2):
+        add(**{"optimizer.learning_rate": rate})
 """
 
 
@@ -220,6 +219,8 @@ def test_parts_of_ones_own_are_found_through_the_whole_life_of_a_run(here):
     (here / "validation.txt").write_text(runs.prose(1, 60))
     few = {"train": {"num_steps": 2, "batch_size": 8, "seq_len": 16}}
     runs.write_config(here / "mine.py", runs.values(here, "fixed", **few))
+    with (here / "mine.py").open("a") as file:
+        file.write(SWEEP)
     parts = [f"--config.{field}={path}" for field, path in typed.items()]
 
     def recursia(*words):
@@ -236,6 +237,8 @@ def test_parts_of_ones_own_are_found_through_the_whole_life_of_a_run(here):
     recursia("replay", "--workdir=run", "--step=3")
     recursia("budget", "--config=run", "--versus=looped:tiny")
     recursia("ckpt", "verify", "--workdir=run")
+    recursia("sweep", "--config=mine.py", "--workdir=sweep", *parts)
+    assert json.loads(recursia("sweep", "results", "--workdir=sweep", "--json"))
     kept = json.loads((here / "run" / "config.json").read_text())
     assert kept["model"]["depth"]["kind"] == "parts_b.Depth"
     exported = subprocess.run(

@@ -47,8 +47,16 @@ def forward(
     remat: Remat = KEEP,
 ) -> tuple[Float[Array, "B T V"], Aux]:
     """Returns logits and what the depth policy reports."""
-    where = {"positions": positions, "segment_ids": segment_ids}
-    out = model.apply(params, tokens, config, **where, mode=mode, step=step, remat=remat)
+    out = model.apply(
+        params,
+        tokens,
+        config,
+        positions=positions,
+        segment_ids=segment_ids,
+        mode=mode,
+        step=step,
+        remat=remat,
+    )
     return model.logits(params, out.hidden, config), out.aux
 
 

@@ -26,7 +26,7 @@ Law = Callable[[Model, Params], str | None]
 VOCAB, BATCH, LENGTH = 32, 2, 12
 _CUT, _PROMPT = 5, 7  # tokens before those that change, and of the first document or prompt
 _MODES: tuple[Mode, ...] = ("train", "eval", "causal")
-_FIRST_STEP = np.zeros((), np.int32)
+_FIRST_STEP: Any = np.zeros((), np.int32)
 
 
 def text(seed: int = 0) -> Int[Array, "B T"]:
@@ -158,8 +158,7 @@ def decoding(config: Model, weights: Params) -> str | None:
     @jax.jit
     def extended(tokens: Array, held: Any, places: Array) -> tuple[Array, Any]:
         live = jnp.ones_like(tokens)
-        how = {"positions": places, "segment_ids": live}
-        hidden, held = model.extend(apart, tokens, config, held, **how)
+        hidden, held = model.extend(apart, tokens, config, held, positions=places, segment_ids=live)
         return model.logits(apart, hidden, config), held
 
     for here in (slice(0, _PROMPT), *(slice(t, t + 1) for t in range(_PROMPT, LENGTH))):
