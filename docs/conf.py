@@ -10,3 +10,4 @@ myst_heading_anchors = 3
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
+smartquotes = False  # quoted values of fields stay as they are typed
