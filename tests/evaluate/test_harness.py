@@ -36,13 +36,13 @@ from recursia.evaluate.task_scores import Tasks
 DATA = pathlib.Path(__file__).parent / "data_sets"
 CONTEXT = 48
 TOKENIZER = ByteTokenizer()
-PAIRS = [
+PAIRS = [  # rows of 14 tokens but for two: few programs to compile
     ("red blue ", "green"),
     ("red", " blue seven"),
-    ("", "one"),
-    ("   ", "ten"),
+    ("", "one seven ten"),
+    ("   ", "ten green "),
     ("blue " * 12, "red"),
-    ("one\n", " seven"),
+    ("one\n", " seven ten"),
     ("sieben é", "\u00fcber"),
     ("red", ""),
 ]
@@ -90,10 +90,10 @@ def test_likelihoods_equal_a_direct_pass(depth):
             before = TOKENIZER.encode(before) or [TOKENIZER.end_of_text]
             ids = before + TOKENIZER.encode(after)
             if context == "one\n":  # line feeds move as spaces do
-                ids = TOKENIZER.encode("one\n seven")
+                ids = TOKENIZER.encode("one\n seven ten")
             expected = directly(of, ids, len(ids) - len(before), mode)
             if context == "one\n":
-                expected = directly(of, ids, 7, mode)
+                expected = directly(of, ids, len("\n seven ten"), mode)
             assert total == pytest.approx(expected[0], abs=3e-4)
             assert is_greedy == expected[1]
 
@@ -160,7 +160,7 @@ def test_what_is_longer_than_the_context_is_cut_and_said_once():
 
 
 def test_a_way_of_drawing_that_is_not_there_is_refused_and_one_without_effect_is_not():
-    lm = model_of(trained(point()))
+    lm = model_of(trained(point(num_blocks=1)))
     ask = lambda **how: lm.generate_until(
         asking("generate_until", [("red", {"until": ["."], "max_gen_toks": 2, **how})])
     )
@@ -266,7 +266,7 @@ def test_a_row_of_a_task_is_what_a_direct_pass_makes_of_it(files):
 
 def test_the_same_tasks_give_the_same_rows_again_and_on_more_devices(files):
     config = point(depth_="expert_choice")
-    suite = Tasks(["mmlu", "piqa", "words"], files, num_fewshot=None, limit=2)
+    suite = Tasks(["piqa", "words"], files, num_fewshot=None, limit=2)
     tables = []
     for devices in (1, 1, 8):
         of = trained(config, devices)
