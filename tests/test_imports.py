@@ -109,7 +109,8 @@ MAY = {
     | {"buckets"},
     "report": BASE
     | FORWARD
-    | {"accounting", "budget", "config", "console", "data", "depth", "evaluate", "jsonlines"}
+    | {"accounting", "budget", "buckets", "config", "console", "data", "depth", "evaluate"}
+    | {"jsonlines"}
     | {"layers", "losses", "scores", "settings", "sharding", "workdir"},
     "laws": MODEL | FORWARD | {"accounting", "traced_flops", "dotted"},
     "arguments": {"parsing", "presets", "changes", "distributed"},

@@ -80,7 +80,7 @@ def _bars(x: str, values: Sequence[float] | np.ndarray, names: list[str], **colu
     """Returns horizontal bars, the first on top."""
     hover = [("", "@name"), (x, "@x{0.000}"), ("tokens", "@tokens{0,0}")]
     height = max(160, 60 + 34 * len(names))
-    drawn = plot(x, "", hover, y_range=FactorRange(*reversed(names)), height=height)
+    drawn = plot(x, "", hover, y_range=FactorRange(factors=names[::-1]), height=height)
     data = source({"x": np.asarray(values), "name": np.array(names), **columns})
     drawn.hbar(y="name", right="x", source=data, **_BAR)
     drawn.x_range.start = 0
@@ -212,7 +212,7 @@ def separation(yes: np.ndarray, no: np.ndarray) -> float:
 
 def _load(name: str, shares: np.ndarray) -> Panel:
     count, experts = shares.shape
-    mapper = LinearColorMapper(list(reversed(Blues256)), low=0, high=max(2 / experts, shares.max()))
+    mapper = LinearColorMapper(palette=Blues256[::-1], low=0, high=max(2 / experts, shares.max()))
     hover = [("recursion", "@y"), ("expert", "@x"), ("share", "@share{0.0 %}")]
     height = max(170, 110 + min(26 * count, 320))
     drawn = plot("expert", "recursion", hover, height=height)

@@ -105,7 +105,8 @@ def read(workdir: pathlib.Path) -> Reading:
     is_token = np.concatenate([batch["weights"] for batch in batches]) > 0
     counts, is_of_training = _counts(loaded, tokens[is_token])
     pieces = [_pieces(loaded.tokenizer, row) for row in tokens]
-    loads = {slot: sum(each["loads"][slot] for each in found) for slot in found[0]["loads"]}
+    slots = found[0]["loads"]
+    loads = {slot: np.sum([each["loads"][slot] for each in found], axis=0) for slot in slots}
     return Reading(
         step=loaded.step,
         num_recursions=loaded.model.schedule.num_recursions,
@@ -115,8 +116,11 @@ def read(workdir: pathlib.Path) -> Reading:
         is_of_training=is_of_training,
         tokens=tokens,
         is_token=is_token,
-        **{name: rows(name, 0) for name in ("nats", "depth_used")},
-        **{name: some(name, 1) for name in ("lens", "change", "scores")},
+        nats=rows("nats", 0),
+        depth_used=rows("depth_used", 0),
+        lens=some("lens", 1),
+        change=some("change", 1),
+        scores=some("scores", 1),
         loads={slot: _shares(taken) for slot, taken in loads.items()},
     )
 

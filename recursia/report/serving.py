@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from recursia import console
+from recursia import buckets, console
 from recursia.errors import StorageError, UserError
 from recursia.report import page, record
 from recursia.report.reading import Reading, read
@@ -19,6 +19,7 @@ from recursia.workdir import place, steps
 
 EVERY = 5.0  # seconds between two looks at the run
 HOST = "127.0.0.1"
+_MINUTE = 60.0  # seconds between two pages of a run in a bucket
 _Mark = tuple[object, ...]  # of what a report is made of: it changes when that does
 
 
@@ -33,11 +34,16 @@ class Report:
     def __init__(self, workdirs: Sequence[pathlib.Path], out: pathlib.Path):
         """Writes nothing yet."""
         self.workdirs, self.out = workdirs, out
-        self._read: tuple[int, Reading] | None = None
-        self._absent: tuple[int, str] | None = None
+        self._reading: Reading | None = None
+        self._tried, self._absent = None, "Text is being read."
 
-    def write(self, is_watched: bool = False) -> bool:
+    def write(self, is_watched: bool = False, reads: bool = True) -> bool:
         """Writes the file; returns whether a process trains the run.
+
+        Args:
+          is_watched: whether the page is to load itself again while the run goes on.
+          reads: whether a new checkpoint reads text, which takes long; else the page has what the
+            one before has read.
 
         Raises:
           ConfigError: if a directory is no run's.
@@ -46,9 +52,10 @@ class Report:
         with console.doing("reading metrics"):
             records = record.read(self.workdirs)
         is_live = records[0].is_live
-        reading, absent = self._reading(is_live)
+        if reads:
+            self._read(is_live)
         with console.doing("drawing"):
-            made = page.page(records, reading, absent, is_watched and is_live)
+            made = page.page(records, self._reading, self._absent, is_watched and is_live)
         part = self.out.with_name(f".{self.out.name}.part")
         try:
             part.write_text(made, encoding="utf-8")
@@ -58,18 +65,28 @@ class Report:
             raise StorageError(f"--out={self.out}: cannot be written ({error.strerror})") from None
         return is_live
 
-    def _reading(self, is_live: bool) -> tuple[Reading | None, str]:
-        """Returns a reading of the latest checkpoint, and why there is none."""
-        latest = max(steps.finished(self.workdirs[0] / "checkpoints"), default=-1)
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is a checkpoint that has not tried to read text."""
+        return self._tried != self._latest
+
+    @property
+    def _latest(self) -> int:
+        return max(steps.finished(self.workdirs[0] / "checkpoints"), default=-1)
+
+    def _read(self, is_live: bool) -> None:
+        """Reads text with the latest checkpoint, unless it has; else says why not."""
+        if not self.is_behind:
+            return
         if is_live:
             jax.config.update("jax_platforms", "cpu")  # the run has the accelerators
-        if self._read is None or self._read[0] != latest:
-            try:
-                with console.doing(f"reading text with the checkpoint of step {latest}"):
-                    self._read, self._absent = (latest, read(self.workdirs[0])), None
-            except UserError as error:
-                self._absent = latest, f"No text was read: {error}."
-        return self._read and self._read[1], self._absent[1] if self._absent else ""
+        self._tried, self._absent = self._latest, ""
+        try:
+            with console.doing(f"reading text with the checkpoint of step {self._tried}"):
+                self._reading = read(self.workdirs[0])
+        except (UserError, jax.errors.JaxRuntimeError) as error:  # such as: out of memory
+            before = self._reading and f"; step {self._reading.step} is shown"
+            self._absent = f"No text was read: {str(error).partition(chr(10))[0]}{before or ''}."
 
     def mark(self) -> _Mark:
         """Returns what changes when there is something new to write."""
@@ -78,6 +95,8 @@ class Report:
         for name in (record.METRICS, record.SAMPLES, record.INCIDENTS, "end.json"):
             with contextlib.suppress(OSError):
                 found.append((name, (folder / name).stat().st_size))
+        if buckets.is_place(folder):  # whose files have no sizes while they are parts
+            found.append(time.monotonic() // _MINUTE)
         is_live = place.of(folder).is_live(folder)
         return *found, is_live, *steps.finished(folder / "checkpoints")
 
@@ -91,15 +110,19 @@ def watch(report: Report, say: Callable[[str], None], every: float = EVERY) -> N
       every: seconds between two looks.
     """
     mark = report.mark()
-    if not report.write(is_watched=True):
+    if not report.write(is_watched=True, reads=False):
+        report.write()
         return
     with serving(report.out) as address:
         say(f"{address}: the report, written again while the run goes on; Ctrl-C ends this")
-        is_live = True
+        is_live = report.write(is_watched=True)
         while is_live:
             time.sleep(every)
             if (now := report.mark()) != mark:
-                mark, is_live = now, report.write(is_watched=True)
+                mark = now
+                if report.is_behind:
+                    report.write(is_watched=True, reads=False)
+                is_live = report.write(is_watched=True)
         time.sleep(every)  # an open page still loads the last one
 
 

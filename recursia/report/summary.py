@@ -43,7 +43,7 @@ def summary(record: Record) -> Summary:
     """Returns what was run."""
     base, changes = differences(record)
     facts = [*_model(record), *_training(record), *_machine(record)]
-    facts += [tuple(line.split(" ", 1)) for line in described_data(record)]
+    facts += [_first(line) for line in described_data(record)]
     incidents = [
         (row["step"], f"{row.get('reason', '')} (policy {row.get('policy', 'unknown')})")
         for row in record.incidents[-_LATEST:]
@@ -55,6 +55,12 @@ def summary(record: Record) -> Summary:
         if row["step"] == last
     ]
     return Summary(facts, base, changes, _phases(record), incidents, samples[:_LATEST])
+
+
+def _first(line: str) -> tuple[str, str]:
+    """Returns the first word of a line, and the rest."""
+    word, _, rest = line.partition(" ")
+    return word.rstrip(":"), rest
 
 
 def _model(record: Record) -> list[tuple[str, str]]:
