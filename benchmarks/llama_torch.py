@@ -1,24 +1,25 @@
-"""The training step of a dense Llama in plain PyTorch, the baseline of `train_step.py --torch`.
+"""Training steps of Llama blocks in plain PyTorch, the baseline of `train_step.py --torch`.
 
-It uses `torch.compile`, `scaled_dot_product_attention`, fused AdamW and float32 weights under
-autocast. The model computes the same function as an unshared stack of the block
-`recursia.configs.blocks.llama`.
+The blocks may be shared over recursions, and the tokens of a recursion chosen by a router (expert
+choice of Mixture-of-Recursions, Bae et al. 2025, arXiv 2507.10524). It uses `torch.compile` on a
+GPU, `scaled_dot_product_attention`, fused AdamW and float32 weights under autocast. The model
+computes the same function as ours with the block `recursia.configs.blocks.llama`.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rivals import check_llama
 from torch import Tensor, nn
 
-from recursia import budget, kinds, settings
+from recursia import kinds, settings
 from recursia.architecture import Model
-from recursia.errors import ConfigError, UserError
+from recursia.depth import expert_choice
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # relative, of a first step's metrics
+Keys = tuple[Tensor, Tensor]  # rotated keys and values of all tokens [B K T H]
 
 
 class Norm(nn.Module):
@@ -54,28 +55,48 @@ class Block(nn.Module):
         self.gate, self.up = (linear(d, width) for _ in range(2))
         self.down = linear(width, d)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Returns the next hidden states [B T D]."""
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, keys: Keys | None, mask: Tensor | None
+    ) -> tuple[Tensor, Keys]:
+        """Returns the next hidden states [B T D], and the keys and values that it read.
+
+        Args:
+          x: states of the tokens that are processed.
+          cos: of their angles [B or 1, 1, T, H / 2].
+          sin: likewise.
+          keys: those of another recursion; None makes its own.
+          mask: which of those keys each token sees [B 1 T S]; None is causal.
+        """
         h = self.norm_attention(x)
-        query, key, value = (
-            part(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
+        split = lambda part: part(h).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        query = rotate(split(self.query), cos, sin)
+        if keys is None:
+            keys = rotate(split(self.key), cos, sin), split(self.value)
+        mixed = F.scaled_dot_product_attention(
+            query, *keys, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
-        query, key = (rotate(part, cos, sin) for part in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         h = self.norm_mlp(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return x + self.down(F.silu(self.gate(h)) * self.up(h)), keys
 
 
 class Llama(nn.Module):
-    """The model and its loss: mean cross-entropy of tokens and targets, in nats per token."""
+    """The model and its losses: mean cross-entropy in nats per token, and the routers'."""
 
     def __init__(self, model: Model, vocab_size: int, seq_len: int):
         super().__init__()
-        plan, self.dtype = model.block, getattr(torch, model.dtype)
+        plan, depth, schedule = model.block, model.depth, model.schedule
+        self.dtype, self.depth = getattr(torch, model.dtype), depth
+        self.entries = schedule.by_recursion("mlp").tolist()  # [R][K] entries of the core's bank
+        self.reads_first = not schedule.makes_all_keys
+        self.counts = None
+        if kinds.kind_of(depth) == "expert_choice":
+            self.counts = expert_choice.counts(depth, seq_len)
+            self.routers = nn.Parameter(torch.zeros(len(self.counts), plan.embed_dim))
+        blocks = lambda count: nn.ModuleList(Block(plan) for _ in range(count))
+        self.prelude, self.coda = (blocks(model.ends[name]) for name in ("prelude", "coda"))
+        self.core = blocks(1 + max(map(max, self.entries)))
         self.embedding = nn.Embedding(vocab_size, plan.embed_dim)
-        self.blocks = nn.ModuleList(Block(plan) for _ in range(model.num_layers))
         self.norm = Norm(plan.embed_dim, plan.norm_eps)
         self.head = nn.Linear(plan.embed_dim, vocab_size, bias=model.embed.has_head_bias)
         if model.embed.is_tied:
@@ -83,33 +104,79 @@ class Llama(nn.Module):
         half = plan.mixer.head_dim // 2
         waves = plan.mixer.rope_base ** (torch.arange(half) / half)
         angle = torch.arange(seq_len)[:, None] / waves
-        self.register_buffer("cos", angle.cos())
-        self.register_buffer("sin", angle.sin())
+        self.register_buffer("cos", angle.cos()[None, None])
+        self.register_buffer("sin", angle.sin()[None, None])
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Returns the loss of a batch [B T]."""
+    def forward(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Returns the cross-entropy of a batch [B T], and what the routers' loss adds."""
         x = self.embedding(tokens).to(self.dtype)
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin)
+        for block in self.prelude:
+            x, _ = block(x, self.cos, self.sin, None, None)
+        x, added = self.recur(x) if self.counts is None else self.route(x)
+        for block in self.coda:
+            x, _ = block(x, self.cos, self.sin, None, None)
         logits = self.head(self.norm(x))
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), added
+
+    def recur(self, x: Tensor) -> tuple[Tensor, float]:
+        """Returns the states after all recursions of all tokens, and no further loss."""
+        made: list[Keys | None] = [None] * len(self.entries[0])
+        for row in self.entries:
+            for place, entry in enumerate(row):
+                x, keys = self.core[entry](x, self.cos, self.sin, made[place], None)
+                made[place] = keys if self.reads_first else None
+        return x, 0.0
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the states after each recursion of the tokens it chose, and the routers' loss."""
+        made: list[Keys | None] = [None] * len(self.entries[0])
+        length, loss = x.shape[1], x.new_zeros(())
+        active = torch.arange(length, device=x.device).expand(len(x), length)
+        for router, count, row in zip(self.routers, self.counts, self.entries, strict=True):
+            h = _rows(x, active)
+            logits = h.float() @ router
+            gate = self.depth.alpha * torch.sigmoid(logits)
+            chosen = gate.topk(count, 1).indices.sort(1).values
+            is_chosen = torch.zeros_like(logits).scatter(1, chosen, 1.0)
+            loss = loss + F.binary_cross_entropy_with_logits(logits, is_chosen)
+            active, y = active.gather(1, chosen), _rows(h, chosen)
+            cos, sin = (each[0, 0][active][:, None] for each in (self.cos, self.sin))
+            mask = None
+            if self.reads_first and made[0] is not None and count < length:
+                mask = (active[..., None] >= torch.arange(length, device=x.device))[:, None]
+            for place, entry in enumerate(row):
+                y, keys = self.core[entry](y, cos, sin, made[place], mask)
+                made[place] = keys if self.reads_first else None
+            update = gate.gather(1, chosen)[..., None] * y.float()
+            index = active[..., None].expand(-1, -1, x.shape[-1])
+            x = x.scatter_add(1, index, update.to(x.dtype))
+        return x, self.depth.aux_loss_weight * loss
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Returns the states [B C D] of the tokens at `index` [B C]."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def load(model: Llama, weights: dict[str, Any]) -> None:
     """Copies the parameters of the same JAX model into the PyTorch model."""
     put = lambda into, array: into.data.copy_(torch.tensor(np.asarray(array)))
-    core = weights["core"]  # banks [R L ...] of one recursion
     put(model.embedding.weight, weights["embed"]["table"])
     put(model.norm.scale, weights["final_norm"])
     for ours, place in (("head", model.head.weight), ("bias", model.head.bias)):
         if ours in weights["embed"]:
             put(place, weights["embed"][ours])
-    for index, block in enumerate(model.blocks):
-        for name in ("attention", "mlp"):
-            put(getattr(block, f"norm_{name}").scale, core["norms"][name][0, index])
-            for matrix, bank in core[name].items():
-                linear = getattr(block, matrix)
-                put(linear.weight, np.asarray(bank[0, index]).reshape(linear.in_features, -1).T)
+    if model.counts is not None:
+        put(model.routers, weights["depth"]["router"]["out"])
+    for name in ("prelude", "core", "coda"):
+        for index, block in enumerate(getattr(model, name)):
+            bank = weights[name]
+            for branch in ("attention", "mlp"):
+                put(getattr(block, f"norm_{branch}").scale, bank["norms"][branch][index])
+                for matrix, entries in bank[branch].items():
+                    linear = getattr(block, matrix)
+                    array = np.asarray(entries[index])
+                    put(linear.weight, array.reshape(linear.in_features, -1).T)
 
 
 def make_step(
@@ -120,7 +187,7 @@ def make_step(
     Each call updates the weights once. On a GPU it is compiled, under autocast.
 
     Args:
-      run: its model is a plain stack of Llama blocks.
+      run: its model is one of `rivals.check_llama`.
       vocab_size: rows of the embedding.
       weights: ours, to start from.
       device: "cuda" or "cpu".
@@ -128,13 +195,8 @@ def make_step(
     Raises:
       ConfigError: for another model.
     """
-    plan = run.model
-    block = plan.block
-    names = tuple(map(kinds.kind_of, (block, block.mixer, block.feedforward)))
-    is_plain = names == ("pre_norm", "grouped_query", "swiglu") and block.norm == "rms"
-    if not is_plain or plan.depth.num_recursions > 1:
-        raise ConfigError("--torch: has only the plain stack of Llama blocks")
-    model = Llama(plan, vocab_size, run.train.seq_len)
+    check_llama(run)
+    model = Llama(run.model, vocab_size, run.train.seq_len)
     load(model, weights)
     model.to(device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -153,45 +215,11 @@ def make_step(
     def step(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         is_mixed = model.dtype != torch.float32
         with torch.autocast(device, model.dtype if is_mixed else None, enabled=is_mixed):
-            loss = loss_of(tokens, targets)
-        loss.backward()
+            loss, added = loss_of(tokens, targets)
+        (loss + added).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip_norm or float("inf"))
         adamw.step()
         adamw.zero_grad(set_to_none=True)
         return loss.detach(), norm
 
     return step
-
-
-def in_torch(
-    run: settings.Run,
-    weights: dict[str, Any],
-    rows: dict[str, np.ndarray],
-    ours: dict[str, float],
-) -> tuple[Callable[[int], None], dict[str, float]]:
-    """Returns a function that runs and awaits a number of steps, and the first step's metrics.
-
-    Args:
-      run: as for `make_step`.
-      weights: as for `make_step`.
-      rows: the batch of every step.
-      ours: `loss` and `gradient_norm` of the first step in JAX, which PyTorch must reproduce.
-
-    Raises:
-      UserError: if they are not: two models that differ are not timed.
-    """
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    step = make_step(run, budget.vocab_size(run), weights, device)
-    batch = [torch.tensor(rows[name], device=device).long() for name in ("tokens", "targets")]
-    first = dict(zip(("loss", "gradient_norm"), map(float, step(*batch)), strict=True))
-    for name, value in ours.items():
-        if not abs(first[name] / value - 1) <= TOLERANCE[run.model.dtype]:
-            raise UserError(f"--torch: {name} is {first[name]:.6g}, and {value:.6g} in ours")
-
-    def turn(count: int) -> None:
-        for _ in range(count):
-            step(*batch)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return turn, first

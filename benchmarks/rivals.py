@@ -7,6 +7,7 @@ import jax
 
 from recursia import budget, config, kinds, matching, settings
 from recursia.architecture import Model
+from recursia.depth import expert_choice, fixed
 from recursia.errors import ConfigError
 
 WIDTHS = ("embed_dim", "head_dim", "mlp_dim", "expert_dim")  # of a block, scaled together
@@ -90,3 +91,50 @@ def is_dense(run: settings.Run) -> bool:
     parts = map(kinds.kind_of, (block, block.mixer, block.feedforward, depth))
     plain = ("pre_norm", "grouped_query", "swiglu", "fixed")
     return tuple(parts) == plain and depth.num_recursions == 1
+
+
+def is_llama(run: settings.Run) -> bool:
+    """Returns whether `llama_torch.py` has the model: see `check_llama`."""
+    try:
+        check_llama(run)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_llama(run: settings.Run) -> None:
+    """Raises ConfigError unless the model is a stack of Llama blocks that `llama_torch.py` has.
+
+    Blocks may be shared over recursions, which may choose their tokens by expert choice as released
+    and read the first recursion's keys.
+    """
+    model, depth = run.model, run.model.depth
+    block = model.block
+    parts = (block, block.mixer, block.feedforward, model.weights)
+    is_plain = tuple(map(kinds.kind_of, parts)) == ("pre_norm", "grouped_query", "swiglu", "tied")
+    is_plain &= block.norm == "rms" and block.mixer == _plain(block.mixer)
+    is_plain &= model.inject == type(model.inject)() and not model.kv.window
+    is_plain &= len({tuple(model.schedule.entry(slot)) for slot in block.slots}) == 1
+    is_plain &= model.schedule.is_plain and model.embed == _plain_embedding(model.embed)
+    released = expert_choice.ExpertChoice(
+        depth.num_recursions,
+        capacity=getattr(depth, "capacity", None),
+        alpha=getattr(depth, "alpha", 0.1),
+        aux_loss_weight=getattr(depth, "aux_loss_weight", 0.001),
+    )
+    if not (is_plain and depth in (fixed.Fixed(depth.num_recursions), released)):
+        raise ConfigError(
+            "--torch: has Llama blocks, plain or shared over recursions, and expert choice; give "
+            "another preset, or none of --torch"
+        )
+
+
+def _plain(mixer: Any) -> Any:
+    """Returns the mixer with the fields that a Llama does not have at their defaults."""
+    names = ("num_heads", "num_kv_heads", "head_dim", "rope_base", "init")
+    return type(mixer)(**{name: getattr(mixer, name) for name in names if hasattr(mixer, name)})
+
+
+def _plain_embedding(embed: Any) -> Any:
+    names = ("is_tied", "has_head_bias", "init_std", "head_init_std")
+    return type(embed)(**{name: getattr(embed, name) for name in names if hasattr(embed, name)})

@@ -2,8 +2,10 @@ r"""Tokens/s and utilisation of training steps, compared with a dense model of e
 
 Each preset takes turns with the unshared stack of equal FLOPs per token (or with the preset of
 --versus). A model with capacities is also compared with itself at capacity 1, and with --torch the
-dense model with the same model in plain PyTorch. The results are medians of ratios within a round,
-as single times depend on the machine. On a CPU sizes are divided by --cut.
+preset, or if PyTorch does not have it the dense model, with the same model in plain PyTorch, in a
+process of its own; on an AMD processor twice, as installed and with Intel's matrix library told to
+take its fast path ("torch_fast"). The results are medians of ratios within a round, as single times
+depend on the machine. On a CPU sizes are divided by --cut.
 
   python benchmarks/train_step.py --presets=mor:360m,recursive:360m --torch \
       --out=benchmarks/results/train_step_h100.json                     # bfloat16, T 2048
@@ -15,6 +17,7 @@ the masked half of attention, as is customary, and nothing that is computed agai
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,14 +30,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from rivals import Shape, is_dense, load, rivals
+from rivals import Shape, is_llama, load, rivals
+from torch_process import PRODUCT, TorchProcess, may_be_slow, rate
 
 from recursia import accounting, budget, settings, sharding
 from recursia.errors import ConfigError, UserError
 from recursia.train import metrics
 from recursia.train.step import Trainer
 
+FIRST = ("loss", "gradient_norm")  # of the first step
+# Relative, of the loss of a first step in JAX and in PyTorch; ten times as much of the norm.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 Turn = Callable[[int], Any]  # makes so many steps and waits for them
 
 
@@ -67,7 +75,7 @@ def ours(run: settings.Run) -> tuple[Turn, dict[str, Any], dict[str, float]]:
             state, measured = step(state, rows)
         jax.block_until_ready((state, measured))
 
-    return turn, weights, {name: float(first[name]) for name in ("loss", "gradient_norm")}
+    return turn, weights, {name: float(first[name]) for name in FIRST}
 
 
 def timed(turns: dict[str, Turn], rounds: int, steps: int) -> dict[str, list[float]]:
@@ -128,30 +136,62 @@ def measure(
 ) -> dict[str, Any]:
     """Returns a row of the result: the models of a preset, and ratios of the first to each other.
 
-    With --torch, `dense_over_torch` is the ratio of the dense model to the one in PyTorch.
+    With --torch, `over` has the same model in PyTorch, or if PyTorch does not have the preset,
+    `dense_over_torch` is the ratio of the dense model to its own in PyTorch.
 
     Raises:
-      UserError: if the first steps of JAX and PyTorch differ.
+      UserError: if the first steps of JAX and PyTorch differ, or neither model is one it has.
     """
-    turns, firsts = {}, {}
-    for label, run in runs.items():
-        turns[label], weights, firsts[label] = ours(run)
-        if options.torch and is_dense(run):
-            from llama_torch import in_torch
-
-            rows = batch(run, budget.vocab_size(run))
-            turns["torch"], firsts["torch"] = in_torch(run, weights, rows, firsts[label])
-            twin = label
-    times = timed(turns, options.rounds, options.steps)
+    turns, firsts, processes, twin = {}, {}, {}, ""
+    with contextlib.ExitStack() as stack:
+        for label, run in runs.items():
+            turns[label], weights, firsts[label] = ours(run)
+            if options.torch and not twin and is_llama(run):
+                twin = label
+                processes = in_torch(run, weights, firsts[label], stack)
+        if options.torch and not twin:
+            raise ConfigError(f"--torch: it has neither {name} nor a dense model of its FLOPs")
+        turns |= {label: process.turn for label, process in processes.items()}
+        times = timed(turns, options.rounds, options.steps)
+    firsts |= {k: {n: p.told[n] for n in FIRST} for k, p in processes.items()}
     models = {
-        label: {**described(runs[twin if label == "torch" else label], each, peak), **firsts[label]}
+        label: {
+            **described(runs[twin if label in processes else label], each, peak),
+            **firsts[label],
+        }
         for label, each in times.items()
     }
     flops = {label: model["training_flops_per_token"] for label, model in models.items()}
     row = {"preset": name, "models": models, "over": compared(times, flops)}
-    if options.torch and twin != "preset":
-        row["dense_over_torch"] = compared({k: times[k] for k in (twin, "torch")}, flops)["torch"]
+    if processes:
+        row["torch"] = {label: process.told for label, process in processes.items()}
+    if twin not in ("", "preset"):
+        mine = {label: times[label] for label in (twin, *processes)}
+        row["dense_over_torch"] = compared(mine, flops)
     return row
+
+
+def in_torch(
+    run: settings.Run, weights: Any, first: dict[str, float], stack: contextlib.ExitStack
+) -> dict[str, TorchProcess]:
+    """Returns processes with the model in PyTorch, which the stack ends.
+
+    Raises:
+      UserError: if their first steps differ from ours: two models that differ are not timed.
+    """
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    kinds = {"torch": False} | ({"torch_fast": True} if device == "cpu" and may_be_slow() else {})
+    rows, found = batch(run, budget.vocab_size(run)), {}
+    for label, is_replaced in kinds.items():
+        found[label] = process = TorchProcess(run, weights, rows, device, is_replaced)
+        stack.callback(process.close)
+        for name, factor in zip(FIRST, (1, 10), strict=True):
+            near = factor * TOLERANCE[run.model.dtype]
+            if not abs(process.told[name] / first[name] - 1) <= near:
+                raise UserError(
+                    f"--torch: {name} is {process.told[name]:.6g}, and {first[name]:.6g} in ours"
+                )
+    return found
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -164,8 +204,8 @@ def shown(row: dict[str, Any]) -> str:
             f"{model['utilisation']:6.1%} of peak"
         )
     over = {f"over {label}": each for label, each in row["over"].items()}
-    if "dense_over_torch" in row:
-        over["dense over torch"] = row["dense_over_torch"]
+    for label, each in row.get("dense_over_torch", {}).items():
+        over[f"dense over {label}"] = each
     for label, each in over.items():
         low, high = each["time_ratio_quartiles"]
         saved = each.get("saving_realised")
@@ -174,6 +214,8 @@ def shown(row: dict[str, Any]) -> str:
             f"FLOPs {each['flop_ratio']:.3f}  time per FLOP {each['time_over_flops']:.3f}"
             + (f"  {saved:.0%} of the saving" if saved is not None else "")
         )
+    for label, told in row.get("torch", {}).items():
+        lines.append(f"  {label}: products by {told['library']} at {told['gflops']:,.0f} GFLOP/s")
     return "\n".join(lines)
 
 
@@ -183,7 +225,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser = argparse.ArgumentParser(description="speed of training steps", allow_abbrev=False)
     parser.add_argument("--presets", default="mor:360m,recursive:360m,moeut:244m")
     parser.add_argument("--versus", help="a dense preset, instead of one of equal FLOPs")
-    parser.add_argument("--torch", action="store_true", help="the dense model in PyTorch too")
+    parser.add_argument("--torch", action="store_true", help="the same model in PyTorch too")
     parser.add_argument("--cut", type=int, default=8 if is_cpu else 1, help="divides all sizes")
     for name in ("layers", "width", "seq_len"):
         parser.add_argument(f"--{name}", type=int, default=0)
@@ -218,8 +260,9 @@ def run_all(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str,
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "versions": versions(options.torch),
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "peak_flops_per_second": peak,
+        "product_gflops": own_rate(rows[0]["dtype"]),
         "shape": sizes,
         "rounds": options.rounds,
         "steps_per_turn": options.steps,
@@ -227,14 +270,13 @@ def run_all(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str,
     }
 
 
-def versions(has_torch: bool) -> dict[str, str]:
-    """Returns the versions of the packages that were measured."""
-    found = {"jax": jax.__version__, "python": platform.python_version()}
-    if has_torch:
-        import torch
-
-        found["torch"] = torch.__version__
-    return found
+def own_rate(dtype: str) -> float:
+    """Returns the GFLOP/s of a product of the sizes that PyTorch's is timed at."""
+    m, k, n = PRODUCT
+    left, right = jnp.ones((m, k), dtype), jnp.ones((k, n), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(left, right))
+    return rate(lambda: jax.block_until_ready(product(left, right)))
 
 
 def main() -> int:

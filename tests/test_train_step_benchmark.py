@@ -1,6 +1,7 @@
 """The benchmark of training steps, at the smallest shapes."""
 
 import argparse
+import contextlib
 import functools
 import importlib.util
 import json
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from recursia import accounting, budget, sharding
+from recursia.errors import ConfigError, UserError
 
 ROOT = pathlib.Path(__file__).parent.parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -109,29 +111,50 @@ def test_what_it_cannot_read_is_one_line(benchmark, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install torch")
-@pytest.mark.parametrize(("dtype", "is_tied"), [("float32", False), ("bfloat16", True)])
-def test_torch_gives_the_same_loss_and_gradient_norm(benchmark, dtype, is_tied):
-    import llama_torch
-    import torch
+TORCH = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install torch")
 
-    torch.set_num_threads(1)
-    head = {"model.embed.is_tied": is_tied, "model.embed.has_head_bias": not is_tied}
-    head = {field: str(value) for field, value in head.items()}
-    run = shaped("vanilla:tiny", layers=2, **{"model.dtype": dtype, **head})
+
+@TORCH
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("vanilla:tiny", {"embed.is_tied": "False", "embed.has_head_bias": "True"}),
+        ("vanilla:tiny", {"dtype": "bfloat16"}),
+        ("recursive:tiny", {}),
+        ("mor:tiny", {}),
+        ("mor:tiny_kv_share", {}),
+    ],
+)
+def test_torch_gives_the_same_loss_and_gradient_norm(benchmark, name, overrides):
+    run = shaped(name, **{f"model.{field}": value for field, value in overrides.items()})
     _, weights, first = benchmark.ours(run)
-    rows = benchmark.batch(run, budget.vocab_size(run))
-    turn, theirs = llama_torch.in_torch(run, weights, rows, first)
-    assert theirs.keys() == first.keys()
-    turn(1)
+    with contextlib.ExitStack() as stack:
+        processes = benchmark.in_torch(run, weights, first, stack)  # it compares
+        for process in processes.values():
+            assert process.turn(1) > 0
+            assert process.told["gflops"] > 0
+        assert processes["torch"].told["library"]
     weights["final_norm"] = 2 * weights["final_norm"]
-    with pytest.raises(ValueError, match="in ours"):
-        llama_torch.in_torch(run, weights, rows, first)
+    with contextlib.ExitStack() as stack, pytest.raises(UserError, match="in ours"):
+        benchmark.in_torch(run, weights, first, stack)
 
 
-@pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip install torch")
-def test_torch_declines_what_is_no_plain_stack(benchmark):
-    import llama_torch
+def test_arrays_come_back_from_a_file_as_they_were(folder, tmp_path):
+    from torch_process import deep, flat
 
-    with pytest.raises(ValueError, match="plain stack"):
-        llama_torch.make_step(shaped("recursive:tiny"), 257, {}, "cpu")
+    tree = {"a": {"b": np.arange(3), "c": {"d": np.ones(2)}}, "e": np.zeros(1)}
+    np.savez(tmp_path / "tree.npz", **flat(tree))
+    with np.load(tmp_path / "tree.npz") as file:
+        found = deep(dict(file))
+    jax.tree.map(np.testing.assert_array_equal, found, tree)
+
+
+@pytest.mark.parametrize("name", ["moeut:tiny", "mor:tiny_token", "universal:tiny", "masa:tiny"])
+def test_torch_declines_what_it_does_not_have(folder, name):
+    from rivals import check_llama, is_llama, rivals
+
+    run = shaped(name)
+    with pytest.raises(ConfigError, match="--torch: has Llama blocks"):
+        check_llama(run)
+    if name == "moeut:tiny":  # whose dense model it has
+        assert is_llama(rivals(run, None)["dense"])
