@@ -110,7 +110,7 @@ MAY = {
     "report": BASE
     | FORWARD
     | {"accounting", "budget", "buckets", "config", "console", "data", "depth", "evaluate"}
-    | {"jsonlines"}
+    | {"jsonlines", "presets"}
     | {"layers", "losses", "scores", "settings", "sharding", "workdir"},
     "laws": MODEL | FORWARD | {"accounting", "traced_flops", "dotted"},
     "arguments": {"parsing", "presets", "changes", "distributed"},

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from recursia import accounting, budget, config, jsonlines, settings
+from recursia import accounting, budget, config, jsonlines, presets, settings
 from recursia.accounting import Budget
 from recursia.data import packing
 from recursia.errors import ConfigError, DataError, UserError
@@ -213,14 +213,19 @@ def _by_step(rows: Iterable[Row]) -> list[Row]:
 def differences(record: Record) -> tuple[str, list[tuple[str, str, str]]]:
     """Returns the configuration that a run was started with, and the fields that differ from it.
 
+    Only a shipped configuration is read: another one is a program, and whoever made the directory
+    may have written its name.
+
     Returns:
-      The name of the configuration, "" if it is unknown or no longer there; and for each field its
-      name, its value in the configuration ("" if unknown), and in the run.
+      The name of the configuration, "" if it is unknown or not shipped; and for each field its
+      name, its value in the configuration ("" if unknown), and in the run. Without a name, the
+      fields are those that were typed.
     """
     name = str(record.starts[-1].get("config", "")) if record.starts else ""
     try:
-        base = _flat(config.to_dict(config.load(name, {}))) if name else {}
-    except (UserError, OSError):
+        is_known = bool(name) and presets.is_shipped(name)
+        base = _flat(config.to_dict(config.load(name, {}))) if is_known else {}
+    except (UserError, OSError, ValueError):
         base = {}
     if not base:
         return "", [(key, "", str(value)) for key, value in record.overrides.items()]

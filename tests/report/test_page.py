@@ -57,6 +57,27 @@ def test_nothing_from_files_is_markup(workdir):
     assert html.count("alert(1)") >= 6  # they are there, as text
 
 
+def started(workdir, name):
+    (workdir / "starts.jsonl").write_text(jsonlines.line({"step": 0, "config": name}))
+    return record.differences(record.read([workdir])[0])
+
+
+def test_what_differs_from_a_shipped_preset_is_named(workdir):
+    name, changes = started(workdir, "mor:tiny")
+    values = {field: (before, now) for field, before, now in changes}
+    assert name == "mor:tiny" and values["model.block.embed_dim"] == ("64", "16")
+    assert all(before != now for before, now in values.values())
+
+
+@pytest.mark.parametrize("name", ["mor:nothing", "nothing:tiny", "", "\0", "{evil}", "{evil}:tiny"])
+def test_a_configuration_that_is_not_shipped_is_not_run(workdir, name):
+    evil = workdir / "evil.py"
+    evil.write_text(f"open({str(workdir / 'ran')!r}, 'w')\ndef get_config(preset=''): return 1\n")
+    found = started(workdir, name.format(evil=evil))
+    assert found == ("", [("train.num_steps", "", "40")])
+    assert not (workdir / "ran").exists()
+
+
 @pytest.mark.parametrize("has_choice", [True, False])
 def test_panels_that_do_not_apply_are_not_there(has_choice):
     names = {panel.name for panel in depth.panels(records.reading(has_choice))}

@@ -1,14 +1,16 @@
 """What a checkpoint reads is what `recursia eval` scores, token by token."""
 
+import jax
 import numpy as np
 import pytest
 
 from recursia import config, scores, settings
+from recursia import model as forward
 from recursia.evaluate import split
-from recursia.report import depth, reading
+from recursia.report import depth, reading, text
 from recursia.train import loop
 from recursia.workdir import trained
-from tests.helpers import runs
+from tests.helpers import points, runs
 
 pytestmark = pytest.mark.slow
 EXPERTS = {"feedforward": "softmax_moe", "num_experts": 4, "top_k": 2, "expert_dim": 8}
@@ -45,8 +47,8 @@ def test_a_reading_sums_to_the_score_of_the_text(tmp_path):
     assert found.depth_used[found.is_token].mean() == pytest.approx(score.mean_depth, rel=1e-6)
     lens = found.lens[:, found.is_token].mean(1)
     assert lens == pytest.approx(score.lens_nats_per_token, rel=1e-5)
-    text = "".join(piece for row in found.pieces for piece in row)
-    assert text.startswith((tmp_path / "validation.txt").read_text()[:100])
+    whole = "".join(piece for row in found.pieces for piece in row)
+    assert whole.startswith((tmp_path / "validation.txt").read_text()[:100])
     names = {panel.name for panel in depth.panels(found)}
     assert {"scores_2", "by_kind", "by_frequency", "change"} <= names
     taken, known = found.is_taken[1], found.is_token
@@ -63,3 +65,32 @@ def test_experts_get_the_shares_that_they_were_chosen_with(tmp_path):
     assert np.allclose(shares.sum(1), 1) and shares.std() > 0
     assert not found.has_choice
     assert {panel.name for panel in depth.panels(found)} >= {"load_router"}
+
+
+@pytest.mark.parametrize("kind", points.DEPTHS)
+def test_every_depth_policy_has_its_panels(kind):
+    model = points.point("pre_norm", kind)
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, model.vocab_size, (2, 13)).astype(np.int32)
+    ones = np.ones((2, 12), np.int32)
+    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": ones}
+    batch |= {"positions": np.cumsum(ones, 1) - 1, "weights": ones.astype(np.float32)}
+    params = forward.init(model, jax.random.key(0))
+    found = jax.device_get(jax.jit(reading._read, static_argnums=0)(model, params, batch))
+    made = reading.Reading(
+        step=0,
+        num_recursions=model.schedule.num_recursions,
+        pieces=[["a"] * 12] * 2,
+        kinds=ones,
+        counts=ids[:, :-1] + 1,
+        is_of_training=True,
+        tokens=ids[:, :-1],
+        is_token=ones > 0,
+        **{**found, "loads": {n: reading._shares(x) for n, x in found["loads"].items()}},
+    )
+    used = made.depth_used
+    assert used.min() >= 1 and used.max() <= made.num_recursions
+    assert np.isfinite(made.nats).all()
+    names = {panel.name for panel in depth.panels(made)}
+    assert ("by_kind" in names) is made.has_choice
+    assert text.panel(made).html.count("<span") >= 24
