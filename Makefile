@@ -31,7 +31,8 @@ test-torch: .venv/installed-torch
 	  tests/convert/test_export_logits.py tests/test_train_step_benchmark.py
 
 # A few minutes with the newest Python that is found and the newest packages that pyproject.toml
-# takes: published numbers, the command line, a training that resumes, a program compiled for a TPU.
+# takes: published numbers, the command line, a training that resumes, a program compiled for a TPU,
+# kernels for GPUs interpreted on a CPU, which older versions of jax cannot.
 test-newest:
 	@if [ -n "$(NEWEST)" ]; then $(MAKE) .venv-newest/tested; else \
 	  echo "test-newest: skipped, no Python is found that is newer than that of $(PYTHON)"; fi
@@ -42,6 +43,8 @@ test-newest:
 	  "tests/train/test_loop.py::test_a_run_told_to_stop_ends_where_the_unbroken_one_does" \
 	  "tests/preflight/test_compile.py::test_the_smallest_presets_fit_the_machine_they_are_meant_for" \
 	  "tests/preflight/test_compile.py::test_advice_is_the_next_rungs_each_of_another_kind"
+	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile" \
+	  -k mosaic_gpu tests/kernels
 
 # Compiles kernels and training steps for NVIDIA GPUs, on a machine that has none (installs 5 GB).
 test-gpu-compile: .venv-gpu/installed

@@ -37,15 +37,19 @@ class Implementation:
         arguments that it does not support.
       config: returns the sizes that it computes from the same arguments, as a `Config`: a frozen
         dataclass of integers, which `run` takes as `config`. None: it has no sizes.
+      devices: parts of the names of the kinds of device it runs on; none: on all of the platform.
     """
 
     name: str
     platform: Platform
     run: Callable[..., Any]
     config: Callable[..., Any] | None = None
+    devices: tuple[str, ...] = ()
 
     def apply(self, op: str, arrays: Any, static: dict[str, Any], device: str | None) -> Any:
         """Returns the results, with the sizes that were measured for a device if any were."""
+        if device and self.devices and not any(name in device for name in self.devices):
+            raise NotImplementedError(f"it runs on {', '.join(self.devices)}, not on {device}")
         if self.config is None or device is None:
             return self.run(*arrays, **static)
         default = self.config(*arrays, **static)

@@ -22,10 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from . import gradients
-from .gradients import COMBINE, MATMUL, OUTER, Groups
+from .gradients import MATMUL, OUTER, Groups
 
 __all__ = [
-    "COMBINE",
     "MATMUL",
     "OUTER",
     "Groups",
@@ -90,21 +89,18 @@ def grouped_matmul(
     return gradients.grouped(backend, rows, bank, group_sizes)
 
 
-def dispatch(
-    x: Float[Array, "T D"], groups: Groups, *, backend: str = "auto"
-) -> Float[Array, "N D"]:
+def dispatch(x: Float[Array, "T D"], groups: Groups) -> Float[Array, "N D"]:
     """Returns each token once for each of its choices, sorted by group; zeros for no group.
 
     Args:
       x: tokens, with equally many choices each.
       groups: the choices of the tokens.
-      backend: backend of the gradient, which sums over the choices of a token in float32.
 
     Raises:
       ValueError: if the number of choices is not a multiple of the number of tokens.
     """
     _check_choices("dispatch", x, groups)
-    return gradients.spread(backend, x, groups)
+    return gradients.spread(x, groups)
 
 
 def dispatch_matmul(
@@ -137,8 +133,6 @@ def combine(
     rows: Float[Array, "N M"],
     groups: Groups,
     weights: Float[Array, "T k"],
-    *,
-    backend: str = "auto",
 ) -> Float[Array, "T M"]:
     """Returns each token's weighted sum of its rows, computed in float32, in the dtype of the rows.
 
@@ -149,13 +143,12 @@ def combine(
       groups: the choices of the tokens. These may be other tokens than those multiplied, if the
         choices of each are adjacent.
       weights: weight of each choice.
-      backend: "auto", "reference", or the name of an implementation.
 
     Raises:
       ValueError: if rows, choices and weights differ in number.
     """
     _check_weights("combine", rows, groups, weights)
-    return gradients.combined(backend, rows, groups, weights)
+    return gradients.combined(rows, groups, weights)
 
 
 def combine_matmul(

@@ -1,23 +1,55 @@
-"""Grouped matmul on an NVIDIA GPU: a program for each block of a group's rows and of columns.
-Blocks are aligned to groups, so that none holds rows of two groups. The rows of choices are
-gathered while they are loaded: a row is contiguous, and a program loads many at once.
+"""Grouped matmul on an NVIDIA Hopper GPU: a program for each tile of a result.
+
+Blocks of rows are aligned to groups, so that none holds rows of two. The rows of choices are
+gathered while they are loaded, each by a copy of its own, and then laid out as a tile.
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from ..hopper import LANES, SWIZZLE, WGMMA, load, load_ahead, tiles
+from .parts import in_parts
 from .reference import Contracted, blocks
 
-_SIDE = 128  # rows and columns of a result: 128 x 128 in float32 are 128 registers of 128 threads
-_CHUNK_BYTES = 128  # of the contracted width at a time: one cache line of a row
-_PRODUCT = plgpu.CompilerParams(num_warps=4, num_stages=3)  # 96 KiB: two programs on an H100's core
-_SUM = plgpu.CompilerParams(num_warps=4, num_stages=1)
-_MOST_CHOICES = 64  # choices whose rows a program loads at once
+_MULTIPLY, _LOAD = 0, 1  # warpgroups
+_MIB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sizes of a kernel.
+
+    Attributes:
+      rows: rows of a tile of the result, a multiple of 64.
+      columns: columns of a tile, a multiple of 64.
+      stages: loads in flight, each of 64 contracted numbers of a tile's rows and columns.
+      across: tiles side by side that are computed before those of other rows.
+      piece: bytes of tokens whose rows are gathered before those of others.
+    """
+
+    rows: int = 128
+    columns: int = 128
+    stages: int = 4
+    across: int = 8
+    piece: int = 25 * _MIB  # half of the L2 cache of an H100
+
+
+def matmul_config(rows, bank, group_sizes, take=None, *, contracted=1) -> Config:
+    """Returns the sizes of `matmul`: half of a group's last block is empty on average."""
+    count = rows.shape[0] if take is None else take.shape[0]
+    return Config(rows=128 if count >= 256 * bank.shape[0] else 64)
+
+
+def outer_config(*_: Any) -> Config:
+    """Returns the sizes of `outer`."""
+    return Config()
 
 
 def matmul(
@@ -27,71 +59,101 @@ def matmul(
     take: Int[Array, "N"] | None = None,
     *,
     contracted: Contracted = 1,
-    interpret: bool = False,
+    config: Config | None = None,
+    interpret: Any = None,
 ) -> Float[Array, "N M"]:
     """Returns the result of `reference.matmul`."""
-    dtype, out_dtype = _common(rows, bank), rows.dtype
     count = rows.shape[0] if take is None else take.shape[0]
-    inner, width = bank.shape[contracted], bank.shape[3 - contracted]
-    if 0 in (count, inner, width):
-        return jnp.zeros((count, width), out_dtype)
-    size, across = _rows_of(count, bank.shape[0]), _side(width)
-    # Rows of no group are treated as one more group.
-    sizes = jnp.append(group_sizes, count - group_sizes.sum())
-    tables = blocks(sizes, count, size)
-    body = functools.partial(
-        _matmul_body,
-        size=size,
-        across=across,
-        chunk=_side(inner, _CHUNK_BYTES // dtype.itemsize),
-        contracted=contracted,
-    )
-    return pl.pallas_call(
-        body if take is None else functools.partial(_taking, body),
-        grid=(tables[0].shape[0], pl.cdiv(width, across)),
-        out_shape=jax.ShapeDtypeStruct((count, width), out_dtype),
-        compiler_params=_PRODUCT,
-        name="grouped_matmul",
+    width = bank.shape[3 - contracted]
+    if 0 in (count, rows.shape[1], width):
+        return jnp.zeros((count, width), rows.dtype)
+    config = config or matmul_config(rows, bank, group_sizes, take)
+    sizes = jnp.append(group_sizes, count - group_sizes.sum())  # rows of no group are one more
+    tables = blocks(sizes, count, config.rows)
+    piece = config.piece // (rows.shape[1] * rows.dtype.itemsize)
+    if take is not None and rows.shape[0] > piece:
+        # In the order of tokens, which then stay in the L2 cache for the rows of all groups.
+        order = jnp.argsort(take[jnp.minimum(tables[1], count - 1)] // piece, stable=True)
+        tables = tuple(table[order] for table in tables)
+    tables = tuple(table.astype(jnp.int32) for table in tables)
+    make = functools.partial(_matmul, tables, take, contracted, config, interpret)
+    return in_parts(make, rows, bank, rows.dtype)[:count, :width].astype(rows.dtype)
+
+
+def _matmul(tables, take, contracted, config, interpret, rows, bank, dtype) -> Array:
+    count = rows.shape[0] if take is None else take.shape[0]
+    width, stages, gathered = bank.shape[3 - contracted], config.stages, take is not None
+    a, settled = _tiles(stages, config.rows, LANES, gathered)
+    entry = (LANES, config.columns) if contracted == 1 else (config.columns, LANES)
+    kernel = plgpu.kernel(
+        functools.partial(_matmul_body, contracted=contracted, config=config),
+        out_type=jax.ShapeDtypeStruct((count, width), dtype),
+        scratch_types={
+            "a": a,
+            "b": tiles(stages, *entry),
+            "settled": settled,
+            "made": plgpu.SMEM((config.rows, config.columns), dtype),
+            "loaded": plgpu.Barrier(
+                num_arrivals=1 + (config.rows if gathered else 1), num_barriers=stages
+            ),
+            "read": plgpu.Barrier(num_barriers=stages),
+        },
+        grid=(tables[0].shape[0] * pl.cdiv(width, config.columns),),
+        grid_names=("tile",),
+        num_threads=2,
+        thread_name="warpgroup",
+        kernel_name="grouped_matmul",
         interpret=interpret,
-    )(*tables, *(() if take is None else (take,)), rows.astype(dtype), bank.astype(dtype))
-
-
-def _taking(body, group, start, stop, take, rows, bank, out):
-    body(group, start, stop, rows, bank, out, take=take)
+    )
+    return kernel(*tables, *((take,) if gathered else ()), rows, bank)
 
 
 def _matmul_body(
-    group, start, stop, rows, bank, out, *, size, across, chunk, contracted, take=None
-):
-    block, column = pl.program_id(0), pl.program_id(1) * across + jnp.arange(across)
-    inner, width = bank.shape[contracted], bank.shape[3 - contracted]
-    entry, first, end = group[block], start[block], stop[block]
-    row = first + jnp.arange(size)
-    # After the end any row may be read: its product is not stored.
-    source = jnp.minimum(row, out.shape[0] - 1)
-    source = source if take is None else take[source]
-    is_column = None if width % across == 0 else column < width
+    group, start, stop, *refs, a, b, settled, made, loaded, read, contracted, config
+) -> None:
+    *take, rows, bank, out = refs
+    width = out.shape[1]
+    across = pl.cdiv(width, config.columns)
+    block, tile = plgpu.planar_snake(
+        jax.lax.axis_index("tile"), (group.shape[0], across), 1, config.across
+    )
+    entry, first, column = group[block], start[block], tile * config.columns
+    length = jnp.minimum(stop[block] - first, config.rows)
+    is_in_group = (length > 0) & (entry < bank.shape[0])
+    steps = jnp.where(is_in_group, pl.cdiv(bank.shape[contracted], LANES), 0)
 
-    def step(i, total):
-        k = i * chunk + jnp.arange(chunk)
-        is_k = None if inner % chunk == 0 else k < inner
-        a = _load(rows.at[source[:, None], k[None, :]], None, is_k)
-        if contracted == 1:
-            b = _load(bank.at[entry, k[:, None], column[None, :]], is_k, is_column)
-        else:
-            b = _load(bank.at[entry, column[:, None], k[None, :]], is_column, is_k)
-        return total + _dot(a, b, trans_b=contracted == 2)
+    def fill(step, slot):
+        part, columns = step * LANES, pl.ds(column, config.columns)
+        at = (pl.ds(part, LANES), columns) if contracted == 1 else (columns, pl.ds(part, LANES))
+        plgpu.copy_gmem_to_smem(bank.at[entry, *at], b.at[slot], loaded.at[slot])
+        _fill(rows, take, first, part, a.at[slot], loaded.at[slot])
 
-    zeros = jnp.zeros((size, across), jnp.float32)
+    def multiply(acc, slot, _):
+        left = _settled(a.at[slot], settled, config.rows) if take else a.at[slot]
+        right = b.at[slot] if contracted == 1 else b.at[slot].transpose((1, 0))
+        plgpu.wgmma(acc, left, right)
 
-    def write(y):
-        mask = (row < end)[:, None] & (column < width)[None, :]
-        plgpu.store(out.at[row[:, None], column[None, :]], y.astype(out.dtype), mask=mask)
+    def write(acc):
+        made[...] = acc.astype(made.dtype)
+        plgpu.commit_smem()
+        columns = pl.ds(column, config.columns)
 
-    is_in_group = entry < bank.shape[0]
-    product = lambda: jax.lax.fori_loop(0, pl.cdiv(inner, chunk), step, zeros)
-    pl.when((first < end) & is_in_group)(lambda: write(product()))
-    pl.when((first < end) & ~is_in_group)(lambda: write(zeros))
+        @pl.when(length == config.rows)
+        def _():
+            plgpu.copy_smem_to_gmem(made, out.at[pl.ds(first, config.rows), columns])
+
+        @pl.when(length < config.rows)
+        def _():
+            @pl.loop(0, length)
+            def _(row):
+                to = out.at[pl.ds(first + row, 1), columns]
+                plgpu.copy_smem_to_gmem(made.at[pl.ds(row, 1)], to)
+
+        plgpu.wait_smem_to_gmem(0)
+
+    @pl.when(length > 0)
+    def _():
+        _sum_up(steps, fill, multiply, write, made.shape, loaded, read, lag=0 if take else 1)
 
 
 def outer(
@@ -101,125 +163,140 @@ def outer(
     take_left: Int[Array, "N"] | None = None,
     take_right: Int[Array, "N"] | None = None,
     *,
-    interpret: bool = False,
+    config: Config | None = None,
+    interpret: Any = None,
 ) -> Float[Array, "E D M"]:
     """Returns the result of `reference.outer`."""
-    dtype = _common(left, right)
-    count = left.shape[0] if take_left is None else take_left.shape[0]
     tall, wide, num_groups = left.shape[1], right.shape[1], group_sizes.shape[0]
+    count = left.shape[0] if take_left is None else take_left.shape[0]
     if 0 in (count, tall, wide, num_groups):
         return jnp.zeros((num_groups, tall, wide), jnp.float32)
-    down, across = _side(tall), _side(wide)
-    stop = jnp.cumsum(group_sizes)
-    takes = {"take_left": take_left, "take_right": take_right}
-    takes = {name: take for name, take in takes.items() if take is not None}
-    body = functools.partial(
-        _outer_body,
-        names=tuple(takes),
-        down=down,
-        across=across,
-        chunk=_CHUNK_BYTES // dtype.itemsize,
+    stop = jnp.cumsum(group_sizes).astype(jnp.int32)
+    bounds, takes = (stop - group_sizes.astype(jnp.int32), stop), (take_left, take_right)
+    make = functools.partial(_outer, bounds, takes, config or Config(), interpret)
+    return in_parts(make, left, right, jnp.float32)[:, :tall, :wide]
+
+
+def _outer(bounds, takes, config, interpret, left, right, dtype) -> Array:
+    shape, size = (bounds[0].shape[0], left.shape[1], right.shape[1]), (config.rows, config.columns)
+    gathered = [take is not None for take in takes]
+    a, b = (_tiles(config.stages, LANES, *each) for each in zip(size, gathered, strict=True))
+    copies = [side if each else 1 for side, each in zip(size, gathered, strict=True)]
+    kernel = plgpu.kernel(
+        functools.partial(_outer_body, config=config, gathered=gathered),
+        out_type=jax.ShapeDtypeStruct(shape, dtype),
+        scratch_types={
+            "kept": [a, b],
+            "made": plgpu.SMEM(size, dtype),
+            "loaded": plgpu.Barrier(num_arrivals=sum(copies), num_barriers=config.stages),
+            "read": plgpu.Barrier(num_barriers=config.stages),
+        },
+        grid=(shape[0], pl.cdiv(shape[1], size[0]) * pl.cdiv(shape[2], size[1])),
+        grid_names=("group", "tile"),
+        num_threads=2,
+        thread_name="warpgroup",
+        kernel_name="grouped_outer",
+        interpret=interpret,
     )
-    return pl.pallas_call(
-        body,
-        grid=(num_groups, pl.cdiv(tall, down), pl.cdiv(wide, across)),
-        out_shape=jax.ShapeDtypeStruct((num_groups, tall, wide), jnp.float32),
-        compiler_params=_PRODUCT,
-        name="grouped_outer",
-        interpret=interpret,
-    )(stop - group_sizes, stop, left.astype(dtype), right.astype(dtype), *takes.values())
+    return kernel(*bounds, *(take for take in takes if take is not None), left, right)
 
 
-def _outer_body(start, stop, left, right, *rest, names, down, across, chunk):
-    takes, out = dict(zip(names, rest, strict=False)), rest[-1]
-    group = pl.program_id(0)
-    first, end = start[group], stop[group]
-    tall = pl.program_id(1) * down + jnp.arange(down)
-    wide = pl.program_id(2) * across + jnp.arange(across)
-    is_tall = None if out.shape[1] % down == 0 else tall < out.shape[1]
-    is_wide = None if out.shape[2] % across == 0 else wide < out.shape[2]
+def _outer_body(start, stop, *refs, kept, made, loaded, read, config, gathered) -> None:
+    *takes, left, right, out = refs
+    group, tile = jax.lax.axis_index("group"), jax.lax.axis_index("tile")
+    across = pl.cdiv(out.shape[2], config.columns)
+    down, along = (
+        jax.lax.div(tile, across) * config.rows,
+        jax.lax.rem(tile, across) * config.columns,
+    )
+    first, rows = start[group], stop[group] - start[group]
+    takes = [takes[:1] if gathered[0] else [], takes[-1:] if gathered[1] else []]
+    sides = list(zip((left, right), takes, (down, along), kept, strict=True))
 
-    def step(i, total):
-        row = first + i * chunk + jnp.arange(chunk)
-        is_row = row < end
-        of = lambda take: row if take is None else plgpu.load(take.at[row], mask=is_row, other=0)
-        a = _load(left.at[of(takes.get("take_left"))[:, None], tall[None, :]], is_row, is_tall)
-        b = _load(right.at[of(takes.get("take_right"))[:, None], wide[None, :]], is_row, is_wide)
-        return total + _dot(a, b, trans_a=True)
+    def fill(step, slot):
+        for source, take, column, (each, _) in sides:
+            _fill(source, take, first + step * LANES, column, each.at[slot], loaded.at[slot])
 
-    zeros = jnp.zeros((down, across), jnp.float32)
-    total = jax.lax.fori_loop(0, pl.cdiv(end - first, chunk), step, zeros)
-    mask = (tall < out.shape[1])[:, None] & (wide < out.shape[2])[None, :]
-    plgpu.store(out.at[group, tall[:, None], wide[None, :]], total, mask=mask)
+    def multiply(acc, slot, step):
+        rest = rows - step * LANES
+        a, b = (_settled(each.at[slot], into, rest) for each, into in kept)
+        plgpu.wgmma(acc, a.transpose((1, 0)), b)
 
+    def write(acc):
+        made[...] = acc
+        plgpu.commit_smem()
+        to = out.at[group, pl.ds(down, config.rows), pl.ds(along, config.columns)]
+        plgpu.copy_smem_to_gmem(made, to)
+        plgpu.wait_smem_to_gmem(0)
 
-def combine(
-    rows: Float[Array, "N M"],
-    slots: Int[Array, "T k"],
-    weights: Float[Array, "T k"],
-    *,
-    interpret: bool = False,
-) -> Float[Array, "T M"]:
-    """Returns the result of `reference.combine`, reading rows and writing sums once."""
-    (count, k), width = slots.shape, rows.shape[1]
-    if k > _MOST_CHOICES:
-        raise NotImplementedError(f"sums at most {_MOST_CHOICES} rows of a token, not {k}")
-    if 0 in (count, k, width):
-        return jnp.zeros((count, width), rows.dtype)
-    across = min(512, pl.next_power_of_2(width))
-    size = 2048 // across  # tokens: 16 numbers of each row for each of 128 threads
-    return pl.pallas_call(
-        functools.partial(_combine_body, size=size, across=across),
-        grid=(pl.cdiv(count, size), pl.cdiv(width, across)),
-        out_shape=jax.ShapeDtypeStruct((count, width), rows.dtype),
-        compiler_params=_SUM,
-        name="grouped_combine",
-        interpret=interpret,
-    )(rows, slots, weights)
+    steps, lag = pl.cdiv(rows, LANES), 0 if any(gathered) else 1
+    _sum_up(steps, fill, multiply, write, made.shape, loaded, read, lag)
 
 
-def _combine_body(rows, slots, weights, out, *, size, across):
-    token = pl.program_id(0) * size + jnp.arange(size)
-    column = pl.program_id(1) * across + jnp.arange(across)
-    is_token, is_column = token < out.shape[0], column < out.shape[1]
-    total = jnp.zeros((size, across), jnp.float32)
-    for choice in range(slots.shape[1]):
-        slot = plgpu.load(slots.at[token, choice], mask=is_token, other=0)
-        weight = plgpu.load(weights.at[token, choice], mask=is_token, other=0)
-        is_row = is_token & (slot < rows.shape[0])
-        row = _load(rows.at[slot[:, None], column[None, :]], is_row, is_column)
-        total += weight.astype(jnp.float32)[:, None] * row.astype(jnp.float32)
-    mask = is_token[:, None] & is_column[None, :]
-    plgpu.store(out.at[token[:, None], column[None, :]], total.astype(out.dtype), mask=mask)
+def _sum_up(steps, fill, multiply, write, shape, loaded, read, lag) -> None:
+    """Sums the products of a tile, of which all but the last `lag` are awaited at each step."""
+    warpgroup, stages = jax.lax.axis_index("warpgroup"), read.shape[0]
+    pl.when(warpgroup == _LOAD)(lambda: load_ahead(steps, fill, read))
+
+    def run(acc):
+        @pl.loop(0, steps)
+        def _(step):
+            slot = jax.lax.rem(step, stages)
+            plgpu.barrier_wait(loaded.at[slot])
+            multiply(acc, slot, step)
+            plgpu.wgmma_wait(lag)
+            done = lambda: plgpu.barrier_arrive(read.at[jax.lax.rem(step - lag, stages)])
+            pl.when(step >= lag)(done)
+
+        return acc[...]
+
+    pl.when(warpgroup == _MULTIPLY)(lambda: write(pl.run_scoped(run, plgpu.ACC(shape))))
 
 
-def _common(a: Array, b: Array) -> jnp.dtype:
-    dtype = jnp.promote_types(a.dtype, b.dtype)
-    if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"multiplies float32, bfloat16 and float16, not {dtype}")
-    return dtype
+def _tiles(stages, rows, columns, gathered) -> tuple[Any, list[Any]]:
+    """Returns shared memory for tiles to load, and for the tile made of gathered rows, if any."""
+    if not gathered:
+        return tiles(stages, rows, columns), []
+    # Swizzled pieces of rows of 128 bytes: reading eight of them meets no bank twice.
+    pieces = stages, columns // LANES, rows, LANES
+    return plgpu.SMEM(pieces, jnp.bfloat16, transforms=(SWIZZLE,)), [tiles(rows, columns)]
 
 
-def _rows_of(count: int, num_groups: int) -> int:
-    """Returns the rows of a block; half of the last block of each group is padding on average."""
-    mean = count / num_groups
-    return 128 if mean >= 512 else 64 if mean >= 128 else 32 if mean >= 32 else 16
+def _fill(source, take, first, column, into, loaded) -> None:
+    """Copies a tile from a row and a column on, or the rows that `take` has from there on.
+
+    After the last row to take, the last is copied again.
+    """
+    if not take:
+        rows, columns = into.shape
+        tile = source.at[pl.ds(first, rows), pl.ds(column, columns)]
+        return plgpu.copy_gmem_to_smem(tile, into, loaded)
+    pieces, rows, _ = into.shape
+
+    @pl.loop(0, rows)
+    def _(row):
+        at = take[0][jnp.minimum(first + row, take[0].shape[0] - 1)]
+        for piece in range(pieces):
+            one = source.at[pl.ds(at, 1), pl.ds(column + piece * LANES, LANES)]
+            plgpu.copy_gmem_to_smem(one, into.at[piece, pl.ds(row, 1)], loaded)
 
 
-def _side(width: int, most: int = _SIDE) -> int:
-    return max(16, min(most, pl.next_power_of_2(width)))
+def _settled(tile, into, rest):
+    """Returns a tile with zeros from row `rest` on; one of gathered rows is made `into` one."""
 
+    def keep(x):
+        is_in = plgpu.broadcasted_iota(jnp.int32, x.shape, 0, layout=WGMMA) < rest
+        return jnp.where(is_in, x, jnp.zeros_like(x))
 
-def _load(ref, is_row, is_column):
-    mask = None
-    if is_row is not None:
-        mask = jnp.broadcast_to(is_row[:, None], ref.shape)
-    if is_column is not None:
-        mask = is_column[None, :] if mask is None else mask & is_column[None, :]
-        mask = jnp.broadcast_to(mask, ref.shape)
-    return plgpu.load(ref, mask=mask, other=None if mask is None else 0)
+    if into:
+        for piece in range(tile.shape[0]):
+            into[0][:, pl.ds(piece * LANES, LANES)] = keep(load(tile.at[piece]))
+        plgpu.commit_smem()
+        return into[0]
 
+    @pl.when(rest < tile.shape[0])
+    def _():
+        tile[...] = keep(tile[...])
+        plgpu.commit_smem()
 
-def _dot(a, b, trans_a=False, trans_b=False):
-    precision = "highest" if a.dtype == jnp.float32 else None
-    return plgpu.dot(a, b, trans_a, trans_b, precision=precision)
+    return tile

@@ -1,6 +1,6 @@
 """The grouped ops with their gradients.
-Each function takes the backend first. The gradient of gathering tokens would be a scatter; since
-the places of a token's choices are known, it is a gather and a sum over `k`.
+Functions that multiply take the backend first. The gradient of gathering tokens would be a scatter;
+since the places of a token's choices are known, it is a gather and a sum over `k`.
 """
 
 import functools
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from .. import hopper
 from ..dispatch import Implementation, Op
 from . import gpu, megablox, reference, tpu
 
@@ -30,7 +31,7 @@ MATMUL = Op(
     (
         Implementation("pallas_tpu", "tpu", tpu.matmul, tpu.matmul_config),
         Implementation("megablox", "tpu", megablox.matmul, megablox.sizes),
-        Implementation("pallas_triton", "cuda", gpu.matmul),
+        Implementation("mosaic_gpu", "cuda", gpu.matmul, gpu.matmul_config, hopper.DEVICES),
     ),
     _matmul_flops,
 )
@@ -40,14 +41,9 @@ OUTER = Op(
     (
         Implementation("pallas_tpu", "tpu", tpu.outer, tpu.outer_config),
         Implementation("megablox", "tpu", megablox.outer, megablox.sizes),
-        Implementation("pallas_triton", "cuda", gpu.outer),
+        Implementation("mosaic_gpu", "cuda", gpu.outer, gpu.outer_config, hopper.DEVICES),
     ),
     _outer_flops,
-)
-COMBINE = Op(
-    "grouped_combine",
-    reference.combine,
-    (Implementation("pallas_triton", "cuda", gpu.combine),),
 )
 
 
@@ -88,11 +84,9 @@ def _scales(groups: Groups, weights: Array) -> Array:
     return _each(weights.reshape(-1), groups.order, _are_in(groups))[:, None]
 
 
-def _sum(backend: str, rows: Array, groups: Groups, weights: Array) -> Array:
-    # The backends of the product have other names than those of the sum.
-    backend = "reference" if backend == "reference" else "auto"
+def _sum(rows: Array, groups: Groups, weights: Array) -> Array:
     slots = jnp.where(groups.place < groups.sizes.sum(), groups.place, rows.shape[0])
-    return COMBINE(rows, slots.reshape(weights.shape), weights, backend=backend)
+    return reference.combine(rows, slots.reshape(weights.shape), weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -111,23 +105,21 @@ def _grouped_backward(backend: str, saved: Any, gradient: Array):
 grouped.defvjp(lambda backend, *args: (grouped(backend, *args), args), _grouped_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def spread(backend: str, x: Array, groups: Groups) -> Array:
+@jax.custom_vjp
+def spread(x: Array, groups: Groups) -> Array:
     """Returns `dispatch`."""
     return _of_tokens(x, groups, x.shape[0])
 
 
-def _spread_backward(backend: str, saved: Any, gradient: Array):
+def _spread_backward(saved: Any, gradient: Array):
     x, groups = saved
     num_tokens = x.shape[0]
     ones = jnp.ones((num_tokens, gradient.shape[0] // max(1, num_tokens)), jnp.float32)
-    return _sum(backend, gradient, groups, ones), None
+    return _sum(gradient, groups, ones), None
 
 
 # The gradient needs only the number of tokens.
-spread.defvjp(
-    lambda backend, x, groups: (spread(backend, x, groups), (x[:, :0], groups)), _spread_backward
-)
+spread.defvjp(lambda x, groups: (spread(x, groups), (x[:, :0], groups)), _spread_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -141,20 +133,20 @@ def _dispatched_backward(backend: str, saved: Any, gradient: Array):
     each = MATMUL(gradient, bank, groups.sizes, contracted=2, backend=backend)
     token = _token(groups, x.shape[0])
     towards_bank = OUTER(x, gradient, groups.sizes, token, backend=backend)
-    towards_x = _spread_backward(backend, (x, groups), each)[0]
+    towards_x = _spread_backward((x, groups), each)[0]
     return towards_x, towards_bank.astype(bank.dtype), None
 
 
 dispatched.defvjp(lambda backend, *args: (dispatched(backend, *args), args), _dispatched_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def combined(backend: str, rows: Array, groups: Groups, weights: Array) -> Array:
+@jax.custom_vjp
+def combined(rows: Array, groups: Groups, weights: Array) -> Array:
     """Returns `combine`."""
-    return _sum(backend, rows, groups, weights)
+    return _sum(rows, groups, weights)
 
 
-def _combined_backward(backend: str, saved: Any, gradient: Array):
+def _combined_backward(saved: Any, gradient: Array):
     rows, groups, weights = saved
     each = _of_tokens(gradient, groups, weights.shape[0]).astype(jnp.float32)
     towards_rows = (_scales(groups, weights) * each).astype(rows.dtype)
@@ -162,7 +154,7 @@ def _combined_backward(backend: str, saved: Any, gradient: Array):
     return towards_rows, None, towards_weights
 
 
-combined.defvjp(lambda backend, *args: (combined(backend, *args), args), _combined_backward)
+combined.defvjp(lambda *args: (combined(*args), args), _combined_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -170,7 +162,7 @@ def matmul_combined(
     backend: str, rows: Array, bank: Array, groups: Groups, weights: Array
 ) -> Array:
     """Returns `combine_matmul`."""
-    return _sum(backend, MATMUL(rows, bank, groups.sizes, backend=backend), groups, weights)
+    return _sum(MATMUL(rows, bank, groups.sizes, backend=backend), groups, weights)
 
 
 def _matmul_combined_backward(backend: str, saved: Any, gradient: Array):

@@ -1,11 +1,13 @@
 """Kernels interpreted on a CPU, and compiled ahead of time for TPUs and GPUs."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import SingleDeviceSharding
 
@@ -24,14 +26,24 @@ TPU = pltpu.InterpretParams(
     detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan",
     num_cores_or_threads=2,
 )
+GPU: Any = None
+if hasattr(plgpu, "InterpretGPUParams"):
+    GPU = plgpu.InterpretGPUParams(detect_races=True, uninitialized_memory="nan")
+NEEDS_INTERPRETER = pytest.mark.skipif(
+    GPU is None, reason=f"jax {jax.__version__} does not interpret Mosaic GPU kernels"
+)
 MEGABLOX = tuple(
     functools.partial(f, interpret=True) for f in (megablox.matmul, megablox.outer)
 )
 GROUPED = {  # products of rows and banks, and of rows and rows, by backend
     "reference": (reference.matmul, reference.outer),
     "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
-    "pallas_triton": tuple(functools.partial(f, interpret=True) for f in (gpu.matmul, gpu.outer)),
+    "mosaic_gpu": tuple(functools.partial(f, interpret=GPU) for f in (gpu.matmul, gpu.outer)),
 }
+GROUPED_KERNELS = (
+    *(name for name in GROUPED if name != "mosaic_gpu"),
+    pytest.param("mosaic_gpu", marks=NEEDS_INTERPRETER),
+)
 
 
 def compile_for(machine, f, *shapes):
@@ -43,8 +55,8 @@ def compile_for(machine, f, *shapes):
 def assert_compiles(machine, f, *shapes, kernels):
     """Asserts that a program compiles for a machine, with so many calls of kernels of ours."""
     text = compile_for(machine, f, *shapes).as_text()
-    name = "__gpu$xla.gpu.triton" if machine in GPUS else "tpu_custom_call"
-    assert text.count(f'custom_call_target="{name}"') == kernels
+    name = "mosaic_gpu" if machine in GPUS else "tpu_custom_call"
+    assert text.count(f'custom_call_target="{name}') == kernels
 
 
 def tolerance(dtype, length=1):
@@ -58,8 +70,8 @@ def run_interpreted(monkeypatch, platform):
 
     Ops or arguments without one take the reference, as they do on that platform.
     """
-    name = {"tpu": "pallas_tpu", "cuda": "pallas_triton"}[platform]
-    how = pltpu.InterpretParams(uninitialized_memory="nan") if platform == "tpu" else True
+    name = {"tpu": "pallas_tpu", "cuda": "mosaic_gpu"}[platform]
+    how = pltpu.InterpretParams(uninitialized_memory="nan") if platform == "tpu" else GPU
 
     def run(op, *arrays, backend="auto", **static):
         for each in op.implementations:

@@ -9,7 +9,6 @@ import pytest
 from jax.test_util import check_grads
 
 from recursia.kernels.grouped_matmul import (
-    COMBINE,
     MATMUL,
     OUTER,
     Groups,
@@ -17,13 +16,21 @@ from recursia.kernels.grouped_matmul import (
     combine_matmul,
     dispatch,
     dispatch_matmul,
-    gpu,
     group_choices,
     grouped_matmul,
     reference,
 )
-from tests.helpers.kernels import GPUS, MACHINES, MEGABLOX, assert_compiles, normal, tolerance
-from tests.helpers.kernels import GROUPED as KERNELS
+from tests.helpers.kernels import (
+    GPUS,
+    GROUPED,
+    GROUPED_KERNELS,
+    MACHINES,
+    MEGABLOX,
+    NEEDS_INTERPRETER,
+    assert_compiles,
+    normal,
+    tolerance,
+)
 from tests.helpers.refusals import refused
 
 DTYPES = (jnp.float32, jnp.bfloat16)
@@ -38,6 +45,11 @@ SHAPES = {
 
 CASES = [(shape, jnp.float32) for shape in SHAPES]
 CASES += [("empty_groups_around", jnp.bfloat16), ("several_blocks", jnp.bfloat16)]
+CASES = [(kernel, *case) for kernel in GROUPED if kernel != "mosaic_gpu" for case in CASES]
+CASES += [  # few: an interpreter of every copy takes its time
+    pytest.param("mosaic_gpu", shape, dtype, marks=NEEDS_INTERPRETER)
+    for shape, dtype in [("one_row", jnp.float32), ("several_blocks", jnp.bfloat16)]
+]
 
 
 def wide(a):
@@ -66,12 +78,11 @@ def assert_near(ours, expected, dtype, length):
     np.testing.assert_allclose(wide(ours) / scale, expected / scale, **tolerance(dtype, length))
 
 
-@pytest.mark.parametrize(("shape", "dtype"), CASES)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "shape", "dtype"), CASES)
 def test_rows_meet_their_groups_entry_and_outer_products_are_summed_over_groups(
     kernel, shape, dtype
 ):
-    matmul, outer = KERNELS[kernel]
+    matmul, outer = GROUPED[kernel]
     sizes, inner, width = SHAPES[shape]
     count, num_groups = sum(sizes), len(sizes)
     bank = normal(num_groups, inner, width, dtype=dtype)
@@ -89,9 +100,9 @@ def test_rows_meet_their_groups_entry_and_outer_products_are_summed_over_groups(
     assert not outer_sums[np.array(sizes) == 0].any()
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", GROUPED_KERNELS)
 def test_rows_are_taken_from_where_they_are(kernel):
-    matmul, outer = KERNELS[kernel]
+    matmul, outer = GROUPED[kernel]
     sizes = jnp.array([7, 0, 40, 3])
     x, bank, right = normal(9, 24), normal(4, 24, 12), normal(50, 12)
     take = jnp.asarray(np.random.default_rng(0).integers(0, 9, 50))  # some often, in any order
@@ -107,9 +118,9 @@ def test_rows_are_taken_from_where_they_are(kernel):
     assert_near(right_sums, outers(right, x[take], sizes), x.dtype, 40)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", GROUPED_KERNELS)
 def test_what_is_not_finite_stays_in_its_group(kernel):
-    matmul, outer = KERNELS[kernel]
+    matmul, outer = GROUPED[kernel]
     sizes = jnp.array([5, 2, 6])
     rows, bank = normal(13, 8), normal(3, 8, 4)
     run = jax.jit(lambda rows: (matmul(rows, bank, sizes), outer(rows, rows, sizes)))
@@ -119,16 +130,13 @@ def test_what_is_not_finite_stays_in_its_group(kernel):
     assert np.isnan(sums[1]).all() and (sums[::2] == expected_sums[::2]).all()
 
 
-@pytest.mark.parametrize(
-    "kernel", [reference.combine, functools.partial(gpu.combine, interpret=True)]
-)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "k", "width"), [(1, 1, 1), (7, 3, 5), (5, 2, 600), (300, 1, 8)])
-def test_a_tokens_rows_are_summed_with_their_weights(kernel, dtype, tokens, k, width):
+def test_a_tokens_rows_are_summed_with_their_weights(dtype, tokens, k, width):
     rows, weights = normal(tokens * k, width, dtype=dtype), normal(tokens, k)
     slots = np.random.default_rng(0).permutation(tokens * k).reshape(tokens, k)
     expected = np.einsum("tkm,tk->tm", wide(rows)[slots], wide(weights))
-    assert_near(kernel(rows, jnp.asarray(slots), weights), expected, dtype, k)
+    assert_near(reference.combine(rows, jnp.asarray(slots), weights), expected, dtype, k)
 
 
 def routed(tokens, k, num_groups, seed=0):
@@ -207,7 +215,7 @@ def test_nothing_gives_nothing():
     rows, towards_bank = jax.grad(loss, (0, 1))(jnp.zeros((0, 4)), bank)
     assert rows.shape == (0, 4) and not towards_bank.any()
     assert combine_matmul(jnp.zeros((0, 4)), bank, groups, jnp.zeros((0, 2))).shape == (0, 2)
-    for matmul, outer in KERNELS.values():
+    for matmul, outer in GROUPED.values():
         assert matmul(jnp.zeros((0, 4)), bank, groups.sizes).shape == (0, 2)
         assert not outer(jnp.zeros((0, 4)), jnp.zeros((0, 2)), groups.sizes).any()
 
@@ -239,10 +247,17 @@ def test_backends_say_why_they_decline():
     assert "widths 412, 256" in told(MATMUL, "tpu", *of(256, 412))["megablox"]
     assert "not float16" in told(MATMUL, "tpu", *of(256, 128, jnp.float16))["pallas_tpu"]
     assert "40200 bytes, more than" in told(MATMUL, "tpu", *of(256, 20100))["pallas_tpu"]
-    assert told(MATMUL, "cuda", *of(256, 412)) == {"pallas_triton": "accepts"}
-    rows, weights = shape((200, 8), jnp.bfloat16), shape((2, 100), jnp.float32)
-    slots = shape((2, 100), jnp.int32)
-    assert "not 100" in told(COMBINE, "cuda", rows, slots, weights)["pallas_triton"]
+    assert told(MATMUL, "cuda", *of(256, 412)) == {"mosaic_gpu": "accepts"}
+    assert "not float16" in told(MATMUL, "cuda", *of(256, 412, jnp.float16))["mosaic_gpu"]
+
+
+def test_a_gpu_without_the_kernels_instructions_takes_the_reference():
+    mosaic = MATMUL.of("cuda")[0]
+    rows, bank, sizes = normal(4, 8), normal(1, 8, 8), jnp.array([4])
+    with refused(NotImplementedError, "H100", "not on NVIDIA A100-SXM4-80GB"):
+        mosaic.apply(MATMUL.name, (rows, bank, sizes), {}, "NVIDIA A100-SXM4-80GB")
+    name, _, reasons = MATMUL.choose((rows, bank, sizes), {}, "auto", "cuda", "NVIDIA B200")
+    assert name == "reference" and "not on NVIDIA B200" in reasons["mosaic_gpu"]
 
 
 def test_flops_are_of_the_rows_that_multiply():
@@ -264,20 +279,38 @@ def test_the_librarys_kernels_are_the_same_product():
     assert_near(outer(rows, back, jnp.array(sizes)), outers(rows, back, sizes), rows.dtype, 100)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("machine", MACHINES)
-def test_forward_and_gradients_compile_with_the_kernels_in_them(machine, caplog):
+def test_forward_and_gradients_compile_with_the_kernels_in_them(machine, dtype, caplog):
     # 387 experts of width 128, 16 of a token of width 1024. The order is given: sorts take longer
     # to compile than the kernels.
     tokens, choices, num_groups, inner, width = 2048, 2048 * 16, 387, 1024, 128
     shape = jax.ShapeDtypeStruct
     groups = Groups(*(shape((size,), jnp.int32) for size in (num_groups, choices, choices)))
-    x = shape((tokens, inner), jnp.bfloat16)
-    bank = shape((num_groups, inner, width), jnp.bfloat16)
+    x, up = shape((tokens, inner), dtype), shape((num_groups, inner, width), dtype)
+    down, weights = shape((num_groups, width, inner), dtype), shape((tokens, 16), jnp.float32)
 
-    def run(x, bank, groups):
-        loss = lambda x, bank: dispatch_matmul(x, bank, groups).astype(jnp.float32).sum()
-        return jax.value_and_grad(loss, (0, 1))(x, bank)
+    def run(x, up, down, weights, groups, gradient):
+        def mlp(x, up, down, weights):
+            rows = dispatch_matmul(x, up, groups)
+            return combine_matmul(rows, down, groups, weights)
 
-    with_sum = 4 if machine in GPUS else 3  # over a token's choices
-    assert_compiles(machine, run, x, bank, groups, kernels=with_sum)
+        y, vjp = jax.vjp(mlp, x, up, down, weights)
+        return y, vjp(gradient)
+
+    parts = 6 if machine in GPUS and dtype == jnp.float32 else 1
+    assert_compiles(machine, run, x, up, down, weights, groups, x, kernels=6 * parts)
     assert not caplog.records
+
+
+@pytest.mark.gpu_compile
+def test_sizes_that_no_tile_divides_compile_for_a_gpu():
+    shape = jax.ShapeDtypeStruct
+    rows, bank = shape((1003, 412), jnp.bfloat16), shape((5, 412, 140), jnp.bfloat16)
+    sizes, back = shape((5,), jnp.int32), shape((1003, 140), jnp.bfloat16)
+
+    def run(rows, bank, sizes, back):
+        y, vjp = jax.vjp(lambda *of: grouped_matmul(*of, sizes), rows, bank)
+        return y, vjp(back)
+
+    assert_compiles("h100:1", run, rows, bank, sizes, back, kernels=3)

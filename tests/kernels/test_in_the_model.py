@@ -13,7 +13,7 @@ from recursia.kernels.dispatch import Op
 from recursia.kernels.routed_attention import tpu_grid
 from recursia.train.step import Trainer
 from tests.helpers.batches import whole_rows
-from tests.helpers.kernels import GPUS, run_interpreted
+from tests.helpers.kernels import GPUS, NEEDS_INTERPRETER, run_interpreted
 from tests.helpers.tiny import error, tol
 
 CAUSAL = ("causal_attention", "causal_attention_backward")
@@ -26,10 +26,11 @@ OPS = {
 MACHINES = ("v5e:2x2", *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS))
 
 
-def trainer(name, devices, **changed):
+def trainer(name, devices, axes=(("fsdp", -1),), **changed):
     changed = {"model.vocab_size": 256, "train.batch_size": 8, "train.seq_len": 256, **changed}
     run = config.load(name, {field: str(value) for field, value in changed.items()})
-    run = dataclasses.replace(run, mesh=sharding.MeshConfig(data=1, fsdp=-1))
+    mesh = sharding.MeshConfig(**{"data": 1, "fsdp": 1, **dict(axes)})
+    run = dataclasses.replace(run, mesh=mesh)
     return Trainer(run, run.model.sized(256), sharding.make_mesh(run.mesh, devices))
 
 
@@ -86,15 +87,14 @@ def batch(rows=2, length=24):
     return whole_rows(tokens, np.ones((rows, length), np.float32))
 
 
-def first_moments(name, cross):
+def first_moments(name, cross, axes=()):
     """Returns the gradients of one step, as its first moments, and its metrics."""
     sizes = {"train.batch_size": 2, "train.seq_len": 24, "optimizer.clip_norm": 0.0}
-    small = {"model.num_layers": {"mor:tiny": 5, "moeut:tiny": 4, "sut:tiny": 2}[name]}
-    if name == "sut:tiny":
+    small = {"model.num_layers": {"moeut:tiny": 4, "sut:tiny": 2}.get(name, 5)}
+    if not name.startswith("mor"):
         small["depth.num_recursions"] = 2
-    if name == "moeut:tiny":
-        small["depth.num_recursions"] = 2
-    made = trainer(name, jax.devices()[:1], **sizes, **small,
+    devices = jax.devices()[: 2 ** len(axes)]
+    made = trainer(name, devices, axes, **sizes, **small,
                    **{"data.cross_document_attention": cross})  # fmt: skip
     state, metrics = made.step_function(0)(made.init(), made.put(batch()))
     is_adam = lambda leaf: hasattr(leaf, "mu")
@@ -103,7 +103,9 @@ def first_moments(name, cross):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize(
+    "platform", ["tpu", pytest.param("cuda", marks=NEEDS_INTERPRETER, id="mosaic_gpu")]
+)
 @pytest.mark.parametrize("name", OPS)
 def test_kernels_and_references_give_one_loss_and_gradient(monkeypatch, name, platform):
     want, wanted = first_moments(name, True)
@@ -114,3 +116,25 @@ def test_kernels_and_references_give_one_loss_and_gradient(monkeypatch, name, pl
     assert error(moments, want) < tol(jnp.float32, 8 * 24 * 64)
     for key in wanted:
         assert np.allclose(metrics[key], wanted[key], rtol=1e-4, atol=1e-6), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, axis",
+    [
+        ("mor:tiny", "tensor"),
+        ("mor:tiny_kv_share", "context"),  # with a plan for each device's queries
+        ("moeut:tiny", "expert"),
+        ("moeut:tiny", "context"),
+        ("sut:tiny", "expert"),
+        ("sut:tiny", "tensor"),
+    ],
+)
+def test_on_two_devices_kernels_give_the_references_loss_and_gradient(monkeypatch, name, axis):
+    want, wanted = first_moments(name, True)
+    run_interpreted(monkeypatch, "tpu")
+    jax.clear_caches()
+    moments, metrics = first_moments(name, True, [(axis, 2)])
+    jax.clear_caches()
+    assert error(moments, want) < tol(jnp.float32, 8 * 24 * 64)
+    np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-4)

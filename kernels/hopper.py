@@ -1,0 +1,42 @@
+"""What kernels for NVIDIA Hopper GPUs share: Pallas's Mosaic GPU backend, TMA and wgmma.
+
+One warpgroup of a program loads tiles ahead by TMA; the others multiply them on tensor cores.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+# Tensor cores of other NVIDIA GPUs have other instructions.
+DEVICES = ("H100", "H200", "H800", "H20", "GH200")
+LANES = 64  # bfloat16 in 128 bytes: a row of the tiles that tensor cores read
+SWIZZLE = plgpu.SwizzleTransform(128)
+TILED = plgpu.TilingTransform((8, LANES)), SWIZZLE
+WGMMA = plgpu.Layout.WGMMA
+_TAKES_INDEX = "idx" in inspect.signature(plgpu.load).parameters  # before jax 0.11
+
+
+def tiles(*shape: int) -> Any:
+    """Returns shared memory for tiles as tensor cores read them."""
+    return plgpu.SMEM(shape, jnp.bfloat16, transforms=TILED)
+
+
+def load(ref: Any, layout: Any = WGMMA) -> Any:
+    """Reads shared memory to registers in the layout of a product, or of its rows or columns."""
+    at = ((),) if _TAKES_INDEX else ()
+    return plgpu.load(ref, *at, layout=layout, optimized=False)
+
+
+def load_ahead(steps: Any, fill: Callable[..., None], read: Any) -> None:
+    """Calls `fill(step, slot)` for each step, once the slot's last step is `read`."""
+
+    @pl.loop(0, steps)
+    def _(step):
+        slot = jax.lax.rem(step, read.shape[0])
+        pl.when(step >= read.shape[0])(lambda: plgpu.barrier_wait(read.at[slot]))
+        fill(step, slot)
