@@ -76,6 +76,8 @@ def _module(path: str) -> tuple[ModuleType, list[str]]:
     left, module = path.split("."), None
     if not all(map(str.isidentifier, left)):
         raise ConfigError(f"{path}: is no dotted path, such as my_parts.Half")
+    if left[0] in sys.stdlib_module_names:  # some of which do something when they are imported
+        raise ConfigError(f"{path}: {left[0]!r} is a module of Python itself; name one of yours")
     look_here()
     importlib.invalidate_caches()  # a file may have been written a moment ago
     while left and (inner := _imported(path, module, left[0])) is not None:

@@ -101,6 +101,7 @@ WRONG = {
         "own.Half",
         "line 6: ZeroDivisionError",
     ),
+    "a module of Python": ("", "antigravity.Half", "is a module of Python itself"),
     "no path": ("", "..own", "is no dotted path"),
     "a path of files": ("", "./own.py", "is no dotted path"),
     "no dot": ("", "own", "or MODULE.CLASS of your own"),

@@ -7,6 +7,11 @@ import recursia
 
 EXECUTES = {"eval", "exec", "compile", "__import__"}
 UNSAFE = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "torch"}
+# What imports by a name that is computed: of files of the package, and of a user's own parts.
+IMPORTS = {
+    *("__init__.py", "dotted.py", "kinds.py", "modules.py", "evaluate/parity.py"),
+    *("preflight/kept.py", "data/source.py"),
+}
 YAML = {"compose", "safe_dump", "YAMLError"}  # which make no objects of what a file names
 
 
@@ -32,3 +37,15 @@ def test_nothing_that_reads_unpickles_evaluates_or_executes():
     # A user's own configuration is Python; what is shipped to others is run by transformers.
     remote = {("convert/remote/modeling_recursia.py", name) for name in ("torch", "torch.nn")}
     assert found == {("presets.py", "exec_module"), *remote}
+
+
+def test_few_modules_import_by_a_name_that_is_computed():
+    """What a run's directory names goes through one of them, which looks where a module lies."""
+    root = pathlib.Path(recursia.__file__).parent
+    found = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                is_fixed = isinstance(node.args[0], ast.Constant)
+                found |= set() if is_fixed else {str(path.relative_to(root))}
+    assert found == IMPORTS
