@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from recursia.report.panels import COLORS, Panel, legend, plot, smoothed, source, spread
+from recursia.report.panels import COLORS, MOST, Panel, legend, plot, smoothed, source, spread
 from recursia.report.record import LENGTHS, Record, Row
 
 # Of rows of training: metric, title, unit, caption.
@@ -21,6 +21,7 @@ _OTHERS = (
         "FLOPs of the model, with its recursions and routing, over the peak of the devices.",
     ),
 )
+_ALL = 4000  # points of the curves of all runs in one plot, which bounds the size of the page
 _RAW, _SMOOTH, _VALIDATION, _CAUSAL = "raw", "smooth", "validation", "causal"
 _HOVER = [("run", "$name"), ("step", "@steps{0,0}"), ("tokens", "@tokens{0.00a}")]
 
@@ -30,11 +31,12 @@ def curves(records: Sequence[Record]) -> list[Panel]:
 
     Every curve has a column for each of `LENGTHS`, so that the page can draw it against another.
     """
-    panels = [_loss(records), *(_other(records, *each) for each in _OTHERS)]
+    most = max(2, min(MOST, _ALL // len(records)))
+    panels = [_loss(records, most), *(_other(records, most, *each) for each in _OTHERS)]
     return [panel for panel in panels if panel.plot.renderers]
 
 
-def _loss(records: Sequence[Record]) -> Panel:
+def _loss(records: Sequence[Record], most: int) -> Panel:
     drawn = plot("steps", "nats per token", [*_HOVER, ("loss", "@y{0.0000}")])
     are_several = len(records) > 1
     for index, record in enumerate(records):
@@ -43,16 +45,16 @@ def _loss(records: Sequence[Record]) -> Panel:
         line = {"color": color, "name": record.name}
         if record.training:
             losses = [row["loss"] for row in record.training]
-            raw = _columns(record, record.training, losses)
+            raw = _columns(record, record.training, losses, most)
             drawn.line("x", "y", source=raw, alpha=0.3, tags=[_RAW], **line)
-            smooth = _columns(record, record.training, smoothed(losses))
+            smooth = _columns(record, record.training, smoothed(losses), most)
             how = {"line_width": 1.6, "tags": [_SMOOTH], "legend_label": label("training")}
             drawn.line("x", "y", source=smooth, **how, **line)
         for name, dash, tag in (("", "solid", _VALIDATION), ("_causal", "dashed", _CAUSAL)):
             metric = f"validation_loss{name}"
             if rows := [row for row in record.validation if metric in row]:
                 what = f"validation{name.replace('_', ', ')}"
-                data = _columns(record, rows, [row[metric] for row in rows])
+                data = _columns(record, rows, [row[metric] for row in rows], most)
                 how = {"line_dash": dash, "legend_label": label(what), "tags": [tag]}
                 drawn.line("x", "y", source=data, line_width=1.2, alpha=0.8, **how, **line)
                 how = {**how, "fill_color": color if not name else "white"}
@@ -67,7 +69,9 @@ def _loss(records: Sequence[Record]) -> Panel:
     return Panel("loss", "Loss", caption, drawn, x="length", y="loss")
 
 
-def _other(records: Sequence[Record], metric: str, title: str, unit: str, caption: str) -> Panel:
+def _other(
+    records: Sequence[Record], most: int, metric: str, title: str, unit: str, caption: str
+) -> Panel:
     log = {"y_axis_type": "log"} if metric == "gradient_norm" else {}
     drawn = plot("steps", unit, [*_HOVER, (title.lower(), "@y{0.0000a}")], **log)
     for index, record in enumerate(records):
@@ -76,17 +80,20 @@ def _other(records: Sequence[Record], metric: str, title: str, unit: str, captio
             values = [value if value > 0 else math.nan for value in values] if log else values
             more = {"legend_label": record.name} if len(records) > 1 else {}
             how = {"color": COLORS[index % len(COLORS)], "name": record.name, "line_width": 1.3}
-            drawn.line("x", "y", source=_columns(record, rows, values), **how, **more)
+            drawn.line("x", "y", source=_columns(record, rows, values, most), **how, **more)
     legend(drawn)
     return Panel(metric, title, caption, drawn, x="length")
 
 
-def _columns(record: Record, rows: Sequence[Row], values: Sequence[float] | np.ndarray) -> Any:
+def _columns(
+    record: Record, rows: Sequence[Row], values: Sequence[float] | np.ndarray, most: int = MOST
+) -> Any:
     """Returns a curve: `x` and `y` as first drawn, and what the reader may choose for them."""
     y = np.asarray(values, float)
     bits = y / math.log(2) * (record.tokens_per_byte or math.nan)
     lengths = record.lengths(rows)
-    return source({**lengths, "x": lengths["steps"], "y": y, "nats": y, "bits": bits})
+    columns = {**lengths, "x": lengths["steps"], "y": y, "nats": y, "bits": bits}
+    return source(columns, most)
 
 
 def by_recursion(record: Record) -> list[Panel]:

@@ -115,11 +115,11 @@ def legend(drawn: Any) -> None:
     drawn.add_layout(names, "below")
 
 
-def source(columns: Mapping[str, Sequence[Any] | np.ndarray]) -> Any:
-    """Returns columns for a plot; numbers become float32, and at most `MOST` points stay."""
+def source(columns: Mapping[str, Sequence[Any] | np.ndarray], most: int = MOST) -> Any:
+    """Returns columns for a plot; numbers become float32, and at most `most` points stay."""
     found = {name: np.asarray(values) for name, values in columns.items()}
     count = max(map(len, found.values()), default=0)
-    at = np.unique(np.linspace(0, count - 1, min(count, MOST)).round().astype(int))
+    at = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
     small = lambda x: x.astype(np.float32) if x.dtype.kind in "fiu" else x
     return ColumnDataSource({name: small(values[at]) for name, values in found.items()})
 

@@ -1,5 +1,6 @@
 """A report is one page that needs nothing else, says what the files say, and runs none of it."""
 
+import dataclasses
 import json
 import re
 import urllib.error
@@ -38,6 +39,14 @@ def test_a_page_needs_nothing_else_and_is_small(workdir):
     assert not re.search(r"(src|href)=[\"'](?!#)|@import|url\(", outside)
     assert len(html.encode()) < 3_000_000
     assert drawn(html) == set(plots(html)) >= {"loss", "learning_rate", "by_kind", "scores_1"}
+
+
+def test_a_page_of_many_long_runs_is_small(tmp_path):
+    rows = [*records.training_rows(2000), *records.validation_rows(2000)]
+    records.write(tmp_path / "run", rows, train={"num_steps": 2000})
+    (found,) = record.read([tmp_path / "run"])
+    many = [dataclasses.replace(found, name=f"run {index}") for index in range(16)]
+    assert len(page.page(many, records.reading(), "").encode()) < 3_000_000
 
 
 def test_nothing_from_files_is_markup(workdir):
