@@ -6,10 +6,15 @@ for equal bits in two runs. It is appended to --out as soon as it is there, and 
 has, of the same commit and flags, is not measured again: the same command goes on after a stop.
 
   python benchmarks/kernels.py --out=benchmarks/results/kernels_h100.jsonl
+  python benchmarks/kernels.py --tune
   python benchmarks/kernels.py --cut=32 --rounds=3 --out=benchmarks/results/kernels_cpu.jsonl
 
 Shapes are those of published models in bfloat16. On a CPU, where --cut divides lengths, only
 references and XLA's forms run, and targets say nothing.
+
+With --tune the sizes of our kernels are varied instead, and those that are faster are written to
+the device's table in `kernels/tuned`, still correct: run it before the measurement. A CPU has no
+kernel to tune.
 """
 
 import argparse
@@ -28,6 +33,7 @@ from typing import Any
 import clock
 import jax
 import jax.numpy as jnp
+import tuning
 from cases import Case, attention, draw, experts
 
 from recursia.kernels.dispatch import Op
@@ -155,6 +161,21 @@ def done(path: pathlib.Path | None, here: dict[str, Any]) -> set[str]:
     return {row["case"] for row in rows if all(row.get(name) == here[name] for name in kept)}
 
 
+def tuned(case: Case, rounds: int) -> None:
+    """Writes faster sizes of the kernels of a case to the table of this device."""
+
+    def timed() -> float:
+        f, arrays = program(case.candidates["ours"], case.arrays, case.count)
+        return clock.median(clock.measure({"ours": f}, {"ours": arrays}, rounds)["ours"])
+
+    entries, here = tuning.tune(timed), circumstances(1)
+    with tuning.sizes({key: entry["config"] for key, entry in entries.items()}):
+        checked(case)
+    told = {name: here[name] for name in ("commit", "versions", "runtime", "flags")}
+    tuning.write(here["device"], entries, **told)
+    print(f"{case.name:44} {len(entries)} kernels faster", flush=True)
+
+
 def shown(row: dict[str, Any]) -> str:
     """Returns a row as a line."""
     ours = row["seconds"]["ours"]
@@ -177,6 +198,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="part of the name of a case")
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no case after them")
+    parser.add_argument("--tune", action="store_true", help="write faster sizes of kernels")
     parser.add_argument("--out", type=pathlib.Path, help="append rows here as JSON lines")
     return parser.parse_args(words)
 
@@ -185,6 +207,9 @@ def main() -> int:
     """Measures what is missing; returns 75 if some is left for the next call."""
     options, begun = parse(sys.argv[1:]), time.monotonic()
     cut = options.cut or (32 if jax.default_backend() == "cpu" else 1)
+    if options.tune and jax.default_backend() == "cpu":
+        print("kernels: a CPU runs no kernel of ours, so there is nothing to tune")
+        return 0
     here = circumstances(cut)
     there, rates = done(options.out, here), None
     for case in itertools.chain(attention(cut), experts(cut)):
@@ -193,6 +218,9 @@ def main() -> int:
         if time.monotonic() - begun > 60 * options.minutes:
             print("kernels: out of time; the same command measures the rest", file=sys.stderr)
             return 75
+        if options.tune:
+            tuned(case, options.rounds)
+            continue
         rates = rates or machine(cut, options.rounds)
         row = {**measured(case, rates, options.rounds), **here, **rates}
         print(shown(row), flush=True)

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from recursia import topology
 from recursia.kernels import tuned
 from recursia.kernels.dispatch import Implementation, Op
+from tests.helpers.benchmarks import benchmark
 from tests.helpers.kernels import compile_for
 from tests.helpers.refusals import refused
 
@@ -94,6 +95,34 @@ def test_a_file_that_is_no_table_is_named(used, tmp_path, text):
     tuned.table.cache_clear()
     with refused(ValueError, "cpu.json", "no table", "delete or mend"):
         jax.jit(used[1])(jnp.zeros((1024, 8)))
+
+
+def test_tuning_writes_the_fastest_sizes_and_what_was_measured(used, tmp_path):
+    found, op = used
+    tuning = benchmark("tuning")
+
+    def timed():
+        jax.jit(op)(jnp.zeros((4, 8))).block_until_ready()
+        return 1 + abs(found[-1].rows - 32) + abs(found[-1].columns - 2)
+
+    entries = tuning.tune(timed)
+    tuning.write("cpu", entries, commit="c")
+    (entry,) = json.loads(tuned.path("cpu").read_text())["doubled"]["ours"].values()
+    assert entry == {
+        "config": {"rows": 32, "columns": 2},
+        "seconds": 1,
+        "before": 27,
+        "commit": "c",
+    }
+    jax.clear_caches()
+    jax.jit(op)(jnp.zeros((4, 8)))
+    assert found[-1] == Config(32, 2)
+
+
+def test_what_is_not_faster_writes_no_table(used, tmp_path):
+    tuning = benchmark("tuning")
+    tuning.write("cpu", tuning.tune(lambda: len(jax.jit(used[1])(jnp.zeros((4, 8))))))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_tables_that_are_shipped_are_of_ops_and_their_configs():
