@@ -111,9 +111,11 @@ def _forward(
         if "bias" in head:
             added["bias"] = error.sum((0, 1))
         error = error.astype(h.dtype)
-        added["matrix"] = jnp.einsum("btv,btd->vd", error, h, preferred_element_type=jnp.float32)
+        added["matrix"] = jnp.einsum(
+            "...v,...d->vd", _rows(error), _rows(h), preferred_element_type=jnp.float32
+        )
         head_grad = jax.tree.map(jnp.add, head_grad, added)
-        hidden_grad = jnp.einsum("btv,vd->btd", error, head["matrix"])
+        hidden_grad = (_rows(error) @ head["matrix"]).reshape(h.shape)
         return head_grad, (losses, hidden_grad)
 
     zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), head)
@@ -146,9 +148,15 @@ def cast(head: Head, dtype: DTypeLike) -> Head:
 def logits(hidden: Float[Array, "B C D"], head: Head) -> Float[Array, "B C V"]:
     """Returns float32 logits; the head's matrix is in the compute dtype."""
     matrix = head["matrix"]
-    scores = jnp.einsum("btd,vd->btv", hidden, matrix, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...d,vd->...v", _rows(hidden), matrix, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*hidden.shape[:-1], -1)
     scores = scores + head["bias"] if "bias" in head else scores
     return head["cap"] * jnp.tanh(scores / head["cap"]) if "cap" in head else scores
+
+
+def _rows(x: Array) -> Array:
+    """Returns arrays [B C D] as [B*C D], unless tokens are sharded by position: see `linear.dot`."""
+    return x if sharding.is_split("length") else x.reshape(-1, x.shape[-1])
 
 
 def _split(chunk: int, tree: Any) -> Any:
