@@ -1,4 +1,4 @@
-"""Kernels for routed tokens: top-k selection, gather, scatter, attention and grouped matmul.
+"""Kernels for routed tokens: attention and grouped matmul.
 
 Each op is a folder with its public function, a reference that runs on a CPU, and the kernels for
 TPU and GPU. Nothing here imports the rest of recursia.

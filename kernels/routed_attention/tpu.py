@@ -105,10 +105,11 @@ def _planned(
     query: Array, key: Array, value: Array, where: Where, relative: Any, config: Config | None
 ) -> tuple[Cut, Plan]:
     """Returns the cut and the plan, of the sizes of a plan that is given."""
-    computed = sizes(query, key, value, where, relative)
-    config = (config or computed) if where.plan is None else where.plan.config
+    config = config or sizes(query, key, value, where, relative)
+    if where.plan is not None:
+        return Cut.of(query, key, where.plan.config), where.plan
     cut = Cut.of(query, key, config)
-    return cut, cut.plan(where) if where.plan is None else where.plan
+    return cut, cut.plan(where)
 
 
 def sizes(

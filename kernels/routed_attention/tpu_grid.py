@@ -154,8 +154,9 @@ class Cut:
 
     def _counts(self, by_key: bool) -> tuple[int, int]:
         """Returns the numbers of outer and of inner blocks."""
-        counts = -(-self.length // self.query_block), -(-self.key_length // self.key_block)
-        return counts[::-1] if by_key else counts
+        queries = -(-self.length // self.query_block)
+        keys = -(-self.key_length // self.key_block)
+        return (keys, queries) if by_key else (queries, keys)
 
     def queries(self, x: Float[Array, "B T N H"]) -> Float[Array, "B K G T H"]:
         """Lays out an array of the queries."""
