@@ -134,7 +134,8 @@ def _run(name: str) -> ModuleType:
     except (OSError, RuntimeError) as error:  # a name that is too long, a user without a home
         raise ConfigError(f"--config={name}: {error}") from None
     if not is_configuration:
-        raise ConfigError(f"--config={name}: no file {path.name}{_nearest(split(name)[0])}")
+        which = "names no file" if path.name == ".py" else f"no file {path.name}"
+        raise ConfigError(f"--config={name}: {which}{_nearest(split(name)[0])}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     assert spec and spec.loader  # of a file that ends in .py
     module = importlib.util.module_from_spec(spec)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
-import pathlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +18,8 @@ from recursia.errors import ConfigError
 from recursia.sweep import trial
 from recursia.sweep.search import Search
 from recursia.sweep.trial import Trial
+
+SWEEP = "sweep.json"  # file of a sweep's directory, which says what was declared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,12 @@ def read(name: str, typed: Mapping[str, str]) -> Declaration:
     Raises:
       ConfigError: if the file declares no sweep, none that can be run, or two equal trials.
     """
-    if buckets.is_place(name) or (pathlib.Path(name).expanduser() / config.RECORD).is_file():
+    holds = lambda file: os.path.isfile(os.path.join(os.path.expanduser(name), file))
+    if holds(SWEEP):
+        raise ConfigError(
+            f"--config={name}: is a sweep's directory; give recursia sweep resume --workdir={name}"
+        )
+    if buckets.is_place(name) or holds(config.RECORD):
         raise ConfigError(f"--config={name}: is a run; give a FILE.py that defines sweep(add)")
     sweep, search = (presets.member(name, of) for of in ("sweep", "search"))
     if callable(sweep) and callable(search):

@@ -12,11 +12,11 @@ from typing import Any
 from recursia import storage
 from recursia.config import RECORD
 from recursia.errors import ConfigError, StorageError
-from recursia.sweep.declaration import Declaration
+from recursia.sweep.declaration import SWEEP, Declaration
 from recursia.sweep.trial import Trial
 from recursia.workdir import place
 
-SWEEP, TRIAL, TRIALS = "sweep.json", "trial.json", "trials"
+TRIAL, TRIALS = "trial.json", "trials"
 LOG = "log.txt"  # of a trial, in its directory
 _TYPES: dict[str, type] = {"config": str, "digest": str, "overrides": dict, "labels": dict}
 _TYPES |= {"trials": list, "is_search": bool, "how": dict}

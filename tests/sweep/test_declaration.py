@@ -160,6 +160,10 @@ def test_a_file_declares_a_sweep_or_a_search(tmp_path):
         declaration.read(str(tmp_path / "none.py"), {})
     with refused(ConfigError, "neither", "sweeps/iso_flop"):
         declaration.read("mor:tiny", {})
+    (tmp_path / "sweep.json").touch()
+    with refused(ConfigError, "is a sweep", f"resume --workdir={tmp_path}"):
+        declaration.read(str(tmp_path), {})
+    (tmp_path / "sweep.json").unlink()
     (tmp_path / "config.json").touch()
     for run in (str(tmp_path), "gs://bucket/run"):
         with refused(ConfigError, f"--config={run}: is a run"):
@@ -176,6 +180,7 @@ def test_a_file_declares_a_sweep_or_a_search(tmp_path):
         ("sweeps/nothing_like_it", ""),
         ("sweeps/axes:tiny", ""),
         ("sweeps", ""),
+        ("sweeps/", ""),
         ("sweeps/iso_flp.py", "sweeps/iso_flop"),
     ],
 )
