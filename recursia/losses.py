@@ -155,7 +155,7 @@ def logits(hidden: Float[Array, "B C D"], head: Head) -> Float[Array, "B C V"]:
 
 
 def _rows(x: Array) -> Array:
-    """Returns arrays [B C D] as [B*C D], unless tokens are sharded by position: see `linear.dot`."""
+    """Returns [B C D] as [B*C D], unless tokens are sharded by position: see `linear.dot`."""
     return x if sharding.is_split("length") else x.reshape(-1, x.shape[-1])
 
 
