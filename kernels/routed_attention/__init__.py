@@ -14,18 +14,20 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from .. import tuned
+from .. import hopper, tuned
 from ..dispatch import Implementation, Op
 from . import gpu, libraries, reference, tiles, tpu
 from .tpu_grid import Cut, Plan
 from .where import Where
 
 _TPU = Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes)
-_TRITON = Implementation("pallas_triton", "cuda", gpu.forward)
+_MOSAIC = Implementation("mosaic_gpu", "cuda", gpu.forward, gpu.forward_config, hopper.DEVICES)
 _SPLASH = Implementation("splash", "tpu", libraries.splash_forward)
 _CUDNN = Implementation("cudnn", "cuda", libraries.cudnn_forward)
 _TPU_BACK = Implementation("pallas_tpu", "tpu", tpu.backward, tpu.sizes)
-_TRITON_BACK = Implementation("pallas_triton", "cuda", gpu.backward)
+_MOSAIC_BACK = Implementation(
+    "mosaic_gpu", "cuda", gpu.backward, gpu.backward_config, hopper.DEVICES
+)
 _SPLASH_BACK = Implementation("splash", "tpu", libraries.splash_backward)
 _CUDNN_BACK = Implementation("cudnn", "cuda", libraries.cudnn_backward)
 
@@ -45,18 +47,18 @@ def _products(count: int) -> Callable[..., int]:
 
 
 # Forward and backward implementations can be mixed.
-FORWARD = Op("routed_attention", reference.forward, (_TPU, _TRITON, _SPLASH, _CUDNN), _products(2))
+FORWARD = Op("routed_attention", reference.forward, (_TPU, _MOSAIC, _SPLASH, _CUDNN), _products(2))
 BACKWARD = Op(
     "routed_attention_backward",
     reference.backward,
-    (_TPU_BACK, _TRITON_BACK, _SPLASH_BACK, _CUDNN_BACK),
+    (_TPU_BACK, _MOSAIC_BACK, _SPLASH_BACK, _CUDNN_BACK),
     _products(5),
 )
-CAUSAL = Op("causal_attention", reference.forward, (_SPLASH, _CUDNN, _TPU, _TRITON), _products(2))
+CAUSAL = Op("causal_attention", reference.forward, (_SPLASH, _CUDNN, _TPU, _MOSAIC), _products(2))
 CAUSAL_BACKWARD = Op(
     "causal_attention_backward",
     reference.backward,
-    (_SPLASH_BACK, _CUDNN_BACK, _TPU_BACK, _TRITON_BACK),
+    (_SPLASH_BACK, _CUDNN_BACK, _TPU_BACK, _MOSAIC_BACK),
     _products(5),
 )
 

@@ -1,22 +1,35 @@
-"""Flash attention on a GPU, in Triton (Dao, 2023, arXiv:2307.08691).
+"""Flash attention on an NVIDIA Hopper GPU (Dao, 2023, arXiv:2307.08691), by Mosaic GPU.
 
-A program keeps one block of queries, or of keys, and loops over the blocks not masked for it.
+A program keeps one block of queries, or of keys, 64 of them for each warpgroup that multiplies, and
+one more warpgroup loads the blocks that are not masked for them.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
-from .gpu_grid import Cut, Tiles, go_through
+from ..hopper import LANES, WGMMA, load
+from .gpu_grid import COLUMNS, ROWS, UNSEEN, Config, Kernel, across
 from .where import Where
 
-UNSEEN = float(np.finfo(np.float32).min)
 LOG2E = math.log2(math.e)  # exponents are of two, which the GPU has an instruction for
+
+
+def forward_config(query: Array, *_: Any, **__: Any) -> Config:
+    """Returns the sizes of `forward`, whose blocks fit the 227 KiB of shared memory."""
+    return Config(inner=64 if query.shape[3] > 128 else 128)
+
+
+def backward_config(query: Array, *_: Any, **__: Any) -> Config:
+    """Returns the sizes of `backward`, whose scores and sums fit the registers."""
+    return Config(warpgroups=1 if query.shape[3] > 128 else 2, inner=64)
 
 
 def forward(
@@ -27,23 +40,21 @@ def forward(
     relative: Float[Array, "B T N R"] | None = None,
     *,
     scale: float,
-    tiles: Tiles | None = None,
-    interpret: bool = False,
+    config: Config | None = None,
+    interpret: Any = None,
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
     """Returns the results of `reference.forward`."""
     _check(query, relative)
-    # 128 x 64 scores and as many sums in float32 are half of the registers of four warps.
-    tiles = tiles or _tiles(query, Tiles(128, 64, 4 if query.shape[-1] <= 64 else 8, 3))
-    cut = Cut.of(query, key, tiles, interpret)
-    out, logsum = cut.call(
-        functools.partial(_forward_kernel, cut=cut, scale=scale),
-        where,
-        by_key=False,
-        inputs=("queries", "keys", "keys"),
-        outputs=(("queries", query.dtype), ("rows", jnp.float32)),
-        name="routed_attention",
-    )(query, key, value)
-    return out, logsum
+    kernel = Kernel(
+        config or forward_config(query), interpret, scale, (query.shape[1], key.shape[1])
+    )
+    (batch, length, heads, _), size = query.shape, kernel.config.warpgroups * LANES
+    q, k, v = (_wide(x) for x in (query, key, value))
+    sums = jax.ShapeDtypeStruct((batch, heads, -(-length // size) * size), jnp.float32)
+    out, lse = kernel.call(
+        _forward_body, where, (q,), (k, v), outs=(q, sums), name="routed_attention"
+    )
+    return out[:, :length, :, : query.shape[3]], lse[..., :length]
 
 
 def backward(
@@ -57,155 +68,154 @@ def backward(
     grad: Float[Array, "B T N H"],
     *,
     scale: float,
-    tiles: Tiles | None = None,
-    interpret: bool = False,
+    config: Config | None = None,
+    interpret: Any = None,
 ) -> tuple[Array, Array, Array, None]:
-    """Returns the results of `reference.backward`.
-
-    Tiles are those of the pass that keeps queries; the pass that keeps keys swaps them.
-    """
+    """Returns the results of `reference.backward`."""
     _check(query, relative)
-    # Scores, their gradients and up to two sums of 128 x 64: half of the registers of eight warps.
-    tiles = tiles or _tiles(query, Tiles(128, 64, 8, 2))
-    mean = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
-    arrays = query, key, value, grad, logsum, mean
-    kinds = "queries", "keys", "keys", "queries", "rows", "rows"
-
-    def call(kernel: Any, tiles: Tiles, by_key: bool, outputs: Any) -> list[Array]:
-        cut = Cut.of(query, key, tiles, interpret)
-        return cut.call(
-            functools.partial(kernel, cut=cut, scale=scale),
-            where,
-            by_key=by_key,
-            inputs=kinds,
-            outputs=outputs,
-            name="routed_attention_key" if by_key else "routed_attention_query",
-        )(*arrays)
-
-    turned = tiles._replace(queries=tiles.keys, keys=tiles.queries)
-    (towards_query,) = call(_query_kernel, tiles, False, [("queries", query.dtype)])
-    outputs = [("keys", key.dtype), ("keys", value.dtype)]
-    towards_key, towards_value = call(_key_kernel, turned, True, outputs)
-    return towards_query, towards_key, towards_value, None
+    width = query.shape[3]
+    kernel = Kernel(
+        config or backward_config(query), interpret, scale, (query.shape[1], key.shape[1])
+    )
+    delta = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
+    q, k, v, do = (_wide(x) for x in (query, key, value, grad))
+    rows = logsum * LOG2E, delta
+    dq, *_ = kernel.call(
+        _query_body, where, (q, do), (k, v), rows, outs=(q,),
+        name="routed_attention_query",
+    )  # fmt: skip
+    by_key = functools.partial(
+        kernel.call, where=where, kept=(k, v), passing=(q, do), rows=rows, by_key=True,
+        name="routed_attention_key",
+    )  # fmt: skip
+    if width <= 128:
+        dk, dv = by_key(functools.partial(_key_body, wanted=(0, 1)), outs=(k, v))
+    else:  # the sums of both would take all registers
+        (dk,), (dv,) = (
+            by_key(functools.partial(_key_body, wanted=(i,)), outs=(k,)) for i in (0, 1)
+        )
+    cut = lambda x, like: x[:, : like.shape[1], :, :width]
+    return cut(dq, query), cut(dk, key), cut(dv, value), None
 
 
 def _check(query: Array, relative: Array | None) -> None:
     if relative is not None:
         raise NotImplementedError("it adds no relative scores")
-    if query.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"it takes float32, bfloat16 and float16, not {query.dtype}")
+    if query.dtype != jnp.bfloat16:
+        raise NotImplementedError(f"tensor cores multiply bfloat16, not {query.dtype}")
     if query.shape[3] > 256:
         raise NotImplementedError(f"it takes heads of at most 256, not {query.shape[3]}")
 
 
-def _tiles(query: Array, usual: Tiles) -> Tiles:
-    """Returns smaller tiles if less fits, or if rows are short: the diagonal wastes less."""
-    length, width = query.shape[1], query.shape[3]
-    if query.dtype == jnp.float32:
-        return Tiles(32, 32, 4, 1 if width > 128 else 2)
-    if width > 128:
-        return Tiles(64, 32, 8, 2)
-    return usual if length >= 1024 else Tiles(64, 64, 4, usual.stages)
+def _wide(x: Array) -> Array:
+    """Returns tokens and heads padded by zeros to whole parts of tiles."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % 8), (0, 0), (0, -x.shape[3] % LANES)])
 
 
-def _places(ref: Any, span: Any) -> tuple[Array, Array]:
-    """Returns positions and segments of a block."""
-    return ref[0, span.slice], ref[1, span.slice]
+def _product(x: Any, y: Any) -> Array:
+    """Returns x @ y in float32."""
+
+    def run(acc):
+        plgpu.wgmma(acc, x, y)
+        return acc[...]
+
+    return pl.run_scoped(run, plgpu.ACC((x.shape[0], y.shape[1])))
 
 
-def _hide(scores: Array, queries: tuple[Array, Array], keys: tuple[Array, Array]) -> Array:
-    """Returns scores with masked keys replaced; places are columns or rows."""
-    return jnp.where((queries[0] >= keys[0]) & (queries[1] == keys[1]), scores, UNSEEN)
+def _scores(x: Any, y: Any) -> Array:
+    return _product(x, y.transpose((1, 0)))
 
 
-def _column(places: tuple[Array, Array]) -> tuple[Array, Array]:
-    return places[0][:, None], places[1][:, None]
+def _summed(shapes: list[tuple[int, int]], run: Callable[..., None]) -> list[Array]:
+    """Returns sums, to which `run` adds products."""
+
+    def scope(*sums):
+        run(*sums)
+        return [acc[...] for acc in sums]
+
+    return pl.run_scoped(scope, *(plgpu.ACC(shape) for shape in shapes))
 
 
-def _row(places: tuple[Array, Array]) -> tuple[Array, Array]:
-    return places[0][None, :], places[1][None, :]
+def _filled(x: float, *shape: int) -> Array:
+    return plgpu.layout_cast(jnp.full(shape, x, jnp.float32), WGMMA if len(shape) == 2 else ROWS)
 
 
-def _forward_kernel(
-    block: Array, ends: Any, query_places: Any, key_places: Any, queries: Any, keys: Any,
-    values: Any, out: Any, logsum: Any, *, cut: Cut, scale: float,
-) -> None:  # fmt: skip
-    here = cut.queries(block)
-    query, mine = cut.load(queries, here), _column(_places(query_places, here))
-
-    def meet(apart: bool, block: Array, carry: Any) -> Any:
-        mixed, top, total = carry
-        there = cut.keys(block, every=not apart)
-        scores = cut.dot(query, cut.load(keys, there), transposed=True) * (scale * LOG2E)
-        if apart:
-            scores = _hide(scores, mine, _row(_places(key_places, there)))
-        higher = jnp.maximum(top, scores.max(1))
-        fade, weights = jnp.exp2(top - higher), jnp.exp2(scores - higher[:, None])
-        value = cut.load(values, there)
-        mixed = mixed * fade[:, None] + cut.dot(weights.astype(value.dtype), value)
-        return mixed, higher, total * fade + weights.sum(1)
-
-    nothing = jnp.zeros(query.shape, jnp.float32)
-    rows = jnp.zeros(len(query), jnp.float32)
-    mixed, top, total = go_through(ends, meet, (nothing, rows + UNSEEN, rows))
-    sees = top > UNSEEN  # a query that saw no key counted every key of its blocks
-    total = jnp.where(sees, total, 1.0)
-    cut.store(out, here, jnp.where(sees[:, None], mixed / total[:, None], 0.0))
-    cut.store(logsum, here, jnp.where(sees, (top + jnp.log2(total)) / LOG2E, jnp.inf))
+def _keep(ref: Any, x: Array) -> None:
+    """Writes scores to be read by a product."""
+    ref[...] = x.astype(ref.dtype)
+    plgpu.commit_smem()
 
 
-def _query_kernel(
-    block: Array, ends: Any, query_places: Any, key_places: Any, queries: Any, keys: Any,
-    values: Any, grads: Any, logsum: Any, mean: Any, towards_query: Any,
-    *, cut: Cut, scale: float,
-) -> None:  # fmt: skip
-    here = cut.queries(block)
-    query, grad = cut.load(queries, here), cut.load(grads, here)
-    sums = (cut.load(logsum, here) * LOG2E)[:, None]
-    means = cut.load(mean, here)[:, None]
-    mine = _column(_places(query_places, here))
+def _forward_body(scale, through, mine, theirs, _, weights) -> tuple[list[Array], list[Array]]:
+    (q,), (k, v) = mine, theirs
+    # A product as wide as the widest sums would take all registers.
+    piece = LANES if q.shape[1] % 128 else 128
+    pieces = [pl.ds(start, piece) for start in range(0, q.shape[1], piece)]
 
-    def meet(apart: bool, block: Array, total: Array) -> Array:
-        there = cut.keys(block, every=not apart)
-        key, value = cut.load(keys, there), cut.load(values, there)
-        scores = cut.dot(query, key, transposed=True) * (scale * LOG2E)
-        if apart:
-            scores = _hide(scores, mine, _row(_places(key_places, there)))
-        weights = jnp.exp2(scores - sums)
-        towards = weights * (cut.dot(grad, value, transposed=True) - means)
-        return total + cut.dot(towards.astype(key.dtype), key)
+    def meet(slot, hide, carry):
+        m, l, *acc = carry
+        scores = hide(_scores(q, k.at[slot]) * (scale * LOG2E), slot)
+        higher = jnp.maximum(m, scores.max(axis=1))
+        fade, p = jnp.exp2(m - higher), jnp.exp2(scores - across(higher, scores))
+        _keep(weights, p)
+        for i, piece in enumerate(pieces):
+            more = _product(weights, v.at[slot, :, piece])
+            acc[i] = acc[i] * across(fade, more) + more
+        return higher, l * fade + p.sum(axis=1), *acc
 
-    total = go_through(ends, meet, jnp.zeros(query.shape, jnp.float32))
-    cut.store(towards_query, here, total * scale)
+    acc = [_filled(0, LANES, piece) for _ in pieces]
+    m, l, *acc = through(meet, (_filled(UNSEEN, LANES), _filled(0, LANES), *acc))
+    total = jnp.where(m > UNSEEN, l, 1.0)  # without a key, every key of its blocks was counted
+    lse = jnp.where(m > UNSEEN, m * (1 / LOG2E) + jnp.log(total), jnp.inf)
+    for at, x in zip(pieces, acc, strict=True):
+        q[:, at] = jnp.where(across(m, x) > UNSEEN, x / across(total, x), 0.0).astype(q.dtype)
+    return [lse]
 
 
-def _key_kernel(
-    block: Array, ends: Any, query_places: Any, key_places: Any, queries: Any, keys: Any,
-    values: Any, grads: Any, logsum: Any, mean: Any, towards_key: Any, towards_value: Any,
-    *, cut: Cut, scale: float,
-) -> None:  # fmt: skip
-    here = cut.keys(block)
-    key, value = cut.load(keys, here), cut.load(values, here)
-    mine = _column(_places(key_places, here))
+def _query_body(scale, through, mine, theirs, rows, weights) -> list[Array]:
+    (q, do), (k, v) = mine, theirs
+    lse, delta = (load(row, ROWS) for row in rows)
 
-    def of_head(head: Array, totals: Any) -> Any:
-        def meet(apart: bool, block: Array, totals: Any) -> Any:
+    def run(dq):
+        def meet(slot, hide, carry):
+            scores = hide(_scores(q, k.at[slot]) * (scale * LOG2E), slot)
+            p = jnp.exp2(scores - across(lse, scores))
+            _keep(weights, p * (_scores(do, v.at[slot]) - across(delta, scores)))
+            plgpu.wgmma(dq, weights, k.at[slot])
+            plgpu.wgmma_wait(0)
+            return carry
+
+        through(meet, ())
+
+    (dq,) = _summed([q.shape], run)
+    q[...] = (dq * scale).astype(q.dtype)
+    return []
+
+
+def _key_body(scale, through, mine, theirs, rows, weights, *, wanted) -> list[Array]:
+    (k, v), (q, do) = mine, theirs
+
+    def run(*sums):
+        to = dict(zip(wanted, sums, strict=True))
+
+        def meet(slot, hide, carry):
             # Keys are the rows here: weights need no transpose between the products.
-            there = cut.queries(block, every=not apart)
-            query, grad = (cut.load(ref, there, head) for ref in (queries, grads))
-            scores = cut.dot(key, query, transposed=True) * (scale * LOG2E)
-            if apart:
-                scores = _hide(scores, _row(_places(query_places, there)), mine)
-            sums, means = (cut.load(ref, there, head)[None, :] for ref in (logsum, mean))
-            weights = jnp.exp2(scores - sums * LOG2E)
-            towards = weights * (cut.dot(value, grad, transposed=True) - means)
-            key_total, value_total = totals
-            value_total += cut.dot(weights.astype(grad.dtype), grad)
-            return key_total + cut.dot(towards.astype(query.dtype), query), value_total
+            lse, delta = (load(row.at[slot], COLUMNS) for row in rows)
+            scores = hide(_scores(k, q.at[slot]) * (scale * LOG2E), slot)
+            p = jnp.exp2(scores - across(lse, scores, 1))
+            if 1 in to:
+                _keep(weights, p)
+                plgpu.wgmma(to[1], weights, do.at[slot])
+                plgpu.wgmma_wait(0)
+            if 0 in to:
+                _keep(weights, p * (_scores(v, do.at[slot]) - across(delta, scores, 1)))
+                plgpu.wgmma(to[0], weights, q.at[slot])
+                plgpu.wgmma_wait(0)
+            return carry
 
-        return go_through(ends, meet, totals)
+        through(meet, ())
 
-    nothing = jnp.zeros(key.shape, jnp.float32)
-    totals = jax.lax.fori_loop(0, cut.heads // cut.groups, of_head, (nothing, nothing))
-    cut.store(towards_key, here, totals[0] * scale)
-    cut.store(towards_value, here, totals[1])
+    made = _summed([k.shape] * len(wanted), run)
+    for i, x, into in zip(wanted, made, mine, strict=False):
+        into[...] = (x * scale if i == 0 else x).astype(into.dtype)
+    return []

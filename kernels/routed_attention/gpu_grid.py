@@ -1,196 +1,205 @@
-"""Splits attention into blocks on a GPU, and reads and writes the blocks."""
+"""Splits attention into blocks on a GPU: a program keeps some, and others pass by."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Bool
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
 
+from ..hopper import LANES, WGMMA, load, load_ahead, tiles
 from .blocks import meeting, padded, ranges
 from .where import Where
 
-
-class Tiles(NamedTuple):
-    """Sizes of a kernel: tokens of a block, its warps, and pipelined loads."""
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
-
-
-class Span(NamedTuple):
-    """A block of tokens; those from `length` on are padding; None: there is no padding."""
-
-    start: Array
-    size: int
-    length: int | None
-
-    @property
-    def slice(self) -> Any:
-        """The slice of its tokens."""
-        return pl.ds(self.start, self.size)
-
-    def inside(self, shape: tuple[int, ...], width: int) -> Bool[Array, "..."] | None:
-        """Returns which entries of heads of `width`, or of single numbers, are not padding."""
-        masks = []
-        if self.length is not None:
-            rows = self.start + jnp.arange(self.size) < self.length
-            masks.append(rows.reshape(-1, *[1] * (len(shape) - 1)))
-        if len(shape) == 2 and width < shape[1]:
-            masks.append(jnp.arange(shape[1])[None, :] < width)
-        if not masks:
-            return None
-        every = masks[0] if len(masks) == 1 else masks[0] & masks[1]
-        return jnp.broadcast_to(every, shape)
-
-
-Kind = Literal["queries", "keys", "rows"]
+UNSEEN = float(np.finfo(np.float32).min)
+ROWS, COLUMNS = WGMMA.reduce(1), WGMMA.reduce(0)  # layouts of a number for each row, or column
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
-    """Queries [B T N H] and keys [B S K H], split into the blocks of a head that programs keep."""
+class Config:
+    """Sizes of a kernel.
 
-    batch: int
-    length: int
-    key_length: int
-    heads: int
-    groups: int
-    width: int
-    tiles: Tiles
-    interpret: bool
+    Attributes:
+      warpgroups: those that multiply; each keeps 64 queries, or keys.
+      inner: keys, or queries, of a block that is loaded: a multiple of 64.
+      stages: blocks in flight.
+    """
 
-    @classmethod
-    def of(cls, query: Array, key: Array, tiles: Tiles, interpret: bool) -> "Cut":
-        """Returns the cut of queries and keys."""
-        (batch, length, heads, width), (_, key_length, groups, _) = query.shape, key.shape
-        return cls(batch, length, key_length, heads, groups, width, tiles, interpret)
+    warpgroups: int = 2
+    inner: int = 128
+    stages: int = 2
 
-    def queries(self, block: Array, *, every: bool = False) -> Span:
-        """Returns a block of queries; `every`: none is padding."""
-        size = self.tiles.queries
-        return Span(block * size, size, None if every or not self.length % size else self.length)
 
-    def keys(self, block: Array, *, every: bool = False) -> Span:
-        """Returns a block of keys; `every`: none is padding."""
-        size = self.tiles.keys
-        exist = every or not self.key_length % size
-        return Span(block * size, size, None if exist else self.key_length)
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """What the three kernels share: the outer blocks that programs keep, the inner that pass by."""
 
-    def load(self, ref: Any, span: Span, head: Array | None = None) -> Array:
-        """Reads tokens of [T] or [T H], or of a head of [G T] or [T G H]; padding is 0."""
-        of_head = (head, span.slice) if len(ref.shape) == 2 else (span.slice, head)
-        ref = ref.at[span.slice if head is None else of_head]
-        mask = span.inside(ref.shape, self.width)
-        return plgpu.load(ref, mask=mask, other=None if mask is None else 0.0)
-
-    def store(self, ref: Any, span: Span, x: Array) -> None:
-        """Writes the tokens of [T] or [T H] that are not padding."""
-        plgpu.store(ref.at[span.slice], x.astype(ref.dtype), mask=span.inside(x.shape, self.width))
-
-    def dot(self, x: Array, y: Array, *, transposed: bool = False) -> Array:
-        """Returns x @ y or x @ y.T in float32."""
-        # Three products of 19 bits are near one of float32, at the rate of the tensor cores.
-        exact = jax.lax.DotAlgorithmPreset.TF32_TF32_F32_X3
-        exact = jax.lax.Precision.HIGHEST if self.interpret else exact
-        precision = exact if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-        return plgpu.dot(x, y, trans_b=transposed, precision=precision)
+    config: Config
+    interpret: Any
+    scale: float
+    lengths: tuple[int, int]
 
     def call(
         self,
-        kernel: Callable[..., None],
+        body: Callable[..., None],
         where: Where,
+        kept: tuple[Array, ...],
+        passing: tuple[Array, ...],
+        rows: tuple[Array, ...] = (),
         *,
-        by_key: bool,
-        inputs: Sequence[Kind],
-        outputs: Sequence[tuple[Kind, Any]],
+        outs: Any,
         name: str,
-    ) -> Callable[..., list[Array]]:
-        """Returns a function of arrays that runs a kernel for each block of queries, or of keys.
+        by_key: bool = False,
+    ) -> list[Array]:
+        """Runs a kernel.
 
         Args:
-          kernel: takes the ends of the unmasked blocks, positions and segments of queries and of
-            keys, and the inputs and outputs, all rows of its head. By key, queries [T G H] and rows
-            [G T] are those of all heads that read the key head.
+          body: the work of a warpgroup that multiplies.
           where: the attention mask.
-          by_key: whether programs keep keys and loop over queries.
-          inputs: kinds of the arrays; "rows" [B N T] are one number for each query.
-          outputs: kinds of the results, and their dtypes.
+          kept: arrays of which a program keeps a block; of keys if `by_key`, or else of queries.
+          passing: arrays whose blocks pass by.
+          rows: numbers of each query and head [B N T].
+          outs: shapes of the results: one block of each is made by a program.
           name: name of the kernel.
+          by_key: whether programs keep keys.
         """
-        where = where.written_out(self.batch, self.length, self.key_length)
-        where = padded(where, self.tiles.queries, self.tiles.keys)
-        some, every = meeting(where, self.tiles.queries, self.tiles.keys)
+        size, block = self.config.warpgroups * LANES, self.config.inner
+        batch, _, heads, width = kept[0].shape
+        blocks = (block, size) if by_key else (size, block)
+        where = padded(where.written_out(batch, *self.lengths), *blocks)
+        some, every = meeting(where, *blocks)
         turn = (lambda x: x.swapaxes(1, 2)) if by_key else (lambda x: x)
         ends = ranges(turn(some), turn(every))
-        query_places, key_places = (
-            jnp.stack(where.arrays[0::2], 1),
-            jnp.stack(where.arrays[1::2], 1),
-        )
-        specs, count = self._specs(by_key), ends.shape[1]
-        places = lambda x: pl.BlockSpec((None, *x.shape[1:]), lambda _, head, row: (row, 0, 0))
-        # Causal work grows with the query: the longest programs start first.
-        own = (lambda i: i) if by_key else (lambda i: count - 1 - i)
-        shapes = self._shapes()
-
-        def run(*refs: Any) -> None:
-            kernel(own(pl.program_id(0)), *refs)
-
-        call = pl.pallas_call(
-            run,
-            grid=(count, self.groups if by_key else self.heads, self.batch),
-            in_specs=[
-                pl.BlockSpec((None, None, 4), lambda i, head, row: (row, own(i), 0)),
-                places(query_places),
-                places(key_places),
-                *(specs[kind] for kind in inputs),
-            ],
-            out_specs=[specs[kind] for kind, _ in outputs],
-            out_shape=[jax.ShapeDtypeStruct(shapes[kind], dtype) for kind, dtype in outputs],
-            compiler_params=plgpu.CompilerParams(
-                num_warps=self.tiles.warps, num_stages=self.tiles.stages
-            ),
-            name=name,
+        places = [jnp.stack(where.arrays[i::2], 1) for i in ((1, 0) if by_key else (0, 1))]
+        fill = [(0, 0), (0, 0), (0, -self.lengths[0] % blocks[0])]
+        # Of a query that is padding the logarithm is infinite, and all weights are zero.
+        fills = zip(rows, (jnp.inf, 0.0), strict=False)
+        rows = [jnp.pad(x, fill, constant_values=value) for x, value in fills]
+        wgs, stages = self.config.warpgroups, self.config.stages
+        row_shape = (stages, block) if by_key else (wgs, LANES)
+        per_step, own = len(passing) + 1, len(kept) + 1
+        per_step, own = (per_step + len(rows), own) if by_key else (per_step, own + len(rows))
+        return plgpu.kernel(
+            functools.partial(self._program, body, len(kept), len(passing), len(rows), by_key),
+            out_type=[jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs],
+            scratch_types={
+                "mine": [tiles(wgs, LANES, width) for _ in kept],
+                "theirs": [tiles(stages, block, width) for _ in passing],
+                "numbers": [plgpu.SMEM(row_shape, jnp.float32) for _ in rows or (1,)],
+                "places": [
+                    plgpu.SMEM((wgs, 2, LANES), jnp.int32),
+                    plgpu.SMEM((stages, 2, block), jnp.int32),
+                ],
+                "weights": tiles(wgs, LANES, block),
+                "begun": plgpu.Barrier(num_arrivals=own, num_barriers=wgs),
+                "loaded": plgpu.Barrier(num_arrivals=per_step, num_barriers=stages),
+                "read": plgpu.Barrier(num_arrivals=wgs, num_barriers=stages),
+            },
+            # Causal work grows with the query: the longest programs start first.
+            grid=(ends.shape[1], heads, batch),
+            grid_names=("block", "head", "row"),
+            num_threads=wgs + 1,
+            thread_name="warpgroup",
+            kernel_name=name,
+            compiler_params=plgpu.CompilerParams(approx_math=True),
             interpret=self.interpret,
-        )
-        return lambda *arrays: call(ends, query_places, key_places, *arrays)
+        )(ends, *places, *kept, *passing, *rows)
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {
-            "queries": (self.batch, self.length, self.heads, self.width),
-            "keys": (self.batch, self.key_length, self.groups, self.width),
-            "rows": (self.batch, self.heads, self.length),
-        }
+    def _program(self, body, kept, passing, rows, by_key, ends, own_places, inner_places, *refs,
+                 mine, theirs, numbers, places, weights, begun, loaded, read) -> None:  # fmt: skip
+        kept, passing = refs[:kept], refs[kept : kept + passing]
+        others = refs[len(kept) + len(passing) :]
+        rows, outs = others[:rows], others[rows:]
+        index, head, row = (jax.lax.axis_index(name) for name in ("block", "head", "row"))
+        block = index if by_key else ends.shape[1] - 1 - index
+        warpgroup, wgs = jax.lax.axis_index("warpgroup"), self.config.warpgroups
+        ends = [ends[row, block, i] for i in range(4)]
+        count, size = ends[3] - ends[0], self.config.inner
+        turns = passing[0].shape[2] // kept[0].shape[2] if by_key else 1
+        each = 1 if by_key else kept[0].shape[2] // passing[0].shape[2]
 
-    def _specs(self, by_key: bool) -> dict[str, pl.BlockSpec]:
-        """Returns specs of all rows of a head: blocks reach beyond their ends, which masks hide."""
-        each = self.heads // self.groups
-        width = max(16, pl.next_power_of_2(self.width))
-        length = pl.cdiv(self.length, self.tiles.queries) * self.tiles.queries
-        key_length = pl.cdiv(self.key_length, self.tiles.keys) * self.tiles.keys
-        head = each if by_key else None
-        of_key = (lambda n: n) if by_key else (lambda n: n // each)
-        at = lambda _, n, row: (row, 0, n, 0)
-        return {
-            "queries": pl.BlockSpec((None, length, head, width), at),
-            "keys": pl.BlockSpec(
-                (None, key_length, None, width), lambda _, n, row: (row, 0, of_key(n), 0)
-            ),
-            "rows": pl.BlockSpec((None, head, length), lambda _, n, row: (row, n, 0)),
-        }
+        def fill(step, slot):
+            turn = jax.lax.div(step, jnp.maximum(count, 1))
+            start = (ends[0] + step - turn * count) * size
+            at = row, pl.ds(start, size), head * turns + turn if by_key else jax.lax.div(head, each)
+            for source, into in zip(passing, theirs, strict=True):
+                plgpu.copy_gmem_to_smem(source.at[at], into.at[slot], loaded.at[slot])
+            spots = inner_places.at[row, :, pl.ds(start, size)]
+            plgpu.copy_gmem_to_smem(spots, places[1].at[slot], loaded.at[slot])
+            for source, into in zip(rows if by_key else (), numbers, strict=False):
+                some = source.at[row, at[2], pl.ds(start, size)]
+                plgpu.copy_gmem_to_smem(some, into.at[slot], loaded.at[slot])
+
+        @pl.when(warpgroup == wgs)
+        def _():
+            if wgs == 2:  # registers of a program are 512 for each thread of a warpgroup
+                plgpu.set_max_registers(40, action="decrease")
+            load_ahead(turns * count, fill, read)
+
+        @pl.when(warpgroup < wgs)
+        def _():
+            if wgs == 2:
+                plgpu.set_max_registers(232, action="increase")
+            here, ready = pl.ds(block * wgs * LANES + warpgroup * LANES, LANES), begun.at[warpgroup]
+            for source, into in zip(kept, mine, strict=True):
+                plgpu.copy_gmem_to_smem(source.at[row, here, head], into.at[warpgroup], ready)
+            plgpu.copy_gmem_to_smem(own_places.at[row, :, here], places[0].at[warpgroup], ready)
+            for source, into in zip(() if by_key else rows, numbers, strict=False):
+                plgpu.copy_gmem_to_smem(source.at[row, head, here], into.at[warpgroup], ready)
+            plgpu.barrier_wait(ready)
+            position, segment = (load(places[0].at[warpgroup, i], ROWS) for i in (0, 1))
+
+            def hide(scores, slot):
+                at, of = (across(load(places[1].at[slot, i], COLUMNS), scores, 1) for i in (0, 1))
+                own, same = across(position, scores), across(segment, scores) == of
+                return jnp.where((at >= own if by_key else own >= at) & same, scores, UNSEEN)
+
+            def through(meet, carry):
+                """Applies `carry = meet(slot, hide, carry)` to the blocks not fully masked."""
+
+                def turned(turn, carry):
+                    for i, is_masked in enumerate((True, False, True)):
+
+                        def step(at, carry, is_masked=is_masked):
+                            slot = jax.lax.rem(turn * count + at - ends[0], read.shape[0])
+                            plgpu.barrier_wait(loaded.at[slot])
+                            made = meet(slot, hide if is_masked else lambda x, _: x, carry)
+                            plgpu.barrier_arrive(read.at[slot])
+                            return made
+
+                        carry = jax.lax.fori_loop(ends[i], ends[i + 1], step, carry)
+                    return carry
+
+                return (
+                    turned(0, carry) if turns == 1 else jax.lax.fori_loop(0, turns, turned, carry)
+                )
+
+            of = lambda refs: [ref.at[warpgroup] for ref in refs]
+            own = of(mine)
+            made = body(
+                self.scale,
+                through,
+                own,
+                theirs,
+                numbers if by_key else of(numbers),
+                weights.at[warpgroup],
+            )
+            for into, x in zip(of(numbers), made, strict=False):
+                into[...] = x
+            plgpu.commit_smem()
+            tiled = len(outs) - len(made)
+            for source, out in zip(own, outs[:tiled], strict=False):
+                plgpu.copy_smem_to_gmem(source, out.at[row, here, head])
+            for source, out in zip(of(numbers), outs[tiled:], strict=False):
+                plgpu.copy_smem_to_gmem(source, out.at[row, head, here])
+            plgpu.wait_smem_to_gmem(0)
 
 
-def go_through(ends: Any, meet: Callable[..., Any], carry: Any) -> Any:
-    """Applies `carry = meet(apart, block, carry)` to every block that is not fully masked.
-
-    `apart` is False for a block without any masked key.
-    """
-    for i, apart in enumerate((True, False, True)):
-        step = lambda block, carry, apart=apart: meet(apart, block, carry)
-        carry = jax.lax.fori_loop(ends[i], ends[i + 1], step, carry)
-    return carry
+def across(x: Array, like: Array, axis: int = 0) -> Array:
+    """Returns numbers of rows, or of columns with `axis` 1, for each entry of a matrix."""
+    return jax.lax.broadcast_in_dim(x, like.shape, [axis])

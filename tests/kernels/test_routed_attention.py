@@ -16,10 +16,9 @@ from recursia.kernels.routed_attention import (
     tpu,
 )
 from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
-from recursia.kernels.routed_attention.gpu_grid import Tiles
 from recursia.kernels.routed_attention.tpu_grid import EVERY, LIVE, Config, visits
 from recursia.kernels.routed_attention.where import Where, visible
-from tests.helpers.kernels import TPU, tolerance
+from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, tolerance
 
 SIZES = {  # B T S N K H
     "plain": (2, 9, 9, 4, 2, 8),
@@ -235,21 +234,17 @@ def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
     assert "RACE" not in capfd.readouterr().out
 
 
+@NEEDS_INTERPRETER
 @pytest.mark.parametrize(
-    "size, kind, dtype",  # blocks of 16 and 32, and heads of 12 padded to 16
-    [
-        ((1, 64, 42, 2, 2, 16), "counted", jnp.float32),
-        ((2, 37, 42, 4, 2, 12), "packed", jnp.bfloat16),
-        ((2, 37, 42, 4, 2, 12), "anywhere", jnp.float32),
-        ((1, 1, 1, 1, 1, 2), "counted", jnp.float32),
-    ],
-)
-def test_the_triton_kernels_are_the_reference(size, kind, dtype):
-    inputs, where, expected = referred(size, kind, dtype)
-    kept = {"tiles": Tiles(16, 32, 4, 2), "interpret": True}
-    run = lambda f: functools.partial(f, **kept)
+    "size, kind",  # blocks of 128 and 64, several each way; heads of 12 are padded
+    [((1, 141, 150, 2, 1, 64), "counted"), ((2, 37, 42, 4, 2, 12), "packed"),
+     ((1, 141, 150, 2, 2, 64), "anywhere"), ((1, 9, 9, 1, 1, 192), "counted")],
+)  # fmt: skip
+def test_the_mosaic_gpu_kernels_are_the_reference(size, kind):
+    inputs, where, expected = referred(size, kind, jnp.bfloat16)
+    run = lambda f: functools.partial(f, interpret=GPU)
     results = pulled(run(gpu.forward), run(gpu.backward), inputs, where)
-    assert_near(results, expected, dtype, size[2] + size[5])
+    assert_near(results, expected, jnp.bfloat16, size[2] + size[5])
 
 
 @pytest.mark.parametrize("window", [0, 5])
