@@ -250,7 +250,9 @@ def _sum_up(steps, fill, multiply, write, shape, loaded, read, lag) -> None:
 
         return acc[...]
 
-    pl.when(warpgroup == _MULTIPLY)(lambda: write(pl.run_scoped(run, plgpu.ACC(shape))))
+    pl.when(warpgroup == _MULTIPLY)(
+        lambda: write(pl.run_scoped(run, plgpu.WGMMAAccumulatorRef(shape)))
+    )
 
 
 def _tiles(stages, rows, columns, gathered) -> tuple[Any, list[Any]]:

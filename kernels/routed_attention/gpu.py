@@ -119,7 +119,7 @@ def _product(x: Any, y: Any) -> Array:
         plgpu.wgmma(acc, x, y)
         return acc[...]
 
-    return pl.run_scoped(run, plgpu.ACC((x.shape[0], y.shape[1])))
+    return pl.run_scoped(run, plgpu.WGMMAAccumulatorRef((x.shape[0], y.shape[1])))
 
 
 def _scores(x: Any, y: Any) -> Array:
@@ -133,7 +133,7 @@ def _summed(shapes: list[tuple[int, int]], run: Callable[..., None]) -> list[Arr
         run(*sums)
         return [acc[...] for acc in sums]
 
-    return pl.run_scoped(scope, *(plgpu.ACC(shape) for shape in shapes))
+    return pl.run_scoped(scope, *(plgpu.WGMMAAccumulatorRef(shape) for shape in shapes))
 
 
 def _filled(x: float, *shape: int) -> Array:
@@ -146,7 +146,7 @@ def _keep(ref: Any, x: Array) -> None:
     plgpu.commit_smem()
 
 
-def _forward_body(scale, through, mine, theirs, _, weights) -> tuple[list[Array], list[Array]]:
+def _forward_body(scale, through, mine, theirs, _, weights) -> list[Array]:
     (q,), (k, v) = mine, theirs
     # A product as wide as the widest sums would take all registers.
     piece = LANES if q.shape[1] % 128 else 128

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,11 +46,11 @@ class Kernel:
 
     def call(
         self,
-        body: Callable[..., None],
+        body: Callable[..., list[Array]],
         where: Where,
         kept: tuple[Array, ...],
         passing: tuple[Array, ...],
-        rows: tuple[Array, ...] = (),
+        rows: Sequence[Array] = (),
         *,
         outs: Any,
         name: str,
