@@ -113,7 +113,7 @@ def _planned(
 
 
 def sizes(
-    query: Array, key: Array, value: Array, where: Where, relative: Any = None, *_: Any, **__: Any
+    query: Any, key: Any, value: Any, where: Where, relative: Any = None, *_: Any, **__: Any
 ) -> Config:
     """Returns the computed sizes: up to 1024 x 512 scores.
 
