@@ -124,7 +124,7 @@ class Cut:
     key_block: int
 
     @classmethod
-    def of(cls, query: Array, key: Array, config: Config) -> "Cut":
+    def of(cls, query: Any, key: Any, config: Config) -> "Cut":
         """Returns the cut of queries and keys into equal blocks of at most so many."""
         (batch, length, heads, width), (_, key_length, groups, _) = query.shape, key.shape
         blocks = even(length, config.queries, LANES), even(key_length, config.keys, LANES)

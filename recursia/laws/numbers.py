@@ -77,7 +77,7 @@ def loss(
 gradient = jax.jit(jax.value_and_grad(loss), static_argnames=("config", "mode", "remat"))
 
 
-def tol(dtype: DTypeLike, n: int, c: float = 8.0) -> float:
+def tol(dtype: DTypeLike, n: int, c: int | float = 8) -> float:
     """Returns the relative error that a sum of `n` terms of this dtype may make."""
     return c * float(jnp.finfo(dtype).eps) * math.sqrt(n)
 

@@ -23,7 +23,9 @@ MACHINES = (
     *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS),
 )
 TPU = pltpu.InterpretParams(
-    detect_races=True, out_of_bounds_reads="raise", uninitialized_memory="nan",
+    detect_races=True,
+    out_of_bounds_reads="raise",
+    uninitialized_memory="nan",
     num_cores_or_threads=2,
 )
 GPU: Any = None
@@ -32,9 +34,7 @@ if hasattr(plgpu, "InterpretGPUParams"):
 NEEDS_INTERPRETER = pytest.mark.skipif(
     GPU is None, reason=f"jax {jax.__version__} does not interpret Mosaic GPU kernels"
 )
-MEGABLOX = tuple(
-    functools.partial(f, interpret=True) for f in (megablox.matmul, megablox.outer)
-)
+MEGABLOX = tuple(functools.partial(f, interpret=True) for f in (megablox.matmul, megablox.outer))
 GROUPED = {  # products of rows and banks, and of rows and rows, by backend
     "reference": (reference.matmul, reference.outer),
     "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
