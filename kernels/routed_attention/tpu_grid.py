@@ -67,7 +67,7 @@ class Plan:
       config: sizes of the blocks.
     """
 
-    table: Int[Array, "1 1 2 P"]
+    table: Any  # [1 1 2 P]; a leaf of a tree, which may hold a shape instead
     config: Config = dataclasses.field(metadata={"static": True})
 
 

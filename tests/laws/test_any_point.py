@@ -15,6 +15,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from recursia import accounting, injection, model, params
+from recursia.laws.copies import untied
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.sharing import atoms
@@ -22,7 +23,6 @@ from recursia.sharing.remat import Remat
 from recursia.traced_flops import count_flops
 from tests.helpers import points, slow
 from tests.helpers.blocks import PUBLISHED
-from recursia.laws.copies import untied
 from tests.helpers.tiny import (
     BATCH,
     LENGTH,

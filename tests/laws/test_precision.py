@@ -9,8 +9,8 @@ import pytest
 
 from recursia import model
 from recursia import params as parameters
-from recursia.layers.rotary import rotate
 from recursia.laws.copies import tied, untied
+from recursia.layers.rotary import rotate
 from tests.helpers.tiny import draw, gradient, loss, text, tiny
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recursia.laws.copies import tied, untied
 from recursia.params import at
 from tests.helpers import slow
 from tests.helpers import tiny as t
-from recursia.laws.copies import tied, untied
 from tests.helpers.tiny import BLOCK, assert_close, draw, error, forward, gradient, text, tiny
 
 ALL = lambda how: tuple((slot, how) for slot in BLOCK.slots)
