@@ -82,7 +82,8 @@ def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
         raise NotImplementedError(
             f"{some.size} pairs of blocks; its scalar memory takes {MOST_VISITS}"
         )
-    flags = (LIVE * some + EVERY * (some & every)).reshape(-1, count)
+    some, every = some.astype(jnp.int32), (some & every).astype(jnp.int32)
+    flags = (LIVE * some + EVERY * every).reshape(-1, count)
     seen = jnp.cumsum(some, -1).reshape(-1, count)
     needed = jnp.maximum(seen[:, -1], 1)
     behind = jnp.cumsum(needed)

@@ -39,7 +39,7 @@ def test_lines_are_joined_by_their_readers_whatever_parts_they_are_in(bucket, mo
 def test_a_resumed_run_deletes_the_rows_after_its_step(is_bucket, bucket, tmp_path):
     workdir = buckets.path(bucket) if is_bucket else tmp_path
     for start in (0, 2):
-        writer = Writer(workdir, start, tensorboard=False)
+        writer = Writer(workdir, start)
         for step in range(start + 1, 5):
             writer.write({"step": step, "loss": float(start)})
             writer.sample(step, "a", "b")
