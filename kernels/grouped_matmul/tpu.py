@@ -1,4 +1,5 @@
 """Grouped matmul on a TPU: blocks of rows, each visited once for every group in it.
+
 Tables of the visits are prefetched to scalar memory, so that the next rows and the next entry of
 the bank load while the current visit multiplies. An entry stays in VMEM for all visits of its
 group, and rows for all groups of their block. Where columns do not divide over the two cores of a
@@ -22,9 +23,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from .reference import Contracted
+from .visits import PART, bounds_of, by_part, current, is_in, listed
 
 _ROWS = 512  # of a block: of width 1024, 1 MiB, which takes longer to load than a step's overhead
-_PART = 128  # rows of a part of a block shared by groups; fewer would not keep the MXU busy
 _BLOCK_BYTES = 1 << 20  # of rows; of each array two are in fast memory, 16 MiB in all
 _ENTRY_BYTES = 2 << 20  # of a bank's block, and of a float32 result's
 _WIDEST = 32 << 10  # bytes of a row, for a bank's block of 128 columns to take 4 MiB
@@ -69,9 +70,9 @@ def matmul(
     # Rows of no group are one more group, which loads neither rows nor an entry of its own.
     in_groups = group_sizes.sum()
     sizes = jnp.append(group_sizes, count - in_groups)
-    group, block, *ends, total = _visits(sizes, count, size, of_empty=0)
+    group, block, *ends, total = listed(sizes, count, size, of_empty=0)
     read = jnp.minimum(block, jnp.maximum(in_groups - 1, 0) // size)
-    bounds = _bounds(total, block, pl.cdiv(width, tile) % 2 == 1 and count > size)
+    bounds = bounds_of(total, block, pl.cdiv(width, tile) % 2 == 1 and count > size)
     tables = bounds, group, block, *ends, read
 
     def spec(shape: tuple[int | None, ...], at: Any) -> pl.BlockSpec:
@@ -118,7 +119,7 @@ def matmul_config(
 def _matmul_body(
     bounds, group, block, start, stop, _, rows, entry, out, *, size, num_groups, contracted
 ):
-    visit, is_idle, _ = _visit(bounds, 2)
+    visit, is_idle, _ = current(bounds, 2)
     first = block[visit] * size
     begin = start[visit] - first
     end = jnp.where(is_idle, begin, stop[visit] - first)
@@ -132,10 +133,10 @@ def _matmul_body(
 
         def part(at):
             # The other rows belong to the groups before or after.
-            y = jnp.where(_is_in(at, begin, end), product(at), out[at, :].astype(jnp.float32))
+            y = jnp.where(is_in(at, begin, end), product(at), out[at, :].astype(jnp.float32))
             out[at, :] = y.astype(out.dtype)
 
-        _parts(part, begin, end, size)
+        by_part(part, begin, end, size)
 
     pl.when(is_in_group)(lambda: write(lambda at: dot(rows[at, :], entry[...])))
     zeros = lambda at: jnp.zeros((at.size, out.shape[1]), jnp.float32)
@@ -162,8 +163,8 @@ def outer(
         return jnp.zeros((num_groups, tall, wide), jnp.float32)
     size, down, across = min(config.rows, count), min(config.tall, tall), min(config.wide, wide)
     tiles = pl.cdiv(tall, down), pl.cdiv(wide, across)
-    group, block, *ends, total = _visits(group_sizes, count, size, of_empty=1)
-    bounds = _bounds(total, group, tiles[0] * tiles[1] % 2 == 1 and num_groups > 1)
+    group, block, *ends, total = listed(group_sizes, count, size, of_empty=1)
+    bounds = bounds_of(total, group, tiles[0] * tiles[1] % 2 == 1 and num_groups > 1)
     tables = bounds, group, block, *ends
 
     def spec(shape: tuple[int | None, ...], at: Any) -> pl.BlockSpec:
@@ -202,7 +203,7 @@ def outer_config(
 
 
 def _outer_body(bounds, group, block, start, stop, left, right, out, *, size):
-    visit, is_idle, is_first = _visit(bounds, 3)
+    visit, is_idle, is_first = current(bounds, 3)
     first = block[visit] * size
     begin = start[visit] - first
     end = jnp.where(is_idle, begin, stop[visit] - first)
@@ -217,10 +218,10 @@ def _outer_body(bounds, group, block, start, stop, left, right, out, *, size):
         out[...] += dot(left[...], right[...])
 
     def part(at):
-        mask = lambda a: jnp.where(_is_in(at, begin, end), a[at, :].astype(jnp.float32), 0)
+        mask = lambda a: jnp.where(is_in(at, begin, end), a[at, :].astype(jnp.float32), 0)
         out[...] += dot(mask(left).astype(left.dtype), mask(right).astype(right.dtype))
 
-    _parts(part, begin, end, size)
+    by_part(part, begin, end, size)
 
 
 def common(a: Array, b: Array) -> jnp.dtype:
@@ -232,84 +233,13 @@ def common(a: Array, b: Array) -> jnp.dtype:
 
 
 def _size(count: int, row_bytes: int) -> int:
-    if count < _PART:
+    if count < PART:
         return count
-    return min(_ROWS, max(1, min(count, _BLOCK_BYTES // row_bytes) // _PART) * _PART)
+    return min(_ROWS, max(1, min(count, _BLOCK_BYTES // row_bytes) // PART) * PART)
 
 
 def _tile(width: int, most: int) -> int:
     return width if width <= most else max(1, most // 128) * 128
-
-
-def _visits(group_sizes: Array, count: int, size: int, of_empty: int) -> tuple[Array, ...]:
-    """Returns each visit's group and block, the group's first row and end; and how many there are.
-
-    Visits of one group are adjacent, and so are those of one block.
-
-    Args:
-      group_sizes: rows of each group.
-      count: number of rows, at least 1.
-      size: rows of a block.
-      of_empty: visits of an empty group: 1 if it has a result to set to zero.
-    """
-    num_blocks, num_groups = pl.cdiv(count, size), group_sizes.shape[0]
-    number = jnp.arange(num_blocks + (num_groups if of_empty else min(num_groups, count)) - 1)
-    stop = jnp.cumsum(group_sizes.astype(jnp.int32))
-    start = stop - group_sizes.astype(jnp.int32)
-    needed = jnp.where(stop > start, (stop - 1) // size - start // size + 1, of_empty)
-    behind = jnp.cumsum(needed)
-    group = jnp.minimum((behind <= number[:, None]).sum(1), num_groups - 1)
-    block = start[group] // size + number - (behind - needed)[group]
-    return group, jnp.minimum(block, num_blocks - 1), start[group], stop[group], behind[-1]
-
-
-def _bounds(total: Array, owner: Array, is_halved: bool) -> Int[Array, "parts+1"]:
-    """Returns the first visit of each part of a list, and the end; each core takes parts.
-
-    Args:
-      total: number of visits.
-      owner: what each visit writes to, which no two parts share.
-      is_halved: whether there are two parts; there are two owners at least.
-    """
-    if not is_halved:
-        return jnp.stack([jnp.zeros_like(total), total])
-    at = jnp.arange(1, owner.shape[0])
-    is_cut = (owner[1:] != owner[:-1]) & (at < total)
-    half = at[jnp.where(is_cut, jnp.abs(2 * at - total), 2**31 - 1).argmin()]
-    return jnp.stack([jnp.zeros_like(total), half.astype(total.dtype), total])
-
-
-def _visit(bounds: Any, axis: int) -> tuple[Array, Array, Array]:
-    """Returns the visit of a step, whether its part has ended before, and whether it is the first.
-
-    Args:
-      bounds: as `_bounds` returned them.
-      axis: of the grid, along which the steps of a part go.
-    """
-    part, step = pl.program_id(0), pl.program_id(axis)
-    visit = bounds[part] + step
-    end = bounds[part + 1]
-    return jnp.minimum(visit, end - 1), visit >= end, step == 0
-
-
-def _parts(part: Any, begin: Array, end: Array, size: int) -> None:
-    """Runs `part` on the parts of a block with rows from `begin` to `end`, unless all have."""
-    step = min(_PART, size)
-    first = jax.lax.div(jnp.maximum(begin, 0), step)
-    last = jax.lax.div(jnp.minimum(end, size) + step - 1, step)
-
-    @pl.when((begin > 0) | (end < size))
-    def _():
-        if size == step:
-            pl.when(first < last)(lambda: part(pl.ds(0, size)))
-        else:
-            at = lambda i: pl.ds(pl.multiple_of(i * step, step), step)
-            jax.lax.fori_loop(first, last, lambda i, _: part(at(i)), None)
-
-
-def _is_in(at: Any, begin: Array, end: Array) -> Array:
-    row = at.start + jax.lax.broadcasted_iota(jnp.int32, (at.size, 1), 0)
-    return (row >= begin) & (row < end)
 
 
 def _dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
