@@ -9,7 +9,7 @@ from recursia.feedforward.feedforward import FeedForward
 from recursia.layers.attention import Context
 from recursia.layers.branch import Report, States
 from recursia.layers.initial import Init
-from recursia.layers.linear import dot
+from recursia.layers.linear import dot, dot_of
 from recursia.layers.norm import zeros
 from recursia.params import Params, Spec
 
@@ -51,8 +51,10 @@ class ReLU(FeedForward):
     ) -> tuple[States, Report]:
         """Returns the writes to the residual stream."""
         weights = params["mlp"]
-        hidden = self.activation(dot(h, weights["up"], "d,df->f") + weights["up_bias"])
-        return dot(hidden, weights["down"], "f,fd->d") + weights["down_bias"], {}
+        up = dot(h, weights["up"], "d,df->f")
+        act = lambda up, bias: self.activation(up + bias)
+        y = dot_of(act, (up, weights["up_bias"]), weights["down"], "f,fd->d")
+        return y + weights["down_bias"], {}
 
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""

@@ -9,7 +9,7 @@ from recursia.feedforward.feedforward import FeedForward
 from recursia.layers.attention import Context
 from recursia.layers.branch import Report, States
 from recursia.layers.initial import Init
-from recursia.layers.linear import dot
+from recursia.layers.linear import dot, dot_of
 from recursia.params import Params, Spec
 
 
@@ -53,7 +53,8 @@ class SwiGLU(FeedForward):
         weights = params["mlp"]
         gate = dot(h, weights["gate"], "d,df->f")
         up = dot(x, weights["up"], "d,df->f")
-        return dot(self.activation(gate) * up, weights["down"], "f,fd->d"), {}
+        gated = lambda gate, up: self.activation(gate) * up
+        return dot_of(gated, (gate, up), weights["down"], "f,fd->d"), {}
 
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""

@@ -1,8 +1,11 @@
 """Products of activations with weights, plain or with a low-rank adapter."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import Array
@@ -65,6 +68,32 @@ def dot(x: Array, weight: Array | Weight, einsum: str) -> Array:
     """
     if not isinstance(weight, Array):
         return weight.dot(x, einsum)
+    return _remade(functools.partial(_product, einsum))(x, weight)
+
+
+def dot_of(
+    f: Callable[..., Array], inputs: tuple[Array, ...], weight: Array | Weight, einsum: str
+) -> Array:
+    """Returns `dot` of `f(*inputs)`, an elementwise function that the backward pass computes again.
+
+    That is cheaper than to store its result. An adapted weight has more than one product, which
+    would be computed again too: there the result is stored.
+    """
+    if not isinstance(weight, Array):
+        return dot(f(*inputs), weight, einsum)
+    write = lambda *given: _product(einsum, f(*given[:-1]), given[-1])
+    return _remade(write)(*inputs, weight)
+
+
+def _remade(f: Callable[..., Array]) -> Callable[..., Array]:
+    """Returns `f`, one product, with rematerialisation of all else: its arguments alone are stored.
+
+    The product itself is not computed again, as no gradient needs it.
+    """
+    return jax.checkpoint(f, prevent_cse=False)
+
+
+def _product(einsum: str, x: Array, weight: Array) -> Array:
     taken, rest = einsum.split(",")
     axes, given = rest.split("->")
     tokens, features = x.shape[: x.ndim - len(taken)], x.shape[x.ndim - len(taken) :]
