@@ -105,7 +105,10 @@ REFUSED = {
     "a wrong value": ([*GKE, *BUCKET, "--target.spot=maybe"], "--target.spot=maybe: takes true"),
     "a wrong number": ([*SLURM, "--workdir=/s/r", "--target.cpus=x"], "--target.cpus: got 'x'"),
     "a local folder": ([*GKE, BUCKET[0], "--workdir=runs/x"], "--workdir=runs/x: the hosts of gke"),
-    "another protocol": ([*GKE, BUCKET[0], "--workdir=http://b/r"], "--workdir: http://b/r: a bucket is"),
+    "another protocol": (
+        [*GKE, BUCKET[0], "--workdir=http://b/r"],
+        "--workdir: http://b/r: a bucket is",
+    ),
     "a folder that is not shared": (
         [*SLURM, "--workdir=/here/r", "--shared=/s,/t"],
         "--workdir=/here/r: the hosts of slurm see no folder",
