@@ -1,7 +1,5 @@
 """Sweeps of real training runs: killed, resumed, and equal to unbroken ones."""
 
-import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -10,8 +8,9 @@ import time
 
 import pytest
 
-from recursia.sweep import directory, states
+from recursia.sweep import directory, engines, states
 from tests.helpers import slurm, trials
+from tests.helpers.cluster import environment
 from tests.helpers.runs import is_equal, rows, saved, state_of
 
 STEPS = 300
@@ -59,7 +58,7 @@ def assert_equal(ours, theirs):
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_and_killed_ends_as_the_unbroken_one(tmp_path):
     config = trials.write(tmp_path, trials.RATES.format("(0.001, 0.01, 0.02)"), **SECTIONS)
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = environment(devices=1)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     given = (f"--config={config}", "--jobs=2", "--threads=1")
     unbroken = sweep(*given, f"--workdir={whole}", env=env)
@@ -79,7 +78,7 @@ def test_a_sweep_that_is_stopped_and_killed_ends_as_the_unbroken_one(tmp_path):
 @pytest.mark.slow
 def test_an_array_of_slurm_is_sent_once_and_ends_as_trials_do_here(tmp_path):
     config = trials.write(tmp_path, trials.RATES.format("(0.001, 0.01)"), **SECTIONS)
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env = environment(devices=1)
     with slurm.cluster(tmp_path / "slurm") as cluster:
         cluster |= env | {"SLURM_CONF": cluster["SLURM_CONF"]}
         shared = f"--shared={tmp_path},{pathlib.Path(sys.prefix)}"
@@ -93,6 +92,6 @@ def test_an_array_of_slurm_is_sent_once_and_ends_as_trials_do_here(tmp_path):
         wait(lambda: set(state(place).values()) == {"finished"})
         done = sweep("resume", f"--workdir={place}", env=cluster)
         assert "nothing to send" in done.communicate()[1] and done.returncode == 0
-    (submission,) = (place / "submissions").iterdir()
-    assert json.loads(submission.read_text())["job"].isdecimal()
+    (submission,) = engines.sent(place)
+    assert submission.job.isdecimal()
     assert all(saved(place / "trials" / name)[-1] == STEPS for name in directory.read(place).trials)
