@@ -1,7 +1,9 @@
 """Matrix-multiplication FLOPs of a traced program, counted over its jaxpr."""
 
+import functools
 import math
-from typing import cast
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
 
 import jax
 from jax.core import ShapedArray
@@ -9,6 +11,9 @@ from jax.extend import core as jax_core
 
 Jaxpr = jax_core.ClosedJaxpr | jax_core.Jaxpr
 
+P = ParamSpec("P")
+T = TypeVar("T")
+_MAKING = "making_weights"
 _UNCOUNTED = ("conv_general_dilated", "ragged_dot_general", "pallas_call")
 
 
@@ -25,8 +30,25 @@ def count_flops(jaxpr: Jaxpr) -> int:
     return sum(map(_equation_flops, jaxpr.eqns))
 
 
+def uncounted(making: Callable[P, T]) -> Callable[P, T]:
+    """Returns a function that makes weights of their parts, whose products are not counted.
+
+    They are as many for one token as for a whole batch, so that no number for each token has them:
+    `Weights.making_flops` gives them apart.
+    """
+
+    @functools.wraps(making)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return making(*args, **kwargs)
+
+    run.__name__ = run.__qualname__ = _MAKING
+    return jax.jit(run)
+
+
 def _equation_flops(equation: jax_core.JaxprEqn) -> int:
     name = equation.primitive.name
+    if equation.params.get("name") == _MAKING:
+        return 0
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])

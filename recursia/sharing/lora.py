@@ -9,7 +9,6 @@ model instead.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from recursia import params, ranges
 from recursia.layers.linear import Relaxed
 from recursia.layers.norm import zeros
 from recursia.params import Params, Spec, normal
+from recursia.sharing import matrices
 from recursia.sharing.weights import Weights
 
 
@@ -52,16 +52,7 @@ class Lora(Weights):
         Raises:
           ValueError: for a slot that the block does not have, or that cannot have adapters.
         """
-        for slot in self.slots:
-            if slot not in block:
-                raise ValueError(
-                    f"weights.slots: the block has no {slot!r}; it has {', '.join(block)}"
-                )
-            if _has_bank(block[slot]) or not _matrices(block[slot]):
-                raise ValueError(
-                    f"weights.slots: {slot!r} is not made of matrices that every token is "
-                    "multiplied by (norms are not, nor experts); leave it out"
-                )
+        matrices.check(block, self.slots)
         return {slot_of(slot): "recursion+block" for slot in self.slots}
 
     def key_weights(self, block: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
@@ -79,7 +70,7 @@ class Lora(Weights):
             return params.mark({"a": a, "b": b}, is_matrix=False)
 
         return {
-            slot_of(slot): {name: pair(spec) for name, spec in _matrices(block[slot]).items()}
+            slot_of(slot): {name: pair(spec) for name, spec in matrices.named(block[slot]).items()}
             for slot in self.slots
         }
 
@@ -90,7 +81,7 @@ class Lora(Weights):
             pairs = entries[slot_of(slot)]
 
             def leaf(path: Any, base: Array) -> Array | Relaxed:
-                pair = pairs.get(_name(path))
+                pair = pairs.get(matrices.name(path))
                 return base if pair is None else Relaxed(base, pair["a"], pair["b"], self.scale)
 
             return jax.tree_util.tree_map_with_path(leaf, entries[slot])
@@ -102,9 +93,9 @@ class Lora(Weights):
     def flops(self, block: Params, skipped: tuple[tuple[str, str], ...]) -> int:
         """Returns the forward FLOPs of the products with adapters, for one token in one step."""
         return sum(
-            2 * spec.products * self._rank(spec) * sum(_widths(spec))
+            2 * spec.products * self._rank(spec) * sum(matrices.widths(spec))
             for slot in self.slots
-            for name, spec in _matrices(block[slot]).items()
+            for name, spec in matrices.named(block[slot]).items()
             if (slot, name) not in skipped
         )
 
@@ -118,11 +109,10 @@ class Lora(Weights):
           block_slot: specs of the slot.
           missing: the matrices to approximate, a tree like those specs.
         """
-        matrices = _matrices(block_slot)
 
         def pair(spec: Spec, matrix: Float[Array, "..."]) -> dict[str, Array]:
             rank, split = self._rank(spec), spec.inputs
-            u, s, v = jnp.linalg.svd(matrix.reshape(_widths(spec)), full_matrices=False)
+            u, s, v = jnp.linalg.svd(matrix.reshape(matrices.widths(spec)), full_matrices=False)
             a, b = u[:, :rank], s[:rank, None] * v[:rank] / self.scale
             return {
                 "a": a.reshape(*spec.shape[:split], rank),
@@ -130,33 +120,13 @@ class Lora(Weights):
             }
 
         leaves = jax.tree_util.tree_leaves_with_path(missing)
-        named = {_name(path): leaf for path, leaf in leaves}
-        return {name: pair(spec, named[name]) for name, spec in matrices.items()}
+        given = {matrices.name(path): leaf for path, leaf in leaves}
+        return {n: pair(spec, given[n]) for n, spec in matrices.named(block_slot).items()}
 
     def _rank(self, spec: Spec) -> int:
-        return min(self.rank, *_widths(spec))
+        return min(self.rank, *matrices.widths(spec))
 
 
 def slot_of(slot: str) -> str:
     """Returns the name of the slot that holds a slot's adapters."""
     return f"{slot}_lora"
-
-
-def _matrices(tree: Any) -> dict[str, Spec]:
-    """Returns the matrices of a slot by their path; norms and biases are not decayed."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    is_matrix = lambda spec: spec.is_decayed and len(spec.shape) > spec.inputs
-    return {_name(path): spec for path, spec in leaves if is_matrix(spec)}
-
-
-def _has_bank(tree: Any) -> bool:
-    return any((spec.axes[0] or "").startswith("expert") for spec in jax.tree.leaves(tree))
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".") or "weight"
-
-
-def _widths(spec: Spec) -> tuple[int, int]:
-    """Returns the numbers of input and output features of a matrix."""
-    return math.prod(spec.shape[: spec.inputs]), math.prod(spec.shape[spec.inputs :])

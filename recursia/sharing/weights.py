@@ -1,6 +1,8 @@
 """Weight kinds: how a step's bank entries become the weights of its block."""
 
+import copy
 import dataclasses
+from typing import ClassVar, Self
 
 from recursia.params import Params
 
@@ -12,7 +14,12 @@ class Weights:
     A kind is a frozen dataclass of settings, one file in `recursia.sharing`. It may add slots to
     those of the block and replace their specs. `bind` may replace an array by any object with
     `dot(x, einsum)` and `full()`, as `recursia.layers.linear` calls them.
+
+    Attributes:
+      block: specs of one block, by slot, of a kind that `of` returned.
     """
+
+    block: ClassVar[Params]
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -46,6 +53,12 @@ class Weights:
         """Returns specs of the parameters applied to a token in a step besides the block's own."""
         return self.specs(block)
 
+    def of(self, block: Params) -> Self:
+        """Returns this kind with the specs of one block, which `bind` then reads as `block`."""
+        known = copy.copy(self)
+        vars(known)["block"] = block
+        return known
+
     def bind(self, entries: Params) -> Params:
         """Returns the block's weights by slot, from a step's entries of all slots."""
         return entries
@@ -56,5 +69,12 @@ class Weights:
         Args:
           block: specs of one block, by slot.
           skipped: the (slot, name) of weights that the step does not use.
+        """
+        return 0
+
+    def making_flops(self, block: Params) -> int:
+        """Returns the forward FLOPs that make the weights of one step, whatever its tokens.
+
+        They are those that `traced_flops.uncounted` leaves out.
         """
         return 0

@@ -1,0 +1,46 @@
+"""The matrices of a slot by their path, for weight kinds that replace or complete them."""
+
+import math
+from typing import Any
+
+import jax
+
+from recursia.params import Params, Spec
+
+
+def named(tree: Any) -> dict[str, Spec]:
+    """Returns the matrices of a slot by their path; norms and biases are not decayed."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    is_matrix = lambda spec: spec.is_decayed and len(spec.shape) > spec.inputs
+    return {name(path): spec for path, spec in leaves if is_matrix(spec)}
+
+
+def check(block: Params, slots: tuple[str, ...]) -> None:
+    """Refuses slots that a block lacks, or whose matrices a weight kind cannot replace.
+
+    Raises:
+      ValueError: with the reason.
+    """
+    for slot in slots:
+        if slot not in block:
+            raise ValueError(f"weights.slots: the block has no {slot!r}; it has {', '.join(block)}")
+        if has_bank(block[slot]) or not named(block[slot]):
+            raise ValueError(
+                f"weights.slots: {slot!r} is not made of matrices that every token is "
+                "multiplied by (norms are not, nor experts); leave it out"
+            )
+
+
+def has_bank(tree: Any) -> bool:
+    """Returns whether a slot holds a bank of experts."""
+    return any((spec.axes[0] or "").startswith("expert") for spec in jax.tree.leaves(tree))
+
+
+def name(path: Any) -> str:
+    """Returns the name of a leaf of a slot."""
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "weight"
+
+
+def widths(spec: Spec) -> tuple[int, int]:
+    """Returns the numbers of input and output features of a matrix."""
+    return math.prod(spec.shape[: spec.inputs]), math.prod(spec.shape[spec.inputs :])
