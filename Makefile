@@ -8,7 +8,7 @@ DEMO_BATCHES ?= 32
 TEST_FLAGS ?= -q -n 2 --dist=worksteal --durations=10
 NEWEST = $(shell .ci/newest-python $(PYTHON))
 
-.PHONY: .venv-newest/tested bench-gpu demo docs test test-slow test-torch test-newest test-presets test-shapes test-gpu-compile lint clean
+.PHONY: .venv-newest/tested bench-gpu demo docs test test-slow test-exhaustive test-torch test-newest test-presets test-shapes test-gpu-compile lint clean
 
 # Pretrains a small Mixture-of-Recursions on the bundled novels, scores it and prints samples.
 # Run again, it resumes or says that it is finished.
@@ -22,7 +22,11 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile"
 
 test-slow: .venv/installed-test
-	$(BIN)/python -m pytest $(TEST_FLAGS) -m "slow and not gpu_compile"
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "slow and not exhaustive and not gpu_compile"
+
+# What CI leaves out: the other combinations of values, more random points, kills and faults.
+test-exhaustive: .venv/installed-test
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "exhaustive and not gpu_compile"
 
 # Weights in and out against transformers, and training steps against models in PyTorch (installs
 # up to 5 GB).
@@ -67,7 +71,8 @@ bench-gpu: .venv-gpu/installed
 
 # The same tests with every annotated shape and type checked as it runs.
 test-shapes: .venv/installed-test
-	$(BIN)/python -m pytest $(TEST_FLAGS) --jaxtyping-packages=recursia,beartype.beartype \
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow" \
+	  --jaxtyping-packages=recursia,beartype.beartype \
 	  tests/golden tests/laws/test_sight.py tests/test_losses.py tests/test_generate.py
 
 lint: .venv/installed-test

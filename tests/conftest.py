@@ -3,13 +3,15 @@
 Compiling takes most of the time. Programs are therefore compiled without most optimisations, in a
 quarter of the time, unless `JAX_DISABLE_MOST_OPTIMIZATIONS=0`; workers share one compilation cache.
 
-The quick tier runs every value of each parameter of a test, and the slow tier the remaining
-combinations of values. Tests of kernels and of preflight run every combination in the quick tier.
+The quick tier runs every value of each parameter of a test, the slow tier every pair of values, and
+the exhaustive tier, which CI leaves out, the remaining combinations. Tests of kernels and of
+preflight run every combination in the quick tier.
 """
 
 import collections
 import gc
 import importlib.metadata
+import itertools
 import os
 import shutil
 import tempfile
@@ -53,24 +55,37 @@ EVERY_COMBINATION = ("kernels", "preflight")  # folders
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks a combination of parameters as slow if others already cover each of its values."""
+    """Marks combinations of parameters by what the others already cover."""
     tests = collections.defaultdict(dict)
     for item in items:
-        is_marked = item.get_closest_marker("slow") or item.get_closest_marker("gpu_compile")
-        if (
-            not is_marked
+        marks = {mark.name for mark in item.iter_markers()}
+        if "exhaustive" in marks:
+            item.add_marker(pytest.mark.slow)
+        elif (
+            not marks & {"slow", "gpu_compile"}
             and item.path.parent.name not in EVERY_COMBINATION
             and hasattr(item, "callspec")
         ):
             values = {(name, repr(value)) for name, value in item.callspec.params.items()}
             tests[item.nodeid.partition("[")[0]][item] = values
-    for combinations in tests.values():
-        unmet = set().union(*combinations.values())
-        while unmet:
-            richest = max(combinations, key=lambda item: len(unmet & combinations[item]))
-            unmet -= combinations.pop(richest)
-        for item in combinations:
+    for values in tests.values():
+        quick = covering(values, set())
+        pairs = {item: set(itertools.combinations(sorted(of), 2)) for item, of in values.items()}
+        slow = covering(pairs, set().union(*(pairs[item] for item in quick)))
+        for item in values.keys() - quick:
             item.add_marker(pytest.mark.slow)
+            if item not in slow:
+                item.add_marker(pytest.mark.exhaustive)
+
+
+def covering(sets, met):
+    """Returns few of the items of these sets, with all that the sets hold but what is met."""
+    unmet, chosen = set().union(*sets.values()) - met, set()
+    while unmet:
+        richest = max(sets, key=lambda item: len(unmet & sets[item]))
+        unmet -= sets[richest]
+        chosen.add(richest)
+    return chosen
 
 
 def pytest_collection_finish():
