@@ -117,6 +117,12 @@ class Model:
         """Refuses settings that cannot be combined, with the reason."""
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)
+        if self.depth.scales_branches and not (self.block.is_additive and self.loop_norm != "each"):
+            raise ValueError(
+                f"depth: {self.depth.kind} multiplies what branches add to the residual stream, "
+                "and this block or loop_norm 'each' changes the stream itself; take a block such "
+                "as 'pre_norm', and loop_norm 'none' or 'last'"
+            )
         if self.loop_norm != "none" and self.block.final_norm() is None:
             raise ValueError(
                 f"loop_norm: got {self.loop_norm!r}, and the block normalises its own result: it "

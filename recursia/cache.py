@@ -44,6 +44,22 @@ class Cache:
         held = [each.keys_values for pasts in self.pasts.values() for each in pasts.values()]
         return sum(leaf.nbytes for leaf in jax.tree.leaves(held))
 
+    def check(self, config: Model) -> None:
+        """Refuses a model whose steps are not those that filled the caches.
+
+        The keys of a model at another depth belong to other steps: no cache can be read at two.
+
+        Raises:
+          ValueError: with both numbers.
+        """
+        for name, plan in schedules(config).items():
+            held, made = set(self.pasts.get(name, {})), set(plan.owner_places.tolist())
+            if held != made:
+                raise ValueError(
+                    f"cache: {name} has keys of {len(held)} steps, and the model makes keys in "
+                    f"{len(made)}; give the text again at this depth"
+                )
+
 
 def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
     """Returns parameters for decoding: bank entries apart, in the compute dtype.

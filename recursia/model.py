@@ -142,7 +142,11 @@ def extend(
       segment_ids: 1 for a token, 0 for padding.
       is_whole: whether a token that stops early makes its keys of later recursions now, and not
         when a later token asks for them.
+
+    Raises:
+      ValueError: for a cache that a model of another depth filled.
     """
+    cache.check(config)
     context = _context(tokens.shape, positions, segment_ids)
     pending = {CORE: cache.pending}
     stores = {name: Store(pasts, pending.get(name)) for name, pasts in cache.pasts.items()}

@@ -3,7 +3,9 @@
 import abc
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
 from recursia import ranges
@@ -40,6 +42,8 @@ class Block(abc.ABC):
     feedforward: FeedForward
     norm: norms.Kind = "rms"
     norm_eps: float = 1e-5
+
+    is_additive: ClassVar[bool] = True  # whether the stream gains a branch's output as it is
 
     def __post_init__(self):
         ranges.at_least(1, self, "embed_dim")
@@ -101,6 +105,18 @@ class Block(abc.ABC):
     def after(self, x: Array, y: Array, name: str, norm: Norm) -> Array:
         """Returns the residual stream after a branch with output `y`."""
 
+    def joined(self, params: Params, x: Array, y: Array, name: str, norm: Norm) -> Array:
+        """Returns the residual stream after a branch, by an arrangement with weights of its own.
+
+        Args:
+          params: of the block.
+          x: see `after`, as for the others.
+          y: output of the branch.
+          name: of the branch's norm.
+          norm: normalises states by the norm of a name.
+        """
+        return self.after(x, y, name, norm)
+
     def between(self, x: Array, mixed: Array) -> Array:
         """Returns the stream that the feed-forward reads: `x` (before the mixer) or `mixed`."""
         return mixed
@@ -132,10 +148,12 @@ class Block(abc.ABC):
         kv_inputs = None if memory is None else self.before(memory, name, norm)
         inputs = self.before(x, name, norm)
         y, keys_values, report = self.mixer.apply(params, *inputs, context, source, kv_inputs)
-        mixed, name = self.after(x, y, name, norm), self.feedforward.norm_name
+        y = _multiplied(y, context)
+        mixed, name = self.joined(params, x, y, name, norm), self.feedforward.norm_name
         inputs = self.before(self.between(x, mixed), name, norm)
         y, more = self.feedforward.apply(params, *inputs, context)
-        return self.after(mixed, y, name, norm), keys_values, {**report, **more}
+        y = _multiplied(y, context)
+        return self.joined(params, mixed, y, name, norm), keys_values, {**report, **more}
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns terms of the training loss in nats per token, and metrics.
@@ -173,3 +191,8 @@ class Block(abc.ABC):
     def cache_entries(self) -> int:
         """Returns how many numbers the KV cache of one step holds for one token."""
         return self.mixer.cache_entries()
+
+
+def _multiplied(y: Array, context: Context) -> Array:
+    """Returns what a branch writes, times the multiplier of the context."""
+    return y if context.multiplier is None else y * jnp.asarray(context.multiplier, y.dtype)

@@ -11,6 +11,8 @@ from recursia.blocks.block import Block, Norm
 class PostNorm(Block):
     """A norm of each residual sum, and none before the head."""
 
+    is_additive = False
+
     def final_norm(self) -> None:
         """Returns None: the block ends in a norm."""
 

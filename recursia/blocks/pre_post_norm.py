@@ -15,6 +15,8 @@ from recursia.blocks.pre_norm import PreNorm
 class PrePostNorm(PreNorm):
     """A norm before each branch, and one of each residual sum."""
 
+    is_additive = False
+
     @property
     def norm_names(self) -> tuple[str, ...]:
         """Two for each branch."""

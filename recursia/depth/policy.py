@@ -113,6 +113,7 @@ class Policy(abc.ABC):
     slots: ClassVar[tuple[str, ...]] = ()  # slots of its own that may vary across recursions
     is_by_recursion: ClassVar[bool] = True  # whether it needs the state after each recursion
     shows_stopped: ClassVar[bool] = False  # whether later recursions show stopped tokens to others
+    scales_branches: ClassVar[bool] = False  # whether it multiplies what blocks add to the stream
 
     def __post_init__(self):
         ranges.recursions(self)

@@ -28,6 +28,8 @@ class Context:
       is_live: False for padding, and for tokens whose result is computed and discarded: they take
         no expert's capacity and enter no statistics. None: all tokens are live.
       inputs: the states that entered the core, where a recursion injects them again.
+      multiplier: what each branch of a block writes to the residual stream is multiplied by this;
+        None leaves it as it is.
       plan: which blocks of keys the queries visit, for all layers; see `planned`. None: each call
         lists them.
       is_row: whether these are all tokens of their rows, at positions 0, 1, 2, ...
@@ -38,6 +40,7 @@ class Context:
     segment_ids: Leaf | None = None  # [B T]
     is_live: Leaf | None = None  # [B T]
     inputs: Leaf | None = None  # [B T D]
+    multiplier: Leaf | float | None = None  # []
     plan: Plan | None = None
     is_row: bool = struct.field(pytree_node=False, default=False)
     window: int = struct.field(pytree_node=False, default=0)
@@ -45,8 +48,9 @@ class Context:
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens, whose indices ascend."""
         rows = jnp.arange(index.shape[0])[:, None]
-        subset = replace(self, is_row=False, plan=None)
-        return jax.tree.map(lambda leaf: leaf[rows, index], subset)
+        subset = replace(self, is_row=False, plan=None, multiplier=None)
+        subset = jax.tree.map(lambda leaf: leaf[rows, index], subset)
+        return replace(subset, multiplier=self.multiplier)
 
     def count_only(self, live: Bool[Array, "B T"]) -> "Context":
         """Returns a context in which other tokens are not live, but attended to all the same."""
