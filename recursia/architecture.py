@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Literal
 
+import numpy as np
+
 from recursia import kv as keys_values
 from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
@@ -163,6 +165,47 @@ class Model:
                 self.kv, kv_sharing=plan.keys or "own", window=plan.windows or 0
             ),
         )
+
+    def in_phase(self, num_recursions: int | None, how: str | None) -> "Model":
+        """Returns the model of a phase of training.
+
+        Args:
+          num_recursions: of its core; None leaves it as it is.
+          how: how the block's slots vary, where they share less in this model; None leaves it.
+
+        Raises:
+          ValueError: for a depth with other parameters, or a plan that shares what this one does
+            not share, and the reverse.
+        """
+        tied = self if how is None else self._tied(how)
+        if num_recursions in (None, self.schedule.num_recursions):
+            return tied
+        small, named = tied.at_depth(num_recursions), {slot for slot, _ in tied.schedule.entries}
+        own = [s for s in sorted(named) if small.schedule.size(s) != tied.schedule.size(s)]
+        own += ["inject.step"] if self.inject.step == "learned" else []
+        if own:
+            raise ValueError(
+                f"depth {num_recursions} lacks weights of later recursions ({', '.join(own)}), and "
+                "a model grows with the same parameters; share them across recursions"
+            )
+        return small
+
+    def _tied(self, how: str) -> "Model":
+        plan, slots = self.schedule, dict(self.varies)
+        for slot in self.block.slots:
+            own = plan.by_recursion(slot)
+            if own.ndim > 2:  # its steps take several entries at once, as the weight kind says
+                continue
+            wide = patterns.table(plan.num_recursions, plan.num_blocks, slot, how)
+            pairs = set(zip(own.reshape(-1).tolist(), np.reshape(wide, -1).tolist(), strict=True))
+            if len(pairs) == plan.size(slot):  # each entry is within one of the wider ones
+                slots[slot] = wide
+            elif len(pairs) != 1 + np.max(wide):
+                raise ValueError(
+                    f"{how!r} unties weights of {slot} that the model ties, and ties others; a "
+                    "phase may only tie more than the model"
+                )
+        return dataclasses.replace(self, varies=tuple(slots.items()))
 
     def at_step(self, step: int) -> "Model":
         """Returns the model of a training step; each distinct model is compiled once."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from recursia import accounting, kinds, settings
 from recursia.data import packing, tokenizer
 from recursia.errors import DataError
-from recursia.notes import notes
+from recursia.notes import notes, programs
 
 Match = Literal["none", "flops", "params", "cache"]
 QUANTITIES = {"params": "unique_parameters", "cache": "cache_bytes_per_token"}
@@ -74,15 +74,19 @@ def _row(name: str, run: settings.Run) -> Row:
         "tokens_per_step": train.batch_size * train.seq_len,
         "training_flops": training_flops(run),
         "mor_flops": train.num_steps * train.batch_size * train.seq_len * cost.mor_flops_per_token,
-        "notes": notes(run),
+        "notes": notes(run) + programs(run),
     }
 
 
 def training_flops(run: settings.Run) -> float:
     """Returns the FLOPs of all steps of a run; raises what `compare` raises."""
     config, train = run.model.sized(vocab_size(run)), run.train
-    sequences = train.num_steps * train.batch_size
-    return sequences * accounting.training_flops(config, train.seq_len)
+    total, start = 0, 0
+    for end, depth, how in train.phases():
+        each = accounting.training_flops(config.in_phase(depth, how), train.seq_len)
+        total += (end - start) * train.batch_size * each
+        start = end
+    return total
 
 
 def matched_steps(target: float, total: float, num_steps: int) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""Notes on valid configurations that are probably not intended."""
+"""Notes on valid configurations: what is probably not intended, and what compiles anew."""
 
 from recursia import settings
 
@@ -27,3 +27,19 @@ def notes(run: settings.Run) -> list[str]:
             "little with their number"
         )
     return lines
+
+
+def programs(run: settings.Run) -> list[str]:
+    """Returns the phases of training and the number of programs, if there is more than one."""
+    spans, plans, begin = [], set(), 1
+    for end, depth, how in run.train.phases():
+        if end < begin:
+            continue
+        parts = [f"at {depth} recursions"] if depth is not None else []
+        parts += [f"tied by {how!r}"] if how is not None else []
+        spans.append(f"steps {begin:,} to {end:,} {', '.join(parts) or 'as the model'}")
+        plans.add((depth, how))
+        begin = end + 1
+    if len(plans) == 1:
+        return []
+    return [f"train: {'; '.join(spans)}; {len(plans)} programs are compiled, each once"]

@@ -1,6 +1,7 @@
 """Every setting of a run, with its default; a preset gives only the fields that differ."""
 
 import dataclasses
+import itertools
 from typing import Annotated, Literal
 
 from recursia import kinds, sharding, typed
@@ -108,6 +109,13 @@ class Train:
       num_steps: updates of the parameters.
       batch_size: sequences per update, over all devices.
       seq_len: tokens per sequence.
+      depths: the recursions that early steps take, as pairs (fraction of the steps, number of
+        recursions until then), fractions ascending; later steps take those of `model.depth`. One
+        program is compiled for each number.
+      ties: how the block's slots vary in early steps, as pairs (fraction of the steps, a value of
+        `model.varies` until then), fractions ascending; later steps have the model's own sharing.
+        Weights that are untied start as copies, with their moments. One program is compiled for
+        each plan.
       num_microbatches: microbatches per batch, for gradient accumulation. A loss that is not a sum
         over tokens, such as load balancing, is a mean over microbatches: it changes a little with
         their number.
@@ -127,6 +135,8 @@ class Train:
     num_steps: int
     batch_size: int
     seq_len: int
+    depths: tuple[tuple[float, int], ...] = ()
+    ties: tuple[tuple[float, str], ...] = ()
     num_microbatches: int = 1
     loss_chunk: int = 128
     remat: Unit = "none"
@@ -138,11 +148,31 @@ class Train:
     def __post_init__(self):
         at_least(1, self, "num_steps", "batch_size", "seq_len", "num_microbatches", "loss_chunk")
         between(0, LARGEST_SEED, self, "seed")
+        for name, pairs in {"depths": self.depths, "ties": self.ties}.items():
+            ends = [0.0, *(end for end, _ in pairs), 1.0]
+            if any(end <= before for before, end in itertools.pairwise(ends)):
+                raise ValueError(
+                    f"{name}: got fractions {', '.join(map(str, ends[1:-1]))}, takes numbers "
+                    "between 0 and 1 that ascend"
+                )
         if self.batch_size % self.num_microbatches:
             raise ValueError(
                 f"num_microbatches: {self.num_microbatches} do not divide batch_size "
                 f"{self.batch_size}; take a divisor"
             )
+
+    def phases(self) -> list[tuple[int, int | None, str | None]]:
+        """Returns the phases: the step that ends each, its recursions and its sharing.
+
+        None is the model's own number or sharing.
+        """
+        whole = [end for end, _ in (*self.depths, *self.ties, (1.0, ""))]
+        found = []
+        for end in sorted(set(whole)):
+            depth = next((depth for until, depth in self.depths if end <= until), None)
+            how = next((how for until, how in self.ties if end <= until), None)
+            found.append((round(end * self.num_steps), depth, how))
+        return found
 
     @property
     def rematerialisation(self) -> Remat:
@@ -291,6 +321,12 @@ class Run:
 
     def __post_init__(self):
         self.model.depth.check_length(self.train.seq_len)
+        for end, depth, how in self.train.phases():
+            name = "depths" if how is None else "ties"
+            try:
+                self.model.in_phase(depth, how)
+            except ValueError as error:
+                raise ValueError(f"train.{name}: until step {end:,}: {error}") from None
         if self.distill.exits and self.model.depth.num_exits < 2:
             name = kinds.kind_of(self.model.depth)
             raise ValueError(

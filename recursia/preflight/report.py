@@ -74,7 +74,7 @@ def examine(
 def _distinct_steps(trainer: Trainer) -> list[int]:
     """Returns the last step, and before it the first if its program differs."""
     last = trainer.run.train.num_steps - 1
-    is_equal = trainer.model.at_step(0) == trainer.model.at_step(last)
+    is_equal = trainer.model_at(0) == trainer.model_at(last)
     return [last] if is_equal else [0, last]
 
 

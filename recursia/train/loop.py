@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from recursia import console, distributed, settings, stall
+from recursia import params as parameters
 from recursia.data import manifest
 from recursia.errors import DataError, Preempted, UserError
-from recursia.notes import notes
+from recursia.notes import notes, programs
 from recursia.train.ahead import Ahead, saved
 from recursia.train.beginning import Beginning
 from recursia.train.divergence import RolledBack
 from recursia.train.metrics import Ledger, Meter, Mute
+from recursia.train.migration import moved
 from recursia.train.sinks import opening
 from recursia.train.step import State, Update
 from recursia.train.stop import Stop
@@ -80,7 +82,12 @@ def train(
 
 
 class Loop(Beginning):
-    """A run in progress."""
+    """A run in progress.
+
+    Attributes:
+      own: the trainer of the phase, whose sharing the state has between steps; what is saved or
+        validated has that of the model.
+    """
 
     def __init__(
         self, run: settings.Run, workdir: pathlib.Path, name: str, lock: Lock | None = None
@@ -97,14 +104,18 @@ class Loop(Beginning):
         super().__init__(run, workdir)
         self.name, self.lock = name, lock
         self._compiled: set[Update] = set()
+        self.own = self.trainer
 
     def run_from(self, state: State, start: int) -> None:
-        """Runs the training steps after step `start`."""
+        """Runs the training steps after step `start`, whose state has the model's own sharing."""
+        self.own = self.trainer
         run, paths_by_split = self.run, (self.parts.paths, self.parts.validation.paths)
         for split, paths in zip(manifest.SPLITS, paths_by_split, strict=True):
             self.progress.say(directory.described(paths, split))
         for note in notes(run):
             self.progress.say(f"note: {note}")
+        for line in programs(run):
+            self.progress.say(line)
         owes = self.owes(start)
         if owes and distributed.is_first():
             forget(self.workdir, start)
@@ -161,6 +172,11 @@ class Loop(Beginning):
 
     def update(self, step: int, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         """Sends a step to the devices; returns the state after it and its metrics."""
+        own = self.trainer.in_phase(step - 1)
+        if own.model != self.own.model:
+            count = parameters.count(own.specs)
+            self.progress.say(f"step {step} begins a plan of sharing with {count:,} parameters")
+        state, self.own = moved(state, self.own, own), own
         update = self.trainer.step_function(step - 1)
         is_new = update not in self._compiled
         self.ledger.to("compile" if is_new else "step")
@@ -194,6 +210,7 @@ class Loop(Beginning):
         if self.lock is not None:
             self.lock.check()
         self.writer.flush()
+        state = moved(state, self.own, self.trainer)
         self.checkpoints.save(step, state, {**self.parts.identity, **self.watch.meta()})
         self.watch.saved()
 
@@ -273,6 +290,7 @@ class Loop(Beginning):
 
     def validate(self, step: int, state: State) -> None:
         """Writes the scores of the validation split and a sample of each prompt."""
+        state = moved(state, self.own, self.trainer)
         with stall.waiting("step"):
             self.meter.pause(state)
         self.ledger.to("eval")

@@ -1,6 +1,7 @@
 """Speed of training, where its time goes, and the progress line."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -70,8 +71,10 @@ class Meter:
         """Computes the FLOPs per token and the peak FLOP/s of the devices."""
         train = trainer.run.train
         self.tokens = train.batch_size * train.seq_len
-        flops = accounting.training_flops(trainer.model, train.seq_len)
-        self._executed = flops / train.seq_len
+        self._trainer, self._executed = trainer, 0.0
+        self._flops = functools.cache(
+            lambda config: accounting.training_flops(config, train.seq_len) * train.batch_size
+        )
         self._sixn = accounting.sixn_flops_per_token(trainer.model)
         self.peak = peak_flops()
         self._since: float | None = None
@@ -83,10 +86,12 @@ class Meter:
         if self._since is None:  # the first step includes compilation
             self._since, self._step, self._paused = now, step, 0.0
             return {}
-        rate = self.tokens * (step - self._step) / max(now - self._since - self._paused, 1e-9)
+        self._executed += self._flops(self._trainer.model_at(step - 1))
+        seconds = max(now - self._since - self._paused, 1e-9)
+        rate = self.tokens * (step - self._step) / seconds
         return {
             "tokens_per_second": rate,
-            "flops_utilization": rate * self._executed / self.peak,
+            "flops_utilization": self._executed / seconds / self.peak,
             "flops_utilization_6n": rate * self._sixn / self.peak,
         }
 

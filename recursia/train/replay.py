@@ -20,6 +20,7 @@ from recursia.data import verification
 from recursia.errors import ConfigError
 from recursia.train import earlier
 from recursia.train.divergence import Watch
+from recursia.train.migration import moved
 from recursia.train.opening import Parts, opened
 from recursia.train.step import State
 from recursia.train.writer import INCIDENTS, METRICS
@@ -137,11 +138,13 @@ def _repeated(
     else:
         watch = Watch(rule, checkpoints.meta(checkpoints.choose(start)))
         state = checkpoints.restore(start, trainer.abstract())
-    numbers: dict[int, dict[str, float]] = {}
+    own, numbers = trainer, dict[int, dict[str, float]]()
     with console.doing(f"replaying steps {(start or 0) + 1} to {step}"):
         for at in range((start or 0) + 1, step + 1):
             batch = trainer.put(parts.loader.batch(watch.batch(at)))
             limit = watch.losses.limit(at)
+            before, own = own, trainer.in_phase(at - 1)
+            state = moved(state, before, own)
             state, metrics = trainer.step_function(at - 1)(state, batch, limit)
             numbers[at] = {name: float(metrics[name]) for name in NUMBERS}
             if at < step:

@@ -122,13 +122,38 @@ class Trainer:
         make = jax.make_array_from_process_local_data
         return {name: make(self.batch_sharding, rows) for name, rows in batch.items()}
 
+    def model_at(self, step: int) -> Model:
+        """Returns the model of a step: its depth, its sharing and its capacity."""
+        return self._in_phase(*self._phase(step)).at_step(step)
+
+    def in_phase(self, step: int) -> "Trainer":
+        """Returns the trainer whose parameters a step updates: other phases may tie more of them.
+
+        The step that ends training, or one after it, is in no phase: its parameters are the
+        model's.
+        """
+        config = self._in_phase(None, self._phase(step)[1])
+        return self if config == self.model else self._of(config)
+
+    def _phase(self, step: int) -> tuple[int | None, str | None]:
+        phases = self.run.train.phases()
+        return next(((depth, how) for end, depth, how in phases if step < end), (None, None))
+
+    @functools.lru_cache  # noqa: B019 - lives as long as the run
+    def _in_phase(self, depth: int | None, how: str | None) -> Model:
+        return self.model.in_phase(depth, how)
+
+    @functools.lru_cache  # noqa: B019 - lives as long as the run
+    def _of(self, config: Model) -> "Trainer":
+        return dataclasses.replace(self, model=config)
+
     def step_function(self, step: int) -> Update:
         """Returns the compiled `state, metrics = f(state, batch, limit)`; the state is donated.
 
         Steps whose model is the same share one program. The limit of the loss, infinity if none is
         given, counts where the policy is to skip spikes.
         """
-        return self._compiled(self.model.at_step(step))
+        return self.in_phase(step)._compiled(self.model_at(step))
 
     @functools.lru_cache  # noqa: B019 - lives as long as the run
     def _compiled(self, config: Model) -> Update:
@@ -167,10 +192,11 @@ class Trainer:
 
     def trace(self, step: int = 0) -> jax.stages.Traced:
         """Returns the traced program of a step; the mesh's devices may belong to another host."""
-        state, batch = self.abstract(), self.abstract_batch()
+        own, batch = self.in_phase(step), self.abstract_batch()
+        state = own.abstract()
         with jax.set_mesh(self.mesh):
             skips = self.run.divergence.policy == "skip"
-            return self._jitted(self.model.at_step(step)).trace(
+            return own._jitted(self.model_at(step)).trace(
                 state, batch, self.teacher and self.teacher.params, NO_LIMIT if skips else None
             )
 
