@@ -134,7 +134,8 @@ def training_flops(config: Model, seq_len: int) -> int | float:
 
     They are three times those of the forward pass, except in recursions without a backward pass:
     both factors of every product depend on parameters, the first layer's input through the
-    embedding. States that the loss reads through the head besides the last are counted.
+    embedding, unless that is made of waves, which do not. States that the loss reads through the
+    head besides the last are counted.
     `executed_training_flops` adds what rematerialisation computes again.
     """
     passes = passes_of(config, seq_len)
@@ -142,7 +143,8 @@ def training_flops(config: Model, seq_len: int) -> int | float:
     exits = config.depth.num_exits - 1
     outer = _outer_flops(config, seq_len) + exits * _head_flops(config, seq_len)
     forward = _passes_flops(config, seq_len, passes) + outer
-    return forward + _BACKWARD * (_passes_flops(config, seq_len, trained) + outer)
+    backward = _BACKWARD * (_passes_flops(config, seq_len, trained) + outer)
+    return forward + backward - seq_len * config.embed.flops(config.block.embed_dim)[1]
 
 
 def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int | float:
@@ -156,7 +158,7 @@ def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int | floa
 
 def _outer_flops(config: Model, seq_len: int) -> int | float:
     """Returns the forward FLOPs of a sequence outside the recursions."""
-    lookup = 2 * seq_len * config.embed.factor_dim * config.block.embed_dim
+    lookup = seq_len * config.embed.flops(config.block.embed_dim)[0]
     return lookup + end_flops(config, seq_len) + _head_flops(config, seq_len)
 
 
@@ -205,7 +207,8 @@ def sixn_flops_per_token(config: Model) -> int:
     too. It counts neither attention nor the reuse of weights, so a model with R recursions costs up
     to R times as much.
     """
-    table = 0 if config.embed.is_tied else config.vocab_size * config.block.embed_dim
+    has_table = not (config.embed.is_tied or config.embed.fourier_dim)
+    table = config.vocab_size * config.block.embed_dim if has_table else 0
     return 6 * (unique_parameters(config) - table)
 
 

@@ -1,7 +1,13 @@
-"""Token embedding and output head."""
+"""Token embedding and output head.
+
+Embeddings are rows of a table; or, with `fourier_dim`, waves of the token's id and an MLP of them,
+without a table (Ndubuaku & Talhi 2025, arXiv 2505.02266): T + MLP(T), where T has the sine and the
+cosine of k pi x for k = 1, 2, ..., and x runs from -1 to 1 over the vocabulary.
+"""
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -24,6 +30,8 @@ class Embedding:
       scale: factor of every embedding.
       factor_dim: width of the tables of a factorised embedding, which a projection maps to the
         width of the model (Lan et al. 2019, arXiv 1909.11942); 0 does not factorise.
+      fourier_dim: hidden width of the MLP that makes embeddings of waves of the token's id; 0 has a
+        table instead. The head is then a matrix of its own.
       logit_cap: soft cap of the logits, cap * tanh(logit / cap) (Gemma Team 2024, arXiv
         2408.00118); 0 has none.
     """
@@ -34,20 +42,35 @@ class Embedding:
     has_head_bias: bool = False
     scale: float = 1.0
     factor_dim: int = 0
+    fourier_dim: int = 0
     logit_cap: float = 0.0
 
     def __post_init__(self):
         has_own = self.head_init_std is not None
         ranges.at_least(0, self, "init_std", *(("head_init_std",) if has_own else ()))
         ranges.above(0, self, "scale")
-        ranges.at_least(0, self, "factor_dim", "logit_cap")
+        ranges.at_least(0, self, "factor_dim", "fourier_dim", "logit_cap")
+        if self.fourier_dim and self.is_tied:
+            raise ValueError(
+                f"fourier_dim: {self.fourier_dim} has no table that the head could be; take "
+                "is_tied False"
+            )
+
+    def flops(self, embed_dim: int) -> tuple[int, int]:
+        """Returns the forward FLOPs of one token's embedding, and those without backward input.
+
+        Args:
+          embed_dim: width of the model.
+        """
+        waves = 2 * (self.factor_dim or embed_dim) * self.fourier_dim
+        return 2 * waves + 2 * self.factor_dim * embed_dim, waves
 
 
 def specs(config: Embedding, vocab_size: int, embed_dim: int) -> dict[str, Spec]:
     """Returns the table, and the head, the bias and the projection if the settings have them."""
     width = config.factor_dim or embed_dim
     table = lambda std: Spec((vocab_size, width), ("vocab", "embed"), normal(std))
-    tables = {"table": table(config.init_std)}
+    tables = _mlp(config, width) if config.fourier_dim else {"table": table(config.init_std)}
     if not config.is_tied:
         std = config.init_std if config.head_init_std is None else config.head_init_std
         tables["head"] = table(std)
@@ -64,10 +87,51 @@ def lookup(
     params: dict[str, Array], tokens: Int[Array, "B T"], config: Embedding, dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
     """Returns the embedding of each token, in `dtype`."""
-    x = params["table"][tokens].astype(dtype)
+    if config.fourier_dim:
+        x = _of_waves(params, tokens, config, dtype)
+    else:
+        x = params["table"][tokens].astype(dtype)
     if config.factor_dim:
         x = dot(x, params["projection"].astype(dtype), "e,ed->d")
     return x if config.scale == 1 else x * jnp.asarray(config.scale, dtype)
+
+
+def _mlp(config: Embedding, width: int) -> dict[str, Spec]:
+    """Returns the layers of the MLP of waves, whose output starts as large as its input."""
+    layer = lambda inputs, outputs, axes: Spec((inputs, outputs), axes, normal(inputs**-0.5))
+    bias = lambda width: Spec((width,), (None,), zeros, is_decayed=False)
+    return {
+        "up": layer(width, config.fourier_dim, ("embed", "mlp")),
+        "up_bias": bias(config.fourier_dim),
+        "down": layer(config.fourier_dim, width, ("mlp", "embed")),
+        "down_bias": bias(width),
+    }
+
+
+def _of_waves(
+    params: dict[str, Array], tokens: Int[Array, "B T"], config: Embedding, dtype: DTypeLike
+) -> Float[Array, "B T E"]:
+    """Returns the waves of each token's id plus an MLP of them."""
+    wide = waves(tokens, params["head"].shape[0], params["down"].shape[-1])
+    t, weights = wide.astype(dtype), {name: p.astype(dtype) for name, p in params.items()}
+    hidden = jax.nn.gelu(dot(t, weights["up"], "e,ef->f") + weights["up_bias"], approximate=False)
+    return t + dot(hidden, weights["down"], "f,fe->e") + weights["down_bias"]
+
+
+def waves(tokens: Int[Array, "*B"], vocab_size: int, width: int) -> Float[Array, "*B E"]:
+    """Returns the sine and cosine of k pi x, for k = 1, 2, ..., in float32.
+
+    Ids that are neighbours in a large vocabulary have the same waves in bfloat16.
+
+    Args:
+      tokens: ids.
+      vocab_size: x is -1 for id 0, and 1 for the last.
+      width: number of waves; sines have even indices.
+    """
+    x = 2 * tokens.astype(jnp.float32) / max(vocab_size - 1, 1) - 1
+    index = jnp.arange(width)
+    angle = jnp.pi * (index // 2 + 1) * x[..., None]
+    return jnp.where(index % 2 == 0, jnp.sin(angle), jnp.cos(angle))
 
 
 def before_head(params: dict[str, Array], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
