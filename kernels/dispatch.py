@@ -33,10 +33,10 @@ class Implementation:
     Attributes:
       name: its name as a `backend`.
       platform: the platform it runs on.
-      run: takes the arguments of the reference; raises NotImplementedError, with the reason, for
-        arguments that it does not support.
+      run: takes the arguments of the reference.
       config: returns the sizes that it computes from the same arguments, as a `Config`: a frozen
-        dataclass of integers, which `run` takes as `config`. None: it has no sizes.
+        dataclass of integers, which `run` takes as `config`. None: it has no sizes. Both raise
+        NotImplementedError, with the reason, for arguments that they do not support.
       devices: parts of the names of the kinds of device it runs on; none: on all of the platform.
     """
 
@@ -46,15 +46,18 @@ class Implementation:
     config: Callable[..., Any] | None = None
     devices: tuple[str, ...] = ()
 
-    def apply(self, op: str, arrays: Any, static: dict[str, Any], device: str | None) -> Any:
+    def apply(
+        self, op: str, arrays: Any, static: dict[str, Any], device: str | None = None, **how: Any
+    ) -> Any:
         """Returns the results, with the sizes that were measured for a device if any were."""
         if device and self.devices and not any(name in device for name in self.devices):
             raise NotImplementedError(f"it runs on {', '.join(self.devices)}, not on {device}")
-        if self.config is None or device is None:
-            return self.run(*arrays, **static)
-        default = self.config(*arrays, **static)
-        config = tuned.look_up(default, device, op, self.name, jax.tree.leaves(arrays))
-        return self.run(*arrays, **static, config=config)
+        if self.config is not None:
+            config = self.config(*arrays, **static)
+            if device is not None:
+                config = tuned.look_up(config, device, op, self.name, jax.tree.leaves(arrays))
+            how["config"] = config
+        return self.run(*arrays, **static, **how)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +121,8 @@ class Op:
         told = {}
         for each in self.of(platform):
             try:
-                jax.eval_shape(functools.partial(each.run, **static), *arrays)
+                run = functools.partial(each.apply, self.name, static=static)
+                jax.eval_shape(lambda *arrays, run=run: run(arrays), *arrays)
                 told[each.name] = "accepts"
             except NotImplementedError as reason:
                 told[each.name] = str(reason)
@@ -155,23 +159,29 @@ class Op:
         platform: Platform,
         device: str | None = None,
     ) -> tuple[str, Any, dict[str, str]]:
-        """Returns an implementation's name, its results, and why those tried before did not run."""
-        reasons: dict[str, str] = {}
-        if backend == "auto":
-            for each in self.of(platform):
-                try:
-                    return each.name, each.apply(self.name, arrays, static, device), reasons
-                except NotImplementedError as reason:
-                    reasons[each.name] = str(reason)
-        if backend in ("auto", "reference"):
-            return "reference", self.reference(*arrays, **static), reasons
-        (named,) = (each for each in self.implementations if each.name == backend)
-        if named.platform != platform:
-            raise NotImplementedError(
-                f"{self.name}: backend {backend!r} runs on {named.platform}, not on {platform}; "
-                "take 'auto' or 'reference'"
-            )
-        return named.name, named.apply(self.name, arrays, static, device), reasons
+        """Returns an implementation's name, its results, and why those tried before did not run.
+
+        Without numbers to compute, as of no tokens, it is the reference.
+        """
+        is_auto, reasons = backend == "auto", {}
+        tried = [each for each in self.implementations if each.name == backend]
+        if any(0 in leaf.shape for leaf in jax.tree.leaves(arrays)):
+            tried = []
+        elif is_auto:
+            tried = self.of(platform)
+        for each in tried:
+            if each.platform != platform:
+                raise NotImplementedError(
+                    f"{self.name}: backend {backend!r} runs on {each.platform}, not on {platform}; "
+                    "take 'auto' or 'reference'"
+                )
+            try:
+                return each.name, each.apply(self.name, arrays, static, device), reasons
+            except NotImplementedError as reason:
+                if not is_auto:
+                    raise
+                reasons[each.name] = str(reason)
+        return "reference", self.reference(*arrays, **static), reasons
 
 
 class _Equation(Primitive):
@@ -202,18 +212,6 @@ def _compiled(primitive: Primitive, **kept: Any) -> Callable[..., Any]:
 
 def _one_by_one(primitive: Primitive, leaves: Any, axes: Any, **kept: Any) -> tuple[Any, Any]:
     """Batching rule: runs the op for one entry of the batch after another, on the whole device."""
-    moved = [
-        leaf if axis is None else jax.numpy.moveaxis(leaf, axis, 0)
-        for leaf, axis in zip(leaves, axes, strict=True)
-    ]
-    mapped = [leaf for leaf, axis in zip(moved, axes, strict=True) if axis is not None]
-
-    def one(entries: list[Any]) -> list[Any]:
-        left = iter(entries)
-        each = [
-            leaf if axis is None else next(left) for leaf, axis in zip(moved, axes, strict=True)
-        ]
-        return primitive.bind(*each, **kept)
-
-    outs = jax.lax.map(one, mapped)
+    one = jax.custom_batching.sequential_vmap(functools.partial(primitive.bind, **kept))
+    outs = jax.vmap(one, axes)(*leaves)
     return outs, [0] * len(outs)

@@ -40,3 +40,47 @@ def load_ahead(steps: Any, fill: Callable[..., None], read: Any) -> None:
         slot = jax.lax.rem(step, read.shape[0])
         pl.when(step >= read.shape[0])(lambda: plgpu.barrier_wait(read.at[slot]))
         fill(step, slot)
+
+
+def run(
+    body: Callable[..., None],
+    given: Any,
+    outs: list[jax.ShapeDtypeStruct],
+    memory: dict[str, Any],
+    *,
+    grid: dict[str, int],
+    warpgroups: int,
+    name: str,
+    interpret: Any,
+    is_approximate: bool = False,
+) -> list[Any]:
+    """Runs a kernel once for each place of a grid, and returns its results.
+
+    Args:
+      body: takes `given` and the results as references, and `memory` by name.
+      given: tree of arrays.
+      outs: shapes of the results.
+      memory: trees of types of shared memory and barriers.
+      grid: sizes of its axes.
+      warpgroups: of a program.
+      name: name of the kernel.
+      interpret: as in `pallas_call`.
+      is_approximate: whether exponents and quotients may be approximate.
+    """
+    arrays, tree = jax.tree.flatten(given)
+
+    def program(*refs: Any, **memory: Any) -> None:
+        body(jax.tree.unflatten(tree, refs[: len(arrays)]), refs[len(arrays) :], **memory)
+
+    return plgpu.kernel(
+        program,
+        out_type=outs,
+        scratch_types=memory,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=warpgroups,
+        thread_name="warpgroup",
+        kernel_name=name,
+        compiler_params=plgpu.CompilerParams(approx_math=is_approximate),
+        interpret=interpret,
+    )(*arrays)

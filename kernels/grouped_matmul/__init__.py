@@ -23,11 +23,13 @@ from jaxtyping import Array, Float, Int
 
 from . import gradients
 from .gradients import MATMUL, OUTER, Groups
+from .reference import Rows
 
 __all__ = [
     "MATMUL",
     "OUTER",
     "Groups",
+    "Rows",
     "combine",
     "combine_matmul",
     "dispatch",
@@ -86,7 +88,7 @@ def grouped_matmul(
       ValueError: if widths or numbers of groups differ.
     """
     _check("grouped_matmul", rows, bank, group_sizes)
-    return gradients.grouped(backend, rows, bank, group_sizes)
+    return gradients.matmul(backend, rows, bank, group_sizes, None)
 
 
 def dispatch(x: Float[Array, "T D"], groups: Groups) -> Float[Array, "N D"]:
@@ -104,11 +106,7 @@ def dispatch(x: Float[Array, "T D"], groups: Groups) -> Float[Array, "N D"]:
 
 
 def dispatch_matmul(
-    x: Float[Array, "T D"],
-    bank: Float[Array, "E D M"],
-    groups: Groups,
-    *,
-    backend: str = "auto",
+    x: Float[Array, "T D"], bank: Float[Array, "E D M"], groups: Groups, *, backend: str = "auto"
 ) -> Float[Array, "N M"]:
     """Returns the product of each token with the entry of each of its groups, sorted by group.
 
@@ -126,13 +124,11 @@ def dispatch_matmul(
     """
     _check("dispatch_matmul", x, bank, groups.sizes)
     _check_choices("dispatch_matmul", x, groups)
-    return gradients.dispatched(backend, x, bank, groups)
+    return gradients.matmul(backend, x, bank, groups.sizes, groups)
 
 
 def combine(
-    rows: Float[Array, "N M"],
-    groups: Groups,
-    weights: Float[Array, "T k"],
+    rows: Float[Array, "N M"], groups: Groups, weights: Float[Array, "T k"]
 ) -> Float[Array, "T M"]:
     """Returns each token's weighted sum of its rows, computed in float32, in the dtype of the rows.
 

@@ -6,7 +6,8 @@ gathered while they are loaded, each by a copy of its own, and then laid out as 
 
 import dataclasses
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from ..hopper import LANES, SWIZZLE, WGMMA, load, load_ahead, tiles
+from ..hopper import LANES, SWIZZLE, WGMMA, load, load_ahead, run, tiles
 from .parts import in_parts
-from .reference import Contracted, blocks
+from .reference import Contracted, Rows, blocks
 
 _MULTIPLY, _LOAD = 0, 1  # warpgroups
 _MIB = 1 << 20
@@ -41,10 +42,9 @@ class Config:
     piece: int = 25 * _MIB  # half of the L2 cache of an H100
 
 
-def matmul_config(rows, bank, group_sizes, take=None, *, contracted=1) -> Config:
+def matmul_config(rows: Rows, bank: Array, group_sizes: Array, *, contracted: int = 1) -> Config:
     """Returns the sizes of `matmul`: half of a group's last block is empty on average."""
-    count = rows.shape[0] if take is None else take.shape[0]
-    return Config(rows=128 if count >= 256 * bank.shape[0] else 64)
+    return Config(rows=128 if rows.shape[0] >= 256 * bank.shape[0] else 64)
 
 
 def outer_config(*_: Any) -> Config:
@@ -53,91 +53,68 @@ def outer_config(*_: Any) -> Config:
 
 
 def matmul(
-    rows: Float[Array, "L D"],
+    rows: Rows,
     bank: Float[Array, "E X Y"],
     group_sizes: Int[Array, "E"],
-    take: Int[Array, "N"] | None = None,
     *,
     contracted: Contracted = 1,
-    config: Config | None = None,
+    config: Config,
     interpret: Any = None,
 ) -> Float[Array, "N M"]:
     """Returns the result of `reference.matmul`."""
-    count = rows.shape[0] if take is None else take.shape[0]
-    width = bank.shape[3 - contracted]
-    if 0 in (count, rows.shape[1], width):
-        return jnp.zeros((count, width), rows.dtype)
-    config = config or matmul_config(rows, bank, group_sizes, take)
+    array, take = rows
+    count, width = rows.shape[0], bank.shape[3 - contracted]
     sizes = jnp.append(group_sizes, count - group_sizes.sum())  # rows of no group are one more
     tables = blocks(sizes, count, config.rows)
-    piece = config.piece // (rows.shape[1] * rows.dtype.itemsize)
-    if take is not None and rows.shape[0] > piece:
+    piece = config.piece // (array.shape[1] * array.dtype.itemsize)
+    if take is not None and array.shape[0] > piece:
         # In the order of tokens, which then stay in the L2 cache for the rows of all groups.
         order = jnp.argsort(take[jnp.minimum(tables[1], count - 1)] // piece, stable=True)
         tables = tuple(table[order] for table in tables)
     tables = tuple(table.astype(jnp.int32) for table in tables)
-    make = functools.partial(_matmul, tables, take, contracted, config, interpret)
-    return in_parts(make, rows, bank, rows.dtype)[:count, :width].astype(rows.dtype)
+
+    def make(array: Array, bank: Array, dtype: Any) -> Array:
+        out = jax.ShapeDtypeStruct((count, bank.shape[3 - contracted]), dtype)
+        left = _Side.memory(take, config.stages, config.rows, LANES)
+        entry = (LANES, config.columns) if contracted == 1 else (config.columns, LANES)
+        (made,) = run(
+            functools.partial(_matmul_body, contracted=contracted, config=config),
+            (tables, Rows(array, take), bank),
+            [out],
+            _memory(config, dtype, [left, tiles(config.stages, *entry)]),
+            grid={"tile": tables[0].shape[0] * pl.cdiv(out.shape[1], config.columns)},
+            warpgroups=2,
+            name="grouped_matmul",
+            interpret=interpret,
+        )
+        return made
+
+    return in_parts(make, array, bank, array.dtype)[:count, :width].astype(array.dtype)
 
 
-def _matmul(tables, take, contracted, config, interpret, rows, bank, dtype) -> Array:
-    count = rows.shape[0] if take is None else take.shape[0]
-    width, stages, gathered = bank.shape[3 - contracted], config.stages, take is not None
-    a, settled = _tiles(stages, config.rows, LANES, gathered)
-    entry = (LANES, config.columns) if contracted == 1 else (config.columns, LANES)
-    kernel = plgpu.kernel(
-        functools.partial(_matmul_body, contracted=contracted, config=config),
-        out_type=jax.ShapeDtypeStruct((count, width), dtype),
-        scratch_types={
-            "a": a,
-            "b": tiles(stages, *entry),
-            "settled": settled,
-            "made": plgpu.SMEM((config.rows, config.columns), dtype),
-            "loaded": plgpu.Barrier(
-                num_arrivals=1 + (config.rows if gathered else 1), num_barriers=stages
-            ),
-            "read": plgpu.Barrier(num_barriers=stages),
-        },
-        grid=(tables[0].shape[0] * pl.cdiv(width, config.columns),),
-        grid_names=("tile",),
-        num_threads=2,
-        thread_name="warpgroup",
-        kernel_name="grouped_matmul",
-        interpret=interpret,
-    )
-    return kernel(*tables, *((take,) if gathered else ()), rows, bank)
-
-
-def _matmul_body(
-    group, start, stop, *refs, a, b, settled, made, loaded, read, contracted, config
-) -> None:
-    *take, rows, bank, out = refs
-    width = out.shape[1]
-    across = pl.cdiv(width, config.columns)
+def _matmul_body(given, outs, sides, made, loaded, read, *, contracted, config) -> None:
+    ((group, start, stop), rows, bank), (out,) = given, outs
+    left, entries = sides[0]._replace(source=rows), sides[1]
+    across = pl.cdiv(out.shape[1], config.columns)
     block, tile = plgpu.planar_snake(
         jax.lax.axis_index("tile"), (group.shape[0], across), 1, config.across
     )
-    entry, first, column = group[block], start[block], tile * config.columns
+    entry, first, columns = group[block], start[block], pl.ds(tile * config.columns, config.columns)
     length = jnp.minimum(stop[block] - first, config.rows)
     is_in_group = (length > 0) & (entry < bank.shape[0])
     steps = jnp.where(is_in_group, pl.cdiv(bank.shape[contracted], LANES), 0)
 
     def fill(step, slot):
-        part, columns = step * LANES, pl.ds(column, config.columns)
-        at = (pl.ds(part, LANES), columns) if contracted == 1 else (columns, pl.ds(part, LANES))
-        plgpu.copy_gmem_to_smem(bank.at[entry, *at], b.at[slot], loaded.at[slot])
-        _fill(rows, take, first, part, a.at[slot], loaded.at[slot])
+        part = pl.ds(step * LANES, LANES)
+        at = (part, columns) if contracted == 1 else (columns, part)
+        plgpu.copy_gmem_to_smem(bank.at[entry, *at], entries.at[slot], loaded.at[slot])
+        left.fill(first, step * LANES, slot, loaded.at[slot])
 
     def multiply(acc, slot, _):
-        left = _settled(a.at[slot], settled, config.rows) if take else a.at[slot]
-        right = b.at[slot] if contracted == 1 else b.at[slot].transpose((1, 0))
-        plgpu.wgmma(acc, left, right)
+        b = entries.at[slot] if contracted == 1 else entries.at[slot].transpose((1, 0))
+        plgpu.wgmma(acc, left.tile(slot), b)
 
-    def write(acc):
-        made[...] = acc.astype(made.dtype)
-        plgpu.commit_smem()
-        columns = pl.ds(column, config.columns)
-
+    def write():
         @pl.when(length == config.rows)
         def _():
             plgpu.copy_smem_to_gmem(made, out.at[pl.ds(first, config.rows), columns])
@@ -149,96 +126,87 @@ def _matmul_body(
                 to = out.at[pl.ds(first + row, 1), columns]
                 plgpu.copy_smem_to_gmem(made.at[pl.ds(row, 1)], to)
 
-        plgpu.wait_smem_to_gmem(0)
-
-    @pl.when(length > 0)
-    def _():
-        _sum_up(steps, fill, multiply, write, made.shape, loaded, read, lag=0 if take else 1)
+    run_all = lambda: _sum_up(steps, fill, multiply, write, made, loaded, read, left.lag)
+    pl.when(length > 0)(run_all)
 
 
 def outer(
-    left: Float[Array, "L D"],
-    right: Float[Array, "R M"],
+    left: Rows,
+    right: Rows,
     group_sizes: Int[Array, "E"],
-    take_left: Int[Array, "N"] | None = None,
-    take_right: Int[Array, "N"] | None = None,
     *,
-    config: Config | None = None,
+    config: Config,
     interpret: Any = None,
 ) -> Float[Array, "E D M"]:
     """Returns the result of `reference.outer`."""
-    tall, wide, num_groups = left.shape[1], right.shape[1], group_sizes.shape[0]
-    count = left.shape[0] if take_left is None else take_left.shape[0]
-    if 0 in (count, tall, wide, num_groups):
-        return jnp.zeros((num_groups, tall, wide), jnp.float32)
+    tall, wide = left.shape[1], right.shape[1]
     stop = jnp.cumsum(group_sizes).astype(jnp.int32)
-    bounds, takes = (stop - group_sizes.astype(jnp.int32), stop), (take_left, take_right)
-    make = functools.partial(_outer, bounds, takes, config or Config(), interpret)
-    return in_parts(make, left, right, jnp.float32)[:, :tall, :wide]
+    bounds, takes = (stop - group_sizes.astype(jnp.int32), stop), (left.take, right.take)
+
+    def make(a: Array, b: Array, dtype: Any) -> Array:
+        out = jax.ShapeDtypeStruct((group_sizes.shape[0], a.shape[1], b.shape[1]), dtype)
+        across = pl.cdiv(out.shape[1], config.rows) * pl.cdiv(out.shape[2], config.columns)
+        sizes = zip(takes, (config.rows, config.columns), strict=True)
+        sides = [_Side.memory(take, config.stages, LANES, side) for take, side in sizes]
+        (made,) = run(
+            functools.partial(_outer_body, config=config),
+            (bounds, [Rows(a, takes[0]), Rows(b, takes[1])]),
+            [out],
+            _memory(config, dtype, sides),
+            grid={"group": out.shape[0], "tile": across},
+            warpgroups=2,
+            name="grouped_outer",
+            interpret=interpret,
+        )
+        return made
+
+    return in_parts(make, left.array, right.array, jnp.float32)[:, :tall, :wide]
 
 
-def _outer(bounds, takes, config, interpret, left, right, dtype) -> Array:
-    shape, size = (bounds[0].shape[0], left.shape[1], right.shape[1]), (config.rows, config.columns)
-    gathered = [take is not None for take in takes]
-    a, b = (_tiles(config.stages, LANES, *each) for each in zip(size, gathered, strict=True))
-    copies = [side if each else 1 for side, each in zip(size, gathered, strict=True)]
-    kernel = plgpu.kernel(
-        functools.partial(_outer_body, config=config, gathered=gathered),
-        out_type=jax.ShapeDtypeStruct(shape, dtype),
-        scratch_types={
-            "kept": [a, b],
-            "made": plgpu.SMEM(size, dtype),
-            "loaded": plgpu.Barrier(num_arrivals=sum(copies), num_barriers=config.stages),
-            "read": plgpu.Barrier(num_barriers=config.stages),
-        },
-        grid=(shape[0], pl.cdiv(shape[1], size[0]) * pl.cdiv(shape[2], size[1])),
-        grid_names=("group", "tile"),
-        num_threads=2,
-        thread_name="warpgroup",
-        kernel_name="grouped_outer",
-        interpret=interpret,
-    )
-    return kernel(*bounds, *(take for take in takes if take is not None), left, right)
-
-
-def _outer_body(start, stop, *refs, kept, made, loaded, read, config, gathered) -> None:
-    *takes, left, right, out = refs
+def _outer_body(given, outs, sides, made, loaded, read, *, config) -> None:
+    ((start, stop), sources), (out,) = given, outs
     group, tile = jax.lax.axis_index("group"), jax.lax.axis_index("tile")
     across = pl.cdiv(out.shape[2], config.columns)
-    down, along = (
+    corner = (
         jax.lax.div(tile, across) * config.rows,
         jax.lax.rem(tile, across) * config.columns,
     )
     first, rows = start[group], stop[group] - start[group]
-    takes = [takes[:1] if gathered[0] else [], takes[-1:] if gathered[1] else []]
-    sides = list(zip((left, right), takes, (down, along), kept, strict=True))
+    left, right = (side._replace(source=x) for side, x in zip(sides, sources, strict=True))
 
     def fill(step, slot):
-        for source, take, column, (each, _) in sides:
-            _fill(source, take, first + step * LANES, column, each.at[slot], loaded.at[slot])
+        for side, column in zip((left, right), corner, strict=True):
+            side.fill(first + step * LANES, column, slot, loaded.at[slot])
 
     def multiply(acc, slot, step):
-        rest = rows - step * LANES
-        a, b = (_settled(each.at[slot], into, rest) for each, into in kept)
+        a, b = (side.tile(slot, rows - step * LANES) for side in (left, right))
         plgpu.wgmma(acc, a.transpose((1, 0)), b)
 
-    def write(acc):
-        made[...] = acc
-        plgpu.commit_smem()
-        to = out.at[group, pl.ds(down, config.rows), pl.ds(along, config.columns)]
+    def write():
+        to = out.at[group, pl.ds(corner[0], config.rows), pl.ds(corner[1], config.columns)]
         plgpu.copy_smem_to_gmem(made, to)
-        plgpu.wait_smem_to_gmem(0)
 
-    steps, lag = pl.cdiv(rows, LANES), 0 if any(gathered) else 1
-    _sum_up(steps, fill, multiply, write, made.shape, loaded, read, lag)
+    lag = min(left.lag, right.lag)
+    _sum_up(pl.cdiv(rows, LANES), fill, multiply, write, made, loaded, read, lag)
 
 
-def _sum_up(steps, fill, multiply, write, shape, loaded, read, lag) -> None:
+def _memory(config: Config, dtype: Any, sides: list[Any]) -> dict[str, Any]:
+    """Returns the types of the memory of a kernel whose loads are of two sides."""
+    copies = sum(side.copies if isinstance(side, _Side) else 1 for side in sides)
+    return {
+        "sides": sides,
+        "made": plgpu.SMEM((config.rows, config.columns), dtype),
+        "loaded": plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
+        "read": plgpu.Barrier(num_barriers=config.stages),
+    }
+
+
+def _sum_up(steps, fill, multiply, write, made, loaded, read, lag) -> None:
     """Sums the products of a tile, of which all but the last `lag` are awaited at each step."""
     warpgroup, stages = jax.lax.axis_index("warpgroup"), read.shape[0]
     pl.when(warpgroup == _LOAD)(lambda: load_ahead(steps, fill, read))
 
-    def run(acc):
+    def multiplied(acc):
         @pl.loop(0, steps)
         def _(step):
             slot = jax.lax.rem(step, stages)
@@ -250,55 +218,85 @@ def _sum_up(steps, fill, multiply, write, shape, loaded, read, lag) -> None:
 
         return acc[...]
 
-    pl.when(warpgroup == _MULTIPLY)(
-        lambda: write(pl.run_scoped(run, plgpu.WGMMAAccumulatorRef(shape)))
-    )
-
-
-def _tiles(stages, rows, columns, gathered) -> tuple[Any, list[Any]]:
-    """Returns shared memory for tiles to load, and for the tile made of gathered rows, if any."""
-    if not gathered:
-        return tiles(stages, rows, columns), []
-    # Swizzled pieces of rows of 128 bytes: reading eight of them meets no bank twice.
-    pieces = stages, columns // LANES, rows, LANES
-    return plgpu.SMEM(pieces, jnp.bfloat16, transforms=(SWIZZLE,)), [tiles(rows, columns)]
-
-
-def _fill(source, take, first, column, into, loaded) -> None:
-    """Copies a tile from a row and a column on, or the rows that `take` has from there on.
-
-    After the last row to take, the last is copied again.
-    """
-    if not take:
-        rows, columns = into.shape
-        tile = source.at[pl.ds(first, rows), pl.ds(column, columns)]
-        return plgpu.copy_gmem_to_smem(tile, into, loaded)
-    pieces, rows, _ = into.shape
-
-    @pl.loop(0, rows)
-    def _(row):
-        at = take[0][jnp.minimum(first + row, take[0].shape[0] - 1)]
-        for piece in range(pieces):
-            one = source.at[pl.ds(at, 1), pl.ds(column + piece * LANES, LANES)]
-            plgpu.copy_gmem_to_smem(one, into.at[piece, pl.ds(row, 1)], loaded)
-
-
-def _settled(tile, into, rest):
-    """Returns a tile with zeros from row `rest` on; one of gathered rows is made `into` one."""
-
-    def keep(x):
-        is_in = plgpu.broadcasted_iota(jnp.int32, x.shape, 0, layout=WGMMA) < rest
-        return jnp.where(is_in, x, jnp.zeros_like(x))
-
-    if into:
-        for piece in range(tile.shape[0]):
-            into[0][:, pl.ds(piece * LANES, LANES)] = keep(load(tile.at[piece]))
-        plgpu.commit_smem()
-        return into[0]
-
-    @pl.when(rest < tile.shape[0])
+    @pl.when(warpgroup == _MULTIPLY)
     def _():
-        tile[...] = keep(tile[...])
+        made[...] = pl.run_scoped(multiplied, plgpu.WGMMAAccumulatorRef(made.shape)).astype(
+            made.dtype
+        )
         plgpu.commit_smem()
+        write()
+        plgpu.wait_smem_to_gmem(0)
 
-    return tile
+
+class _Side(NamedTuple):
+    """One factor of a product: where its tiles are loaded to, and from.
+
+    Attributes:
+      loaded: shared memory of the tiles in flight.
+      settled: of the tile that is made of gathered rows, if they are.
+      source: the rows, in a kernel.
+    """
+
+    loaded: Any
+    settled: Any
+    source: Any = None
+
+    @classmethod
+    def memory(cls, take: Any, stages: int, rows: int, columns: int) -> "_Side":
+        """Returns the types of the shared memory of tiles, whose rows are gathered by `take`."""
+        if take is None:
+            return cls(tiles(stages, rows, columns), None)
+        # Swizzled pieces of rows of 128 bytes: reading eight of them meets no bank twice.
+        pieces = stages, columns // LANES, rows, LANES
+        loaded = plgpu.SMEM(pieces, jnp.bfloat16, transforms=(SWIZZLE,))
+        return cls(loaded, tiles(rows, columns))
+
+    @property
+    def copies(self) -> int:
+        """Number of copies for a tile: one, or one for each 128 bytes of a gathered row."""
+        return 1 if self.settled is None else math.prod(self.loaded.shape[1:3])
+
+    @property
+    def lag(self) -> int:
+        """Products that may be under way while the next tile is made."""
+        return 1 if self.settled is None else 0
+
+    def fill(self, first: Array, column: Array, slot: Array, barrier: Any) -> None:
+        """Copies a tile from a row and a column on; the last row is copied again after it."""
+        (source, take), into = self.source, self.loaded.at[slot]
+        if take is None:
+            rows, columns = into.shape
+            tile = source.at[pl.ds(first, rows), pl.ds(column, columns)]
+            return plgpu.copy_gmem_to_smem(tile, into, barrier)
+        pieces, rows, _ = into.shape
+
+        @pl.loop(0, rows)
+        def _(row):
+            at = take[jnp.minimum(first + row, take.shape[0] - 1)]
+            for piece in range(pieces):
+                one = source.at[pl.ds(at, 1), pl.ds(column + piece * LANES, LANES)]
+                plgpu.copy_gmem_to_smem(one, into.at[piece, pl.ds(row, 1)], barrier)
+
+    def tile(self, slot: Array, rest: Any = None) -> Any:
+        """Returns a tile as tensor cores read it, with zeros from row `rest` on."""
+        tile = self.loaded.at[slot]
+
+        def keep(x):
+            if rest is None:
+                return x
+            is_in = plgpu.broadcasted_iota(jnp.int32, x.shape, 0, layout=WGMMA) < rest
+            return jnp.where(is_in, x, jnp.zeros_like(x))
+
+        if self.settled is not None:
+            for piece in range(tile.shape[0]):
+                self.settled[:, pl.ds(piece * LANES, LANES)] = keep(load(tile.at[piece]))
+            plgpu.commit_smem()
+            return self.settled
+        if rest is not None:
+
+            @pl.when(rest < tile.shape[0])
+            def _():
+                tile[...] = keep(tile[...])
+                plgpu.commit_smem()
+
+        return tile

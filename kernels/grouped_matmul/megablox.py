@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .reference import Contracted
+from .reference import Contracted, Rows
 from .tpu import common
 
 
@@ -25,24 +25,21 @@ class Config:
 
 
 def matmul(
-    rows: Float[Array, "L D"],
+    rows: Rows,
     bank: Float[Array, "E X Y"],
     group_sizes: Int[Array, "E"],
-    take: Int[Array, "N"] | None = None,
     *,
     contracted: Contracted = 1,
-    config: Config | None = None,
+    config: Config,
     interpret: bool = False,
 ) -> Float[Array, "N M"]:
-    """Returns the result of `reference.matmul`, by megablox of jax."""
-    config = config or sizes(rows, bank, group_sizes, take, contracted=contracted)
-    rows = rows if take is None else rows[take]
-    count, dtype = rows.shape[0], common(rows, bank)
+    """Returns the result of `reference.matmul`."""
+    count, dtype = rows.shape[0], common(rows.array, bank)
     y = _library().gmm(
-        _whole(rows.astype(dtype), config.rows),
+        _whole(rows, dtype, config.rows),
         bank.astype(dtype),
         group_sizes.astype(jnp.int32),
-        preferred_element_type=rows.dtype,
+        preferred_element_type=rows.array.dtype,
         tiling=dataclasses.astuple(config),
         transpose_rhs=contracted == 2,
         interpret=interpret,
@@ -51,25 +48,18 @@ def matmul(
 
 
 def outer(
-    left: Float[Array, "L D"],
-    right: Float[Array, "R M"],
+    left: Rows,
+    right: Rows,
     group_sizes: Int[Array, "E"],
-    take_left: Int[Array, "N"] | None = None,
-    take_right: Int[Array, "N"] | None = None,
     *,
-    config: Config | None = None,
+    config: Config,
     interpret: bool = False,
 ) -> Float[Array, "E D M"]:
-    """Returns the result of `reference.outer`, by megablox of jax."""
-    config = config or sizes(left, right, group_sizes, take_left)
-    dtype = common(left, right)
-    left, right = (
-        _whole((a if take is None else a[take]).astype(dtype), config.rows)
-        for a, take in ((left, take_left), (right, take_right))
-    )
+    """Returns the result of `reference.outer`."""
+    dtype = common(left.array, right.array)
     return _library().tgmm(
-        left.T,
-        right,
+        _whole(left, dtype, config.rows).T,
+        _whole(right, dtype, config.rows),
         group_sizes.astype(jnp.int32),
         preferred_element_type=jnp.float32,
         tiling=dataclasses.astuple(config),
@@ -77,23 +67,31 @@ def outer(
     )
 
 
-def sizes(
-    a: Array, b: Array, group_sizes: Array, take: Any = None, *__: Any, contracted: Contracted = 1
+def matmul_config(
+    rows: Rows, bank: Array, group_sizes: Array, *, contracted: Contracted = 1
 ) -> Config:
-    """Returns the computed sizes of megablox: 341 FLOPs for each byte of bfloat16 that it loads."""
-    common(a, b)
+    """Returns the computed sizes of `matmul`."""
+    common(rows.array, bank)
+    return _sizes(*rows.shape, bank.shape[3 - contracted])
+
+
+def outer_config(left: Rows, right: Rows, group_sizes: Array) -> Config:
+    """Returns the computed sizes of `outer`."""
+    common(left.array, right.array)
+    return _sizes(*left.shape, right.shape[1])
+
+
+def _sizes(count: int, inner: int, width: int) -> Config:
+    """Returns sizes for 341 FLOPs to each byte of bfloat16 that megablox loads."""
     _library()
-    inner, width = a.shape[1], b.shape[b.ndim - contracted]
-    if not a.shape[0] or inner % 128 or width % 128:
+    if inner % 128 or width % 128:
         raise NotImplementedError(f"megablox takes multiples of 128, not widths {inner}, {width}")
-    count = (a if take is None else take).shape[0]
-    rows = 512 if count > 512 else 128
-    return Config(rows, min(inner, 1024), min(width, 1024))
+    return Config(512 if count > 512 else 128, min(inner, 1024), min(width, 1024))
 
 
-def _whole(rows: Array, size: int) -> Array:
+def _whole(rows: Rows, dtype: jnp.dtype, size: int) -> Array:
     """Returns rows with zeros after them, of no group, up to whole blocks."""
-    return jnp.pad(rows, ((0, -rows.shape[0] % size), (0, 0)))
+    return jnp.pad(rows.gathered().astype(dtype), ((0, -rows.shape[0] % size), (0, 0)))
 
 
 def _library() -> Any:

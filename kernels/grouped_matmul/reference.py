@@ -5,7 +5,7 @@ It runs on a CPU, where `jax.lax.ragged_dot` multiplies every row by the entries
 times with 64.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,31 @@ Contracted = Literal[1, 2]
 _ROWS = 64  # rows of a block; of 32, 64 and 128 none is the fastest on a CPU for all shapes
 
 
+class Rows(NamedTuple):
+    """The rows of a product: those of an array, or some of them in any order.
+
+    Attributes:
+      array: where the rows are.
+      take: number of each row in the array; None is 0, 1, 2, ...
+    """
+
+    array: Float[Array, "L D"]
+    take: Int[Array, "N"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number and width of the rows."""
+        return (self.array if self.take is None else self.take).shape[0], self.array.shape[1]
+
+    def gathered(self) -> Float[Array, "N D"]:
+        """Returns the rows in an array of their own."""
+        return self.array if self.take is None else self.array[self.take]
+
+
 def matmul(
-    rows: Float[Array, "L D"],
+    rows: Rows,
     bank: Float[Array, "E X Y"],
     group_sizes: Int[Array, "E"],
-    take: Int[Array, "N"] | None = None,
     *,
     contracted: Contracted = 1,
 ) -> Float[Array, "N M"]:
@@ -31,13 +51,12 @@ def matmul(
       bank: an entry for each group.
       group_sizes: rows of each group, which are adjacent; rows after the last group give zero,
         whatever they contain.
-      take: for each row of the product, the number in `rows` of its factor; None is 0, 1, 2, ...
       contracted: axis of the bank that is contracted: 1, or 2 to multiply by transposed entries.
     """
-    count = rows.shape[0] if take is None else take.shape[0]
+    count = rows.shape[0]
     size = _size(count)
     tables = blocks(group_sizes, count, size)
-    read = _reader(rows, take, size)
+    read = _reader(rows, size)
 
     def block(out: Array, block: tuple[Array, Array, Array]):
         group, start, stop = block
@@ -49,17 +68,11 @@ def matmul(
         y = jnp.where((start + jnp.arange(size) < stop)[:, None], y, 0)
         return jax.lax.dynamic_update_slice_in_dim(out, y.astype(out.dtype), start, 0), None
 
-    out = jnp.zeros((count + size, bank.shape[3 - contracted]), rows.dtype)
+    out = jnp.zeros((count + size, bank.shape[3 - contracted]), rows.array.dtype)
     return jax.lax.scan(block, out, tables)[0][:count]
 
 
-def outer(
-    left: Float[Array, "L D"],
-    right: Float[Array, "R M"],
-    group_sizes: Int[Array, "E"],
-    take_left: Int[Array, "N"] | None = None,
-    take_right: Int[Array, "N"] | None = None,
-) -> Float[Array, "E D M"]:
+def outer(left: Rows, right: Rows, group_sizes: Int[Array, "E"]) -> Float[Array, "E D M"]:
     """Returns the sum of the outer products of each group's rows, in float32.
 
     Args:
@@ -67,12 +80,9 @@ def outer(
       right: rows of the second factor.
       group_sizes: rows of each group, which are adjacent; the sum of an empty group is zero. Rows
         after the last group are not read.
-      take_left: for each row, its number in `left`; None is 0, 1, 2, ...
-      take_right: the same for `right`.
     """
-    count = left.shape[0] if take_left is None else take_left.shape[0]
-    size = _size(count)
-    read_left, read_right = _reader(left, take_left, size), _reader(right, take_right, size)
+    size = _size(left.shape[0])
+    read_left, read_right = _reader(left, size), _reader(right, size)
 
     def block(out: Array, block: tuple[Array, Array, Array]):
         group, start, stop = block
@@ -82,7 +92,7 @@ def outer(
         return out.at[group].add(jnp.dot(a.T, b, preferred_element_type=jnp.float32)), None
 
     out = jnp.zeros((group_sizes.shape[0], left.shape[1], right.shape[1]), jnp.float32)
-    return jax.lax.scan(block, out, blocks(group_sizes, count, size))[0]
+    return jax.lax.scan(block, out, blocks(group_sizes, left.shape[0], size))[0]
 
 
 def combine(
@@ -127,10 +137,10 @@ def _size(count: int) -> int:
     return max(1, min(_ROWS, count))
 
 
-def _reader(rows: Array, take: Array | None, size: int):
+def _reader(rows: Rows, size: int):
     """Returns a function from a first row to the block that begins there, to read in a scan."""
-    if take is None:
-        padded = jnp.pad(rows, ((0, size), (0, 0)))
+    if rows.take is None:
+        padded = jnp.pad(rows.array, ((0, size), (0, 0)))
         return lambda start: jax.lax.dynamic_slice_in_dim(padded, start, size)
-    padded = jnp.pad(take, (0, size))
-    return lambda start: rows[jax.lax.dynamic_slice_in_dim(padded, start, size)]
+    padded = jnp.pad(rows.take, (0, size))
+    return lambda start: rows.array[jax.lax.dynamic_slice_in_dim(padded, start, size)]

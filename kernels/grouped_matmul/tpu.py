@@ -19,11 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from .reference import Contracted
-from .visits import PART, bounds_of, by_part, current, is_in, listed
+from ..visits import Visit, Visits, bounds_of
+from .reference import Contracted, Rows
+from .visits import PART, by_part, is_in, listed
 
 _ROWS = 512  # of a block: of width 1024, 1 MiB, which takes longer to load than a step's overhead
 _BLOCK_BYTES = 1 << 20  # of rows; of each array two are in fast memory, 16 MiB in all
@@ -50,80 +50,68 @@ class OuterConfig:
 
 
 def matmul(
-    rows: Float[Array, "L D"],
+    rows: Rows,
     bank: Float[Array, "E X Y"],
     group_sizes: Int[Array, "E"],
-    take: Int[Array, "N"] | None = None,
     *,
     contracted: Contracted = 1,
-    config: Config | None = None,
+    config: Config,
     interpret: Any = False,
 ) -> Float[Array, "N M"]:
     """Returns the result of `reference.matmul`."""
-    config = config or matmul_config(rows, bank, group_sizes, take, contracted=contracted)
-    dtype = common(rows, bank)
-    rows, out_dtype = rows if take is None else rows[take], rows.dtype
     (count, inner), width, num_groups = rows.shape, bank.shape[3 - contracted], bank.shape[0]
-    if 0 in (count, inner, width):
-        return jnp.zeros((count, width), out_dtype)
     size, tile = min(config.rows, count), min(config.columns, width)
     # Rows of no group are one more group, which loads neither rows nor an entry of its own.
     in_groups = group_sizes.sum()
-    sizes = jnp.append(group_sizes, count - in_groups)
-    group, block, *ends, total = listed(sizes, count, size, of_empty=0)
+    tables, total = listed(jnp.append(group_sizes, count - in_groups), count, size, of_empty=0)
+    block = tables[1]
     read = jnp.minimum(block, jnp.maximum(in_groups - 1, 0) // size)
     bounds = bounds_of(total, block, pl.cdiv(width, tile) % 2 == 1 and count > size)
-    tables = bounds, group, block, *ends, read
-
-    def spec(shape: tuple[int | None, ...], at: Any) -> pl.BlockSpec:
-        visit = lambda p, step, bounds: jnp.minimum(bounds[p] + step, bounds[p + 1] - 1)
-        return pl.BlockSpec(shape, lambda p, m, step, *t: at(m, visit(p, step, t[0]), *t[1:]))
-
+    visits = Visits(bounds, (*tables, read), (pl.cdiv(width, tile),))
     own = lambda group, v: jnp.minimum(group[v], num_groups - 1)
     if contracted == 1:
-        entry = spec((None, inner, tile), lambda m, v, group, *_: (own(group, v), 0, m))
+        entry = visits.spec((None, inner, tile), lambda m, v, group, *_: (own(group, v), 0, m))
     else:
-        entry = spec((None, tile, inner), lambda m, v, group, *_: (own(group, v), m, 0))
-    return pl.pallas_call(
+        entry = visits.spec((None, tile, inner), lambda m, v, group, *_: (own(group, v), m, 0))
+    dtype = common(rows.array, bank)
+    arrays = rows.gathered().astype(dtype), bank.astype(dtype)
+    out = jax.ShapeDtypeStruct((count, width), rows.array.dtype)
+    return visits.call(
         functools.partial(_matmul_body, size=size, num_groups=num_groups, contracted=contracted),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(tables),
-            grid=(len(bounds) - 1, pl.cdiv(width, tile), jnp.diff(bounds).max()),
-            in_specs=[spec((size, inner), lambda m, v, *tables: (tables[-1][v], 0)), entry],
-            out_specs=spec((size, tile), lambda m, v, _, block, *__: (block[v], m)),
-        ),
-        out_shape=jax.ShapeDtypeStruct((count, width), out_dtype),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
-        ),
-        cost_estimate=_cost(count, inner, width, rows, bank, out_dtype),
+        arrays,
+        in_specs=[visits.spec((size, inner), lambda m, v, *tables: (tables[-1][v], 0)), entry],
+        out_specs=visits.spec((size, tile), lambda m, v, _, block, *__: (block[v], m)),
+        out_shape=out,
+        cost_estimate=_cost(count * inner * width, *arrays, out),
         name="grouped_matmul",
         interpret=interpret,
-    )(*tables, rows.astype(dtype), bank.astype(dtype))
+    )
 
 
 def matmul_config(
-    rows: Array, bank: Array, group_sizes: Array, take: Any = None, *, contracted: Contracted = 1
+    rows: Rows, bank: Array, group_sizes: Array, *, contracted: Contracted = 1
 ) -> Config:
     """Returns the computed sizes of `matmul`."""
-    item, inner, width = common(rows, bank).itemsize, rows.shape[1], bank.shape[3 - contracted]
+    item, (count, inner) = common(rows.array, bank).itemsize, rows.shape
+    width = bank.shape[3 - contracted]
     if inner >= _DIVIDED and not (inner % 128 or width % 128):
         raise NotImplementedError(f"does not divide a contracted width of {inner}; megablox does")
     if inner * item > _WIDEST:
         raise NotImplementedError(f"a row takes {inner * item} bytes, more than {_WIDEST}")
-    size = _size(rows.shape[0] if take is None else take.shape[0], inner * item)
-    most = min(_ENTRY_BYTES // (max(1, inner) * item), _ENTRY_BYTES // (4 * max(1, size)))
-    return Config(max(1, size), max(1, _tile(width, most)))
+    size = _size(count, inner * item)
+    return Config(
+        size, _tile(width, min(_ENTRY_BYTES // (inner * item), _ENTRY_BYTES // (4 * size)))
+    )
 
 
 def _matmul_body(
-    bounds, group, block, start, stop, _, rows, entry, out, *, size, num_groups, contracted
+    visit: Visit, group, block, start, stop, _, rows, entry, out, *, size, num_groups, contracted
 ):
-    visit, is_idle, _ = current(bounds, 2)
-    first = block[visit] * size
-    begin = start[visit] - first
-    end = jnp.where(is_idle, begin, stop[visit] - first)
-    is_in_group = group[visit] < num_groups
+    at = visit.last
+    first = block[at] * size
+    begin = start[at] - first
+    end = jnp.where(visit.is_idle, begin, stop[at] - first)
+    is_in_group = group[at] < num_groups
     dot = functools.partial(_dot, axes=(1, contracted - 1))
 
     def write(product):
@@ -144,72 +132,54 @@ def _matmul_body(
 
 
 def outer(
-    left: Float[Array, "L D"],
-    right: Float[Array, "R M"],
+    left: Rows,
+    right: Rows,
     group_sizes: Int[Array, "E"],
-    take_left: Int[Array, "N"] | None = None,
-    take_right: Int[Array, "N"] | None = None,
     *,
-    config: OuterConfig | None = None,
+    config: OuterConfig,
     interpret: Any = False,
 ) -> Float[Array, "E D M"]:
     """Returns the result of `reference.outer`."""
-    config = config or outer_config(left, right, group_sizes, take_left, take_right)
-    dtype = common(left, right)
-    left = left if take_left is None else left[take_left]
-    right = right if take_right is None else right[take_right]
     (count, tall), wide, num_groups = left.shape, right.shape[1], group_sizes.shape[0]
-    if 0 in (count, tall, wide):
-        return jnp.zeros((num_groups, tall, wide), jnp.float32)
     size, down, across = min(config.rows, count), min(config.tall, tall), min(config.wide, wide)
     tiles = pl.cdiv(tall, down), pl.cdiv(wide, across)
-    group, block, *ends, total = listed(group_sizes, count, size, of_empty=1)
-    bounds = bounds_of(total, group, tiles[0] * tiles[1] % 2 == 1 and num_groups > 1)
-    tables = bounds, group, block, *ends
-
-    def spec(shape: tuple[int | None, ...], at: Any) -> pl.BlockSpec:
-        visit = lambda p, step, bounds: jnp.minimum(bounds[p] + step, bounds[p + 1] - 1)
-        return pl.BlockSpec(shape, lambda p, d, m, step, *t: at(d, m, visit(p, step, t[0]), *t[1:]))
-
-    return pl.pallas_call(
+    tables, total = listed(group_sizes, count, size, of_empty=1)
+    bounds = bounds_of(total, tables[0], tiles[0] * tiles[1] % 2 == 1 and num_groups > 1)
+    visits, dtype = Visits(bounds, tables, tiles), common(left.array, right.array)
+    arrays = left.gathered().astype(dtype), right.gathered().astype(dtype)
+    out = jax.ShapeDtypeStruct((num_groups, tall, wide), jnp.float32)
+    return visits.call(
         functools.partial(_outer_body, size=size),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(tables),
-            grid=(len(bounds) - 1, *tiles, jnp.diff(bounds).max()),
-            in_specs=[
-                spec((size, down), lambda d, m, v, _, block, *__: (block[v], d)),
-                spec((size, across), lambda d, m, v, _, block, *__: (block[v], m)),
-            ],
-            out_specs=spec((None, down, across), lambda d, m, v, group, *_: (group[v], d, m)),
-        ),
-        out_shape=jax.ShapeDtypeStruct((num_groups, tall, wide), jnp.float32),
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
-        ),
-        cost_estimate=_cost(count, tall, wide, left, right, jnp.float32, num_groups * tall * wide),
+        arrays,
+        in_specs=[
+            visits.spec((size, down), lambda d, m, v, _, block, *__: (block[v], d)),
+            visits.spec((size, across), lambda d, m, v, _, block, *__: (block[v], m)),
+        ],
+        out_specs=visits.spec((None, down, across), lambda d, m, v, group, *_: (group[v], d, m)),
+        out_shape=out,
+        cost_estimate=_cost(count * tall * wide, *arrays, out),
         name="grouped_outer",
         interpret=interpret,
-    )(*tables, left.astype(dtype), right.astype(dtype))
+    )
 
 
-def outer_config(
-    left: Array, right: Array, group_sizes: Array, take_left: Any = None, take_right: Any = None
-) -> OuterConfig:
+def outer_config(left: Rows, right: Rows, group_sizes: Array) -> OuterConfig:
     """Returns the computed sizes of `outer`."""
-    item, count = common(left, right).itemsize, (left if take_left is None else take_left).shape[0]
-    across = max(1, _tile(right.shape[1], 1024))
-    down = max(1, _tile(left.shape[1], _ENTRY_BYTES // (4 * max(across, 128))))
-    return OuterConfig(max(1, _size(count, max(down, across) * item)), down, across)
+    item, (count, tall) = common(left.array, right.array).itemsize, left.shape
+    across = _tile(right.shape[1], 1024)
+    down = _tile(tall, _ENTRY_BYTES // (4 * max(across, 128)))
+    return OuterConfig(_size(count, max(down, across) * item), down, across)
 
 
-def _outer_body(bounds, group, block, start, stop, left, right, out, *, size):
-    visit, is_idle, is_first = current(bounds, 3)
-    first = block[visit] * size
-    begin = start[visit] - first
-    end = jnp.where(is_idle, begin, stop[visit] - first)
+def _outer_body(visit: Visit, group, block, start, stop, left, right, out, *, size):
+    at = visit.last
+    first = block[at] * size
+    begin = start[at] - first
+    end = jnp.where(visit.is_idle, begin, stop[at] - first)
+    is_new = ~visit.is_idle & (group[at] != group[jnp.maximum(at - 1, 0)])
     dot = functools.partial(_dot, axes=(0, 0))
 
-    @pl.when(is_first | (~is_idle & (group[visit] != group[jnp.maximum(visit - 1, 0)])))
+    @pl.when((visit.number == visit.begin) | is_new)
     def _():
         out[...] = jnp.zeros_like(out)
 
@@ -252,10 +222,6 @@ def _dot(a: Array, b: Array, axes: tuple[int, int]) -> Array:
     )
 
 
-def _cost(count, tall, wide, a, b, dtype, outputs=None) -> pl.CostEstimate:
-    outputs = count * wide if outputs is None else outputs
-    return pl.CostEstimate(
-        flops=2 * count * tall * wide,
-        transcendentals=0,
-        bytes_accessed=a.nbytes + b.nbytes + outputs * jnp.dtype(dtype).itemsize,
-    )
+def _cost(products: int, *arrays: Any) -> pl.CostEstimate:
+    moved = sum(x.size * x.dtype.itemsize for x in arrays)
+    return pl.CostEstimate(flops=2 * products, transcendentals=0, bytes_accessed=moved)

@@ -5,12 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 PART = 128  # rows of a part of a block shared by groups; fewer would not keep the MXU busy
 
 
-def listed(group_sizes: Array, count: int, size: int, of_empty: int) -> tuple[Array, ...]:
+def listed(
+    group_sizes: Array, count: int, size: int, of_empty: int
+) -> tuple[tuple[Array, ...], Array]:
     """Returns each visit's group and block, the group's first row and end; and how many there are.
 
     Visits of one group are adjacent, and so are those of one block.
@@ -29,36 +31,8 @@ def listed(group_sizes: Array, count: int, size: int, of_empty: int) -> tuple[Ar
     behind = jnp.cumsum(needed)
     group = jnp.minimum((behind <= number[:, None]).sum(1), num_groups - 1)
     block = start[group] // size + number - (behind - needed)[group]
-    return group, jnp.minimum(block, num_blocks - 1), start[group], stop[group], behind[-1]
-
-
-def bounds_of(total: Array, owner: Array, is_halved: bool) -> Int[Array, "parts+1"]:
-    """Returns the first visit of each part of a list, and the end; each core takes parts.
-
-    Args:
-      total: number of visits.
-      owner: what each visit writes to, which no two parts share.
-      is_halved: whether there are two parts; there are two owners at least.
-    """
-    if not is_halved:
-        return jnp.stack([jnp.zeros_like(total), total])
-    at = jnp.arange(1, owner.shape[0])
-    is_cut = (owner[1:] != owner[:-1]) & (at < total)
-    half = at[jnp.where(is_cut, jnp.abs(2 * at - total), 2**31 - 1).argmin()]
-    return jnp.stack([jnp.zeros_like(total), half.astype(total.dtype), total])
-
-
-def current(bounds: Any, axis: int) -> tuple[Array, Array, Array]:
-    """Returns the visit of a step, whether its part has ended before, and whether it is the first.
-
-    Args:
-      bounds: as `bounds_of` returned them.
-      axis: of the grid, along which the steps of a part go.
-    """
-    part, step = pl.program_id(0), pl.program_id(axis)
-    visit = bounds[part] + step
-    end = bounds[part + 1]
-    return jnp.minimum(visit, end - 1), visit >= end, step == 0
+    block = jnp.minimum(block, num_blocks - 1)
+    return (group, block, start[group], stop[group]), behind[-1]
 
 
 def by_part(part: Any, begin: Array, end: Array, size: int) -> None:

@@ -18,18 +18,7 @@ from .. import hopper, tuned
 from ..dispatch import Implementation, Op
 from . import gpu, libraries, reference, tiles, tpu
 from .tpu_grid import Cut, Plan
-from .where import Where
-
-_TPU = Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes)
-_MOSAIC = Implementation("mosaic_gpu", "cuda", gpu.forward, gpu.forward_config, hopper.DEVICES)
-_SPLASH = Implementation("splash", "tpu", libraries.splash_forward)
-_CUDNN = Implementation("cudnn", "cuda", libraries.cudnn_forward)
-_TPU_BACK = Implementation("pallas_tpu", "tpu", tpu.backward, tpu.sizes)
-_MOSAIC_BACK = Implementation(
-    "mosaic_gpu", "cuda", gpu.backward, gpu.backward_config, hopper.DEVICES
-)
-_SPLASH_BACK = Implementation("splash", "tpu", libraries.splash_backward)
-_CUDNN_BACK = Implementation("cudnn", "cuda", libraries.cudnn_backward)
+from .where import Inputs, Results, Scoring, Where
 
 
 def _products(count: int) -> Callable[..., int]:
@@ -38,39 +27,38 @@ def _products(count: int) -> Callable[..., int]:
     Masked keys of a tile that is not skipped are included.
     """
 
-    def flops(query: Any, key: Any, _: Any, where: Where, *__: Any, **static: Any) -> int:
-        window = static.get("window", 0)
-        met = tiles.pairs(query.shape[1], key.shape[1], window, where)
+    def flops(given: Inputs, *_: Any, scoring: Scoring) -> int:
+        query, key, _, where, _ = given
+        met = tiles.pairs(query.shape[1], key.shape[1], scoring.window, where)
         return 2 * count * query.size // query.shape[1] * met
 
     return flops
 
 
-# Forward and backward implementations can be mixed.
-FORWARD = Op("routed_attention", reference.forward, (_TPU, _MOSAIC, _SPLASH, _CUDNN), _products(2))
+# Forward and backward implementations can be mixed. Those of libraries come first: they decline
+# whatever is not plain causal attention.
+FORWARD = Op(
+    "routed_attention",
+    reference.forward,
+    (
+        Implementation("splash", "tpu", libraries.splash_forward),
+        Implementation("cudnn", "cuda", libraries.cudnn_forward),
+        Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes),
+        Implementation("mosaic_gpu", "cuda", gpu.forward, gpu.forward_config, hopper.DEVICES),
+    ),
+    _products(2),
+)
 BACKWARD = Op(
     "routed_attention_backward",
     reference.backward,
-    (_TPU_BACK, _MOSAIC_BACK, _SPLASH_BACK, _CUDNN_BACK),
+    (
+        Implementation("splash", "tpu", libraries.splash_backward),
+        Implementation("cudnn", "cuda", libraries.cudnn_backward),
+        Implementation("pallas_tpu", "tpu", tpu.backward, tpu.sizes),
+        Implementation("mosaic_gpu", "cuda", gpu.backward, gpu.backward_config, hopper.DEVICES),
+    ),
     _products(5),
 )
-CAUSAL = Op("causal_attention", reference.forward, (_SPLASH, _CUDNN, _TPU, _MOSAIC), _products(2))
-CAUSAL_BACKWARD = Op(
-    "causal_attention_backward",
-    reference.backward,
-    (_SPLASH_BACK, _CUDNN_BACK, _TPU_BACK, _MOSAIC_BACK),
-    _products(5),
-)
-
-# For a window: kernels of libraries if positions are None, and else the reference.
-WINDOWED = Op("windowed_attention", reference.forward, (_SPLASH, _CUDNN), _products(2))
-WINDOWED_BACKWARD = Op(
-    "windowed_attention_backward", reference.backward, (_SPLASH_BACK, _CUDNN_BACK), _products(5)
-)
-
-# No kernel has a soft cap yet.
-CAPPED = Op("capped_attention", reference.forward, (), _products(2))
-CAPPED_BACKWARD = Op("capped_attention_backward", reference.backward, (), _products(5))
 
 
 def routed_attention(
@@ -117,11 +105,12 @@ def routed_attention(
       ValueError: for shapes that do not match, or an unknown backend.
     """
     where = Where(query_positions, key_positions, query_segments, key_segments, plan)
-    _check(query, key, value, where, relative)
+    given = Inputs(query, key, value, where, relative)
+    _check(given)
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     if not (query.size and key.size):
         return jnp.zeros(query.shape, query.dtype)
-    return _attend(query, key, value, where, relative, scale, window, float(cap), backend)
+    return _attend(given, Scoring(scale, window, float(cap)), backend)
 
 
 def attention_plan(
@@ -152,69 +141,36 @@ def attention_plan(
     where = Where(query_positions, key_positions, query_segments, key_segments)
     device = jax.devices()[0].device_kind
     try:
-        config = tpu.sizes(query, key, key, where)
-        config = tuned.look_up(config, device, FORWARD.name, _TPU.name, (query, key))
+        config = tpu.sizes(Inputs(query, key, key, where), scoring=Scoring(1.0))  # pyright: ignore
+        config = tuned.look_up(config, device, FORWARD.name, "pallas_tpu", (query, key))
         return Cut.of(query, key, config).plan(where)
     except NotImplementedError:
         return None
 
 
-def _ops(
-    where: Where, relative: Any, window: int, cap: float
-) -> tuple[Op, Op, dict[str, int | float]]:
-    """Returns the forward and the backward op: libraries are preferred where they may run."""
-    if cap:
-        return CAPPED, CAPPED_BACKWARD, {"window": window, "cap": cap}
-    if window:
-        return WINDOWED, WINDOWED_BACKWARD, {"window": window}
-    query_positions, key_positions, _, key_segments = where[:4]
-    placed = query_positions, key_positions, relative
-    plain = key_segments is None and all(each is None for each in placed)
-    return (CAUSAL, CAUSAL_BACKWARD, {}) if plain else (FORWARD, BACKWARD, {})
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _attend(given: Inputs, scoring: Scoring, backend: str) -> Array:
+    return FORWARD(given, scoring=scoring, backend=backend).out
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
-def _attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    where: Where,
-    relative: Array | None,
-    scale: float,
-    window: int,
-    cap: float,
-    backend: str,
-) -> Array:
-    forward, _, more = _ops(where, relative, window, cap)
-    return forward(query, key, value, where, relative, scale=scale, backend=backend, **more)[0]
-
-
-def _forward(
-    query: Array, key: Array, value: Array, where: Where, relative: Any,
-    scale: float, window: int, cap: float, backend: str,
-) -> tuple[Array, Any]:  # fmt: skip
-    inputs = query, key, value, where, relative
-    forward, _, more = _ops(where, relative, window, cap)
-    made = forward(*inputs, scale=scale, backend=backend, **more)
+def _forward(given: Inputs, scoring: Scoring, backend: str) -> tuple[Array, Any]:
+    made = FORWARD(given, scoring=scoring, backend=backend)
     # A rematerialisation policy can save by this name what the backward pass reads.
-    out, logsum = (checkpoint_name(each, "routed_attention") for each in made)
-    return out, (*inputs, out, logsum)
+    made = Results(*(checkpoint_name(each, "routed_attention") for each in made))
+    return made.out, (given, made)
 
 
-def _backward(
-    scale: float, window: int, cap: float, backend: str, saved: Any, grad: Array
-) -> tuple[Any, ...]:
-    *_, where, relative, _, _ = saved
-    _, backward, more = _ops(where, relative, window, cap)
-    query, key, value, relative = backward(*saved, grad, scale=scale, backend=backend, **more)
-    return query, key, value, None, relative
+def _backward(scoring: Scoring, backend: str, saved: Any, grad: Array) -> tuple[Inputs]:
+    dq, dk, dv, further = BACKWARD(*saved, grad, scoring=scoring, backend=backend)
+    return (Inputs(dq, dk, dv, None, further),)  # pyright: ignore[reportArgumentType]
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _check(query: Array, key: Array, value: Array, where: Where, relative: Array | None) -> None:
+def _check(given: Inputs) -> None:
     """Raises ValueError for shapes that do not match."""
+    query, key, value, where, relative = given
     batch, length, heads, width = query.shape
     if key.shape != value.shape:
         raise ValueError(f"routed_attention: key is {key.shape} but value is {value.shape}.")

@@ -17,94 +17,69 @@ from jaxtyping import Array, Float
 
 from ..hopper import LANES, WGMMA, load
 from .gpu_grid import COLUMNS, ROWS, UNSEEN, Config, Kernel, across
-from .where import Where
+from .where import Inputs, Results, Scoring, decline
 
 LOG2E = math.log2(math.e)  # exponents are of two, which the GPU has an instruction for
 
 
-def forward_config(query: Array, *_: Any, **__: Any) -> Config:
+def forward_config(given: Inputs, *, scoring: Scoring) -> Config:
     """Returns the sizes of `forward`, whose blocks fit the 227 KiB of shared memory."""
-    return Config(inner=64 if query.shape[3] > 128 else 128)
+    _check(given, scoring)
+    return Config(inner=64 if given.query.shape[3] > 128 else 128)
 
 
-def backward_config(query: Array, *_: Any, **__: Any) -> Config:
+def backward_config(given: Inputs, *_: Any, scoring: Scoring) -> Config:
     """Returns the sizes of `backward`, whose scores and sums fit the registers."""
-    return Config(warpgroups=1 if query.shape[3] > 128 else 2, inner=64)
+    _check(given, scoring)
+    return Config(warpgroups=1 if given.query.shape[3] > 128 else 2, inner=64)
 
 
-def forward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: Where,
-    relative: Float[Array, "B T N R"] | None = None,
-    *,
-    scale: float,
-    config: Config | None = None,
-    interpret: Any = None,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+def forward(given: Inputs, *, scoring: Scoring, config: Config, interpret: Any = None) -> Results:
     """Returns the results of `reference.forward`."""
-    _check(query, relative)
-    kernel = Kernel(
-        config or forward_config(query), interpret, scale, (query.shape[1], key.shape[1])
-    )
-    (batch, length, heads, _), size = query.shape, kernel.config.warpgroups * LANES
-    q, k, v = (_wide(x) for x in (query, key, value))
+    (batch, length, heads, width), size = given.query.shape, config.warpgroups * LANES
+    q, k, v = (_wide(x) for x in given[:3])
+    kernel = Kernel(config, interpret, given.where, (length, given.key.shape[1]))
     sums = jax.ShapeDtypeStruct((batch, heads, -(-length // size) * size), jnp.float32)
-    out, lse = kernel.call(
-        _forward_body, where, (q,), (k, v), outs=(q, sums), name="routed_attention"
-    )
-    return out[:, :length, :, : query.shape[3]], lse[..., :length]
+    body = functools.partial(_forward_body, scoring.scale)
+    out, lse = kernel.call(body, [q], [k, v], outs=[q, sums], name="routed_attention")
+    return Results(out[:, :length, :, :width], lse[..., :length])
 
 
 def backward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: Where,
-    relative: Float[Array, "B T N R"] | None,
-    out: Float[Array, "B T N H"],
-    logsum: Float[Array, "B N T"],
+    given: Inputs,
+    made: Results,
     grad: Float[Array, "B T N H"],
     *,
-    scale: float,
-    config: Config | None = None,
+    scoring: Scoring,
+    config: Config,
     interpret: Any = None,
 ) -> tuple[Array, Array, Array, None]:
     """Returns the results of `reference.backward`."""
-    _check(query, relative)
-    width = query.shape[3]
-    kernel = Kernel(
-        config or backward_config(query), interpret, scale, (query.shape[1], key.shape[1])
-    )
-    delta = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
+    query, key, value, where, _ = given
+    kernel = Kernel(config, interpret, where, (query.shape[1], key.shape[1]))
+    delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
     q, k, v, do = (_wide(x) for x in (query, key, value, grad))
-    rows = logsum * LOG2E, delta
-    dq, *_ = kernel.call(
-        _query_body, where, (q, do), (k, v), rows, outs=(q,),
-        name="routed_attention_query",
-    )  # fmt: skip
-    by_key = functools.partial(
-        kernel.call, where=where, kept=(k, v), passing=(q, do), rows=rows, by_key=True,
-        name="routed_attention_key",
-    )  # fmt: skip
-    if width <= 128:
-        dk, dv = by_key(functools.partial(_key_body, wanted=(0, 1)), outs=(k, v))
-    else:  # the sums of both would take all registers
-        (dk,), (dv,) = (
-            by_key(functools.partial(_key_body, wanted=(i,)), outs=(k,)) for i in (0, 1)
-        )
-    cut = lambda x, like: x[:, : like.shape[1], :, :width]
+    rows = made.lse * LOG2E, delta
+    body = functools.partial(_query_body, scoring.scale)
+    dq, *_ = kernel.call(body, [q, do], [k, v], rows, outs=[q], name="routed_attention_query")
+
+    def by_key(*wanted: int) -> list[Array]:
+        body = functools.partial(_key_body, scoring.scale, wanted=wanted)
+        return kernel.call(
+            body, [k, v], [q, do], rows, outs=[k] * len(wanted), by_key=True,
+            name="routed_attention_key",
+        )  # fmt: skip
+
+    # Of wide heads, the sums of both would take all registers.
+    dk, dv = by_key(0, 1) if query.shape[3] <= 128 else (*by_key(0), *by_key(1))
+    cut = lambda x, like: x[:, : like.shape[1], :, : like.shape[3]]
     return cut(dq, query), cut(dk, key), cut(dv, value), None
 
 
-def _check(query: Array, relative: Array | None) -> None:
-    if relative is not None:
-        raise NotImplementedError("it adds no relative scores")
-    if query.dtype != jnp.bfloat16:
-        raise NotImplementedError(f"tensor cores multiply bfloat16, not {query.dtype}")
-    if query.shape[3] > 256:
-        raise NotImplementedError(f"it takes heads of at most 256, not {query.shape[3]}")
+def _check(given: Inputs, scoring: Scoring) -> None:
+    decline(given, scoring, (jnp.bfloat16,), 256)  # tensor cores multiply no float32
+    if scoring.window:
+        raise NotImplementedError("it has no window")
 
 
 def _wide(x: Array) -> Array:
@@ -146,8 +121,8 @@ def _keep(ref: Any, x: Array) -> None:
     plgpu.commit_smem()
 
 
-def _forward_body(scale, through, mine, theirs, _, weights) -> list[Array]:
-    (q,), (k, v) = mine, theirs
+def _forward_body(scale, passing, weights) -> list[Array]:
+    (q,), (k, v) = passing.mine.tokens, passing.theirs.tokens
     # A product as wide as the widest sums would take all registers.
     piece = LANES if q.shape[1] % 128 else 128
     pieces = [pl.ds(start, piece) for start in range(0, q.shape[1], piece)]
@@ -164,7 +139,7 @@ def _forward_body(scale, through, mine, theirs, _, weights) -> list[Array]:
         return higher, l * fade + p.sum(axis=1), *acc
 
     acc = [_filled(0, LANES, piece) for _ in pieces]
-    m, l, *acc = through(meet, (_filled(UNSEEN, LANES), _filled(0, LANES), *acc))
+    m, l, *acc = passing.through(meet, (_filled(UNSEEN, LANES), _filled(0, LANES), *acc))
     total = jnp.where(m > UNSEEN, l, 1.0)  # without a key, every key of its blocks was counted
     lse = jnp.where(m > UNSEEN, m * (1 / LOG2E) + jnp.log(total), jnp.inf)
     for at, x in zip(pieces, acc, strict=True):
@@ -172,9 +147,9 @@ def _forward_body(scale, through, mine, theirs, _, weights) -> list[Array]:
     return [lse]
 
 
-def _query_body(scale, through, mine, theirs, rows, weights) -> list[Array]:
-    (q, do), (k, v) = mine, theirs
-    lse, delta = (load(row, ROWS) for row in rows)
+def _query_body(scale, passing, weights) -> list[Array]:
+    (q, do), (k, v) = passing.mine.tokens, passing.theirs.tokens
+    lse, delta = (load(row, ROWS) for row in passing.mine.numbers)
 
     def run(dq):
         def meet(slot, hide, carry):
@@ -185,22 +160,22 @@ def _query_body(scale, through, mine, theirs, rows, weights) -> list[Array]:
             plgpu.wgmma_wait(0)
             return carry
 
-        through(meet, ())
+        passing.through(meet, ())
 
     (dq,) = _summed([q.shape], run)
     q[...] = (dq * scale).astype(q.dtype)
     return []
 
 
-def _key_body(scale, through, mine, theirs, rows, weights, *, wanted) -> list[Array]:
-    (k, v), (q, do) = mine, theirs
+def _key_body(scale, passing, weights, *, wanted) -> list[Array]:
+    (k, v), (q, do) = passing.mine.tokens, passing.theirs.tokens
 
     def run(*sums):
         to = dict(zip(wanted, sums, strict=True))
 
         def meet(slot, hide, carry):
             # Keys are the rows here: weights need no transpose between the products.
-            lse, delta = (load(row.at[slot], COLUMNS) for row in rows)
+            lse, delta = (load(row.at[slot], COLUMNS) for row in passing.theirs.numbers)
             scores = hide(_scores(k, q.at[slot]) * (scale * LOG2E), slot)
             p = jnp.exp2(scores - across(lse, scores, 1))
             if 1 in to:
@@ -213,9 +188,9 @@ def _key_body(scale, through, mine, theirs, rows, weights, *, wanted) -> list[Ar
                 plgpu.wgmma_wait(0)
             return carry
 
-        through(meet, ())
+        passing.through(meet, ())
 
     made = _summed([k.shape] * len(wanted), run)
-    for i, x, into in zip(wanted, made, mine, strict=False):
+    for i, x, into in zip(wanted, made, passing.mine.tokens, strict=False):
         into[...] = (x * scale if i == 0 else x).astype(into.dtype)
     return []

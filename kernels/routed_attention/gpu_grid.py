@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from ..hopper import LANES, WGMMA, load, load_ahead, tiles
+from ..hopper import LANES, WGMMA, load, load_ahead, run, tiles
 from .blocks import meeting, padded, ranges
 from .where import Where
 
@@ -35,105 +35,169 @@ class Config:
     stages: int = 2
 
 
+class Side(NamedTuple):
+    """What is loaded together of queries, or of keys; in memory of a block, or of several.
+
+    Attributes:
+      tokens: arrays [B T N H].
+      places: positions and segments [B 2 T].
+      numbers: arrays [B N T].
+    """
+
+    tokens: list[Any]
+    places: Any
+    numbers: list[Any]
+
+    def memory(self, count: int, size: int) -> "Side":
+        """Returns the types of shared memory for `count` blocks of so many tokens."""
+        return Side(
+            [tiles(count, size, each.shape[3]) for each in self.tokens],
+            plgpu.SMEM((count, 2, size), jnp.int32),
+            [plgpu.SMEM((count, size), jnp.float32) for _ in self.numbers],
+        )
+
+    def at(self, index: Any) -> "Side":
+        """Returns one block of several."""
+        tokens, numbers = ([ref.at[index] for ref in refs] for refs in (self.tokens, self.numbers))
+        return Side(tokens, self.places.at[index], numbers)
+
+    def load(self, into: "Side", row: Any, head: Any, some: Any, barrier: Any) -> None:
+        """Copies the block of some tokens of a head."""
+        plgpu.copy_gmem_to_smem(self.places.at[row, :, some], into.places, barrier)
+        for source, to in zip(self.tokens, into.tokens, strict=True):
+            plgpu.copy_gmem_to_smem(source.at[row, some, head], to, barrier)
+        for source, to in zip(self.numbers, into.numbers, strict=True):
+            plgpu.copy_gmem_to_smem(source.at[row, head, some], to, barrier)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """The passing of inner blocks by the block of a warpgroup."""
+
+    ends: list[Array]  # of inner blocks; see `ranges`
+    turns: int  # how often they pass: by keys, once for each head of queries that reads them
+    by_key: bool  # whether the block is of keys
+    mine: Side  # shared memory of the block
+    theirs: Side  # of the inner blocks in flight
+    loaded: Any  # their barriers
+    read: Any
+
+    def hidden(self, scores: Array, slot: Array) -> Array:
+        """Returns scores of the block and the inner one in a slot, with masked ones replaced."""
+        own = [across(load(self.mine.places.at[i], ROWS), scores) for i in (0, 1)]
+        its = [across(load(self.theirs.places.at[slot, i], COLUMNS), scores, 1) for i in (0, 1)]
+        is_behind = its[0] >= own[0] if self.by_key else own[0] >= its[0]
+        return jnp.where(is_behind & (own[1] == its[1]), scores, UNSEEN)
+
+    def through(self, meet: Callable[..., Any], carry: Any) -> Any:
+        """Applies `carry = meet(slot, hide, carry)` to the blocks not fully masked."""
+
+        def turned(turn, carry):
+            first = turn * (self.ends[3] - self.ends[0]) - self.ends[0]
+            for i, is_masked in enumerate((True, False, True)):
+
+                def step(at, carry, hide=self.hidden if is_masked else lambda x, _: x):
+                    slot = jax.lax.rem(first + at, self.read.shape[0])
+                    plgpu.barrier_wait(self.loaded.at[slot])
+                    made = meet(slot, hide, carry)
+                    plgpu.barrier_arrive(self.read.at[slot])
+                    return made
+
+                carry = jax.lax.fori_loop(self.ends[i], self.ends[i + 1], step, carry)
+            return carry
+
+        if self.turns == 1:
+            return turned(0, carry)
+        return jax.lax.fori_loop(0, self.turns, turned, carry)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """What the three kernels share: the outer blocks that programs keep, the inner that pass by."""
 
     config: Config
     interpret: Any
-    scale: float
+    where: Where
     lengths: tuple[int, int]
 
     def call(
         self,
         body: Callable[..., list[Array]],
-        where: Where,
-        kept: tuple[Array, ...],
-        passing: tuple[Array, ...],
-        rows: Sequence[Array] = (),
+        kept: list[Array],
+        passing: list[Array],
+        rows: tuple[Array, ...] = (),
         *,
-        outs: Any,
+        outs: list[Any],
         name: str,
         by_key: bool = False,
     ) -> list[Array]:
         """Runs a kernel.
 
         Args:
-          body: the work of a warpgroup that multiplies.
-          where: the attention mask.
+          body: the work of a warpgroup that multiplies: takes a `Pass` and memory for scores,
+            replaces its block by results, and returns numbers of each query.
           kept: arrays of which a program keeps a block; of keys if `by_key`, or else of queries.
           passing: arrays whose blocks pass by.
-          rows: numbers of each query and head [B N T].
+          rows: logarithms and other numbers of each query and head [B N T].
           outs: shapes of the results: one block of each is made by a program.
           name: name of the kernel.
           by_key: whether programs keep keys.
         """
-        size, block = self.config.warpgroups * LANES, self.config.inner
-        batch, _, heads, width = kept[0].shape
-        blocks = (block, size) if by_key else (size, block)
-        where = padded(where.written_out(batch, *self.lengths), *blocks)
-        some, every = meeting(where, *blocks)
+        wgs, stages, block = self.config.warpgroups, self.config.stages, self.config.inner
+        blocks = (block, wgs * LANES) if by_key else (wgs * LANES, block)
+        where = padded(self.where.written_out(len(kept[0]), *self.lengths), *blocks)
         turn = (lambda x: x.swapaxes(1, 2)) if by_key else (lambda x: x)
-        ends = ranges(turn(some), turn(every))
+        ends = ranges(*map(turn, meeting(where, *blocks)))
         places = [jnp.stack(where.arrays[i::2], 1) for i in ((1, 0) if by_key else (0, 1))]
         fill = [(0, 0), (0, 0), (0, -self.lengths[0] % blocks[0])]
         # Of a query that is padding the logarithm is infinite, and all weights are zero.
         fills = zip(rows, (jnp.inf, 0.0), strict=False)
-        rows = [jnp.pad(x, fill, constant_values=value) for x, value in fills]
-        wgs, stages = self.config.warpgroups, self.config.stages
-        row_shape = (stages, block) if by_key else (wgs, LANES)
-        per_step, own = len(passing) + 1, len(kept) + 1
-        per_step, own = (per_step + len(rows), own) if by_key else (per_step, own + len(rows))
-        return plgpu.kernel(
-            functools.partial(self._program, body, len(kept), len(passing), len(rows), by_key),
-            out_type=[jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs],
-            scratch_types={
-                "mine": [tiles(wgs, LANES, width) for _ in kept],
-                "theirs": [tiles(stages, block, width) for _ in passing],
-                "numbers": [plgpu.SMEM(row_shape, jnp.float32) for _ in rows or (1,)],
-                "places": [
-                    plgpu.SMEM((wgs, 2, LANES), jnp.int32),
-                    plgpu.SMEM((stages, 2, block), jnp.int32),
-                ],
+        numbers = [jnp.pad(x, fill, constant_values=value) for x, value in fills]
+        mine = Side(kept, places[0], [] if by_key else numbers)
+        theirs = Side(passing, places[1], numbers if by_key else [])
+        copies = lambda side: len(jax.tree.leaves(side))
+        results = [jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs]
+        return run(
+            functools.partial(self._program, body, by_key),
+            (ends, mine, theirs),
+            results,
+            {
+                "own": mine.memory(wgs, LANES),
+                "inner": theirs.memory(stages, block),
+                "made": [plgpu.SMEM((wgs, LANES), x.dtype) for x in results if len(x.shape) == 3],
                 "weights": tiles(wgs, LANES, block),
-                "begun": plgpu.Barrier(num_arrivals=own, num_barriers=wgs),
-                "loaded": plgpu.Barrier(num_arrivals=per_step, num_barriers=stages),
+                "begun": plgpu.Barrier(num_arrivals=copies(mine), num_barriers=wgs),
+                "loaded": plgpu.Barrier(num_arrivals=copies(theirs), num_barriers=stages),
                 "read": plgpu.Barrier(num_arrivals=wgs, num_barriers=stages),
             },
             # Causal work grows with the query: the longest programs start first.
-            grid=(ends.shape[1], heads, batch),
-            grid_names=("block", "head", "row"),
-            num_threads=wgs + 1,
-            thread_name="warpgroup",
-            kernel_name=name,
-            compiler_params=plgpu.CompilerParams(approx_math=True),
+            grid={"block": ends.shape[1], "head": kept[0].shape[2], "row": len(kept[0])},
+            warpgroups=wgs + 1,
+            name=name,
             interpret=self.interpret,
-        )(ends, *places, *kept, *passing, *rows)
+            is_approximate=True,
+        )
 
-    def _program(self, body, kept, passing, rows, by_key, ends, own_places, inner_places, *refs,
-                 mine, theirs, numbers, places, weights, begun, loaded, read) -> None:  # fmt: skip
-        kept, passing = refs[:kept], refs[kept : kept + passing]
-        others = refs[len(kept) + len(passing) :]
-        rows, outs = others[:rows], others[rows:]
+    def _program(
+        self, body, by_key, given, outs, own, inner, made, weights, begun, loaded, read
+    ) -> None:
+        ends, mine, theirs = given
         index, head, row = (jax.lax.axis_index(name) for name in ("block", "head", "row"))
         block = index if by_key else ends.shape[1] - 1 - index
         warpgroup, wgs = jax.lax.axis_index("warpgroup"), self.config.warpgroups
+        heads, others = mine.tokens[0].shape[2], theirs.tokens[0].shape[2]
+        turns, each = (others // heads, 1) if by_key else (1, heads // others)
         ends = [ends[row, block, i] for i in range(4)]
-        count, size = ends[3] - ends[0], self.config.inner
-        turns = passing[0].shape[2] // kept[0].shape[2] if by_key else 1
-        each = 1 if by_key else kept[0].shape[2] // passing[0].shape[2]
+        count = ends[3] - ends[0]
+        at = lambda refs: [ref.at[warpgroup] for ref in refs]
+        passing = Pass(ends, turns, by_key, own.at(warpgroup), inner, loaded, read)
 
         def fill(step, slot):
             turn = jax.lax.div(step, jnp.maximum(count, 1))
-            start = (ends[0] + step - turn * count) * size
-            at = row, pl.ds(start, size), head * turns + turn if by_key else jax.lax.div(head, each)
-            for source, into in zip(passing, theirs, strict=True):
-                plgpu.copy_gmem_to_smem(source.at[at], into.at[slot], loaded.at[slot])
-            spots = inner_places.at[row, :, pl.ds(start, size)]
-            plgpu.copy_gmem_to_smem(spots, places[1].at[slot], loaded.at[slot])
-            for source, into in zip(rows if by_key else (), numbers, strict=False):
-                some = source.at[row, at[2], pl.ds(start, size)]
-                plgpu.copy_gmem_to_smem(some, into.at[slot], loaded.at[slot])
+            start = (ends[0] + step - turn * count) * self.config.inner
+            other = head * turns + turn if by_key else jax.lax.div(head, each)
+            some = pl.ds(start, self.config.inner)
+            theirs.load(inner.at(slot), row, other, some, loaded.at[slot])
 
         @pl.when(warpgroup == wgs)
         def _():
@@ -146,56 +210,16 @@ class Kernel:
             if wgs == 2:
                 plgpu.set_max_registers(232, action="increase")
             here, ready = pl.ds(block * wgs * LANES + warpgroup * LANES, LANES), begun.at[warpgroup]
-            for source, into in zip(kept, mine, strict=True):
-                plgpu.copy_gmem_to_smem(source.at[row, here, head], into.at[warpgroup], ready)
-            plgpu.copy_gmem_to_smem(own_places.at[row, :, here], places[0].at[warpgroup], ready)
-            for source, into in zip(() if by_key else rows, numbers, strict=False):
-                plgpu.copy_gmem_to_smem(source.at[row, head, here], into.at[warpgroup], ready)
+            mine.load(passing.mine, row, head, here, ready)
             plgpu.barrier_wait(ready)
-            position, segment = (load(places[0].at[warpgroup, i], ROWS) for i in (0, 1))
-
-            def hide(scores, slot):
-                at, of = (across(load(places[1].at[slot, i], COLUMNS), scores, 1) for i in (0, 1))
-                own, same = across(position, scores), across(segment, scores) == of
-                return jnp.where((at >= own if by_key else own >= at) & same, scores, UNSEEN)
-
-            def through(meet, carry):
-                """Applies `carry = meet(slot, hide, carry)` to the blocks not fully masked."""
-
-                def turned(turn, carry):
-                    for i, is_masked in enumerate((True, False, True)):
-
-                        def step(at, carry, is_masked=is_masked):
-                            slot = jax.lax.rem(turn * count + at - ends[0], read.shape[0])
-                            plgpu.barrier_wait(loaded.at[slot])
-                            made = meet(slot, hide if is_masked else lambda x, _: x, carry)
-                            plgpu.barrier_arrive(read.at[slot])
-                            return made
-
-                        carry = jax.lax.fori_loop(ends[i], ends[i + 1], step, carry)
-                    return carry
-
-                return (
-                    turned(0, carry) if turns == 1 else jax.lax.fori_loop(0, turns, turned, carry)
-                )
-
-            of = lambda refs: [ref.at[warpgroup] for ref in refs]
-            own = of(mine)
-            made = body(
-                self.scale,
-                through,
-                own,
-                theirs,
-                numbers if by_key else of(numbers),
-                weights.at[warpgroup],
-            )
-            for into, x in zip(of(numbers), made, strict=False):
+            for into, x in zip(at(made), body(passing, weights.at[warpgroup]), strict=True):
                 into[...] = x
             plgpu.commit_smem()
-            tiled = len(outs) - len(made)
-            for source, out in zip(own, outs[:tiled], strict=False):
+            tiled = [out for out in outs if len(out.shape) == 4]
+            numbers = [out for out in outs if len(out.shape) == 3]
+            for source, out in zip(passing.mine.tokens, tiled, strict=False):
                 plgpu.copy_smem_to_gmem(source, out.at[row, here, head])
-            for source, out in zip(of(numbers), outs[tiled:], strict=False):
+            for source, out in zip(at(made), numbers, strict=True):
                 plgpu.copy_smem_to_gmem(source, out.at[row, head, here])
             plgpu.wait_smem_to_gmem(0)
 

@@ -13,108 +13,77 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from .tpu_grid import LANES, Config, Cut, Plan
-from .where import Where
+from .where import Inputs, Results, Scoring, decline
 
 UNSEEN = float(np.finfo(np.float32).min)
 ROWS, COLUMNS = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))  # x @ y.T and x @ y
 
 
-def forward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: Where,
-    relative: Float[Array, "B T N R"] | None = None,
-    *,
-    scale: float,
-    config: Config | None = None,
-    interpret: Any = False,
-) -> tuple[Float[Array, "B T N H"], Float[Array, "B N T"]]:
+def forward(given: Inputs, *, scoring: Scoring, config: Config, interpret: Any = False) -> Results:
     """Returns the results of `reference.forward`."""
-    cut, plan = _planned(query, key, value, where, relative, config)
-    _, *places = cut.places(where)
-    query, key, value = cut.queries(query), cut.keys(key), cut.keys(value)
-    spec, rows = cut.specs(by_key=False), cut.each * cut.query_block
+    cut, plan = _planned(given, config)
+    query, rows = cut.queries(given.query), cut.each * cut.query_block
+    lse = jax.ShapeDtypeStruct(query.shape[:-1], jnp.float32)
     out, lse = cut.call(
-        functools.partial(_forward_kernel, scale=scale),
-        cut.visits(plan, by_key=False),
-        (query, key, value, *places),
-        by_key=False,
-        specs=[spec.queries, spec.keys, spec.keys, spec.query_places, spec.key_places],
-        out_specs=[spec.queries, spec.rows],
-        out_shape=[_like(query), jax.ShapeDtypeStruct(query.shape[:-1], jnp.float32)],
+        functools.partial(_forward_kernel, scale=scoring.scale),
+        plan,
+        given.where,
+        [("queries", query), ("keys", cut.keys(given.key)), ("keys", cut.keys(given.value))],
+        outs=[("queries", query), ("rows", lse)],
         scratch=[(rows, LANES), (rows, LANES), (rows, cut.width)],
         name="routed_attention",
         interpret=interpret,
     )
-    return cut.by_token(out), cut.by_query(lse)
+    return Results(cut.by_token(out), cut.by_query(lse))
 
 
 def backward(
-    query: Float[Array, "B T N H"],
-    key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
-    where: Where,
-    relative: Float[Array, "B T N R"] | None,
-    out: Float[Array, "B T N H"],
-    lse: Float[Array, "B N T"],
+    given: Inputs,
+    made: Results,
     grad: Float[Array, "B T N H"],
     *,
-    scale: float,
-    config: Config | None = None,
+    scoring: Scoring,
+    config: Config,
     interpret: Any = False,
 ) -> tuple[Array, Array, Array, None]:
     """Returns the results of `reference.backward`."""
-    cut, plan = _planned(query, key, value, where, relative, config)
-    _, *places = cut.places(where)
-    delta = jnp.einsum("btnh,btnh->bnt", out, grad, preferred_element_type=jnp.float32)
-    query, key, value, grad = cut.queries(query), cut.keys(key), cut.keys(value), cut.queries(grad)
-    arrays = query, key, value, grad, cut.rows(lse), cut.rows(delta), *places
+    cut, plan = _planned(given, config)
+    delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
+    query = "queries", cut.queries(given.query)
+    key, value = ("keys", cut.keys(given.key)), ("keys", cut.keys(given.value))
+    rows = ("rows", cut.rows(made.lse)), ("rows", cut.rows(delta))
+    arrays = [query, key, value, ("queries", cut.queries(grad)), *rows]
 
-    def call(kernel: Any, by_key: bool, like: list[Array], scratch: Any, name: str) -> Any:
-        spec = cut.specs(by_key=by_key)
+    def call(kernel: Any, outs: list[Any], scratch: list[tuple[int, int]], name: str) -> Any:
         return cut.call(
-            functools.partial(kernel, scale=scale),
-            cut.visits(plan, by_key=by_key),
+            functools.partial(kernel, scale=scoring.scale),
+            plan,
+            given.where,
             arrays,
-            by_key=by_key,
-            specs=[
-                spec.queries,
-                spec.keys,
-                spec.keys,
-                spec.queries,
-                spec.rows,
-                spec.rows,
-                *spec[3:],
-            ],
-            out_specs=[spec.keys if by_key else spec.queries] * len(like),
-            out_shape=[_like(x) for x in like],
+            by_key=outs[0] is key,
+            outs=outs,
             scratch=scratch,
             name=f"routed_attention_{name}",
             interpret=interpret,
         )
 
-    rows, keys = cut.each * cut.query_block, (cut.key_block, cut.width)
-    scratch = [(rows, LANES), (rows, LANES), (rows, cut.width)]
-    (dq,) = call(_query_kernel, False, [query], scratch, "query")
-    dk, dv = call(_key_kernel, True, [key, value], [keys, keys], "key")
+    size, keys = cut.each * cut.query_block, (cut.key_block, cut.width)
+    scratch = [(size, LANES), (size, LANES), (size, cut.width)]
+    (dq,) = call(_query_kernel, [query], scratch, "query")
+    dk, dv = call(_key_kernel, [key, value], [keys, keys], "key")
     return cut.by_token(dq), cut.by_key(dk), cut.by_key(dv), None
 
 
-def _planned(
-    query: Array, key: Array, value: Array, where: Where, relative: Any, config: Config | None
-) -> tuple[Cut, Plan]:
+def _planned(given: Inputs, config: Config) -> tuple[Cut, Plan]:
     """Returns the cut and the plan, of the sizes of a plan that is given."""
-    config = config or sizes(query, key, value, where, relative)
-    if where.plan is not None:
-        return Cut.of(query, key, where.plan.config), where.plan
-    cut = Cut.of(query, key, config)
-    return cut, cut.plan(where)
+    plan = given.where.plan
+    if plan is not None:
+        return Cut.of(given.query, given.key, plan.config), plan
+    cut = Cut.of(given.query, given.key, config)
+    return cut, cut.plan(given.where)
 
 
-def sizes(
-    query: Any, key: Any, value: Any, where: Where, relative: Any = None, *_: Any, **__: Any
-) -> Config:
+def sizes(given: Inputs, *_: Any, scoring: Scoring) -> Config:
     """Returns the computed sizes: up to 1024 x 512 scores.
 
     That is 2 MB in float32, a few of which fit into VMEM, and work enough (100 MFLOP at width 64)
@@ -122,22 +91,16 @@ def sizes(
     time, since the diagonal wastes half a block; float32 takes half as many queries, for its
     products are of many passes.
     """
-    if relative is not None:
-        raise NotImplementedError("it adds no relative scores")
-    if query.dtype not in (jnp.float32, jnp.bfloat16):
-        raise NotImplementedError(f"it takes float32 and bfloat16, not {query.dtype}")
-    if query.shape[3] > 256:
-        raise NotImplementedError(f"it takes heads of at most 256, not {query.shape[3]}")
+    query, key, *_ = given
+    decline(given, scoring, (jnp.float32, jnp.bfloat16), 256)
+    if scoring.window:
+        raise NotImplementedError("it has no window")
     if query.shape[2] > 32 * key.shape[2]:
         raise NotImplementedError("it takes at most 32 query heads to a key head")
     each, rows = query.shape[2] // key.shape[2], 2048 // query.dtype.itemsize
     most = max(LANES, min(512, rows // each // LANES * LANES))
     keys = min(512 if key.shape[1] >= 4096 else 256, 512 * rows // (each * most))
     return Config(most, max(LANES, keys // LANES * LANES))
-
-
-def _like(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _dot(x: Array, y: Array, dims: Any) -> Array:

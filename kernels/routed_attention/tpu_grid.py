@@ -7,14 +7,14 @@ can share it.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
+from ..visits import Visit, Visits, bounds_of
 from .blocks import even, meeting, padded
 from .where import Where
 
@@ -37,33 +37,14 @@ class Config:
             raise ValueError(f"got {self.queries} and {self.keys}, takes multiples of {LANES}")
 
 
-class Visits(NamedTuple):
-    """Pairs of blocks in the order of visits; those of one outer block are adjacent.
-
-    Attributes:
-      codes: four times the number of a pair in [B O I], plus flags. LIVE: not fully masked; EVERY:
-        no key is masked. An outer block without a live pair has one visit.
-      bounds: the first visit of each part of the list, and the end. Cores of a chip take parts, and
-        no two parts share an outer block.
-    """
-
-    codes: Int[Array, "P"]
-    bounds: Int[Array, "parts+1"]
-
-    @property
-    def steps(self) -> Int[Array, ""]:
-        """The visits of the longest part."""
-        return jnp.diff(self.bounds).max()
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """The visits of kernels that keep a block of queries, and of those that keep one of keys.
 
     Attributes:
-      table: codes of both in front, and their bounds behind. Axes of one are for the shards of the
-        batch and of the queries on other devices.
+      table: what `listed` returned for both: codes in front, and bounds behind. Axes of one are
+        for the shards of the batch and of the queries on other devices.
       config: sizes of the blocks.
     """
 
@@ -71,8 +52,19 @@ class Plan:
     config: Config = dataclasses.field(metadata={"static": True})
 
 
-def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
-    """Lists the pairs of blocks that are not fully masked, in two parts if there are outer blocks.
+def listed(
+    some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]
+) -> tuple[Int[Array, "P"], Int[Array, "parts+1"]]:
+    """Returns the pairs of blocks to visit, of which those of one outer block are adjacent.
+
+    Args:
+      some: which pairs are not fully masked. An outer block without one has one visit all the same.
+      every: in which pairs no key is masked.
+
+    Returns:
+      codes: four times the number of a pair in [B O I], plus flags. LIVE: not fully masked; EVERY:
+        no key is masked.
+      bounds: of two parts, if there are outer blocks to divide.
 
     Raises:
       NotImplementedError: if they do not fit into scalar memory.
@@ -91,20 +83,8 @@ def visits(some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]) -> Visits:
     outer = (behind <= number[:, None]).sum(1)
     inner = (seen[outer] <= (number - (behind - needed)[outer])[:, None]).sum(1) % count
     codes = 4 * (count * outer + inner) + flags[outer, inner]
-    ends = behind[-1:]
-    if len(behind) > 1:
-        ends = jnp.stack([behind[jnp.abs(2 * behind[:-1] - behind[-1]).argmin()], behind[-1]])
-    return Visits(codes.astype(jnp.int32), jnp.pad(ends, (1, 0)).astype(jnp.int32))
-
-
-class Specs(NamedTuple):
-    """The block specs of each kind of array."""
-
-    queries: pl.BlockSpec  # [B K G T H]
-    keys: pl.BlockSpec  # [B K S H]
-    rows: pl.BlockSpec  # [B K G T]
-    query_places: pl.BlockSpec  # [B 2 T]
-    key_places: pl.BlockSpec  # [B 2 S]
+    bounds = bounds_of(behind[-1], outer, len(behind) > 1)
+    return codes.astype(jnp.int32), bounds.astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,27 +111,26 @@ class Cut:
         blocks = even(length, config.queries, LANES), even(key_length, config.keys, LANES)
         return cls(batch, length, key_length, groups, heads // groups, width, *blocks)
 
-    def places(self, where: Where) -> tuple[Where, Int[Array, "B 2 T"], Int[Array, "B 2 S"]]:
-        """Returns positions and segments, padded; also as one array of queries and one of keys."""
+    def places(self, where: Where) -> Where:
+        """Returns positions and segments, padded."""
         where = where.written_out(self.batch, self.length, self.key_length)
-        where = padded(where, self.query_block, self.key_block)
-        return where, jnp.stack(where.arrays[0::2], 1), jnp.stack(where.arrays[1::2], 1)
+        return padded(where, self.query_block, self.key_block)
 
     @jax.named_scope("attention_plan")
     def plan(self, where: Where) -> Plan:
         """Returns the visits for a mask."""
-        where, *_ = self.places(where)
-        some, every = meeting(where, self.query_block, self.key_block)
-        both = visits(some, every), visits(some.swapaxes(1, 2), every.swapaxes(1, 2))
+        some, every = meeting(self.places(where), self.query_block, self.key_block)
+        both = listed(some, every), listed(some.swapaxes(1, 2), every.swapaxes(1, 2))
         fill = lambda x: jnp.pad(x, (0, 3 - len(x)))
-        rows = [jnp.concatenate([each.codes, fill(each.bounds)]) for each in both]
+        rows = [jnp.concatenate([codes, fill(bounds)]) for codes, bounds in both]
         return Plan(jnp.stack(rows)[None, None], Config(self.query_block, self.key_block))
 
     def visits(self, plan: Plan, *, by_key: bool) -> Visits:
         """Returns the visits of kernels that keep queries, or keys."""
         outers, inners = self._counts(by_key)
         codes, bounds = jnp.split(plan.table[0, 0, int(by_key)], [self.batch * outers * inners])
-        return Visits(codes, bounds if self.batch * outers > 1 else bounds[:2])
+        bounds = bounds if self.batch * outers > 1 else bounds[:2]
+        return Visits(bounds, (codes,), (self.groups,))
 
     def _counts(self, by_key: bool) -> tuple[int, int]:
         """Returns the numbers of outer and of inner blocks."""
@@ -186,39 +165,15 @@ class Cut:
         """Returns the inverse of `rows`."""
         return x[..., : self.length].reshape(self.batch, -1, self.length)
 
-    def specs(self, *, by_key: bool) -> Specs:
-        """Returns the block specs of kernels whose outer blocks are of queries, or of keys."""
-        outers, inners = self._counts(by_key)
-
-        def spec(shape: tuple[int | None, ...], at: Callable[..., Any]) -> pl.BlockSpec:
-            def index(part: Array, head: Array, step: Array, codes: Any, bounds: Any) -> Any:
-                visit = jnp.minimum(bounds[part] + step, bounds[part + 1] - 1)
-                pair = codes[visit] >> 2
-                outer, inner = jax.lax.div(pair, inners), jax.lax.rem(pair, inners)
-                row, outer = jax.lax.div(outer, outers), jax.lax.rem(outer, outers)
-                return at(row, head, *((inner, outer) if by_key else (outer, inner)))
-
-            return pl.BlockSpec(shape, index)
-
-        size, key_size, each = self.query_block, self.key_block, self.each
-        return Specs(
-            spec((None, None, each, size, self.width), lambda b, k, q, _: (b, k, 0, q, 0)),
-            spec((None, None, key_size, self.width), lambda b, k, _, s: (b, k, s, 0)),
-            spec((None, None, each, size), lambda b, k, q, _: (b, k, 0, q)),
-            spec((None, 2, size), lambda b, _, q, s: (b, 0, q)),
-            spec((None, 2, key_size), lambda b, _, q, s: (b, 0, s)),
-        )
-
     def call(
         self,
         kernel: Callable[..., None],
-        listed: Visits,
-        arrays: tuple[Array, ...],
+        plan: Plan,
+        where: Where,
+        arrays: list[tuple[str, Array]],
         *,
-        by_key: bool,
-        specs: list[pl.BlockSpec],
-        out_specs: list[pl.BlockSpec],
-        out_shape: list[jax.ShapeDtypeStruct],
+        by_key: bool = False,
+        outs: list[tuple[str, Any]],
         scratch: list[tuple[int, int]],
         name: str,
         interpret: Any,
@@ -226,51 +181,69 @@ class Cut:
         """Runs a kernel once for each visit of each key head.
 
         Args:
-          kernel: takes a function that runs the phases of a visit, blocks, and the scratch.
-          listed: the visits.
-          arrays: laid out inputs, one for each of `specs`.
+          kernel: takes a function that runs the phases of a visit, blocks, positions and segments
+            of their queries and keys, results, and the scratch.
+          plan: the visits.
+          where: the mask.
+          arrays: inputs, each with the kind of its layout: queries, keys, or rows.
           by_key: whether the outer blocks are of keys.
-          specs: block specs of the inputs.
-          out_specs: block specs of the results.
-          out_shape: of the results.
+          outs: arrays that the results are like, with their kinds.
           scratch: shapes of float32 arrays that are kept between visits.
           name: name of the kernel.
           interpret: as in `pallas_call`.
         """
+        visits, (outers, inners) = self.visits(plan, by_key=by_key), self._counts(by_key)
+        where = self.places(where)
+        arrays = [
+            *arrays,
+            ("query_places", jnp.stack(where.arrays[0::2], 1)),
+            ("key_places", jnp.stack(where.arrays[1::2], 1)),
+        ]
 
-        def run(codes: Any, bounds: Any, *refs: Any) -> None:
-            kernel(functools.partial(_visit, codes, bounds, self._counts(by_key)[1]), *refs)
+        def spec(shape: tuple[int | None, ...], at: Callable[..., Any]) -> pl.BlockSpec:
+            def index(head: Array, visit: Array, codes: Any) -> Any:
+                pair = codes[visit] >> 2
+                outer, inner = jax.lax.div(pair, inners), jax.lax.rem(pair, inners)
+                row, outer = jax.lax.div(outer, outers), jax.lax.rem(outer, outers)
+                return at(row, head, *((inner, outer) if by_key else (outer, inner)))
 
-        return pl.pallas_call(
-            run,
-            out_shape=out_shape,
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=2,
-                grid=(len(listed.bounds) - 1, self.groups, listed.steps),
-                in_specs=specs,
-                out_specs=out_specs,
-                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+            return visits.spec(shape, index)
+
+        size, key_size, each = self.query_block, self.key_block, self.each
+        specs = {  # of arrays [B K G T H], [B K S H], [B K G T], [B 2 T], [B 2 S]
+            "queries": spec(
+                (None, None, each, size, self.width), lambda b, k, q, _: (b, k, 0, q, 0)
             ),
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "parallel", "arbitrary"),
-                vmem_limit_bytes=VMEM_BYTES,
+            "keys": spec((None, None, key_size, self.width), lambda b, k, _, s: (b, k, s, 0)),
+            "rows": spec((None, None, each, size), lambda b, k, q, _: (b, k, 0, q)),
+            "query_places": spec((None, 2, size), lambda b, _, q, s: (b, 0, q)),
+            "key_places": spec((None, 2, key_size), lambda b, _, q, s: (b, 0, s)),
+        }
+        return visits.call(
+            lambda visit, codes, *refs: kernel(
+                functools.partial(_phases, visit, codes, inners), *refs
             ),
+            [array for _, array in arrays],
+            in_specs=[specs[kind] for kind, _ in arrays],
+            out_specs=[specs[kind] for kind, _ in outs],
+            out_shape=[jax.ShapeDtypeStruct(like.shape, like.dtype) for _, like in outs],
+            scratch=scratch,
+            vmem_bytes=VMEM_BYTES,
             name=name,
             interpret=interpret,
-        )(listed.codes, listed.bounds, *arrays)
+        )
 
 
-def _visit(codes: Any, bounds: Any, inners: int, start: Any, meet: Any, finish: Any) -> None:
+def _phases(visit: Visit, codes: Any, inners: int, start: Any, meet: Any, finish: Any) -> None:
     """Runs the phases of a visit; the argument of `meet` says whether any key is masked."""
-    part = pl.program_id(0)
-    visit, begin, end = bounds[part] + pl.program_id(2), bounds[part], bounds[part + 1]
+    at, begin, end = visit
     outer = lambda at: jax.lax.div(codes[jnp.clip(at, begin, end - 1)] >> 2, inners)
-    is_visit, own = visit < end, outer(visit)
-    flags = jnp.where(is_visit, codes[jnp.minimum(visit, end - 1)] & (LIVE | EVERY), 0)
-    pl.when((visit == begin) | (outer(visit - 1) != own))(start)
+    own = outer(at)
+    flags = jnp.where(visit.is_idle, 0, codes[visit.last] & (LIVE | EVERY))
+    pl.when((at == begin) | (outer(at - 1) != own))(start)
     pl.when(flags == LIVE | EVERY)(lambda: meet(False))
     pl.when(flags == LIVE)(lambda: meet(True))
-    pl.when((visit == end - 1) | (is_visit & (outer(visit + 1) != own)))(finish)
+    pl.when((at == end - 1) | (~visit.is_idle & (outer(at + 1) != own)))(finish)
 
 
 def _fill(x: Array, axis: int, block: int) -> Array:

@@ -1,9 +1,10 @@
-"""The attention mask: which keys a query sees, by positions and segments."""
+"""What attention reads, and the attention mask: which keys a query sees."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Where(NamedTuple):
@@ -67,3 +68,55 @@ def visible(where: Where, window: int = 0) -> Bool[Array, "*B T S"]:
     is_near = queries >= keys  # a difference would overflow for padding
     is_near = is_near & (queries - keys < window) if window else is_near
     return is_near & (query_segments[..., :, None] == key_segments[..., None, :])
+
+
+class Inputs(NamedTuple):
+    """What attention reads."""
+
+    query: Float[Array, "B T N H"]
+    key: Float[Array, "B S K H"]
+    value: Float[Array, "B S K H"]
+    where: Where
+    relative: Float[Array, "B T N R"] | None = None
+
+
+class Results(NamedTuple):
+    """What attention makes.
+
+    Attributes:
+      out: output of each query.
+      lse: log-sum-exp of each query's scores, in float32; +inf for a query that sees no key, so
+        that its probabilities exp(score - lse) are zero.
+    """
+
+    out: Float[Array, "B T N H"]
+    lse: Float[Array, "B N T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """How products of queries and keys become scores.
+
+    Attributes:
+      scale: factor of the products.
+      window: number of positions up to its own that a query sees; 0 is no bound.
+      cap: soft cap, cap * tanh(score / cap); 0 has none.
+    """
+
+    scale: float
+    window: int = 0
+    cap: float = 0.0
+
+
+def decline(given: Inputs, scoring: Scoring, dtypes: tuple[Any, ...], widest: int) -> None:
+    """Raises NotImplementedError for what a kernel does not take: no kernel adds to its scores."""
+    query = given.query
+    if given.relative is not None:
+        raise NotImplementedError("it adds no relative scores")
+    if scoring.cap:
+        raise NotImplementedError("it caps no scores")
+    if query.dtype not in dtypes:
+        takes = " and ".join(jnp.dtype(each).name for each in dtypes)
+        raise NotImplementedError(f"it takes {takes}, not {query.dtype}")
+    if query.shape[3] > widest:
+        raise NotImplementedError(f"it takes heads of at most {widest}, not {query.shape[3]}")

@@ -1,6 +1,5 @@
 """Kernels interpreted on a CPU, and compiled ahead of time for TPUs and GPUs."""
 
-import functools
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from recursia import topology
 from recursia.kernels.dispatch import Op
-from recursia.kernels.grouped_matmul import gpu, megablox, reference, tpu
+from recursia.kernels.grouped_matmul import MATMUL, OUTER
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 GPUS = ("h100:1",)
@@ -34,11 +33,19 @@ if hasattr(plgpu, "InterpretGPUParams"):
 NEEDS_INTERPRETER = pytest.mark.skipif(
     GPU is None, reason=f"jax {jax.__version__} does not interpret Mosaic GPU kernels"
 )
-MEGABLOX = tuple(functools.partial(f, interpret=True) for f in (megablox.matmul, megablox.outer))
+
+
+def backend(op, name, **how):
+    """Returns a function of arrays, an op by one of its implementations with its own sizes."""
+    (each,) = (each for each in op.implementations if each.name == name)
+    return lambda *arrays, **static: each.apply(op.name, arrays, static, **how)
+
+
+MEGABLOX = tuple(backend(op, "megablox", interpret=True) for op in (MATMUL, OUTER))
 GROUPED = {  # products of rows and banks, and of rows and rows, by backend
-    "reference": (reference.matmul, reference.outer),
-    "pallas_tpu": tuple(functools.partial(f, interpret=TPU) for f in (tpu.matmul, tpu.outer)),
-    "mosaic_gpu": tuple(functools.partial(f, interpret=GPU) for f in (gpu.matmul, gpu.outer)),
+    "reference": (MATMUL.reference, OUTER.reference),
+    "pallas_tpu": tuple(backend(op, "pallas_tpu", interpret=TPU) for op in (MATMUL, OUTER)),
+    "mosaic_gpu": tuple(backend(op, "mosaic_gpu", interpret=GPU) for op in (MATMUL, OUTER)),
 }
 GROUPED_KERNELS = (
     *(name for name in GROUPED if name != "mosaic_gpu"),
@@ -77,7 +84,7 @@ def run_interpreted(monkeypatch, platform):
         for each in op.implementations:
             if each.name == name:
                 try:
-                    return each.run(*arrays, interpret=how, **static)
+                    return each.apply(op.name, arrays, static, interpret=how)
                 except NotImplementedError:
                     break
         return op.reference(*arrays, **static)

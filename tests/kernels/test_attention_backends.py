@@ -4,15 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recursia.kernels.routed_attention import (
-    BACKWARD,
-    CAUSAL,
-    CAUSAL_BACKWARD,
-    FORWARD,
-    WINDOWED_BACKWARD,
-    routed_attention,
-)
-from recursia.kernels.routed_attention.where import Where
+from recursia.kernels.routed_attention import BACKWARD, FORWARD, routed_attention
+from recursia.kernels.routed_attention.where import Inputs, Results, Scoring, Where
 from tests.helpers.kernels import MACHINES, compile_for
 
 
@@ -47,11 +40,10 @@ def backward_alone(machine, length, heads, is_packed=False, window=0):
     key = jax.ShapeDtypeStruct((2, length, heads // 3, 64), jnp.bfloat16)
     logsum = jax.ShapeDtypeStruct((2, heads, length), jnp.float32)
     segments = jax.ShapeDtypeStruct((2, length), jnp.int32) if is_packed else None
-    op, kept = (WINDOWED_BACKWARD, {"window": window}) if window else (CAUSAL_BACKWARD, {})
 
-    def run(query, key, value, segments, *saved):
-        where = Where(query_segments=segments)
-        return op(query, key, value, where, None, *saved, scale=0.125, **kept)[:3]
+    def run(query, key, value, segments, out, logsum, grad):
+        given = Inputs(query, key, value, Where(query_segments=segments))
+        return BACKWARD(given, Results(out, logsum), grad, scoring=Scoring(0.125, window))[:3]
 
     return compile_for(machine, run, query, key, key, segments, query, logsum, query).as_text()
 
@@ -82,33 +74,27 @@ def test_splash_attentions_backward_pass_reads_what_its_forward_pass_saved(
 def test_backends_say_what_they_do_not_take():
     query = jax.ShapeDtypeStruct((1, 130, 2, 64), jnp.float32)
     row = jax.ShapeDtypeStruct((1, 130), jnp.int32)
-    told = lambda op, where, platform: op.explain(
-        query, query, query, where, platform=platform, scale=1.0
-    )
-    assert told(FORWARD, Where(row), "tpu") == {
-        "pallas_tpu": "accepts",
-        "splash": "it is told no positions, and skips nothing by them",
-    }
+
+    def told(platform, where=None, relative=None, **scoring):
+        given = Inputs(query, query, query, where or Where(), relative)
+        return FORWARD.explain(given, platform=platform, scoring=Scoring(1.0, **scoring))
+
+    placed = "it is told no positions, and skips nothing by them"
+    assert told("tpu", Where(row)) == {"splash": placed, "pallas_tpu": "accepts"}
     of_others = Where(query_segments=row, key_segments=row)
-    assert told(FORWARD, of_others, "tpu")["splash"].startswith("it takes segments only of queries")
-    packed = Where(query_segments=row)
-    assert told(CAUSAL, packed, "tpu")["splash"] == "accepts"
-    assert told(CAUSAL, packed, "cuda")["cudnn"] == "it takes no segments"
-    plain = told(CAUSAL, Where(), "tpu") | told(CAUSAL, Where(), "cuda")
-    assert plain == {
-        "splash": "accepts",
+    assert told("tpu", of_others)["splash"].startswith("it takes segments only of queries")
+    assert told("tpu", Where(query_segments=row)) == {"splash": "accepts", "pallas_tpu": "accepts"}
+    assert told("tpu", window=5) == {"splash": "accepts", "pallas_tpu": "it has no window"}
+    assert told("cuda") == {
         "cudnn": "it takes bfloat16 and float16, not float32",
-        "pallas_tpu": "accepts",
-        "mosaic_gpu": "tensor cores multiply bfloat16, not float32",
+        "mosaic_gpu": "it takes bfloat16, not float32",
     }
     relative = jax.ShapeDtypeStruct((1, 130, 2, 3), jnp.float32)
-    for op in (FORWARD, CAUSAL):
-        for platform in ("tpu", "cuda"):
-            told = op.explain(query, query, query, Where(), relative, platform=platform, scale=1.0)
-            assert set(told.values()) == {"it adds no relative scores"}
+    for platform in ("tpu", "cuda"):
+        assert set(told(platform, relative=relative).values()) == {"it adds no relative scores"}
+        assert set(told(platform, cap=2.0).values()) == {"it caps no scores"}
 
 
-def test_named_libraries_serve_both_directions():
-    for forward, backward in ((FORWARD, BACKWARD), (CAUSAL, CAUSAL_BACKWARD)):
-        names = lambda op: {(each.name, each.platform) for each in op.implementations}
-        assert names(forward) == names(backward)
+def test_named_backends_serve_both_directions():
+    names = lambda op: [(each.name, each.platform) for each in op.implementations]
+    assert names(FORWARD) == names(BACKWARD)

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recursia.kernels.grouped_matmul import MATMUL, OUTER
-from recursia.kernels.routed_attention import BACKWARD, CAUSAL, CAUSAL_BACKWARD, FORWARD
-from recursia.kernels.routed_attention.where import Where
+from recursia.kernels.grouped_matmul import MATMUL, OUTER, Rows
+from recursia.kernels.routed_attention import BACKWARD, FORWARD
+from recursia.kernels.routed_attention.where import Inputs, Results, Scoring, Where
 from tests.helpers.kernels import TPUS, compile_for
 
 SHAPE = jax.ShapeDtypeStruct
@@ -16,14 +16,12 @@ SLOW = pytest.mark.slow
 
 def attention(width, dtype):
     """Yields ops and their arguments: of chosen tokens over all keys, and over their own."""
-    query, rows = SHAPE((1, 682, 3, width), dtype), SHAPE((1, 3, 682), jnp.float32)
-    for forward, backward, length, where in (
-        (FORWARD, BACKWARD, 1024, Where(SHAPE((1, 682), jnp.int32))),
-        (CAUSAL, CAUSAL_BACKWARD, 682, Where()),
-    ):
-        key = SHAPE((1, length, 1 if forward is FORWARD else 3, width), dtype)
-        yield forward, (query, key, key, where, None), {"scale": 1.0}
-        yield backward, (query, key, key, where, None, query, rows, query), {"scale": 1.0}
+    query, lse = SHAPE((1, 682, 3, width), dtype), SHAPE((1, 3, 682), jnp.float32)
+    for length, groups, where in ((1024, 1, Where(SHAPE((1, 682), jnp.int32))), (682, 3, Where())):
+        key = SHAPE((1, length, groups, width), dtype)
+        given, made = Inputs(query, key, key, where), Results(query, lse)
+        yield FORWARD, (given,), {"scoring": Scoring(1.0)}
+        yield BACKWARD, (given, made, query), {"scoring": Scoring(1.0)}
 
 
 def grouped(width, dtype):
@@ -31,9 +29,9 @@ def grouped(width, dtype):
     for count, groups, inner in ((2048, 129, 512), (1100, 4, 4096)):
         sizes, rows = SHAPE((groups,), jnp.int32), SHAPE((count, inner), dtype)
         back, bank = SHAPE((count, width), dtype), SHAPE((groups, inner, width), dtype)
-        yield MATMUL, (rows, bank, sizes), {}
-        yield MATMUL, (back, bank, sizes), {"contracted": 2}
-        yield OUTER, (rows, back, sizes), {}
+        yield MATMUL, (Rows(rows), bank, sizes), {}
+        yield MATMUL, (Rows(back), bank, sizes), {"contracted": 2}
+        yield OUTER, (Rows(rows), Rows(back), sizes), {}
 
 
 CASES = [

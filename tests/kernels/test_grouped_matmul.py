@@ -12,6 +12,7 @@ from recursia.kernels.grouped_matmul import (
     MATMUL,
     OUTER,
     Groups,
+    Rows,
     combine,
     combine_matmul,
     dispatch,
@@ -90,8 +91,9 @@ def test_rows_meet_their_groups_entry_and_outer_products_are_summed_over_groups(
 
     @jax.jit
     def run(sizes):
-        forward, backward = matmul(rows, bank, sizes), matmul(back, bank, sizes, contracted=2)
-        return forward, backward, outer(rows, back, sizes)
+        forward = matmul(Rows(rows), bank, sizes)
+        backward = matmul(Rows(back), bank, sizes, contracted=2)
+        return forward, backward, outer(Rows(rows), Rows(back), sizes)
 
     forward, backward, outer_sums = run(jnp.array(sizes))
     assert_near(forward, products(rows, bank, sizes), dtype, inner)
@@ -109,8 +111,9 @@ def test_rows_are_taken_from_where_they_are(kernel):
 
     @jax.jit
     def run(sizes, take):
-        sums = outer(x, right, sizes, take), outer(right, x, sizes, None, take)
-        return matmul(x, bank, sizes, take), *sums
+        taken, others = Rows(x, take), Rows(right)
+        sums = outer(taken, others, sizes), outer(others, taken, sizes)
+        return matmul(taken, bank, sizes), *sums
 
     y, left_sums, right_sums = run(sizes, take)
     assert_near(y, products(x[take], bank, sizes), x.dtype, 24)
@@ -123,7 +126,8 @@ def test_what_is_not_finite_stays_in_its_group(kernel):
     matmul, outer = GROUPED[kernel]
     sizes = jnp.array([5, 2, 6])
     rows, bank = normal(13, 8), normal(3, 8, 4)
-    run = jax.jit(lambda rows: (matmul(rows, bank, sizes), outer(rows, rows, sizes)))
+    each = lambda rows: (matmul(rows, bank, sizes), outer(rows, rows, sizes))
+    run = jax.jit(lambda rows: each(Rows(rows)))
     (y, sums), (expected, expected_sums) = run(rows.at[5:7].set(jnp.nan)), run(rows)
     others = np.r_[0:5, 7:13]
     assert np.isnan(y[5:7]).all() and (y[others] == expected[others]).all()
@@ -215,9 +219,12 @@ def test_nothing_gives_nothing():
     rows, towards_bank = jax.grad(loss, (0, 1))(jnp.zeros((0, 4)), bank)
     assert rows.shape == (0, 4) and not towards_bank.any()
     assert combine_matmul(jnp.zeros((0, 4)), bank, groups, jnp.zeros((0, 2))).shape == (0, 2)
-    for matmul, outer in GROUPED.values():
-        assert matmul(jnp.zeros((0, 4)), bank, groups.sizes).shape == (0, 2)
-        assert not outer(jnp.zeros((0, 4)), jnp.zeros((0, 2)), groups.sizes).any()
+    rows, back = Rows(rows), Rows(jnp.zeros((0, 2)))
+    for platform in ("cpu", "tpu", "cuda"):
+        name, y, _ = MATMUL.choose((rows, bank, groups.sizes), {}, "auto", platform)
+        assert name == "reference" and y.shape == (0, 2)
+        name, y, _ = OUTER.choose((rows, back, groups.sizes), {}, "auto", platform)
+        assert name == "reference" and y.shape == (3, 4, 2) and not y.any()
 
 
 def test_errors_say_both_numbers():
@@ -237,7 +244,7 @@ def test_backends_say_why_they_decline():
     shape = jax.ShapeDtypeStruct
     told = lambda op, platform, *arrays: op.explain(*arrays, platform=platform)
     of = lambda count, inner, dtype=jnp.bfloat16: (
-        shape((count, inner), dtype),
+        Rows(shape((count, inner), dtype)),
         shape((4, inner, 256), dtype),
         shape((4,), jnp.int32),
     )
@@ -253,7 +260,7 @@ def test_backends_say_why_they_decline():
 
 def test_a_gpu_without_the_kernels_instructions_takes_the_reference():
     mosaic = MATMUL.of("cuda")[0]
-    rows, bank, sizes = normal(4, 8), normal(1, 8, 8), jnp.array([4])
+    rows, bank, sizes = Rows(normal(4, 8)), normal(1, 8, 8), jnp.array([4])
     with refused(NotImplementedError, "H100", "not on NVIDIA A100-SXM4-80GB"):
         mosaic.apply(MATMUL.name, (rows, bank, sizes), {}, "NVIDIA A100-SXM4-80GB")
     name, _, reasons = MATMUL.choose((rows, bank, sizes), {}, "auto", "cuda", "NVIDIA B200")
@@ -264,19 +271,21 @@ def test_flops_are_of_the_rows_that_multiply():
     shape = jax.ShapeDtypeStruct
     x, bank, take = shape((8, 5), "f4"), shape((3, 5, 7), "f4"), shape((24,), "i4")
     sizes, right = shape((3,), "i4"), shape((24, 7), "f4")
-    assert MATMUL.flops(x, bank, sizes) == 2 * 8 * 5 * 7
-    assert MATMUL.flops(x, bank, sizes, take) == OUTER.flops(x, right, sizes, take) == 2 * 24 * 35
+    taken = Rows(x, take)
+    assert MATMUL.flops(Rows(x), bank, sizes) == 2 * 8 * 5 * 7
+    assert MATMUL.flops(taken, bank, sizes) == OUTER.flops(taken, Rows(right), sizes) == 2 * 24 * 35
 
 
 def test_the_librarys_kernels_are_the_same_product():
     matmul, outer = MEGABLOX
     sizes = (0, 99, 0, 28)
     rows, bank, back = normal(127, 128), normal(4, 128, 256), normal(127, 256)
-    ours = matmul(rows, bank, jnp.array(sizes))
+    ours = matmul(Rows(rows), bank, jnp.array(sizes))
     assert_near(ours, products(rows, bank, sizes), rows.dtype, 128)
-    ours = matmul(back, bank, jnp.array(sizes), contracted=2)
+    ours = matmul(Rows(back), bank, jnp.array(sizes), contracted=2)
     assert_near(ours, products(back, bank.swapaxes(1, 2), sizes), rows.dtype, 256)
-    assert_near(outer(rows, back, jnp.array(sizes)), outers(rows, back, sizes), rows.dtype, 100)
+    ours = outer(Rows(rows), Rows(back), jnp.array(sizes))
+    assert_near(ours, outers(rows, back, sizes), rows.dtype, 100)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -16,11 +16,11 @@ from tests.helpers.batches import whole_rows
 from tests.helpers.kernels import GPUS, NEEDS_INTERPRETER, run_interpreted
 from tests.helpers.tiny import error, tol
 
-CAUSAL = ("causal_attention", "causal_attention_backward")
+ATTENTION = ("routed_attention", "routed_attention_backward")
 GROUPED = ("grouped_matmul", "grouped_outer")
 OPS = {
-    "mor:tiny": CAUSAL,
-    "moeut:tiny": (*GROUPED, *CAUSAL),
+    "mor:tiny": ATTENTION,
+    "moeut:tiny": (*GROUPED, *ATTENTION),
     "sut:tiny": GROUPED,  # its attention looks at distances, which the kernels decline
 }
 MACHINES = ("v5e:2x2", *(pytest.param(gpu, marks=pytest.mark.gpu_compile) for gpu in GPUS))
@@ -58,9 +58,8 @@ def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
     assert "custom-call" in text
     for op in OPS[name]:
         assert taken[op] and "reference" not in taken[op], op
-        assert op not in CAUSAL or taken[op] <= {"splash", "cudnn"}, op
-    # Over the keys of its own recursion, a routed subset runs no attention kernel of ours.
-    assert CAUSAL[0] not in OPS[name] or "routed_attention" not in taken
+        # Over the keys of its own recursion, a routed subset runs no attention kernel of ours.
+        assert op not in ATTENTION or taken[op] <= {"splash", "cudnn"}, op
 
 
 def test_layers_of_a_recursion_and_their_backward_passes_share_a_plan_of_attention(monkeypatch):

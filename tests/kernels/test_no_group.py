@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from recursia import sharding
 from recursia.kernels.grouped_matmul import (
+    Rows,
     combine,
     combine_matmul,
     dispatch,
@@ -53,6 +54,7 @@ def test_kernels_write_zeros_behind_the_last_group_and_read_nothing_there(kernel
 
     @jax.jit
     def run(rows, back, sizes):
+        rows, back = Rows(rows), Rows(back)
         products = matmul(rows, bank, sizes), matmul(back, bank, sizes, contracted=2)
         return *products, outer(rows, back, sizes)
 

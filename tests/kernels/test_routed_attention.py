@@ -9,16 +9,16 @@ import pytest
 from jax.test_util import check_grads
 
 from recursia.kernels.routed_attention import (
-    gpu,
-    libraries,
+    BACKWARD,
+    FORWARD,
     reference,
     routed_attention,
     tpu,
 )
 from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
-from recursia.kernels.routed_attention.tpu_grid import EVERY, LIVE, Config, visits
-from recursia.kernels.routed_attention.where import Where, visible
-from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, tolerance
+from recursia.kernels.routed_attention.tpu_grid import EVERY, LIVE, Config, listed
+from recursia.kernels.routed_attention.where import Inputs, Scoring, Where, visible
+from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, backend, tolerance
 
 SIZES = {  # B T S N K H
     "plain": (2, 9, 9, 4, 2, 8),
@@ -177,14 +177,17 @@ def test_shapes_that_do_not_fit_are_named(change, message):
         routed_attention(**given)
 
 
-def pulled(forward, backward, inputs, where, scale=0.3, **kept):
+SCORING = Scoring(0.3)
+
+
+def pulled(forward, backward, inputs, where, scoring=SCORING):
     """Returns the output, the logarithms and the gradients for a fixed cotangent."""
     grad = jax.random.normal(jax.random.key(9), inputs[0].shape).astype(inputs[0].dtype)
 
     def run(*inputs):
-        out, logsum = forward(*inputs, where, None, scale=scale, **kept)
-        saved = out, logsum, grad
-        return out, logsum, *backward(*inputs, where, None, *saved, scale=scale, **kept)[:3]
+        given = Inputs(*inputs, where)
+        made = forward(given, scoring=scoring)
+        return *made, *backward(given, made, grad, scoring=scoring)[:3]
 
     return jax.jit(run)(*inputs)
 
@@ -227,8 +230,7 @@ KERNELS = [
 @pytest.mark.parametrize("size, kind, dtype", KERNELS)
 def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
     inputs, where, expected = referred(size, kind, dtype)
-    kept = {"config": Config(128, 128), "interpret": TPU}
-    run = lambda f: functools.partial(f, **kept)
+    run = lambda f: functools.partial(f, config=Config(128, 128), interpret=TPU)
     results = pulled(run(tpu.forward), run(tpu.backward), inputs, where)
     assert_near(results, expected, dtype, size[2] + size[5])
     assert "RACE" not in capfd.readouterr().out
@@ -242,8 +244,8 @@ def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
 )  # fmt: skip
 def test_the_mosaic_gpu_kernels_are_the_reference(size, kind):
     inputs, where, expected = referred(size, kind, jnp.bfloat16)
-    run = lambda f: functools.partial(f, interpret=GPU)
-    results = pulled(run(gpu.forward), run(gpu.backward), inputs, where)
+    both = (backend(op, "mosaic_gpu", interpret=GPU) for op in (FORWARD, BACKWARD))
+    results = pulled(*both, inputs, where)
     assert_near(results, expected, jnp.bfloat16, size[2] + size[5])
 
 
@@ -254,10 +256,10 @@ def test_splash_attention_is_the_reference_at_lengths_that_its_blocks_do_not_div
 ):
     inputs = arrays(2, 141, 141, 2, 1, 8)
     segments = jnp.repeat(jnp.arange(3), 47)[None].repeat(2, 0) if is_packed else None
-    where, kept = Where(query_segments=segments), {"window": window}
-    expected = pulled(reference.forward, reference.backward, inputs, where, **kept)
-    both = libraries.splash_forward, libraries.splash_backward
-    results = pulled(*both, inputs, where, interpret=True, **kept)
+    where, scoring = Where(query_segments=segments), Scoring(0.3, window)
+    expected = pulled(reference.forward, reference.backward, inputs, where, scoring)
+    both = (backend(op, "splash", interpret=True) for op in (FORWARD, BACKWARD))
+    results = pulled(*both, inputs, where, scoring)
     assert_near(results, expected, jnp.float32, 141 + 8)
 
 
@@ -294,16 +296,16 @@ def test_every_pair_that_meets_is_visited_once(seed):
     some = rng.random((3, 5, 7)) < 0.4
     some[1, 2] = False
     every = some & (rng.random(some.shape) < 0.5)
-    listed = visits(jnp.asarray(some), jnp.asarray(every))
-    begin, half, end = np.asarray(listed.bounds)
-    codes = np.asarray(listed.codes)[:end]
+    codes, bounds = map(np.asarray, listed(jnp.asarray(some), jnp.asarray(every)))
+    begin, half, end = bounds
+    codes = codes[:end]
     live, full = (codes & LIVE) != 0, (codes & EVERY) != 0
     passed = np.bincount(codes[live] >> 2, minlength=some.size).reshape(some.shape)
     np.testing.assert_array_equal(passed, some)
     np.testing.assert_array_equal(full, every.reshape(-1)[codes >> 2])
     outer = (codes >> 2) // 7
     assert (np.diff(outer) >= 0).all() and set(outer) == set(range(15))
-    assert begin == 0 and int(listed.steps) == max(half, end - half) and abs(2 * half - end) <= 7
+    assert begin == 0 and abs(2 * half - end) <= 7
     assert outer[half] != outer[half - 1]  # the halves share no outer block
     first, start, stop, end = np.moveaxis(np.asarray(ranges(some, every)), -1, 0)
     for b, o in np.ndindex(3, 5):
