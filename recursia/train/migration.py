@@ -7,7 +7,8 @@ used until then.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -65,10 +66,12 @@ def _origins(old: Schedule, new: Schedule, bank: str) -> Int[np.ndarray, "E"]:
 
 def moved(state: State, old: Trainer, new: Trainer) -> State:
     """Returns the state of one trainer as another's, sharded as that one shards it."""
-    if new.model == old.model:
-        return state
+    return state if new.model == old.model else _program(old, new)(state)
 
+
+@functools.lru_cache(maxsize=4)
+def _program(old: Trainer, new: Trainer) -> Callable[[State], State]:
     def run(state: State) -> State:
         return State(state.step, *migrate(state.params, state.opt_state, old.model, new.model))
 
-    return jax.jit(run, out_shardings=new.state_shardings)(state)
+    return jax.jit(run, out_shardings=new.state_shardings)
