@@ -14,7 +14,7 @@ from recursia.layers import embedding
 from recursia.params import Params
 from recursia.ranges import MOST_LAYERS, at_least, between
 from recursia.sharing import key_banks, patterns
-from recursia.sharing.schedule import Schedule, Table
+from recursia.sharing.schedule import KEYS, Entries, Schedule
 from recursia.sharing.tied import Tied
 from recursia.sharing.weights import Weights
 
@@ -51,7 +51,7 @@ class Model:
     block: Block
     depth: Policy
     sharing: patterns.Pattern = "none"
-    varies: tuple[tuple[str, str | Table], ...] = ()
+    varies: tuple[tuple[str, str | Entries], ...] = ()
     prelude: int | None = None
     coda: int | None = None
     weights: Weights = dataclasses.field(default_factory=Tied)
@@ -77,7 +77,7 @@ class Model:
     def schedule(self) -> Schedule:
         """The bank entries and keys that each step of the core uses."""
         how = "recursion+block" if self.sharing == "none" else "block"
-        slots: dict[str, patterns.How] = {
+        slots: dict[str, patterns.Rule] = {
             **dict.fromkeys(self.block.slots, how),
             **dict.fromkeys(self.depth.slots, "recursion"),
             **self.weights.varies(self.block_specs),

@@ -43,6 +43,8 @@ class Spec:
         routers, low-rank factors and coefficients. Parameters without weight decay, and those with
         a vocabulary axis, are no matrices in any case.
       bank: number of leading axes that index bank entries, in front of `inputs`.
+      together: draws all entries of a bank at once, their number in front of the shape; None draws
+        each by `init`, independently.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +58,7 @@ class Spec:
     is_exact: bool = True
     is_matrix: bool = True
     bank: int = 0
+    together: Initializer | None = None
 
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
@@ -82,6 +85,9 @@ class Spec:
             return self
 
         def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+            if self.together is not None:
+                entries = self.together(key, (math.prod(sizes), *self.shape), dtype)
+                return entries.reshape(shape)
             keys = jax.random.split(key, math.prod(sizes))
             copies = jax.vmap(lambda k: self.init(k, self.shape, dtype))(keys)
             return copies.reshape(shape)
@@ -92,6 +98,7 @@ class Spec:
             axes=names + self.axes,
             init=init,
             bank=self.bank + len(sizes),
+            together=None,
         )
 
 

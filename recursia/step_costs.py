@@ -138,11 +138,14 @@ def unneeded_flops(config: Model, is_in_core: bool) -> int:
     """
     specs = config.block_specs
     if is_in_core:
-        specs = {**specs, **config.weights.specs(specs)}
+        made_of = {**specs, **kind.specs(specs)}
+        cells = {slot: config.schedule.entry(slot).shape[1:] for slot in made_of}
+        several = lambda slot: (cells[slot], (None,) * len(cells[slot]))
+        specs = {slot: params.stack(tree, *several(slot)) for slot, tree in made_of.items()}
 
     def apply(weights: Params, x: jax.Array) -> jax.Array:
         place = jnp.zeros((1, 1), jnp.int32)
-        weights = config.weights.bind(weights) if is_in_core else weights
+        weights = kind.bind(weights) if is_in_core else weights
         return config.block.apply(weights, x, Context(place, place))[0].sum()
 
     token = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), jnp.float32)

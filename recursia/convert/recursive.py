@@ -110,9 +110,11 @@ def layers(params: Params, config: Model) -> list[Params]:
     """Returns the weights of every layer by slot, with adapters merged."""
 
     def at_step(step: int) -> Params:
-        weights = config.weights.bind(_entries(params["core"], config, step))
+        weights = kind.bind(_entries(params["core"], config, step))
         has_full = lambda w: hasattr(w, "full")
         return jax.tree.map(lambda w: w.full() if has_full(w) else w, weights, is_leaf=has_full)
+    kind = config.weights.of(config.block_specs)
+
 
     ends = {
         name: [parameters.at(params[name], i) for i in range(count)]
@@ -126,7 +128,7 @@ def _entries(core: Params, config: Model, step: int) -> Params:
     banks: Params = {}
     for slot, tree in core.items():
         banks |= key_banks.split(slot, tree, config.key_weights)
-    entry = lambda bank: int(config.schedule.entry(bank)[step])
+    entry = lambda bank: config.schedule.entry(bank)[step]
     return key_banks.join({bank: parameters.at(tree, entry(bank)) for bank, tree in banks.items()})
 
 

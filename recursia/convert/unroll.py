@@ -60,9 +60,9 @@ def _step(core: dict[str, Any], config: Model, step: int) -> dict[str, Any]:
     banks: dict[str, Any] = {}
     for slot, tree in core.items():
         banks |= key_banks.split(slot, tree, config.key_weights)
-    entry = lambda bank: int(config.schedule.entry(bank)[step])
+    entry = lambda bank: config.schedule.entry(bank)[step]
     own = key_banks.join({bank: at(tree, entry(bank)) for bank, tree in banks.items()})
-    bound = config.weights.bind(own)
+    bound = config.weights.of(config.block_specs).bind(own)
 
     def full(weight: Any) -> Any:
         if isinstance(weight, dict):

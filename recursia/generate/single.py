@@ -19,7 +19,7 @@ from recursia.layers.attention import PADDING, Context, KeysValues
 from recursia.layers.branch import Report
 from recursia.layers.past import Past
 from recursia.params import Leaf, Params, at
-from recursia.sharing.cached import CachedRecursion, CachedStack, Pasts, Store
+from recursia.sharing.cached import CachedRecursion, CachedStack, Pasts, Store, picked
 from recursia.sharing.stack import LoopBody
 from recursia.sharing.step_scan import Memory
 from recursia.sharing.steps import Span
@@ -108,7 +108,7 @@ class OneRecursion(CachedStack):
         def entry(name: str, bank: Any) -> Any:
             index = self.schedule.by_recursion(name)[:, step]
             if isinstance(bank, tuple):
-                return bank[min(int(index[0]), len(bank) - 1)]
+                return picked(bank, index[0])
             return at(bank, jnp.asarray(index)[self.number])
 
         return {name: entry(name, bank) for name, bank in self.banks.items()}

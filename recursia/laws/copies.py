@@ -27,7 +27,8 @@ def by_bank(config: Model, core: Params) -> dict[str, Any]:
 def untied(config: Model, params: Params) -> tuple[Model, Params]:
     """Returns the model whose steps all have weights of their own, with these values in them."""
     plan, banks = config.schedule, by_bank(config, params["core"])
-    copies = {bank: at(tree, plan.entry(bank)[users(plan, bank)]) for bank, tree in banks.items()}
+    entries = lambda bank: plan.entry(bank)[users(plan, bank)].reshape(-1)
+    copies = {bank: at(tree, entries(bank)) for bank, tree in banks.items()}
     core = key_banks.join(copies)
     own = lambda slot, table: "recursion+block" if slot in core else table
     varies = tuple((slot, own(slot, table)) for slot, table in plan.entries)
@@ -39,7 +40,7 @@ def tied(config: Model, grads: Params) -> Params:
     plan, specs = config.schedule, by_bank(config, model.specs(config)["core"])
 
     def add_up(bank: str, copies: Any) -> Any:
-        entries = plan.entry(bank)[users(plan, bank)]
+        entries = plan.entry(bank)[users(plan, bank)].reshape(-1)
         is_entry = np.arange(plan.size(bank))[:, None] == entries
         add = lambda copies: np.einsum("en,n...->e...", is_entry, np.asarray(copies))
         return jax.tree.map(lambda g, s: add(g).reshape(s.shape), copies, specs[bank])

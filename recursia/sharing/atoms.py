@@ -87,7 +87,7 @@ class Atoms(Weights):
     def bind(self, entries: Params) -> Params:
         """Returns the block's weights, with matrices combined of their atoms."""
         atoms, coefficients = entries[self._atoms], entries[self._coefficients]
-        matrices = {name: _combined(coefficients[name], atoms[name]) for name in self.names}
+        matrices = {name: combined(coefficients[name], atoms[name]) for name in self.names}
         others = {s: tree for s, tree in entries.items() if s not in (self._atoms, *self.exact)}
         return {**others, self.slot: {**entries[self.slot], **matrices}}
 
@@ -96,7 +96,7 @@ def _is_matrix(spec: object) -> bool:
     return isinstance(spec, Spec) and spec.is_decayed and len(spec.shape) > 1
 
 
-def _combined(coefficients: Float[Array, "A"], atoms: Float[Array, "A ..."]) -> Array:
+def combined(coefficients: Float[Array, "A"], atoms: Float[Array, "A ..."]) -> Array:
     """Returns the weighted sum of atoms, summed in float32 and rounded to their dtype."""
     shape = (-1,) + (1,) * (atoms.ndim - 1)
     wide = coefficients.reshape(shape) * atoms.astype(jnp.float32)

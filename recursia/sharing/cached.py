@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from recursia.injection import Injection
 from recursia.layers.attention import Context
@@ -70,6 +71,13 @@ class CachedRecursion(Recursion):
 
 @dataclasses.dataclass(frozen=True)
 class CachedStack(Stack):
+def picked(bank: tuple[Any, ...], index: Int[np.ndarray, "*C"]) -> Any:
+    """Returns an entry of a bank whose entries are apart, or several along a leading axis."""
+    if np.ndim(index):
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(bank[i] for i in index))
+    return bank[min(int(index), len(bank) - 1)]  # a bank without an array is one entry
+
+
     """Blocks with their weights and KV caches.
 
     Its banks are tuples of entries: each entry is an array of its own, which no step copies.
@@ -134,9 +142,8 @@ class CachedStack(Stack):
         return x, pasts
 
     def _entries(self, step: int) -> Params:
-        index = {name: int(self.schedule.entry(name)[step]) for name in self.banks}
-        # A bank without an array, as of norms without weights, is one entry.
-        return {name: bank[min(index[name], len(bank) - 1)] for name, bank in self.banks.items()}
+        entry = lambda name: self.schedule.entry(name)[step]
+        return {name: picked(bank, entry(name)) for name, bank in self.banks.items()}
 
     def loop(
         self,

@@ -1,6 +1,7 @@
 """The matrices of a slot by their path, for weight kinds that replace or complete them."""
 
 import math
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,23 @@ def named(tree: Any) -> dict[str, Spec]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     is_matrix = lambda spec: spec.is_decayed and len(spec.shape) > spec.inputs
     return {name(path): spec for path, spec in leaves if is_matrix(spec)}
+
+
+def replaced(tree: Any, names: Container[str], f: Callable[[str, Any], Any]) -> Any:
+    """Returns the tree of a slot with `f(name, leaf)` for leaves of these names."""
+    leaf = lambda path, x: f(name(path), x) if name(path) in names else x
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def others(tree: Any) -> dict[str, Any]:
+    """Returns the other leaves of a slot by their path."""
+    leaves = {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: leaf for path, leaf in leaves.items() if path not in named(tree)}
+
+
+def joined(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """Returns a tree like that of a slot, of leaves by their path."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[name(path)], tree)
 
 
 def check(block: Params, slots: tuple[str, ...]) -> None:

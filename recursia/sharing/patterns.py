@@ -11,12 +11,17 @@ those of Recursive Transformers and Mixture-of-Recursions (Bae et al. 2024, arXi
 arXiv 2507.10524); groups are ALBERT's (Lan et al. 2019, arXiv 1909.11942).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
-from recursia.sharing.schedule import Order, Schedule, Table
+import numpy as np
+from jaxtyping import Int
+
+from recursia.sharing.schedule import Entries, Order, Schedule
 
 Pattern = Literal["none", "cycle", "sequence", "middle_cycle", "middle_sequence"]
-How = str | Table  # how a slot varies
+How = str | Entries  # how a slot varies
+Rule = How | Callable[[int, int], Entries]  # the same, or from numbers of recursions and blocks
 
 
 def ends(sharing: Pattern, prelude: int | None, coda: int | None) -> tuple[int, int]:
@@ -36,7 +41,7 @@ def schedule(
     groups: tuple[int, ...],
     sharing: Pattern,
     ends: tuple[int, int],
-    slots: dict[str, How],
+    slots: dict[str, Rule],
     varies: dict[str, How],
 ) -> Schedule:
     """Returns the schedule of a model's core.
@@ -65,28 +70,54 @@ def schedule(
             raise ValueError(f"varies: no slot {slot!r}; the slots are {', '.join(slots)}")
     order: Order = "sequence" if sharing.endswith("sequence") else "cycle"
     sizes = num_recursions, middle // num_recursions
-    tables = {slot: table(*sizes, slot, how) for slot, how in {**slots, **varies}.items()}
+    tables = {slot: table(*sizes, slot, how) for slot, how in slots.items()}
+    for slot, how in varies.items():
+        tables[slot] = _with_cells(slot, table(*sizes, slot, how), tables[slot])
     for slot, how in {**slots, **varies}.items():
         if isinstance(how, str) and "recursion" not in how:
             tables[slot] = _apart(tables[slot], groups)
     return Schedule(*sizes, order, tuple(tables.items()))
 
 
-def _apart(table: Table, groups: tuple[int, ...]) -> Table:
+def _with_cells(slot: str, given: Entries, default: Entries) -> Entries:
+    """Returns a table with as many entries in a cell as a slot's default has.
+
+    Where the default has several, a number stands for so many neighbouring entries.
+
+    Raises:
+      ValueError: if the cells have another number of entries.
+    """
+    count, found = np.shape(default)[2:], np.array(given)
+    if count and found.ndim == 2:
+        return _table(found[..., None] * count[0] + np.arange(count[0]))
+    if count != found.shape[2:]:
+        raise ValueError(
+            f"varies.{slot}: cells of the table have {(*found.shape[2:], 1)[0]} entries, a step "
+            f"takes {(*count, 1)[0]}"
+        )
+    return given
+
+
+def _apart(table: Entries, groups: tuple[int, ...]) -> Entries:
     """Returns a table in which each group of recursions has its own entries."""
-    size = 1 + max(max(row) for row in table)
-    return tuple(
-        tuple(entry + group * size for entry in row)
-        for row, group in zip(table, groups, strict=True)
-    )
+    found = np.array(table)
+    first = (1 + found.max()) * np.array(groups)
+    return _table(found + first.reshape(-1, *(1,) * (found.ndim - 1)))
 
 
-def table(num_recursions: int, num_blocks: int, slot: str, how: How) -> Table:
+def _table(found: Int[np.ndarray, "R K *C"]) -> Entries:
+    cell = lambda entries: tuple(entries) if isinstance(entries, list) else entries
+    return tuple(tuple(map(cell, row)) for row in found.tolist())
+
+
+def table(num_recursions: int, num_blocks: int, slot: str, how: Rule) -> Entries:
     """Returns the table of a slot: the bank entry that each step uses.
 
     Raises:
       ValueError: for a pattern that does not exist, or a table of another shape.
     """
+    if callable(how):
+        return how(num_recursions, num_blocks)
     if not isinstance(how, str):
         return _checked(num_recursions, num_blocks, slot, how)
     sizes, groups = {"recursion": num_recursions, "block": num_blocks}, {}
@@ -111,7 +142,7 @@ def table(num_recursions: int, num_blocks: int, slot: str, how: How) -> Table:
     )
 
 
-def _checked(num_recursions: int, num_blocks: int, slot: str, given: Table) -> Table:
+def _checked(num_recursions: int, num_blocks: int, slot: str, given: Entries) -> Entries:
     """Returns an explicit table as tuples.
 
     Raises:
@@ -123,7 +154,9 @@ def _checked(num_recursions: int, num_blocks: int, slot: str, given: Table) -> T
             f"varies.{slot}: the table has rows of {[len(row) for row in rows]}, the model "
             f"{num_recursions} recursions of {num_blocks} blocks"
         )
-    used = {entry for row in rows for entry in row}
+    if len(lengths := {np.size(cell) for row in rows for cell in row}) > 1:
+        raise ValueError(f"varies.{slot}: cells have {sorted(lengths)} entries; give all as many")
+    used = set(np.ravel(rows).tolist())
     if used != set(range(len(used))):
         raise ValueError(
             f"varies.{slot}: entries {sorted(used)} must be 0 to {len(used) - 1}, each used"

@@ -3,7 +3,8 @@
 A *step* is one application of a block. The core of a model is a grid of steps, `num_recursions` by
 `num_blocks`, and its *walk* goes recursion by recursion ("cycle") or block by block ("sequence").
 For each slot of the block (norms, attention, mlp, router, ...) a table `[recursion][block]` holds
-the entry of the slot's *bank* of weights that a step uses. The table `keys` holds the step whose
+the entry of the slot's *bank* of weights that a step uses, or the entries, as many for every step,
+of a slot that is made of several. The table `keys` holds the step whose
 keys and values a step reads, and `windows` its sliding window. Steps are numbered recursion by
 recursion, whatever the order of the walk. Patterns are constructors of these tables
 (`recursia.sharing.patterns`): no other module knows which pattern was used.
@@ -21,6 +22,7 @@ from recursia import params
 KEYS = ".keys"  # ends the name of a slot's second bank
 Order = Literal["cycle", "sequence"]
 Table = tuple[tuple[int, ...], ...]  # [recursion][block]
+Entries = tuple[tuple[int | tuple[int, ...], ...], ...]  # the same, with one or several in a cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Schedule:
     num_recursions: int
     num_blocks: int
     order: Order = "cycle"
-    entries: tuple[tuple[str, Table], ...] = ()
+    entries: tuple[tuple[str, Entries], ...] = ()
     keys: Table = ()
     windows: Table = ()
 
@@ -100,8 +102,8 @@ class Schedule:
         return self.makes_all_keys or bool((self.owners < self.num_blocks).all())
 
     @functools.lru_cache  # noqa: B019 - schedules are few and small
-    def entry(self, slot: str) -> Int[np.ndarray, "N"]:
-        """Returns the entry of a slot's bank that each step uses.
+    def entry(self, slot: str) -> Int[np.ndarray, "N *C"]:
+        """Returns the entry of a slot's bank that each step uses, or the entries.
 
         The bank `slot.keys` holds the slot's weights that only make keys and values, for the steps
         that make some. The entry of a step that reads another's keys is arbitrary and unused.
@@ -119,12 +121,14 @@ class Schedule:
             return np.unique(self.entry(slot.removesuffix(KEYS))[self.owners])
         return np.arange(self.size(slot))
 
-    def _flat(self, table: Table) -> Int[np.ndarray, "N"]:
-        return np.array(table).reshape(self.num_steps)
+    def _flat(self, table: Entries) -> Int[np.ndarray, "N *C"]:
+        found = np.array(table)
+        return found.reshape(self.num_steps, *found.shape[2:])
 
-    def by_recursion(self, slot: str) -> Int[np.ndarray, "R K"]:
-        """Returns the entry of a slot's bank that each step uses, as a table."""
-        return self.entry(slot).reshape(self.num_recursions, self.num_blocks)
+    def by_recursion(self, slot: str) -> Int[np.ndarray, "R K *C"]:
+        """Returns the entry of a slot's bank that each step uses, or the entries, as a table."""
+        found = self.entry(slot)
+        return found.reshape(self.num_recursions, self.num_blocks, *found.shape[1:])
 
     def size(self, slot: str) -> int:
         """Returns the number of entries of a slot's bank."""
@@ -133,7 +137,7 @@ class Schedule:
     def is_reused(self, slot: str) -> bool:
         """Returns whether two steps use the same entry of a slot."""
         users = np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)
-        return self.size(slot) < len(users)
+        return self.size(slot) < self.entry(slot)[users].size
 
     def varies(self, slot: str) -> bool:
         """Returns whether recursions use different entries of a slot."""

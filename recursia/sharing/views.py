@@ -21,19 +21,21 @@ class View:
 
     Attributes:
       bank: a tree of arrays or shards, entries in front.
-      index: the entry of each step; a numpy array where it is known before the program runs.
+      index: the entry of each step, or its entries; a numpy array where it is known before the
+        program runs.
     """
 
     bank: Any
-    index: Int[np.ndarray, "N"] | Array
+    index: Int[np.ndarray, "N *C"] | Array
 
     def __getitem__(self, steps: slice) -> "View":
         """Returns the view of some of the steps."""
         return View(self.bank, self.index[steps])
 
     def entry(self) -> Any:
-        """Returns the bank entry of a view of one step."""
-        return at(self.bank, self.index[0] if isinstance(self.index, Array) else int(self.index[0]))
+        """Returns the bank entry of a view of one step, or its entries along a leading axis."""
+        index = self.index[0]
+        return at(self.bank, index if np.ndim(index) or isinstance(index, Array) else int(index))
 
     def split(self, num_periods: int) -> tuple[Any, Callable[[Any], "View"]]:
         """Splits the steps over the periods of a scan.
@@ -45,20 +47,22 @@ class View:
           The inputs of the scan, periods in front, and the function from a period's input to the
           view of its steps.
         """
-        rows = self.index.reshape(num_periods, -1)
+        rows = self.index.reshape(num_periods, -1, *self.index.shape[1:])
         if not jax.tree.leaves(self.bank):
             return (), lambda _: View(self.bank, rows[0])
         if isinstance(rows, Array):
             return rows, lambda row: View(self.bank, row)
         if (rows == rows[0]).all():
             return (), lambda _: View(self.bank, rows[0])
-        own = [list(dict.fromkeys(row)) for row in rows.tolist()]
-        pairs = zip(own, rows.tolist(), strict=True)
+        flat = rows.reshape(num_periods, -1).tolist()
+        own = [list(dict.fromkeys(row)) for row in flat]
+        pairs = zip(own, flat, strict=True)
         within = [[entries.index(entry) for entry in row] for entries, row in pairs]
         is_once = len(set(rows.reshape(-1))) == sum(map(len, own))
         if not is_once or any(row != within[0] for row in within):
             return rows, lambda row: View(self.bank, row)
-        return self._by_period(np.array(own)), lambda bank: View(bank, np.array(within[0]))
+        index = np.array(within[0]).reshape(rows.shape[1:])
+        return self._by_period(np.array(own)), lambda bank: View(bank, index)
 
     def _by_period(self, own: Int[np.ndarray, "N E"]) -> Any:
         """Returns the bank by period [N E ...], each with its own entries."""

@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Self
 
 from recursia.params import Params
+from recursia.sharing.patterns import Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Weights:
       block: specs of one block, by slot, of a kind that `of` returned.
     """
 
-    block: ClassVar[Params]
+    block: ClassVar[Params] = {}  # nothing is known yet
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -34,8 +36,12 @@ class Weights:
         """
         return ()
 
-    def varies(self, block: Params) -> dict[str, str]:
+    def varies(self, block: Params) -> Mapping[str, Rule]:
         """Returns how the slots that this kind adds or replaces vary by default.
+
+        A slot may be made of several bank entries in each step: its default is then a function from
+        the numbers of recursions and blocks to a table with several in a cell, and `bind` receives
+        them along a leading axis.
 
         Args:
           block: specs of one block, by slot.
