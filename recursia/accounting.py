@@ -59,6 +59,7 @@ class Budget:
         without the tiles that attention skips.
       sixn_flops_per_token: see `sixn_flops_per_token`.
       mor_flops_per_token: see `mor_flops_per_token`.
+      making_flops: see `making_flops`.
     """
 
     unique_parameters: int
@@ -72,6 +73,7 @@ class Budget:
     executed_training_flops_per_token: float
     sixn_flops_per_token: int
     mor_flops_per_token: float
+    making_flops: int
 
 
 def budget(config: Model, seq_len: int, remat: Remat, optimizer: Optimizer = _ADAMW) -> Budget:
@@ -89,6 +91,7 @@ def budget(config: Model, seq_len: int, remat: Remat, optimizer: Optimizer = _AD
         executed_training_flops_per_token=executed_training_flops(config, seq_len, remat) / seq_len,
         sixn_flops_per_token=sixn_flops_per_token(config),
         mor_flops_per_token=mor_flops_per_token(config, seq_len),
+        making_flops=making_flops(config),
     )
 
 
@@ -202,6 +205,15 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
 
 def sixn_flops_per_token(config: Model) -> int:
     """Returns the customary 6 N (Kaplan et al. 2020, arXiv 2001.08361) for training one token.
+
+def making_flops(config: Model) -> int:
+    """Returns the FLOPs that make weights of their parts in one microbatch, whatever its tokens.
+
+    They are counted forward and backward, nothing twice, and are in no other number here.
+    """
+    each = config.weights.making_flops(config.block_specs)
+    return (1 + _BACKWARD) * config.schedule.num_steps * each
+
 
     N is the number of unique parameters without those of an embedding table that is not the head
     too. It counts neither attention nor the reuse of weights, so a model with R recursions costs up

@@ -22,6 +22,7 @@ _NOTES = {
     "executed_": "with rematerialisation in the backward pass",
     "sixn_": "six for each unique parameter, forward and backward; it counts neither attention nor "
     "the reuse of weights",
+    "making_": "products that make weights of their parts, once in a microbatch of any size",
     "mor_": "as arXiv 2507.10524 counts: forward only, without embedding, head and router, with "
     "half of attention; the steps of its released runs follow from it",
 }
@@ -159,6 +160,8 @@ def _applies(key: str, rows: list[Row]) -> bool:
         return False
     if key.startswith("mor_"):
         return any(row["depth_kind"] in _ROUTED for row in rows)
+    if key == "making_flops":
+        return any(row[key] for row in rows)
     if key == "mean_depth":
         return any(row[key] != 1 for row in rows)
     same_as = {"applied_parameters": "unique_parameters", "matched_steps": "num_steps"}.get(key)

@@ -49,7 +49,7 @@ MAY = {
     "mixers": LAYERS,
     "feedforward": LAYERS,
     "blocks": BLOCKS,
-    "sharing": LAYERS | {"injection", "fsdp"},
+    "sharing": LAYERS | {"injection", "fsdp", "traced_flops"},
     "kv": BASE | {"sharing", "dotted"},
     "depth": LAYERS | {"injection", "sharing"},
     "architecture": MODEL,

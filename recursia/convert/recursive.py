@@ -3,8 +3,8 @@
 Recursive Transformers (Bae et al. 2024, arXiv 2410.20672): each entry of a bank starts as one layer
 of the other model or as the mean of several. LoRA adapters, if the model has them, start as the
 truncated singular value decomposition of the difference to the layers; at full rank the result is
-the other model. It works on parameter trees, for any block and any way of sharing. A target without
-sharing unrolls a recursive model.
+the other model. Matrices that are products of tensors are split. It works on parameter trees, for
+any block and any way of sharing. A target without sharing unrolls a recursive model.
 """
 
 import dataclasses
@@ -20,9 +20,10 @@ from jaxtyping import Array
 from recursia import kinds, model
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.convert import tensors
 from recursia.layers.initial import Init
 from recursia.params import Params, Spec
-from recursia.sharing import key_banks, lora
+from recursia.sharing import key_banks, lora, mpo
 from recursia.sharing.schedule import KEYS
 
 Start = Literal["stepwise", "average", "lower", "upper", "random"]
@@ -61,6 +62,9 @@ def recursive(
     Raises:
       ValueError: for an unknown start, or models that differ in more than sharing.
     """
+    if isinstance(kind := target.weights, mpo.Mpo):
+        dense = recursive(params, config, tensors.tied(target), start, norms=norms, key=key)
+        return tensors.with_tensors(dense, target, kind)
     _check(config, target)
     _check_choice("start", start, Start)
     _check_choice("norms", norms or start, Start)
@@ -220,7 +224,7 @@ def _check(config: Model, target: Model) -> None:
         kind = kinds.kind_of(target.weights)
         raise ValueError(
             f"weights: {kind!r} makes matrices of {', '.join(sorted(replaced))} from other "
-            "parameters, which cannot be initialised from a model; take 'tied' or 'lora'"
+            "parameters, which cannot be initialised from a model; take 'tied', 'lora' or 'mpo'"
         )
     fixed = _fixed(config)
     for name, value in _fixed(target).items():

@@ -3,7 +3,7 @@
 A parity file is an `.npz` of arrays: `family`, `config` (JSON), `tokens`, `param/NAME`,
 `alias/NAME` (the name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`. A
 file of an optimizer has gradients [steps ...] and `param_after/CASE/NAME` instead of tokens,
-logits and losses.
+logits and losses. A file of layers has their outputs and matrices.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Parity:
     The difference is 0 for a quantity that the file does not hold.
 
     Attributes:
-      logits_max_abs: of any logit.
+      logits_max_abs: of any logit; of any output or weight of a file of layers.
       loss_max_abs: of any loss, in nats per token.
       gradient_max_rel: of any gradient entry, over its tensor's largest entry.
       is_routed_alike: whether every recursion kept the same tokens.
@@ -82,7 +82,7 @@ def read(path: str) -> dict[str, np.ndarray]:
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
         said = " ".join(str(error).split())[:200]
         raise DataError(f"{path}: not an .npz of plain arrays ({said})") from None
-    is_model = str(arrays.get("family")) not in reference.OPTIMIZERS
+    is_model = str(arrays.get("family")) not in (*reference.OPTIMIZERS, *reference.LAYERS)
     if missing := {"family", "config", *(_MODEL if is_model else ())} - arrays.keys():
         raise DataError(f"{path}: not a parity file; it has no {', '.join(sorted(missing))}")
     return arrays
@@ -123,6 +123,8 @@ def check(path: str) -> Parity:
     module = f"{reference.__name__}.{reference.FAMILIES[family]}"
     try:
         case = importlib.import_module(module).case(file)
+        if isinstance(case, reference.Layer):
+            return _compare_layer(case)
         is_model = isinstance(case, reference.Case)
         return _compare(file, case) if is_model else _compare_updates(case)
     except KeyError as error:
@@ -144,12 +146,11 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
     losses_off = [abs(float(value) - float(file[name])) for name, value in values if name in file]
     arrays = [("logits", logits), *case.arrays(aux, params)]
     logits_off = [np.abs(np.asarray(a) - file[name]).max() for name, a in arrays if name in file]
-    relative = lambda a, b: float(np.abs(a - b).max() / (np.abs(b).max() + 1e-12))
     theirs = case.params(reference.under(file, "grad/"))
     return Parity(
         logits_max_abs=float(np.max(logits_off)),
         loss_max_abs=float(np.max(losses_off)),
-        gradient_max_rel=float(np.max(jax.tree.leaves(jax.tree.map(relative, ours, theirs)))),
+        gradient_max_rel=float(np.max(jax.tree.leaves(jax.tree.map(_relative, ours, theirs)))),
         is_routed_alike=all(
             np.array_equal(np.argwhere(mask), _places(file[f"selected/{r}"]))
             for r, mask in case.kept(aux)
@@ -159,8 +160,23 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
 
 
 def _compare_updates(case: reference.Updates) -> Parity:
-    apart = lambda pairs: float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))
-    return Parity(update_max_abs=apart(case.exact), rounded_update_max_abs=apart(case.rounded))
+    return Parity(update_max_abs=_apart(case.exact), rounded_update_max_abs=_apart(case.rounded))
+
+
+def _compare_layer(case: reference.Layer) -> Parity:
+    return Parity(
+        logits_max_abs=_apart(case.outputs),
+        loss_max_abs=_apart(case.losses),
+        gradient_max_rel=float(np.max([_relative(*pair) for pair in case.gradients])),
+    )
+
+
+def _relative(ours: Any, theirs: Any) -> float:
+    return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-12))
+
+
+def _apart(pairs: Any) -> float:
+    return float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))
 
 
 @functools.partial(jax.jit, static_argnames="config")

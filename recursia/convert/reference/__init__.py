@@ -4,6 +4,7 @@ The module of a family offers
 
     case(file) -> Case            from the arrays of a parity file (see `evaluate.parity`)
     case(file) -> Updates         the same, of an optimizer
+    case(file) -> Layer           the same, of layers without a model around them
 
 and raises ConfigError for an option that has no counterpart here. Names and layouts of arrays are
 those of the authors' `state_dict`; a PyTorch linear weight is `[out, in]`.
@@ -28,9 +29,13 @@ FAMILIES = {
     "hrm_text": "hrm_text",
     "lckv": "lckv",
     "mlkv": "mlkv",
+    "mpo": "mpo",
+    "ouro": "ouro",
+    "widenet": "widenet",
     "muon": "muon",
 }
 OPTIMIZERS = ("muon",)  # families of files without a model
+LAYERS = ("mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
 
@@ -72,6 +77,21 @@ class Updates:
 
     exact: Sequence[tuple[Array, np.ndarray]]
     rounded: Sequence[tuple[Array, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What one file of layers holds: pairs of our array and the authors'.
+
+    Attributes:
+      outputs: what the layers compute, and their weights where these are computed.
+      losses: likewise.
+      gradients: of the losses.
+    """
+
+    outputs: list[tuple[Array, np.ndarray]]
+    losses: list[tuple[Array, np.ndarray]]
+    gradients: list[tuple[Array, np.ndarray]]
 
 
 def under(file: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
