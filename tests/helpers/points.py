@@ -18,7 +18,8 @@ RECURSIONS, BLOCKS_OF_CORE = 3, 2
 PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")
 SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 24,
-    "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 2, "num_atoms": 2,
+    "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 2, "num_atoms": 2, "num_shared": 1,
+    "budget": 0.5, "ratio": 0.5,
     "num_attention_experts": 3, "attention_top_k": 2,
 }  # fmt: skip
 EXPERTS = ("num_experts", "top_k", "expert_dim")
