@@ -72,7 +72,7 @@ def train(name: str, seed: int, steps: int, options: argparse.Namespace) -> dict
         "eval.every_steps": 0,
         "eval.num_batches": options.eval_batches,
         "eval.prompts": "",
-        "log.tensorboard": "false",
+        "log.sinks": "",
     }
     command = [sys.executable, "-m", "recursia", "train", f"--config={name}"]
     command += [f"--workdir={workdir}"]

@@ -81,7 +81,18 @@ def recorded(path: pathlib.Path) -> settings.Run:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    return build(settings.Run, values, str(path))
+    return build(settings.Run, present(values), str(path))
+
+
+def present(values: Any) -> Any:
+    """Returns recorded settings in the fields of this version, whichever wrote them."""
+    log = values.get("log") if isinstance(values, Mapping) else None
+    if not isinstance(log, Mapping) or "tensorboard" not in log:
+        return values
+    log = dict(log)
+    others = [name for name in log.get("sinks", ()) if name != "tensorboard"]
+    log["sinks"] = ["tensorboard"] * bool(log.pop("tensorboard")) + others
+    return {**values, "log": log}
 
 
 def change(run: settings.Run, overrides: Mapping[str, str]) -> settings.Run:

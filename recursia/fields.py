@@ -52,7 +52,7 @@ _RENAMED = {
     f"{section}{name}": f"train.{name}"
     for section in ("", "model.")
     for name in ("remat", "remat_saves")
-}
+} | {"log.tensorboard": "an entry of log.sinks"}
 
 
 @dataclasses.dataclass(frozen=True)

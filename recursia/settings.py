@@ -284,14 +284,12 @@ class Log:
 
     Attributes:
       every_steps: steps between rows of metrics.jsonl.
-      tensorboard: whether the same metrics are written to TensorBoard files.
-      sinks: what else gets them, and the samples: "wandb", or the dotted path of your own subclass
-        of `recursia.train.sinks.sink.Sink`.
+      sinks: what gets them besides metrics.jsonl: "tensorboard", "wandb", or the dotted path of
+        your own subclass of `recursia.train.sinks.sink.Sink`.
     """
 
     every_steps: int = 10
-    tensorboard: bool = True
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self):
         at_least(1, self, "every_steps")

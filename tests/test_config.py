@@ -34,8 +34,10 @@ READ = [
     ("train.num_steps=9", lambda run: run.train.num_steps, 9),
     ("optimizer.learning_rate=1", lambda run: run.optimizer.learning_rate, 1.0),
     ("optimizer.learning_rate=1e-3", lambda run: run.optimizer.learning_rate, 1e-3),
-    ("log.tensorboard=False", lambda run: run.log.tensorboard, False),
-    ("log.tensorboard=true", lambda run: run.log.tensorboard, True),
+    ("log.sinks=", lambda run: run.log.sinks, ()),
+    ("log.sinks=tensorboard,wandb", lambda run: run.log.sinks, ("tensorboard", "wandb")),
+    ("data.cross_document_attention=False", lambda run: run.data.cross_document_attention, False),
+    ("data.cross_document_attention=true", lambda run: run.data.cross_document_attention, True),
     ("model.depth.capacity=(1,0.25)", lambda run: run.model.depth.capacity, (1.0, 0.25)),
     ("depth.capacity=[1.0, 0.5]", lambda run: run.model.depth.capacity, (1.0, 0.5)),
     ("depth.capacity=None", lambda run: run.model.depth.capacity, (1.0, 0.5)),
@@ -145,7 +147,8 @@ WRONG = [
     ("train.seed=4294967296", "config.train.seed | 4294967296 | 0 to 4294967295"),
     ("depth.num_recursions=0", "config.model.depth.num_recursions | 0 | 1 to 10000"),
     ("eval.prompts=\udcff", "config.eval.prompts | '\\udcff' | text in UTF-8"),
-    ("log.tensorboard=maybe", "config.log.tensorboard | 'maybe' | true or false"),
+    ("embed.is_tied=maybe", "config.model.embed.is_tied | 'maybe' | true or false"),
+    ("log.tensorboard=true", "config.log.tensorboard | no such field | an entry of log.sinks"),
     ("schedule.kind=linear", "config.schedule.kind | 'constant' | 'cosine' | 'wsd'"),
     ("eval.prompts=['a','']", "config.eval.prompts | empty"),
     ("data.seed=-1", "config.data.seed | -1 | 0 to 4294967295"),
@@ -266,3 +269,19 @@ def test_data_that_is_typed_replaces_all_of_the_files(tmp_path):
     assert of(text=mine).tokenizer == preset.tokenizer
     with refused(ConfigError, "config.data.text", "data.path"):
         of(path=mine, text=mine)
+
+
+@pytest.mark.parametrize(
+    ("log", "sinks"),
+    [
+        ({"tensorboard": True}, ("tensorboard",)),
+        ({"tensorboard": False, "sinks": ["wandb"]}, ("wandb",)),
+        ({"tensorboard": True, "sinks": ["wandb"]}, ("tensorboard", "wandb")),
+        ({"sinks": []}, ()),
+    ],
+)
+def test_the_record_of_an_older_run_is_read_as_it_was_meant(tmp_path, log, sinks):
+    values = config.to_dict(config.load("mor:tiny", {})) | {"log": log}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert config.load(str(tmp_path), {}).log.sinks == sinks
+    assert config.load(str(tmp_path), {"log.sinks": ""}).log.sinks == ()

@@ -54,7 +54,7 @@ def test_every_field_of_every_kind_has_a_meaning(field, kind):
 
 def test_a_prefix_takes_a_section_or_a_field_and_a_wrong_one_is_refused(run):
     paths = lambda prefix: [field.path for field in config.fields(run, prefix)]
-    assert paths("log") == ["log.every_steps", "log.tensorboard", "log.sinks"]
+    assert paths("log") == ["log.every_steps", "log.sinks"]
     assert paths("depth.capacity") == paths("model.depth.capacity") == ["model.depth.capacity"]
     with pytest.raises(ConfigError, match=r"optimiser: no such field; did you mean 'optimizer'"):
         paths("optimiser")

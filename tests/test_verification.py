@@ -20,7 +20,7 @@ def trained(tmp_path_factory):
     runs.write_text(folder)
     short = {"train": {"num_steps": 2, "batch_size": 8, "seq_len": 16}}
     runs.write_config(folder / "tiny.py", runs.values(folder, **short))
-    assert runs.train(folder, folder / "run", "--config.log.tensorboard=false") == 0
+    assert runs.train(folder, folder / "run", "--config.log.sinks=") == 0
     return folder / "run"
 
 

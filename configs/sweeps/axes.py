@@ -20,7 +20,7 @@ BRIEF: Overrides = {
     "eval.every_steps": 0,
     "eval.num_batches": 32,
     "eval.prompts": "",
-    "log.tensorboard": False,
+    "log.sinks": (),
 }
 
 
@@ -60,8 +60,11 @@ def spending(flops: float, trial: Overrides, warmup: float) -> Overrides:
     return {"schedule.warmup_steps": round(warmup * steps), **trial, "train.num_steps": steps}
 
 
-def sized(preset: str) -> tuple[float, list[Overrides]]:
-    """Returns the training FLOPs of each trial at a size, and what they have in common by seed."""
+def sized(preset: str, num_seeds: int = 2) -> tuple[float, list[Overrides]]:
+    """Returns the training FLOPs of each trial at a size, and what they have in common by seed.
+
+    Only the tiny size has several seeds.
+    """
     if preset != "tiny":
         return PUBLISHED[preset], [{}]
-    return TINY, grids.product([{**BRIEF, "train.batch_size": 4}], seeds(2))
+    return TINY, grids.product([{**BRIEF, "train.batch_size": 4}], seeds(num_seeds))

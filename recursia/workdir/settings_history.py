@@ -68,4 +68,4 @@ def of_step(workdir: pathlib.Path, step: int) -> settings.Run:
                 fields = fields.setdefault(section, {})
             if isinstance(pair, list) and len(pair) == 2:
                 fields[last] = pair[0]
-    return config.build(settings.Run, values, str(path))
+    return config.build(settings.Run, config.present(values), str(path))

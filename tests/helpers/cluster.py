@@ -20,7 +20,7 @@ SECTIONS = {
     "checkpoint": {"every_steps": 2},
     "eval": {"every_steps": 3, "prompts": ["red"], "sample_tokens": 4},
     "mesh": {"data": 1, "fsdp": -1},
-    "log": {"tensorboard": False},
+    "log": {"sinks": []},
 }
 LIMIT_SECONDS = 600  # of one run, which takes 20 on an idle host
 # Sources of a process, one after the other: the last starts the command.

@@ -82,6 +82,6 @@ def short_run(folder, depth=FIXED, **sections):
         "train": {"num_steps": 1},
         "eval": {"every_steps": 0, "num_batches": 1},
     }
-    short["log"] = {"tensorboard": False}
+    short["log"] = {"sinks": []}
     changed = {name: short.get(name, {}) | section for name, section in sections.items()}
     return tiny_run(folder, **{**short, **changed})

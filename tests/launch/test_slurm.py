@@ -16,7 +16,7 @@ SECTIONS = {
     "train": {"num_steps": STEPS, "batch_size": 4},
     "checkpoint": {"every_steps": 0},
     "eval": {"every_steps": 0, "num_batches": 1},
-    "log": {"every_steps": 50, "tensorboard": False},
+    "log": {"every_steps": 50, "sinks": []},
 }
 LIMIT_SECONDS = 600
 

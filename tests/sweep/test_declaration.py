@@ -78,7 +78,7 @@ def test_a_command_trains_what_was_declared(tmp_path):
     """Values of every type go to the command line and back."""
     body = (
         "add(**{'eval.prompts': ('one, two', \"it's [3]\"), 'depth.kind': 'fixed',"
-        " 'train.remat': 'block', 'log.tensorboard': False, 'data.weights': [1, 0.5],"
+        " 'train.remat': 'block', 'log.sinks': (), 'data.weights': [1, 0.5],"
         " 'data.path': ['a', 'b c'], 'optimizer.learning_rate': 1e-3})"
     )
     (made,) = declared(tmp_path, body).trials
@@ -87,7 +87,7 @@ def test_a_command_trains_what_was_declared(tmp_path):
     typed = dict(each.removeprefix("--config.").split("=", 1) for each in changes)
     run = config.load(made.config, typed)
     assert run == made.run()
-    assert run.eval.prompts == ("one, two", "it's [3]") and not run.log.tensorboard
+    assert run.eval.prompts == ("one, two", "it's [3]") and run.log.sinks == ()
     assert run.data.path == (os.path.abspath("a"), os.path.abspath("b c"))
     assert list(typed) == sorted(typed), "full names in order"
     assert made.overrides["model.depth.kind"] == "fixed"

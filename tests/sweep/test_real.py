@@ -18,7 +18,7 @@ SECTIONS = {
     "train": {"num_steps": STEPS, "batch_size": 4},
     "checkpoint": {"every_steps": 50, "keep": 2},
     "eval": {"every_steps": 150, "num_batches": 1},
-    "log": {"every_steps": 50, "tensorboard": False},
+    "log": {"every_steps": 50, "sinks": []},
 }
 LIMIT_SECONDS = 400
 

@@ -13,7 +13,7 @@ from recursia.workdir.lines import Lines
 from tests.helpers.runs import STEPS, differences, hashes, saved, train
 
 DATA, STORAGE = 3, 6
-QUIET = ("--config.log.tensorboard=false",)
+QUIET = ("--config.log.sinks=",)
 
 
 def last_line(capsys):

@@ -152,7 +152,7 @@ def test_an_update_that_is_not_finite_reaches_no_checkpoint(folder, tmp_path, ca
 
 
 def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path, capsys):
-    sections = {"log": {"every_steps": 4, "tensorboard": False}, "checkpoint": {"every_steps": 0}}
+    sections = {"log": {"every_steps": 4, "sinks": []}, "checkpoint": {"every_steps": 0}}
     run = tiny_run(folder, "fixed", **sections, eval={"every_steps": 0})
     loop.train(run, tmp_path, {})
     written = rows(tmp_path)

@@ -37,7 +37,7 @@ class Kept(Sink):
 
 def run_with(folder, *sinks):
     runs.write_text(folder)
-    return runs.tiny_run(folder, log={"sinks": list(sinks), "tensorboard": False})
+    return runs.tiny_run(folder, log={"sinks": list(sinks)})
 
 
 class Failing(Sink):
@@ -101,7 +101,7 @@ def test_the_command_line_takes_sinks_by_name(tmp_path, capsys):
     runs.write_config(tmp_path / "tiny.py", runs.values(tmp_path))
     given = runs.command(tmp_path, tmp_path / "run", "--config.log.sinks=nothing")
     assert cli.main(given) == 2
-    assert "no sink 'nothing'; takes wandb" in capsys.readouterr().err
+    assert "no sink 'nothing'; takes tensorboard, wandb" in capsys.readouterr().err
 
 
 def test_wandb_is_told_the_settings_the_steps_and_the_same_name_on_resume(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ SECTIONS = {
     "train": {"num_steps": STEPS, "batch_size": 8},
     "checkpoint": {"every_steps": 0},
     "eval": {"every_steps": 0},
-    "log": {"tensorboard": False},
+    "log": {"sinks": []},
 }
 
 

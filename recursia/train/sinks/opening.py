@@ -8,14 +8,13 @@ from recursia import dotted, modules, settings
 from recursia.errors import ConfigError
 from recursia.train.sinks.aside import Aside
 from recursia.train.sinks.sink import Sink
-from recursia.train.sinks.tensorboard import TensorBoard
 
 _NEEDS = {"wandb": "wandb"}  # the library of a sink, which is an extra of the same name
-_ALWAYS = ("json_lines", "tensorboard", "aside")
+_NO_CHOICE = ("json_lines", "aside")  # which every run has, or no run by itself
 
 
 def opened(run: settings.Run, workdir: pathlib.Path, start: int) -> list[Sink]:
-    """Returns the sinks of a run besides JSON Lines; those of `log.sinks` have threads.
+    """Returns the sinks of a run besides JSON Lines.
 
     Args:
       run: the settings.
@@ -25,9 +24,10 @@ def opened(run: settings.Run, workdir: pathlib.Path, start: int) -> list[Sink]:
     Raises:
       ConfigError: as `check` does.
     """
-    found: list[Sink] = [TensorBoard(workdir, start)] if run.log.tensorboard else []
-    named = check(run)
-    return found + [Aside(name, cls, workdir, start, run) for name, cls in named.items()]
+    return [
+        Aside(name, cls, workdir, start, run) if cls.IS_ASIDE else cls(workdir, start, run)
+        for name, cls in check(run).items()
+    ]
 
 
 def check(run: settings.Run) -> dict[str, type[Sink]]:
@@ -40,7 +40,7 @@ def check(run: settings.Run) -> dict[str, type[Sink]]:
 
 
 def _class(name: str) -> type[Sink]:
-    known = [each for each in modules.names(Sink) if each not in _ALWAYS]
+    known = [each for each in modules.names(Sink) if each not in _NO_CHOICE]
     if name in known:
         library = _NEEDS.get(name)
         if library and importlib.util.find_spec(library) is None:

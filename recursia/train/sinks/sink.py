@@ -1,7 +1,7 @@
 """The base of sinks, which get the rows and samples of a run as they are made."""
 
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 from recursia import settings
 
@@ -13,7 +13,12 @@ class Sink:
 
     A subclass is one file in `recursia.train.sinks`, whose name `log.sinks` takes, or a class of
     the user's, whose dotted path it takes.
+
+    Attributes:
+      IS_ASIDE: whether it has a thread of its own, so that what it waits for holds up no training.
     """
+
+    IS_ASIDE: ClassVar[bool] = True
 
     def __init__(self, workdir: pathlib.Path, start: int, run: settings.Run):
         """Opens the sink.

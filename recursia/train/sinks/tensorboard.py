@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from recursia import console, settings
 from recursia.train.sinks.json_lines import METRICS
@@ -17,6 +17,8 @@ class TensorBoard(Sink):
     The library's own writer has a thread, and a queue on which the caller waits for ever once the
     thread has met a full disk.
     """
+
+    IS_ASIDE: ClassVar[bool] = False
 
     def __init__(self, workdir: pathlib.Path, start: int, run: settings.Run | None = None):
         """Opens no file before the first row.
