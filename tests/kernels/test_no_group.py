@@ -25,14 +25,12 @@ from recursia.layers import experts
 from tests.helpers.kernels import (
     GROUPED,
     GROUPED_KERNELS,
-    MEGABLOX,
     NEEDS_INTERPRETER,
     normal,
     run_interpreted,
     tolerance,
 )
 
-KERNELS = {**GROUPED, "megablox": MEGABLOX}
 PLATFORMS = (None, "tpu", pytest.param("cuda", marks=NEEDS_INTERPRETER, id="mosaic_gpu"))
 
 
@@ -50,7 +48,7 @@ def test_kernels_write_zeros_behind_the_last_group_and_read_nothing_there(kernel
     if kernel == "mosaic_gpu":  # fewer: an interpreter of every copy takes its time
         count, cases = 70, ((0, 0, 0), (40, 0, 3), (1, 69, 0))
     rows, back, bank = normal(count, inner), normal(count, width), normal(3, inner, width)
-    matmul, outer = KERNELS[kernel]
+    matmul, outer = GROUPED[kernel]
 
     @jax.jit
     def run(rows, back, sizes):
