@@ -43,8 +43,7 @@ class Lora(Weights):
         ranges.at_least(1, self, "rank")
         ranges.above(0, self, "scale")
         ranges.at_least(0, self, "init_std")
-        if not self.slots or len(set(self.slots)) < len(self.slots):
-            raise ValueError(f"slots: got {self.slots}, takes at least one, each once")
+        matrices.check_listed(self.slots)
 
     def varies(self, block: Params) -> dict[str, str]:
         """Returns how the slots of adapters vary: a pair for each step.

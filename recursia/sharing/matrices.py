@@ -33,6 +33,12 @@ def joined(tree: Any, leaves: Mapping[str, Any]) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[name(path)], tree)
 
 
+def check_listed(slots: tuple[str, ...]) -> None:
+    """Refuses a setting without a slot, or with one twice."""
+    if not slots or len(set(slots)) < len(slots):
+        raise ValueError(f"slots: got {slots}, takes at least one, each once")
+
+
 def check(block: Params, slots: tuple[str, ...]) -> None:
     """Refuses slots that a block lacks, or whose matrices a weight kind cannot replace.
 

@@ -41,8 +41,7 @@ class Mpo(Weights):
     def __post_init__(self):
         ranges.at_least(2, self, "num_factors")
         ranges.at_least(0, self, "max_bond")
-        if not self.slots or len(set(self.slots)) < len(self.slots):
-            raise ValueError(f"slots: got {self.slots}, takes at least one, each once")
+        matrices.check_listed(self.slots)
 
     @property
     def centre(self) -> int:

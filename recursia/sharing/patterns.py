@@ -89,7 +89,7 @@ def _with_cells(slot: str, given: Entries, default: Entries) -> Entries:
     """
     count, found = np.shape(default)[2:], np.array(given)
     if count and found.ndim == 2:
-        return _table(found[..., None] * count[0] + np.arange(count[0]))
+        return as_table(found[..., None] * count[0] + np.arange(count[0]))
     if count != found.shape[2:]:
         raise ValueError(
             f"varies.{slot}: cells of the table have {(*found.shape[2:], 1)[0]} entries, a step "
@@ -102,10 +102,11 @@ def _apart(table: Entries, groups: tuple[int, ...]) -> Entries:
     """Returns a table in which each group of recursions has its own entries."""
     found = np.array(table)
     first = (1 + found.max()) * np.array(groups)
-    return _table(found + first.reshape(-1, *(1,) * (found.ndim - 1)))
+    return as_table(found + first.reshape(-1, *(1,) * (found.ndim - 1)))
 
 
-def _table(found: Int[np.ndarray, "R K *C"]) -> Entries:
+def as_table(found: Int[np.ndarray, "R K *C"]) -> Entries:
+    """Returns a table of entries, one or several in each cell, as tuples."""
     cell = lambda entries: tuple(entries) if isinstance(entries, list) else entries
     return tuple(tuple(map(cell, row)) for row in found.tolist())
 
