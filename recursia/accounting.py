@@ -123,7 +123,8 @@ def applied_parameters(config: Model) -> int:
 
 def mean_depth(config: Model, seq_len: int) -> float:
     """Returns how many recursions process a token of a training sequence, on average."""
-    return sum(each.times * each.queries for each in passes_of(config, seq_len)) / seq_len
+    passes = config.depth.passes(config.schedule, seq_len)
+    return sum(each.times * each.queries for each in passes) / seq_len
 
 
 def forward_flops(config: Model, seq_len: int) -> int | float:
@@ -155,7 +156,8 @@ def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int | floa
     d = config.block.embed_dim
     score = config.depth.score_flops(d)
     injected = config.inject.flops(d)
-    each = lambda p: p.scored * score + p.queries * injected
+    enters = lambda p: p.blocks is None or 0 in p.blocks
+    each = lambda p: p.scored * score + p.queries * injected * enters(p)
     return sum(p.times * each(p) for p in passes) + core_flops(config, seq_len, passes)
 
 
@@ -189,7 +191,7 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
     attention = 2 * again  # forward: as many FLOPs with values as with keys
     once = training_flops(config, seq_len) - 2 * skipped_scores(config, seq_len, every)
     once -= _BACKWARD * 2 * skipped
-    remat = remat.in_order(config.schedule.order)
+    remat = remat.of_steps(config.schedule)
     if remat.unit != "none" and remat.saves == "products":
         return once + again + attention
     if remat.unit != "none":
@@ -198,13 +200,11 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
         again += core_flops(config, seq_len, passes) + end_flops(config, seq_len) - 2 * skipped
         again -= ends * unneeded_flops(config, is_in_core=False)
         if remat.unit == "block":
-            steps = config.schedule.num_blocks * sum(each.times * each.queries for each in passes)
+            blocks = lambda p: config.schedule.num_blocks if p.blocks is None else len(p.blocks)
+            steps = sum(each.times * each.queries * blocks(each) for each in passes)
             again -= steps * unneeded_flops(config, is_in_core=True)
     return once + again
 
-
-def sixn_flops_per_token(config: Model) -> int:
-    """Returns the customary 6 N (Kaplan et al. 2020, arXiv 2001.08361) for training one token.
 
 def making_flops(config: Model) -> int:
     """Returns the FLOPs that make weights of their parts in one microbatch, whatever its tokens.
@@ -214,6 +214,9 @@ def making_flops(config: Model) -> int:
     each = config.weights.making_flops(config.block_specs)
     return (1 + _BACKWARD) * config.schedule.num_steps * each
 
+
+def sixn_flops_per_token(config: Model) -> int:
+    """Returns the customary 6 N (Kaplan et al. 2020, arXiv 2001.08361) for training one token.
 
     N is the number of unique parameters without those of an embedding table that is not the head
     too. It counts neither attention nor the reuse of weights, so a model with R recursions costs up
@@ -265,7 +268,7 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
       itemsize: bytes of a number; None takes the compute dtype's.
     """
     itemsize = itemsize or jnp.dtype(config.dtype).itemsize
-    steps = steps_of(config, seq_len, passes_of(config, seq_len))
+    steps = steps_of(config, seq_len, config.depth.passes(config.schedule, seq_len))
     core = sum(step.times * step.cached for step in steps)
     cached = sum(config.ends.values()) * seq_len + core
     return itemsize * config.block.cache_entries() * cached / seq_len

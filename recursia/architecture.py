@@ -156,6 +156,12 @@ class Model:
         depth = self.depth.at_depth(num_recursions)
         if plan == self.schedule:
             return self
+        for slot in {slot + KEYS for slot, _ in self.key_weights}:
+            if extra := set(plan.held(slot)) - set(self.schedule.held(slot)):
+                raise ValueError(
+                    f"depth {num_recursions}: other steps then make keys, and {slot} has no entry "
+                    f"{min(extra)}; take {self.schedule.num_recursions}"
+                )
         return dataclasses.replace(
             self,
             num_layers=sum(self.ends.values()) + plan.num_steps,
@@ -217,5 +223,6 @@ class Model:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Modes in which the model is scored: as published, and causally if that differs."""
-        return ("eval",) if self.is_causal("eval") else ("eval", "causal")
+        """Modes in which the model is scored: as published, and as in decoding if that differs."""
+        is_one = self.is_causal("eval") and not self.schedule.is_cyclic
+        return ("eval",) if is_one else ("eval", "causal")

@@ -8,6 +8,13 @@ first step among them, each for the steps before the next of the 3 (Zuhri et al.
 2406.09297). "upper_half": the step in the middle makes them for all after it (Sun et al. 2024,
 arXiv 2405.05254). Or a table: for each recursion, the number of the step whose keys each block
 reads; steps are numbered recursion by recursion. Or the dotted path of a subclass of `Owners`.
+
+A step may read the keys of a later one. "top/1": the first and the last step make keys for
+themselves, and the last step but one for all between them; "middle/1": the middle one of these does
+(Wu & Tu 2024, arXiv 2405.10637; Wu et al. 2024, arXiv 2410.14442). The number is that of steps at
+each end. "last_recursion", "middle_recursion": the same block of that recursion makes them. A token
+then sees such keys of the tokens before it alone, and training runs the steps between the two
+several times (`recursia.sharing.passes`).
 """
 
 import abc
@@ -15,13 +22,15 @@ import dataclasses
 import re
 from collections.abc import Callable
 
+import numpy as np
+
 from recursia import dotted, ranges
 from recursia.errors import ConfigError
 from recursia.sharing.schedule import Schedule, Table
 
 _TAKES = (
-    "takes 'own', 'first_recursion', 'groups/2', 'spread/3', 'upper_half', a table, or "
-    "MODULE.CLASS of your own"
+    "takes 'own', 'first_recursion', 'middle_recursion', 'last_recursion', 'groups/2', 'spread/3', "
+    "'upper_half', 'top/1', 'middle/1', a table, or MODULE.CLASS of your own"
 )
 
 
@@ -43,23 +52,32 @@ class Plan:
     """Sharing of keys and values across steps, and sliding windows.
 
     Attributes:
-      kv_sharing: the step whose keys and values a step reads: "own", "first_recursion", groups
-        such as "groups/2", "spread/3" of three steps that make them, "upper_half", a table, or the
-        dotted path of a subclass of `Owners`.
+      kv_sharing: the step whose keys and values a step reads: "own", "first_recursion",
+        "middle_recursion", "last_recursion", groups such as "groups/2", "spread/3" of three steps
+        that make them, "upper_half", "top/1" or "middle/1" with one step at each end that makes its
+        own, a table, or the dotted path of a subclass of `Owners`.
       window: sliding window in tokens, the query's own included; 0 is no bound. Under "upper_half"
         it holds for the lower half of the steps, otherwise for all. Or a table: for each recursion,
         the window of each block.
+      num_free_passes: how often training, and scores as published, run steps that read the keys of
+        later ones without a gradient; decoding needs no such passes.
+      num_trained_passes: how often they are then run with a gradient, at least 1.
     """
 
     kv_sharing: str | Table = "own"
     window: int | Table = 0
+    num_free_passes: int = 7
+    num_trained_passes: int = 2
 
     def __post_init__(self):
         if isinstance(self.window, int):
             ranges.at_least(0, self, "window")
         elif least := [bound for row in self.window for bound in row if bound < 0]:
             raise ValueError(f"window: got {least[0]} in the table, takes at least 0")
-        named = r"own|first_recursion|upper_half|(groups|spread)/[1-9]\d*"
+        ranges.at_least(0, self, "num_free_passes")
+        ranges.at_least(1, self, "num_trained_passes")
+        named = r"own|(first|middle|last)_recursion|upper_half|(groups|spread)/[1-9]\d*"
+        named += r"|(top|middle)/\d+"
         if self._is_own:
             _own(self.kv_sharing)
         elif isinstance(self.kv_sharing, str) and not re.fullmatch(named, self.kv_sharing):
@@ -73,7 +91,7 @@ class Plan:
         """Returns a schedule with the tables of keys and of windows.
 
         Raises:
-          ValueError: for a table of another shape, or if a step reads keys that are not made yet.
+          ValueError: for a table of another shape, or if a step reads keys that are not made.
         """
         keys = self.kv_sharing
         if isinstance(keys, str):
@@ -86,6 +104,7 @@ class Plan:
             schedule,
             keys=() if self.kv_sharing == "own" else keys,
             windows=windows if self.window else (),
+            passes=(self.num_free_passes, self.num_trained_passes),
         )
 
     def _windows(self, schedule: Schedule) -> Table:
@@ -101,9 +120,19 @@ class Plan:
             return lambda place: _checked(_own(self.kv_sharing), place, schedule)
         count, (name, _, number) = schedule.num_steps, str(self.kv_sharing).partition("/")
         match name:
-            case "first_recursion":
-                first = {int(s): p for p, s in enumerate(schedule.steps) if s < schedule.num_blocks}
-                return lambda place: first[int(schedule.steps[place]) % schedule.num_blocks]
+            case "first_recursion" | "middle_recursion" | "last_recursion":
+                last = schedule.num_recursions - 1
+                chosen = {"first_recursion": 0, "last_recursion": last}.get(name, last // 2)
+                return lambda place: _in_recursion(chosen, place, schedule)
+            case "top" | "middle":
+                first, last = int(number), count - 1 - int(number)
+                if first > last:
+                    raise ValueError(
+                        f"kv.kv_sharing: {number} steps at each end make their own keys, and of "
+                        f"{count} none is between; take at most {(count - 1) // 2}"
+                    )
+                maker = last if name == "top" else (first + last) // 2
+                return lambda place: maker if first <= place <= last else place
             case "groups":
                 return lambda place: place // int(number) * int(number)
             case "spread":
@@ -116,6 +145,12 @@ class Plan:
             case "upper_half":
                 return lambda place: min(place, count // 2)
         return lambda place: place
+
+
+def _in_recursion(number: int, place: int, schedule: Schedule) -> int:
+    """Returns the place of a step's block in another recursion."""
+    step = number * schedule.num_blocks + int(schedule.steps[place]) % schedule.num_blocks
+    return int(np.flatnonzero(schedule.steps == step)[0])
 
 
 def _own(path: str | Table) -> Owners:
@@ -138,10 +173,10 @@ def _checked(owners: Owners, place: int, schedule: Schedule) -> int:
       ValueError: if it is none.
     """
     found = owners.owner(place, schedule)
-    if not isinstance(found, int) or not 0 <= found <= place:
+    if not isinstance(found, int) or not 0 <= found < schedule.num_steps:
         raise ValueError(
-            f"kv.kv_sharing: owner({place}) is {found!r}, and the step at {place} can read keys of "
-            f"those at 0 to {place}"
+            f"kv.kv_sharing: owner({place}) is {found!r}, and a step can read the keys of those at "
+            f"0 to {schedule.num_steps - 1}"
         )
     return found
 

@@ -120,6 +120,11 @@ def lens(
         raise ConfigError(
             "lens: sharing 'sequence' walks block by block, and has no state after a recursion"
         )
+    if config.schedule.is_cyclic:
+        raise ConfigError(
+            "lens: steps read the keys of later ones and run several times, and there is no state "
+            "after a recursion"
+        )
     found = _run(_read, params, config, texts, place)["logits"]
     return found[:, : len(texts), : max(map(len, texts))]
 
@@ -144,8 +149,8 @@ def _run(
 @functools.lru_cache(maxsize=32)
 def _compiled(f: Callable[..., dict[str, Any]], config: Model, place: Place):
     everywhere = NamedSharding(place.mesh, PartitionSpec())
-    # A model that decides alike in both modes gives its states in mode "eval" only.
-    mode = "eval" if config.is_causal("eval") else place.mode
+    # A model that computes alike in both modes gives its states in mode "eval" only.
+    mode = place.mode if "causal" in config.modes else "eval"
     run = lambda params, rows: f(params, rows["tokens"], rows["lengths"], config, mode)
     return jax.jit(run, in_shardings=(None, place.by_rows), out_shardings=everywhere)
 

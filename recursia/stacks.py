@@ -52,7 +52,7 @@ def with_weights(
             params["inject"] if is_core else {},
             norm if is_core else None,
             config.dtype,
-            remat.in_order(plan.order) if is_core else remat.of_blocks(),
+            remat.of_steps(plan) if is_core else remat.of_blocks(),
             read=read,
         )
     return found

@@ -1,10 +1,12 @@
 """The table of a training sequence's steps, and the FLOPs of its blocks, in closed form."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from recursia import params
 from recursia.architecture import Model
@@ -44,8 +46,19 @@ class Step:
 
 
 def passes_of(config: Model, seq_len: int) -> list[Pass]:
-    """Returns the recursions of a training sequence of `seq_len` tokens."""
-    return config.depth.passes(config.schedule, seq_len)
+    """Returns the recursions of a training sequence of `seq_len` tokens.
+
+    Steps that read the keys of later ones are run again, and counted as recursions of these alone.
+    """
+    plan, found = config.schedule, config.depth.passes(config.schedule, seq_len)
+    free, trained = plan.passes
+    for start, stop, is_cycle in plan.segments:
+        recursion, block = np.divmod(plan.steps[start:stop], plan.num_blocks)
+        for number in np.unique(recursion) if is_cycle else ():
+            blocks = tuple(block[recursion == number].tolist())
+            again = functools.partial(Pass, int(number), seq_len, blocks=blocks)
+            found = [*found, again(times=free, is_trained=False), again(times=trained - 1)]
+    return found
 
 
 def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
@@ -56,17 +69,19 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
     plan = config.schedule
     tokens = {each.recursion: each.queries for each in (*passes_of(config, seq_len), *chosen)}
     is_relative = config.block.mixer.has_relative
+    is_later = (plan.read_places < 0)[np.argsort(plan.steps)]
     table = []
     for each in chosen:
         first = each.recursion * plan.num_blocks
-        for step in range(first, first + plan.num_blocks):
+        for block in range(plan.num_blocks) if each.blocks is None else each.blocks:
+            step = first + block
             owner = int(plan.owners[step])
             keys = each.queries if owner == step else tokens[owner // plan.num_blocks]
             windows = plan.seen[plan.owners == step]
             bound = min(keys, windows.max()) if len(windows) and windows.all() else keys
             cached = int(bound) if owner == step else 0
-            is_row = each.queries == seq_len
-            is_by_place = is_row or not (owner != step or plan.seen[step] or is_relative)
+            is_by_place = each.queries == seq_len and not is_later[step]
+            is_by_place |= not (owner != step or plan.seen[step] or is_relative)
             skipped = skipped_keys(each.queries, keys, int(plan.seen[step])) if is_by_place else 0
             table.append(
                 Step(
@@ -136,7 +151,7 @@ def unneeded_flops(config: Model, is_in_core: bool) -> int:
       config: the model.
       is_in_core: whether the block's weights come from its banks, by the weight kind.
     """
-    specs = config.block_specs
+    specs, kind = config.block_specs, config.weights.of(config.block_specs)
     if is_in_core:
         made_of = {**specs, **kind.specs(specs)}
         cells = {slot: config.schedule.entry(slot).shape[1:] for slot in made_of}

@@ -25,6 +25,14 @@ from recursia.params import at
 
 CODE = "modeling_recursia.py"
 _READ = {  # kinds that the modelling file computes
+    "block": (
+        "pre_norm",
+        "post_norm",
+        "pre_post_norm",
+        "sandwich_norm",
+        "peri_norm",
+        "parallel_norm",
+    ),
     "mixer": ("grouped_query",),
     "feedforward": ("swiglu", "geglu", "relu", "gelu"),
     "weights": ("tied", "lora"),
@@ -152,6 +160,7 @@ def _check_own(config: Model) -> None:
     """Refuses what the modelling file does not compute."""
     values = recursia.config.to_dict(config)
     kinds = {
+        "block": values["block"]["kind"],
         "mixer": values["block"]["mixer"]["kind"],
         "feedforward": values["block"]["feedforward"]["kind"],
         "weights": values["weights"]["kind"],
@@ -163,6 +172,16 @@ def _check_own(config: Model) -> None:
                 f"config.{field}: the modelling file has no {kind!r}; it has "
                 f"{', '.join(_READ[field])}"
             )
+    if config.schedule.is_cyclic:
+        raise ConfigError(
+            "config.kv.kv_sharing: the modelling file runs every step once, and here steps read "
+            "the keys of later ones; take keys of earlier steps"
+        )
+    if config.embed.fourier_dim:
+        raise ConfigError(
+            f"config.embed.fourier_dim: got {config.embed.fourier_dim}, and the modelling file "
+            "reads embeddings from a table; take a model with one"
+        )
     if config.inject != Injection():
         raise ConfigError("config.inject: the modelling file injects nothing; take a model without")
 

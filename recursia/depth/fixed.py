@@ -41,13 +41,19 @@ class Fixed(Policy):
         ranges.at_least(0, self, "exit_alpha")
 
     def check(self, schedule: Schedule, coda: int, inject: Injection) -> None:
-        """Refuses exit losses on order "sequence", or before a coda."""
+        """Refuses exit losses of a walk without recursions, or before a coda."""
         if self.exit_loss == "last":
             return
         if schedule.order == "sequence":
             raise ValueError(
                 f"depth.exit_loss: {self.exit_loss!r} reads the state after each recursion, and "
                 "sharing 'sequence' runs block by block; take a cycle, or 'last'"
+            )
+        if schedule.is_cyclic:
+            raise ValueError(
+                f"depth.exit_loss: {self.exit_loss!r} reads the state after each recursion, and "
+                "under this kv_sharing steps read keys of later ones and run several times; take "
+                "another kv_sharing, or 'last'"
             )
         if coda:
             raise ValueError(
@@ -56,11 +62,11 @@ class Fixed(Policy):
             )
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
-        """Returns the states after all recursions; the modes do not differ."""
+        """Returns the states after all recursions; the modes differ in the passes of a cycle."""
         depth_used = jnp.full(x.shape[:2], stack.schedule.num_recursions)
         is_read = call.mode != "train" or self.exit_loss != "last"
-        if stack.schedule.order == "sequence" or (not is_read and stack.can_walk):
-            x, report = stack.walk(x, context)
+        if not stack.schedule.has_recursions or (not is_read and stack.can_walk):
+            x, report = stack.walk(x, context, is_exact=call.mode == "causal")
             return x, Aux({}, {}, depth_used, None, report)
 
         def step(x: Array, recursion: Recursion, _: None):

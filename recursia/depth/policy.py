@@ -86,6 +86,7 @@ class Pass:
       times: number of recursions like this one; a mean where the number is drawn.
       is_trained: whether a backward pass follows.
       needed: of `queries`, tokens whose result is used, where an estimate exists; None is all.
+      blocks: the blocks that are run; None is all.
     """
 
     recursion: int
@@ -94,6 +95,7 @@ class Pass:
     times: int | float = 1
     is_trained: bool = True
     needed: int | None = None
+    blocks: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +155,12 @@ class Policy(abc.ABC):
             raise ValueError(
                 f"depth: {self.kind} needs the state after each recursion, and sharing 'sequence' "
                 "has none, as it runs block by block; take a cycle, or depth.kind 'fixed'"
+            )
+        if self.is_by_recursion and schedule.is_cyclic:
+            raise ValueError(
+                f"kv.kv_sharing: steps read the keys of later ones and run several times, and "
+                f"depth {self.kind} needs every token's state after each recursion; take "
+                "depth.kind 'fixed', or keys of earlier steps"
             )
 
     @property

@@ -92,6 +92,7 @@ class OneRecursion(CachedStack):
         *,
         memory: Memory | None = None,
         has_boundaries: bool = False,
+        later: Pasts | None = None,
     ) -> tuple[Array, Pasts]:
         """Applies every block of the core once; see `CachedStack.apply`."""
         pasts = dict(pasts)

@@ -34,6 +34,8 @@ class Context:
         lists them.
       is_row: whether these are all tokens of their rows, at positions 0, 1, 2, ...
       window: sliding window in tokens, the query's own included; 0 is no bound.
+      sees_itself: whether a token attends to its own key; the first of a document that does not
+        attends to none, and its result is 0.
     """
 
     positions: Leaf  # [B T]
@@ -44,6 +46,7 @@ class Context:
     plan: Plan | None = None
     is_row: bool = struct.field(pytree_node=False, default=False)
     window: int = struct.field(pytree_node=False, default=0)
+    sees_itself: bool = struct.field(pytree_node=False, default=True)
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens, whose indices ascend."""
@@ -96,6 +99,11 @@ def attend(
       cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
     """
     told, plan = _told(context, source_context, relative is not None), context.plan
+    window = context.window
+    if not context.sees_itself:  # its query stands where that of the token before it stood
+        window -= window > 0
+        if relative is not None and relative.shape[-1] > 1:
+            relative = relative[..., 1:]
 
     def run(query, key, value, relative, table: Array | None, *told: Array | None) -> Array:
         return routed_attention(
@@ -107,7 +115,7 @@ def attend(
             relative=relative,
             scale=scale,
             cap=cap,
-            window=context.window,
+            window=window,
         )
 
     queries, keys = ("batch", "length", "kv_heads", None), ("batch", None, "kv_heads", None)
@@ -150,9 +158,12 @@ def planned(context: Context, source_context: Context, x: Array, queries_per_key
 def _told(context: Context, source_context: Context, has_relative: bool) -> tuple[Leaf | None, ...]:
     """Returns positions and segments of queries and keys, None where places say as much."""
     is_whole = not is_split("length")
+    is_whole &= context.sees_itself
     is_own = is_whole and source_context is context  # in order: places compare as positions do
     is_row = is_whole and context.is_row and source_context.is_row
     positions = [context.positions, source_context.positions]
+    if not context.sees_itself:
+        positions[0] = context.positions - 1
     if is_row or (is_own and not has_relative and not context.window):
         positions = [None, None]
     segments = [context.segment_ids, source_context.segment_ids]

@@ -5,13 +5,14 @@ caches, and add to it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from recursia.injection import Injection
@@ -20,6 +21,7 @@ from recursia.layers.branch import Report
 from recursia.layers.past import Past
 from recursia.params import Leaf, Params, at
 from recursia.sharing import pending as waiting
+from recursia.sharing.passes import settled
 from recursia.sharing.pending import Pending
 from recursia.sharing.recursion import Recursion, RecursionOutput
 from recursia.sharing.stack import LoopBody, Stack
@@ -69,8 +71,6 @@ class CachedRecursion(Recursion):
         return x, CachedOutput((), {}, pasts)
 
 
-@dataclasses.dataclass(frozen=True)
-class CachedStack(Stack):
 def picked(bank: tuple[Any, ...], index: Int[np.ndarray, "*C"]) -> Any:
     """Returns an entry of a bank whose entries are apart, or several along a leading axis."""
     if np.ndim(index):
@@ -78,6 +78,8 @@ def picked(bank: tuple[Any, ...], index: Int[np.ndarray, "*C"]) -> Any:
     return bank[min(int(index), len(bank) - 1)]  # a bank without an array is one entry
 
 
+@dataclasses.dataclass(frozen=True)
+class CachedStack(Stack):
     """Blocks with their weights and KV caches.
 
     Its banks are tuples of entries: each entry is an array of its own, which no step copies.
@@ -99,10 +101,23 @@ def picked(bank: tuple[Any, ...], index: Int[np.ndarray, "*C"]) -> Any:
         """Returns the stack for the tokens of a call."""
         return dataclasses.replace(self, context=context)
 
-    def walk(self, x: Float[Array, "B T D"], context: Context) -> tuple[Array, Report]:
-        """Applies every step once; there are no reports."""
-        span = Span(0, self.schedule.num_steps, {}, (0,))
-        x, pasts = self.apply(x, context, span, self.store.pasts, has_boundaries=True)
+    def walk(
+        self, x: Float[Array, "B T D"], context: Context, *, is_exact: bool = True
+    ) -> tuple[Array, Report]:
+        """Applies every step, as decoding does; there are no reports.
+
+        One token at a time needs one pass through steps that read the keys of later ones. Several
+        at once take passes until nothing changes.
+        """
+        pasts = self.store.pasts
+        for start, stop, is_cycle in self.schedule.segments:
+            span = Span(start, stop, {}, (start,))
+            once = functools.partial(self.apply, x, context, span, pasts, has_boundaries=True)
+            later = pasts
+            if is_cycle and x.shape[1] > 1:
+                again = lambda later, once=once: once(later=later)[1]
+                later = settled(again, pasts, x.shape[1] - 1)
+            x, pasts = once(later=later)
         self._keep(pasts, self.schedule.num_steps)
         return x, {}
 
@@ -115,10 +130,12 @@ def picked(bank: tuple[Any, ...], index: Int[np.ndarray, "*C"]) -> Any:
         *,
         memory: Memory | None = None,
         has_boundaries: bool = False,
+        later: Pasts | None = None,
     ) -> tuple[Float[Array, "B T D"], Pasts]:
         """Applies the steps of a span, each to the states that the one before it left.
 
-        The arguments are those of `step_scan.apply`.
+        Keys of later steps are read from the caches `later`, or where these are None from `pasts`;
+        the other arguments are those of `step_scan.apply`.
 
         Returns:
           The new hidden states, and the caches with the keys and values of these steps.
@@ -131,7 +148,9 @@ def picked(bank: tuple[Any, ...], index: Int[np.ndarray, "*C"]) -> Any:
                 own = at(self.injected(), recursion)
                 x = self.injection.apply(self.injection_params, own, x, context)
             owner, window = int(plan.owner_places[place]), int(plan.seen[step])
-            past, scope = pasts[owner], dataclasses.replace(context, window=window)
+            is_earlier = owner <= place
+            past = pasts[owner] if is_earlier or later is None else later[owner]
+            scope = dataclasses.replace(context, window=window, sees_itself=is_earlier)
             source = past if owner == place else (past.keys_values, past.context)
             inputs = None if memory is None else memory(x)
             x, made, _ = self.block.apply(self.bind(self._entries(step)), x, scope, source, inputs)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax
 
-from recursia.sharing.schedule import Order
+from recursia.sharing.schedule import Schedule
 
 Unit = Literal["none", "block", "recursion"]
 Saves = Literal["nothing", "attention", "products"]
@@ -45,9 +45,9 @@ class Remat:
         """
         return jax.checkpoint(f, prevent_cse=length == 1, policy=_POLICIES[self.saves])
 
-    def in_order(self, order: Order) -> "Remat":
-        """Returns the setting for steps in this order: "sequence" has blocks but no recursions."""
-        return self if order == "cycle" else self.of_blocks()
+    def of_steps(self, schedule: Schedule) -> "Remat":
+        """Returns the setting for these steps, which may have blocks but no recursions."""
+        return self if schedule.has_recursions else self.of_blocks()
 
     def of_blocks(self) -> "Remat":
         """Returns the setting for blocks outside of recursions."""

@@ -79,7 +79,8 @@ def divide(
       start: the first step, by its place in the walk.
       stop: the step after the last.
       unit: a period is a multiple of so many steps: 1, or the blocks of a recursion.
-      cached: the steps before `start` whose keys are cached, those stacked together in one tuple.
+      cached: the steps before `start` whose keys are cached, those stacked together in one tuple;
+        of the pass before as in `Schedule.read_places`.
     """
     found: list[Scan] = []
     first = start
@@ -103,7 +104,7 @@ def _role(
 ) -> _Role:
     """Returns the role of a step in a scan that starts at `first`."""
     begin = first + (step - first) // period * period
-    owner, last_reader = int(schedule.owner_places[step]), int(schedule.last_readers[step])
+    owner, last_reader = int(schedule.read_places[step]), int(schedule.last_readers[step])
     if first <= owner < begin:
         return _Role("another period", step)
     is_cached, window = last_reader >= begin + period, int(schedule.seen[schedule.steps[step]])

@@ -36,9 +36,11 @@ class Schedule:
       entries: for a slot, the entry of its bank at each step; a slot not named has one entry for
         each block, the same in every recursion.
       keys: for each step, the number of the step whose keys and values it reads: its own where it
-        makes them. Empty: every step makes its own.
+        makes them. Empty: every step makes its own. The keys of a later step are those that the
+        pass before this one left; a token sees those of earlier tokens alone.
       windows: for each step, its sliding window in tokens, the query's own included; 0 is no bound.
         Empty: no step has a window.
+      passes: how often training runs the steps of `cycles`, without and then with a gradient.
     """
 
     num_recursions: int
@@ -47,14 +49,20 @@ class Schedule:
     entries: tuple[tuple[str, Entries], ...] = ()
     keys: Table = ()
     windows: Table = ()
+    passes: tuple[int, int] = (0, 1)
 
     def __post_init__(self):
-        place = {step: at for at, step in enumerate(self.steps)}
         for step, owner in enumerate(self.owners):
-            if place.get(int(owner), len(place)) > place[step] or self.owners[owner] != owner:
+            if not 0 <= owner < self.num_steps or self.owners[owner] != owner:
                 raise ValueError(
-                    f"kv.kv_sharing: step {step} reads the keys of step {owner}, which does not "
-                    "make keys before it; name an earlier step that reads its own"
+                    f"kv.kv_sharing: step {step} reads the keys of step {owner}, which makes none; "
+                    "name a step that reads its own"
+                )
+        for place in np.flatnonzero(self.read_places < 0):
+            if self.seen[step := int(self.steps[place])] == 1:
+                raise ValueError(
+                    f"kv.window: step {step} has a window of 1 token, its own, whose keys it does "
+                    f"not see, for step {self.owners[step]} makes them later; take at least 2"
                 )
 
     @property
@@ -79,12 +87,51 @@ class Schedule:
         return np.argsort(self.steps)[self.owners[self.steps]]
 
     @functools.cached_property
+    def read_places(self) -> Int[np.ndarray, "N"]:
+        """The same, less `num_steps` where that step comes later: in the pass before this one."""
+        is_later = self.owner_places > np.arange(self.num_steps)
+        return self.owner_places - self.num_steps * is_later
+
+    @functools.cached_property
     def last_readers(self) -> Int[np.ndarray, "N"]:
-        """For each place in the walk, the last place that reads its keys; itself if none does."""
+        """For each place in the walk, the last place that reads its keys; itself if none does.
+
+        A place in the next pass counts `num_steps` more.
+        """
         places = np.arange(self.num_steps)
         last = places.copy()
-        np.maximum.at(last, self.owner_places, places)
+        np.maximum.at(last, self.owner_places, places + self.owner_places - self.read_places)
         return last
+
+    @functools.cached_property
+    def segments(self) -> tuple[tuple[int, int, bool], ...]:
+        """The walk in parts (start, stop, whether it is a cycle), which run one after the other.
+
+        A cycle begins with a step that reads the keys of a later one, and ends with the last step
+        whose keys it, or another step of the cycle, reads.
+        """
+        found: list[tuple[int, int, bool]] = []
+        start = place = 0
+        while place < self.num_steps:
+            stop = place + 1
+            if self.read_places[place] < 0:
+                while stop <= (last := self.owner_places[place:stop].max()):
+                    stop = int(last) + 1
+                found += [(start, place, False), (place, stop, True)]
+                start = stop
+            place = stop
+        found.append((start, place, False))
+        return tuple(each for each in found if each[0] < each[1])
+
+    @property
+    def is_cyclic(self) -> bool:
+        """Whether a step reads the keys of a later one."""
+        return bool((self.read_places < 0).any())
+
+    @property
+    def has_recursions(self) -> bool:
+        """Whether the walk runs each recursion once, one after the other."""
+        return self.order == "cycle" and not self.is_cyclic
 
     @functools.cached_property
     def seen(self) -> Int[np.ndarray, "N"]:
@@ -135,7 +182,7 @@ class Schedule:
         return 1 + int(self.entry(slot).max())
 
     def is_reused(self, slot: str) -> bool:
-        """Returns whether two steps use the same entry of a slot."""
+        """Returns whether an entry of a slot is used twice."""
         users = np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)
         return self.size(slot) < self.entry(slot)[users].size
 
@@ -178,20 +225,41 @@ class Schedule:
             self,
             num_recursions=num_recursions,
             entries=tuple((slot, cut(table)) for slot, table in self.entries),
-            keys=(self.keys and self.keys + tuple(map(self._further, range(1, more + 1))))[
-                :num_recursions
-            ],
+            keys=self._keys_at(num_recursions),
             windows=cut(self.windows),
         )
 
-    def _further(self, more: int) -> tuple[int, ...]:
-        """Returns the row of `keys` of a recursion that comes so many after the last.
+    def _keys_at(self, num_recursions: int) -> Table:
+        """Returns `keys` for another number of recursions.
 
-        It reads the keys that the last recursion reads of earlier ones, and its own where the last
-        recursion reads its own.
+        Where earlier recursions read the keys of the last, that is the last one again: recursions
+        are left out, or repeated, before it.
         """
-        first = self.num_steps - self.num_blocks
-        return tuple(k + more * self.num_blocks if k >= first else k for k in self.keys[-1])
+        more, first = num_recursions - self.num_recursions, self.num_steps - self.num_blocks
+        moved = lambda k: k + more * self.num_blocks if k >= first else k
+        if any(max(row) >= first for row in self.keys[:-1]):
+            *rows, last = (tuple(map(moved, row)) for row in self.keys)
+            rows += [self._further(tuple(rows), i) for i in range(1, more + 1)]
+            keys = (*rows[: num_recursions - 1], last)
+        else:
+            rows = self.keys and tuple(self._further(self.keys, i) for i in range(1, more + 1))
+            keys = (self.keys + rows)[:num_recursions]
+        needed = max((max(row) for row in keys), default=0) // self.num_blocks + 1
+        if needed > num_recursions:
+            raise ValueError(
+                f"depth {num_recursions}: a recursion reads the keys of recursion {needed}, which "
+                f"is not run; take at least {needed}"
+            )
+        return keys
+
+    def _further(self, rows: Table, more: int) -> tuple[int, ...]:
+        """Returns the row of `keys` of a recursion that comes so many after the last of `rows`.
+
+        It reads the keys that the last reads of other recursions, and its own where the last reads
+        its own.
+        """
+        own = range((len(rows) - 1) * self.num_blocks, len(rows) * self.num_blocks)
+        return tuple(k + more * self.num_blocks if k in own else k for k in rows[-1])
 
     def bank(self, slot: str, tree: Any) -> Any:
         """Returns the specs of a slot's bank from those of one entry: entries in front."""

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from recursia.injection import Injection
-from recursia.layers.attention import Context, KeysValues
+from recursia.layers.attention import Context
 from recursia.layers.branch import Report
 from recursia.params import at
-from recursia.sharing import scans, step_scan
+from recursia.sharing import passes, scans
 from recursia.sharing.recursion import Recursion, RecursionOutput
-from recursia.sharing.steps import CachedKeys, Span, Steps
+from recursia.sharing.steps import CachedKeys, Span, Steps, joined
 
 # One recursion of a loop: from the carry, the recursion and its entry to the next carry, what is
 # stacked over recursions, and the recursion's output.
@@ -44,20 +43,29 @@ class Stack(Steps):
         """
         return self.remat.unit != "recursion" and not self.injection.flops(1)
 
-    def walk(self, x: Float[Array, "B T D"], context: Context) -> tuple[Array, Report]:
+    def walk(
+        self, x: Float[Array, "B T D"], context: Context, *, is_exact: bool = False
+    ) -> tuple[Array, Report]:
         """Applies every step once, in one scan over steps where the pattern of keys allows.
 
         A scan over recursions around a scan over blocks would copy what the inner scan stores for
         the backward pass into the stack of the outer one, and back. One scan has one stack, and
         adds the gradient of a shared weight in place.
 
+        Steps that read the keys of later ones run in passes (`recursia.sharing.passes`).
+
+        Args:
+          x: hidden states that enter the stack.
+          context: positions, documents and padding of the tokens.
+          is_exact: whether such steps run until their keys are those of decoding, without a
+            gradient, and not as often as training runs them.
+
         Returns:
-          The last hidden states, and what the blocks report, by slot, stacked [R K ...].
+          The last hidden states, and what the blocks report in the last pass, by slot, stacked
+          [R K ...].
         """
         plan = self.schedule
-        span = Span(0, plan.num_steps, self.views(), (0,))
-        has_boundaries = self.norm is not None or self.injection != Injection()
-        x, _, report = step_scan.apply(self, x, context, span, has_boundaries=has_boundaries)
+        x, report = passes.walk(self, x, context, is_exact)
         place, sizes = np.argsort(plan.steps), (plan.num_recursions, plan.num_blocks)
         in_order = lambda leaf: leaf if plan.order == "cycle" else leaf[place]
         by_step = lambda leaf: in_order(leaf).reshape(*sizes, *leaf.shape[1:])
@@ -200,23 +208,6 @@ class Stack(Steps):
                 cached += output.cached
             out = jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
             owners = tuple(scan.start + step for step in scan.cached)
-            return carry, (out, *_joined(cached, owners))
+            return carry, (out, *joined(cached, owners))
 
         return period
-
-
-def _joined(
-    cached: tuple[CachedKeys, ...], owners: tuple[int, ...]
-) -> tuple[KeysValues | None, Context | None]:
-    """Returns the keys and values of some steps, stacked, and the context of their tokens."""
-    stacks, contexts = [], []
-    for keys in cached:
-        index = np.array([i for i, owner in enumerate(keys.owners) if owner in owners], int)
-        if len(index):
-            is_all = len(index) == len(keys.owners)
-            stacks.append(keys.keys_values if is_all else at(keys.keys_values, index))
-            contexts.append(keys.context)
-    if not stacks:
-        return None, None
-    join = lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
-    return jax.tree.map(join, *stacks), contexts[0]

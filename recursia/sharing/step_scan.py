@@ -57,7 +57,8 @@ def apply(
         if keys_values is not None:
             cached += (CachedKeys(keys_values, context, scan.owners),)
         reports.append(report)
-    x = steps.norm(x) if has_boundaries and steps.norm is not None else x
+    is_end = span.stop % steps.schedule.num_blocks == 0
+    x = steps.norm(x) if has_boundaries and is_end and steps.norm is not None else x
     join = lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
     return x, cached[len(before) :], jax.tree.map(join, *reports)
 
@@ -149,7 +150,7 @@ class _StepScan:
 
     def _source(self, step: int) -> _Source | None:
         """Returns the cached keys that a step reads; None where its own period makes them."""
-        owners = self.steps.schedule.owner_places
+        owners = self.steps.schedule.read_places
         if owners[self.scan.start + step] >= self.scan.start:
             return None
         (cached,) = (c for c in self.cached if owners[self.scan.start + step] in c.owners)
@@ -169,7 +170,7 @@ class _StepScan:
     ) -> tuple[KeysValues, Context] | None:
         """Returns the keys and values that a step reads, and their context; None makes its own."""
         if source is None:
-            owner = int(self.steps.schedule.owner_places[self.scan.start + step]) - self.scan.start
+            owner = int(self.steps.schedule.read_places[self.scan.start + step]) - self.scan.start
             keys_values = None if owner == step else made[owner]
             return None if keys_values is None else (keys_values, self.context)
         read = inputs["reads"][step]
@@ -178,8 +179,11 @@ class _StepScan:
 
     def _context(self, step: int, x: Array, source: _Source | None) -> Context:
         """Returns the context of a step, with its sliding window and the plan of its attention."""
-        window = int(self.steps.schedule.seen[self.steps.schedule.steps][self.scan.start + step])
-        context = dataclasses.replace(self.context, window=window) if window else self.context
+        plan, place = self.steps.schedule, self.scan.start + step
+        window, sees_itself = int(plan.seen[plan.steps][place]), bool(plan.read_places[place] >= 0)
+        context = self.context
+        if window or not sees_itself:
+            context = dataclasses.replace(context, window=window, sees_itself=sees_itself)
         read = context if source is None else source.cached.context
         return planned(context, read, x, self.steps.block.queries_per_key)
 

@@ -77,6 +77,23 @@ class CachedKeys:
     is_of_period: bool = struct.field(pytree_node=False, default=True)
 
 
+def joined(
+    cached: tuple[CachedKeys, ...], owners: tuple[int, ...]
+) -> tuple[KeysValues | None, Context | None]:
+    """Returns the keys and values of some steps, stacked, and the context of their tokens."""
+    stacks, contexts = [], []
+    for keys in cached:
+        index = np.array([i for i, owner in enumerate(keys.owners) if owner in owners], int)
+        if len(index):
+            is_all = len(index) == len(keys.owners)
+            stacks.append(keys.keys_values if is_all else at(keys.keys_values, index))
+            contexts.append(keys.context)
+    if not stacks:
+        return None, None
+    join = lambda *leaves: leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves)
+    return jax.tree.map(join, *stacks), contexts[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Span:
     """Neighbouring steps of a walk, with their bank entries.

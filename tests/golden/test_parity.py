@@ -53,7 +53,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 16
+    assert len(NAMES) == 17
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -165,7 +165,7 @@ def test_an_option_without_counterpart_is_refused_by_name(changed, section, opti
 @pytest.mark.parametrize(
     ("name", "option"),
     [
-        ("lckv_cla", {"layer_types": "0_4_4_4_4_5"}),  # keys of a later layer
+        ("lckv_cla", {"layer_types": "0_4_4_4_6_5"}),  # keys of a layer that there is not
         ("lckv_cla", {"layer_types": "0_0_1_3_3_5"}),  # of one that reads another's
         ("lckv_cla", {"layer_types": "0_0_2t_2_4_4"}),
         ("lckv_cla", {"layer_types": "0_0_2_2_4"}),

@@ -29,11 +29,13 @@ def gelu(x):
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
-def attend(query, key, value, where, there):
+def attend(query, key, value, where, there, sees_itself=True):
     """Returns causal attention [T N H] within documents; places of queries and keys are [2 T]."""
     mixed, group = np.zeros_like(query), query.shape[1] // key.shape[1]
     for t, n in np.ndindex(query.shape[:2]):
-        sees = (there[0] <= where[0, t]) & (there[1] == where[1, t])
+        sees = (there[0] < where[0, t] + sees_itself) & (there[1] == where[1, t])
+        if not sees.any():
+            continue
         score = np.exp(key[sees, n // group] @ query[t, n] / math.sqrt(query.shape[-1]))
         mixed[t, n] = score / score.sum() @ value[sees, n // group]
     return mixed
@@ -47,7 +49,7 @@ def rotate(x, positions, base):
     return np.concatenate([turned.real, turned.imag], -1)
 
 
-def block(weights, x, where, config, source=None):
+def block(weights, x, where, config, source=None, sees_itself=True):
     """Returns one Llama block's output and its (keys, values, where); `where` is [2 T]."""
     config, w = flat(config), weights["attention"]
     base = config.rope_base
@@ -57,7 +59,7 @@ def block(weights, x, where, config, source=None):
     if source is None:
         source = rotate(heads(h, "key"), where[0], base), heads(h, "value"), where
     key, value, there = source
-    mixed = attend(query, key, value, where, there)
+    mixed = attend(query, key, value, where, there, sees_itself)
     x = x + np.einsum("tnh,nhd->td", mixed, w["out"])
     h = norm(x, weights["norms"]["mlp"], config.norm_eps)
     gate = h @ weights["mlp"]["gate"]
@@ -118,14 +120,25 @@ def updated(x, y, gate, gating):
     return forms[gating]
 
 
-def run_fixed(params, x, where, config):
-    """Walks all steps of a row, in the schedule's order."""
-    plan, made = config.schedule, {}
-    for step in plan.steps:
-        r, k = divmod(int(step), plan.num_blocks)
-        source = keys_of(plan, r, k, made)
-        x, made[step] = block(step_weights(params, plan, r, k), x, where, config.block, source)
-    return x, []
+def run_fixed(params, x, where, config, mode):
+    """Walks all steps of a row, in the schedule's order.
+
+    Where steps read keys of later ones, the whole is walked again with the keys of the walk before:
+    as often as training does, or in mode "causal" until every token's are right.
+    """
+    plan, shape = config.schedule, (len(x), config.block.mixer.num_kv_heads, -1)
+    nothing = np.zeros((len(x), config.block.mixer.key_width)).reshape(shape)
+    made = dict.fromkeys(map(int, plan.steps), (nothing, nothing, where))
+    later = {int(step) for at, step in enumerate(plan.steps) if plan.owner_places[at] > at}
+    count = len(x) if mode == "causal" else sum(plan.passes)
+    for _ in range(count if later else 1):
+        h = x
+        for step in map(int, plan.steps):
+            r, k = divmod(step, plan.num_blocks)
+            weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
+            how = config.block, source, step not in later
+            h, made[step] = block(weights, h, where, *how)
+    return h, []
 
 
 def run_expert_choice(params, x, where, config, mode):
@@ -175,7 +188,7 @@ def forward(params, tokens, config, mode="eval", positions=None, segment_ids=Non
         if hasattr(config.depth, "capacity"):
             x, report = run_expert_choice(params, x, where, config, mode)
         else:
-            x, report = run_fixed(params, x, where, config)
+            x, report = run_fixed(params, x, where, config, mode)
         for i in range(config.ends["coda"]):
             x, _ = block(pick(params["coda"], i), x, where, config.block)
         x = norm(x, np.asarray(params["final_norm"], np.float64), config.block.norm_eps)

@@ -37,6 +37,7 @@ INJECTS = {
 }
 NEEDS = {"recurrent": "input by adapter"}
 PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
+PLANS += ("last_recursion", "middle/1")  # in these, steps read keys of later ones
 # Thresholds at which tokens of random models stop at different recursions; a number not drawn.
 STOPS = {
     "exit_gate": {"exit_threshold": 0.6},

@@ -50,7 +50,8 @@ def models(draw, depth):
     order = "sequence" if sharing.endswith("sequence") else "cycle"
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     table = points.keys(rng, recursions, blocks, order)
-    plans = [plan for plan in points.PLANS if plan != "spread/3" or recursions * blocks > 2]
+    wide = ("spread/3", "middle/1")  # plans of at least 3 steps
+    plans = [plan for plan in points.PLANS if plan not in wide or recursions * blocks > 2]
     return tiny(
         depth,
         sharing,

@@ -13,7 +13,7 @@ from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, gradient, text
 
 STEPS = 6
 MAKERS = {"own": 6, "first_recursion": 2, "groups/2": 3, "groups/3": 2, "spread/3": 3}
-MAKERS |= {"upper_half": 4}
+MAKERS |= {"upper_half": 4, "last_recursion": 2, "middle/1": 3}
 
 
 def private(plan):

@@ -2,7 +2,8 @@
 
 Wu & Tu 2024 (arXiv 2405.10637) and Wu et al. 2024 (arXiv 2410.14442), whose code expresses CLA and
 YOCO too. Names are those of its `state_dict`; a layer that reads the keys of another has no
-projections of keys and values.
+projections of keys and values. `decode_logits` are those of decoding token by token, with which
+mode "causal" is compared.
 """
 
 import functools
@@ -11,13 +12,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import Array
 
-from recursia import kv
+from recursia import kv, model
 from recursia.architecture import Model
-from recursia.convert.reference import Case, aliases, llama, trees
+from recursia.convert.reference import Case, Compared, aliases, llama, trees
 from recursia.convert.reference.trees import Arrays
 from recursia.depth.fixed import Fixed
+from recursia.depth.policy import Aux
 from recursia.errors import ConfigError
 from recursia.layers import embedding
 from recursia.params import Params
@@ -28,7 +32,20 @@ def case(file: Arrays) -> Case:
     theirs, tokens = json.loads(str(file["config"])), np.asarray(file["tokens"])
     is_tied = bool(theirs.get("tie_word_embeddings")) or "lm_head.weight" in aliases(file)
     ours = config(theirs, is_tied)
-    return Case(ours, functools.partial(params, ours), tokens, trees.next_tokens(tokens))
+
+    def decoded(aux: Aux, weights: Params) -> Compared:
+        has_some = "decode_logits" in file
+        return [("decode_logits", _decoded(weights, tokens, ours))] if has_some else []
+
+    read, targets = functools.partial(params, ours), trees.next_tokens(tokens)
+    return Case(ours, read, tokens, targets, arrays=decoded)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _decoded(weights: Params, tokens: Array, config: Model) -> Array:
+    """Returns the logits of decoding."""
+    out = model.apply(weights, tokens, config, mode="causal")
+    return model.logits(weights, out.hidden, config)
 
 
 def config(theirs: Mapping[str, Any], is_tied: bool) -> Model:
@@ -39,7 +56,7 @@ def config(theirs: Mapping[str, Any], is_tied: bool) -> Model:
       is_tied: whether the head is tied to the embedding.
 
     Raises:
-      ConfigError: for an option that has no counterpart here, or keys of a later layer.
+      ConfigError: for an option that has no counterpart here.
     """
     trees.check_options("lckv", theirs, {"force_nodiag": False})
     layers = theirs["num_hidden_layers"]
@@ -50,7 +67,12 @@ def config(theirs: Mapping[str, Any], is_tied: bool) -> Model:
         vocab_size=theirs["vocab_size"],
         block=llama.block(theirs, "lckv"),
         depth=Fixed(1),
-        kv=kv.Plan((sources,), (tuple(window * is_used for is_used in has_window),)),
+        kv=kv.Plan(
+            (sources,),
+            (tuple(window * is_used for is_used in has_window),),
+            num_free_passes=theirs.get("forward_passes", 7),
+            num_trained_passes=theirs.get("backward_passes", 2),
+        ),
         embed=embedding.Embedding(is_tied=is_tied),
     )
 
@@ -65,15 +87,10 @@ def _layer_types(types: str | None, layers: int) -> tuple[tuple[int, ...], tuple
         )
     sources = tuple(int(entry.removesuffix("s")) for entry in entries)
     for layer, source in enumerate(sources):
-        if source > layer:
+        if source >= layers or sources[source] != source:
             raise ConfigError(
-                f"lckv.layer_types: layer {layer} reads keys of layer {source}, which comes later; "
-                "only those of earlier layers are read here"
-            )
-        if sources[source] != source:
-            raise ConfigError(
-                f"lckv.layer_types: layer {layer} reads keys of layer {source}, which itself reads "
-                f"those of layer {sources[source]}; name a layer that reads its own"
+                f"lckv.layer_types: layer {layer} reads keys of layer {source}, which makes none; "
+                "name a layer that reads its own"
             )
     return sources, tuple(entry.endswith("s") for entry in entries)
 
