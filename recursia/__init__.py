@@ -1,19 +1,22 @@
 """Pretraining of language models whose depth is made by using the same weights again.
 
-`load` and `preset` return a `LanguageModel`; docs/python.md shows what it can do.
+`load` and `preset` return a `LanguageModel`, and `command` runs what one would type in a shell;
+docs/python.md shows what they can do.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recursia.cli import command
     from recursia.language_model import LanguageModel
     from recursia.loaded import load, preset
     from recursia.prediction import Prediction
 
-__all__ = ["LanguageModel", "Prediction", "load", "preset"]
+__all__ = ["LanguageModel", "Prediction", "command", "load", "preset"]
 _MODULES = {
     "LanguageModel": "language_model",
     "Prediction": "prediction",
+    "command": "cli",
     "load": "loaded",
     "preset": "loaded",
 }

@@ -12,13 +12,14 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from recursia import compiled, console, parsing, signals, verbs
-from recursia.errors import ConfigError, OutputLost, UserError
+from recursia.errors import CheckFailed, ConfigError, OutputLost, UserError
 
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
@@ -43,6 +44,31 @@ def main(given: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SystemExit as error:  # argparse: --help, or a wrong option
         return int(error.code or 0)
+
+
+def command(line: str) -> None:
+    """Runs `recursia LINE` in this process, as one types it in a notebook.
+
+    Args:
+      line: what follows `recursia`, quoted as in a shell.
+
+    Raises:
+      UserError: whose message, of one line, the command would have ended with.
+
+    Example:
+      >>> import recursia
+      >>> recursia.command("train --config=mor:tiny --workdir=runs/tiny --config.train.num_steps=1")
+    """
+    try:
+        given = shlex.split(line)
+    except ValueError as error:
+        raise ConfigError(f"{line}: {error}; close the quotation") from None
+    try:
+        code = _command(given)
+    except SystemExit as error:  # argparse: --help
+        code = int(error.code or 0)
+    if code:
+        raise CheckFailed(f"recursia {line}: ended with {code}; the lines above say why")
 
 
 def _command(given: list[str]) -> int:

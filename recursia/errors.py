@@ -18,6 +18,12 @@ class ConfigError(UserError):
     """A wrong name, type, range or combination in a configuration or on a command line."""
 
 
+class CheckFailed(UserError):
+    """A command that ran to its end, and found something wrong."""
+
+    exit_code = 1
+
+
 class DataError(UserError):
     """Data that is missing, empty, broken or of another tokenizer."""
 

@@ -34,6 +34,7 @@ MAY = {
     "modules": set(),
     "dotted": {"errors"},
     "streams": BASE,
+    "hugepages": set(),
     "signals": BASE | {"console"},
     "compiled": BASE | {"console"},
     "kernels": set(),
@@ -70,7 +71,7 @@ MAY = {
     | {"buckets", "dotted"},
     "changes": CONFIGS | {"errors"},
     "notes": MODEL | {"architecture", "settings"},
-    "data": BASE | {"corpus", "console", "storage", "buckets", "objects"},
+    "data": BASE | {"corpus", "console", "storage", "buckets", "objects", "dotted"},
     "losses": BASE | {"sharding"},
     "scores": LAYERS
     | FORWARD
@@ -145,8 +146,8 @@ MAY = {
     | FORWARD
     | {"accounting", "budget", "changes", "chips", "topology", "train", "generate", "data"}
     | CONFIGS,
-    "__main__": {"cli", "console", "signals", "streams"},
-    "__init__": {"language_model", "loaded", "prediction"},
+    "__main__": {"cli", "console", "hugepages", "signals", "streams"},
+    "__init__": {"cli", "language_model", "loaded", "prediction"},
     "configs": {"configs"},
     "corpus": set(),
 }

@@ -126,6 +126,21 @@ def test_fields_of_depth_may_change(folder):
     assert recursia.load(folder / "run", step=2).params.keys() == loaded.params.keys()
 
 
+def test_a_command_runs_here_or_raises_what_it_would_end_with(folder, capsys):
+    recursia.command(f"eval --workdir={folder / 'run'} --text='{folder / 'text.txt'}' --json")
+    assert json.loads(capsys.readouterr().out)["table"][0]["tokens"] == len(TEXT * 3)
+    wrong = {
+        "eval --workdir=none": (ConfigError, "none", "is not there"),
+        "evil": (ConfigError, "evil"),
+        "eval --workdir='run": (ConfigError, "eval --workdir='run", "quotation"),
+        f"parity {folder / 'text.txt'}": (UserError, "text.txt"),
+    }
+    for line, (kind, *parts) in wrong.items():
+        with refused(kind, *parts):
+            recursia.command(line)
+    recursia.command("eval --help")
+
+
 LOADED = {
     "no folder": (lambda f: recursia.load(f / "none"), ConfigError, "is not there"),
     "nothing in it": (lambda f: recursia.load(f / "run" / "data"), ConfigError, "neither a run"),

@@ -66,5 +66,13 @@ def _raised(error: Exception, config: Model) -> str:
     """Returns an exception in one line, with the line of the part of the model that raised it."""
     block = config.block
     parts: tuple[Any, ...] = config.depth, config.weights, block.mixer, block.feedforward, block
-    lines = [dotted.raised(error, inspect.getfile(type(part))) for part in parts]
+    lines = [dotted.raised(error, _file(type(part))) for part in parts]
     return max(lines, key=lambda line: line.startswith("line "))
+
+
+def _file(cls: type) -> str:
+    """Returns the file of a class; "" for one that was typed in a notebook, and has none."""
+    try:
+        return inspect.getfile(cls)
+    except (OSError, TypeError):
+        return ""
