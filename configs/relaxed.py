@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 from recursia.configs import base, blocks
 
 LARGEST = dict(embed_dim=2048, num_heads=8, num_kv_heads=1, head_dim=256, mlp_dim=16384)
-PRESETS = (*base.PRESETS, "2b")
+PRESETS = (*base.PRESETS, "tiny_graded", "2b")
 
 
 def get_config(preset: str) -> ConfigDict:
-    config = base.get_config("1.7b" if preset == "2b" else preset, num_steps=7153)
+    sizes = {"2b": "1.7b", "tiny_graded": "tiny"}
+    config = base.get_config(sizes.get(preset, preset), num_steps=7153)
     if preset == "2b":
         config.model.update(num_layers=18, vocab_size=256_000)
         config.model.block = blocks.llama(**LARGEST)
@@ -28,4 +29,6 @@ def get_config(preset: str) -> ConfigDict:
     config.model.depth.num_recursions = 2
     config.model.sharing = "cycle"
     config.model.weights = dict(kind="lora", rank=8 if preset in ("demo", "tiny") else 64)
+    if preset == "tiny_graded":  # as many parameters as rank 6 in both recursions
+        config.model.weights = dict(kind="graded_lora", rank=8, ranks=(4, 8))
     return config.lock()

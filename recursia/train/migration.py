@@ -52,7 +52,7 @@ def _core(core: Params, old: Model, new: Model) -> Params:
         banks = key_banks.split(slot, tree, old.key_weights)
         return key_banks.join({name: at(b, _origins(*plans, name)) for name, b in banks.items()})
 
-    changes = lambda slot: not np.array_equal(*(plan.entry(slot) for plan in plans))
+    changes = lambda slot: (plans[0].entry(slot) != plans[1].entry(slot)).any()
     return {s: moved(s, tree)[s] if changes(s) else tree for s, tree in core.items()}
 
 
