@@ -8,6 +8,7 @@ knowing how many there will be: the copy of the n-th replaces the last one with 
 import contextlib
 import os
 import pathlib
+import random
 import shutil
 import sys
 import threading
@@ -15,6 +16,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from tests.helpers.runs import differences, saved
+
+SEED = random.SystemRandom().randrange(1 << 32)  # a failure says it, to be put here
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 KILLED = """
 import os, random, signal, sys
@@ -94,3 +98,37 @@ class Kill:
             if path.exists() and (last := path.read_bytes().splitlines()[-1:]):
                 with path.open("ab") as file:
                     file.write(last[0][: self._rng.integers(len(last[0]))])
+
+
+def survives(start, unbroken, folder, count, about):
+    """Kills a run again and again, each time from what the last kill left.
+
+    Args:
+      start: trains in a directory to the end.
+      unbroken: the directory of a run that nothing stopped.
+      folder: for the directories.
+      count: of kills.
+      about: the run, in words.
+
+    Returns:
+      The directory of the run that was killed last, and that has ended.
+    """
+    rng, history = np.random.default_rng(SEED), []
+    workdir, last = folder / "0", saved(unbroken)[-1]
+    try:
+        for number in range(count):
+            kill = Kill(workdir, folder / str(number + 1), rng)
+            with kill.struck():
+                start(workdir)
+            assert not differences(workdir, unbroken, last)
+            is_over = last in saved(kill.copy)
+            shutil.rmtree(workdir)
+            # One that was killed at its end has little left to be killed in.
+            history = [] if is_over else [*history, f"{kill.at}, steps {saved(kill.copy)}"]
+            workdir = folder / "0" if is_over else kill.copy
+        start(workdir)
+        assert not differences(workdir, unbroken, last)
+        return workdir
+    except Exception as error:
+        error.add_note(f"{about}, seed {SEED}, kill {kill.at}, after {history}")
+        raise

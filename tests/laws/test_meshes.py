@@ -1,4 +1,4 @@
-"""One device is eight, for every system and however the eight are laid out."""
+"""One device is eight, however the eight are laid out."""
 
 import dataclasses
 import functools
@@ -13,8 +13,8 @@ from recursia.depth import expert_choice
 from recursia.errors import ConfigError
 from recursia.preflight import collectives, hlo
 from recursia.train.step import Trainer
+from tests.helpers import slow
 from tests.helpers.batches import whole_rows
-from tests.helpers.presets import SYSTEMS
 from tests.helpers.tiny import error, tol
 
 ROWS, LENGTH, VOCAB = 8, 16, 258
@@ -79,19 +79,16 @@ def agrees(name, mesh, more=()):
 
 
 QUICK = [("moeut:tiny", "expert tensor"), ("universal:tiny", "fsdp context"), ("mor:tiny", "all")]
-# A mesh for each of the others, so that every mesh meets several kinds of model.
-OTHERS = [name for name in SYSTEMS if name not in dict(QUICK)]
-REST = [(name, list(MESHES)[i % len(MESHES)]) for i, name in enumerate(OTHERS)]
+# tests/train/test_systems.py takes every system, on fewer devices.
+REST = [
+    slow("huginn:tiny", "fsdp"),
+    slow("sut:tiny", "fsdp tensor"),
+    slow("mor:tiny_token", "tensor"),
+]
 
 
-@pytest.mark.parametrize(("name", "mesh"), QUICK)
+@pytest.mark.parametrize(("name", "mesh"), [*QUICK, *REST])
 def test_a_step_is_the_same_on_one_device_and_on_several(name, mesh):
-    agrees(name, mesh)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "mesh"), REST)
-def test_a_step_of_every_system_is_the_same_on_several(name, mesh):
     agrees(name, mesh)
 
 

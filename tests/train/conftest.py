@@ -1,8 +1,10 @@
 """Runs that are trained once and read by the tests of several files."""
 
+import dataclasses
+
 import pytest
 
-from recursia.train import loop
+from recursia.train import loop, opening
 from tests.helpers import runs, trainers
 
 
@@ -27,3 +29,16 @@ def earlier(folder):
     """The directory of a finished run of a fixed depth."""
     loop.train(trainers.short_run(folder), folder / "earlier", {})
     return folder / "earlier"
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """The trainers of a test: equal runs share one, and what it has compiled."""
+    real, made = opening.Trainer, {}
+
+    def trainer(run, model, mesh, teacher):
+        key = dataclasses.replace(run, data=None), model, mesh
+        return made[key] if key in made else made.setdefault(key, real(run, model, mesh, teacher))
+
+    monkeypatch.setattr(opening, "Trainer", trainer)
+    return made
