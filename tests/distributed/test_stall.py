@@ -32,7 +32,6 @@ setattr(owner, attribute, stopped)
 PLACES = {
     "recursia.train.opening:load": "meeting of all processes",
     "recursia.workdir.checkpoint:Checkpoints:save": "save",
-    "recursia.train.validation:Validation:row": "meeting of all processes",
     "recursia.scores:evaluation_batches": "batch of a text",
     "recursia.train.validation:Validation:samples": "sample",
 }

@@ -82,6 +82,8 @@ def test_what_one_process_cannot_read_costs_no_step(folder, unbroken, tmp_path, 
     assert len(found) == bool(steps)
     for step in found:
         assert step in steps and f"saved step {step}, from which the same command resumes" in line
+    if "later" not in fault:
+        return  # the others leave what these do, or nothing
     cluster.run(tmp_path / "output", arguments, count=2)
     assert rows(tmp_path / "run")[-1]["step"] == STEPS
     if not every:

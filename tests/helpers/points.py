@@ -173,6 +173,26 @@ def covering(axes):
     return found
 
 
+def few(chosen, axes, size):
+    """Returns few of some points with every combination of so many values of these axes.
+
+    Args:
+      chosen: arguments of `point`; those of models with caches are taken first.
+      axes: names of arguments.
+      size: of a combination, 1 or more.
+    """
+    of = lambda each: itertools.combinations(sorted((a, each[a]) for a in axes), size)
+    sets = [set(of(each)) for each in chosen]
+    decodes = [point(**each).is_incremental for each in chosen]
+    left, found = set().union(*sets), []
+    while left:
+        new = [len(left & each) for each in sets]
+        best = max(range(len(new)), key=lambda i: (new[i] * decodes[i], new[i]))
+        left -= sets[best]
+        found.append(chosen[best])
+    return found
+
+
 def every():
     """Returns a point by name for every kind on every axis, one away from a plain model."""
     found = {name: point(name) for name in (*BLOCKS, *PUBLISHED)}

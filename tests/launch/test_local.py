@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import cluster
 from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
-STEPS = 300  # of tens of milliseconds each, so that a signal arrives in between
+STEPS = 120  # of tens of milliseconds each, so that a signal arrives in between
 SECTIONS = {
     **cluster.SECTIONS,
     "train": {"num_steps": STEPS, "batch_size": 4},

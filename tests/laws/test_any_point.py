@@ -159,7 +159,7 @@ def test_any_point_obeys_the_laws(config, remat):
     obeys(config, remat)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @seed(1)
 @settings(max_examples=MORE, deadline=None, database=None)
 @given(legal_points(), st.sampled_from(UNITS))

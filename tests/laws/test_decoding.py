@@ -13,7 +13,7 @@ from recursia.generate import decode
 from recursia.generate.decoder import Decoder
 from recursia.generate.sampling import Sampling
 from recursia.sharing.pending import AT_ONCE
-from tests.helpers import points, slow
+from tests.helpers import exhaustive, points, slow
 from tests.helpers.presets import SYSTEMS
 from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, text
 
@@ -29,6 +29,9 @@ AXES = {
 }
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
 PAIRS = points.covering({**AXES, **MORE})
+QUICK = points.few(PAIRS, PAIRS[0], 1)
+# Caches are made and read along these axes; what the others compute is of a token alone.
+CACHED = points.few(PAIRS, ("depth_", "sharing", "kv_sharing", "mixer"), 2)
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
     "act": {"epsilon": 0.2, "halt_bias_init": -0.5},
     "act copied": {"epsilon": 0.2, "halt_bias_init": -0.5, "halted_state": "copied"},
@@ -73,16 +76,16 @@ AFTER_PROMPT = (PROMPT, *[1] * (LENGTH - PROMPT))
 ONE_BY_ONE = (1,) * LENGTH  # one program the less to compile
 
 
-@pytest.mark.parametrize(
-    ("axis", "kind"), [(axis, kind) for axis, kinds in AXES.items() for kind in kinds]
-)
-def test_steps_are_the_forward_pass(axis, kind):
-    config = points.point(**{axis: kind})
+@pytest.mark.parametrize("chosen", QUICK, ids=lambda chosen: "-".join(chosen.values()))
+def test_steps_after_a_prompt_are_the_forward_pass(chosen):
+    config = points.point(**chosen)
     assert_decodes(config, draw(config), AFTER_PROMPT)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chosen", PAIRS, ids=lambda chosen: "-".join(chosen.values()))
+TIERS = [(slow if chosen in CACHED else exhaustive)(chosen) for chosen in PAIRS]
+
+
+@pytest.mark.parametrize("chosen", TIERS, ids=lambda chosen: "-".join(chosen.values()))
 def test_every_pair_of_axes_decodes(chosen):
     config = points.point(**chosen)
     assert_decodes(config, draw(config), ONE_BY_ONE)

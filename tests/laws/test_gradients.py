@@ -10,8 +10,7 @@ from tests.helpers import points, slow
 from tests.helpers.tiny import draw, gradient, text, tol
 
 POINTS = points.every()
-QUICK = (*points.MIXERS, *points.FEEDFORWARDS, *points.DEPTHS)
-NAMES = [name if name in QUICK else slow(name) for name in POINTS]
+NAMES = [name if name in points.DEPTHS else slow(name) for name in POINTS]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import pytest
 
 from recursia import buckets
 from recursia.workdir import digests
-from tests.helpers import cluster, runs
+from tests.helpers import cluster, exhaustive, runs
 from tests.helpers.buckets import Faults, brought
 
 SECTIONS = {
@@ -102,6 +102,7 @@ def test_a_run_killed_in_a_bucket_resumes_to_the_bit(folder, bucket, unbroken, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("emulator", ["gs", exhaustive("s3")], indirect=True)
 def test_two_processes_in_a_bucket_equal_two_on_disk(folder, bucket, tmp_path):
     runs.write_config(tmp_path / "fixed.py", runs.values(folder, "fixed", **cluster.SECTIONS))
     for name in ("train.txt", "validation.txt"):
@@ -113,8 +114,11 @@ def test_two_processes_in_a_bucket_equal_two_on_disk(folder, bucket, tmp_path):
     assert runs.is_equal(runs.state_of(ours, 4), runs.state_of(theirs, 4))
 
 
+WAYS = [("gs", "hang"), ("s3", "refuse"), exhaustive("gs", "refuse"), exhaustive("s3", "hang")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["refuse", "hang"])
+@pytest.mark.parametrize(("emulator", "fault"), WAYS, indirect=["emulator"])
 def test_a_save_that_cannot_be_written_ends_the_run_with_the_step_before_kept(
     folder, emulator, bucket, unbroken, tmp_path, fault
 ):
