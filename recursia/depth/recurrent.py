@@ -63,9 +63,10 @@ class Recurrent(Policy):
     exit_threshold: float | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "exit_threshold", self.threshold)
         super().__post_init__()
-        ranges.at_least(0, self, "backprop_depth", "state_std", "exit_threshold")
+        ranges.at_least(0, self, "backprop_depth", "state_std")
+        if self.exit_threshold is not None:
+            ranges.at_least(0, self, "exit_threshold")
         if not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma: got {self.sigma}, takes a number from 0 to 1")
 

@@ -115,7 +115,7 @@ def walk_by_hand(p, tokens, state, config, recursions):
                 "latent_diff": size(y - s) / size(y),
                 "cosine": 1 - (s * y).sum(-1) / size(s) / size(y),
             }[depth.exit]
-            rests, s = rests | (far < (depth.exit_threshold if depth.exit != "none" else 0)), y
+            rests, s = rests | (far < (depth.threshold if depth.exit != "none" else 0)), y
         x = block(by_hand.norm(s, end, BLOCK.norm_eps), "coda", 0)
         rows.append(by_hand.norm(x, end, BLOCK.norm_eps) @ table.T)
         depths.append(taken)

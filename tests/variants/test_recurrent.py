@@ -62,7 +62,8 @@ def test_resting_tokens_are_a_loop_that_leaves_them(exit, threshold):
 
 
 def test_published_thresholds_are_taken_where_none_is_given():
-    of = lambda exit: recurrent.Recurrent(4, exit=exit).exit_threshold
+    trained = recurrent.Recurrent(4)  # without an exit, which may be chosen afterwards
+    of = lambda exit: dataclasses.replace(trained, exit=exit).threshold
     assert (of("latent_diff"), of("cosine")) == (0.03, 1e-3)
     assert (of("kl"), of("entropy")) == (1e-3, 1e-3)
 
