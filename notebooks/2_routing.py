@@ -11,6 +11,7 @@ import json
 import pathlib
 from importlib import resources
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -112,7 +113,7 @@ for row, tokens in enumerate(ids):
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.7), layout="constrained")
 means = {kind: np.mean(pairs, axis=0) for kind, pairs in found.items()}
 left.barh(list(means), [mean[0] for mean in means.values()], color="#4b93c9")
-left.set(xlabel="mean recursions", xlim=(1, model.num_recursions))
+left.set(xlabel="mean recursions", xlim=(0, model.num_recursions))
 right.barh(list(means), [mean[1] for mean in means.values()], color="#e8903f")
 right.set(xlabel="nats for the byte that follows")
 for each in (left, right):
@@ -160,18 +161,16 @@ for name, each in (("eval", read), ("causal", causal)):
 # Tokens that stop keep their state, so the last curve is the model's own loss.
 
 # %%
-logits = model.lens(ids)
-chances = logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
-chances -= logits.max(-1, keepdims=True)
+chances = np.asarray(jax.nn.log_softmax(model.lens(ids)))
 index = read.tokens[None, :, 1:, None]
 nats = -np.take_along_axis(chances[:, :, :-1], index, axis=-1)[..., 0]
-figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
+figure, axes = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
 for depth in range(1, model.num_recursions + 1):
     is_here = (read.depth_used[:, :-1] == depth) & read.is_token[:, 1:]
     curve = nats[:, is_here].mean(axis=1)
     axes.plot(range(1, len(curve) + 1), curve, "o-", label=f"tokens that take {depth}")
-axes.set(xlabel="read after recursion", ylabel="nats per token", xticks=range(1, len(logits) + 1))
-axes.legend(frameon=False)
+axes.set(xlabel="read after recursion", ylabel="nats per token", xticks=range(1, len(chances) + 1))
+axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
@@ -189,8 +188,10 @@ for part in kept:
     points.append((score.mean_depth, score.nats_per_token))
     print(f"{score.mean_depth:.2f} recursions per token: {score.nats_per_token:.4f} nats per token")
 figure, axes = plt.subplots(figsize=(5, 2.8), layout="constrained")
-axes.plot(*zip(*points, strict=True), "o-")
+depths, losses = np.array(points).T
+axes.plot(depths, losses, "o-")
 axes.set(xlabel="recursions per token", ylabel="nats per token")
+axes.set_ylim(losses.min() - 0.05, losses.max() + 0.05)  # a finer scale would show noise
 plt.show()
 
 # %% [markdown]

@@ -7,6 +7,7 @@
 # of a recurrent model as it converges.
 
 # %%
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -14,10 +15,11 @@ import recursia
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 
-# %% tags=["parameters"] tiny="num_steps, num_points, longest = 2, 1, 4"
+# %% tags=["parameters"] tiny="num_steps, num_points, longest, kinds = 2, 1, 4, kinds[1:2]"
 num_steps = 120  # of each of four trainings
 num_points = 4  # of each curve
 longest = 16  # recursions of the recurrent model
+kinds = ("act", "stick_breaking", "exit_gate")
 
 # %% [markdown]
 # ## Three rules, by hand
@@ -74,12 +76,11 @@ brief = (
     f" --config.train.num_steps={num_steps} --config.schedule.warmup_steps={num_steps // 15}"
     " --config.eval.every_steps=0 --config.eval.num_batches=2 --config.eval.prompts="
 )
-for kind, (config, *_) in CHOICES.items():
-    price = " --config.depth.act_loss_weight=0.001" if kind == "stick_breaking" else ""
-    recursia.command(
-        f"train --config={config} --workdir=runs/{kind} --config.depth.kind={kind}{price}{brief}"
-    )
-models = {kind: recursia.load(f"runs/{kind}") for kind in CHOICES}
+other = " --config.depth.kind=stick_breaking --config.depth.act_loss_weight=0.001"
+for kind in kinds:
+    rule = other if kind == "stick_breaking" else ""
+    recursia.command(f"train --config={CHOICES[kind][0]} --workdir=runs/{kind}{rule}{brief}")
+models = {kind: recursia.load(f"runs/{kind}") for kind in kinds}
 
 # %% [markdown]
 # `scores` has the numbers that a policy decided by: p for adaptive computation time, the part that
@@ -89,8 +90,10 @@ models = {kind: recursia.load(f"runs/{kind}") for kind in CHOICES}
 # %%
 text = "The rain had stopped before they reached the village."
 meaning = {"act": "p", "stick_breaking": "not halted yet", "exit_gate": "share that stops here"}
-figure, axes = plt.subplots(3, 1, figsize=(8.5, 5), layout="constrained")
-for each, (kind, model) in zip(axes, models.items(), strict=True):
+figure, axes = plt.subplots(
+    len(kinds), 1, figsize=(8.5, 1.7 * len(kinds)), layout="constrained", squeeze=False
+)
+for each, (kind, model) in zip(axes[:, 0], models.items(), strict=True):
     scores = model(text).scores[:, 0]
     recursions = len(scores)
     shown = each.imshow(scores, aspect="auto", cmap="Blues", vmin=0, interpolation="none")
@@ -113,7 +116,8 @@ excerpt = text + (
     "ten when the door was opened, and the old woman asked them in without a word. "
 )
 figure, axes = plt.subplots(figsize=(5.5, 3), layout="constrained")
-for kind, (_, field, values) in CHOICES.items():
+for kind in kinds:
+    _, field, values = CHOICES[kind]
     points = []
     for value in values[:num_points]:
         score = recursia.load(f"runs/{kind}", overrides={field: value}).score(excerpt)
@@ -141,21 +145,20 @@ states = recurrent(text).states[:, 0]
 size = np.linalg.norm(states[1:], axis=-1)
 change = np.linalg.norm(np.diff(states, axis=0), axis=-1) / size
 
-logits = recurrent.lens(excerpt[: recurrent.context_length])[:, 0]
-ids = recurrent.tokenizer.encode(excerpt[: recurrent.context_length])
-top = logits.max(-1, keepdims=True)
-chances = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+ids = recurrent.tokenizer.encode(excerpt)[: recurrent.context_length]
+chances = np.asarray(jax.nn.log_softmax(recurrent.lens(ids)))[:, 0]
 nats = -chances[:, np.arange(len(ids) - 1), ids[1:]].mean(axis=1)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 numbers = np.arange(2, longest + 1)
+ticks = range(2, longest + 1, 2)
 left.semilogy(numbers, change, color="#4b93c9", alpha=0.25, linewidth=0.8)
 left.semilogy(numbers, np.median(change, axis=1), color="black", label="median of the tokens")
 left.axhline(0.03, color="crimson", linestyle="--", label="threshold 0.03")
-left.set(xlabel="recursion", ylabel="relative change of the state")
+left.set(xlabel="recursion", ylabel="relative change of the state", xticks=ticks)
 left.legend(frameon=False)
 right.plot(range(1, longest + 1), nats, "o-", markersize=3)
-right.set(xlabel="read after recursion", ylabel="nats per token")
+right.set(xlabel="read after recursion", ylabel="nats per token", xticks=ticks)
 plt.show()
 
 # %% [markdown]

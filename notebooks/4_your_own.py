@@ -30,9 +30,10 @@ from recursia.sharing.weights import Weights
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 
-# %% tags=["parameters"] tiny="num_steps, chosen = 2, ('all four', 'a mistake')"
+# %% tags=["parameters"] tiny="num_steps, chosen, trained = 2, chosen[-2:], chosen[-2:-1]"
 num_steps = 150  # of each training
 chosen = ("feed-forward", "depth policy", "weight kind", "KV plan", "all four", "a mistake")
+trained = ("as shipped", *chosen)
 
 # %% [markdown]
 # ## A feed-forward
@@ -215,7 +216,7 @@ for verdict in verdicts["a mistake"]:
 
 # %%
 curves = {}
-for name in ("as shipped", *chosen):
+for name in trained:
     workdir = pathlib.Path("runs/own") / name.replace(" ", "_")
     fields = "".join(f" --config.{field}={value}" for field, value in PARTS.get(name, {}).items())
     recursia.command(
@@ -242,7 +243,7 @@ plt.show()
 # it: here, as long as the notebook runs.
 
 # %%
-damped = recursia.load(f"runs/own/{'depth_policy' if 'depth policy' in chosen else 'all_four'}")
+damped = recursia.load(f"runs/own/{'depth_policy' if 'depth policy' in trained else 'all_four'}")
 share = 1 / (1 + np.exp(-np.asarray(damped.params["depth"]["share"])))
 print("share by which each recursion is followed:", np.round(share, 3))
 

@@ -21,7 +21,7 @@ from recursia.convert.recursive import uses as uses_of
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 
-# %% tags=["parameters"] tiny="num_steps, ranks, starts = 2, (4, 64), ('average', )"
+# %% tags=["parameters"] tiny="num_steps, ranks, starts = 2, (8, ), ('average', )"
 folder = ""  # a Hugging Face folder of a Llama model of yours; empty makes a small one here
 sharing, num_recursions = "middle_cycle", 3  # how its layers are folded
 num_steps = 200  # of each training
