@@ -45,11 +45,14 @@ class Soak:
         """Begins with nothing injected."""
         self.given, self.place = given, place
         self.until = time.monotonic() + 60 * given.minutes
-        self.rows = {name: collections.Counter() for name in faults.KINDS}
-        self.lost: dict[str, int] = dict.fromkeys(faults.KINDS, 0)
+        kinds = given.kind or list(faults.KINDS)
+        self.rows = {name: collections.Counter() for name in kinds}
+        self.lost: dict[str, int] = dict.fromkeys(kinds, 0)
         self.wrong: list[dict[str, Any]] = []
         self.runs: list[dict[str, Any]] = []
-        self.decks = {False: self._deck(faults.KINDS, 0), True: self._deck(faults.SURVIVED, 1)}
+        survived = [kind for kind in kinds if kind in faults.SURVIVED]
+        self.decks = {False: self._deck(kinds, 0), True: self._deck(survived, 1)}
+        self.is_ever_steady = bool(survived)
 
     def _deck(self, kinds: Any, stream: int) -> Any:
         rng = np.random.default_rng([self.given.seed, stream])
@@ -187,6 +190,7 @@ def main() -> int:
     options.add_argument("--minutes", type=float, default=60, help="until the last run begins")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--config", type=lambda typed: typed.split(","), default=CONFIGS)
+    options.add_argument("--kind", action="append", choices=faults.KINDS, help="default: every")
     options.add_argument("--every", type=int, default=5, help="steps between saves")
     options.add_argument("--broken_steps", type=int, default=BROKEN_STEPS)
     options.add_argument("--steady_steps", type=int, default=STEADY_STEPS)
@@ -199,7 +203,8 @@ def main() -> int:
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # most of it is compiling
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         soak = Soak(given, pathlib.Path(folder))
-        turns = zip(itertools.cycle(given.config), itertools.cycle((False, True)), strict=False)
+        steadiness = itertools.cycle((False, True) if soak.is_ever_steady else (False,))
+        turns = zip(itertools.cycle(given.config), steadiness, strict=False)
         for number, (config, is_steady) in enumerate(turns):
             if soak.is_over():
                 break

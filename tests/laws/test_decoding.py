@@ -28,7 +28,7 @@ AXES = {
     "feedforward": points.FEEDFORWARDS,
 }
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
-PAIRS = points.covering({**AXES, **MORE})
+PAIRS = points.covering({**AXES, **MORE, "recursions": (2,)})
 QUICK = points.few(PAIRS, PAIRS[0], 1)
 # Caches are made and read along these axes; what the others compute is of a token alone.
 CACHED = points.few(PAIRS, ("depth_", "sharing", "kv_sharing", "mixer"), 2)
@@ -76,7 +76,11 @@ AFTER_PROMPT = (PROMPT, *[1] * (LENGTH - PROMPT))
 ONE_BY_ONE = (1,) * LENGTH  # one program the less to compile
 
 
-@pytest.mark.parametrize("chosen", QUICK, ids=lambda chosen: "-".join(chosen.values()))
+def named(chosen):
+    return "-".join(map(str, chosen.values()))
+
+
+@pytest.mark.parametrize("chosen", QUICK, ids=named)
 def test_steps_after_a_prompt_are_the_forward_pass(chosen):
     config = points.point(**chosen)
     assert_decodes(config, draw(config), AFTER_PROMPT)
@@ -85,7 +89,7 @@ def test_steps_after_a_prompt_are_the_forward_pass(chosen):
 TIERS = [(slow if chosen in CACHED else exhaustive)(chosen) for chosen in PAIRS]
 
 
-@pytest.mark.parametrize("chosen", TIERS, ids=lambda chosen: "-".join(chosen.values()))
+@pytest.mark.parametrize("chosen", TIERS, ids=named)
 def test_every_pair_of_axes_decodes(chosen):
     config = points.point(**chosen)
     assert_decodes(config, draw(config), ONE_BY_ONE)
