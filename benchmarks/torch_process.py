@@ -4,7 +4,8 @@ Threads of two libraries in one process compete, and PyTorch's products may be s
 that has nothing to do with the model: on processors of other makers Intel's matrix library takes a
 slow path, unless a function that says whether the processor is Intel's returns 1. So the process
 says which library PyTorch uses and the rate of a product, and can be started with that function
-replaced (it is preloaded, compiled by `cc`).
+replaced (it is preloaded, compiled by `cc`). It can also be given huge pages, which recursia asks
+for by itself.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from recursia import budget, config, settings
+from recursia import budget, config, hugepages, settings
 from recursia.errors import UserError
 
 INTEL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
@@ -39,7 +40,8 @@ class TorchProcess:
         weights: Any,
         rows: dict[str, np.ndarray],
         device: str,
-        is_replaced: bool,
+        has_fast_path: bool = False,
+        has_huge_pages: bool = False,
     ):
         """Starts the process, which makes its first step.
 
@@ -48,7 +50,8 @@ class TorchProcess:
           weights: ours, to start from.
           rows: the batch of every step.
           device: "cuda" or "cpu".
-          is_replaced: whether Intel's library is told that the processor is Intel's.
+          has_fast_path: whether Intel's library is told that the processor is Intel's.
+          has_huge_pages: whether its C library asks for huge pages, if ours does.
 
         Raises:
           UserError: with what it wrote, if it ended.
@@ -59,7 +62,9 @@ class TorchProcess:
         np.savez(place / "weights.npz", **flat(weights))
         np.savez(place / "rows.npz", **rows)
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        if is_replaced:
+        if not has_huge_pages:
+            environment.pop(hugepages.TUNABLES, None)
+        if has_fast_path:
             environment["LD_PRELOAD"] = str(replaced(place))
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(place), device],

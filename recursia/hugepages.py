@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection
 
 ASKED = "glibc.malloc.hugetlb"
-_TUNABLES = "GLIBC_TUNABLES"
+TUNABLES = "GLIBCTUNABLES"
 _WHETHER = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _SINCE = (2, 35)  # of the C library
 
@@ -26,14 +26,14 @@ def ask(program: pathlib.Path, signals: Collection[int]) -> None:
       program: the module of the command line. A script that only calls it is not started again.
       signals: those that end the program. They wait until it has started and calls `unblock`.
     """
-    started = pathlib.Path(sys.argv[0])
-    if started != program and started.name != "recursia":
+    started = pathlib.Path(sys.argv[0]).resolve()
+    if started != program.resolve() and started.name != "recursia":
         return
-    set_before = os.environ.get(_TUNABLES, "")
+    set_before = os.environ.get(TUNABLES, "")
     if ASKED in set_before or not _gives():
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    os.environ[_TUNABLES] = ":".join(filter(None, (set_before, f"{ASKED}=1")))
+    os.environ[TUNABLES] = ":".join(filter(None, (set_before, f"{ASKED}=1")))
     try:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except OSError:  # the program goes on without
@@ -42,7 +42,7 @@ def ask(program: pathlib.Path, signals: Collection[int]) -> None:
 
 def unblock(signals: Collection[int]) -> None:
     """Delivers the signals that came while the program was started again."""
-    if ASKED in os.environ.get(_TUNABLES, ""):
+    if ASKED in os.environ.get(TUNABLES, ""):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
