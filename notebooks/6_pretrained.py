@@ -24,7 +24,7 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figu
 # %% tags=["parameters"] tiny="num_steps, ranks, starts = 2, (8, ), ('average', )"
 folder = ""  # a Hugging Face folder of a Llama model of yours; empty makes a small one here
 sharing, num_recursions = "middle_cycle", 3  # how its layers are folded
-num_steps = 200  # of each training
+num_steps = 150  # of each training
 ranks = (1, 4, 16, 64)  # of adapters
 starts = ("stepwise", "average", "lower", "upper")
 
@@ -70,19 +70,19 @@ print(f"pretrained: {best:.3f} nats per token")
 # ## Folding
 #
 # With `middle_cycle` the first and the last layer stay as they are, and the layers between become a
-# stack that is applied several times. Each entry of the stack has to start as something: as one
-# layer or as the mean of all layers that it replaces. Rows are the steps of the recursive model in
-# groups that share weights; coloured are the layers from which each group starts.
+# stack that is applied several times. Each block of the stack has to start as something: as one
+# layer, or as the mean of all layers that it replaces. Rows of the picture are the blocks of the
+# stack, columns the layers of the pretrained model.
 
 # %%
 SHAPE = f" --config.sharing={sharing} --config.depth.num_recursions={num_recursions}"
 SHORT = " --config.train.seq_len=128 --config.train.batch_size=8"
 
 
-def folded(start, rank=0, init="svd"):
+def folded(start, rank=0):
     """Returns the folder of a recursive model made of the pretrained one."""
-    place = f"runs/folded/{start}_{rank}_{init}"
-    adapters = f" --lora_rank={rank} --lora_init={init}" if rank else ""
+    place = f"runs/folded/{start}_{rank}"
+    adapters = f" --lora_rank={rank}" if rank else ""
     if not pathlib.Path(place).exists():
         recursia.command(
             f"convert recursive --workdir={folder} --init={start}{adapters} --output={place}"
@@ -108,7 +108,7 @@ for axes, start in zip(panels, ("stepwise", "average", "lower", "upper"), strict
 plt.show()
 
 # %% [markdown]
-# Pale: the layers whose place an entry takes. Dark: the layers that it starts as.
+# Pale: the layers whose place a block takes. Dark: those that it starts as.
 #
 # ## Before any training
 #
@@ -120,12 +120,11 @@ plt.show()
 plain = [recursia.load(folded(start)).score(held_out).nats_per_token for start in starts]
 mended = [recursia.load(folded(start, 8)).score(held_out).nats_per_token for start in starts]
 figure, axes = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
-places = np.arange(len(starts))
-axes.bar(places - 0.2, plain, 0.38, label="shared")
-axes.bar(places + 0.2, mended, 0.38, label="shared, adapters of rank 8")
+axes.plot(starts, plain, "o", markersize=8, label="shared")
+axes.plot(starts, mended, "s", markersize=8, label="shared, adapters of rank 8")
 axes.axhline(best, color="black", linestyle="--", label="pretrained")
-axes.set_xticks(places, starts)
 axes.set(ylabel="nats per token")
+axes.margins(x=0.15)
 axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
@@ -172,9 +171,9 @@ for name, start in {"shared": folded("average"), "adapters": folded("average", 8
     curve[name] = (model.num_params, before, model.score(held_out).nats_per_token)
 
 # %% [markdown]
-# For a fair comparison the pretrained model would have to be trained as much longer, and a
-# recursive model of the same size from nothing: [weights](../docs/weights.md) does that on a real
-# model.
+# After so short a pretraining the recursive models can end below the pretrained one: they have been
+# trained for longer. A fair comparison trains the pretrained model as much longer too;
+# [weights](../docs/weights.md) has one, of a real model.
 
 # %%
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
