@@ -60,9 +60,12 @@ test-presets: .venv/installed-test
 	ulimit -s unlimited; RECURSIA_PRESETS=all $(BIN)/python -m pytest $(TEST_FLAGS) -m slow \
 	  tests/preflight/test_presets_fit.py
 
-# On one GPU: kernels against their targets, and training steps against dense models and PyTorch.
+# On one GPU: the fastest sizes of kernels, written to kernels/tuned; kernels against their targets;
+# training steps against dense models and PyTorch.
 # Calls of ten minutes at most: run it again until it says nothing is left.
 bench-gpu: .venv-gpu/installed
+	.venv-gpu/bin/python benchmarks/kernels.py --tune --minutes=4 \
+	  --out=benchmarks/results/kernels_gpu.jsonl
 	.venv-gpu/bin/python benchmarks/kernels.py --out=benchmarks/results/kernels_gpu.jsonl
 	.venv-gpu/bin/python benchmarks/train_step.py --torch \
 	  --presets=vanilla:360m,recursive:360m,mor:360m --out=benchmarks/results/train_step_gpu.json

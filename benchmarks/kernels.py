@@ -6,15 +6,15 @@ for equal bits in two runs. It is appended to --out as soon as it is there, and 
 has, of the same commit and flags, is not measured again: the same command goes on after a stop.
 
   python benchmarks/kernels.py --out=benchmarks/results/kernels_h100.jsonl
-  python benchmarks/kernels.py --tune
+  python benchmarks/kernels.py --tune --out=benchmarks/results/kernels_h100.jsonl
   python benchmarks/kernels.py --cut=32 --rounds=3 --out=benchmarks/results/kernels_cpu.jsonl
 
 Shapes are those of published models in bfloat16. On a CPU, where --cut divides lengths, only
 references and XLA's forms run, and targets say nothing.
 
 With --tune the sizes of our kernels are varied instead, and those that are faster are written to
-the device's table in `kernels/tuned`, still correct: run it before the measurement. A CPU has no
-kernel to tune.
+the device's table in `kernels/tuned`, still correct: run it before the measurement. It goes on
+after a stop as a measurement does. A CPU has no kernel to tune.
 """
 
 import argparse
@@ -161,8 +161,8 @@ def done(path: pathlib.Path | None, here: dict[str, Any]) -> set[str]:
     return {row["case"] for row in rows if all(row.get(name) == here[name] for name in kept)}
 
 
-def tuned(case: Case, rounds: int) -> None:
-    """Writes faster sizes of the kernels of a case to the table of this device."""
+def tuned(case: Case, rounds: int) -> dict[str, Any]:
+    """Writes faster sizes of a case's kernels to the table of this device; returns its row."""
 
     def timed() -> float:
         f, arrays = program(case.candidates["ours"], case.arrays, case.count)
@@ -173,11 +173,13 @@ def tuned(case: Case, rounds: int) -> None:
         checked(case)
     told = {name: here[name] for name in ("commit", "versions", "runtime", "flags")}
     tuning.write(here["device"], entries, **told)
-    print(f"{case.name:44} {len(entries)} kernels faster", flush=True)
+    return {"case": f"sizes of {case.name}", "faster": len(entries)}
 
 
 def shown(row: dict[str, Any]) -> str:
     """Returns a row as a line."""
+    if "faster" in row:
+        return f"{row['case']:44} {row['faster']} kernels faster"
     ours = row["seconds"]["ours"]
     others = " ".join(
         f"{name} {seconds / ours:.2f}x"
@@ -213,16 +215,17 @@ def main() -> int:
     here = circumstances(cut)
     there, rates = done(options.out, here), None
     for case in itertools.chain(attention(cut), experts(cut)):
-        if options.only not in case.name or case.name in there:
+        name = f"sizes of {case.name}" if options.tune else case.name
+        if options.only not in case.name or name in there:
             continue
         if time.monotonic() - begun > 60 * options.minutes:
             print("kernels: out of time; the same command measures the rest", file=sys.stderr)
             return 75
         if options.tune:
-            tuned(case, options.rounds)
-            continue
-        rates = rates or machine(cut, options.rounds)
-        row = {**measured(case, rates, options.rounds), **here, **rates}
+            row = {**tuned(case, options.rounds), **here}
+        else:
+            rates = rates or machine(cut, options.rounds)
+            row = {**measured(case, rates, options.rounds), **here, **rates}
         print(shown(row), flush=True)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
