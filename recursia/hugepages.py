@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection
 
 ASKED = "glibc.malloc.hugetlb"
-TUNABLES = "GLIBCTUNABLES"
+TUNABLES = "GLIBC_TUNABLES"
 _WHETHER = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _SINCE = (2, 35)  # of the C library
 
