@@ -1,6 +1,7 @@
 """Any legal way of sharing, with any depth policy and any source of keys, is its plain loop."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,13 +75,24 @@ def assert_is_its_loop(config, mode, remat):
     assert_close(logits, by_hand.forward(params, tokens, config, mode)[0])
 
 
-@settings(max_examples=10, derandomize=True, deadline=None, database=None)
+@settings(max_examples=5, derandomize=True, deadline=None, database=None)
 @given(models("fixed"), st.sampled_from(UNITS))
 def test_any_fixed_depth_model_is_its_loop(config, remat):
     assert_is_its_loop(config, "eval", remat)
 
 
-@settings(max_examples=6, derandomize=True, deadline=None, database=None)
+@settings(max_examples=3, derandomize=True, deadline=None, database=None)
 @given(models("expert_choice"), st.sampled_from(("eval", "causal")), st.sampled_from(UNITS))
 def test_any_expert_choice_model_is_its_loop(config, mode, remat):
+    assert_is_its_loop(config, mode, remat)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=30, deadline=None, database=None)
+@given(
+    st.sampled_from(("fixed", "expert_choice")).flatmap(models),
+    st.sampled_from(("eval", "causal")),
+    st.sampled_from(UNITS),
+)
+def test_more_models_are_their_loops(config, mode, remat):
     assert_is_its_loop(config, mode, remat)

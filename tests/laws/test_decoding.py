@@ -28,8 +28,9 @@ AXES = {
     "feedforward": points.FEEDFORWARDS,
 }
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
-PAIRS = points.covering({**AXES, **MORE, "recursions": (2,)})
-QUICK = points.few(PAIRS, PAIRS[0], 1)
+AT_TWO = {"recursions": (2,)}  # where a plan of keys is legal there; fewer compile sooner
+PAIRS = points.covering({**AXES, **MORE, **AT_TWO})
+QUICK = points.few(PAIRS, {**AXES, **MORE}, 1)
 # Caches are made and read along these axes; what the others compute is of a token alone.
 CACHED = points.few(PAIRS, ("depth_", "sharing", "kv_sharing", "mixer"), 2)
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
@@ -41,6 +42,7 @@ EARLY = {  # depth policies under which the tokens of a text stop at different d
     "token_choice": {},
     "expert_choice": {},
 }
+FIRST = ("act copied", "recurrent", "expert_choice")  # each with a cache of another kind
 
 
 @functools.lru_cache
@@ -146,7 +148,7 @@ def recursions_run(depth, shows_stopped):
     return total
 
 
-@pytest.mark.parametrize("name", EARLY)
+@pytest.mark.parametrize("name", [each if each in FIRST else slow(each) for each in EARLY])
 def test_early_exits_save_blocks_and_change_nothing(name):
     config, params, depth = early(name)
     alone = [step_by_step(config, params, text()[row][None], AFTER_PROMPT) for row in range(BATCH)]
@@ -167,10 +169,12 @@ def test_a_stopped_token_whose_keys_no_later_recursion_reads_does_not_catch_up()
 
 
 PADDED = (*points.DEPTHS, *(name for name in EARLY if " " in name))
+QUICK_SIDES = {(True, name) for name in FIRST}
+SIDES = [(is_left, name) for is_left in (True, False) for name in PADDED]
 
 
 @pytest.mark.parametrize(
-    ("is_left", "name"), [*((True, n) for n in PADDED), *(slow(False, n) for n in PADDED)]
+    ("is_left", "name"), [each if each in QUICK_SIDES else slow(*each) for each in SIDES]
 )
 def test_padding_on_either_side_changes_nothing(name, is_left):
     """Caches have as many places as a text has tokens, fewer than the padded prompt is long."""
@@ -219,7 +223,8 @@ def test_a_cache_that_is_full_grows(capacity):
     assert written[LENGTH:] == logits[LENGTH - 1 : -1].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("depth", (slow("expert_choice"), "exit_gate"))
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", ("expert_choice", "exit_gate"))
 def test_a_batch_never_changes_what_a_text_gets(depth):
     """One text fills its context of 16 tokens before the other, and one ends early."""
     config = early(depth)[0]
