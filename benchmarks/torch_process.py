@@ -4,8 +4,7 @@ Threads of two libraries in one process compete, and PyTorch's products may be s
 that has nothing to do with the model: on processors of other makers Intel's matrix library takes a
 slow path, unless a function that says whether the processor is Intel's returns 1. So the process
 says which library PyTorch uses and the rate of a product, and can be started with that function
-replaced (it is preloaded, compiled by `cc`). It can also be given huge pages, which recursia asks
-for by itself.
+replaced (it is preloaded, compiled by `cc`).
 """
 
 import json
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from recursia import budget, config, hugepages, settings
+from recursia import budget, config, settings
 from recursia.errors import UserError
 
 INTEL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
@@ -40,8 +39,7 @@ class TorchProcess:
         weights: Any,
         rows: dict[str, np.ndarray],
         device: str,
-        has_fast_path: bool = False,
-        has_huge_pages: bool = False,
+        is_replaced: bool,
     ):
         """Starts the process, which makes its first step.
 
@@ -50,8 +48,7 @@ class TorchProcess:
           weights: ours, to start from.
           rows: the batch of every step.
           device: "cuda" or "cpu".
-          has_fast_path: whether Intel's library is told that the processor is Intel's.
-          has_huge_pages: whether its C library asks for huge pages, if ours does.
+          is_replaced: whether Intel's library is told that the processor is Intel's.
 
         Raises:
           UserError: with what it wrote, if it ended.
@@ -62,9 +59,7 @@ class TorchProcess:
         np.savez(place / "weights.npz", **flat(weights))
         np.savez(place / "rows.npz", **rows)
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        if not has_huge_pages:
-            environment.pop(hugepages.TUNABLES, None)
-        if has_fast_path:
+        if is_replaced:
             environment["LD_PRELOAD"] = str(replaced(place))
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(place), device],

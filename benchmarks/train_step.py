@@ -3,10 +3,9 @@ r"""Tokens/s and utilisation of training steps, compared with a dense model of e
 Each preset takes turns with the unshared stack of equal FLOPs per token (or with the preset of
 --versus). A model with capacities is also compared with itself at capacity 1, and with --torch the
 preset, or if PyTorch does not have it the dense model, with the same model in plain PyTorch, in a
-process of its own; on an AMD processor three times: as installed, with Intel's matrix library told
-to take its fast path ("torch_fast"), and with huge pages as well ("torch_pages"), which ours asks
-for by itself. The results are medians of ratios within a round, as single times depend on the
-machine. On a CPU sizes are divided by --cut.
+process of its own; on an AMD processor twice, as installed and with Intel's matrix library told to
+take its fast path ("torch_fast"). The results are medians of ratios within a round, as single times
+depend on the machine. On a CPU sizes are divided by --cut.
 
   python benchmarks/train_step.py --presets=mor:360m,recursive:360m --torch \
       --out=benchmarks/results/train_step_h100.json                     # bfloat16, T 2048
@@ -36,7 +35,7 @@ import numpy as np
 from rivals import Shape, is_llama, load, rivals
 from torch_process import PRODUCT, TorchProcess, may_be_slow, rate
 
-from recursia import accounting, budget, hugepages, settings, sharding
+from recursia import accounting, budget, settings, sharding
 from recursia.errors import ConfigError, UserError
 from recursia.train import metrics
 from recursia.train.step import Trainer
@@ -181,13 +180,10 @@ def in_torch(
       UserError: if their first steps differ from ours: two models that differ are not timed.
     """
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    kinds: dict[str, dict[str, bool]] = {"torch": {}}
-    if device == "cpu" and may_be_slow():
-        kinds["torch_fast"] = {"has_fast_path": True}
-        kinds["torch_pages"] = {"has_fast_path": True, "has_huge_pages": True}
+    kinds = {"torch": False} | ({"torch_fast": True} if device == "cpu" and may_be_slow() else {})
     rows, found = batch(run, budget.vocab_size(run)), {}
-    for label, how in kinds.items():
-        found[label] = process = TorchProcess(run, weights, rows, device, **how)
+    for label, is_replaced in kinds.items():
+        found[label] = process = TorchProcess(run, weights, rows, device, is_replaced)
         stack.callback(process.close)
         for name, factor in zip(FIRST, (1, 10), strict=True):
             near = factor * TOLERANCE[run.model.dtype]
@@ -285,7 +281,6 @@ def own_rate(dtype: str) -> float:
 
 def main() -> int:
     """Runs the command; a user's error is one line."""
-    hugepages.ask(pathlib.Path(__file__), [])
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs memory as well
     try:
         options, overrides = parse(sys.argv[1:])

@@ -5,7 +5,6 @@ takes time.
 """
 
 import os
-import pathlib
 import signal
 import sys
 from typing import Any
@@ -22,20 +21,18 @@ def _leave(number: int, _: Any) -> None:
     os._exit(130 if is_typed else 75)
 
 
-_NUMBERS = [getattr(signal, name) for name in ("SIGINT", *(_RUN if sys.argv[1:2] in _RUNS else ()))]
-for _number in _NUMBERS:
-    if signal.getsignal(_number) in (signal.SIG_DFL, signal.default_int_handler):
+for _name in ("SIGINT", *(_RUN if sys.argv[1:2] in _RUNS else ())):
+    if signal.getsignal(_number := getattr(signal, _name)) in (
+        signal.SIG_DFL,
+        signal.default_int_handler,
+    ):
         signal.signal(_number, _leave)
 
-# A signal may come before.
-from recursia import console, hugepages, signals, streams  # noqa: E402
-
-hugepages.unblock(_NUMBERS)
+from recursia import console, signals, streams  # noqa: E402 - a signal may come before
 
 
 def main() -> int:
     """Runs the command that was typed; returns its exit code."""
-    hugepages.ask(pathlib.Path(__file__), _NUMBERS)
     is_run = sys.argv[1:2] in _RUNS
     listener = signals.Listener(signals.ENDINGS if is_run else (signal.SIGINT,))
     try:

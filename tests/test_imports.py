@@ -34,7 +34,6 @@ MAY = {
     "modules": set(),
     "dotted": {"errors"},
     "streams": BASE,
-    "hugepages": set(),
     "signals": BASE | {"console"},
     "compiled": BASE | {"console"},
     "kernels": set(),
@@ -146,7 +145,7 @@ MAY = {
     | FORWARD
     | {"accounting", "budget", "changes", "chips", "topology", "train", "generate", "data"}
     | CONFIGS,
-    "__main__": {"cli", "console", "hugepages", "signals", "streams"},
+    "__main__": {"cli", "console", "signals", "streams"},
     "__init__": {"cli", "language_model", "loaded", "prediction"},
     "configs": {"configs"},
     "corpus": set(),
