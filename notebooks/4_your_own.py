@@ -189,7 +189,7 @@ for name, model in models.items():
 # command line.
 
 # %%
-before = jax.config.jax_disable_most_optimizations
+before = jax.config.read("jax_disable_most_optimizations")
 jax.config.update("jax_disable_most_optimizations", True)  # many programs, each run once or twice
 verdicts = {name: list(laws.check(model.config)) for name, model in models.items()}
 jax.config.update("jax_disable_most_optimizations", before)
