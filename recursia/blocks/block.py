@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from recursia import ranges
@@ -195,4 +194,4 @@ class Block(abc.ABC):
 
 def _multiplied(y: Array, context: Context) -> Array:
     """Returns what a branch writes, times the multiplier of the context."""
-    return y if context.multiplier is None else y * jnp.asarray(context.multiplier, y.dtype)
+    return y if context.multiplier is None else y * context.multiplier.astype(y.dtype)

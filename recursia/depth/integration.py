@@ -112,15 +112,14 @@ class Integration(Policy):
 
     def _step(self, recursion: Recursion, context: Context, size: float | Array) -> Step:
         """Returns one step of the method, of this size."""
-        is_whole = isinstance(size, float) and size == 1
-        own = context if is_whole else dataclasses.replace(context, multiplier=size)
-        back = dataclasses.replace(context, multiplier=-size)
+        by = lambda size: dataclasses.replace(context, multiplier=jnp.asarray(size, jnp.float32))
+        own = context if isinstance(size, float) and size == 1 else by(size)
 
         def step(x: Array) -> tuple[Array, RecursionOutput]:
             ahead, made = recursion.run(x, own)
             if self.method == "euler":
                 return ahead, made
-            behind, again = recursion.run(ahead, back)
+            behind, again = recursion.run(ahead, by(-size))
             report = jax.tree.map(jnp.add, made.report, again.report)
             return ahead + (x - behind) / 2, dataclasses.replace(made, report=report)
 

@@ -42,7 +42,7 @@ class Context:
     segment_ids: Leaf | None = None  # [B T]
     is_live: Leaf | None = None  # [B T]
     inputs: Leaf | None = None  # [B T D]
-    multiplier: Leaf | float | None = None  # []
+    multiplier: Leaf | None = None  # []
     plan: Plan | None = None
     is_row: bool = struct.field(pytree_node=False, default=False)
     window: int = struct.field(pytree_node=False, default=0)

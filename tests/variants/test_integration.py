@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, cache, model
+from recursia import accounting, cache, kv, model
 from recursia.architecture import Model
 from recursia.depth.fixed import Fixed
 from recursia.depth.integration import Integration, draw
@@ -64,9 +64,10 @@ def test_heun_is_the_mean_of_both_slopes_where_branches_read_the_same_states():
     assert_close(forward(params, text(), made)[1].states[0], x + 0.5 * mean)
 
 
-@pytest.mark.parametrize("method", ["euler", "heun"])
-def test_training_takes_the_steps_that_the_key_draws(method):
-    made = build(Integration(4, method, horizon=3.0, sampled=(1, 3)))
+@pytest.mark.parametrize(("method", "keys"), [("euler", "first_recursion"), ("heun", "own")])
+def test_training_takes_the_steps_that_the_key_draws(method, keys):
+    depth = Integration(4, method, horizon=3.0, sampled=(1, 3))
+    made = build(depth, kv=kv.Plan(keys))
     params, seen = weights(made), set()
     run = jax.jit(lambda key: model.apply(params, text(), made, mode="train", key=key))
     for seed in range(4):
