@@ -54,18 +54,9 @@ def run(
     interpret: Any,
     is_approximate: bool = False,
 ) -> list[Any]:
-    """Runs a kernel once for each place of a grid, and returns its results.
+    """Runs `body(given, results, **memory)` on references, once for each place of a grid.
 
-    Args:
-      body: takes `given` and the results as references, and `memory` by name.
-      given: tree of arrays.
-      outs: shapes of the results.
-      memory: trees of types of shared memory and barriers.
-      grid: sizes of its axes.
-      warpgroups: of a program.
-      name: name of the kernel.
-      interpret: as in `pallas_call`.
-      is_approximate: whether exponents and quotients may be approximate.
+    With `is_approximate`, exponents and quotients are.
     """
     arrays, tree = jax.tree.flatten(given)
 

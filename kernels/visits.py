@@ -70,22 +70,14 @@ class Visits:
         vmem_bytes: int | None = None,
         **options: Any,
     ) -> Any:
-        """Runs a kernel once for each visit and place.
+        """Runs `body(visit, *tables, *blocks, *scratch)` once for each visit and place.
 
-        Args:
-          body: takes the visit, the tables, and references of blocks and of the scratch.
-          arrays: inputs.
-          scratch: shapes of float32 arrays that are kept between visits.
-          in_specs: of the inputs.
-          out_specs: of the results.
-          vmem_bytes: fast memory that the kernel may take.
-          options: other arguments of `pallas_call`.
+        The scratch is of float32, and kept between visits; options are those of `pallas_call`.
         """
         count = len(self.axes)
 
         def run(bounds: Any, *refs: Any) -> None:
-            visit = _visit(pl.program_id(0), pl.program_id(count + 1), bounds)
-            body(visit, *refs)
+            body(_visit(pl.program_id(0), pl.program_id(count + 1), bounds), *refs)
 
         return pl.pallas_call(
             run,

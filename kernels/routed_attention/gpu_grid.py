@@ -131,17 +131,11 @@ class Kernel:
         name: str,
         by_key: bool = False,
     ) -> list[Array]:
-        """Runs a kernel.
+        """Runs a kernel whose programs keep a block of queries, or of keys.
 
-        Args:
-          body: the work of a warpgroup that multiplies: takes a `Pass` and memory for scores,
-            replaces its block by results, and returns numbers of each query.
-          kept: arrays of which a program keeps a block; of keys if `by_key`, or else of queries.
-          passing: arrays whose blocks pass by.
-          rows: logarithms and other numbers of each query and head [B N T].
-          outs: shapes of the results: one block of each is made by a program.
-          name: name of the kernel.
-          by_key: whether programs keep keys.
+        The body is the work of a warpgroup that multiplies: it takes a `Pass` and memory for
+        scores, replaces its block by results, and returns numbers of each query. `rows` are
+        logarithms and other numbers of each query and head [B N T].
         """
         wgs, stages, block = self.config.warpgroups, self.config.stages, self.config.inner
         blocks = (block, wgs * LANES) if by_key else (wgs * LANES, block)

@@ -138,8 +138,7 @@ def _hide(scores: Array, query_places: Any, key_places: Any, each: int) -> Array
 
 
 def _forward_kernel(
-    visit: Any, query: Any, key: Any, value: Any, query_places: Any, key_places: Any,
-    out: Any, lse: Any, m: Any, l: Any, acc: Any, *, scale: float,
+    visit, query, key, value, query_places, key_places, out, lse, m, l, acc, *, scale,
 ) -> None:  # fmt: skip
     each, length, width = query.shape
 
@@ -174,9 +173,8 @@ def _forward_kernel(
 
 
 def _query_kernel(
-    visit: Any, query: Any, key: Any, value: Any, grad: Any, lse: Any, delta: Any,
-    query_places: Any, key_places: Any, dq: Any, lse_rows: Any, delta_rows: Any, acc: Any,
-    *, scale: float,
+    visit, query, key, value, grad, lse, delta, query_places, key_places, dq, lse_rows,
+    delta_rows, acc, *, scale,
 ) -> None:  # fmt: skip
     def start() -> None:
         lse_rows[...] = _upright(_side_by_side(lse))
@@ -199,9 +197,8 @@ def _query_kernel(
 
 
 def _key_kernel(
-    visit: Any, query: Any, key: Any, value: Any, grad: Any, lse: Any, delta: Any,
-    query_places: Any, key_places: Any, dk: Any, dv: Any,
-    dk_acc: Any, dv_acc: Any, *, scale: float,
+    visit, query, key, value, grad, lse, delta, query_places, key_places, dk, dv, dk_acc, dv_acc,
+    *, scale,
 ) -> None:  # fmt: skip
     def start() -> None:
         dk_acc[...] = jnp.zeros_like(dk_acc)

@@ -178,19 +178,11 @@ class Cut:
         name: str,
         interpret: Any,
     ) -> Any:
-        """Runs a kernel once for each visit of each key head.
+        """Runs a kernel once for each visit of each key head; outer blocks may be of keys.
 
-        Args:
-          kernel: takes a function that runs the phases of a visit, blocks, positions and segments
-            of their queries and keys, results, and the scratch.
-          plan: the visits.
-          where: the mask.
-          arrays: inputs, each with the kind of its layout: queries, keys, or rows.
-          by_key: whether the outer blocks are of keys.
-          outs: arrays that the results are like, with their kinds.
-          scratch: shapes of float32 arrays that are kept between visits.
-          name: name of the kernel.
-          interpret: as in `pallas_call`.
+        It takes a function that runs the phases of a visit, the blocks, the places of their queries
+        and keys, the results, and the scratch. Arrays, and what the results are like, come with the
+        kind of their layout: queries, keys, or rows.
         """
         visits, (outers, inners) = self.visits(plan, by_key=by_key), self._counts(by_key)
         where = self.places(where)
