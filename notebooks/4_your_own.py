@@ -195,13 +195,13 @@ verdicts = {name: list(laws.check(models[name].config)) for name in tried}
 jax.config.update("jax_disable_most_optimizations", before)
 names = [verdict.law for verdict in next(iter(verdicts.values()))]
 figure, axes = plt.subplots(figsize=(7.5, 0.4 * len(tried) + 1.3), layout="constrained")
-colors = {True: "#f3d27a", False: "#8cc9a0", None: "lightgray"}
+colors = {True: "#d9534f", False: "#8cc9a0", None: "lightgray"}
+words = {True: "broken", False: "holds", None: "no case"}
 for row, found in enumerate(verdicts.values()):
     for column, verdict in enumerate(found):
         is_broken = None if verdict.wrong is None else bool(verdict.wrong)
-        axes.barh(row, 0.94, 0.9, left=column, color="#d9534f" if is_broken else colors[is_broken])
-        words = {True: "broken", False: "holds", None: "no case"}[is_broken]
-        axes.text(column + 0.47, row, words, ha="center", va="center", fontsize=8)
+        axes.barh(row, 0.94, 0.9, left=column, color=colors[is_broken])
+        axes.text(column + 0.47, row, words[is_broken], ha="center", va="center", fontsize=8)
 axes.set(yticks=range(len(tried)), yticklabels=tried)
 axes.set_xticks(np.arange(len(names)) + 0.47, names, rotation=30, ha="right")
 axes.invert_yaxis()
