@@ -18,7 +18,7 @@ AXES = {
     "feedforward": ("feedforward", points.FEEDFORWARDS),
     "depth": ("depth_", points.DEPTHS),
     "sharing": ("sharing", points.PATTERNS),
-    "keys and values": ("kv_sharing", ("own", "first_recursion", "last_recursion")),
+    "keys and values": ("kv_sharing", ("own", "first_recursion")),
     "weights": ("weights", points.WEIGHTS),
     "inject": ("inject_", tuple(points.INJECTS)),
     "loop_norm": ("loop_norm", ("none", "each", "last")),
