@@ -100,12 +100,13 @@ class Plan:
         windows = self._windows(schedule)
         for name, table in (("kv.kv_sharing", keys), ("kv.window", windows)):
             _check(name, table, schedule)
-        return dataclasses.replace(
+        made = dataclasses.replace(
             schedule,
             keys=() if self.kv_sharing == "own" else keys,
             windows=windows if self.window else (),
-            passes=(self.num_free_passes, self.num_trained_passes),
         )
+        passes = self.num_free_passes, self.num_trained_passes
+        return dataclasses.replace(made, passes=passes) if made.is_cyclic else made
 
     def _windows(self, schedule: Schedule) -> Table:
         if not isinstance(window := self.window, int):

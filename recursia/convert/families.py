@@ -148,7 +148,7 @@ def comparable(config: Model) -> dict[str, Any]:
         "ends": tuple(config.ends.values()),
         "sharing": (plan.order, *sorted(steps.items())),
         "kv.kv_sharing": tuple(plan.owners.tolist()),
-        "kv.passes": plan.passes if plan.is_cyclic else (),
+        "kv.passes": plan.passes,
         "kv.window": tuple(plan.seen.tolist()),
     }
 
