@@ -19,7 +19,7 @@ from recursia.sweep.spending import steps_for
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 
 # %% tags=["parameters"] tiny="budgets, widths, systems = (8e8, ), (8, 12), ('recursive', )"
-budgets = (2e10, 4e10)  # training FLOPs
+budgets = (1e10, 2e10)  # training FLOPs
 widths = (8, 12, 20)
 systems = ("vanilla", "recursive")
 
