@@ -1,6 +1,7 @@
 """Costs of models side by side, and the training steps that make them equal."""
 
 import dataclasses
+import functools
 import textwrap
 from typing import Any, Literal
 
@@ -81,13 +82,29 @@ def _row(name: str, run: settings.Run) -> Row:
 
 def training_flops(run: settings.Run) -> float:
     """Returns the FLOPs of all steps of a run; raises what `compare` raises."""
-    config, train = run.model.sized(vocab_size(run)), run.train
+    return spent(run, vocab_size(run), run.train.num_steps)
+
+
+def spent(run: settings.Run, rows: int, step: int) -> float:
+    """Returns the training FLOPs of a run until a step, whose phases may differ in depth.
+
+    Args:
+      run: its settings.
+      rows: of its embedding.
+      step: the last that counts.
+    """
     total, start = 0, 0
-    for end, depth, how in train.phases():
-        each = accounting.training_flops(config.in_phase(depth, how), train.seq_len)
-        total += (end - start) * train.batch_size * each
+    for end, depth, how in run.train.phases():
+        steps = max(min(end, step) - start, 0)
+        total += steps * run.train.batch_size * _sequence_flops(run, rows, depth, how)
         start = end
     return total
+
+
+@functools.lru_cache(maxsize=256)
+def _sequence_flops(run: settings.Run, rows: int, depth: int | None, how: str | None) -> float:
+    config = run.model.sized(rows).in_phase(depth, how)
+    return accounting.training_flops(config, run.train.seq_len)
 
 
 def matched_steps(target: float, total: float, num_steps: int) -> tuple[int, float]:

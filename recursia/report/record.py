@@ -87,13 +87,19 @@ class Record:
                 return bits * math.log(2) / nats
         return None
 
+    def flops(self, step: int) -> float:
+        """Returns the training FLOPs until a step; NaN if the vocabulary is unknown."""
+        if self.vocab_size is None:
+            return math.nan
+        return budget.spent(self.run, self.vocab_size, step)
+
     def lengths(self, rows: Sequence[Row]) -> dict[str, list[float]]:
         """Returns how far training was at each row, by the names of `LENGTHS`."""
         steps = [row["step"] for row in rows]
         tokens = [step * self.tokens_per_step for step in steps]
-        flops = self.cost.training_flops_per_token if self.cost else math.nan
+        flops = list(map(self.flops, steps))
         hours = [self._seconds.get(step, math.nan) / 3600 for step in steps]
-        values = steps, tokens, [count * flops for count in tokens], hours
+        values = steps, tokens, flops, hours
         return dict(zip(LENGTHS, values, strict=True))
 
     @functools.cached_property

@@ -93,7 +93,7 @@ def _training(record: Record) -> list[tuple[str, str]]:
     tokens = record.step * record.tokens_per_step
     done = f"{record.step:,} of {train.num_steps:,} steps, {budget.amount(tokens)} tokens"
     if record.cost:
-        done += f", {budget.amount(tokens * record.cost.training_flops_per_token)} FLOPs"
+        done += f", {budget.amount(record.flops(record.step))} FLOPs"
     return [*facts, ("done", done)]
 
 

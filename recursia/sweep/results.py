@@ -116,10 +116,10 @@ def _vocab_size(folder: pathlib.Path, run: settings.Run) -> int | None:
         return 0
 
 
-def _result(files: _Files, known: dict[Any, tuple[int, float]]) -> Result:
+def _result(files: _Files, known: dict[Any, int]) -> Result:
     trial, rows, run = files.trial, files.rows, files.run or _base(files.trial)
     steps = max((row["step"] for row in rows), default=0)
-    parameters, flops = _costs(run, files.vocab_size, known) if run else (0, math.nan)
+    parameters, flops = _costs(run, files.vocab_size, steps, known) if run else (0, math.nan)
     curve = [(row["step"], row[VALIDATION]) for row in rows if VALIDATION in row]
     sequences = steps * run.train.batch_size if run else 0
     return Result(
@@ -130,7 +130,7 @@ def _result(files: _Files, known: dict[Any, tuple[int, float]]) -> Result:
         labels=trial.labels,
         steps=steps,
         tokens=sequences * run.train.seq_len if run else 0,
-        training_flops=sequences * flops,
+        training_flops=flops,
         unique_parameters=parameters,
         seconds=_seconds(rows),
         metrics=_metrics(rows, curve),
@@ -155,20 +155,18 @@ def _base(trial: Trial) -> settings.Run | None:
 
 
 def _costs(
-    run: settings.Run, vocab_size: int | None, known: dict[Any, tuple[int, float]]
+    run: settings.Run, vocab_size: int | None, steps: int, known: dict[Any, int]
 ) -> tuple[int, float]:
-    """Returns the unique parameters, and the training FLOPs of a sequence."""
+    """Returns the unique parameters, and the training FLOPs of the steps."""
     if vocab_size == 0:
         return 0, math.nan
     try:
         model = run.model.sized(budget.vocab_size(run, vocab_size))
     except UserError:
         return 0, math.nan
-    key = model, run.train.seq_len
-    if key not in known:
-        flops = accounting.training_flops(model, run.train.seq_len)
-        known[key] = accounting.unique_parameters(model), flops
-    return known[key]
+    if model not in known:
+        known[model] = accounting.unique_parameters(model)
+    return known[model], budget.spent(run, model.vocab_size, steps)
 
 
 def _seconds(rows: list[dict[str, Any]]) -> float:

@@ -71,6 +71,7 @@ def test_depths_and_programs_are_known_ahead():
     ]
     assert budget.training_flops(whole) == 4 * 8 * each[1]
     assert budget.training_flops(made.run) == 2 * 8 * sum(each)
+    assert budget.spent(made.run, 257, 3) == 8 * (2 * each[0] + each[1])
 
 
 @pytest.mark.parametrize(
