@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.helpers import cluster
+from tests.helpers import cluster, exhaustive
 from tests.helpers.cluster import SECTIONS, SLOWLY, START, train
 from tests.helpers.runs import saved, values, write_config, write_text
 
@@ -35,6 +35,7 @@ PLACES = {
     "recursia.scores:evaluation_batches": "batch of a text",
     "recursia.train.validation:Validation:samples": "sample",
 }
+FEW = ("recursia.workdir.checkpoint:Checkpoints:save", "recursia.scores:evaluation_batches")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_a_process_that_stands_still_or_dies_ends_the_other_in_one_line(folder, 
     cluster.run(tmp_path / "output", train(folder, tmp_path / "run"), count=2)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [p if p in FEW else exhaustive(p) for p in PLACES])
 def test_wherever_a_process_stands_still_the_other_says_what_it_waits_for(folder, tmp_path, place):
     scripts = {0: IMPATIENT + START, 1: IMPATIENT + STOPPED.format(place) + START}
     arguments = train(folder, tmp_path / "run")

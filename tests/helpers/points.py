@@ -173,17 +173,15 @@ def covering(axes):
     return found
 
 
-def few(chosen, axes, size):
-    """Returns few of some points with every combination of so many values of these axes.
+def few(chosen, coupled):
+    """Returns few of some points with every combination of values along coupled axes.
 
     Args:
       chosen: arguments of `point`; those of models with caches are taken first.
-      axes: names of arguments.
-      size: of a combination, 1 or more.
+      coupled: tuples of arguments' names.
     """
-    of = lambda each: itertools.combinations(sorted((a, each[a]) for a in axes), size)
-    sets = [set(of(each)) for each in chosen]
-    decodes = [point(**each).is_incremental for each in chosen]
+    of = lambda each: {tuple((a, each.get(a)) for a in axes) for axes in coupled}
+    sets, decodes = [*map(of, chosen)], [point(**each).is_incremental for each in chosen]
     left, found = set().union(*sets), []
     while left:
         new = [len(left & each) for each in sets]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +31,10 @@ AXES = {
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
 AT_TWO = {"recursions": (2,)}  # where a plan of keys is legal there; fewer compile sooner
 PAIRS = points.covering({**AXES, **MORE, **AT_TWO})
-QUICK = points.few(PAIRS, {**AXES, **MORE}, 1)
-# Caches are made and read along these axes; what the others compute is of a token alone.
-CACHED = points.few(PAIRS, ("depth_", "sharing", "kv_sharing", "mixer"), 2)
+QUICK = points.few(PAIRS, [(axis,) for axis in (*AXES, *MORE)])
+# What makes caches and what reads them; what the others compute is of a token alone.
+COUPLED = itertools.product(("depth_", "kv_sharing"), ("sharing", "mixer"))
+CACHED = points.few(PAIRS, list(COUPLED))
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
     "act": {"epsilon": 0.2, "halt_bias_init": -0.5},
     "act copied": {"epsilon": 0.2, "halt_bias_init": -0.5, "halted_state": "copied"},
@@ -169,13 +171,11 @@ def test_a_stopped_token_whose_keys_no_later_recursion_reads_does_not_catch_up()
 
 
 PADDED = (*points.DEPTHS, *(name for name in EARLY if " " in name))
-QUICK_SIDES = {(True, name) for name in FIRST}
-SIDES = [(is_left, name) for is_left in (True, False) for name in PADDED]
+SIDES = [(True, name) if name in FIRST else slow(True, name) for name in PADDED]
+SIDES += [(slow if name in FIRST else exhaustive)(False, name) for name in PADDED]
 
 
-@pytest.mark.parametrize(
-    ("is_left", "name"), [each if each in QUICK_SIDES else slow(*each) for each in SIDES]
-)
+@pytest.mark.parametrize(("is_left", "name"), SIDES)
 def test_padding_on_either_side_changes_nothing(name, is_left):
     """Caches have as many places as a text has tokens, fewer than the padded prompt is long."""
     if name in EARLY:

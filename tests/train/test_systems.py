@@ -21,7 +21,7 @@ VOCAB, ROWS, LENGTH = 258, 8, 16
 CUT = {  # of a shipped preset; validation and samples are the same for all, and take long
     "model.vocab_size": VOCAB, "train.num_steps": 4, "train.batch_size": ROWS,
     "train.seq_len": LENGTH, "train.loss_chunk": LENGTH, "schedule.warmup_steps": 2,
-    "optimizer.clip_norm": 0, "checkpoint.every_steps": 1, "checkpoint.keep": 2,
+    "optimizer.clip_norm": 0.0, "checkpoint.every_steps": 1, "checkpoint.keep": 2,
     "data.validation_text": "", "data.validation_fraction": 0, "eval.every_steps": 0,
     "eval.prompts": "", "log.every_steps": 1, "log.sinks": "",
 }  # fmt: skip
