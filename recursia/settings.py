@@ -12,7 +12,7 @@ from recursia.ranges import LARGEST_SEED, at_least, between, fraction
 from recursia.sharing.remat import Remat, Saves, Unit
 
 Place = Annotated[str, typed.Path()]
-Texts = Annotated[str, typed.Path("bundled:.*")]
+Texts = Annotated[str, typed.Path("(bundled|hf):.*", r"(?!\d)\w+(\.(?!\d)\w+)+:(?=.)")]
 Tokens = Annotated[str, typed.Path("byte|bpe:.*")]
 Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
 

@@ -27,9 +27,11 @@ class Path:
 
     Attributes:
       keeps: a regular expression of values that are not paths and stay unchanged.
+      after: a regular expression of what may stand before a path.
     """
 
     keeps: str = ""
+    after: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,8 +222,10 @@ def _place(mark: Path, value: Any) -> str:
         raise _Wrong
     if not value or re.fullmatch(mark.keeps, value) or "://" in value:
         return str(value)
+    start = re.match(mark.after, value) if not pathlib.Path(value).exists() else None
+    before = start[0] if start else ""
     try:
-        return str(pathlib.Path(value).expanduser().absolute())
+        return before + str(pathlib.Path(value[len(before) :]).expanduser().absolute())
     except (RuntimeError, OSError):
         raise _Wrong("a path, and here it has no home or working directory") from None
 

@@ -117,7 +117,7 @@ MAY = {
     "launch": BASE
     | CONFIGS
     | {"buckets", "chips", "compiled", "console", "distributed", "meanings", "modules", "parsing"}
-    | {"preflight", "sharding", "signals", "topology"},
+    | {"preflight", "sharding", "signals", "topology", "dotted"},
     "sweep": BASE
     | CONFIGS
     | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}

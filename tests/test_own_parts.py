@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import pytest
 
 from recursia import cli, config, kinds
+from recursia.data import source
+from recursia.data.prepare import Options, prepare
 from recursia.depth.policy import Aux, Policy
 from recursia.errors import ConfigError
 from recursia.laws import LAWS, check, statements
@@ -120,6 +122,77 @@ def test_a_module_with_two_parts_names_both(here):
     (here / "folder").mkdir()
     (here / "folder" / "two.py").write_text(START + two)
     assert "folder.two.One and folder.two.Two; name one of them" in refusal("folder.two")
+
+
+SOURCES = """
+import dataclasses
+from recursia.data.source import Source, in_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Stanzas(Source):
+    SUFFIXES = (".poem",)
+
+    def records(self, text_field):
+        with open(self.path, encoding="utf-8") as file:
+            yield from map(in_memory, file.read().split("\\n\\n"))
+
+
+class Nothing(Source): ...
+"""
+
+
+def test_a_source_of_ones_own_reads_what_it_is_named_before(here):
+    """In the processes that tokenise too; a run's data takes it, and its manifest names it."""
+    (here / "stanzas.py").write_text(SOURCES)
+    (here / "poems").mkdir()
+    for name in ("a.poem", "b.poem", "c.txt"):
+        (here / "poems" / name).write_text("red rose\n\nblue rose\n\nred sky")
+    found = prepare(["stanzas.Stanzas:poems"], "made", Options("byte", validation_fraction=0))
+    assert found["splits"]["train"]["documents"] == 6
+    names = [source["name"] for source in found["sources"]]
+    assert names == ["stanzas.Stanzas:a.poem", "stanzas.Stanzas:b.poem"]
+    run = config.load("looped:tiny", {"data.text": "stanzas.Stanzas:poems/*.poem,hf:a/b"})
+    assert run.data.text == (f"stanzas.Stanzas:{here}/poems/*.poem", "hf:a/b")
+    for wrong in ("stanzas.Nothing:poems", "absent.Lines:poems/a.poem"):
+        with pytest.raises(ConfigError, match=r"^(stanzas.Nothing: does not|absent.Lines: no mod)"):
+            source.expand([wrong])
+    (here / "v1.5:x.txt").write_text("a file may be called so")
+    assert [each.path for each in source.expand(["v1.5:x.txt"])] == ["v1.5:x.txt"]
+
+
+TARGETS = """
+import dataclasses
+from recursia.launch.targets.slurm import Slurm
+from recursia.launch.targets.target import Target
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Queue(Slurm):
+    def script(self, job):
+        return "module load python\\n" + super().script(job)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Typed(Queue):
+    colour: str = "red"
+
+
+class Nothing(Target): ...
+"""
+
+
+def test_a_target_of_ones_own_is_named_by_its_path(here, capsys):
+    (here / "queues.py").write_text(TARGETS)
+    words = ["--config=looped:tiny", "--workdir=gs://b/run", "--dry_run", "--topology=cpu:2"]
+    words += ["--config.data.path=gs://b/data", "--no_preflight"]
+    assert cli.main(["launch", "--target=queues.Queue", "--target.partition=long", *words]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("module load python\n") and "--partition=long" in said
+    for name, why in (("Typed", "'colour'"), ("Nothing", "define script"), ("Absent", "no such")):
+        assert cli.main(["launch", f"--target=queues.{name}", *words]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"queues.{name}: " in said and why in said
 
 
 MARK = "import pathlib\npathlib.Path(r'{}').touch()\n"

@@ -1,7 +1,7 @@
 """Reads documents from source files; the suffix of a file says its kind.
 
 A kind is a subclass of `Source` in a module of `recursia.data.sources`. Adding that module adds
-the kind.
+the kind. A class of the user's own is named before the file: `MODULE.CLASS:FILE`.
 """
 
 import abc
@@ -11,17 +11,20 @@ import functools
 import glob
 import hashlib
 import importlib.resources
+import inspect
 import os
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from recursia import buckets, console
+from recursia import buckets, console, dotted
 from recursia.data import files, remote, sources
-from recursia.errors import DataError
+from recursia.errors import ConfigError, DataError
 
 OnError = Literal["stop", "skip"]
+OWN = r"((?!\d)\w+(?:\.(?!\d)\w+)+):(.+)"  # the class and the file of a kind of the user's own
 BUNDLED = {f"bundled:{name}": f"{name}.jsonl.gz" for name in ("train", "validation")}
 
 
@@ -65,11 +68,11 @@ class Source(abc.ABC):
     Attributes:
       path: path of the file.
       SUFFIXES: suffixes of the files that the kind reads, in lower case; or, with a colon at its
-        end, how what it reads begins.
+        end, how what it reads begins. A kind that has none is named for each file or folder.
     """
 
     path: str
-    SUFFIXES: ClassVar[tuple[str, ...]]
+    SUFFIXES: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def records(self, text_field: str) -> Iterator[Document | BrokenError]:
@@ -86,7 +89,18 @@ class Source(abc.ABC):
     @property
     def name(self) -> str:
         """The name of the file in prepared data: its path without folders."""
-        return os.path.basename(self.path)
+        return f"{self._class}{os.path.basename(self.path)}"
+
+    @property
+    def named(self) -> str:
+        """The path as `of` takes it."""
+        return f"{self._class}{self.path}"
+
+    @property
+    def _class(self) -> str:
+        cls = type(self)
+        is_own = not cls.__module__.startswith("recursia.")
+        return f"{cls.__module__}.{cls.__qualname__}:" if is_own else ""
 
     @property
     def real(self) -> str:
@@ -215,13 +229,29 @@ def of(path: str) -> Source:
     """Returns the source of a file.
 
     Raises:
+      ConfigError: if it names a class that is not there or lacks something.
       DataError: if no kind reads its suffix, or a library that its kind needs is not installed.
     """
+    if own := _own(path):
+        cls, file = own
+        return cls(file)
     for suffix, kind in kinds().items():
         is_of = path.startswith if suffix.endswith(":") else path.lower().endswith
         if is_of(suffix):
             return kind(path)
-    raise DataError(f"{path}: not a kind of file that is read; use {', '.join(kinds())}.")
+    known = ", ".join(kinds())
+    raise DataError(f"{path}: not a kind of file that is read; use {known}, or MODULE.CLASS:FILE.")
+
+
+def _own(path: str) -> tuple[type[Source], str] | None:
+    """Returns the class of the user's own that a path names, and the rest of the path."""
+    named = re.fullmatch(OWN, path)
+    if named is None or os.path.exists(path):  # a file may be called so
+        return None
+    cls: type[Source] = dotted.subclass(Source, named[1])
+    if inspect.isabstract(cls):
+        raise ConfigError(f"{named[1]}: does not define records, as every Source")
+    return cls, named[2]
 
 
 def expand(paths: Iterable[str]) -> tuple[Source, ...]:
@@ -230,8 +260,9 @@ def expand(paths: Iterable[str]) -> tuple[Source, ...]:
     Args:
       paths: files, glob patterns (`**` crosses folders) and folders (for every readable file
         directly in them), where `~` is the home folder; the same of a bucket, where only the last
-        part is a pattern; `hf:` and a data set (`recursia.data.sources.huggingface`); or
-        "bundled:train" and "bundled:validation", the demo corpus.
+        part is a pattern; the same after `MODULE.CLASS:`; `hf:` and a data set
+        (`recursia.data.sources.huggingface`); or "bundled:train" and "bundled:validation", the
+        demo corpus.
 
     Raises:
       DataError: if a path names no file, or a file that no kind reads, or a file named before.
@@ -245,8 +276,13 @@ def expand(paths: Iterable[str]) -> tuple[Source, ...]:
     return tuple(expanded)
 
 
-def _expand(path: str) -> list[str]:
+def _expand(path: str, suffixes: tuple[str, ...] = ()) -> list[str]:
+    """Returns the files that a path names; of a folder, those with some suffixes."""
+    if own := _own(path):
+        prefix = path.removesuffix(own[1])
+        return [prefix + file for file in _expand(own[1], own[0].SUFFIXES or ("",))]
     path = os.path.expanduser(path)
+    suffixes = suffixes or (*kinds(),)
     if path.startswith(tuple(suffix for suffix in kinds() if suffix.endswith(":"))):
         return [path]
     if path.startswith("bundled:"):
@@ -256,10 +292,10 @@ def _expand(path: str) -> list[str]:
     place = buckets.path(path)
     if place.is_dir():
         found = sorted(place.iterdir(), key=lambda each: each.name)
-        found = [each for each in found if each.name.lower().endswith((*kinds(),))]
+        found = [each for each in found if each.name.lower().endswith(suffixes)]
         paths = [os.path.join(path, each.name) for each in found if each.is_file()]
         if not paths:
-            raise DataError(f"{path}: 0 files in this folder end in {', '.join(kinds())}.")
+            raise DataError(f"{path}: 0 files in this folder end in {', '.join(suffixes)}.")
         return paths
     if buckets.is_place(path) and glob.has_magic(path):
         folder, _, pattern = path.rpartition("/")

@@ -136,7 +136,7 @@ class _Worker:
 
 
 def _described(partial: Partial) -> dict[str, Any]:
-    files = {split: [each.path for each in named] for split, named in partial.asked.files.items()}
+    files = {split: [each.named for each in named] for split, named in partial.asked.files.items()}
     options = dataclasses.asdict(partial.asked.options)
     named = {name: getattr(partial, name) for name in ("output", "path", "unit_bytes")}
     return {**named, "files": files, "options": options}

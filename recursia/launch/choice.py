@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from recursia import meanings, modules, parsing
+from recursia import dotted, meanings, modules, parsing
 from recursia.errors import ConfigError
 from recursia.launch.targets.target import Target
 
@@ -35,9 +35,12 @@ def read(title: str, typed: Mapping[str, str]) -> Target:
     Raises:
       ConfigError: for an unknown target, a setting that it lacks or needs, or a wrong value.
     """
-    cls = _classes().get(title)
+    cls = _own(title) if "." in title else _classes().get(title)
     if cls is None:
-        raise ConfigError(f"--target={title}: unknown; takes {', '.join(_classes())}")
+        raise ConfigError(
+            f"--target={title}: unknown; takes {', '.join(_classes())}, or the dotted path of a "
+            "class of yours, such as my_targets.Queue"
+        )
     known = {field.name: field for field in dataclasses.fields(cls)}
     for name, value in typed.items():
         if name not in known:
@@ -49,6 +52,20 @@ def read(title: str, typed: Mapping[str, str]) -> Target:
             meaning = meanings.meanings(cls)[name].rstrip(".")
             raise ConfigError(f"--target={title}: needs --target.{name}=VALUE ({meaning})")
     return cls(**{name: _value(known[name], value) for name, value in typed.items()})
+
+
+def _own(path: str) -> type[Target]:
+    """Returns a class of the user's own."""
+    cls: type[Target] = dotted.subclass(Target, path)
+    if cls.script is Target.script:
+        raise ConfigError(f"{path}: does not define script, as every Target")
+    known = settings()
+    if new := [field.name for field in dataclasses.fields(cls) if field.name not in known]:
+        raise ConfigError(
+            f"{path}: {new[0]!r} is a setting of no shipped target, so it cannot be typed; make it "
+            f"a constant of the class, or take one of {', '.join(known)}"
+        )
+    return cls
 
 
 def _classes() -> dict[str, type[Target]]:

@@ -32,8 +32,10 @@ class Target:
 
     @classmethod
     def title(cls) -> str:
-        """Returns the name as it is typed."""
-        return cls.__module__.rpartition(".")[2].replace("_", "-")
+        """Returns the name as it is typed: of the module, or the dotted path of a user's class."""
+        package, _, name = cls.__module__.rpartition(".")
+        is_ours = package == Target.__module__.rpartition(".")[0]
+        return name.replace("_", "-") if is_ours else f"{cls.__module__}.{cls.__qualname__}"
 
     def check(self, job: Job) -> None:
         """Checks that the target can start a job.
