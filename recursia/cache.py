@@ -64,13 +64,15 @@ class Cache:
 def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
     """Returns parameters for decoding: bank entries apart, in the compute dtype.
 
+    Banks of which a step uses several entries stay stacked.
+
     Args:
       params: float32, with the entries of a bank stacked.
       config: the model.
     """
     exact = (*config.block.exact, *config.weights.exact)
 
-    def entries(name: str, slot: str, tree: Any) -> dict[str, tuple[Any, ...]]:
+    def entries(name: str, slot: str, tree: Any) -> dict[str, Any]:
         dtype = jnp.float32 if slot in exact else config.dtype
         banks = {slot: tree}
         if name == CORE:
@@ -78,7 +80,9 @@ def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
         one = lambda bank, index: jax.tree.map(lambda leaf: leaf[index].astype(dtype), bank)
         count = lambda bank: len(jax.tree.leaves(bank)[0]) if jax.tree.leaves(bank) else 0
         apart = lambda bank: tuple(one(bank, index) for index in range(max(count(bank), 1)))
-        return {name: apart(bank) for name, bank in banks.items()}
+        whole = lambda bank: jax.tree.map(lambda leaf: leaf.astype(dtype), bank)
+        is_several = lambda bank: schedules(config)[name].entry(bank).ndim > 1
+        return {n: whole(bank) if is_several(n) else apart(bank) for n, bank in banks.items()}
 
     def stack(name: str) -> dict[str, Any]:
         found: dict[str, Any] = {}

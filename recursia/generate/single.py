@@ -108,7 +108,7 @@ class OneRecursion(CachedStack):
     def _entries(self, step: int) -> Params:
         def entry(name: str, bank: Any) -> Any:
             index = self.schedule.by_recursion(name)[:, step]
-            if isinstance(bank, tuple):
+            if not self.schedule.varies(name):
                 return picked(bank, index[0])
             return at(bank, jnp.asarray(index)[self.number])
 
@@ -153,7 +153,9 @@ def unstack(params: Params, config: Model) -> Params:
     """
     apart = cache.unstack(params, config)
     stack = lambda bank: jax.tree.map(lambda *leaves: jnp.stack(leaves), *bank)
-    varying = {n: stack(bank) for n, bank in apart[CORE].items() if config.schedule.varies(n)}
+    banks = apart[CORE].items()
+    stacked = lambda bank: stack(bank) if isinstance(bank, tuple) else bank
+    varying = {n: stacked(bank) for n, bank in banks if config.schedule.varies(n)}
     return {**apart, VARYING: varying}
 
 

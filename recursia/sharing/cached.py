@@ -71,10 +71,10 @@ class CachedRecursion(Recursion):
         return x, CachedOutput((), {}, pasts)
 
 
-def picked(bank: tuple[Any, ...], index: Int[np.ndarray, "*C"]) -> Any:
-    """Returns an entry of a bank whose entries are apart, or several along a leading axis."""
+def picked(bank: Any, index: Int[np.ndarray, "*C"]) -> Any:
+    """Returns an entry of a bank whose entries are apart, or several of one that is stacked."""
     if np.ndim(index):
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(bank[i] for i in index))
+        return at(bank, index)
     return bank[min(int(index), len(bank) - 1)]  # a bank without an array is one entry
 
 

@@ -23,8 +23,8 @@ MAP = (((0, 1), (2, 0)), ((1, 3), (3, 3)), ((2, 1), (0, 2)))
 
 def build(num_shared=0, **varies):
     """Returns six layers of their own but for heads."""
-    made = tiny(varies=tuple((PRIVATE | varies).items()))
-    return dataclasses.replace(made, weights=Heads(num_shared))
+    how = tuple((PRIVATE | varies).items())
+    return dataclasses.replace(tiny(), varies=how, weights=Heads(num_shared))
 
 
 def by_hand(made, params):
