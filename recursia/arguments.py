@@ -1,7 +1,8 @@
 """Command-line options that several verbs share, and what completes their values."""
 
 import argparse
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from recursia import parsing
@@ -89,6 +90,28 @@ def processes(given: argparse.Namespace) -> "Flags":
     from recursia.distributed import Flags
 
     return Flags(given.coordinator, given.num_processes, given.process_id)
+
+
+def command(
+    verb: str, config: Any = None, overrides: Mapping[str, Any] | None = None, **options: Any
+) -> str:
+    """Returns a command as it is typed in a shell.
+
+    Args:
+      verb: its words.
+      config: of `--config`; None gives none.
+      overrides: of the configuration, as typed.
+      options: their values by name.
+    """
+    of_config = {} if config is None else {"config": config}
+    changes = {f"config.{field}": value for field, value in (overrides or {}).items()}
+    words = [f"--{name}={value}" for name, value in {**of_config, **changes, **options}.items()]
+    return " ".join(["recursia", verb, *map(shlex.quote, words)])
+
+
+def training(config: Any, overrides: Mapping[str, Any] | None = None) -> str:
+    """Returns the command that trains a configuration, in a directory that is yet to be named."""
+    return command("train", config, overrides, workdir="runs/NAME")
 
 
 def typed(given: argparse.Namespace) -> str:

@@ -85,7 +85,12 @@ def _command(given: list[str]) -> int:
     if options.compiles and console.is_live():
         with console.doing("starting"):
             importlib.import_module("jax")
-    return options.run(options) or 0
+    code = options.run(options) or 0
+    if not code and not options.is_silent and not getattr(options, "json", False):
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        console.say(f"next: {options.following(options)}")
+    return code
 
 
 def parser() -> parsing.Parser:
@@ -107,7 +112,8 @@ def parser() -> parsing.Parser:
             how = {"dest": f"{group}_verb", "required": not is_verb, "metavar": names}
             commands[group] = made[group].add_subparsers(**how)
         command = commands[group].add_parser(name, help=verb.ABOUT, description=verb.ABOUT)
-        command.set_defaults(run=verb.run, takes_overrides=False, compiles=False)
+        command.set_defaults(run=verb.run, following=verb.following, is_silent=False)
+        command.set_defaults(takes_overrides=False, compiles=False)
         verb.options(command)
         made[words] = command
     return root

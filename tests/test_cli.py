@@ -3,13 +3,14 @@
 import asyncio
 import json
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 import tensorstore
 
-from recursia import cli
+from recursia import cli, parsing, verbs
 from tests.helpers.refusals import assert_one_line
 from tests.helpers.runs import prose, values, write_config, write_text
 
@@ -32,6 +33,30 @@ def folder(tmp_path_factory):
 def test_every_verb_has_help(command, verb):
     out, err = command(*verb.split(), "--help")
     assert err == "" and out.startswith(f"usage: recursia {verb}".strip())
+
+
+VALUES = {"config": "mor:tiny", "workdir": "runs/a b", "prompt": "red", "output": "out"}
+VALUES |= {"input": "in", "file": "x.npz", "directory": "data", "target": "local", "step": "3"}
+
+
+@pytest.mark.parametrize("verb", verbs.VERBS)
+def test_the_command_that_a_verb_names_as_the_next_can_be_typed(verb):
+    root, of_verb = cli.parser(), parsing.Parser()
+    verbs.VERBS[verb].options(of_verb)
+    wanted = [a for a in of_verb._actions if a.required or a.dest == "prompt"]
+    values = [(action.option_strings, VALUES[action.dest]) for action in wanted]
+    typed = [f"{names[0]}={value}" if names else value for names, value in values]
+    given = root.parse_args([*verb.split(), *typed])
+    given.overrides = {"optimizer.learning_rate": "1e-3"}
+    program, *words = shlex.split(given.following(given))
+    rest, _ = parsing.split(words)
+    assert program == "recursia" and root.parse_args(rest)
+
+
+def test_a_command_ends_by_naming_the_next_but_not_where_programs_read_it(command):
+    out, err = command("fields", "mor:tiny", "log")
+    assert err == "next: recursia train --config=mor:tiny --workdir=runs/NAME\n" and out
+    assert command("fields", "mor:tiny", "log", "--json")[1] == ""
 
 
 def test_a_mistake_ends_the_program_with_its_code():

@@ -21,7 +21,8 @@ def of_run(trained: Trained, workdir: pathlib.Path) -> tuple[str, ...]:
     try:
         readers = [packing.Reader(path) for path in trained.paths]
     except DataError as error:
-        raise DataError(f"{error}; to score another text, give --text=FILE") from None
+        why = str(error).rstrip(".")
+        raise DataError(f"{why}, or score another text with --text=FILE") from None
     for reader in readers:
         directory.check_tokenizer(workdir, trained.run, reader.tokenizer, reader.directory)
     return tuple(r.directory for r in readers if "validation" in r.manifest["splits"])

@@ -22,6 +22,7 @@ from recursia.generate.sampling import Sampling
 BUCKET = 64  # tokens of the shortest padded prompt
 CHUNK = 512  # tokens of a prompt that are read at once
 GROWTH = 1.25  # of a routed step's cache that is full
+SHORT = 512  # room of texts for which all grow to the end at once: each size is compiled anew
 
 
 _unstack = jax.jit(cache.unstack, static_argnames="config")
@@ -157,7 +158,7 @@ def everywhere(params: Any) -> NamedSharding | None:
 
 
 def _lacking(held: Cache, room: int, more: int = 0) -> dict[tuple[str, int], int]:
-    """Returns the places that steps need which lack some, by stack and owner.
+    """Returns the places that steps are to have where one lacks some, by stack and owner.
 
     Args:
       held: the caches.
@@ -171,10 +172,12 @@ def _lacking(held: Cache, room: int, more: int = 0) -> dict[tuple[str, int], int
         if past.size < room
     }
     used = jax.device_get({place: past.used.max() for place, past in routed.items()})
+    lacking = {p: past for p, past in routed.items() if used[p] + more > past.size}
+    if lacking and room <= SHORT:
+        return dict.fromkeys(routed, room)
     return {
         place: min(room, max(int(GROWTH * past.size), int(used[place]) + more))
-        for place, past in routed.items()
-        if used[place] + more > past.size
+        for place, past in lacking.items()
     }
 
 

@@ -168,7 +168,6 @@ class Loop(Beginning):
             if validates:
                 self.validate(step, state)
         self.progress.say(self.ledger.line())
-        self.progress.say(f"next: recursia report --workdir={self.workdir}")
 
     def update(self, step: int, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         """Sends a step to the devices; returns the state after it and its metrics."""
@@ -211,7 +210,9 @@ class Loop(Beginning):
             self.lock.check()
         self.writer.flush()
         state = moved(state, self.own, self.trainer)
-        self.checkpoints.save(step, state, {**self.parts.identity, **self.watch.meta()})
+        meta = {**self.parts.identity, **self.watch.meta()}
+        with self.progress.doing(f"saving step {step}"):
+            self.checkpoints.save(step, state, meta)
         self.watch.saved()
 
     def settle(self, step: int) -> None:
@@ -305,8 +306,9 @@ class Loop(Beginning):
             self.writer.write({**row, **self.ledger.row()})
             shown = "  ".join(f"{k.removeprefix('validation_')} {_show(v)}" for k, v in row.items())
             self.progress.say(f"validation  {shown}")
-        for prompt, text in self.parts.validation.samples(step, state.params):
-            self.writer.sample(step, prompt, text)
+        with self.progress.doing("drawing samples"):
+            for prompt, text in self.parts.validation.samples(step, state.params):
+                self.writer.sample(step, prompt, text)
         self.writer.flush()
         self.meter.resume()
 

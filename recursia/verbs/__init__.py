@@ -50,6 +50,11 @@ class Verb(Protocol):
     def run(given: argparse.Namespace) -> int | None:
         """Does what was asked; returns the exit code, where None is 0."""
 
+    @staticmethod
+    def following(given: argparse.Namespace) -> str:
+        """Returns the command that comes next; names in capitals are for the user to replace."""
+        ...
+
 
 GROUPS = {
     "ckpt": "Look at a run's checkpoints.",

@@ -59,6 +59,11 @@ def run(given: argparse.Namespace) -> None:
         print(f"--config={row['name']}", matching.typed(row["overrides"]))
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.training(given.config, given.overrides)
+
+
 def _controls(given: argparse.Namespace) -> None:
     from recursia import budget as cost
     from recursia import config, matching

@@ -23,3 +23,8 @@ def run(given: argparse.Namespace) -> None:
 
     rows = listing.rows(given.workdir, reads=not given.no_reading)
     print(json.dumps({"checkpoints": rows}) if given.json else listing.render(rows))
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("eval", workdir=given.workdir)

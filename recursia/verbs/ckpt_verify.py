@@ -29,6 +29,11 @@ def run(given: argparse.Namespace) -> int:
     return 0 if all(row["verified"] for row in checked) else 1
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("eval", workdir=given.workdir)
+
+
 def _files(row: dict) -> str:
     is_of_files = row["verified"] or (row["verified"] is None)
     return f"its files {row['files']}" if is_of_files else row["files"]

@@ -62,3 +62,10 @@ def run(given: argparse.Namespace) -> int:
         given.output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if given.json else shown)
     return 0 if result["fits"] else 1
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    topology = {"topology": given.topology} if given.topology else {}
+    where = {"target": "NAME", **topology, "workdir": "s3://BUCKET/NAME"}
+    return arguments.command("launch", given.config, given.overrides, **where) + " --dry_run"

@@ -28,3 +28,8 @@ def run(given: argparse.Namespace) -> None:
         length = max(ours.run.train.seq_len, 1)
         export.export(ours.model, ours.params, ours.tokenizer, given.format, length, part)
     print(f"{given.output}: {given.workdir} at step {ours.step}, as {given.format}")
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("eval", workdir=given.output, text="FILE")

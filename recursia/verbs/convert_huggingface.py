@@ -2,7 +2,7 @@
 
 import argparse
 
-from recursia import console, parsing
+from recursia import arguments, console, parsing
 
 ABOUT = "Make a run of a Hugging Face folder, a GGUF or llama2.c file, or authors' safetensors."
 
@@ -40,3 +40,8 @@ def run(given: argparse.Namespace) -> None:
             weights = arrival.laid(found)
             trained.save(ours, ours.model.vocab_size, weights, tokenizer, part)
     print(f"{given.output}: made of {given.input} ({found.kind})")
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("eval", workdir=given.output, text="FILE")

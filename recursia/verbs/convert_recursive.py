@@ -59,6 +59,11 @@ def run(given: argparse.Namespace) -> None:
     print(f"{given.output}: {name} made of {given.workdir} at step {dense.step}")
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.training(given.output, {"train.init_from": given.output})
+
+
 def _fields(given: argparse.Namespace) -> dict[str, str]:
     """Returns the fields of the configuration that were typed, those of `--lora_rank` included."""
     typed = dict(given.overrides)

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from recursia import buckets, parsing
+from recursia import arguments, buckets, parsing
 
 ABOUT = "Say what a prepared directory holds, and whether its files are whole."
 
@@ -20,3 +20,8 @@ def run(given: argparse.Namespace) -> None:
     remembered = buckets.path(given.directory) / verification.FILE
     verification.checked((given.directory,), remembered, manifest.SPLITS)
     print(json.dumps(prepare.inspect(given.directory), indent=2))
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.training("PRESET", {"data.path": given.directory})

@@ -6,7 +6,7 @@ import json
 import typing
 from typing import Any
 
-from recursia import console, parsing
+from recursia import arguments, console, parsing
 from recursia.meanings import meanings
 
 ABOUT = "Tokenise and pack documents."
@@ -68,6 +68,13 @@ def run(given: argparse.Namespace) -> None:
     else:
         number, count = given.part
         console.say(f"part {number} of {count} is made; the same without --part joins them")
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    if given.part:
+        return "the same without --part, when all parts are made"
+    return arguments.training("PRESET", {"data.path": given.output})
 
 
 def _part(typed: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from recursia import parsing
+from recursia import arguments, parsing
 
 ABOUT = "Make local task files of lm-evaluation-harness, to evaluate without the net."
 
@@ -20,3 +20,9 @@ def run(given: argparse.Namespace) -> None:
     from recursia.evaluate import tasks
 
     print(json.dumps(tasks.make(given.input, given.output), indent=2))
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    how = {"tasks": "TASK", "task_files": given.output}
+    return arguments.command("eval", workdir="runs/NAME", **how)

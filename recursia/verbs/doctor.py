@@ -26,6 +26,12 @@ def run(given: argparse.Namespace) -> int:
     with distributed.joined(flags, is_preemptible=False, stacks=pathlib.Path()):
         with console.doing("measuring"):
             found = doctor.examine(given.workdir)
-        if distributed.is_first():
+        given.is_silent = not distributed.is_first()
+        if not given.is_silent:
             print(json.dumps(found) if given.json else doctor.render(found))
     return 0 if found.get("workdir", {"ok": True})["ok"] else 1
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("presets")

@@ -66,10 +66,16 @@ def run(given: argparse.Namespace) -> int:
             overrides=given.overrides,
             suite=suite,
         )
-        if distributed.is_first():
+        given.is_silent = not distributed.is_first()
+        if not given.is_silent:
             print(json.dumps(result) if given.json else printout.render(result))
             draw(result)
     return 1 if "missing" in result else 0
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("generate", workdir=given.workdir, prompt="It was a")
 
 
 def _suite(given: argparse.Namespace) -> Any:

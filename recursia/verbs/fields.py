@@ -47,6 +47,11 @@ def run(given: argparse.Namespace) -> None:
         )
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.training(given.config, given.overrides)
+
+
 def _shown(value: Any) -> str:
     """Returns a value as it may be typed."""
     if isinstance(value, str):

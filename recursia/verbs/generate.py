@@ -91,6 +91,11 @@ def run(given: argparse.Namespace) -> None:
         print(_object(prompt, text) if given.json else f"{prompt}{text.text}\n")
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("convert export", workdir=given.workdir, output="hf/NAME")
+
+
 def _check(given: argparse.Namespace) -> None:
     """Refuses options of prompts beside requests, and the other way round."""
     of_requests = {name: getattr(given, name) for name in ("output", "slots", "schedule")}

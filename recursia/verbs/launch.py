@@ -60,7 +60,16 @@ def run(given: argparse.Namespace) -> int | None:
     if given.dry_run:
         print(target.script(job), end="")
         return 0
+    given.is_silent = target.IS_HERE  # the run itself has said it
     return target.submit(job)
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    if given.dry_run:
+        return "the same without --dry_run"
+    out = {"out": "report.html"} if "://" in given.workdir else {}
+    return arguments.command("report", workdir=given.workdir, **out)
 
 
 def _job(

@@ -31,3 +31,8 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         print(json.dumps({"laws": [dataclasses.asdict(verdict) for verdict in found]}))
     return int(any(verdict.wrong for verdict in found))
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.training(given.config, given.overrides)

@@ -39,6 +39,11 @@ def run(given: argparse.Namespace) -> int:
     return code or int(not all(result["ok"] for result in results.values()))
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("presets")
+
+
 def _parity_line(path: str, result: dict[str, Any]) -> str:
     if "error" in result:
         return f"FAIL  {result['error']}"

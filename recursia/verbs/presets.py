@@ -45,6 +45,13 @@ def run(given: argparse.Namespace) -> None:
         )
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    if given.name:
+        return arguments.command("fields") + f" {given.name}:PRESET"
+    return arguments.command("presets") + " NAME"
+
+
 def _preset(name: str) -> dict[str, Any]:
     from recursia import accounting, budget, config
 

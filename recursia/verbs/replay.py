@@ -40,3 +40,8 @@ def run(given: argparse.Namespace) -> int:
     print(f"batch {found.batch}: rows {rows}{more}")
     print(found.verdict())
     return int(found.is_machine)
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("ckpt verify", workdir=given.workdir)

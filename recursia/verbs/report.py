@@ -40,13 +40,12 @@ def run(given: argparse.Namespace) -> None:
     else:
         report.write()
     console.flush()
-    print(f"{out}: written; open it in a browser, {_next(given)}")
+    print(f"{out}: written; open it in a browser")
 
 
-def _next(given: argparse.Namespace) -> str:
-    if given.compare:
-        return "or score the runs: recursia eval --workdir=DIR"
-    return "or add another run: --compare=DIR"
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("eval", workdir=given.workdir)
 
 
 def _out(given: argparse.Namespace) -> pathlib.Path:

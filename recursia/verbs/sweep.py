@@ -21,3 +21,10 @@ def run(given: argparse.Namespace) -> int:
     from recursia.sweep import declaration, runners
 
     return runners.begin(given, declaration.read(given.config, given.overrides))
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    if given.dry_run:
+        return "the same without --dry_run"
+    return arguments.command("sweep results", workdir=given.workdir)

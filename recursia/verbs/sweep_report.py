@@ -41,6 +41,12 @@ def run(given: argparse.Namespace) -> None:
     print("\n".join([*report.lines(made), f"{path}: drawn; {path.with_suffix('.json')}: all fits"]))
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    trials = given.workdir / "trials"
+    return arguments.command("report", workdir=trials / "TRIAL", compare=trials / "TRIAL")
+
+
 def _written(draw: Any, made: Any, title: str, path: pathlib.Path, values: dict[str, Any]) -> None:
     from recursia.workdir import place
 

@@ -41,6 +41,11 @@ def run(given: argparse.Namespace) -> None:
         tables.show(tables.results(ranked, given.metric))
 
 
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("sweep report", workdir=given.workdir)
+
+
 def _file(typed: str) -> Any:
     """Reads `-`, or the path of a file, which may be in a bucket."""
     return typed if typed == "-" else parsing.workdir(typed)

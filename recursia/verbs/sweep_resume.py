@@ -21,3 +21,8 @@ def run(given: argparse.Namespace) -> int:
     from recursia.sweep import runners
 
     return runners.resume(given)
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("sweep results", workdir=given.workdir)

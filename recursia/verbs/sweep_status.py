@@ -35,3 +35,8 @@ def run(given: argparse.Namespace) -> None:
     tables.show(tables.standings(list(zip(trials, found, strict=True))))
     print("\n".join([*tables.reasons(found), ""]), end="")
     print(f"{len(found)} trials: {standing.in_words(counts)}")
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    return arguments.command("sweep results", workdir=given.workdir)

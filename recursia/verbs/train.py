@@ -36,3 +36,11 @@ def run(given: argparse.Namespace) -> None:
     flags = arguments.processes(given)
     with distributed.joined(flags, is_preemptible=True, stacks=given.workdir):
         loop.train(run, given.workdir, given.overrides, given.config, given.restart)
+        given.is_silent = not distributed.is_first()
+
+
+def following(given: argparse.Namespace) -> str:
+    """Returns the command that comes next."""
+    if given.dry_run:
+        return arguments.training(given.config, given.overrides)
+    return arguments.command("report", workdir=given.workdir)

@@ -84,7 +84,8 @@ def described(paths: tuple[str, ...], split: str) -> str:
         files = files or [source["name"] for source in sources]
         named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         lines.append(
-            f"{named or path} ({counts['documents']:,} documents, {counts['tokens']:,} tokens)"
+            f"{named or path} ({counts['documents']:,} document{'s' * (counts['documents'] != 1)}, "
+            f"{counts['tokens']:,} tokens)"
         )
     return f"{doing} {'; '.join(lines)}"
 

@@ -71,12 +71,16 @@ def test_a_report_is_made_once_and_read_again(command, engines, examined):
         "launch: vanilla:tiny on v5e:1x1 fits in 0.00 GB of 0.00 GB per chip, 1 to 2 M tokens/s\n"
     )
     for _ in range(2):
-        assert command("launch", *GKE, *BUCKET)[1] == fits
-    assert command("launch", *GKE, *BUCKET, "--dry_run")[1] == fits
+        said = command("launch", *GKE, *BUCKET)[1]
+        then = "recursia report --workdir=gs://bucket/runs/it --out=report.html"
+        assert said == f"{fits}next: {then}\n"
+    said = command("launch", *GKE, *BUCKET, "--dry_run")[1]
+    assert said == f"{fits}next: the same without --dry_run\n"
     assert examined == ["v5e:1x1"]
     other = (*GKE, *BUCKET, "--config.train.batch_size=16")
     assert "not compiled" in command("launch", *other, "--dry_run")[1]
-    assert command("launch", *other, "--no_preflight", "--dry_run")[1] == ""
+    said = command("launch", *other, "--no_preflight", "--dry_run")[1]
+    assert said == "next: the same without --dry_run\n"
 
 
 def test_what_recursia_compile_found_is_read(command, engines, examined, tmp_path):

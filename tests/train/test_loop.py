@@ -166,8 +166,8 @@ def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path, caps
     assert not (tmp_path / "tensorboard").exists()
     assert saved(tmp_path) == [STEPS]
     said = capsys.readouterr().err.splitlines()
-    assert f"training on train.txt (1 documents, {len(prose(0, 800)) + 1:,} tokens)" in said
-    assert f"validating on validation.txt (1 documents, {len(prose(1, 60)) + 1:,} tokens)" in said
+    assert f"training on train.txt (1 document, {len(prose(0, 800)) + 1:,} tokens)" in said
+    assert f"validating on validation.txt (1 document, {len(prose(1, 60)) + 1:,} tokens)" in said
     assert any(line.startswith("compiling the training step for 8 devices") for line in said)
 
 
