@@ -52,13 +52,17 @@ class Groups(NamedTuple):
         """Returns whether each choice, sorted by group, belongs to a group."""
         return jnp.arange(self.order.shape[0]) < self.sizes.sum()
 
+    def tokens(self, x: Array) -> Int[Array, "N"]:
+        """Returns the token of each choice, sorted by group, of tokens [T ...]."""
+        return self.order // max(1, self.order.shape[0] // max(1, x.shape[0]))
+
     def rows(self, x: Array) -> Rows:
         """Returns tokens [T D] as the rows of their choices, sorted by group."""
-        return Rows(x, self.order // max(1, self.order.shape[0] // max(1, x.shape[0])))
+        return Rows(x, self.tokens(x))
 
     def of_tokens(self, x: Array) -> Array:
         """Returns the entry of each choice's token, sorted by group; zero of no group."""
-        return _each(x, self.rows(x).take, self.are_in())
+        return _each(x, self.tokens(x), self.are_in())
 
     def of_choices(self, weights: Array) -> Array:
         """Returns the weight of each choice as a column, sorted by group; zero of no group."""

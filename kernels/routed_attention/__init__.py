@@ -28,9 +28,9 @@ def _products(count: int) -> Callable[..., int]:
     """
 
     def flops(given: Inputs, *_: Any, scoring: Scoring) -> int:
-        query, key, _, where, _ = given
-        met = tiles.pairs(query.shape[1], key.shape[1], scoring.window, where)
-        return 2 * count * query.size // query.shape[1] * met
+        query, length = given.query, given.query.shape[1]
+        met = tiles.pairs(length, given.key.shape[1], scoring.window, given.where)
+        return 2 * count * query.size // length * met
 
     return flops
 

@@ -86,7 +86,7 @@ def _pull(
     ds = p * (_dot("gth,sh->gts", grad, tile.value) - delta[..., None])
     if scoring.cap:  # the slope of the tangent; 0 where nothing is seen
         ds *= 1 - (jnp.maximum(scores, -scoring.cap) / scoring.cap) ** 2
-    further = None if tile.relative is None else _towards_relative(ds, tile)
+    further = None if tile.relative is None else _towards_relative(ds, tile.relative, tile.where)
     p, ds = p.astype(grad.dtype), ds.astype(tile.query.dtype)
     rows = lambda x: x.reshape(-1, x.shape[-1])
     return (
@@ -104,24 +104,26 @@ def _dot(equation: str, left: Array, right: Array) -> Array:
 def _scores(tile: Inputs, scoring: Scoring) -> Float[Array, "G T S"]:
     scores = _dot("gth,sh->gts", tile.query, tile.key) * scoring.scale
     if tile.relative is not None:
-        behind = _behind(tile)[None]
+        behind = _behind(tile.where, tile.relative.shape[-1])[None]
         scores += jnp.take_along_axis(tile.relative.astype(jnp.float32), behind, axis=-1)
     scores = scoring.cap * jnp.tanh(scores / scoring.cap) if scoring.cap else scores
     return jnp.where(visible(tile.where, scoring.window), scores, UNSEEN)
 
 
-def _behind(tile: Inputs) -> Int[Array, "T S"]:
-    """Returns how many positions each key is before each query, at most R - 1."""
-    query_positions, key_positions, *_ = tile.where.arrays
+def _behind(where: Where, count: int) -> Int[Array, "T S"]:
+    """Returns how many positions each key is before each query, at most `count - 1`."""
+    query_positions, key_positions, *_ = where.arrays
     behind = query_positions[:, None] - key_positions[None, :]
-    return jnp.clip(behind, 0, tile.relative.shape[-1] - 1)
+    return jnp.clip(behind, 0, count - 1)
 
 
-def _towards_relative(ds: Float[Array, "G T S"], tile: Inputs) -> Float[Array, "G T R"]:
+def _towards_relative(
+    ds: Float[Array, "G T S"], relative: Float[Array, "G T R"], where: Where
+) -> Float[Array, "G T R"]:
     """Returns the gradient of the relative scores from that of all scores, in float32."""
-    behind = _behind(tile)
+    behind = _behind(where, relative.shape[-1])
     rows = jnp.arange(len(behind))[:, None]
-    return jnp.zeros(tile.relative.shape).at[:, rows, behind].add(ds)
+    return jnp.zeros(relative.shape).at[:, rows, behind].add(ds)
 
 
 def _join(parts: Any, axis: int) -> Array:

@@ -91,7 +91,7 @@ def sizes(given: Inputs, *_: Any, scoring: Scoring) -> Config:
     time, since the diagonal wastes half a block; float32 takes half as many queries, for its
     products are of many passes.
     """
-    query, key, *_ = given
+    query, key = given.query, given.key
     decline(given, scoring, (jnp.float32, jnp.bfloat16), 256)
     if scoring.window:
         raise NotImplementedError("it has no window")
