@@ -81,7 +81,8 @@ for system in systems:
             labels = {"system": system, "budget": each, "width": width}
             trials.append({"config": f"{system}:tiny", "labels": labels, **fields})
 
-pathlib.Path("equal_flops.py").write_text(
+pathlib.Path("runs").mkdir(exist_ok=True)
+pathlib.Path("runs/equal_flops.py").write_text(
     f'''"""Models of several widths at equal training FLOPs."""
 
 from recursia.configs import base
@@ -105,7 +106,7 @@ print(f"{len(trials)} trials")
 # goes on where it was stopped; with another `--runner` it sends them to a cluster.
 
 # %%
-recursia.command("sweep --config=equal_flops.py --workdir=runs/equal_flops")
+recursia.command("sweep --config=runs/equal_flops.py --workdir=runs/equal_flops")
 
 # %%
 recursia.command("sweep results --workdir=runs/equal_flops")
@@ -170,8 +171,8 @@ plt.show()
 # three budgets and three seeds: there the systems cannot be told apart.
 
 # %%
-if not pathlib.Path("equal_flops.png").exists():
-    recursia.command("sweep report --workdir=runs/equal_flops --out=equal_flops.png")
+if not pathlib.Path("runs/equal_flops.png").exists():
+    recursia.command("sweep report --workdir=runs/equal_flops --out=runs/equal_flops.png")
 
 # %% [markdown]
 # The other question, "what would a model of equal size cost?", needs no training.

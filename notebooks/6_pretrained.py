@@ -40,7 +40,7 @@ brief = (
     " --config.eval.every_steps=0 --config.eval.num_batches=2 --config.eval.prompts="
 )
 if not folder:
-    folder = "hf/dense"
+    folder = "runs/hf"
     recursia.command(f"train --config=vanilla:tiny --workdir=runs/pretrained{brief}")
     if not pathlib.Path(folder).exists():
         recursia.command(
@@ -154,17 +154,18 @@ plt.show()
 # tokenizer of the pretrained model.
 
 # %%
-if not pathlib.Path("data/novels").exists():
-    pathlib.Path("novels.txt").write_text(pages("train", 400_000))
+if not pathlib.Path("runs/novels").exists():
+    pathlib.Path("runs/novels.txt").write_text(pages("train", 400_000))
     recursia.command(
-        f"data prepare --input=novels.txt --output=data/novels --tokenizer={folder}/tokenizer.json"
+        "data prepare --input=runs/novels.txt --output=runs/novels"
+        f" --tokenizer={folder}/tokenizer.json"
     )
 curve = {}
 for name, start in {"shared": folded("average"), "adapters": folded("average", 8)}.items():
     workdir = f"runs/uptrained/{name}"
     recursia.command(
         f"train --config={start} --workdir={workdir} --config.train.init_from={start}"
-        f" --config.data.path=data/novels --config.optimizer.learning_rate=1e-3{brief}"
+        f" --config.data.path=runs/novels --config.optimizer.learning_rate=1e-3{brief}"
     )
     before = recursia.load(start).score(held_out).nats_per_token
     model = recursia.load(workdir)
