@@ -129,17 +129,17 @@ def test_kernels_and_references_give_one_loss_and_gradient(monkeypatch, name, pl
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, axis",
+    "name, axes",  # all three axes at once end the process in XLA's partitioner for CPUs
     [
-        ("mor:tiny", "tensor"),
-        ("mor:tiny_kv_share", "context"),  # with a plan for each device's queries
-        ("moeut:tiny", "expert"),
-        exhaustive("moeut:tiny", "context"),
-        exhaustive("sut:tiny", "expert"),
-        ("sut:tiny", "tensor"),
+        ("mor:tiny", ["tensor"]),
+        ("mor:tiny_kv_share", ["context"]),  # with a plan for each device's queries
+        ("moeut:tiny", ["expert", "tensor"]),
+        exhaustive("moeut:tiny", ["context"]),
+        exhaustive("sut:tiny", ["expert"]),
+        ("sut:tiny", ["tensor"]),
     ],
 )
-def test_on_two_devices_kernels_give_the_references_loss_and_gradient(monkeypatch, name, axis):
+def test_on_several_devices_kernels_give_the_references_loss_and_gradient(monkeypatch, name, axes):
     want, wanted = reference(name)
     run_interpreted(monkeypatch, "tpu")
     moments, metrics = first_moments(name, False, [(axis, 2)])
