@@ -115,8 +115,8 @@ recursia.command("sweep results --workdir=runs/equal_flops")
 # ## The valleys
 #
 # One panel for each budget: loss over the number of unique parameters. Where there are three sizes,
-# the curve is a parabola in the logarithm of the size, and its lowest point the best size at that
-# budget.
+# the curve is a parabola in the logarithm of the size. Its lowest point, if it has one between the
+# sizes, is the best size at that budget.
 
 # %%
 found = [each for each in results.read(pathlib.Path("runs/equal_flops")) if each.metrics]
@@ -128,15 +128,13 @@ for axes, each in zip(np.atleast_1d(panels), budgets, strict=True):
         here = [r for r in found if (r.labels["system"], r.labels["budget"]) == (system, each)]
         points = sorted((r.unique_parameters, r.metrics["validation_loss"]) for r in here)
         sizes, losses = map(np.array, zip(*points, strict=True))
-        (drawn,) = axes.semilogx(sizes, losses, "o", label=system)
+        (drawn,) = axes.plot(sizes, losses, "o", label=system)
         if len(sizes) > 2:
             fit = np.polynomial.Polynomial.fit(np.log(sizes), losses, 2)
             along = np.linspace(np.log(sizes[0]), np.log(sizes[-1]), 50)
-            axes.semilogx(np.exp(along), fit(along), color=drawn.get_color(), linewidth=1)
+            axes.plot(np.exp(along), fit(along), color=drawn.get_color(), linewidth=1)
     axes.set(title=f"{each:.0e} training FLOPs", xlabel="unique parameters")
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.xaxis.set_minor_formatter("{x:,.0f}")
-    axes.tick_params(axis="x", which="both", labelsize=7, rotation=30)
 np.atleast_1d(panels)[0].set_ylabel("validation loss, nats per token")
 np.atleast_1d(panels)[0].legend(frameon=False)
 plt.show()
