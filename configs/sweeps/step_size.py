@@ -1,6 +1,7 @@
 r"""Numbers of steps drawn in training: what they cost at full depth, and gain at half.
 
   recursia sweep --config=sweeps/step_size:tiny --workdir=sweeps/step_size    # 6 trials
+  recursia sweep report --workdir=sweeps/step_size
   recursia eval --workdir=sweeps/step_size/trials/NAME --depths=4,6,8
 
 One block in 8 steps (`neural_ode`), trained on 8 steps alone or on 4, 6 and 8, at equal training
