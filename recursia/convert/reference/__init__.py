@@ -30,12 +30,10 @@ FAMILIES = {
     "lckv": "lckv",
     "mlkv": "mlkv",
     "mpo": "mpo",
-    "ouro": "ouro",
-    "widenet": "widenet",
     "muon": "muon",
 }
 OPTIMIZERS = ("muon",)  # families of files without a model
-LAYERS = ("mpo", "widenet")  # families of files of layers alone
+LAYERS = ("mpo",)  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
 
