@@ -16,7 +16,7 @@ from recursia.injection import Injection
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.branch import Report, States
 from recursia.layers.past import Past
-from recursia.params import Params
+from recursia.params import Params, at
 from recursia.sharing import key_banks
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS, Schedule

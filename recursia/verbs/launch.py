@@ -68,7 +68,7 @@ def following(given: argparse.Namespace) -> str:
     """Returns the command that comes next."""
     if given.dry_run:
         return "the same without --dry_run"
-    out = {"out": "report.html"} if "://" in given.workdir else {}
+    out: dict[str, Any] = {"out": "report.html"} if "://" in given.workdir else {}
     return arguments.command("report", workdir=given.workdir, **out)
 
 

@@ -64,7 +64,7 @@ def _layer(
     case.losses.append((loss, file[f"{name}/loss"]))
     by_tensor, bias, x = grads
     theirs = [_ours(file[f"{name}/grad_core/{k}"]) for k in range(len(tensors))]
-    case.gradients.extend(zip(by_tensor, theirs, strict=True))
+    case.gradients.extend((a, np.asarray(b)) for a, b in zip(by_tensor, theirs, strict=True))
     case.gradients.extend([(bias, file[f"{name}/grad_bias"]), (x, file[f"{name}/grad_input"])])
 
 
