@@ -260,7 +260,8 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
 
     A step that makes keys and values caches those of as many tokens as it processes in training; a
     step that reads those of another caches none. Where every reader has a sliding window, the cache
-    holds the largest window. Prelude and coda cache every token.
+    holds the largest window. Prelude and coda cache every token. Numbers of recursions that
+    training draws are left out: decoding takes the policy's own.
 
     Args:
       config: the model.
@@ -268,7 +269,8 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
       itemsize: bytes of a number; None takes the compute dtype's.
     """
     itemsize = itemsize or jnp.dtype(config.dtype).itemsize
-    steps = steps_of(config, seq_len, config.depth.passes(config.schedule, seq_len))
+    decoded = config.depth.at_depth(config.depth.num_recursions)
+    steps = steps_of(config, seq_len, decoded.passes(config.schedule, seq_len))
     core = sum(step.times * step.cached for step in steps)
     cached = sum(config.ends.values()) * seq_len + core
     return itemsize * config.block.cache_entries() * cached / seq_len

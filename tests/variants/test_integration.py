@@ -43,6 +43,11 @@ def test_as_many_steps_as_trained_are_the_fixed_model():
     assert error(forward(params, text(), made.at_depth(2))[0], forward(params, text(), fixed)[0])
 
 
+def test_a_cache_holds_the_keys_of_all_steps_whatever_training_draws():
+    drawn, fixed = build(Integration(8, sampled=(4, 6, 8))), build(Fixed(8))
+    assert accounting.cache_bytes_per_token(drawn, 16) == accounting.cache_bytes_per_token(fixed, 16)
+
+
 @pytest.mark.parametrize(("method", "gain"), [("euler", 2), ("heun", 4)])
 def test_twice_as_many_steps_divide_the_error_by_the_power_of_the_order(method, gain):
     params = weights(build(Integration(1), blocks=2))
