@@ -74,7 +74,7 @@ def choose(
 def limit(
     choice: Choice,
     num_experts: int,
-    capacity: float | None,
+    capacity: float | Fraction | None,
     is_live: Bool[Array, "B T"] | None = None,
 ) -> Choice:
     """Returns a choice in which no expert exceeds its capacity in a sequence.

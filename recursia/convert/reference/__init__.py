@@ -31,9 +31,11 @@ FAMILIES = {
     "mlkv": "mlkv",
     "mpo": "mpo",
     "muon": "muon",
+    "ouro": "ouro",
+    "widenet": "widenet",
 }
 OPTIMIZERS = ("muon",)  # families of files without a model
-LAYERS = ("mpo",)  # families of files of layers alone
+LAYERS = ("mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
 
