@@ -115,6 +115,7 @@ def apply(
       remat: what a backward pass computes again.
     """
     context = _context(tokens.shape, positions, segment_ids)
+    wanted = None if config.ends["coda"] else wanted  # a coda reads the states of other tokens too
     call = Call(mode, step, key, microbatch, state, wanted)
     return _forward(params, tokens, config, context, stacks_of(params, config, remat), call)
 

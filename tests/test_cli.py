@@ -152,7 +152,8 @@ def test_a_dry_run_shows_what_is_typed_and_writes_nothing(command, tmp_path):
         command(*dry, *typed)
         for typed in ((), ("--config.block.mlp_dim", 96), ("--config.model.block.mlp_dim=96",))
     )
-    assert short == full != plain and short[1] == ""
+    assert short[0] == full[0] != plain[0]
+    assert short[1].startswith("next: ") and len(short[1].splitlines()) == 1
     assert not (tmp_path / "none").exists()
 
 

@@ -13,6 +13,7 @@ recurs, and each time has a thin MLP of its own: `varies` makes its slots privat
 
 import dataclasses
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recursia import ranges
@@ -40,7 +41,7 @@ class ScaledResidual(PreNorm):
 
     def __post_init__(self):
         super().__post_init__()
-        ranges.at_least(0, self, "thin_ratio")
+        ranges.between(0, ranges.LARGEST // self.embed_dim, self, "thin_ratio")
 
     @property
     def _thin(self) -> GELU | None:
@@ -97,4 +98,5 @@ class ScaledResidual(PreNorm):
 
 def _sum(factors: Leaf, x: Float[Array, "B T D"], y: Float[Array, "B T D"]) -> Array:
     """Returns `factors[0] x + factors[1] y`, summed in float32."""
-    return (factors[0] * x + factors[1] * y).astype(x.dtype)
+    exact = factors[0] * x.astype(jnp.float32) + factors[1] * y.astype(jnp.float32)
+    return exact.astype(x.dtype)

@@ -141,7 +141,8 @@ class Stack(Steps):
         if last.start:
             before = range(last.start // self.schedule.num_blocks)
             carry, _, _, cached = self.loop(body, carry, entries, before)
-        period, xs = self._period(body, last, cached), self._inputs(last, entries)
+        period = self._period(body, last, cached)
+        xs = jax.tree.map(jnp.asarray, self._inputs(last, entries))  # a traced number is its index
 
         def once(loop: tuple[Array, Any]) -> tuple[Array, Any]:
             return loop[0] + 1, period(loop[1], at(xs, loop[0]))[0]

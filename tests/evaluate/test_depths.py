@@ -135,7 +135,7 @@ def test_a_run_stands_alone_without_its_data(run, tmp_path, command, refused_com
     generate = ["generate", "--prompt=red ", "--num_tokens=4", "--temperature=0"]
     alone, _ = command(*generate, "--workdir=run")
     assert command(*generate, f"--workdir={run}")[0] == alone
-    parts = ["no such folder", "give --text=FILE"]
+    parts = ["no such folder", "--text=FILE"]
     refused_command("eval", "--workdir=run", parts=parts, code=3)
     (tmp_path / "a.txt").write_text("red blue")
     command("eval", "--workdir=run", "--text=a.txt", "--mode=eval")

@@ -123,22 +123,27 @@ def updated(x, y, gate, gating):
 def run_fixed(params, x, where, config, mode):
     """Walks all steps of a row, in the schedule's order.
 
-    Where steps read keys of later ones, the whole is walked again with the keys of the walk before:
-    as often as training does, or in mode "causal" until every token's are right.
+    From a step that reads keys of a later one, up to the last whose keys are read in between, steps
+    are walked again with the keys of the walk before: as often as training does, or in mode
+    "causal" until every token's are right.
     """
     plan, shape = config.schedule, (len(x), config.block.mixer.num_kv_heads, -1)
     nothing = np.zeros((len(x), config.block.mixer.key_width)).reshape(shape)
     made = dict.fromkeys(map(int, plan.steps), (nothing, nothing, where))
-    later = {int(step) for at, step in enumerate(plan.steps) if plan.owner_places[at] > at}
-    count = len(x) if mode == "causal" else sum(plan.passes)
-    for _ in range(count if later else 1):
-        h = x
-        for step in map(int, plan.steps):
-            r, k = divmod(step, plan.num_blocks)
-            weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
-            how = config.block, source, step not in later
-            h, made[step] = block(weights, h, where, *how)
-    return h, []
+    is_later = plan.owner_places > np.arange(len(plan.steps))
+    count, start = len(x) if mode == "causal" else sum(plan.passes), 0
+    while start < len(plan.steps):
+        stop = start + 1
+        while is_later[start] and max(plan.owner_places[start:stop]) >= stop:
+            stop += 1
+        for _ in range(count if is_later[start] else 1):
+            h = x
+            for at, step in enumerate(map(int, plan.steps[start:stop]), start):
+                r, k = divmod(step, plan.num_blocks)
+                weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
+                h, made[step] = block(weights, h, where, config.block, source, not is_later[at])
+        x, start = h, stop
+    return x, []
 
 
 def run_expert_choice(params, x, where, config, mode):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from recursia.sharing.remat import Remat
@@ -21,6 +21,7 @@ from tests.helpers.tiny import (
 )
 
 UNITS = ("none", "block", "recursion")
+DRAWS = (Phase.explicit, Phase.generate)  # a failure is shown as it was drawn, not made smaller
 AXES = ("block", "one", "recursion", "recursion+block")
 
 
@@ -72,16 +73,16 @@ def assert_is_its_loop(config, mode, remat):
     assert logits.shape == (BATCH, LENGTH, VOCAB)
     assert aux.depth_used.shape == (BATCH, LENGTH)
     assert np.isfinite(gradient(params, tokens, config, mode, remat=Remat(remat))[0])
-    assert_close(logits, by_hand.forward(params, tokens, config, mode)[0])
+    assert_close(logits, by_hand.forward(params, tokens, config, mode)[0], n=256)
 
 
-@settings(max_examples=5, derandomize=True, deadline=None, database=None)
+@settings(max_examples=5, derandomize=True, deadline=None, database=None, phases=DRAWS)
 @given(models("fixed"), st.sampled_from(UNITS))
 def test_any_fixed_depth_model_is_its_loop(config, remat):
     assert_is_its_loop(config, "eval", remat)
 
 
-@settings(max_examples=3, derandomize=True, deadline=None, database=None)
+@settings(max_examples=3, derandomize=True, deadline=None, database=None, phases=DRAWS)
 @given(models("expert_choice"), st.sampled_from(("eval", "causal")), st.sampled_from(UNITS))
 def test_any_expert_choice_model_is_its_loop(config, mode, remat):
     assert_is_its_loop(config, mode, remat)
