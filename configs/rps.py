@@ -7,7 +7,8 @@ STABLE-RPS (Desai & Shrivastava 2024, ICLR; after the hashing of Chen et al. 201
 1504.04788): chunks of one memory are used four times each, at hashed places. Published for
 convolutional networks, never for a language model. Sizes and recipe are those of the vanilla model.
 
-Not measured yet; vanilla:tiny has a validation loss of 2.05 nats per token after 300 steps.
+Measured, tiny on 2 cores in float32: validation loss 2.17 nats per token after 300 steps;
+vanilla:tiny has 2.05.
 """
 
 from ml_collections import ConfigDict

@@ -56,6 +56,7 @@ class Fold(Weights):
         ranges.above(0, self, "ratio")
         ranges.fraction(self, "ratio")
         ranges.at_least(8, self, "rows")
+        ranges.between(0, ranges.LARGEST_SEED, self, "seed")
         ranges.above(0, self, "init_std")
         matrices.check_listed(self.slots)
 

@@ -45,6 +45,7 @@ class Templates(Weights):
 
     def __post_init__(self):
         ranges.above(0, self, "budget")
+        ranges.between(0, ranges.MOST_LAYERS, self, "budget")
         ranges.at_least(1, self, "num_templates")
         matrices.check_listed(self.slots)
 

@@ -45,7 +45,9 @@ def test_as_many_steps_as_trained_are_the_fixed_model():
 
 def test_a_cache_holds_the_keys_of_all_steps_whatever_training_draws():
     drawn, fixed = build(Integration(8, sampled=(4, 6, 8))), build(Fixed(8))
-    assert accounting.cache_bytes_per_token(drawn, 16) == accounting.cache_bytes_per_token(fixed, 16)
+    assert accounting.cache_bytes_per_token(drawn, 16) == accounting.cache_bytes_per_token(
+        fixed, 16
+    )
 
 
 @pytest.mark.parametrize(("method", "gain"), [("euler", 2), ("heun", 4)])
