@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from recursia.params import Params
 from recursia.sharing.patterns import Rule
@@ -59,7 +59,7 @@ class Weights:
         """Returns specs of the parameters applied to a token in a step besides the block's own."""
         return self.specs(block)
 
-    def of(self, block: Params) -> Self:
+    def of(self, block: Params) -> "Weights":
         """Returns this kind with the specs of one block, which `bind` then reads as `block`."""
         known = copy.copy(self)
         vars(known)["block"] = block
