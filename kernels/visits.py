@@ -45,7 +45,7 @@ class Visits:
       axes: sizes of the axes of the grid.
     """
 
-    bounds: Int[Array, "parts+1"]
+    bounds: Int[Array, "bounds"]
     tables: tuple[Array, ...]
     axes: tuple[int, ...]
 
@@ -100,7 +100,7 @@ def _visit(part: Array, step: Array, bounds: Any) -> Visit:
     return Visit(bounds[part] + step, bounds[part], bounds[part + 1])
 
 
-def bounds_of(total: Array, owner: Array, is_halved: bool) -> Int[Array, "parts+1"]:
+def bounds_of(total: Array, owner: Array, is_halved: bool) -> Int[Array, "bounds"]:
     """Returns the first visit of each part of a list, and the end; each core takes parts.
 
     Args:

@@ -54,7 +54,7 @@ class Plan:
 
 def listed(
     some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]
-) -> tuple[Int[Array, "P"], Int[Array, "parts+1"]]:
+) -> tuple[Int[Array, "P"], Int[Array, "bounds"]]:
     """Returns the pairs of blocks to visit, of which those of one outer block are adjacent.
 
     Args:

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from recursia.traced_flops import uncounted
 
-Tensor = Float[Array, "Q I J P"]  # from the bond on its left to that on its right
+# From the bond on its left to that on its right; the tensors of one matrix have different sizes.
+Tensor = Float[Array, "_ _ _ _"]
 Shape = tuple[int, int, int, int]
 
 
