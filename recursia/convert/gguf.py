@@ -56,7 +56,7 @@ class Arrays(Mapping[str, np.ndarray]):
             ) from None
         self._path, self._dequantize = path, gguf.quants.dequantize
         with _readable(path):
-            reader = gguf.GGUFReader(path)
+            reader = _whole(gguf.GGUFReader)(path)
             self._fields = {name: field.contents() for name, field in reader.fields.items()}
             self._tensors = {_renamed(tensor.name): tensor for tensor in reader.tensors}
             self.settings = self._settings()
@@ -124,6 +124,22 @@ class Arrays(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+def _whole(reader: Any) -> Any:
+    """Returns the library's class of readers, which refuses to read behind the end of a file.
+
+    By itself it takes what is behind the end for nothing, as often as a damaged count says.
+    """
+
+    class Whole(reader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **how: Any) -> Any:
+            end, size = int(offset) + np.dtype(dtype).itemsize * int(count), len(self.data)
+            if end > size:
+                raise ValueError(f"a field ends at byte {end}, the file at {size}")
+            return super()._get(offset, dtype, count, *order, **how)
+
+    return Whole
 
 
 @contextlib.contextmanager

@@ -216,7 +216,7 @@ def test_neutral_relaxations_are_neutral(depth):
     pattern = "cycle" if depth == "exit_gate" else "middle_cycle"  # a gate takes no coda
     plain = points.point("llama", depth, sharing=pattern)
     how = {"weights": "lora", "sharing": pattern}
-    if depth in points.NEEDS:  # nothing may vary along its recursions
+    if depth in points.NEEDS or plain.depth.scales_branches:  # nothing varies along recursions
         relaxed = points.point("llama", depth, varies=BY_BLOCK, **how)
     else:
         relaxed = points.point("llama", depth, inject_="learned steps", **how)
