@@ -320,11 +320,11 @@ class Run:
     def __post_init__(self):
         self.model.depth.check_length(self.train.seq_len)
         for end, depth, how in self.train.phases():
-            name = "depths" if how is None else "ties"
-            try:
-                self.model.in_phase(depth, how)
-            except ValueError as error:
-                raise ValueError(f"train.{name}: until step {end:,}: {error}") from None
+            for name, recursions in (("ties", None), ("depths", depth)):
+                try:
+                    self.model.in_phase(recursions, how)
+                except ValueError as error:
+                    raise ValueError(f"train.{name}: until step {end:,}: {error}") from None
         if self.distill.exits and self.model.depth.num_exits < 2:
             name = kinds.kind_of(self.model.depth)
             raise ValueError(
