@@ -69,7 +69,7 @@ def test_published_thresholds_are_taken_where_none_is_given():
 
 
 def test_a_wanted_token_at_rest_stops_the_loop():
-    config = tiny(6, exit="latent_diff", exit_threshold=0.4)
+    config = without_coda(tiny(6, exit="latent_diff", exit_threshold=0.4))
     p = weights(config)
     logits, aux = run(p, text(), config, "causal", state=noise())
     depths = np.asarray(aux.depth_used)
@@ -96,11 +96,16 @@ def test_a_token_read_early_is_as_in_the_whole_walk():
     assert np.isfinite(whole).all()
 
 
+def without_coda(config):
+    """Returns a model all of whose tokens that are not wanted may be left out."""
+    return dataclasses.replace(config, coda=0, num_layers=config.num_layers - config.coda)
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def run_state(p, tokens, config, wanted):
     """Returns states before the coda, and depths."""
-    bare = dataclasses.replace(config, coda=0, num_layers=config.num_layers - 1)
-    out = model.apply({**p, "coda": {}}, tokens, bare, mode="causal", state=noise(), wanted=wanted)
+    bare, p = without_coda(config), {**p, "coda": {}}
+    out = model.apply(p, tokens, bare, mode="causal", state=noise(), wanted=wanted)
     return out.hidden, out.aux.depth_used
 
 
