@@ -6,6 +6,7 @@ absent TPU or GPU, and its FLOPs can be counted without looking into kernels.
 
 import dataclasses
 import functools
+import importlib
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -24,6 +25,9 @@ except ImportError:
 
 Platform = Literal["cpu", "tpu", "cuda"]
 LOG = logging.getLogger("recursia.kernels")
+
+# Parts of the names of NVIDIA's Hopper GPUs. Tensor cores of others have other instructions.
+HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +62,19 @@ class Implementation:
                 config = tuned.look_up(config, device, op, self.name, jax.tree.leaves(arrays))
             how["config"] = config
         return self.run(*arrays, **static, **how)
+
+
+def on_hopper(package: str, name: str) -> Implementation:
+    """Returns the kernel `name` of a package's module `gpu`, which is imported when it is lowered.
+
+    The import of Pallas's Mosaic GPU backend takes a quarter of a second, which most programs save.
+    """
+
+    def later(name: str) -> Callable[..., Any]:
+        module = f"{package}.gpu"
+        return lambda *args, **how: getattr(importlib.import_module(module), name)(*args, **how)
+
+    return Implementation("mosaic_gpu", "cuda", later(name), later(f"{name}_config"), HOPPER)
 
 
 @dataclasses.dataclass(frozen=True)

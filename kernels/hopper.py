@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-# Tensor cores of other NVIDIA GPUs have other instructions.
-DEVICES = ("H100", "H200", "H800", "H20", "GH200")
 LANES = 64  # bfloat16 in 128 bytes: a row of the tiles that tensor cores read
 SWIZZLE = plgpu.SwizzleTransform(128)
 TILED = plgpu.TilingTransform((8, LANES)), SWIZZLE

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Int
 
 
@@ -74,6 +73,8 @@ class Visits:
 
         The scratch is of float32, and kept between visits; options are those of `pallas_call`.
         """
+        from jax.experimental.pallas import tpu as pltpu  # slow to import, and seldom needed
+
         count = len(self.axes)
 
         def run(bounds: Any, *refs: Any) -> None:

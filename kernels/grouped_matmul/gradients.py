@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from .. import hopper
-from ..dispatch import Implementation, Op
-from . import gpu, megablox, reference, tpu
+from ..dispatch import Implementation, Op, on_hopper
+from . import megablox, reference, tpu
 from .reference import Rows
 
 MATMUL = Op(
@@ -22,7 +21,7 @@ MATMUL = Op(
     (
         Implementation("pallas_tpu", "tpu", tpu.matmul, tpu.matmul_config),
         Implementation("megablox", "tpu", megablox.matmul, megablox.matmul_config),
-        Implementation("mosaic_gpu", "cuda", gpu.matmul, gpu.matmul_config, hopper.DEVICES),
+        on_hopper(__package__, "matmul"),
     ),
     lambda rows, bank, sizes, contracted=1: 2 * rows.shape[0] * bank.shape[1] * bank.shape[2],
 )
@@ -32,7 +31,7 @@ OUTER = Op(
     (
         Implementation("pallas_tpu", "tpu", tpu.outer, tpu.outer_config),
         Implementation("megablox", "tpu", megablox.outer, megablox.outer_config),
-        Implementation("mosaic_gpu", "cuda", gpu.outer, gpu.outer_config, hopper.DEVICES),
+        on_hopper(__package__, "outer"),
     ),
     lambda left, right, sizes: 2 * left.shape[0] * left.shape[1] * right.shape[1],
 )

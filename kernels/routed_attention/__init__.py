@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from .. import hopper, tuned
-from ..dispatch import Implementation, Op
-from . import gpu, libraries, reference, tiles, tpu
+from .. import tuned
+from ..dispatch import Implementation, Op, on_hopper
+from . import libraries, reference, tiles, tpu
 from .tpu_grid import Cut, Plan
 from .where import Inputs, Results, Scoring, Where
 
@@ -44,7 +44,7 @@ FORWARD = Op(
         Implementation("splash", "tpu", libraries.splash_forward),
         Implementation("cudnn", "cuda", libraries.cudnn_forward),
         Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes),
-        Implementation("mosaic_gpu", "cuda", gpu.forward, gpu.forward_config, hopper.DEVICES),
+        on_hopper(__package__, "forward"),
     ),
     _products(2),
 )
@@ -55,7 +55,7 @@ BACKWARD = Op(
         Implementation("splash", "tpu", libraries.splash_backward),
         Implementation("cudnn", "cuda", libraries.cudnn_backward),
         Implementation("pallas_tpu", "tpu", tpu.backward, tpu.sizes),
-        Implementation("mosaic_gpu", "cuda", gpu.backward, gpu.backward_config, hopper.DEVICES),
+        on_hopper(__package__, "backward"),
     ),
     _products(5),
 )
