@@ -176,7 +176,7 @@ def _relative(ours: Any, theirs: Any) -> float:
 
 
 def _apart(pairs: Any) -> float:
-    return float(np.max([np.abs(ours - theirs).max() for ours, theirs in pairs]))
+    return float(np.max([0.0, *(np.abs(ours - theirs).max() for ours, theirs in pairs)]))
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from recursia.optimizers.optimizer import Optimizer, below_one
+from recursia.optimizers.optimizer import Optimizer, below_one, decaying_first
 from recursia.params import Spec
 from recursia.ranges import at_least
 
@@ -64,22 +64,7 @@ class Muon(Optimizer):
         self, specs: PyTree[Spec], decayed: PyTree[bool], rate: optax.Schedule
     ) -> optax.GradientTransformation:
         """Returns a rule that decays parameters before the step, as published."""
-
-        def update(
-            updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-        ) -> tuple[optax.Updates, optax.OptState]:
-            step = jnp.asarray(state)
-            learning_rate = rate(step)
-            kept = 1 - learning_rate * self.weight_decay
-
-            def move(direction: Array, param: Array, decays: bool) -> Array:
-                change = direction * learning_rate
-                return (param * kept - change) - param if decays else -change
-
-            return jax.tree.map(move, updates, params, decayed), step + 1
-
-        init = lambda params: jnp.zeros((), jnp.int32)
-        return optax.chain(self.direction(specs), optax.GradientTransformation(init, update))
+        return optax.chain(self.direction(specs), decaying_first(self.weight_decay, decayed, rate))
 
     def _update(self, spec: Spec, momentum: PyTree) -> PyTree:
         if spec.matrix is None:

@@ -3,12 +3,13 @@
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from recursia.errors import ConfigError
 from recursia.params import Spec
@@ -116,6 +117,41 @@ class Optimizer(abc.ABC):
                 )
         is_listed = lambda name: any(is_below(name, path) for path in self.trainable)
         return jax.tree.map(lambda name: not self.trainable or is_listed(name), names)
+
+
+def decaying_first(
+    weight_decay: float,
+    decayed: PyTree[bool],
+    rate: optax.Schedule,
+    where: Callable[[Array, Array], Array | bool] = lambda step, param: True,
+) -> optax.GradientTransformation:
+    """Returns a rule from directions to steps that decays parameters before the step.
+
+    Sums in this order are those of published code, to the last bit but one.
+
+    Args:
+      weight_decay: times the learning rate.
+      decayed: whether each parameter has weight decay.
+      rate: the learning rate by step.
+      where: the entries that decay, of a direction and its parameter.
+    """
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        step = jnp.asarray(state)
+        learning_rate = rate(step)
+
+        def move(direction: Array, param: Array, decays: bool) -> Array:
+            change = direction * learning_rate
+            if not decays:
+                return -change
+            kept = 1 - learning_rate * weight_decay * where(direction, param)
+            return (param * kept - change) - param
+
+        return jax.tree.map(move, updates, params, decayed), step + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
 def below_one(config: Any, *names: str) -> None:

@@ -22,6 +22,7 @@ from recursia.depth.policy import Aux
 from recursia.params import Params
 
 FAMILIES = {
+    "adam_atan2": "adam_atan2",
     "recursive": "mor",
     "mor": "mor",
     "moeut": "moeut",
@@ -34,7 +35,7 @@ FAMILIES = {
     "ouro": "ouro",
     "widenet": "widenet",
 }
-OPTIMIZERS = ("muon",)  # families of files without a model
+OPTIMIZERS = ("adam_atan2", "muon")  # families of files without a model
 LAYERS = ("mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
