@@ -21,8 +21,9 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile"
 
+# A third worker runs while others wait for the processes that they have started.
 test-slow: .venv/installed-test
-	$(BIN)/python -m pytest $(TEST_FLAGS) -m "slow and not exhaustive and not gpu_compile"
+	$(BIN)/python -m pytest $(TEST_FLAGS) -n 3 -m "slow and not exhaustive and not gpu_compile"
 
 # What CI leaves out: the other combinations of values, more random points, kills and faults.
 test-exhaustive: .venv/installed-test

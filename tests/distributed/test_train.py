@@ -8,7 +8,7 @@ import pytest
 
 from recursia import cli
 from recursia.workdir import digests
-from tests.helpers import cluster
+from tests.helpers import cluster, exhaustive, slow
 from tests.helpers.cluster import SECTIONS, STEPS, alone, train
 from tests.helpers.runs import is_equal, rows, saved, state_of, values, write_config, write_text
 
@@ -53,7 +53,7 @@ def assert_close(ours, theirs):
             np.testing.assert_allclose(mine[name], other[name], **CLOSE, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_four_processes_equal_one_with_four_devices(folder, tmp_path, monkeypatch):
     """Rows and parameters split by two each; `fsdp` by four is the next test but one."""
     split, how = ["--config.mesh.data=2", "--config.mesh.fsdp=2"], {"depth": "expert_choice"}
@@ -64,8 +64,7 @@ def test_four_processes_equal_one_with_four_devices(folder, tmp_path, monkeypatc
     assert saved(tmp_path / "four") == [2, 4]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("axis", ["tensor", "context"])
+@pytest.mark.parametrize("axis", [slow("context"), exhaustive("tensor")])
 def test_processes_that_hold_the_same_rows_read_the_same(folder, tmp_path, monkeypatch, axis):
     split = ["--config.mesh.fsdp=1", f"--config.mesh.{axis}=2"]
     split += ["--config.model.vocab_size=258", "--config.model.block.num_kv_heads=2"]  # that divide

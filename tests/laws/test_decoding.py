@@ -100,7 +100,7 @@ def test_every_pair_of_axes_decodes(chosen):
     jax.clear_caches()  # else the compiled programs of a hundred tests exceed the memory maps
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # every pair of kinds that meet in a cache is decoded above
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_decodes(name):
     settings = {"model.dtype": "float32", "model.vocab_size": str(VOCAB)}

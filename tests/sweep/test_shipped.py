@@ -12,6 +12,7 @@ from recursia.errors import ConfigError
 from recursia.sweep import declaration
 from recursia.sweep import trial as trials
 from recursia.sweep.spending import steps_for
+from tests.helpers import exhaustive, slow
 from tests.helpers.benchmarks import benchmark, page, result
 
 FOLDER = pathlib.Path(recursia.configs.sweeps.__path__[0])
@@ -91,8 +92,10 @@ def test_a_file_opens_with_its_commands(file):
     assert "recursia sweep report --workdir=" in text
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
+TRAINED = [slow(file) if file == "ties" else exhaustive(file) for file in FILES]  # it has phases
+
+
+@pytest.mark.parametrize("file", TRAINED)
 def test_a_tiny_trial_trains_to_a_validation_loss(file, tmp_path):
     """The last trial, shortened: all trials take minutes."""
     trial = declared(f"sweeps/{file}:tiny")[-1]
