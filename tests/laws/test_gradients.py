@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from recursia.sharing.remat import Remat
-from tests.helpers import points, slow
+from tests.helpers import exhaustive, points, slow
+from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import draw, gradient, text, tol
 
 POINTS = points.every()
-NAMES = [name if name in points.DEPTHS else slow(name) for name in POINTS]
+OTHERS = {*points.BLOCKS, *points.MIXERS, *points.FEEDFORWARDS, *points.WEIGHTS} - {*PUBLISHED}
+NAMES = [
+    name if name in points.DEPTHS else (slow if name in OTHERS else exhaustive)(name)
+    for name in POINTS
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
