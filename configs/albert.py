@@ -12,6 +12,7 @@ v5e:16x16 (730m, 1.7b).
 
 Measured, tiny after 204 steps, two seeds 0.33 apart: 4.19 bits per byte of the bundled validation
 text, hardly below a unigram model's 4.37.
+Checked against: table of layers, counts.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ is that of the other systems here. Meant for v5e:16x16.
 
 Measured, tiny after 200 steps: 3.12 bits per byte of the bundled validation text, with half of the
 keys and values of vanilla:tiny.
+Checked against: authors' code, 1 file.
 """
 
 from ml_collections import ConfigDict

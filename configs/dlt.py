@@ -10,6 +10,7 @@ two thirds, and then a block for each layer. Sizes and recipe are those of the v
 for v5e:4x4 (135m) and v5e:8x8 (360m).
 
 Measured, tiny on 2 cores in float32: validation loss 2.59 nats per token after 300 steps.
+Checked against: tied and vanilla models, bit for bit.
 """
 
 from ml_collections import ConfigDict

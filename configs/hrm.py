@@ -12,6 +12,7 @@ model attends to its prompt in both directions; this one is causal. Meant for v5
 
 Measured, tiny (a low and a high block, 8 recursions) on 2 cores in float32: validation loss 2.054
 nats per token after 300 steps.
+Checked against: authors' code, 1 file.
 """
 
 from ml_collections import ConfigDict

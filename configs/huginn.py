@@ -12,6 +12,7 @@ v5p:8x8x8 (3.5b) and v5e:16x16 (study).
 
 Measured with tiny (a mean of 4, a gradient through 2), seed 0: bits per byte of the bundled
 validation text 2.810 at depth 1, 2.776 at 2, and 2.774 at 4, 8 and 16.
+Checked against: authors' code, 2 files.
 """
 
 import math

@@ -11,6 +11,7 @@ without and twice with a gradient. 1.1b has TinyLlama's shape and 100 B tokens o
 published; the rest of the recipe is that of the other systems here. Meant for v5e:16x16.
 
 Measured, tiny on 2 cores in float32: validation loss 2.04 nats per token after 300 steps.
+Checked against: authors' code, 1 file, decoding too.
 """
 
 from ml_collections import ConfigDict

@@ -12,6 +12,7 @@ and v5e:16x16 (730m, 1.7b).
 
 Measured, tiny (2 blocks, 4 loops) on 2 cores in float32: validation loss 2.399 nats per token after
 300 steps.
+Checked against: a plain loop.
 """
 
 from ml_collections import ConfigDict

@@ -11,6 +11,7 @@ parameters here, not outputs of a network as published. The widths of the publis
 (135m), v5e:8x8 (360m) and v5e:16x16 (730m, 1.7b).
 
 Measured, tiny on 2 cores in float32: validation loss 2.08 nats per token after 300 steps.
+Checked against: tied and vanilla models, bit for bit.
 """
 
 from ml_collections import ConfigDict

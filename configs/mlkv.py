@@ -10,6 +10,7 @@ for v5e:4x4.
 
 Measured, tiny after 200 steps: 3.34 bits per byte of the bundled validation text, with 3 layers of
 8 that make keys.
+Checked against: authors' code, 1 file.
 """
 
 from ml_collections import ConfigDict

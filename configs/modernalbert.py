@@ -10,6 +10,7 @@ shares experts and router as it shares the feed-forward. The paper's models are 
 ranks and numbers of experts that are not known: there are no presets of their size.
 
 Measured, tiny on 2 cores in float32: validation loss 2.48 nats per token after 300 steps.
+Checked against: equations in NumPy.
 """
 
 from ml_collections import ConfigDict

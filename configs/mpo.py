@@ -9,6 +9,7 @@ private to a step. Here the layer is a pre-norm Llama's, trained from scratch wi
 vanilla model; the published one is ALBERT's, started from its trained weights.
 
 Measured, tiny on 2 cores in float32: validation loss 2.57 nats per token after 300 steps.
+Checked against: authors' code, 1 file.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ of twice, 4/3 times or the same size. Sizes and recipe are those of the other sy
 v5e:4x4 (135m) and v5e:8x8 (360m).
 
 Measured, tiny on 2 cores in float32: validation loss 2.64 nats per token after 300 steps.
+Checked against: orders of convergence, the fixed model bit for bit.
 """
 
 from ml_collections import ConfigDict

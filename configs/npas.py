@@ -10,6 +10,7 @@ and templates are never interpolated. Sizes and recipe are those of the vanilla 
 
 Measured, tiny on 2 cores in float32: validation loss 2.40 nats per token after 300 steps;
 vanilla:tiny has 2.05.
+Checked against: vanilla and tied models.
 """
 
 from ml_collections import ConfigDict

@@ -14,6 +14,7 @@ Data and recipe are those of the other systems here, not the published 7.7 T tok
 for v5p:4x4x8.
 
 Measured, tiny after 174 steps, two seeds: 3.61 bits per byte of the bundled validation text.
+Checked against: authors' code, 1 file.
 """
 
 from ml_collections import ConfigDict

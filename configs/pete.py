@@ -9,6 +9,7 @@ model: the hidden width of the MLP is that of the model, and the head is a matri
 else is the vanilla model. Meant for v5e:4x4 (135m) and v5e:8x8 (360m).
 
 Measured, tiny on 2 cores in float32: validation loss 2.12 nats per token after 300 steps.
+Checked against: equations in NumPy.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,7 @@ v5e:4x4 (135m), v5e:8x8 (360m) and v5e:16x16 (730m, 1.7b).
 
 Measured, tiny after 200 steps, two seeds: 3.18 bits per byte of the bundled validation text, where
 vanilla:tiny has 3.09 with twice the parameters.
+Checked against: authors' code, 2 files.
 """
 
 from ml_collections import ConfigDict

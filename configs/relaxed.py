@@ -9,6 +9,7 @@ from a pretrained model, as `recursia convert recursive` does. `2b` has the widt
 paper's largest model and its 15 B tokens in sequences of 2048, but this library's block and the
 optimizer settings of the other presets. `tiny` ends at a validation loss of 2.12 nats per byte.
 Meant for v5e:4x4 (135m), v5e:8x8 (360m), v5e:16x16 (730m, 1.7b) and v6e:16x16 (2b).
+Checked against: equations, the paper's parameter counts.
 """
 
 from ml_collections import ConfigDict

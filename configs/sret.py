@@ -11,6 +11,7 @@ random between applications, are left out: they are not causal. Sizes and recipe
 other systems. Meant for v5e:4x4 (135m) and v5e:8x8 (360m).
 
 Measured, tiny on 2 cores in float32: validation loss 2.11 nats per token after 300 steps.
+Checked against: equations in NumPy.
 """
 
 from ml_collections import ConfigDict

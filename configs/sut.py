@@ -17,6 +17,7 @@ Tan et al. 2023, arXiv 2310.07096, as a causal language model.
              not known: 256 is our choice, as are two heads of 16 in its experts of 32.
 
 Meant for v5e:4x4 (44m, 244m) and v5e:16x16 (wmt).
+Checked against: equations in NumPy.
 """
 
 from ml_collections import ConfigDict

@@ -20,6 +20,7 @@ Meant for v5e:8x8.
 Measured, tiny on 2 cores in float32, validation loss in nats per token after 300 steps: 2.393 at
 2.00 recursions of at most 6. With bias 1 it is 2.384 at 6.00: hardly a token halts, and the state
 after the first recursion scores like the last.
+Checked against: equations in NumPy.
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ Touvron et al. 2023, arXiv 2302.13971; sizes and recipe of the baseline of Mixtu
 (360m) and v5e:16x16 (730m, 1.7b).
 
 Measured, tiny after 200 steps, two seeds: 3.09 bits per byte of the bundled validation text.
+Checked against: the authors' block.
 """
 
 from ml_collections import ConfigDict

@@ -12,6 +12,7 @@ on the same block: adjacent steps share attention and experts, and each step has
 router. The papers' models are not language models; there are no presets of their size.
 
 Measured, tiny after 134 steps, two seeds: 3.68 bits per byte of the bundled validation text.
+Checked against: authors' code for images, 1 file.
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ retention. 1.1b has TinyLlama's shape and 100 B tokens of SlimPajama as in Wu et
 2410.14442); the rest of the recipe is that of the other systems here. Meant for v5e:16x16.
 
 Measured, tiny after 200 steps: 3.12 bits per byte of the bundled validation text.
+Checked against: authors' code, 1 file.
 """
 
 from ml_collections import ConfigDict

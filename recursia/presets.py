@@ -47,8 +47,18 @@ def presets(name: str) -> tuple[str, ...]:
 
 def about(name: str) -> str:
     """Returns the first line of a shipped file's docstring."""
+    return _docstring(name).partition("\n")[0]
+
+
+def checked_against(name: str) -> str:
+    """Returns what a shipped system's outputs were compared with, as its file's docstring says."""
+    said = _docstring(name).partition("Checked against: ")[2].partition("\n\n")[0]
+    return " ".join(said.split()).removesuffix(".")
+
+
+def _docstring(name: str) -> str:
     tree = ast.parse(location(name).read_text(encoding="utf-8"))
-    return (ast.get_docstring(tree) or "").partition("\n")[0]
+    return ast.get_docstring(tree) or ""
 
 
 def read(name: str) -> ml_collections.ConfigDict:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from docs import combinations
+from recursia import presets
 from tests.helpers import cluster
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -101,6 +102,12 @@ def test_every_configuration_has_its_page():
     pages = {page.stem for page in (ROOT / "docs" / "systems").glob("*.md")}
     others = {"__init__", "base", "blocks"}
     assert pages == {p.stem for p in (ROOT / "configs").glob("*.py")} - others
+
+
+def test_the_table_of_systems_says_what_each_was_checked_against():
+    table = re.findall(r"^\| .* \| `(\w+):`.* \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert dict(table) == {page.stem: presets.checked_against(page.stem) for page in SYSTEMS}
+    assert all(said for _, said in table)
 
 
 @pytest.mark.parametrize("page", SYSTEMS, ids=lambda page: page.stem)

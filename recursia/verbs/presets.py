@@ -7,6 +7,7 @@ from typing import Any
 
 from recursia import arguments, parsing
 
+INDENT = " " * 13
 ABOUT = "The shipped configurations, or the presets of one."
 
 
@@ -26,23 +27,15 @@ def run(given: argparse.Namespace) -> None:
         rows = [_preset(name) for name in presets.presets(given.name)]
         print(json.dumps({"presets": rows}) if given.json else _table(rows))
         return
-    every = {
-        name: {"about": presets.about(name), "presets": presets.presets(name)}
-        for name in presets.shipped()
-    }
+    every = {name: _system(name) for name in presets.shipped()}
     if given.json:
         print(json.dumps(every))
         return
     for name, of in every.items():
         print(f"{name:12} {of['about']}")
-        print(
-            textwrap.fill(
-                " ".join(each.partition(":")[2] for each in of["presets"]),
-                100,
-                initial_indent=" " * 13,
-                subsequent_indent=" " * 13,
-            )
-        )
+        named = " ".join(each.partition(":")[2] for each in of["presets"])
+        for line in (named, f"checked against: {of['checked_against']}"):
+            print(textwrap.fill(line, 100, initial_indent=INDENT, subsequent_indent=INDENT))
 
 
 def following(given: argparse.Namespace) -> str:
@@ -50,6 +43,16 @@ def following(given: argparse.Namespace) -> str:
     if given.name:
         return arguments.command("fields") + f" {given.name}:PRESET"
     return arguments.command("presets") + " NAME"
+
+
+def _system(name: str) -> dict[str, Any]:
+    from recursia import presets
+
+    return {
+        "about": presets.about(name),
+        "presets": presets.presets(name),
+        "checked_against": presets.checked_against(name),
+    }
 
 
 def _preset(name: str) -> dict[str, Any]:
