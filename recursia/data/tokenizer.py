@@ -1,5 +1,6 @@
 """Makes the tokenizer that a spec names: bytes, one learned from text, or one in files."""
 
+import functools
 import gzip
 import json
 import os
@@ -28,7 +29,7 @@ def from_spec(
     Args:
       spec: "byte"; "bpe:N", learned from `texts()` to exactly N ids; a `tokenizer.json`; a folder
         with that file or with GPT-2's `encoder.json` and `vocab.bpe`; or a folder that
-        `Tokenizer.save` wrote. Each file may be compressed, with `.gz` after its name.
+        `Tokenizer.save` wrote, or its `tokenizer.json`. Each file may be compressed, with `.gz` after its name.
       texts: returns the training documents, each as a text or in chunks; called for "bpe:N" only.
         Words of more than `pieces.PIECE` characters are cut.
       end_of_text: name of the token that ends a text, for a vocabulary in a file; empty looks for
@@ -46,6 +47,10 @@ def from_spec(
         return ByteTokenizer()
     if spec.startswith("bpe:"):
         return bpe.learn(texts(), bpe_size(spec), spec)
+    is_one_file = os.path.basename(spec) == LIBRARY and os.path.isfile(spec)
+    folder = os.path.dirname(spec) if is_one_file else spec
+    if not end_of_text and _is_saved(folder):
+        return load(folder)
     if os.path.isdir(spec):
         return _from_folder(spec, end_of_text)
     if os.path.isfile(spec):
@@ -106,14 +111,19 @@ def bpe_size(spec: str) -> int:
     return int(size)
 
 
-def _from_folder(directory: str, end_of_text: str) -> Tokenizer:
-    def find(name: str) -> str | None:
-        paths = (os.path.join(directory, name + suffix) for suffix in ("", ".gz"))
-        return next((path for path in paths if os.path.isfile(path)), None)
+def _is_saved(directory: str) -> bool:
+    """Returns whether `Tokenizer.save` wrote a folder: others write the same names, and no kind."""
+    config = _found(directory, CONFIG)
+    return config is not None and "kind" in _object(config)
 
-    # Other libraries write files of the same name, without a kind.
-    if (config := find(CONFIG)) and "kind" in _object(config):
-        return load(directory)
+
+def _found(directory: str, name: str) -> str | None:
+    paths = (os.path.join(directory, name + suffix) for suffix in ("", ".gz"))
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
+def _from_folder(directory: str, end_of_text: str) -> Tokenizer:
+    find = functools.partial(_found, directory)
     if library := find(LIBRARY):
         return BPETokenizer(_library(library), library, end_of_text)
     encoder, merges = find("encoder.json"), find("vocab.bpe")

@@ -165,7 +165,7 @@ def check_tokenizer(workdir: pathlib.Path, run: settings.Run, ours: Tokenizer, w
     if theirs.fingerprint != ours.fingerprint:
         raise DataError(
             f"{workdir} has the tokenizer {theirs.name}, {who} has {ours.name}: the same token ids "
-            "stand for different text; take one of the same tokenizer"
+            f"stand for different text; prepare data with --tokenizer={workdir / TOKENIZER}"
         )
 
 

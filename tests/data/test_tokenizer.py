@@ -170,7 +170,7 @@ def test_the_end_of_text_may_be_named(refused, tmp_path):
     assert named.encode("a<|stop|>").count(1) == 0 and named.token_bytes()[1] == 0
     named.save(str(tmp_path))
     assert load(str(tmp_path)).end_of_text == 1 == from_spec(str(tmp_path), iter).end_of_text
-    assert load(str(tmp_path)).fingerprint == named.fingerprint
+    assert load(str(tmp_path)).fingerprint == named.fingerprint == make().fingerprint
     refused(lambda: make("<|stopp|>"), "<|stopp|>", "did you mean <|stop|>")
     refused(lambda: make("x"), "4 tokens")
     for spec in ("byte", "bpe:300"):
