@@ -5,6 +5,7 @@ intervals. If the reader closes the stream, later messages are dropped and the c
 """
 
 import contextlib
+import re
 import sys
 import threading
 import time
@@ -74,7 +75,7 @@ def bar(
       unit: "bytes", or a plural such as "batches".
     """
     if not is_live():
-        with doing(about + (f": {total:,.0f} {unit}" if total else "")):
+        with doing(about + (f": {_counted(total, unit)}" if total else "")):
             yield _Lines(about, total, unit).advance
         return
     import rich.console
@@ -109,6 +110,10 @@ class _Lines:
         self._said = now
         of = f" of {self._total:,.0f}" if self._total else ""
         write(f"{self._about}: {self._done:,.0f}{of} {self._unit}\n")
+
+
+def _counted(count: int | float, unit: str) -> str:
+    return f"{count:,.0f} {unit if count != 1 else re.sub('(?<=ch)es$|s$', '', unit)}"
 
 
 @contextlib.contextmanager

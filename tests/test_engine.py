@@ -13,7 +13,7 @@ from recursia.generate import decode
 from recursia.generate.engine import Engine, Request
 from recursia.generate.sampling import Sampling
 from recursia.generate.scheduler import simulate
-from tests.helpers import points, slow
+from tests.helpers import exhaustive, points, slow
 from tests.helpers.tiny import draw, forward, text
 
 WINDOW, SLOTS = 16, 2
@@ -92,8 +92,11 @@ def every_kind():
     return {"-".join(options.values()): options for options in each}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", every_kind().values(), ids=every_kind())
+EVERY_KIND = every_kind()
+SERVED = [(exhaustive if i % 3 else slow)(each) for i, each in enumerate(EVERY_KIND.values())]
+
+
+@pytest.mark.parametrize("options", SERVED, ids=EVERY_KIND)
 def test_slots_serve_every_kind_of_block(options):
     config = points.point(depth_="token_choice", num_blocks=1, **options)
     params, given = draw(config), requests((6, 3))

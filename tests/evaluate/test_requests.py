@@ -17,11 +17,12 @@ from recursia.evaluate.shapes import Place, padded
 from recursia.generate import decode
 from recursia.generate.continuation import Stops
 from recursia.generate.sampling import Sampling
-from tests.helpers import slow
+from tests.helpers import exhaustive, slow
 from tests.helpers.points import DEPTHS, point
 from tests.helpers.tiny import VOCAB, draw, forward
 
 CONTEXT = 40
+CACHED = ("expert_choice", "recurrent")  # with caches of other kinds
 MESH = sharding.MeshConfig(data=1)
 
 
@@ -185,7 +186,8 @@ def whole_texts():
 @pytest.mark.parametrize(
     "depth",
     ["fixed", "token_choice", "uncached"]
-    + [slow(depth) for depth in DEPTHS if depth not in ("fixed", "token_choice")],
+    + [slow(depth) for depth in CACHED]
+    + [exhaustive(depth) for depth in DEPTHS if depth not in ("fixed", "token_choice", *CACHED)],
 )
 def test_continuations_equal_those_of_one_prompt_at_a_time(depth):
     """Also where a text fills the context, and where draws are random."""

@@ -12,7 +12,6 @@ from tests.helpers.kernels import GPUS, TPUS, compile_for
 SHAPE = jax.ShapeDtypeStruct
 WIDTHS, DTYPES = (64, 128, 256), ("bfloat16", "float32")
 KERNELS = "tpu_custom_call", "mosaic_gpu", "__cudnn$fmha"
-SLOW = pytest.mark.slow
 
 
 def attention(width, dtype):
@@ -40,7 +39,11 @@ def grouped(width, dtype):
 def marks(machine, width, dtype):
     if machine in GPUS:
         return pytest.mark.gpu_compile
-    return () if (machine, width, dtype) == (TPUS[0], 64, "bfloat16") else SLOW
+    if (machine, width, dtype) == (TPUS[0], 64, "bfloat16"):
+        return ()
+    # Every pair of a machine, a width and a dtype is among half of their combinations.
+    is_half = (TPUS.index(machine) + WIDTHS.index(width) + DTYPES.index(dtype)) % 2 == 0
+    return pytest.mark.slow if is_half else pytest.mark.exhaustive
 
 
 CASES = [
