@@ -29,7 +29,8 @@ def from_spec(
     Args:
       spec: "byte"; "bpe:N", learned from `texts()` to exactly N ids; a `tokenizer.json`; a folder
         with that file or with GPT-2's `encoder.json` and `vocab.bpe`; or a folder that
-        `Tokenizer.save` wrote, or its `tokenizer.json`. Each file may be compressed, with `.gz` after its name.
+        `Tokenizer.save` wrote, or its `tokenizer.json`. Each file may be compressed, with
+        `.gz` after its name.
       texts: returns the training documents, each as a text or in chunks; called for "bpe:N" only.
         Words of more than `pieces.PIECE` characters are cut.
       end_of_text: name of the token that ends a text, for a vocabulary in a file; empty looks for
