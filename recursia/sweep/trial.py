@@ -13,6 +13,7 @@ from recursia import config, fields, presets, settings
 from recursia.errors import ConfigError
 
 DIGITS = 12  # of a name
+UNNAMED = "log."  # what a run writes beside its result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-      name: a digest of the base and the overrides as they were declared, in any order or spelling.
+      name: a digest of the base and the overrides as they were declared, in any order or spelling,
+        but for those of `log`.
       config: the base, as `--config` takes it; a file by its absolute path.
       overrides: value by the full dotted name of each field that the sweep sets.
       labels: what tables and fits call the trial; the name does not depend on them.
@@ -70,7 +72,8 @@ def resolve(
         place = fields.resolve(field, known)
         place += ".kind" * (f"{place}.kind" in known)
         found[place] = _value(values, place)
-        portable[place] = _portable(found[place], declared)
+        if not place.startswith(UNNAMED):
+            portable[place] = _portable(found[place], declared)
     content = json.dumps({"config": _portable_name(base), "overrides": portable}, sort_keys=True)
     name = hashlib.sha256(content.encode()).hexdigest()[:DIGITS]
     return Trial(name, placed(base), dict(sorted(found.items())), labels), run

@@ -1,4 +1,4 @@
-"""What a terminal shows while trials run; a log gets a line when a trial starts and ends."""
+"""What a terminal shows while trials run; a log gets lines."""
 
 import contextlib
 import time
@@ -10,6 +10,7 @@ from recursia.sweep.directory import Sweep
 from recursia.sweep.standing import Standing
 
 EVERY = 1.0  # seconds between two looks
+LOGGED = 60.0  # the same, where each look is a line
 FAR = 10.0  # the same, where to look is to ask a bucket
 MOST = 20  # rows of the table on a terminal
 
@@ -21,6 +22,8 @@ class View:
         """Reads how all trials stand."""
         self._sweep, self._looked = sweep, -FAR
         self._every = FAR if buckets.is_place(sweep.directory) else EVERY
+        if not console.is_live():
+            self._every, self._looked = LOGGED, time.monotonic()
         self._known = {each.name: each for each in standing.read(sweep)}
         self._live: Any = None
 
@@ -54,11 +57,15 @@ class View:
         self._say(f"trial {name}: {found.state} at step {found.step}{score}")
 
     def show(self, running: list[str]) -> None:
-        """Draws the table, if the last look is long enough ago."""
-        if self._live is None or time.monotonic() - self._looked < self._every:
+        """Draws the table or says how far trials are, if the last look is long enough ago."""
+        if time.monotonic() - self._looked < self._every:
             return
         self._looked = time.monotonic()
         shown = storage.at_once(self._read, running)
+        if self._live is None:
+            for each in shown:
+                self._say(_progress(each))
+            return
         left = [each for each in self._known.values() if each.name not in running]
         left = [each for each in left if each.state != states.PENDING][: max(MOST - len(shown), 0)]
         names = [each.name for each in (*shown, *left)]
@@ -83,3 +90,9 @@ class View:
                 self._live.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             console.say(line)
+
+
+def _progress(trial: Standing) -> str:
+    of = f" of {trial.num_steps}" if trial.num_steps else ""
+    loss = "" if trial.loss is None else f", loss {trial.loss:.4f}"
+    return f"trial {trial.name}: at step {trial.step}{of}{loss}"

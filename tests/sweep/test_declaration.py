@@ -33,11 +33,12 @@ ONE = "add(**{'optimizer.learning_rate': 1e-3, 'model.depth.num_recursions': 1})
         "add(**{'optimizer.learning_rate': '1e-3', 'depth.num_recursions': '1'})",
         "add(labels={'system': 'a'}, **{'optimizer.learning_rate': 10**-3,"
         " 'depth.num_recursions': 1.0})",
+        "add(**{'optimizer.learning_rate': 1e-3, 'depth.num_recursions': 1, 'log.sinks': ()})",
         "import numpy as np\nadd(**{'optimizer.learning_rate': np.float64(1e-3),"
         " 'depth.num_recursions': np.int32(1)})",
     ],
 )
-def test_a_name_does_not_depend_on_order_spelling_or_labels(other, tmp_path):
+def test_a_name_does_not_depend_on_order_spelling_labels_or_logs(other, tmp_path):
     assert names(tmp_path, ONE) == names(tmp_path, other)
 
 

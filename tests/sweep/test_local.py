@@ -51,6 +51,12 @@ def test_a_terminal_shows_the_trials_as_they_run(sweep, tmp_path, monkeypatch):
     assert "3 trials: 3 finished\n" in said
 
 
+def test_a_log_says_how_far_a_long_trial_is(sweep, monkeypatch):
+    monkeypatch.setattr(view, "LOGGED", 0)
+    _, said = sweep("--jobs=1", num_steps=20)
+    assert re.search(r"^trial \w+: at step \d+ of 20, loss \d", said, re.MULTILINE)
+
+
 HOLDS = """
 import pathlib, sys, time
 from recursia.workdir import ending, lock
