@@ -14,8 +14,8 @@ import pytest
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from recursia import accounting, injection, model, params
-from recursia.laws.copies import untied
+from recursia import injection, model, params
+from recursia.laws.statements import LAWS
 from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.sharing.remat import Remat
@@ -25,13 +25,11 @@ from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import (
     BATCH,
     LENGTH,
-    VOCAB,
     assert_close,
     draw,
     error,
     forward,
     gradient,
-    is_equal,
     text,
 )
 
@@ -87,71 +85,26 @@ def legal_points(draw_from):
     raise AssertionError("50 draws in a row were refused")
 
 
-def law_counts(config, weights):
-    assert accounting.unique_parameters(config) == sum(w.size for w in jax.tree.leaves(weights))
-    block, kind = config.block_specs, config.weights
-    # Parts of which matrices are made may have more numbers than the matrices.
-    if params.count(kind.applied(block)) == params.count(kind.specs(block)):
-        assert accounting.applied_parameters(config) >= accounting.unique_parameters(config)
-
-
-def law_flops(config, weights):
-    def run(weights, tokens):
-        out = model.apply(weights, tokens, config, mode="train", step=jnp.int32(0))
-        return model.logits(weights, out.hidden, config)
-
-    if config.depth.kind == "recurrent":
-        return  # how often it goes round is drawn: its own tests count a fixed number
-    tokens = jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32)
-    counted = count_flops(jax.make_jaxpr(run)(weights, tokens))
-    assert BATCH * accounting.forward_flops(config, LENGTH) == counted
-
-
 def law_training(config, weights, remat):
     loss, grads = gradient(weights, text(), config, remat=Remat(remat))
     assert np.isfinite(loss)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def law_causality(config, weights, mode):
-    tokens, cut = text(), 4
-    later = (tokens[:, cut + 1 :] + 1) % VOCAB
-    logits, aux = forward(weights, tokens, config, mode)
-    other, _ = forward(weights, jnp.concatenate([tokens[:, : cut + 1], later], 1), config, mode)
-    assert logits.shape == (BATCH, LENGTH, VOCAB)
-    assert config.is_causal(mode) or mode != "causal"
-    if config.is_causal(mode):
-        assert_close(logits[:, : cut + 1], other[:, : cut + 1])
-    assert not is_equal(logits[:, cut + 1 :], other[:, cut + 1 :])
-    depth = np.asarray(aux.depth_used)
-    assert depth.shape == (BATCH, LENGTH)
-    assert 0 <= depth.min() <= depth.max() <= config.schedule.num_recursions
-    return logits
-
-
-def law_wanted(config, weights, logits):
+def law_wanted(config, weights):
     wanted = jnp.zeros((BATCH, LENGTH), bool).at[:, 5].set(True)
     out = jax.jit(lambda w: model.apply(w, text(), config, mode="causal", wanted=wanted).hidden)
+    logits = forward(weights, text(), config, "causal")[0]
     assert_close(model.logits(weights, out(weights), config)[:, 5], logits[:, 5])
 
 
-def law_tying(config, weights, logits, mode):
-    try:
-        free_config, free = untied(config, weights)
-    except ValueError:
-        return  # some policies have no weights of their own for every recursion
-    assert_close(forward(free, text(), free_config, mode)[0], logits)
-
-
-def obeys(config, remat):
+def obeys(config, remat, *more):
+    """Asserts laws that `recursia laws` states, those that need few programs and more."""
     weights = draw(config)
-    law_counts(config, weights)
-    law_flops(config, weights)
+    for law in ("parameters", "flops", "causality", *more):
+        assert not LAWS[law](config, weights), law
     law_training(config, weights, remat)
-    logits = law_causality(config, weights, "causal")
-    law_wanted(config, weights, logits)
-    law_tying(config, weights, logits, "causal")
-    law_causality(config, weights, "eval")
+    law_wanted(config, weights)
 
 
 @settings(max_examples=LEGAL, derandomize=True, deadline=None, database=None, phases=DRAWS)
@@ -165,7 +118,7 @@ def test_any_point_obeys_the_laws(config, remat):
 @settings(max_examples=MORE, deadline=None, database=None)
 @given(legal_points(), st.sampled_from(UNITS))
 def test_more_points_obey_the_laws(config, remat):
-    obeys(config, remat)
+    obeys(config, remat, "sharing")
 
 
 @pytest.mark.parametrize(("block", "depth"), list(itertools.product(PUBLISHED, points.DEPTHS)))
