@@ -11,6 +11,8 @@ from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
 from recursia.injection import Injection
 from recursia.layers import embedding
+from recursia.parameterisations.parameterisation import Parameterisation, Size
+from recursia.parameterisations.standard import Standard
 from recursia.params import Params
 from recursia.ranges import MOST_LAYERS, at_least, between
 from recursia.sharing import key_banks, patterns
@@ -42,6 +44,8 @@ class Model:
       loop_norm: where the final norm is applied besides before the head: "none", after "each"
         recursion, or after the "last". After "each" and with no coda, it is not repeated.
       kv: sharing of keys and values across steps, and sliding windows.
+      parameterisation: how scales follow from width and depth; `kind` names a module of
+        `recursia.parameterisations`.
       embed: embedding and head.
       vocab_size: rows of the embedding; 0 takes the tokenizer's.
       dtype: compute dtype; parameters and optimizer are float32.
@@ -58,6 +62,7 @@ class Model:
     inject: Injection = dataclasses.field(default_factory=Injection)
     loop_norm: LoopNorm = "none"
     kv: keys_values.Plan = dataclasses.field(default_factory=keys_values.Plan)
+    parameterisation: Parameterisation = dataclasses.field(default_factory=Standard)
     embed: embedding.Embedding = dataclasses.field(default_factory=embedding.Embedding)
     vocab_size: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -115,8 +120,37 @@ class Model:
         later = range(1, self.schedule.num_recursions)
         return self.depth.shows_stopped and any(map(self.schedule.makes_keys, later))
 
+    @functools.cached_property
+    def size(self) -> Size:
+        """The size over that of the base of the parameterisation."""
+        return self.parameterisation.size(self.block.embed_dim, self.num_layers)
+
+    def _check_parameterisation(self) -> None:
+        """Refuses blocks whose scales the parameterisation would change a second time, or not."""
+        if self.parameterisation.branch(self.size) != 1 and not self.block.is_additive:
+            raise ValueError(
+                "parameterisation: multiplies what branches add to the residual stream, and this "
+                "block changes the stream itself; take a block such as 'pre_norm'"
+            )
+        if not self.parameterisation.sets_width:
+            return
+        for name in ("mixer", "feedforward"):
+            part = getattr(self.block, name)
+            init = getattr(getattr(part, name, part), "init", None)
+            if getattr(init, "rule", None) != "normal":
+                raise ValueError(
+                    f"parameterisation: sets initial scales by width, and so does the {name}; take "
+                    "one with init.rule 'normal', whose std is that of the base"
+                )
+        if self.embed.fourier_dim:
+            raise ValueError(
+                "parameterisation: sets initial scales by width, and so does embed.fourier_dim; "
+                "take 0"
+            )
+
     def _check(self) -> None:
         """Refuses settings that cannot be combined, with the reason."""
+        self._check_parameterisation()
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)
         if self.depth.scales_branches and not (self.block.is_additive and self.loop_norm != "each"):
@@ -167,6 +201,7 @@ class Model:
             num_layers=sum(self.ends.values()) + plan.num_steps,
             depth=depth,
             varies=plan.entries,
+            parameterisation=self.parameterisation.trained_at(self.num_layers),
             kv=dataclasses.replace(
                 self.kv, kv_sharing=plan.keys or "own", window=plan.windows or 0
             ),

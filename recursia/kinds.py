@@ -18,6 +18,7 @@ from recursia.errors import ConfigError
 from recursia.feedforward.feedforward import FeedForward
 from recursia.mixers.mixer import Mixer
 from recursia.optimizers.optimizer import Optimizer
+from recursia.parameterisations.parameterisation import Parameterisation
 from recursia.sharing.weights import Weights
 
 # The base class of the settings in each field that names a module.
@@ -27,6 +28,7 @@ BASES: dict[str, type] = {
     "feedforward": FeedForward,
     "depth": Policy,
     "weights": Weights,
+    "parameterisation": Parameterisation,
     "optimizer": Optimizer,
 }
 

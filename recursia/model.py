@@ -55,29 +55,39 @@ def specs(config: Model) -> Params:
         marked = lambda slot, tree: parameters.mark(tree, is_exact=slot in exact, is_reused=False)
         return {slot: marked(slot, tree) for slot, tree in slots.items()}
 
+    def scaled(tree: Any, uses: np.ndarray | None = None) -> Any:
+        scale = functools.partial(config.parameterisation.scaled, size=config.size, uses=uses)
+        return jax.tree.map(scale, tree)
+
     def core(slot: str, tree: Any) -> Any:
         def bank(name: str, tree: Any) -> Any:
-            return parameters.mark(plan.bank(name, tree), is_reused=plan.is_reused(name))
+            made = parameters.mark(plan.bank(name, tree), is_reused=plan.is_reused(name))
+            return scaled(made, plan.uses(name))
 
         banks = key_banks.split(slot, tree, config.key_weights)
         return key_banks.join({name: bank(name, tree) for name, tree in banks.items()})[slot]
 
-    embed = embedding.specs(config.embed, config.vocab_size, d)
+    embed, once = embedding.specs(config.embed, config.vocab_size, d), np.ones(1, int)
     ends = {
-        name: parameters.stack(blocks(config.block_specs), (count,), (None,)) if count else {}
+        name: scaled(parameters.stack(blocks(config.block_specs), (count,), (None,)), once)
+        if count
+        else {}
         for name, count in config.ends.items()
     }
     slots = blocks(config.block_specs | config.weights.specs(config.block_specs))
+    depth = parameters.mark(config.depth.specs(plan, d), is_matrix=False)
     sections = {
-        "embed": {name: parameters.mark(s, is_exact=name == "bias") for name, s in embed.items()},
+        "embed": {
+            name: scaled(parameters.mark(s, is_exact=name == "bias")) for name, s in embed.items()
+        },
         "prelude": ends["prelude"],
         "core": {slot: core(slot, tree) for slot, tree in slots.items()},
         "coda": ends["coda"],
-        "depth": parameters.mark(config.depth.specs(plan, d), is_matrix=False),
-        "inject": config.inject.specs(plan.num_recursions, d),
+        "depth": scaled(depth),
+        "inject": scaled(config.inject.specs(plan.num_recursions, d)),
     }
     final = config.block.final_norm()
-    return sections if final is None else {**sections, "final_norm": final}
+    return sections if final is None else {**sections, "final_norm": scaled(final)}
 
 
 def apply(
@@ -114,7 +124,7 @@ def apply(
         wrong. None wants all.
       remat: what a backward pass computes again.
     """
-    context = _context(tokens.shape, positions, segment_ids)
+    context = _context(config, tokens.shape, positions, segment_ids)
     wanted = None if config.ends["coda"] else wanted  # a coda reads the states of other tokens too
     call = Call(mode, step, key, microbatch, state, wanted)
     return _forward(params, tokens, config, context, stacks_of(params, config, remat), call)
@@ -148,7 +158,7 @@ def extend(
       ValueError: for a cache that a model of another depth filled.
     """
     cache.check(config)
-    context = _context(tokens.shape, positions, segment_ids)
+    context = _context(config, tokens.shape, positions, segment_ids)
     pending = {CORE: cache.pending}
     stores = {name: Store(pasts, pending.get(name)) for name, pasts in cache.pasts.items()}
 
@@ -194,14 +204,29 @@ def enter(
     return by_name["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
 
 
-def _context(shape: tuple[int, ...], positions: Array | None, segment_ids: Array | None) -> Context:
+def embedded(params: Params, tokens: Int[Array, "B T"], config: Model) -> Float[Array, "B T D"]:
+    """Returns the states that enter the core."""
+    context = _context(config, tokens.shape, None, None)
+    return enter(params, tokens, config, context, stacks_of(params, config))[0]
+
+
+def _context(
+    config: Model, shape: tuple[int, ...], positions: Array | None, segment_ids: Array | None
+) -> Context:
     along = jnp.broadcast_to(jnp.arange(shape[1]), shape)
     return Context(
         along if positions is None else positions,
         segment_ids,
         is_live=None if segment_ids is None else segment_ids != PADDING,
+        multiplier=multiplier(config),
         is_row=positions is None,
     )
+
+
+def multiplier(config: Model) -> Array | None:
+    """Returns the factor of what branches add to the residual stream; None leaves it as it is."""
+    branch = config.parameterisation.branch(config.size)
+    return None if branch == 1 else jnp.float32(branch)
 
 
 def read(
@@ -217,7 +242,7 @@ def read(
     Like those of the last recursion, they go through loop norm, coda and final norm. The other
     arguments are those of `apply`.
     """
-    context = _context(state.shape[:2], positions, segment_ids)
+    context = _context(config, state.shape[:2], positions, segment_ids)
     return finish(params, state, context, config, stacks_of(params, config))[0]
 
 
@@ -232,7 +257,7 @@ def finish(
         x, report = by_name["coda"].walk(x, dataclasses.replace(context, inputs=None))
     if config.loop_norm != "each" or coda:
         x = _norm(params, x, config)
-    return embedding.before_head(params["embed"], x), report
+    return _before_head(params, x, config), report
 
 
 def stacks_of(params: Params, config: Model, remat: Remat = KEEP) -> dict[str, Stack]:
@@ -281,7 +306,12 @@ def _norm(params: Params, x: Array, config: Model) -> Array:
 def normalise(params: Params, x: Array, config: Model) -> Array:
     """Returns the head's input of a recursion's states through the final norm, without the coda."""
     x = x if config.loop_norm == "each" else _norm(params, x, config)
-    return embedding.before_head(params["embed"], x)
+    return _before_head(params, x, config)
+
+
+def _before_head(params: Params, x: Array, config: Model) -> Array:
+    scale = config.embed.logit_scale * config.parameterisation.logits(config.size)
+    return embedding.before_head(params["embed"], x, scale)
 
 
 def logits(params: Params, hidden: Float[Array, "*B D"], config: Model) -> Float[Array, "*B V"]:

@@ -23,6 +23,24 @@ def normal(std: float) -> Initializer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scales:
+    """Factors of one parameter that a parameterisation derives from the size of the model.
+
+    Attributes:
+      init: of its initial entries.
+      rate: of the learning rate.
+      decay: of the weight decay that the learning rate multiplies.
+      gradient: size of its gradients, by which an optimizer divides them, so that `eps` is relative
+        to it; or one for each entry of its bank.
+    """
+
+    init: float = 1.0
+    rate: float = 1.0
+    decay: float = 1.0
+    gradient: float | tuple[float, ...] = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """The declaration of one parameter.
 
@@ -42,7 +60,9 @@ class Spec:
       is_matrix: whether an optimizer may treat it as matrices from features to features; False for
         routers, low-rank factors and coefficients. Parameters without weight decay, and those with
         a vocabulary axis, are no matrices in any case.
+      is_readout: whether it is a head of its own, whose rows are output features.
       bank: number of leading axes that index bank entries, in front of `inputs`.
+      scales: factors of its initial entries and of how it trains.
       together: draws all entries of a bank at once, their number in front of the shape; None draws
         each by `init`, independently.
     """
@@ -57,7 +77,9 @@ class Spec:
     is_reused: bool = True
     is_exact: bool = True
     is_matrix: bool = True
+    is_readout: bool = False
     bank: int = 0
+    scales: Scales = Scales()
     together: Initializer | None = None
 
     def __post_init__(self):
@@ -68,13 +90,18 @@ class Spec:
             )
 
     @property
+    def lead(self) -> int:
+        """Number of leading axes that index matrices: bank entries and experts."""
+        return self.bank + (self.axes[self.bank : self.bank + 1] == ("experts",))
+
+    @property
     def matrix(self) -> tuple[int, int, int] | None:
         """The number of matrices, their input and their output features; None if it holds none.
 
         Every entry of a bank and every expert is a matrix of its own.
         """
-        lead = self.bank + (self.axes[self.bank : self.bank + 1] == ("experts",))
-        rows, shape = lead + self.inputs, self.shape
+        lead, shape = self.lead, self.shape
+        rows = lead + self.inputs
         if not (self.is_matrix and self.is_decayed) or "vocab" in self.axes or rows >= len(shape):
             return None
         return math.prod(shape[:lead]), math.prod(shape[lead:rows]), math.prod(shape[rows:])
@@ -117,7 +144,8 @@ def init(specs: Any, key: Array) -> Any:
 
     def draw(path: tuple[Any, ...], spec: Spec) -> Array:
         name = zlib.crc32(jax.tree_util.keystr(path).encode())
-        return spec.init(jax.random.fold_in(key, name), spec.shape, jnp.float32)
+        drawn = spec.init(jax.random.fold_in(key, name), spec.shape, jnp.float32)
+        return drawn if spec.scales.init == 1 else spec.scales.init * drawn
 
     return jax.tree_util.tree_map_with_path(draw, specs)
 

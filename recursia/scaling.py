@@ -61,7 +61,7 @@ def by_width(model: Model, cost: Cost, target: float) -> Model:
         embed_dim += units["embed_dim"]
         scale = embed_dim / widths["embed_dim"]
         counts = {name: max(1, round(scale * widths[name] / unit)) for name, unit in units.items()}
-        wide = _with(model, **{name: count * units[name] for name, count in counts.items()})
+        wide = with_widths(model, **{name: count * units[name] for name, count in counts.items()})
         if wide is not None:
             below, above = (below, wide) if cost(wide) > target else (wide, None)
     nearest = sorted(filter(None, (below, above)), key=lambda model: error(cost(model), target))
@@ -84,12 +84,12 @@ def _by_hidden_width(model: Model, cost: Cost, target: float) -> Model:
         return model
     for name in _HIDDEN_WIDTHS:
         width = width_of(model.block, name)
-        wider = _with(model, **{name: 2 * width}) if width else None
+        wider = with_widths(model, **{name: 2 * width}) if width else None
         if width is None or wider is None or cost(wider) <= now:
             continue
         wanted = width * (1 + (target - now) / (cost(wider) - now))  # the cost is linear in it
         rounded = [max(1, round(wanted / 2**k)) * 2**k for k in reversed(range(8))]
-        tuned = [m for width in rounded if (m := _with(model, **{name: width})) is not None]
+        tuned = [m for width in rounded if (m := with_widths(model, **{name: width})) is not None]
         round_ones = (m for m in tuned if error(cost(m), target) <= _ROUND_TOLERANCE)
         return next(round_ones, min([model, *tuned], key=lambda m: error(cost(m), target)))
     return model
@@ -109,9 +109,9 @@ def by_heads(model: Model, cost: Cost, target: float) -> Model:
         changes = [{"num_kv_heads": k} for k in range(1, num_heads + 1) if num_heads % k == 0]
     candidates = [(model, head_dim)]
     for change in changes:
-        if (changed := _with(model, **change)) is not None:
+        if (changed := with_widths(model, **change)) is not None:
             width = 2 * max(1, round(head_dim * target / cost(changed) / 2))  # the cost is linear
-            wide = _with(changed, head_dim=width)
+            wide = with_widths(changed, head_dim=width)
             candidates.append((changed, head_dim) if wide is None else (wide, width))
     equal = [(model, width) for model, width in candidates if is_equal(cost(model), target)]
     if equal:
@@ -119,7 +119,7 @@ def by_heads(model: Model, cost: Cost, target: float) -> Model:
     return min(candidates, key=lambda pair: error(cost(pair[0]), target))[0]
 
 
-def _with(model: Model, **widths: int) -> Model | None:
+def with_widths(model: Model, **widths: int) -> Model | None:
     """Returns the model with other widths of its block, or None if the block refuses them."""
 
     def changed(part: Any, **inner: Any) -> Any:

@@ -16,7 +16,7 @@ WEIGHTS = BASE | {"params", "batch", "kernels"}
 CONFIGS = {"settings", "config", "notes", "kinds"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 BLOCKS = LAYERS | {"mixers", "feedforward", "blocks"}
-MODEL = BLOCKS | {"kv", "injection", "sharing", "depth"}
+MODEL = BLOCKS | {"kv", "injection", "sharing", "depth", "parameterisations"}
 FORWARD = {"architecture", "model", "cache"}
 MAY = {
     "errors": set(),
@@ -52,7 +52,9 @@ MAY = {
     "sharing": LAYERS | {"injection", "fsdp", "traced_flops"},
     "kv": BASE | {"sharing", "dotted"},
     "depth": LAYERS | {"injection", "sharing"},
+    "parameterisations": BASE | {"params"},
     "architecture": MODEL,
+    "coordinates": MODEL | FORWARD | {"optimizers", "scaling"},
     "stacks": MODEL | {"architecture"},
     "model": MODEL | {"architecture", "cache", "stacks"},
     "cache": BASE | {"architecture", "layers", "params", "sharing", "stacks"},
@@ -127,6 +129,9 @@ MAY = {
     | {
         "sweep",
         "config",
+        "kinds",
+        "coordinates",
+        "parameterisations",
         "budget",
         "matching",
         "train",

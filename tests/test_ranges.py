@@ -20,7 +20,7 @@ PART |= {"num_experts": 4, "top_k": 2, "num_attention_experts": 4, "attention_to
 SECTION = {"depth": {"num_recursions": 2, "high_cycles": 1, "low_backprop": (1,)}, "mixer": PART}
 PARTS = {"num_shared": 1, "budget": 0.5, "ratio": 0.5}  # of weights made of parts
 SECTION |= {"weights": {"rank": 2, "num_atoms": 2, **PARTS}, "feedforward": PART, "block": {}}
-SECTION |= {"optimizer": {}}
+SECTION |= {"optimizer": {}, "parameterisation": {"base_width": 8, "base_layers": 1}}
 
 
 def place(field):

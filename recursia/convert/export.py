@@ -182,6 +182,11 @@ def _check_own(config: Model) -> None:
             f"config.embed.fourier_dim: got {config.embed.fourier_dim}, and the modelling file "
             "reads embeddings from a table; take a model with one"
         )
+    if families.comparable(config)["factors"] != (1.0, 1.0):
+        raise ConfigError(
+            "config.parameterisation: the modelling file multiplies neither branches nor logits; "
+            "take 'standard', and embed.logit_scale 1"
+        )
     if config.inject != Injection():
         raise ConfigError("config.inject: the modelling file injects nothing; take a model without")
 

@@ -144,6 +144,10 @@ def comparable(config: Model) -> dict[str, Any]:
         "depth.num_recursions": plan.num_recursions,
         "depth.exit_threshold": getattr(config.depth, "exit_threshold", 1.0),
         "loop_norm": config.loop_norm,
+        "factors": (
+            config.parameterisation.branch(config.size),
+            config.parameterisation.logits(config.size) * embed.logit_scale,
+        ),
         "weights": type(config.weights).__name__,
         "ends": tuple(config.ends.values()),
         "sharing": (plan.order, *sorted(steps.items())),

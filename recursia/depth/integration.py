@@ -112,7 +112,10 @@ class Integration(Policy):
 
     def _step(self, recursion: Recursion, context: Context, size: float | Array) -> Step:
         """Returns one step of the method, of this size."""
-        by = lambda size: dataclasses.replace(context, multiplier=jnp.asarray(size, jnp.float32))
+        whole = 1.0 if context.multiplier is None else context.multiplier
+        by = lambda size: dataclasses.replace(
+            context, multiplier=whole * jnp.asarray(size, jnp.float32)
+        )
         own = context if isinstance(size, float) and size == 1 else by(size)
 
         def step(x: Array) -> tuple[Array, RecursionOutput]:

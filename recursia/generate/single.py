@@ -169,7 +169,8 @@ def context_of(config: Model, position: Array, x: Array | None) -> Context:
     """
     ones = jnp.ones((len(position), 1), jnp.int32)
     inputs = x if config.inject.needs_input else None
-    return Context(position[:, None], ones, is_live=ones > 0, inputs=inputs)
+    factor = model.multiplier(config)
+    return Context(position[:, None], ones, is_live=ones > 0, inputs=inputs, multiplier=factor)
 
 
 def run(

@@ -32,6 +32,7 @@ class Embedding:
         width of the model (Lan et al. 2019, arXiv 1909.11942); 0 does not factorise.
       fourier_dim: hidden width of the MLP that makes embeddings of waves of the token's id; 0 has a
         table instead. The head is then a matrix of its own.
+      logit_scale: factor of the logits, before the cap and without the bias.
       logit_cap: soft cap of the logits, cap * tanh(logit / cap) (Gemma Team 2024, arXiv
         2408.00118); 0 has none.
     """
@@ -43,12 +44,13 @@ class Embedding:
     scale: float = 1.0
     factor_dim: int = 0
     fourier_dim: int = 0
+    logit_scale: float = 1.0
     logit_cap: float = 0.0
 
     def __post_init__(self):
         has_own = self.head_init_std is not None
         ranges.at_least(0, self, "init_std", *(("head_init_std",) if has_own else ()))
-        ranges.above(0, self, "scale")
+        ranges.above(0, self, "scale", "logit_scale")
         ranges.at_least(0, self, "factor_dim", "fourier_dim", "logit_cap")
         if self.fourier_dim and self.is_tied:
             raise ValueError(
@@ -73,7 +75,7 @@ def specs(config: Embedding, vocab_size: int, embed_dim: int) -> dict[str, Spec]
     tables = _mlp(config, width) if config.fourier_dim else {"table": table(config.init_std)}
     if not config.is_tied:
         std = config.init_std if config.head_init_std is None else config.head_init_std
-        tables["head"] = table(std)
+        tables["head"] = dataclasses.replace(table(std), is_readout=True)
     if config.has_head_bias:
         tables["bias"] = Spec((vocab_size,), ("vocab",), zeros, is_decayed=False)
     if config.factor_dim:
@@ -134,8 +136,18 @@ def waves(tokens: Int[Array, "*B"], vocab_size: int, width: int) -> Float[Array,
     return jnp.where(index % 2 == 0, jnp.sin(angle), jnp.cos(angle))
 
 
-def before_head(params: dict[str, Array], x: Float[Array, "*B D"]) -> Float[Array, "*B E"]:
-    """Returns normalised states in the width that the head reads: projected if factorised."""
+def before_head(
+    params: dict[str, Array], x: Float[Array, "*B D"], scale: float
+) -> Float[Array, "*B E"]:
+    """Returns normalised states in the width that the head reads, projected if factorised.
+
+    Args:
+      params: of the embedding.
+      x: normalised states.
+      scale: factor of the logits.
+    """
+    if scale != 1:
+        x = x * jnp.asarray(scale, x.dtype)
     if "projection" not in params:
         return x
     return dot(x, params["projection"].astype(x.dtype), "d,ed->e")

@@ -64,16 +64,22 @@ class Optimizer(abc.ABC):
         return _FLOAT32 * sum(entries)
 
     def rule(
-        self, specs: PyTree[Spec], decayed: PyTree[bool], rate: optax.Schedule
+        self, specs: PyTree[Spec], decayed: PyTree[float], rate: optax.Schedule
     ) -> optax.GradientTransformation:
         """Returns the direction with weight decay, times the learning rate.
 
         Args:
           specs: of the parameters.
-          decayed: whether each parameter has weight decay.
+          decayed: factor of each parameter's weight decay; 0 has none.
           rate: the learning rate by step.
         """
-        decay = optax.add_decayed_weights(self.weight_decay, decayed)
+        factors = set(jax.tree.leaves(decayed)) - {0.0}
+        only = lambda factor: jax.tree.map(lambda other: other == factor, decayed)
+        decays = [
+            optax.add_decayed_weights(self.weight_decay * f, only(f))
+            for f in sorted(factors or {1})
+        ]
+        decay = decays[0] if len(decays) == 1 else optax.chain(*decays)
         return optax.chain(self.direction(specs), decay, optax.scale_by_learning_rate(rate))
 
     def transform(
@@ -81,23 +87,30 @@ class Optimizer(abc.ABC):
     ) -> optax.GradientTransformation:
         """Returns clipping, the direction, weight decay and the learning rate, in this order.
 
-        Parameters with the same `Spec.lr_scale` are clipped together.
+        Parameters with the same `Spec.lr_scale` are clipped together. Factors of `Spec.scales` come
+        after clipping: gradients are divided by their size, so that `eps` is relative to it.
 
         Args:
           specs: of the parameters.
           factor: factor of the learning rate by step.
         """
         trains = self.trains(specs)
-        decayed = jax.tree.map(lambda spec, trained: spec.is_decayed and trained, specs, trains)
+        decays = lambda spec, trained: spec.scales.decay * (spec.is_decayed and trained)
+        decayed = jax.tree.map(decays, specs, trains)
         rule = self.rule(specs, decayed, lambda step: self.learning_rate * factor(step))
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
-        scales = jax.tree.map(lambda spec: spec.lr_scale, specs)
+        groups = jax.tree.map(lambda spec: spec.lr_scale, specs)
         if self.trainable:  # a resumed run may have momentum from when a frozen parameter trained
-            scales = jax.tree.map(lambda scale, trained: scale if trained else 0.0, scales, trains)
+            groups = jax.tree.map(lambda scale, trained: scale if trained else 0.0, groups, trains)
+        scales = jax.tree.map(lambda scale, spec: scale * spec.scales.rate, groups, specs)
+        if any(spec.scales.gradient != 1 for spec in jax.tree.leaves(specs)):
+            rule = optax.chain(_by_size(specs), rule)
         if set(jax.tree.leaves(scales)) == {1.0}:
             return optax.chain(clip, rule)
+        if set(jax.tree.leaves(groups)) != {1.0}:
+            clip = _by_scale(clip, jax.tree.leaves(groups))
         rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
-        return optax.chain(_by_scale(clip, jax.tree.leaves(scales)), rule, rescale)
+        return optax.chain(clip, rule, rescale)
 
     def trains(self, tree: PyTree) -> PyTree[bool]:
         """Returns whether each parameter of a tree trains.
@@ -121,7 +134,7 @@ class Optimizer(abc.ABC):
 
 def decaying_first(
     weight_decay: float,
-    decayed: PyTree[bool],
+    decayed: PyTree[float],
     rate: optax.Schedule,
     where: Callable[[Array, Array], Array | bool] = lambda step, param: True,
 ) -> optax.GradientTransformation:
@@ -131,7 +144,7 @@ def decaying_first(
 
     Args:
       weight_decay: times the learning rate.
-      decayed: whether each parameter has weight decay.
+      decayed: factor of each parameter's weight decay; 0 has none.
       rate: the learning rate by step.
       where: the entries that decay, of a direction and its parameter.
     """
@@ -142,11 +155,11 @@ def decaying_first(
         step = jnp.asarray(state)
         learning_rate = rate(step)
 
-        def move(direction: Array, param: Array, decays: bool) -> Array:
+        def move(direction: Array, param: Array, decays: float) -> Array:
             change = direction * learning_rate
             if not decays:
                 return -change
-            kept = 1 - learning_rate * weight_decay * where(direction, param)
+            kept = 1 - learning_rate * (weight_decay * decays) * where(direction, param)
             return (param * kept - change) - param
 
         return jax.tree.map(move, updates, params, decayed), step + 1
@@ -163,6 +176,16 @@ def below_one(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= (value := getattr(config, name)) < 1:
             raise ValueError(f"{name}: got {value}, takes 0 or more, and less than 1")
+
+
+def _by_size(specs: PyTree[Spec]) -> optax.GradientTransformation:
+    """Returns a stateless transformation that divides gradients by their size."""
+
+    def divided(spec: Spec, grad: Array) -> Array:
+        size = jnp.asarray(spec.scales.gradient)
+        return grad / jnp.reshape(size, size.shape + (1,) * ((grad.ndim - 1) * size.ndim))
+
+    return optax.stateless(lambda grads, _: jax.tree.map(divided, specs, grads))
 
 
 def _by_scale(

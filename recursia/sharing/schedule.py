@@ -181,6 +181,11 @@ class Schedule:
         """Returns the number of entries of a slot's bank."""
         return 1 + int(self.entry(slot).max())
 
+    def uses(self, slot: str) -> Int[np.ndarray, "E"]:
+        """Returns how many steps use each entry of a slot's bank."""
+        users = np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)
+        return np.bincount(self.entry(slot)[users].reshape(-1), minlength=self.size(slot))
+
     def is_reused(self, slot: str) -> bool:
         """Returns whether an entry of a slot is used twice."""
         users = np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)

@@ -15,6 +15,7 @@ from recursia.feedforward.swiglu import SwiGLU
 from recursia.kv import Owners
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.optimizers.adamw import AdamW
+from recursia.parameterisations.standard import Standard
 from recursia.sharing.weights import Weights
 
 
@@ -56,6 +57,11 @@ class Tied(Weights):
 
 
 @dataclasses.dataclass(frozen=True)
+class Plain(Standard):
+    """Nothing follows from size."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Sign(AdamW):
     """The sign of the gradient."""
 
@@ -75,6 +81,7 @@ FIELDS = {
     "model.block.feedforward.kind": "FeedForward",
     "model.depth.kind": "Depth",
     "model.weights.kind": "Tied",
+    "model.parameterisation.kind": "Plain",
     "optimizer.kind": "Sign",
     "model.kv.kv_sharing": "Pairs",
 }

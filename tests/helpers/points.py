@@ -20,14 +20,14 @@ SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 24,
     "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 2, "num_atoms": 2, "num_shared": 1,
     "budget": 0.5, "ratio": 0.5,
-    "num_attention_experts": 3, "attention_top_k": 2,
+    "num_attention_experts": 3, "attention_top_k": 2, "base_width": 8, "base_layers": 1,
 }  # fmt: skip
 EXPERTS = ("num_experts", "top_k", "expert_dim")
 ROUTED = (*EXPERTS, "num_attention_experts", "attention_top_k")
 TAKES = {"moeut": ROUTED, "sut": ROUTED, "widenet": EXPERTS}  # what a preset passes on by name
 
-AXES = ("block", "mixer", "feedforward", "depth", "weights")
-BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS, WEIGHTS = map(kinds.names, AXES)
+AXES = ("block", "mixer", "feedforward", "depth", "weights", "parameterisation")
+BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS, WEIGHTS, PARAMETERISATIONS = map(kinds.names, AXES)
 INJECTS = {
     "nothing": injection.Injection(),
     "input added": injection.Injection(input="add"),
@@ -105,6 +105,7 @@ def point(
     inject_=None,
     weights="tied",
     kv_sharing="own",
+    parameterisation="standard",
     **options,
 ):
     """Returns the model at a point.
@@ -126,6 +127,7 @@ def point(
         inject=INJECTS[inject_],
         weights=weight_kind(weights, made),
         kv=kv.Plan(kv_sharing),
+        parameterisation=small("parameterisation", parameterisation),
         vocab_size=VOCAB,
         **{"embed": embedding.Embedding(), **options},
     )

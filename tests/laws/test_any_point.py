@@ -55,6 +55,7 @@ def arguments(draw_from):
         num_blocks=pick(1, 2),
         inject_=pick(*points.INJECTS),
         weights=pick(*points.WEIGHTS),
+        parameterisation=pick("standard", *points.PARAMETERISATIONS),
         kv_sharing=pick(*points.PLANS, "a table"),
         varies=pick((), (("norms", "recursion+block"),), (("norms", "one"),)),
         loop_norm=pick("none", "none", "each", "last"),

@@ -29,6 +29,7 @@ AXES = {
     "feedforward": points.FEEDFORWARDS,
 }
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
+MORE |= {"parameterisation": points.PARAMETERISATIONS}
 AT_TWO = {"recursions": (2,)}  # where a plan of keys is legal there; fewer compile sooner
 PAIRS = points.covering({**AXES, **MORE, **AT_TWO})
 QUICK = points.few(PAIRS, [(axis,) for axis in (*AXES, *MORE)])
