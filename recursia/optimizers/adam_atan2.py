@@ -1,6 +1,7 @@
 """Adam-atan2: Adam whose quotient is an arc tangent, which needs no epsilon."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,10 @@ class AdamAtan2(Optimizer):
         def update(
             grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
         ) -> tuple[optax.Updates, optax.OptState]:
-            _, state = adam.update(grads, state, params)  # for the state; its own step is not used
-            mean = optax.tree.bias_correction(state.mu, self.b1, state.count)
-            square = optax.tree.bias_correction(state.nu, self.b2, state.count)
-            return jax.tree.map(self._step, grads, mean, square), state
+            new: Any = adam.update(grads, state, params)[1]  # its own step is not used
+            mean = optax.tree.bias_correction(new.mu, self.b1, new.count)
+            square = optax.tree.bias_correction(new.nu, self.b2, new.count)
+            return jax.tree.map(self._step, grads, mean, square), new
 
         return optax.GradientTransformation(adam.init, update)
 

@@ -110,7 +110,7 @@ class Parameterisation(abc.ABC):
         scales = self.row(group(spec), size)
         if uses is not None:
             own = [self.in_block(size, count) for count in uses.tolist()]
-            gradients = tuple(scales.gradient * each.gradient for each in own)
+            gradients = tuple(np.multiply(scales.gradient, each.gradient).item() for each in own)
             scales = Scales(
                 scales.init * own[0].init,
                 scales.rate * own[0].rate,

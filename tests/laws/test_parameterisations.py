@@ -207,5 +207,5 @@ def test_what_it_cannot_scale_is_refused_with_the_reason(chosen, reason):
 
 
 def test_a_width_that_heads_do_not_follow_is_refused():
-    with pytest.raises(ConfigError, match="num_kv_heads 2 would be 2.5"):
+    with pytest.raises(ConfigError, match=r"num_kv_heads 2 would be 2\.5"):
         coordinates.along(points.point(), AdamW(), "width", (16, 20))

@@ -52,7 +52,7 @@ def _pairs(
             carry: tuple[Any, Any], grad: Array, chain: Any = chain
         ) -> tuple[tuple[Any, Any], Array]:
             updates, state = chain.update({"w": grad}, carry[1], carry[0])
-            params = optax.apply_updates(carry[0], updates)
+            params: Any = optax.apply_updates(carry[0], updates)
             return (params, state), params["w"]
 
         start = {"w": param}
