@@ -47,12 +47,12 @@ class AdamAtan2(Optimizer):
         adam = optax.scale_by_adam(self.b1, self.b2)
 
         def update(
-            grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+            updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
         ) -> tuple[optax.Updates, optax.OptState]:
-            new: Any = adam.update(grads, state, params)[1]  # its own step is not used
+            new: Any = adam.update(updates, state, params)[1]  # its own step is not used
             mean = optax.tree.bias_correction(new.mu, self.b1, new.count)
             square = optax.tree.bias_correction(new.nu, self.b2, new.count)
-            return jax.tree.map(self._step, grads, mean, square), new
+            return jax.tree.map(self._step, updates, mean, square), new
 
         return optax.GradientTransformation(adam.init, update)
 
