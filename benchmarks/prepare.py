@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from recursia.data import prepare, source
+from recursia.data import named, prepare
 from recursia.data.tokenizer import BPETokenizer, from_spec
 from recursia.data.workers import cores
 
@@ -52,7 +52,7 @@ def measure(inputs: list[str], spec: str, rounds: int) -> dict[str, Any]:
     """Returns bytes, seconds and ratios of turns of the library and of prepare."""
     texts = [
         document.text
-        for each in source.expand(inputs)
+        for each in named.expand(inputs)
         for document in each.documents(on_error="stop")
     ]
     tokenizer = from_spec(spec, lambda: iter(()))

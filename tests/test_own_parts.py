@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from recursia import cli, config, kinds
-from recursia.data import source
+from recursia.data import named
 from recursia.data.prepare import Options, prepare
 from recursia.depth.policy import Aux, Policy
 from recursia.errors import ConfigError
@@ -156,9 +156,9 @@ def test_a_source_of_ones_own_reads_what_it_is_named_before(here):
     assert run.data.text == (f"stanzas.Stanzas:{here}/poems/*.poem", "hf:a/b")
     for wrong in ("stanzas.Nothing:poems", "absent.Lines:poems/a.poem"):
         with pytest.raises(ConfigError, match=r"^(stanzas.Nothing: does not|absent.Lines: no mod)"):
-            source.expand([wrong])
+            named.expand([wrong])
     (here / "v1.5:x.txt").write_text("a file may be called so")
-    assert [each.path for each in source.expand(["v1.5:x.txt"])] == ["v1.5:x.txt"]
+    assert [each.path for each in named.expand(["v1.5:x.txt"])] == ["v1.5:x.txt"]
 
 
 TARGETS = """

@@ -35,7 +35,7 @@ def prepare(
     line and with the number of words that a tokenizer learns from.
 
     Args:
-      inputs: files as `recursia.data.source.expand` takes them.
+      inputs: files as `recursia.data.named.expand` takes them.
       output: the folder to make, absent or empty, or a symbolic link to such a folder; or one in a
         bucket. It appears only when it is complete; in a bucket, its manifest does.
       options: how to prepare.

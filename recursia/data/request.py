@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recursia import buckets, console
-from recursia.data import packing, source
+from recursia.data import named, packing, source
 from recursia.data.manifest import Manifest, SourceEntry
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ class Options:
     Attributes:
       tokenizer: what `recursia.data.tokenizer.from_spec` takes. "bpe:N" learns from the training
         split only.
-      validation: files of the validation split, as `recursia.data.source.expand` takes them.
+      validation: files of the validation split, as `recursia.data.named.expand` takes them.
       validation_fraction: without such files, the share of the documents to hold out, in [0, 1);
         0 makes no validation split. See `recursia.data.held_out.moved`.
       on_error: "stop" at a broken document, or "skip" it.
@@ -91,7 +91,7 @@ def request(inputs: Sequence[str], options: Options) -> Request:
     Raises:
       DataError: if there is no input file, or a file is named for both splits.
     """
-    train, validation = source.expand(inputs), source.expand(options.validation)
+    train, validation = named.expand(inputs), named.expand(options.validation)
     if not train:
         raise DataError("prepare: 0 input files; give at least 1.")
     held_out = {file.real for file in validation}

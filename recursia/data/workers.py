@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from recursia.data import source
+from recursia.data import named
 from recursia.data.partial import Partial
 from recursia.data.request import Options, Request
 from recursia.data.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ def _main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     described = json.loads(lines.get())
     options = described["options"] | {"validation": tuple(described["options"]["validation"])}
-    files = {split: tuple(map(source.of, paths)) for split, paths in described["files"].items()}
+    files = {split: tuple(map(named.of, paths)) for split, paths in described["files"].items()}
     asked = Request(files, Options(**options))
     output, path, unit_bytes = (described[name] for name in ("output", "path", "unit_bytes"))
     partial = Partial(output, path, asked, unit_bytes)

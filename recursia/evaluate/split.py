@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Collection, Iterable
 
 from recursia import distributed
-from recursia.data import packing, source, verification
+from recursia.data import named, packing, source, verification
 from recursia.data.tokenising import tokenise
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import DataError
@@ -46,7 +46,7 @@ def check(trained: Trained, workdir: pathlib.Path, splits: Collection[str]) -> N
 
 def of_file(text: str, tokenizer: Tokenizer, folder: str) -> str:
     """Prepares a text file as a validation split inside a folder; returns its directory."""
-    return of_documents(source.of(text).documents(on_error="stop"), tokenizer, folder)
+    return of_documents(named.of(text).documents(on_error="stop"), tokenizer, folder)
 
 
 def of_documents(documents: Iterable[source.Document], tokenizer: Tokenizer, folder: str) -> str:

@@ -19,10 +19,10 @@ _HELP = {
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    from recursia.data import source
+    from recursia.data import named
     from recursia.data.prepare import Options
 
-    about = f"documents: {', '.join(source.kinds())}; may be repeated"
+    about = f"documents: {', '.join(named.kinds())}; may be repeated"
     how = {"nargs": "+", "action": "add", "type": parsing.place}
     parser.add_argument("--input", required=True, help=about, **how)
     parser.add_argument(

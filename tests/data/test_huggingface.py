@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from recursia.data import source, units
+from recursia.data import named, units
 from recursia.data.sources import huggingface
 from tests.helpers.corpora import prepare, read
 
@@ -38,7 +38,7 @@ def test_rows_are_documents_in_the_order_of_the_files(dataset, put, tmp_path, mo
     assert entry["name"] == "hf:set:train"
     monkeypatch.setattr(units, "UNIT_BYTES", 1)
     assert prepare([path], tmp_path / "c", **how) == there
-    assert len(source.of(path).parts(1)) == 2
+    assert len(named.of(path).parts(1)) == 2
     assert prepare([path], tmp_path / "c", **how) == there
     put("set/train-1.jsonl", TEXTS[8:])
     with pytest.raises(ValueError, match="other sources"):
@@ -69,11 +69,11 @@ def test_the_hub_is_read_at_one_commit(monkeypatch):
         load_dataset=lambda name, config, **how: asked.append((name, config, how)) or Rows(),
     )
     monkeypatch.setattr(huggingface, "_library", lambda path: library)
-    found = source.of("hf:owner/name@main:en:validation")
+    found = named.of("hf:owner/name@main:en:validation")
     assert found.path == found.name == f"hf:owner/name@{COMMIT}:en:validation"
     assert list(found.records("text")) == [] and found.stamp == (0, COMMIT)
     how = {"split": "validation", "streaming": True, "revision": COMMIT}
     assert asked == [("owner/name", "en", how)]
     library.dataset_info = None  # what names a commit is not looked up
-    assert source.of(found.path) == found
-    assert source.of(f"hf:owner/name@{COMMIT}").name.endswith(f"{COMMIT}:train")
+    assert named.of(found.path) == found
+    assert named.of(f"hf:owner/name@{COMMIT}").name.endswith(f"{COMMIT}:train")

@@ -4,7 +4,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from recursia.data import prepare, source
+from recursia.data import named, prepare
 from tests.helpers import corpora
 from tests.helpers.corpora import read
 
@@ -65,7 +65,7 @@ def test_row_groups_are_read_one_at_a_time_and_no_other_column(table, monkeypatc
         return batches(self, batch_size, row_groups, columns, **how)
 
     monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
-    documents = source.of(path).documents(on_error="stop")
+    documents = named.of(path).documents(on_error="stop")
     for number, text in enumerate(TEXTS):
         assert next(documents).text == text
         assert asked == [([group], ["text"]) for group in range(number // 10 + 1)]

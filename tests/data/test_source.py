@@ -4,10 +4,10 @@ import os
 import pytest
 import zstandard
 
-from recursia.data import source, sources
+from recursia.data import named, sources
 from tests.helpers.corpora import read
 
-expand = lambda paths: tuple(each.path for each in source.expand(paths))
+expand = lambda paths: tuple(each.path for each in named.expand(paths))
 TEXTS = ["one", "zwei ü", "三 🙂\nline", ""]
 
 
@@ -26,7 +26,7 @@ def test_frames_one_after_the_other_are_one_file(put):
 
 def test_the_text_field_is_the_one_asked_for(put):
     path = put("a.jsonl", '{"text": "no", "body": "yes"}\n')
-    (document,) = source.of(path).documents(on_error="stop", text_field="body")
+    (document,) = named.of(path).documents(on_error="stop", text_field="body")
     assert document.text == "yes"
 
 
@@ -108,7 +108,7 @@ def test_a_kind_is_one_module(put, tmp_path, monkeypatch):
     folders = [*sources.__path__, str(tmp_path / "kinds")]
     with monkeypatch.context() as patch:
         patch.setattr(sources, "__path__", folders)
-        source.kinds.cache_clear()
+        named.kinds.cache_clear()
         assert read(*expand([os.path.dirname(put("in/a.UP", "hear"))])) == ["HEAR"]
-    source.kinds.cache_clear()
-    assert ".up" not in source.kinds()
+    named.kinds.cache_clear()
+    assert ".up" not in named.kinds()

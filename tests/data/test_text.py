@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import models
 
-from recursia.data import source
+from recursia.data import named
 from recursia.data.text import Decoder, NotTextError
 from recursia.data.tokenizer import from_spec
 from tests.helpers.corpora import read
@@ -85,7 +85,7 @@ def test_a_line_too_long_to_be_read_is_named_or_skipped(put, refused, monkeypatc
 
 def test_a_broken_text_file_is_left_out_whole(put):
     path = put("a.txt", b"a" * (3 << 20) + b"\xff")
-    found = source.of(path).documents(on_error="skip", warn=False)
+    found = named.of(path).documents(on_error="skip", warn=False)
     with pytest.raises(ValueError, match="0 documents"):
         next(found)
 

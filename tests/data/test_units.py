@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from recursia.data import partial, source, units, workers
+from recursia.data import named, partial, units, workers
 from recursia.data import prepare as prepare_lib
 from recursia.errors import ConfigError
 from tests.helpers.corpora import prepare
@@ -108,12 +108,12 @@ def test_the_parts_of_a_file_are_the_file(put, size):
         path = put("a.jsonl", ("\n".join(lines) + end).encode())
         read = lambda part: [*part.records("text")]
         said = lambda each: str(each) if isinstance(each, Exception) else each.text
-        expected = [said(each) for each in read(source.of(path))]
-        parts = source.of(path).parts(size)
+        expected = [said(each) for each in read(named.of(path))]
+        parts = named.of(path).parts(size)
         assert [said(each) for part in parts for each in read(part)] == expected
         assert sum(part.size for part in parts) == os.path.getsize(path)
         assert sum(f"{path}:{number}:" in "".join(expected) for number in (5, 7)) == 2
-    assert len(source.of(path).parts(1 << 20)) == 1 < len(source.of(path).parts(20))
+    assert len(named.of(path).parts(1 << 20)) == 1 < len(named.of(path).parts(20))
 
 
 class Killed(BaseException):

@@ -1,13 +1,13 @@
 """Small corpora: documents as a source reads them, prepared, and read back."""
 
+from recursia.data import named
 from recursia.data import prepare as prepare_lib
-from recursia.data import source
 from recursia.data.packing import Reader
 
 
 def read(path, on_error="stop", **how):
     """Returns the texts of a file's documents."""
-    return [document.text for document in source.of(path).documents(on_error=on_error, **how)]
+    return [document.text for document in named.of(path).documents(on_error=on_error, **how)]
 
 
 def prepare(inputs, output, num_workers=1, part=None, partial_folder="", **changed):

@@ -18,7 +18,7 @@ import zstandard
 
 from recursia import jsonlines
 from recursia.convert import arrival, safetensors
-from recursia.data import source, verification
+from recursia.data import named, verification
 from recursia.data import tokenizer as tokenizers
 from recursia.data.manifest import SPLITS
 from recursia.data.packing import Reader, Writer
@@ -135,7 +135,7 @@ def documents(ending: str, packed: Callable[[bytes], bytes] = bytes):
 
         def read():
             for on_error in ("skip", "stop"):
-                found = source.of(str(path)).documents(on_error=on_error, warn=False)
+                found = named.of(str(path)).documents(on_error=on_error, warn=False)
                 assert all(isinstance(c, str) for document in found for c in document.chunks())
 
         return Case(path, read)

@@ -1,1 +1,1 @@
-"""Kinds of document sources, one a module; `recursia.data.source` finds them by their suffixes."""
+"""Kinds of document sources, one a module; `recursia.data.named` finds them by their suffixes."""
