@@ -55,6 +55,7 @@ MAY = {
     "parameterisations": BASE | {"params"},
     "architecture": MODEL,
     "coordinates": MODEL | FORWARD | {"optimizers", "scaling"},
+    "step_law": MODEL | FORWARD | {"accounting"},
     "stacks": MODEL | {"architecture"},
     "model": MODEL | {"architecture", "cache", "stacks"},
     "cache": BASE | {"architecture", "layers", "params", "sharing", "stacks"},
