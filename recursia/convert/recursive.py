@@ -3,8 +3,9 @@
 Recursive Transformers (Bae et al. 2024, arXiv 2410.20672): each entry of a bank starts as one layer
 of the other model or as the mean of several. LoRA adapters, if the model has them, start as the
 truncated singular value decomposition of the difference to the layers; at full rank the result is
-the other model. Matrices that are products of tensors are split. It works on parameter trees, for
-any block and any way of sharing. A target without sharing unrolls a recursive model.
+the other model. Matrices that are products of tensors are split, and those that are combinations of
+atoms are cut to their principal components. It works on parameter trees, for any block and any way
+of sharing. A target without sharing unrolls a recursive model.
 """
 
 import dataclasses
@@ -20,13 +21,14 @@ from jaxtyping import Array
 from recursia import kinds, model
 from recursia import params as parameters
 from recursia.architecture import Model
-from recursia.convert import tensors
+from recursia.convert import atoms, tensors
 from recursia.layers.initial import Init
 from recursia.params import Params, Spec
 from recursia.sharing import key_banks, lora, mpo
+from recursia.sharing.atoms import Atoms
 from recursia.sharing.schedule import KEYS
 
-Start = Literal["stepwise", "average", "lower", "upper", "random"]
+Start = Literal["stepwise", "average", "first", "lower", "upper", "random"]
 Adapters = Literal["svd", "zero"]
 Groups = list[list[int]]  # for each entry of a bank, layers by their number in the model
 
@@ -52,8 +54,8 @@ def recursive(
       target: the model to initialise.
       start: which layers of the core the entries of a bank start as, in the order of their use:
         "stepwise" spreads them evenly from the first to the last, "lower" takes the first,
-        "upper" the last, and "random" draws them. "average" takes the mean of all layers that an
-        entry is used for.
+        "upper" the last, and "random" draws them. Of the layers that an entry is used for, "first"
+        takes the first (FoldGPT, arXiv 2407.00928), "average" the mean.
       norms: the same for norms and biases; None takes `start`.
       adapters: "svd", the products of their rank nearest to the difference between entries and
         layers; or "zero", as in a new model, where their products are zero.
@@ -65,6 +67,11 @@ def recursive(
     if isinstance(kind := target.weights, mpo.Mpo):
         dense = recursive(params, config, tensors.tied(target), start, norms=norms, key=key)
         return tensors.with_tensors(dense, target, kind)
+    if isinstance(kind, Atoms):
+        tied = recursive(params, config, tensors.tied(target), start, norms=norms, key=key)
+        first = target.ends["prelude"]
+        steps = layers(params, config)[first : first + target.schedule.num_steps]
+        return atoms.with_atoms(tied, steps, target, kind, key=key)
     _check(config, target)
     _check_choice("start", start, Start)
     _check_choice("norms", norms or start, Start)
@@ -167,6 +174,8 @@ def sources(
     match start:
         case "average":
             return used
+        case "first":
+            return [layers[:1] for layers in used]
         case "stepwise":  # halves round to the even layer, as in the authors' code
             chosen = [round(layer) for layer in np.linspace(first, end - 1, size)]
         case "lower":
@@ -224,7 +233,8 @@ def _check(config: Model, target: Model) -> None:
         kind = kinds.kind_of(target.weights)
         raise ValueError(
             f"weights: {kind!r} makes matrices of {', '.join(sorted(replaced))} from other "
-            "parameters, which cannot be initialised from a model; take 'tied', 'lora' or 'mpo'"
+            "parameters, which cannot be initialised from a model; take 'tied', 'lora', 'mpo' or "
+            "'atoms'"
         )
     fixed = _fixed(config)
     for name, value in _fixed(target).items():

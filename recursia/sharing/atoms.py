@@ -44,11 +44,11 @@ class Atoms(Weights):
 
     @property
     def _atoms(self) -> str:
-        return f"{self.slot}_atoms"
+        return slot_of(self.slot)
 
     @property
     def _coefficients(self) -> str:
-        return f"{self.slot}_coefficients"
+        return coefficients_of(self.slot)
 
     def varies(self, block: Params) -> dict[str, str]:
         """Returns how the slots of atoms and coefficients vary: one set of atoms for the core.
@@ -90,6 +90,16 @@ class Atoms(Weights):
         matrices = {name: combined(coefficients[name], atoms[name]) for name in self.names}
         others = {s: tree for s, tree in entries.items() if s not in (self._atoms, *self.exact)}
         return {**others, self.slot: {**entries[self.slot], **matrices}}
+
+
+def slot_of(slot: str) -> str:
+    """Returns the slot of the atoms of a slot's matrices."""
+    return f"{slot}_atoms"
+
+
+def coefficients_of(slot: str) -> str:
+    """Returns the slot of the coefficients of a slot's matrices."""
+    return f"{slot}_coefficients"
 
 
 def _is_matrix(spec: object) -> bool:

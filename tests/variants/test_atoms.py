@@ -17,6 +17,7 @@ from tests.helpers.flops import assert_exact
 from tests.helpers.flops import tiny as flat
 from tests.helpers.tiny import VOCAB, assert_close, draw, forward, gradient, is_equal, text, tiny
 
+KEY = jax.random.key(0)
 STEPS, NAMES = 6, ("query", "key", "value")
 PRIVATE = dict.fromkeys(("norms", "attention", "mlp"), "recursion+block")
 
@@ -130,11 +131,34 @@ def test_coefficients_stay_float32():
     assert not any(s.is_exact for s in jax.tree.leaves(core["attention_atoms"]))
 
 
-def test_a_dense_model_is_not_made_into_atoms():
+def dense_and_converted(num_atoms):
     dense = tiny(sharing_="none", recursions=1, blocks=STEPS)
-    with pytest.raises(ValueError, match="weights: 'atoms' makes matrices of attention") as refusal:
-        recursive.recursive(draw(dense), dense, build(2), "average", key=jax.random.key(0))
-    assert "\n" not in str(refusal.value)
+    made = build(num_atoms)
+    params = draw(dense)
+    return dense, params, made, recursive.recursive(params, dense, made, "first", key=KEY)
+
+
+def test_as_many_atoms_as_layers_are_the_dense_model_to_the_bit():
+    dense, params, made, converted = dense_and_converted(STEPS)
+    assert is_equal(recursive.layers(params, dense), recursive.layers(converted, made))
+
+
+def test_fewer_atoms_lose_the_singular_values_that_are_dropped():
+    dense, params, made, converted = dense_and_converted(2)
+    theirs, ours = recursive.layers(params, dense), recursive.layers(converted, made)
+    for name in NAMES:
+        stacked = [np.stack([x["attention"][name].ravel() for x in ls]) for ls in (theirs, ours)]
+        lost = np.linalg.svd(stacked[0].astype(np.float64), compute_uv=False)[2:]
+        np.testing.assert_allclose(((stacked[1] - stacked[0]) ** 2).sum(), (lost**2).sum(), 1e-4)
+    assert is_equal(*([x["attention"]["out"] for x in ls] for ls in (theirs, ours)))
+
+
+def test_atoms_that_vary_with_the_recursion_are_nearest_to_its_layers():
+    dense = tiny(sharing_="none", recursions=1, blocks=STEPS)
+    varies = tuple({**PRIVATE, "attention_atoms": "recursion"}.items())
+    made = dataclasses.replace(tiny(), weights=Atoms(2), varies=varies)
+    converted = recursive.recursive(params := draw(dense), dense, made, "first", key=KEY)
+    assert is_equal(recursive.layers(params, dense), recursive.layers(converted, made))
 
 
 @pytest.mark.parametrize(
