@@ -63,3 +63,24 @@ def test_a_model_of_other_widths_is_refused_in_one_line(folder, command):
     convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", f"--config={target}"]
     _, err = command(*convert, f"--output={folder / 'none'}", code=2)
     assert_one_line(err, "convert: ", 4, 6)
+
+
+def test_a_fold_says_what_it_chose_and_scores_as_it_says(folder, command):
+    fold = ["convert", "fold", f"--workdir={folder / 'dense'}", "--num_batches=1"]
+    chosen = "--keep=3", "--gate_steps=2", "--num_groups=2", "--shared_keys=1", "--cosine=-1"
+    out, _ = command(*fold, *chosen, f"--output={folder / 'folded'}")
+    for said in ("gate", "left out", "group 1", "reads keys of", "cosine"):
+        assert said in out
+    before, after = nats(command, folder / "dense"), nats(command, folder / "folded")
+    assert f"loss {before:.4f} before, {after:.4f} after" in out
+    for wrong, number in {"--keep=5": 4, "--num_groups=9": 4}.items():
+        _, err = command(*fold, wrong, f"--output={folder / 'no'}", code=2)
+        assert_one_line(err, wrong, number)
+
+
+def test_another_architecture_takes_what_fits(folder, command):
+    convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", "--config.block.mlp_dim=48"]
+    _, err = command(*convert, f"--output={folder / 'no'}", code=2)
+    assert_one_line(err, "convert: ", 48, 32)
+    out, _ = command(*convert, "--others=new", f"--output={folder / 'wider'}")
+    assert "core.mlp.up: new" in out and "core.attention" not in out

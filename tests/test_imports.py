@@ -93,7 +93,9 @@ MAY = {
     | FORWARD
     | {"params", "sharding", "settings", "config", "budget", "data", "workdir", "console"}
     | {"language_model", "buckets"},
-    "convert": MODEL | FORWARD | {"optimizers", "settings", "config", "kinds", "data", "sharding"},
+    "convert": MODEL
+    | FORWARD
+    | {"optimizers", "settings", "config", "kinds", "data", "sharding", "losses"},
     "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
@@ -137,6 +139,7 @@ MAY = {
         "matching",
         "train",
         "evaluate",
+        "scores",
         "generate",
         "convert",
         "data",

@@ -14,7 +14,7 @@ def options(parser: parsing.Parser) -> None:
     arguments.run_options(parser)
     arguments.config_option(parser, "that of --workdir, with what is typed")
     parser.add_argument("--output", type=parsing.workdir, required=True, help="a new directory")
-    starts = ("stepwise", "average", "lower", "upper", "random")
+    starts = ("stepwise", "average", "first", "lower", "upper", "random")
     about = "layers that a shared entry is made of"
     parser.add_argument("--init", choices=starts, default="stepwise", help=about)
     parser.add_argument("--norms", choices=starts, help="the same for norms; default: --init")
@@ -22,6 +22,8 @@ def options(parser: parsing.Parser) -> None:
     parser.add_argument("--lora_rank", type=parsing.integer(1), help=about)
     about = "adapters as near as they come to what sharing loses, or without effect at first"
     parser.add_argument("--lora_init", choices=("svd", "zero"), default="svd", help=about)
+    about = "parameters that do not fit: an error, or new ones, in another architecture"
+    parser.add_argument("--others", choices=("refuse", "new"), default="refuse", help=about)
     for old, new in (("--start", "--init"), ("--adapters", "--lora_init")):
         parser.add_argument(old, action=parsing.Renamed, new=new)
     arguments.seed_option(parser, "of what is drawn")
@@ -33,7 +35,7 @@ def run(given: argparse.Namespace) -> None:
     import jax
 
     from recursia import config
-    from recursia.convert import recursive
+    from recursia.convert import fitting, recursive
     from recursia.workdir import trained
 
     fields = _fields(given)
@@ -52,10 +54,16 @@ def run(given: argparse.Namespace) -> None:
         how = {"norms": given.norms, "adapters": given.lora_init}
         key = jax.random.key(given.seed)
         with console.doing(f"making {name} of it"):
-            weights = recursive.recursive(params, theirs, ours, given.init, **how, key=key)
+            if given.others == "new":
+                weights, new = fitting.fitting(params, theirs, ours, given.init, key=key)
+            else:
+                weights = recursive.recursive(params, theirs, ours, given.init, **how, key=key)
+                new = []
     except ValueError as error:
         raise ConfigError(f"convert: {error}") from None
     trained.save(run, theirs.vocab_size, weights, dense.tokenizer, given.output)
+    for path in new:
+        print(f"{path}: new")
     print(f"{given.output}: {name} made of {given.workdir} at step {dense.step}")
 
 
