@@ -41,7 +41,7 @@ def run(given: argparse.Namespace) -> None:
     """Makes one model of another, and prints what was chosen and why."""
     import jax
 
-    from recursia import scores, sharding
+    from recursia import scores
     from recursia.convert import calibration
     from recursia.evaluate import split
     from recursia.workdir import trained
@@ -56,11 +56,16 @@ def run(given: argparse.Namespace) -> None:
             paths = (split.of_file(given.text, loaded.tokenizer, folder),)
         elif not (paths := split.of_run(loaded, given.workdir)):
             raise ConfigError(f"--text: {given.workdir} has no text of its own; give --text=FILE")
-        mesh = sharding.make_mesh(sharding.MeshConfig(data=1, fsdp=1), jax.devices()[:1])
+        mesh = loaded.mesh
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         batches = list(scores.validation_batches(loaded.run, paths, given.num_batches, mesh))
         token_bytes = loaded.tokenizer.token_bytes()
         how: dict[str, Any] = {"mode": "eval", "mesh": mesh, "rules": loaded.run.mesh.rules}
-        nats = lambda p, c: scores.score(p, c, batches, token_bytes, **how).nats_per_token
+
+        def nats(params: Any, config: Any) -> float:
+            laid = jax.device_put(params, everywhere)
+            return scores.score(laid, config, batches, token_bytes, **how).nats_per_token
+
         before = nats(params, config)
         config, params = _folded(given, config, params, batches)
         print(f"loss {before:.4f} before, {nats(params, config):.4f} after (nats per token)")
