@@ -14,6 +14,7 @@ from recursia.architecture import Model
 from recursia.convert import recursive, unroll
 from recursia.depth.fixed import Fixed
 from recursia.errors import ConfigError
+from recursia.parameterisations.standard import Standard
 from recursia.params import Params
 
 Batches = Sequence[dict[str, np.ndarray]]
@@ -25,6 +26,11 @@ def dense(params: Params, config: Model) -> tuple[Model, Params]:
     Raises:
       ConfigError: if there is none.
     """
+    if config.parameterisation != Standard():
+        raise ConfigError(
+            "config.parameterisation: scales follow from the number of layers, which a fold "
+            "changes; give a --workdir whose kind is 'standard'"
+        )
     try:
         target = unroll.unrolled(config)
     except ConfigError as error:

@@ -5,7 +5,7 @@ import dataclasses
 import tempfile
 from typing import Any
 
-from recursia import arguments, console, parsing
+from recursia import arguments, buckets, console, parsing
 from recursia.errors import ConfigError
 
 ABOUT = "Fold a trained model: leave out layers, share weights in groups, share keys."
@@ -71,6 +71,9 @@ def run(given: argparse.Namespace) -> None:
         print(f"loss {before:.4f} before, {nats(params, config):.4f} after (nats per token)")
     model = dataclasses.replace(config, vocab_size=loaded.run.model.vocab_size)
     made = dataclasses.replace(trained.settings_of(loaded, given.workdir), model=model)
+    places = tuple(str(buckets.path(path).resolve()) for path in loaded.paths)
+    if places:  # a checkpoint from elsewhere has none
+        made = dataclasses.replace(made, data=dataclasses.replace(made.data, path=places))
     trained.save(made, loaded.model.vocab_size, params, loaded.tokenizer, given.output)
     print(f"{given.output}: made of {given.workdir} at step {loaded.step}")
 
