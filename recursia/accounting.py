@@ -117,7 +117,7 @@ def applied_parameters(config: Model) -> int:
     core = sum(users(bank) * params.count(tree) for bank, tree in banks.items())
     ends = sum(config.ends.values()) * params.count(block)
     others = {name: tree for name, tree in model.specs(config).items() if name not in _STACKS}
-    depth = config.depth.specs(private, config.block.embed_dim)
+    depth = config.depth.specs(private, config.block.stream_dim)
     return core + ends + params.count({**others, "depth": depth})
 
 
@@ -154,7 +154,7 @@ def training_flops(config: Model, seq_len: int) -> int | float:
 def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int | float:
     """Returns the forward FLOPs of a sequence's recursions: routers, injection, blocks."""
     d = config.block.embed_dim
-    score = config.depth.score_flops(d)
+    score = config.depth.score_flops(config.block.stream_dim)
     injected = config.inject.flops(d)
     enters = lambda p: p.blocks is None or 0 in p.blocks
     each = lambda p: p.scored * score + p.queries * injected * enters(p)

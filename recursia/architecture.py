@@ -153,6 +153,11 @@ class Model:
         self._check_parameterisation()
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)
+        if self.depth.scales_branches and self.block.carried_dim:
+            raise ValueError(
+                f"depth: {self.depth.kind} multiplies what branches add to the residual stream, "
+                "and this feed-forward hands on more than that; take another, such as 'glu_moe'"
+            )
         if self.depth.scales_branches and not (self.block.is_additive and self.loop_norm != "each"):
             raise ValueError(
                 f"depth: {self.depth.kind} multiplies what branches add to the residual stream, "

@@ -75,7 +75,7 @@ def specs(config: Model) -> Params:
         for name, count in config.ends.items()
     }
     slots = blocks(config.block_specs | config.weights.specs(config.block_specs))
-    depth = parameters.mark(config.depth.specs(plan, d), is_matrix=False)
+    depth = parameters.mark(config.depth.specs(plan, config.block.stream_dim), is_matrix=False)
     sections = {
         "embed": {
             name: scaled(parameters.mark(s, is_exact=name == "bias")) for name, s in embed.items()
@@ -185,7 +185,7 @@ def _forward(
 ) -> Output:
     x, before = enter(params, tokens, config, context, by_name)
     if config.inject.needs_input:
-        context = dataclasses.replace(context, inputs=x)
+        context = dataclasses.replace(context, inputs=config.block.states(x))
     x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
     x, after = finish(params, x, context, config, by_name)
     return Output(x, _with_reports(aux, before, after, config))
@@ -200,7 +200,7 @@ def enter(
 ) -> tuple[Array, Report]:
     """Returns the states that enter the core, and the report of the prelude."""
     x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
-    x = constrain(x, ("batch", "length", None))
+    x = config.block.opened(constrain(x, ("batch", "length", None)))
     return by_name["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
 
 
@@ -255,6 +255,7 @@ def finish(
     report: Report = {}
     if coda := config.ends["coda"]:
         x, report = by_name["coda"].walk(x, dataclasses.replace(context, inputs=None))
+    x = config.block.states(x)
     if config.loop_norm != "each" or coda:
         x = _norm(params, x, config)
     return _before_head(params, x, config), report
@@ -300,11 +301,13 @@ def _norm(params: Params, x: Array, config: Model) -> Array:
     if "final_norm" not in params:
         return x
     weights = jax.tree.map(lambda p: p.astype(x.dtype), params["final_norm"])
-    return norm(x, weights, config.block.norm_eps)
+    states = norm(config.block.states(x), weights, config.block.norm_eps)
+    return states if states.shape == x.shape else config.block.renewed(x, states)
 
 
 def normalise(params: Params, x: Array, config: Model) -> Array:
     """Returns the head's input of a recursion's states through the final norm, without the coda."""
+    x = config.block.states(x)
     x = x if config.loop_norm == "each" else _norm(params, x, config)
     return _before_head(params, x, config)
 

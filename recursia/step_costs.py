@@ -163,7 +163,7 @@ def unneeded_flops(config: Model, is_in_core: bool) -> int:
         weights = kind.bind(weights) if is_in_core else weights
         return config.block.apply(weights, x, Context(place, place))[0].sum()
 
-    token = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), jnp.float32)
+    token = jax.ShapeDtypeStruct((1, 1, config.block.stream_dim), jnp.float32)
     trace = lambda f: jax.make_jaxpr(f)(params.abstract(specs), token)
     backward = lambda f: count_flops(trace(jax.grad(f, (0, 1))))
     return count_flops(trace(apply)) - (backward(jax.checkpoint(apply)) - backward(apply))

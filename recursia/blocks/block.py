@@ -5,7 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
@@ -16,6 +17,7 @@ from recursia.layers.past import Past
 from recursia.mixers.mixer import Mixer
 from recursia.params import Leaf, Params
 
+Stream = Float[Array, "..."]  # states [*B D], and what is handed on behind them
 Norm = Callable[[Array, str], Array]  # of states, by the norm of that name
 
 
@@ -67,6 +69,32 @@ class Block(abc.ABC):
     def queries_per_key(self) -> int:
         """Query heads of each key head."""
         return self.mixer.query_width // self.mixer.key_width
+
+    @property
+    def carried_dim(self) -> int:
+        """Numbers that a token hands on from step to step beside its states."""
+        return self.feedforward.carried_dim(self.embed_dim)
+
+    @property
+    def stream_dim(self) -> int:
+        """Width of the residual stream and of what a token hands on beside it."""
+        return self.embed_dim + self.carried_dim
+
+    def states(self, stream: Stream) -> Stream:
+        """Returns the residual stream alone, without what is handed on beside it."""
+        return stream[..., : self.embed_dim] if self.carried_dim else stream
+
+    def renewed(self, stream: Stream, states: Stream) -> Stream:
+        """Returns other states, with what is handed on beside those of `stream`."""
+        if not self.carried_dim:
+            return states
+        return jnp.concatenate([states, stream[..., self.embed_dim :]], axis=-1)
+
+    def opened(self, states: Stream) -> Stream:
+        """Returns the states that enter the first step, with nothing handed on: zeros."""
+        if not self.carried_dim:
+            return states
+        return jnp.pad(states, [(0, 0)] * (states.ndim - 1) + [(0, self.carried_dim)])
 
     @property
     def norm_names(self) -> tuple[str, ...]:
@@ -132,7 +160,7 @@ class Block(abc.ABC):
 
         Args:
           params: one entry of each slot's bank, in the compute dtype; those of `exact` in float32.
-          x: hidden states of the tokens in `context`.
+          x: hidden states of the tokens in `context`, with what they hand on (`stream_dim`).
           context: positions, documents and padding of the tokens.
           source: keys and values to read instead of making them, with their tokens' context; or
             the KV cache of the step, to which those made here are added before it is read.
@@ -143,16 +171,20 @@ class Block(abc.ABC):
           `source` was only read; and the report of both branches.
         """
         norm = lambda x, name: norms.normalise(x, params["norms"][name], self.norm_eps)
-        name = self.mixer.norm_name
-        kv_inputs = None if memory is None else self.before(memory, name, norm)
+        name, x, stream = self.mixer.norm_name, self.states(x), x
+        kv_inputs = None if memory is None else self.before(self.states(memory), name, norm)
         inputs = self.before(x, name, norm)
         y, keys_values, report = self.mixer.apply(params, *inputs, context, source, kv_inputs)
         y = _multiplied(y, context)
         mixed, name = self.joined(params, x, y, name, norm), self.feedforward.norm_name
         inputs = self.before(self.between(x, mixed), name, norm)
-        y, more = self.feedforward.apply(params, *inputs, context)
+        carried = stream[..., self.embed_dim :]
+        y, carried, more = self.feedforward.step(params, *inputs, carried, context)
         y = _multiplied(y, context)
-        return self.joined(params, mixed, y, name, norm), keys_values, {**report, **more}
+        x = self.joined(params, mixed, y, name, norm)
+        if self.carried_dim:
+            x = jnp.concatenate([x, carried.astype(x.dtype)], axis=-1)
+        return x, keys_values, {**report, **more}
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns terms of the training loss in nats per token, and metrics.

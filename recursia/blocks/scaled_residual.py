@@ -85,9 +85,9 @@ class ScaledResidual(PreNorm):
         x, keys_values, report = super().apply(params, x, context, source, memory)
         if self._thin is not None:
             weights = params["thin_mlp"]
-            h = norms.normalise(x, weights["norm"], self.norm_eps)
+            h = norms.normalise(self.states(x), weights["norm"], self.norm_eps)
             y, _ = self._thin.apply({"mlp": weights}, h, h, context)
-            x = _sum(params["thin_residual"], x, y)
+            x = self.renewed(x, _sum(params["thin_residual"], self.states(x), y))
         return x, keys_values, report
 
     def forward_flops(self, keys: int | float, is_reading: bool) -> int | float:

@@ -100,7 +100,8 @@ class Recurrent(Policy):
 
     def run(self, stack: Stack, params: Params, x: States, context: Context, call: Call) -> Result:
         """Returns the states after a random number of recursions in training, else with `exit`."""
-        state = initial_state(self, call, x, context.positions)
+        state = initial_state(self, call, stack.block.states(x), context.positions)
+        state = stack.block.renewed(x, state)
         if call.mode == "train":
             return _truncated(stack, state, context, self, draw(self, call.key))
         return _adaptive(stack, state, context, self, call)

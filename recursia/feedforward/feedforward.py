@@ -2,9 +2,13 @@
 
 import abc
 
+from jaxtyping import Array, Float
+
 from recursia.layers.attention import Context
 from recursia.layers.branch import Branch, Report, States
 from recursia.params import Params
+
+Carried = Float[Array, "B T P"]  # numbers that a token hands on from step to step
 
 
 class FeedForward(Branch):
@@ -22,6 +26,29 @@ class FeedForward(Branch):
           h: states that routers and gates read; `x` again in most arrangements of norms.
           context: positions, documents and padding of the tokens.
         """
+
+    def carried_dim(self, width: int) -> int:
+        """Returns how many numbers each token hands on to the feed-forward of its next step.
+
+        Args:
+          width: of the residual stream.
+        """
+        return 0
+
+    def step(
+        self, params: Params, x: States, h: States, carried: Carried, context: Context
+    ) -> tuple[States, Carried, Report]:
+        """Returns the writes to the residual stream, what is handed on, and a report.
+
+        Args:
+          params: see `apply`, as for the others.
+          x: states that are transformed.
+          h: states that routers and gates read.
+          carried: what the feed-forward of the token's last step handed on; zeros in its first.
+          context: positions, documents and padding of the tokens.
+        """
+        y, report = self.apply(params, x, h, context)
+        return y, carried, report
 
     @abc.abstractmethod
     def forward_flops(self, width: int) -> int | float:

@@ -168,7 +168,7 @@ def context_of(config: Model, position: Array, x: Array | None) -> Context:
       x: states that entered the core [B 1 D]; None outside of it.
     """
     ones = jnp.ones((len(position), 1), jnp.int32)
-    inputs = x if config.inject.needs_input else None
+    inputs = None if x is None or not config.inject.needs_input else config.block.states(x)
     factor = model.multiplier(config)
     return Context(position[:, None], ones, is_live=ones > 0, inputs=inputs, multiplier=factor)
 

@@ -81,7 +81,7 @@ def empty(params: Params, config: Model, num_slots: int, size: int, catches_up: 
 
     def one(params: Params) -> Slots:
         held = by_block(config, cache.empty(config, 1, size), size)
-        entered = jnp.zeros((1, 1, 1, config.block.embed_dim), config.dtype)
+        entered = jnp.zeros((1, 1, 1, config.block.stream_dim), config.dtype)
         position = jnp.zeros(1, jnp.int32)
         carry = jax.vmap(functools.partial(single.begin, params, config))(entered, position)
         context = single.context_of(config, position, entered[0])

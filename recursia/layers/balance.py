@@ -91,6 +91,17 @@ def switch_loss(usage: Usage) -> Float[Array, ""]:
     return share.shape[-1] * product.sum(-1).mean()
 
 
+def sequence_switch_loss(usage: Usage) -> Float[Array, ""]:
+    """Returns `switch_loss` of each sequence by itself, a mean over sequences and heads.
+
+    As in DeepSeek-V2 (DeepSeek-AI 2024, arXiv 2405.04434); a row of padding is left out.
+    """
+    share = _mean(usage.taken, usage.taken.sum(-1))
+    product = (share * _mean(usage.probability, usage.tokens)).sum(-1)
+    axes = tuple(range(product.ndim))
+    return share.shape[-1] * batch.mean(product, axes, usage.tokens > 0)
+
+
 def z_loss(usage: Usage) -> Float[Array, ""]:
     """Returns the mean squared log-sum-exp of the logits (Zoph et al. 2022, arXiv 2202.08906)."""
     sums = _batch_sums(usage)

@@ -48,6 +48,7 @@ def choose(
     *,
     score: Literal["sigmoid", "softmax"],
     is_renormalised: bool,
+    bias: Float[Array, "E"] | None = None,
 ) -> Choice:
     """Returns each token's top-k experts by score; ties go to the lower index.
 
@@ -58,6 +59,7 @@ def choose(
       k: experts for each token.
       score: the sigmoid of each logit, or the softmax over experts.
       is_renormalised: whether a token's weights are divided by their sum (plus 1e-6).
+      bias: added to the scores by which experts are chosen, and to no weight.
 
     Raises:
       ValueError: if there are fewer than `k` experts.
@@ -65,7 +67,11 @@ def choose(
     if not 1 <= k <= logits.shape[-1]:
         raise ValueError(f"k: got {k}, takes 1 to {logits.shape[-1]}, the number of experts")
     scores = jax.nn.sigmoid(logits) if score == "sigmoid" else jax.nn.softmax(logits)
-    weight, index = jax.lax.top_k(scores, k)
+    if bias is None:
+        weight, index = jax.lax.top_k(scores, k)
+    else:
+        index = jax.lax.top_k(jax.lax.stop_gradient(scores + bias), k)[1]
+        weight = jnp.take_along_axis(scores, index, axis=-1)
     if is_renormalised:
         weight /= weight.sum(-1, keepdims=True) + 1e-6
     return Choice(index, weight)
@@ -207,19 +213,27 @@ def expert_mlp(
     up: Float[Array, "E D M"],
     down: Float[Array, "E M D"],
     activation: Callable[[Array], Array],
+    gate: Float[Array, "E D M"] | None = None,
     up_bias: Float[Array, "E M"] | None = None,
     down_bias: Float[Array, "E D"] | None = None,
 ) -> Float[Array, "*L D"]:
-    """Returns the weighted sum of chosen experts' `activation(x up + up_bias) down + down_bias`."""
+    """Returns the weighted sum of chosen experts' `activation(x up + up_bias) down + down_bias`.
 
-    def run(x, index, weight, up, down, up_bias, down_bias) -> Array:
+    With `gate` it is that of `(activation(x gate) * (x up)) down`, of experts without biases.
+    """
+
+    def run(x, index, weight, up, down, gate, up_bias, down_bias) -> Array:
         x, index, weight = map(_from_peers, (x, index, weight))
         groups, chosen = _group(x, index, up.shape[0])
         entry = chosen[groups.order]
         weights = weight.reshape(-1, weight.shape[-1])
         of_each = lambda bias: jnp.take(bias, entry, axis=0, mode="fill", fill_value=0)
-        rows = dispatch_matmul(x.reshape(-1, x.shape[-1]), up, groups)
-        rows = activation(rows if up_bias is None else rows + of_each(up_bias))
+        read = lambda bank: dispatch_matmul(x.reshape(-1, x.shape[-1]), bank, groups)
+        rows = read(up)
+        if gate is not None:
+            rows = activation(read(gate)) * rows
+        else:
+            rows = activation(rows if up_bias is None else rows + of_each(up_bias))
         if down_bias is None:
             y = combine_matmul(rows, down, groups, weights)
         else:
@@ -228,8 +242,8 @@ def expert_mlp(
         return _to_peers(y.reshape(x.shape))
 
     mlp = "mlp" if down_bias is None else None  # with `down` sharded, each shard would add the bias
-    banks = (None, None, mlp), (None, mlp, None), (None, mlp), (None, None)
-    arrays = x, choice.index, choice.weight, up, down, up_bias, down_bias
+    banks = (None, None, mlp), (None, mlp, None), (None, None, mlp), (None, mlp), (None, None)
+    arrays = x, choice.index, choice.weight, up, down, gate, up_bias, down_bias
     names = *map(_tokens, arrays[:3]), *banks
     return locally(run, arrays, names, _tokens(x), summed=mlp)
 

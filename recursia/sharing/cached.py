@@ -146,7 +146,7 @@ class CachedStack(Stack):
             recursion, block = divmod(step, plan.num_blocks)
             if has_boundaries and block == 0 and self.injection != Injection():
                 own = at(self.injected(), recursion)
-                x = self.injection.apply(self.injection_params, own, x, context)
+                x = self.inject(own, x, context)
             owner, window = int(plan.owner_places[place]), int(plan.seen[step])
             is_earlier = owner <= place
             past = pasts[owner] if is_earlier or later is None else later[owner]
@@ -246,7 +246,7 @@ class CachedStack(Stack):
             carry, context = pending.take(index, shared)
             fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
             alone = _Alone(**fields, number=number, carry=carry, pasts=pasts, outputs=[])
-            x = jnp.zeros((*index.shape, self.block.embed_dim), self.dtype)
+            x = jnp.zeros((*index.shape, self.block.stream_dim), self.dtype)
             assert self.resume is not None
             self.resume(alone, x, context.hide(~is_taken))
             ((carry, pasts),) = alone.outputs

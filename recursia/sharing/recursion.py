@@ -71,7 +71,7 @@ class Recursion:
 
     def enter(self, x: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
         """Returns the input of the first block: the states with what is injected."""
-        return self.steps.injection.apply(self.steps.injection_params, self.injected, x, context)
+        return self.steps.inject(self.injected, x, context)
 
     def run(
         self,

@@ -207,8 +207,7 @@ class _StepScan:
         if self.steps.injection == Injection():
             return x
         injected = at(inputs["injected"], step)
-        injection, params = self.steps.injection, self.steps.injection_params
-        change = lambda x: injection.apply(params, injected, x, self.context)
+        change = lambda x: self.steps.inject(injected, x, self.context)
         return _only(begins[:, step], whether[1][step], change, x)
 
 

@@ -34,6 +34,19 @@ class SharedBlock(Protocol):
         ...
 
     @property
+    def stream_dim(self) -> int:
+        """Width of the residual stream and of what a token hands on beside it."""
+        ...
+
+    def states(self, stream: Array) -> Array:
+        """Returns the residual stream alone."""
+        ...
+
+    def renewed(self, stream: Array, states: Array) -> Array:
+        """Returns other states, with what is handed on beside those of `stream`."""
+        ...
+
+    @property
     def exact(self) -> tuple[str, ...]:
         """Slots whose weights stay float32 whatever the compute dtype."""
         ...
@@ -175,6 +188,18 @@ class Steps:
         """Returns the injected inputs that differ between recursions, recursions in front."""
         count = self.schedule.num_recursions
         return self.injection.by_recursion(self.injection_params, count)
+
+    def inject(self, own: dict[str, Array], x: States, context: Context) -> States:
+        """Returns the input of a recursion's first block.
+
+        Args:
+          own: the recursion's entry of `injected`.
+          x: states after the last recursion.
+          context: of the tokens, with their positions and the input of the core.
+        """
+        states = self.block.states(x)
+        states = self.injection.apply(self.injection_params, own, states, context)
+        return self.block.renewed(x, states)
 
     def bind(self, entries: Params) -> Params:
         """Returns the block's weights from a step's bank entries, in the compute dtype.

@@ -124,7 +124,8 @@ def test_more_points_obey_the_laws(config, remat):
 
 @pytest.mark.parametrize(("block", "depth"), list(itertools.product(PUBLISHED, points.DEPTHS)))
 def test_every_block_goes_with_every_depth_policy(block, depth):
-    if points.policy(depth).scales_branches and not points.block(block).is_additive:
+    made = points.block(block)
+    if points.policy(depth).scales_branches and not (made.is_additive and not made.carried_dim):
         with pytest.raises(ValueError, match="multiplies what branches add"):
             points.point(block, depth)
         return
@@ -136,7 +137,12 @@ def test_every_block_goes_with_every_depth_policy(block, depth):
         assert jax.eval_shape(run, shapes, tokens).hidden.shape == (BATCH, LENGTH, 16)
 
 
-PARTS = list(itertools.product(points.BLOCKS, points.MIXERS, points.FEEDFORWARDS))
+# Every pair of an arrangement, a mixer and a feed-forward, in few triples.
+PARTS = [
+    (block, points.MIXERS[(i + j) % len(points.MIXERS)], feedforward)
+    for i, block in enumerate(points.BLOCKS)
+    for j, feedforward in enumerate(points.FEEDFORWARDS)
+]
 
 
 @pytest.mark.parametrize("parts", PARTS, ids="-".join)
@@ -146,7 +152,7 @@ def test_every_arrangement_goes_with_every_mixer_and_feedforward(parts):
     made = points.block(block, mixer, feedforward)
     specs = made.specs(4)
     assert set(specs) == set(made.slots) >= {*made.exact, *(slot for slot, _ in made.key_weights)}
-    x = jax.ShapeDtypeStruct((BATCH, LENGTH, made.embed_dim), jnp.float32)
+    x = jax.ShapeDtypeStruct((BATCH, LENGTH, made.stream_dim), jnp.float32)
     where = Context(jnp.zeros((BATCH, LENGTH), jnp.int32))
 
     def run(weights, x):
@@ -159,7 +165,7 @@ def test_every_arrangement_goes_with_every_mixer_and_feedforward(parts):
     shapes = params.abstract(specs)
     again, made_, (losses, _) = jax.eval_shape(run, shapes, x)
     once = jax.make_jaxpr(lambda weights, x: made.apply(weights, x, where)[0])(shapes, x)
-    assert count_flops(once) == x.size // 16 * made.forward_flops(LENGTH, False)
+    assert count_flops(once) == BATCH * LENGTH * made.forward_flops(LENGTH, False)
     assert again.shape == x.shape and all(loss.shape == () for loss in losses.values())
     entries = sum(leaf.size for leaf in jax.tree.leaves(made_)) // (BATCH * LENGTH)
     assert entries == made.cache_entries()

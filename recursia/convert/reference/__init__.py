@@ -23,20 +23,23 @@ from recursia.params import Params
 
 FAMILIES = {
     "adam_atan2": "adam_atan2",
+    "coe": "coe",
     "recursive": "mor",
     "mor": "mor",
     "moeut": "moeut",
     "huginn": "huginn",
     "hrm_text": "hrm_text",
+    "megrez2": "megrez2",
     "lckv": "lckv",
     "mlkv": "mlkv",
     "mpo": "mpo",
     "muon": "muon",
     "ouro": "ouro",
+    "rmoe": "rmoe",
     "widenet": "widenet",
 }
 OPTIMIZERS = ("adam_atan2", "muon")  # families of files without a model
-LAYERS = ("mpo", "widenet")  # families of files of layers alone
+LAYERS = ("coe", "megrez2", "mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
 

@@ -11,6 +11,7 @@ from recursia.blocks.block import Block
 from recursia.blocks.pre_norm import PreNorm
 from recursia.convert.reference import trees
 from recursia.convert.reference.trees import Arrays
+from recursia.feedforward.feedforward import FeedForward
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.params import Params
@@ -19,12 +20,15 @@ from recursia.params import Params
 REQUIRED = {"mlp_bias": False, "hidden_act": "silu", "rope_scaling": None, "attention_dropout": 0.0}
 
 
-def block(theirs: Mapping[str, Any], section: str) -> Block:
+def block(
+    theirs: Mapping[str, Any], section: str, feedforward: FeedForward | None = None
+) -> Block:
     """Returns our configuration of a layer.
 
     Args:
       theirs: hyper-parameters of the model.
       section: where they stand, for messages.
+      feedforward: of the layer; None is theirs, SwiGLU.
 
     Raises:
       ConfigError: for an option that has no counterpart here.
@@ -42,7 +46,7 @@ def block(theirs: Mapping[str, Any], section: str) -> Block:
     return PreNorm(
         embed_dim=theirs["hidden_size"],
         mixer=mixer,
-        feedforward=SwiGLU(mlp_dim=theirs["intermediate_size"]),
+        feedforward=feedforward or SwiGLU(mlp_dim=theirs["intermediate_size"]),
         norm_eps=float(theirs.get("rms_norm_eps", 1e-6)),
     )
 
@@ -56,12 +60,18 @@ def weights(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -
       prefix: prefix of the layer's names.
       makes_keys: whether the layer has weights that make keys and values.
     """
-    norms = {"attention": "input_layernorm", "mlp": "post_attention_layernorm"}
     return {
-        "norms": {ours: named[f"{prefix}.{name}.weight"] for ours, name in norms.items()},
+        "norms": norms(block, named, prefix),
         "attention": attention(block, named, f"{prefix}.self_attn", makes_keys),
         "mlp": mlp(named, f"{prefix}.mlp"),
     }
+
+
+def norms(block: Block, named: Arrays, prefix: str) -> Params:
+    """Returns the norms of a layer's two branches."""
+    names = ("input_layernorm", "post_attention_layernorm")
+    pairs = zip(block.norm_names, names, strict=True)
+    return {ours: named[f"{prefix}.{name}.weight"] for ours, name in pairs}
 
 
 def attention(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -> Params:

@@ -1,0 +1,165 @@
+"""Mixture of gated linear experts, some of them always on.
+
+Experts as in DeepSeekMoE (Dai et al. 2024, arXiv 2401.06066): `silu(x gate) * (x up)`, then `down`.
+Routers that read more than a step's own states are subclasses, one file each.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from recursia import ranges
+from recursia.feedforward.feedforward import Carried, FeedForward
+from recursia.layers import balance, experts
+from recursia.layers.attention import Context
+from recursia.layers.branch import Losses, Report, States
+from recursia.layers.initial import Init
+from recursia.layers.linear import dot, dot_of
+from recursia.layers.moe import MixtureOfExperts
+from recursia.layers.norm import zeros
+from recursia.params import Params, Spec
+
+Logits = Float[Array, "B T *N E"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GluMoE(MixtureOfExperts, FeedForward):
+    """Experts without biases; a linear router reads the step's own states.
+
+    Attributes:
+      shared_dim: hidden width of the experts that every token takes, all together; 0 has none.
+      is_gated: whether experts have a gate; without one they are `silu(x up) down`.
+      score: what an expert is chosen by, and its weight: the "softmax" over experts, or a "sigmoid".
+      is_renormalised: whether the weights of a token's experts are divided by their sum.
+      scale: factor of the weights of the experts that are chosen.
+      has_selection_bias: whether a bias is added to the scores by which experts are chosen, and to
+        no weight (Wang et al. 2024, arXiv 2408.15664); it gets no gradient.
+      balance_loss_weight: of the load balancing loss.
+      balance_over: what that loss balances: each "batch", or each "sequence" by itself.
+      init: initialisation of the matrices.
+    """
+
+    shared_dim: int = 0
+    is_gated: bool = True
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    is_renormalised: bool = False
+    scale: float = 1.0
+    has_selection_bias: bool = False
+    balance_loss_weight: float = 0.01
+    balance_over: Literal["batch", "sequence"] = "batch"
+    init: Init = dataclasses.field(default_factory=Init)
+
+    def __post_init__(self):
+        super().__post_init__()
+        ranges.at_least(0, self, "shared_dim", "balance_loss_weight")
+        ranges.above(0, self, "scale")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Experts and router, and the experts that are always on."""
+        own = MixtureOfExperts.slots
+        own += ("selection_bias",) if self.has_selection_bias else ()
+        return (*own, "shared_experts") if self.shared_dim else own
+
+    @property
+    def exact(self) -> tuple[str, ...]:
+        """The router: a rounded logit would choose another expert."""
+        return ("router", "selection_bias") if self.has_selection_bias else ("router",)
+
+    def specs(self, width: int, num_steps: int) -> Params:
+        """Returns the experts, those that are always on, and the router."""
+        d, f = width, self.shared_dim
+        read = self.init.read(d, d)
+        write = lambda inputs: self.init.write(d, inputs, num_steps)
+        chosen = self.matrices(d, read, write(self.expert_dim))
+        shared = {"up": Spec((d, f), ("embed", "mlp"), read)}
+        shared |= {"down": Spec((f, d), ("mlp", "embed"), write(max(f, 1)))}
+        if self.is_gated:
+            chosen, shared = ({"gate": tree["up"], **tree} for tree in (chosen, shared))
+        bias = Spec((self.num_experts,), (None,), zeros, is_decayed=False, is_matrix=False)
+        return {
+            "experts": chosen,
+            **self.router_specs(width),
+            **({"selection_bias": bias} if self.has_selection_bias else {}),
+            **({"shared_experts": shared} if f else {}),
+        }
+
+    def router_specs(self, width: int) -> Params:
+        """Returns the slots of the router."""
+        return {"router": self.linear_router(width, self.init.read(width, width))}
+
+    def logits(self, params: Params, h: States, carried: Carried) -> tuple[Logits, Carried]:
+        """Returns the logits of experts, and what the token hands on, both in float32.
+
+        Args:
+          params: of the layer.
+          h: states that routers read.
+          carried: what the token's last step handed on.
+        """
+        return dot(h.astype(jnp.float32), params["router"], "d,de->e"), carried
+
+    def chosen(self, params: Params, logits: Logits) -> experts.Choice:
+        """Returns each token's experts and their weights."""
+        choice = experts.choose(
+            logits,
+            self.top_k,
+            score=self.score,
+            is_renormalised=self.is_renormalised,
+            bias=params.get("selection_bias"),
+        )
+        return dataclasses.replace(choice, weight=self.scale * choice.weight)
+
+    def mixed(self, params: Params, x: States, choice: experts.Choice) -> States:
+        """Returns the sum of the outputs of chosen experts and those that are always on."""
+        y = experts.expert_mlp(x, choice, **params["experts"], activation=jax.nn.silu)
+        if not self.shared_dim:
+            return y
+        weights = params["shared_experts"]
+        up = dot(x, weights["up"], "d,df->f")
+        if not self.is_gated:
+            return y + dot_of(jax.nn.silu, (up,), weights["down"], "f,fd->d")
+        gated = lambda gate, up: jax.nn.silu(gate) * up
+        gate = dot(x, weights["gate"], "d,df->f")
+        return y + dot_of(gated, (gate, up), weights["down"], "f,fd->d")
+
+    def step(
+        self, params: Params, x: States, h: States, carried: Carried, context: Context
+    ) -> tuple[States, Carried, Report]:
+        """Returns the outputs for `x` of the experts that are chosen, and router statistics."""
+        logits, carried = self.logits(params, h, carried)
+        choice = self.chosen(params, logits)
+        used = balance.usage(logits, choice.index, context.is_live)
+        return self.mixed(params, x, choice), carried, {"router": used}
+
+    def apply(
+        self, params: Params, x: States, h: States, context: Context
+    ) -> tuple[States, Report]:
+        """Returns what `step` does in a token's first step."""
+        nothing = jnp.zeros((*h.shape[:-1], self.carried_dim(h.shape[-1])), h.dtype)
+        y, _, report = self.step(params, x, h, nothing, context)
+        return y, report
+
+    def losses(self, reports: Report) -> tuple[Losses, Losses]:
+        """Returns the load balancing loss of each router over all its uses."""
+        is_batch = self.balance_over == "batch"
+        loss = balance.switch_loss if is_batch else balance.sequence_switch_loss
+        unevenness = jax.vmap(loss)(reports["router"])
+        losses = {"expert_balance": self.balance_loss_weight * unevenness.sum()}
+        return losses, {"expert_unevenness": unevenness.mean()}
+
+    def batch_losses(self) -> tuple[str, ...]:
+        """Returns the weight of the load balancing loss, if it is one of means over the batch."""
+        is_batch = self.balance_over == "batch" and self.balance_loss_weight
+        return ("balance_loss_weight",) if is_batch else ()
+
+    def forward_flops(self, width: int) -> int | float:
+        """Returns the forward matrix-multiplication FLOPs of one token."""
+        return self.mixing_flops(width) + 2 * width * self.num_experts
+
+    def mixing_flops(self, width: int) -> int | float:
+        """Returns those of a token's experts, without those of its router."""
+        hidden = self.top_k * self.expert_dim + self.shared_dim
+        return (6 if self.is_gated else 4) * width * hidden
