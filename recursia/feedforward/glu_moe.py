@@ -32,7 +32,7 @@ class GluMoE(MixtureOfExperts, FeedForward):
     Attributes:
       shared_dim: hidden width of the experts that every token takes, all together; 0 has none.
       is_gated: whether experts have a gate; without one they are `silu(x up) down`.
-      score: what an expert is chosen by, and its weight: the "softmax" over experts, or a "sigmoid".
+      score: what an expert is chosen by and weighted with: "softmax" over experts, or "sigmoid".
       is_renormalised: whether the weights of a token's experts are divided by their sum.
       scale: factor of the weights of the experts that are chosen.
       has_selection_bias: whether a bias is added to the scores by which experts are chosen, and to

@@ -20,9 +20,7 @@ from recursia.params import Params
 REQUIRED = {"mlp_bias": False, "hidden_act": "silu", "rope_scaling": None, "attention_dropout": 0.0}
 
 
-def block(
-    theirs: Mapping[str, Any], section: str, feedforward: FeedForward | None = None
-) -> Block:
+def block(theirs: Mapping[str, Any], section: str, feedforward: FeedForward | None = None) -> Block:
     """Returns our configuration of a layer.
 
     Args:
