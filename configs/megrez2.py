@@ -11,6 +11,7 @@ of ten groups; a first layer of another kind cannot be said here, and there is n
 size.
 
 Measured, tiny after 300 steps: 2.052 nats per byte of the bundled validation text.
+Checked against: authors' code, 2 files.
 """
 
 from ml_collections import ConfigDict

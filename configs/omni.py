@@ -8,6 +8,7 @@ one index are chosen alike throughout depth; a token takes one expert. The publi
 recognise speech, up to 8 experts in 84 million parameters; there are no presets of their size.
 
 Measured, tiny after 300 steps: 2.240 nats per byte of the bundled validation text.
+Checked against: `glu_moe` in NumPy.
 """
 
 from ml_collections import ConfigDict

@@ -9,6 +9,7 @@ the experts of the same numbers. The paper makes experts of a trained model's ne
 router is a small transformer of its own; here both are trained from scratch.
 
 Measured, tiny after 300 steps: 2.047 nats per byte of the bundled validation text.
+Checked against: the layer in NumPy.
 """
 
 from ml_collections import ConfigDict

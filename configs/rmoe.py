@@ -10,6 +10,7 @@ the GRU's state is then what tells one recursion's router from another's. The pu
 4 to 24 layers of 16 experts; there are no presets of their size.
 
 Measured, tiny after 300 steps: 2.116 nats per byte of the bundled validation text.
+Checked against: authors' code, 1 file.
 """
 
 from ml_collections import ConfigDict

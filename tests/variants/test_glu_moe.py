@@ -144,9 +144,9 @@ def test_what_a_token_hands_on_passes_through_depth_and_no_further():
     assert stream.shape[-1] == block.stream_dim == block.embed_dim + block.feedforward.router_dim
     assert is_equal(block.states(stream), states) and not stream[..., block.embed_dim :].any()
     weights = params.init(block.specs(2), jax.random.key(0))
-    once = block.apply(weights, stream, WHERE)[0]
-    twice = block.apply(weights, once, WHERE)[0]
-    forgot = block.apply(weights, block.opened(block.states(once)), WHERE)[0]
+    apply = jax.jit(lambda stream: block.apply(weights, stream, WHERE)[0])
+    once = apply(stream)
+    twice, forgot = apply(once), apply(block.opened(block.states(once)))
     assert once[..., block.embed_dim :].any() and error(twice, forgot) > 1e-3
 
 
