@@ -75,7 +75,7 @@ def specs(config: Model) -> Params:
         for name, count in config.ends.items()
     }
     slots = blocks(config.block_specs | config.weights.specs(config.block_specs))
-    depth = parameters.mark(config.depth.specs(plan, config.block.stream_dim), is_matrix=False)
+    depth = parameters.mark(config.depth.specs(plan, wide), is_matrix=False)
     sections = {
         "embed": {
             name: scaled(parameters.mark(s, is_exact=name == "bias")) for name, s in embed.items()

@@ -19,7 +19,7 @@ PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")
 SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 24,
     "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 2, "num_atoms": 2, "num_shared": 1,
-    "budget": 0.5, "ratio": 0.5, "shared_dim": 6, "router_dim": 5,
+    "budget": 0.5, "ratio": 0.5, "shared_dim": 4, "router_dim": 4,
     "num_attention_experts": 3, "attention_top_k": 2, "base_width": 8, "base_layers": 1,
 }  # fmt: skip
 EXPERTS = ("num_experts", "top_k", "expert_dim")
