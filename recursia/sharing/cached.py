@@ -244,6 +244,8 @@ class CachedStack(Stack):
             pasts, pending, count = state
             index, is_taken = pending.first(number)
             carry, context = pending.take(index, shared)
+            if self.context is not None:  # one factor for all tokens: none of them keeps it
+                context = dataclasses.replace(context, multiplier=self.context.multiplier)
             fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
             alone = _Alone(**fields, number=number, carry=carry, pasts=pasts, outputs=[])
             x = jnp.zeros((*index.shape, self.block.stream_dim), self.dtype)

@@ -83,7 +83,7 @@ class Pending:
         each = lambda kept, new: put(kept, new) if is_by_token(new, len(index)) else kept
         return Pending(
             jax.tree.map(each, self.carry, carry),
-            jax.tree.map(put, self.context, context),
+            jax.tree.map(each, self.context, context),
             put(self.depth, jnp.asarray(depth)),
             self.used + count,
         )
