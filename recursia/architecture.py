@@ -84,6 +84,7 @@ class Model:
         how = "recursion+block" if self.sharing == "none" else "block"
         slots: dict[str, patterns.Rule] = {
             **dict.fromkeys(self.block.slots, how),
+            **dict.fromkeys(self.block.common, "one"),
             **dict.fromkeys(self.depth.slots, "recursion"),
             **self.weights.varies(self.block_specs),
         }

@@ -61,6 +61,11 @@ class Block(abc.ABC):
         return (*self.mixer.exact, *self.feedforward.exact)
 
     @property
+    def common(self) -> tuple[str, ...]:
+        """Slots of which all steps of the core use one entry, whatever they share else."""
+        return (*self.mixer.common, *self.feedforward.common)
+
+    @property
     def key_weights(self) -> tuple[tuple[str, str], ...]:
         """(slot, name) of weights that only make keys and values."""
         return self.mixer.key_weights

@@ -25,11 +25,13 @@ class Branch(abc.ABC):
       norm_name: name of the branch's norm in the slot "norms".
       slots: names of the branch's slots; each slot can be shared across depth, or not, by itself.
       exact: slots whose weights stay float32 whatever the compute dtype.
+      common: slots of which all steps of the core use one entry, whatever they share else.
     """
 
     norm_name: ClassVar[str]
     slots: ClassVar[tuple[str, ...]]
     exact: ClassVar[tuple[str, ...]] = ()
+    common: ClassVar[tuple[str, ...]] = ()
 
     @property
     def is_incremental(self) -> bool:

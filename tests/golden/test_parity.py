@@ -53,7 +53,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 25
+    assert len(NAMES) == 27
 
 
 @pytest.mark.parametrize("name", NAMES)

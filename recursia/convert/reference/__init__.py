@@ -31,6 +31,7 @@ FAMILIES = {
     "hrm_text": "hrm_text",
     "megrez2": "megrez2",
     "lckv": "lckv",
+    "memory_layers": "memory_layers",
     "mlkv": "mlkv",
     "mpo": "mpo",
     "muon": "muon",
@@ -39,7 +40,7 @@ FAMILIES = {
     "widenet": "widenet",
 }
 OPTIMIZERS = ("adam_atan2", "muon")  # families of files without a model
-LAYERS = ("coe", "megrez2", "mpo", "widenet")  # families of files of layers alone
+LAYERS = ("coe", "megrez2", "memory_layers", "mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
 
