@@ -21,7 +21,6 @@ SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 2, "num_atoms": 2, "num_shared": 1,
     "budget": 0.5, "ratio": 0.5, "shared_dim": 4, "router_dim": 4,
     "num_attention_experts": 3, "attention_top_k": 2, "base_width": 8, "base_layers": 1,
-    "num_attention_experts": 3, "attention_top_k": 2,
     "num_keys": 4, "key_dim": 4, "value_dim": 6, "retrieval_heads": 2,
 }  # fmt: skip
 EXPERTS = ("num_experts", "top_k", "expert_dim")
