@@ -5,8 +5,8 @@ r"""Memory layers: feed-forwards that read one table of values for all steps, by
 
 Memory Layers at Scale (Berges et al. 2024, arXiv 2412.09764), on a recursive Llama: four blocks
 applied twice, each with a memory layer in the place of its feed-forward. The paper has them in
-three layers of a model that shares nothing else. "135m" has the widths of the vanilla model of that
-name and a memory of a million values, the paper's smallest.
+three layers of a model that shares nothing else. Their smallest
+table has a million values (`num_keys` 1024, `key_dim` 512, 4 heads of 32); this one has 1,024.
 
 Measured, tiny on 2 cores in float32: validation loss 2.37 nats per token after 300 steps.
 Checked against: authors' code, 2 files.
@@ -16,22 +16,21 @@ from ml_collections import ConfigDict
 
 from recursia.configs import base
 
-PRESETS = ("tiny", "135m")
+PRESETS = ("tiny",)
 
 
 def get_config(preset: str) -> ConfigDict:
     config = base.get_config(preset, num_steps=9438)
     config.model.sharing = "cycle"
     config.model.depth.num_recursions = 2
-    width = config.model.block.embed_dim
-    tiny = dict(num_keys=32, key_dim=32, retrieval_heads=2, top_k=8)
-    published = dict(num_keys=1024, key_dim=512, retrieval_heads=4, top_k=32)
-    sizes = tiny if preset == "tiny" else published
     config.model.block.feedforward = dict(
         kind="product_keys",
-        value_dim=width,
+        num_keys=32,
+        key_dim=32,
+        retrieval_heads=2,
+        top_k=8,
+        value_dim=config.model.block.embed_dim,
         values_rate=1e-3 / config.optimizer.learning_rate,  # published: 1e-3, whatever the rest has
         init=dict(rule="fan_in", std=1.0),  # few values of many: with 0.02 a layer adds nothing
-        **sizes,
     )
     return config.lock()
