@@ -5,7 +5,7 @@ import functools
 import textwrap
 from typing import Any, Literal
 
-from recursia import accounting, kinds, settings
+from recursia import accounting, kinds, settings, step_law
 from recursia.data import packing, tokenizer
 from recursia.errors import DataError
 from recursia.notes import notes, programs
@@ -24,6 +24,8 @@ _NOTES = {
     "sixn_": "six for each unique parameter, forward and backward; it counts neither attention nor "
     "the reuse of weights",
     "making_": "products that make weights of their parts, once in a microbatch of any size",
+    "step_law_": "peak learning rates for the parameters outside of the embedding, each counted once "
+    "or as often as it is applied, and tokens of a step (arXiv 2503.04715); fitted without sharing",
     "mor_": "as arXiv 2507.10524 counts: forward only, without embedding, head and router, with "
     "half of attention; the steps of its released runs follow from it",
 }
@@ -42,6 +44,7 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
       For each run its `name`, the fields of `accounting.Budget` at its sequence length, and
         depth_kind, vocab_size, seq_len, num_steps: of the run.
         tokens_per_step: over all devices.
+        step_law_unique, step_law_applied, step_law_tokens: see `recursia.step_law`.
         training_flops, mor_flops: of all its steps, exact and as `mor_flops_per_token` counts.
         matched_steps, mor_matched_steps: steps that give the reference's total of each, rounded.
         matched_error, mor_matched_error: relative difference to the reference, of the FLOPs of
@@ -66,6 +69,8 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
 def _row(name: str, run: settings.Run) -> Row:
     config, train = run.model.sized(vocab_size(run)), run.train
     cost = accounting.budget(config, train.seq_len, train.rematerialisation, run.optimizer)
+    tokens_per_step = train.batch_size * train.seq_len
+    law = step_law.step_law(config, train.num_steps * tokens_per_step)
     return {
         "name": name,
         "depth_kind": kinds.kind_of(run.model.depth),
@@ -73,9 +78,12 @@ def _row(name: str, run: settings.Run) -> Row:
         "vocab_size": config.vocab_size,
         "seq_len": train.seq_len,
         "num_steps": train.num_steps,
-        "tokens_per_step": train.batch_size * train.seq_len,
+        "tokens_per_step": tokens_per_step,
         "training_flops": training_flops(run),
-        "mor_flops": train.num_steps * train.batch_size * train.seq_len * cost.mor_flops_per_token,
+        "mor_flops": train.num_steps * tokens_per_step * cost.mor_flops_per_token,
+        "step_law_unique": law.unique.learning_rate,
+        "step_law_applied": law.applied.learning_rate,
+        "step_law_tokens": law.unique.batch_tokens,
         "notes": notes(run) + programs(run),
     }
 
@@ -190,6 +198,8 @@ def _shown(key: str, value: float) -> str:
         return f"{value:+.1e}" if value else "0"
     if key == "mean_depth":
         return f"{value:.3f}"
+    if key in ("step_law_unique", "step_law_applied"):
+        return f"{value:.2e}"
     if key.endswith(("steps", "size", "len")):
         return f"{value:,}"
     return amount(value, is_bytes="bytes" in key)

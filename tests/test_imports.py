@@ -96,7 +96,7 @@ MAY = {
     "convert": MODEL
     | FORWARD
     | {"optimizers", "settings", "config", "kinds", "data", "sharding", "losses"},
-    "budget": BASE | {"accounting", "data", "model"} | CONFIGS,
+    "budget": BASE | {"accounting", "data", "model", "step_law"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
     | {"architecture", "accounting", "budget", "changes", "depth", "scaling"}
