@@ -24,10 +24,15 @@ _NOTES = {
     "sixn_": "six for each unique parameter, forward and backward; it counts neither attention nor "
     "the reuse of weights",
     "making_": "products that make weights of their parts, once in a microbatch of any size",
-    "step_law_": "peak learning rates for the parameters outside of the embedding, each counted once "
-    "or as often as it is applied, and tokens of a step (arXiv 2503.04715); fitted without sharing",
+    "step_law_": "peak learning rate for the parameters outside of the embedding, each counted "
+    "once, or in each of its uses, and tokens of a step (arXiv 2503.04715), fitted without sharing",
     "mor_": "as arXiv 2507.10524 counts: forward only, without embedding, head and router, with "
     "half of attention; the steps of its released runs follow from it",
+}
+_TOLD_IF_OTHER = {
+    "applied_parameters": "unique_parameters",
+    "matched_steps": "num_steps",
+    "step_law_applied": "step_law_unique",
 }
 _NAME_WIDTH = 14  # characters of a model's name in a table; four models fit 100 columns
 
@@ -189,7 +194,7 @@ def _applies(key: str, rows: list[Row]) -> bool:
         return any(row[key] for row in rows)
     if key == "mean_depth":
         return any(row[key] != 1 for row in rows)
-    same_as = {"applied_parameters": "unique_parameters", "matched_steps": "num_steps"}.get(key)
+    same_as = _TOLD_IF_OTHER.get(key)
     return same_as is None or any(row[key] != row[same_as] for row in rows)
 
 

@@ -80,6 +80,7 @@ def test_table_of_four_models_fits_100_columns(rows):
         "applied",
         "executed",
         "6N",
+        "step_law",
         "mor",
     ]
     assert max(map(len, lines)) == len(head) <= 100
