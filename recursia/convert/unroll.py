@@ -40,6 +40,7 @@ def unrolled(config: Model) -> Model:
         depth=Fixed(1),
         kv=kv.Plan(window=(row,) if any(row) else 0),
         embed=config.embed,
+        parameterisation=config.parameterisation,
         vocab_size=config.vocab_size,
         dtype=config.dtype,
     )

@@ -148,7 +148,7 @@ def _distinct(name: str, resolved: Iterable[tuple[Trial, settings.Run]]) -> tupl
                 raise ConfigError(
                     f"--config={name}: trials {seen[key]} and {i} are equal, "
                     f"{', '.join(f'{f}={v}' for f, v in each.overrides.items()) or each.config}; "
-                    "labels do not tell trials apart"
+                    "labels and fields of log do not tell trials apart"
                 )
         trials.append(each)
     return tuple(trials)
