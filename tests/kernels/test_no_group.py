@@ -146,7 +146,7 @@ def test_experts_of_another_device_are_as_if_they_were_here(monkeypatch, platfor
         up, down, up_bias, down_bias = banks
         choice = experts.Choice(index, weight)
         mlp = functools.partial(experts.expert_mlp, x, choice, up, down, jnp.tanh)
-        y = mlp() + mlp(up_bias, down_bias)
+        y = mlp() + mlp(up_bias=up_bias, down_bias=down_bias)
         wide = experts.mix(experts.project(x, index, up), weight)
         return (y**2).sum() + ((wide + experts.project_and_mix(x, index, weight, up)) ** 2).sum()
 

@@ -38,7 +38,8 @@ def one_hot(choice, num_experts):
 
 def mlp(x, index, weight, up, down, up_bias, down_bias):
     choice = experts.Choice(index, weight)
-    return experts.expert_mlp(x, choice, up, down, jnp.tanh, up_bias, down_bias)
+    biases = {"up_bias": up_bias, "down_bias": down_bias}
+    return experts.expert_mlp(x, choice, up, down, jnp.tanh, **biases)
 
 
 def by_hand(x, index, weight, up, down, up_bias, down_bias, gradient):

@@ -68,7 +68,7 @@ def weights(block: Block, named: Arrays, prefix: str, makes_keys: bool = True) -
 def norms(block: Block, named: Arrays, prefix: str) -> Params:
     """Returns the norms of a layer's two branches."""
     names = ("input_layernorm", "post_attention_layernorm")
-    pairs = zip(block.norm_names, names, strict=True)
+    pairs = zip((block.mixer.norm_name, block.feedforward.norm_name), names, strict=True)
     return {ours: named[f"{prefix}.{name}.weight"] for ours, name in pairs}
 
 
