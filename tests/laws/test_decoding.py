@@ -31,10 +31,12 @@ MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": 
 MORE |= {"parameterisation": points.PARAMETERISATIONS}
 AT_TWO = {"recursions": (2,)}  # where a plan of keys is legal there; fewer compile sooner
 PAIRS = points.covering({**AXES, **MORE, **AT_TWO})
-QUICK = points.few(PAIRS, [(axis,) for axis in (*AXES, *MORE)])
+QUICK = points.few(PAIRS, [("depth_",), ("kv_sharing",), ("mixer",)])
 # What makes caches and what reads them; what the others compute is of a token alone. Depth policies
 # meet plans of keys in tests/laws/test_depth.py.
-CACHED = points.few(PAIRS, [("depth_", "mixer"), ("kv_sharing", "mixer")])
+CACHED = points.few(
+    PAIRS, [("depth_", "mixer"), ("kv_sharing", "mixer"), *((axis,) for axis in (*AXES, *MORE))]
+)
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
     "act": {"epsilon": 0.2, "halt_bias_init": -0.5},
     "act copied": {"epsilon": 0.2, "halt_bias_init": -0.5, "halted_state": "copied"},
