@@ -6,7 +6,6 @@ absent TPU or GPU, and its FLOPs can be counted without looking into kernels.
 
 import dataclasses
 import functools
-import importlib
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -64,15 +63,14 @@ class Implementation:
         return self.run(*arrays, **static, **how)
 
 
-def on_hopper(package: str, name: str) -> Implementation:
-    """Returns the kernel `name` of a package's module `gpu`, which is imported when it is lowered.
+def on_hopper(module: Callable[[], Any], name: str) -> Implementation:
+    """Returns the kernel `name` of a module that is imported when the kernel is lowered.
 
     The import of Pallas's Mosaic GPU backend takes a quarter of a second, which most programs save.
     """
 
     def later(name: str) -> Callable[..., Any]:
-        module = f"{package}.gpu"
-        return lambda *args, **how: getattr(importlib.import_module(module), name)(*args, **how)
+        return lambda *args, **how: getattr(module(), name)(*args, **how)
 
     return Implementation("mosaic_gpu", "cuda", later(name), later(f"{name}_config"), HOPPER)
 

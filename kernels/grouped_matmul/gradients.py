@@ -15,13 +15,20 @@ from ..dispatch import Implementation, Op, on_hopper
 from . import megablox, reference, tpu
 from .reference import Rows
 
+
+def _gpu() -> Any:
+    from . import gpu
+
+    return gpu
+
+
 MATMUL = Op(
     "grouped_matmul",
     reference.matmul,
     (
         Implementation("pallas_tpu", "tpu", tpu.matmul, tpu.matmul_config),
         Implementation("megablox", "tpu", megablox.matmul, megablox.matmul_config),
-        on_hopper(__package__, "matmul"),
+        on_hopper(_gpu, "matmul"),
     ),
     lambda rows, bank, sizes, contracted=1: 2 * rows.shape[0] * bank.shape[1] * bank.shape[2],
 )
@@ -31,7 +38,7 @@ OUTER = Op(
     (
         Implementation("pallas_tpu", "tpu", tpu.outer, tpu.outer_config),
         Implementation("megablox", "tpu", megablox.outer, megablox.outer_config),
-        on_hopper(__package__, "outer"),
+        on_hopper(_gpu, "outer"),
     ),
     lambda left, right, sizes: 2 * left.shape[0] * left.shape[1] * right.shape[1],
 )

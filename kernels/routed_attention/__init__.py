@@ -21,6 +21,12 @@ from .tpu_grid import Cut, Plan
 from .where import Inputs, Results, Scoring, Where
 
 
+def _gpu() -> Any:
+    from . import gpu
+
+    return gpu
+
+
 def _products(count: int) -> Callable[..., int]:
     """Returns the FLOPs of `count` products of queries with keys, tile by tile.
 
@@ -44,7 +50,7 @@ FORWARD = Op(
         Implementation("splash", "tpu", libraries.splash_forward),
         Implementation("cudnn", "cuda", libraries.cudnn_forward),
         Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes),
-        on_hopper(__package__, "forward"),
+        on_hopper(_gpu, "forward"),
     ),
     _products(2),
 )
@@ -55,7 +61,7 @@ BACKWARD = Op(
         Implementation("splash", "tpu", libraries.splash_backward),
         Implementation("cudnn", "cuda", libraries.cudnn_backward),
         Implementation("pallas_tpu", "tpu", tpu.backward, tpu.sizes),
-        on_hopper(__package__, "backward"),
+        on_hopper(_gpu, "backward"),
     ),
     _products(5),
 )
