@@ -10,7 +10,7 @@ UNSAFE = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "torch
 # What imports by a name that is computed: of files of the package, and of a user's own parts.
 IMPORTS = {
     *("__init__.py", "dotted.py", "kinds.py", "modules.py", "evaluate/parity.py"),
-    *("preflight/kept.py", "data/source.py"),
+    *("preflight/kept.py", "data/named.py"),
 }
 YAML = {"compose", "safe_dump", "YAMLError"}  # which make no objects of what a file names
 
