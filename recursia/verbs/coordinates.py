@@ -19,7 +19,7 @@ def options(parser: parsing.Parser) -> None:
     parser.add_argument("--widths", type=parsing.depths, help=about)
     about = "numbers of recursions to compare, by commas"
     parser.add_argument("--recursions", type=parsing.depths, help=about)
-    about = "training steps, on one batch of random tokens; default: 8"
+    about = "training steps, on one batch of random tokens"
     parser.add_argument("--num_steps", type=parsing.integer(1), default=8, help=about)
     about = "and of the same models with parameterisation.kind 'standard'"
     parser.add_argument("--standard", action="store_true", help=about)
