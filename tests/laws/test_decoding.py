@@ -15,7 +15,7 @@ from recursia.generate.sampling import Sampling
 from recursia.sharing.pending import AT_ONCE
 from tests.helpers import exhaustive, points, slow
 from tests.helpers.presets import SYSTEMS
-from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, forward, text
+from tests.helpers.tiny import BATCH, LENGTH, VOCAB, assert_close, draw, error, forward, text, tol
 
 PROMPT = 5
 LOOP_NORMS = ("none", "each", "last")
@@ -119,10 +119,19 @@ def assert_decodes(config, params, chunks):
         return
     logits, held = step_by_step(config, params, text(), chunks)
     whole = jax.jit(lambda params, tokens: forward(params, tokens, config, "causal")[0])
-    assert_close(logits, whole(params, text()))
+    want = whole(params, text())
+    if error(logits, want) > tol(jnp.float32, 64):  # some models amplify any rounding
+        assert error(logits, want) <= 4 * error(whole(rounded(params), text()), want)
     owners = len(set(config.schedule.owners.tolist())) + sum(config.ends.values())
     size = 4 * config.block.cache_entries() * owners * LENGTH * BATCH
     assert held.num_bytes == size
+
+
+def rounded(params):
+    """Returns weights each of which differs by a unit in its last place."""
+    rng = np.random.default_rng(0)
+    unit = lambda leaf: jnp.finfo(leaf.dtype).eps * rng.choice([-1, 1], leaf.shape)
+    return jax.tree.map(lambda leaf: leaf * (1 + unit(leaf)).astype(leaf.dtype), params)
 
 
 def early(name):
