@@ -17,7 +17,7 @@ Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 ones = jax.nn.initializers.ones
 
 
-def normal(std: float) -> Initializer:
+def normal(std: int | float) -> Initializer:
     """Returns an initializer of independent normal entries with standard deviation `std`."""
     return jax.nn.initializers.normal(std)
 

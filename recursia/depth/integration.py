@@ -59,7 +59,7 @@ class Integration(Policy):
             )
 
     @property
-    def time(self) -> float:
+    def time(self) -> int | float:
         """`horizon`, or its default."""
         return self.num_recursions if self.horizon is None else self.horizon
 

@@ -54,7 +54,7 @@ class CompleteP(MuP):
         # The gradient of a matrix whose entries are smaller by m is larger by m.
         return dataclasses.replace(scales, gradient=1.0 if group == "output" else 1 / m)
 
-    def in_block(self, size: Size, uses: float) -> Scales:
+    def in_block(self, size: Size, uses: int | float) -> Scales:
         """Returns the factors of l, and of the terms that a gradient sums.
 
         The base shares as the model does: there a parameter is used `uses / l` times, at least

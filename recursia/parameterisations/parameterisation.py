@@ -73,7 +73,7 @@ class Parameterisation(abc.ABC):
     def row(self, group: Group, size: Size) -> Scales:
         """Returns the factors of a group outside the blocks."""
 
-    def in_block(self, size: Size, uses: float) -> Scales:
+    def in_block(self, size: Size, uses: int | float) -> Scales:
         """Returns further factors of a parameter of a block.
 
         Args:

@@ -71,7 +71,7 @@ class CachedRecursion(Recursion):
         return x, CachedOutput((), {}, pasts)
 
 
-def picked(bank: Any, index: Int[np.ndarray, "*C"]) -> Any:
+def picked(bank: Any, index: int | np.integer | Int[np.ndarray, "*C"]) -> Any:
     """Returns an entry of a bank whose entries are apart, or several of one that is stacked."""
     if np.ndim(index):
         return at(bank, index)
