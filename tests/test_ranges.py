@@ -17,6 +17,7 @@ ODD += (10**400, "sNaN", "9" * 5000, "1e-999999999")
 PART = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32, "expert_dim": 8, "num_kv_heads": 1}
 PART |= {"rank": 2, "feedforward": {"kind": "swiglu", "mlp_dim": 32}}
 PART |= {"num_experts": 4, "top_k": 2, "num_attention_experts": 4, "attention_top_k": 2}
+PART |= {"num_keys": 4, "key_dim": 8, "value_dim": 8}
 SECTION = {"depth": {"num_recursions": 2, "high_cycles": 1, "low_backprop": (1,)}, "mixer": PART}
 PARTS = {"num_shared": 1, "budget": 0.5, "ratio": 0.5}  # of weights made of parts
 SECTION |= {"weights": {"rank": 2, "num_atoms": 2, **PARTS}, "feedforward": PART, "block": {}}
