@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 from recursia import buckets
 from recursia.errors import ConfigError
 
+PICTURES = (".png", ".svg", ".pdf")
+
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, and which refuses an option given twice."""
@@ -171,6 +173,17 @@ def path(typed: str) -> pathlib.Path:
     if buckets.is_place(typed):
         raise argparse.ArgumentTypeError(f"got {typed!r}, takes a path on this machine")
     return pathlib.Path(something(place(typed)))
+
+
+def picture(typed: str) -> pathlib.Path:
+    """Reads the path of a picture that is to be written: a new file in a folder that is there."""
+    new = path(typed)
+    if new.suffix not in PICTURES:
+        raise argparse.ArgumentTypeError(f"{typed} ends in none of {', '.join(PICTURES)}")
+    if (is_there := os.path.lexists(new)) or not new.parent.is_dir():
+        why = "is there already" if is_there else f"there is no folder {new.parent}"
+        raise argparse.ArgumentTypeError(f"{typed}: {why}; give a new file")
+    return new
 
 
 def workdir(typed: str) -> pathlib.Path:

@@ -9,7 +9,6 @@ from typing import Any
 from recursia import arguments, console, parsing
 from recursia.errors import ConfigError
 
-_PICTURES = (".png", ".svg", ".pdf")
 ABOUT = f"Score a checkpoint on text and tasks. {arguments.DEPTH}"
 
 
@@ -38,7 +37,7 @@ def options(parser: parsing.Parser) -> None:
     parser.add_argument("--limit", type=parsing.integer(1), help=about)
     arguments.seed_option(parser, "of examples and draws")
     about = "a new .png, .svg or .pdf; needs recursia[plot]"
-    parser.add_argument("--picture", type=parsing.path, help=about)
+    parser.add_argument("--picture", type=parsing.picture, help=about)
     arguments.json_option(parser)
     arguments.compiling_option(parser)
     arguments.process_options(parser)
@@ -106,11 +105,6 @@ def _picture(path: pathlib.Path | None) -> Any:
     """Returns what draws a result, or does nothing where no picture was asked for."""
     if path is None:
         return lambda result: None
-    if path.suffix not in _PICTURES:
-        raise ConfigError(f"--picture={path}: ends in none of {', '.join(_PICTURES)}")
-    if (is_there := os.path.lexists(path)) or not path.parent.is_dir():
-        why = "is there already" if is_there else f"there is no folder {path.parent}"
-        raise ConfigError(f"--picture={path}: {why}; give a new file")
     try:
         from recursia.evaluate import picture
     except ModuleNotFoundError as error:
