@@ -5,8 +5,8 @@ r"""Memory layers: feed-forwards that read one table of values for all steps, by
 
 Memory Layers at Scale (Berges et al. 2024, arXiv 2412.09764), on a recursive Llama: four blocks
 applied twice, each with a memory layer in the place of its feed-forward. The paper has them in
-three layers of a model that shares nothing else. Their smallest
-table has a million values (`num_keys` 1024, `key_dim` 512, 4 heads of 32); this one has 1,024.
+three layers of a model that shares nothing else. Their smallest table has a million values
+(`num_keys` 1024, `key_dim` 512, 4 heads of 32); this one has 1,024.
 
 Measured, tiny on 2 cores in float32: validation loss 2.37 nats per token after 300 steps.
 Checked against: authors' code, 2 files.
