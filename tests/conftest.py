@@ -3,9 +3,9 @@
 Compiling takes most of the time. Programs are therefore compiled without most optimisations, in a
 quarter of the time, unless `JAX_DISABLE_MOST_OPTIMIZATIONS=0`; workers share one compilation cache.
 
-The quick tier runs every value of each parameter of a test, the slow tier every pair of values, and
-the exhaustive tier, which CI leaves out, the remaining combinations. Tests of kernels and of
-preflight run every combination in the quick tier.
+The quick tier runs every value of each parameter of a test, and the exhaustive tier, which CI
+leaves out, the remaining combinations. In the quick tier, tests of kernels run every pair of values
+and those of preflight every combination.
 """
 
 import collections
@@ -50,7 +50,7 @@ def pytest_unconfigure():
         shutil.rmtree(OURS, ignore_errors=True)
 
 
-EVERY_COMBINATION = ("kernels", "preflight")  # folders
+EVERY_PAIR, EVERY_COMBINATION = "kernels", "preflight"  # folders
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -63,24 +63,22 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
         elif (
             not marks & {"slow", "gpu_compile"}
-            and item.path.parent.name not in EVERY_COMBINATION
+            and item.path.parent.name != EVERY_COMBINATION
             and hasattr(item, "callspec")
         ):
-            values = {(name, repr(value)) for name, value in item.callspec.params.items()}
-            tests[item.nodeid.partition("[")[0]][item] = values
+            values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
+            many = len(values) > 1 and item.path.parent.name == EVERY_PAIR
+            met = set(itertools.combinations(values, 1 + many))
+            tests[item.nodeid.partition("[")[0]][item] = met
     for values in tests.values():
-        quick = covering(values, set())
-        pairs = {item: set(itertools.combinations(sorted(of), 2)) for item, of in values.items()}
-        slow = covering(pairs, set().union(*(pairs[item] for item in quick)))
-        for item in values.keys() - quick:
+        for item in values.keys() - covering(values):
             item.add_marker(pytest.mark.slow)
-            if item not in slow:
-                item.add_marker(pytest.mark.exhaustive)
+            item.add_marker(pytest.mark.exhaustive)
 
 
-def covering(sets, met):
-    """Returns few of the items of these sets, with all that the sets hold but what is met."""
-    unmet, chosen = set().union(*sets.values()) - met, set()
+def covering(sets):
+    """Returns few of the items of these sets, with all that the sets hold."""
+    unmet, chosen = set().union(*sets.values()), set()
     while unmet:
         richest = max(sets, key=lambda item: len(unmet & sets[item]))
         unmet -= sets[richest]

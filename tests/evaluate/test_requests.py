@@ -61,7 +61,10 @@ def assert_as_directly(params, config, asked, answers, mode):
         np.testing.assert_allclose(answer.mean_depth, depth, rtol=1e-5)
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+ANSWERS = ("fixed", "token_choice", *CACHED)
+
+
+@pytest.mark.parametrize("depth", [d if d in ANSWERS else exhaustive(d) for d in DEPTHS])
 def test_answers_equal_a_direct_pass_for_every_depth_policy(depth):
     config = point(depth_=depth)
     params, asked = draw(config), drawn_requests(5)
@@ -185,9 +188,8 @@ def whole_texts():
 
 @pytest.mark.parametrize(
     "depth",
-    ["fixed", "token_choice", "uncached"]
-    + [slow(depth) for depth in CACHED]
-    + [exhaustive(depth) for depth in DEPTHS if depth not in ("fixed", "token_choice", *CACHED)],
+    ["fixed", "uncached", *map(slow, CACHED)]
+    + [exhaustive(depth) for depth in DEPTHS if depth not in ("fixed", *CACHED)],
 )
 def test_continuations_equal_those_of_one_prompt_at_a_time(depth):
     """Also where a text fills the context, and where draws are random."""

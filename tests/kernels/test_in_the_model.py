@@ -13,7 +13,7 @@ from recursia import config, sharding, topology
 from recursia.kernels.dispatch import Op
 from recursia.kernels.routed_attention import tpu_grid
 from recursia.train.step import Trainer
-from tests.helpers import exhaustive
+from tests.helpers import exhaustive, slow
 from tests.helpers.batches import whole_rows
 from tests.helpers.kernels import GPUS, NEEDS_INTERPRETER, run_interpreted
 from tests.helpers.tiny import error, tol
@@ -50,9 +50,7 @@ def taken(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(
-    "name", ["mor:tiny", "moeut:tiny", pytest.param("sut:tiny", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["mor:tiny", slow("moeut:tiny"), exhaustive("sut:tiny")])
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
     made = trainer(name, topology.devices(machine), **{"model.dtype": "bfloat16"})
@@ -131,12 +129,12 @@ def test_kernels_and_references_give_one_loss_and_gradient(monkeypatch, name, pl
 @pytest.mark.parametrize(
     "name, axes",  # all three axes at once end the process in XLA's partitioner for CPUs
     [
-        ("mor:tiny", ["tensor"]),
+        exhaustive("mor:tiny", ["tensor"]),
         ("mor:tiny_kv_share", ["context"]),  # with a plan for each device's queries
         ("moeut:tiny", ["expert", "tensor"]),
         exhaustive("moeut:tiny", ["context"]),
         exhaustive("sut:tiny", ["expert"]),
-        ("sut:tiny", ["tensor"]),
+        exhaustive("sut:tiny", ["tensor"]),
     ],
 )
 def test_on_several_devices_kernels_give_the_references_loss_and_gradient(monkeypatch, name, axes):

@@ -31,12 +31,8 @@ MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": 
 MORE |= {"parameterisation": points.PARAMETERISATIONS}
 AT_TWO = {"recursions": (2,)}  # where a plan of keys is legal there; fewer compile sooner
 PAIRS = points.covering({**AXES, **MORE, **AT_TWO})
-QUICK = points.few(PAIRS, [("depth_",), ("kv_sharing",), ("mixer",)])
-# What makes caches and what reads them; what the others compute is of a token alone. Depth policies
-# meet plans of keys in tests/laws/test_depth.py.
-CACHED = points.few(
-    PAIRS, [("depth_", "mixer"), ("kv_sharing", "mixer"), *((axis,) for axis in (*AXES, *MORE))]
-)
+# Depth policies meet plans of keys in tests/laws/test_depth.py.
+QUICK = points.few(PAIRS, [(axis,) for axis in (*AXES, *MORE)])
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
     "act": {"epsilon": 0.2, "halt_bias_init": -0.5},
     "act copied": {"epsilon": 0.2, "halt_bias_init": -0.5, "halted_state": "copied"},
@@ -92,17 +88,15 @@ def test_steps_after_a_prompt_are_the_forward_pass(chosen):
     assert_decodes(config, draw(config), AFTER_PROMPT)
 
 
-TIERS = [(slow if chosen in CACHED else exhaustive)(chosen) for chosen in PAIRS]
-
-
-@pytest.mark.parametrize("chosen", TIERS, ids=named)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("chosen", PAIRS, ids=named)
 def test_every_pair_of_axes_decodes(chosen):
     config = points.point(**chosen)
     assert_decodes(config, draw(config), ONE_BY_ONE)
     jax.clear_caches()  # else the compiled programs of a hundred tests exceed the memory maps
 
 
-@pytest.mark.exhaustive  # every pair of kinds that meet in a cache is decoded above
+@pytest.mark.exhaustive  # every pair of kinds is decoded above
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_decodes(name):
     settings = {"model.dtype": "float32", "model.vocab_size": str(VOCAB)}
@@ -161,7 +155,7 @@ def recursions_run(depth, shows_stopped):
     return total
 
 
-@pytest.mark.parametrize("name", [each if each in FIRST else slow(each) for each in EARLY])
+@pytest.mark.parametrize("name", [each if each in FIRST else exhaustive(each) for each in EARLY])
 def test_early_exits_save_blocks_and_change_nothing(name):
     config, params, depth = early(name)
     alone = [step_by_step(config, params, text()[row][None], AFTER_PROMPT) for row in range(BATCH)]
@@ -182,7 +176,7 @@ def test_a_stopped_token_whose_keys_no_later_recursion_reads_does_not_catch_up()
 
 
 PADDED = (*points.DEPTHS, *(name for name in EARLY if " " in name))
-SIDES = [(True, name) if name in FIRST else slow(True, name) for name in PADDED]
+SIDES = [(True, name) if name in FIRST else exhaustive(True, name) for name in PADDED]
 SIDES += [(slow if name in FIRST else exhaustive)(False, name) for name in PADDED]
 
 

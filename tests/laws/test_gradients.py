@@ -11,7 +11,7 @@ from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import draw, gradient, text, tol
 
 POINTS = points.every()
-OTHERS = {*points.BLOCKS, *points.MIXERS, *points.FEEDFORWARDS, *points.WEIGHTS} - {*PUBLISHED}
+OTHERS = {*points.FEEDFORWARDS, *points.WEIGHTS} - {*PUBLISHED}
 NAMES = [
     name if name in points.DEPTHS else (slow if name in OTHERS else exhaustive)(name)
     for name in POINTS

@@ -13,7 +13,7 @@ from recursia.depth import expert_choice
 from recursia.errors import ConfigError
 from recursia.preflight import collectives, hlo
 from recursia.train.step import Trainer
-from tests.helpers import slow
+from tests.helpers import exhaustive, slow
 from tests.helpers.batches import whole_rows
 from tests.helpers.tiny import error, tol
 
@@ -82,9 +82,9 @@ QUICK = [("moeut:tiny", "expert tensor"), ("mor:tiny", "all")]
 # tests/train/test_systems.py takes every system, on fewer devices.
 REST = [
     slow("universal:tiny", "fsdp context"),
-    slow("huginn:tiny", "fsdp"),
+    exhaustive("huginn:tiny", "fsdp"),
     slow("sut:tiny", "fsdp tensor"),
-    slow("mor:tiny_token", "tensor"),
+    exhaustive("mor:tiny_token", "tensor"),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from recursia import accounting, model, params
 from recursia.sharing.remat import Remat
 from recursia.traced_flops import count_flops
-from tests.helpers import exhaustive, points, slow
+from tests.helpers import exhaustive, points
 
 BATCH, LENGTH = 2, 13
 UNITS = ("none", "block", "recursion")
@@ -18,12 +18,7 @@ POINTS = points.every()
 NAMES = list(POINTS)
 # Each point with one unit of rematerialisation, so that every unit meets points of every axis.
 MET = [(name, UNITS[i % 3]) for i, name in enumerate(NAMES)]
-REST = [
-    (slow if UNITS[(i + 1) % 3] == unit else exhaustive)(name, unit)
-    for i, name in enumerate(NAMES)
-    for unit in UNITS
-    if (name, unit) not in MET
-]
+REST = [exhaustive(name, unit) for name in NAMES for unit in UNITS if (name, unit) not in MET]
 ROUTED = [(depth, plan) for depth in points.DEPTHS for plan in points.PLANS]
 
 

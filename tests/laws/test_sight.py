@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.helpers import exhaustive, points, slow
-from tests.helpers.blocks import PUBLISHED
+from tests.helpers import exhaustive, points
 from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
@@ -26,13 +25,9 @@ from tests.helpers.tiny import (
 CUTS = (0, 4, LENGTH - 2)
 FIRST = 7  # tokens of the first of two documents
 POINTS = points.every()
-# What a step computes is not told the mode, which depth policies and walks over steps read.
-UNTOLD = {*points.BLOCKS, *PUBLISHED, *points.MIXERS, *points.FEEDFORWARDS}
 WAYS = [(name, "causal") for name in POINTS]
 WAYS += [
-    (name, mode)
-    if name in points.DEPTHS
-    else (exhaustive if name.partition(",")[0] in UNTOLD else slow)((name, mode))
+    (name, mode) if name in points.DEPTHS else exhaustive((name, mode))  # which read the mode
     for mode in ("train", "eval")
     for name in POINTS
 ]

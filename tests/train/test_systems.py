@@ -65,9 +65,11 @@ def of_depth(name):
     return kinds.kind_of(config.load(name, {}).model.depth)
 
 
-# One for each depth policy: other tests hold their other kinds to meshes, gradients and decoding.
-FIRST = {of_depth(name): name for name in reversed(SYSTEMS)}.values()
-NAMES = [(slow if name in FIRST else exhaustive)(name) for name in SYSTEMS]
+# All tokens at one depth, at their own, and at one that is drawn: other tests hold other policies
+# to meshes, gradients and decoding.
+FIRST = {of_depth(name): name for name in reversed(SYSTEMS)}
+FEW = {FIRST[kind] for kind in ("fixed", "expert_choice", "recurrent")}
+NAMES = [(slow if name in FEW else exhaustive)(name) for name in SYSTEMS]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recursia.depth.expert_choice import ExpertChoice
+from tests.helpers import exhaustive
 from tests.helpers.points import point
 from tests.helpers.tiny import assert_close, draw, forward, gradient, text, tiny
 
@@ -50,7 +51,7 @@ def test_after_the_warmup_the_mask_equals_gathering_with_gradients():
 
 
 # Block 0 of later recursions reads keys that an earlier one made; block 1 makes its own, or not.
-SHARED = ("first_recursion", "groups/3", "upper_half", ((0, 0), (2, 3), (4, 3)))
+SHARED = ("first_recursion", *map(exhaustive, ("groups/3", "upper_half")), ((0, 0), (2, 3), (4, 3)))
 
 
 @pytest.mark.parametrize("kv", SHARED)
