@@ -24,8 +24,8 @@ plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figu
 # %% tags=["parameters"] tiny="num_steps, ranks, starts = 2, (8, ), ('average', )"
 folder = ""  # a Hugging Face folder of a Llama model of yours; empty makes a small one here
 sharing, num_recursions = "middle_cycle", 3  # how its layers are folded
-num_steps = 150  # of each training
-ranks = (1, 4, 16, 64)  # of adapters
+num_steps = 120  # of each training
+ranks = (1, 8, 64)  # of adapters
 starts = ("stepwise", "average", "lower", "upper")
 
 # %% [markdown]
