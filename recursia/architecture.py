@@ -135,6 +135,11 @@ class Model:
             )
         if not self.parameterisation.sets_width:
             return
+        if not self.weights.has_matrices:
+            raise ValueError(
+                "parameterisation: sets scales of matrices by width, and this kind of weights "
+                "stores parts that they are made of; take another, such as 'lora'"
+            )
         for name in ("mixer", "feedforward"):
             part = getattr(self.block, name)
             init = getattr(getattr(part, name, part), "init", None)

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,8 @@ class Fold(Weights):
     has_signs: bool = False
     init_std: float = 0.02
     seed: int = 0
+
+    has_matrices: ClassVar[bool] = False
 
     def __post_init__(self):
         ranges.above(0, self, "ratio")

@@ -13,7 +13,7 @@ its usual variance. Where bonds are cut it is drawn larger by the root of what i
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -37,6 +37,8 @@ class Mpo(Weights):
     slots: tuple[str, ...] = ("attention", "mlp")
     num_factors: int = 5
     max_bond: int = 0
+
+    has_matrices: ClassVar[bool] = False
 
     def __post_init__(self):
         ranges.at_least(2, self, "num_factors")

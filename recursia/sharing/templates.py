@@ -13,7 +13,7 @@ long as the greatest common divisor of all sizes.
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ class Templates(Weights):
     budget: float
     num_templates: int = 2
     slots: tuple[str, ...] = ("attention", "mlp")
+
+    has_matrices: ClassVar[bool] = False
 
     def __post_init__(self):
         ranges.above(0, self, "budget")

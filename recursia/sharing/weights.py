@@ -19,9 +19,11 @@ class Weights:
 
     Attributes:
       block: specs of one block, by slot, of a kind that `of` returned.
+      has_matrices: whether what is stored has inputs and outputs, so that scales by width apply.
     """
 
     block: ClassVar[Params] = {}  # nothing is known yet
+    has_matrices: ClassVar[bool] = True
 
     @property
     def exact(self) -> tuple[str, ...]:

@@ -89,6 +89,12 @@ def _check(given: argparse.Namespace, num_layers: int) -> None:
         raise ConfigError(f"--keep={given.keep}: the model has {num_layers} layers; take fewer")
     if given.num_groups and given.num_groups > (left := given.keep or num_layers):
         raise ConfigError(f"--num_groups={given.num_groups}: of {left} layers; take fewer")
+    kept, groups = given.keep or num_layers, given.num_groups or num_layers
+    if min(kept, groups) == num_layers and not given.shared_keys:
+        raise ConfigError(
+            f"nothing is folded: {kept} of {num_layers} layers are kept, in {min(kept, groups)} "
+            "groups; give a smaller --keep or --num_groups, or --shared_keys"
+        )
 
 
 def _folded(given: argparse.Namespace, config: Any, params: Any, batches: Any) -> tuple[Any, Any]:

@@ -190,11 +190,15 @@ def test_with_completep_nothing_grows_with_recursions(kind):
         assert min(grown["core output"]) > 0.4
 
 
+PARTS = ("mpo", "templates", "fold")
+
+
 @pytest.mark.parametrize(
     ("chosen", "reason"),
     [
         ({"mixer": "switch_head", "feedforward": "sigma_moe"}, "initial scales by width"),
         ({"block_": "post_norm"}, "the stream itself"),
+        *(({"weights": kind}, "parts that they are made of") for kind in PARTS),
         ({"recursions": 0}, "no deeper"),
     ],
 )
