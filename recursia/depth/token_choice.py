@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from recursia import batch, ranges
 from recursia.depth import routing
 from recursia.depth.policy import Aux, Call, Pass, Policy, Result
+from recursia.layers import balance
 from recursia.layers.attention import Context
 from recursia.layers.branch import States
 from recursia.layers.norm import zeros
@@ -124,8 +125,8 @@ class TokenChoice(Policy):
         """Returns the parameters with each bias raised or lowered towards an equal share."""
         if self.balancing != "loss_free" or self.full_depth_steps:
             return params
-        share = metrics["depth_share"]
-        return {**params, "bias": params["bias"] + self.bias_rate * jnp.sign(share.mean() - share)}
+        bias = balance.evened(params["bias"], metrics["depth_share"], self.bias_rate)
+        return {**params, "bias": bias}
 
     def at_depth(self, num_recursions: int) -> "Policy":
         """Returns the policy itself; refuses another depth, for which it has no scores."""

@@ -59,7 +59,7 @@ class ChainMoE(GluMoE):
             used.append(balance.usage(logits, choice.index, context.is_live))
             y = y + self.mixed(params, y, choice)
         passes = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *used)  # [B C ...]
-        return y if self.writes == "result" else y - h, carried, {"router": passes}
+        return y if self.writes == "result" else y - h, carried, self.report(passes)
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns the load balancing loss summed over passes, each by itself."""

@@ -36,7 +36,9 @@ class GluMoE(MixtureOfExperts, FeedForward):
       is_renormalised: whether the weights of a token's experts are divided by their sum.
       scale: factor of the weights of the experts that are chosen.
       has_selection_bias: whether a bias is added to the scores by which experts are chosen, and to
-        no weight (Wang et al. 2024, arXiv 2408.15664); it gets no gradient.
+        no weight (Wang et al. 2024, arXiv 2408.15664); it gets no gradient, but follows the use of
+        its expert after each update.
+      bias_rate: change of that bias in each update, towards an equal share of the choices.
       balance_loss_weight: of the load balancing loss.
       balance_over: what that loss balances: each "batch", or each "sequence" by itself.
       init: initialisation of the matrices.
@@ -48,13 +50,14 @@ class GluMoE(MixtureOfExperts, FeedForward):
     is_renormalised: bool = False
     scale: float = 1.0
     has_selection_bias: bool = False
+    bias_rate: float = 0.001
     balance_loss_weight: float = 0.01
     balance_over: Literal["batch", "sequence"] = "batch"
     init: Init = dataclasses.field(default_factory=Init)
 
     def __post_init__(self):
         super().__post_init__()
-        ranges.at_least(0, self, "shared_dim", "balance_loss_weight")
+        ranges.at_least(0, self, "shared_dim", "bias_rate", "balance_loss_weight")
         ranges.above(0, self, "scale")
 
     @property
@@ -63,6 +66,11 @@ class GluMoE(MixtureOfExperts, FeedForward):
         own = MixtureOfExperts.slots
         own += ("selection_bias",) if self.has_selection_bias else ()
         return (*own, "shared_experts") if self.shared_dim else own
+
+    @property
+    def followers(self) -> tuple[str, ...]:
+        """The bias by which experts are chosen."""
+        return ("selection_bias",) if self.has_selection_bias and self.bias_rate else ()
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -132,7 +140,11 @@ class GluMoE(MixtureOfExperts, FeedForward):
         logits, carried = self.logits(params, h, carried)
         choice = self.chosen(params, logits)
         used = balance.usage(logits, choice.index, context.is_live)
-        return self.mixed(params, x, choice), carried, {"router": used}
+        return self.mixed(params, x, choice), carried, self.report(used)
+
+    def report(self, used: balance.Usage) -> Report:
+        """Returns statistics of routers, also by entry of what follows them."""
+        return {"router": used, **dict.fromkeys(self.followers, used.taken)}
 
     def apply(
         self, params: Params, x: States, h: States, context: Context
@@ -148,7 +160,17 @@ class GluMoE(MixtureOfExperts, FeedForward):
         loss = balance.switch_loss if is_batch else balance.sequence_switch_loss
         unevenness = jax.vmap(loss)(reports["router"])
         losses = {"expert_balance": self.balance_loss_weight * unevenness.sum()}
-        return losses, {"expert_unevenness": unevenness.mean()}
+        return losses, {"expert_unevenness": unevenness.mean(), **self.shares(reports)}
+
+    def shares(self, reports: Report) -> Losses:
+        """Returns each expert's share of the choices, by entry of the biases that follow it."""
+        found = [balance.shares(reports[slot]) for slot in self.followers]
+        return {f"expert_share_{at}": share for each in found for at, share in enumerate(each)}
+
+    def after_step(self, bank: Array, metrics: dict[str, Array]) -> Array:
+        """Returns biases moved towards an equal share of the choices."""
+        shares = [metrics[f"expert_share_{entry}"] for entry in range(len(bank))]
+        return balance.evened(bank, jnp.stack(shares), self.bias_rate)
 
     def batch_losses(self) -> tuple[str, ...]:
         """Returns the weight of the load balancing loss, if it is one of means over the batch."""

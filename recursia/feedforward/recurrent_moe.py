@@ -83,7 +83,7 @@ class RecurrentMoE(GluMoE):
         loss = balance.switch_loss if self.balance_over == "batch" else balance.sequence_switch_loss
         unevenness = loss(used)
         losses = {"expert_balance": self.balance_loss_weight * self.top_k * unevenness}
-        return losses, {"expert_unevenness": unevenness}
+        return losses, {"expert_unevenness": unevenness, **self.shares(reports)}
 
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""

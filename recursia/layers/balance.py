@@ -108,6 +108,20 @@ def z_loss(usage: Usage) -> Float[Array, ""]:
     return _mean(sums.square, sums.tokens).mean()
 
 
+def shares(taken: Float[Array, "U B *N E"]) -> Float[Array, "U E"]:
+    """Returns each expert's share of the choices of a batch, for each entry of a router's bank."""
+    entries, experts = len(taken), taken.shape[-1]
+    counts = batch.total(taken.reshape(entries, -1, experts).sum(1))
+    return counts / jnp.maximum(counts.sum(-1, keepdims=True), 1.0)
+
+
+def evened(
+    bias: Float[Array, "*U E"], share: Float[Array, "*U E"], rate: float
+) -> Float[Array, "*U E"]:
+    """Returns biases raised or lowered by `rate` towards an equal share (arXiv 2408.15664)."""
+    return bias + rate * jnp.sign(share.mean(-1, keepdims=True) - share)
+
+
 def evenness(usage: Usage) -> Float[Array, ""]:
     """Returns the effective number of experts over E: the exponential of the entropy of their use.
 

@@ -26,12 +26,14 @@ class Branch(abc.ABC):
       slots: names of the branch's slots; each slot can be shared across depth, or not, by itself.
       exact: slots whose weights stay float32 whatever the compute dtype.
       common: slots of which all steps of the core use one entry, whatever they share else.
+      followers: slots of one array that `after_step` changes; they get no gradient.
     """
 
     norm_name: ClassVar[str]
     slots: ClassVar[tuple[str, ...]]
     exact: ClassVar[tuple[str, ...]] = ()
     common: ClassVar[tuple[str, ...]] = ()
+    followers: ClassVar[tuple[str, ...]] = ()
 
     @property
     def is_incremental(self) -> bool:
@@ -55,6 +57,16 @@ class Branch(abc.ABC):
             leading axis.
         """
         return {}, {}
+
+    def after_step(self, bank: Array, metrics: dict[str, Array]) -> Array:
+        """Returns the parameters of a slot of `followers` after an update.
+
+        Args:
+          bank: the slot's array of the core, then of prelude and coda, along the leading axis, in
+            the order of `losses`.
+          metrics: of the step.
+        """
+        return bank
 
     def batch_losses(self) -> tuple[str, ...]:
         """Returns the names of nonzero loss weights whose loss is no sum over tokens."""

@@ -17,7 +17,7 @@ from recursia import batch as whole_batch
 from recursia import fsdp, model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.params import Leaf, Params
-from recursia.train import distill, schedule
+from recursia.train import balancing, distill, schedule
 from recursia.train.objective import Batch, loss_fn
 
 NO_LIMIT = np.float32(np.inf)  # of a loss
@@ -242,7 +242,7 @@ def train_step(
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
     weights: Any = optax.apply_updates(state.params, updates)  # a dict, typed by optax as any tree
-    weights["depth"] = config.depth.after_step(weights["depth"], metrics)
+    weights = balancing.after_step(weights, metrics, config)
     if limit is not None:
         loss, norm = metrics["loss"], metrics["gradient_norm"]
         is_sound = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= limit)

@@ -1,5 +1,6 @@
 """Trainers of tiny runs that read no data, and their losses on a batch."""
 
+import dataclasses
 import functools
 import pathlib
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from recursia import model, sharding
+from recursia import config, model, sharding
 from recursia.train.objective import loss_fn
 from recursia.train.step import Trainer
 from tests.helpers.batches import whole_rows
@@ -38,6 +39,15 @@ def trainer(depth, folder=FOLDER, teacher=None, **sections):
     run = tiny_run(folder, model=shape, **sections)
     mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
     return Trainer(run, run.model.sized(VOCAB), mesh, teacher)
+
+
+def of(chosen):
+    """Returns the trainer of a model, of two microbatches."""
+    run = config.load("vanilla:tiny", {"train.batch_size": str(ROWS), "train.seq_len": str(LENGTH)})
+    training = dataclasses.replace(run.train, num_microbatches=2)
+    run = dataclasses.replace(run, train=training, model=chosen)
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
+    return Trainer(run, chosen.sized(VOCAB), mesh)
 
 
 def drawn(made, seed=1):

@@ -16,7 +16,7 @@ from recursia.feedforward.lagged_moe import LaggedMoE
 from recursia.feedforward.recurrent_moe import RecurrentMoE
 from recursia.layers.attention import Context
 from recursia.layers.initial import Init
-from tests.helpers import points
+from tests.helpers import exhaustive, points, trainers
 from tests.helpers.tiny import BATCH, LENGTH, assert_close, error, is_equal, normal
 
 WIDTH, SIZES = 8, dict(num_experts=5, top_k=2, expert_dim=6, init=Init(std=0.5))
@@ -84,6 +84,26 @@ def test_a_selection_bias_chooses_and_has_no_gradient():
     loss = lambda weights: (step(layer, weights)[0] ** 2).sum()
     grads = jax.grad(loss)(weights)
     assert not grads["selection_bias"].any() and grads["router"].any()
+
+
+@pytest.mark.parametrize("kind", [GluMoE, exhaustive(ChainMoE)])
+def test_an_update_moves_selection_biases_towards_an_even_share_and_nothing_else_does(kind):
+    """Those of the core come first, then those of prelude and coda, which share nothing."""
+    layer = kind(**SIZES, has_selection_bias=True, bias_rate=0.25)
+    model = points.point(sharing="middle_cycle")
+    block = dataclasses.replace(model.block, feedforward=layer)
+    trainer = trainers.of(dataclasses.replace(model, block=block))
+    state, batch = trainer.init(), trainers.batch()
+    stacks = ("core", "prelude", "coda")
+    biases = lambda state: np.concatenate([state.params[n]["selection_bias"] for n in stacks])
+    want = 0 * biases(state)
+    for at in range(2):
+        state, metrics = trainer.step_function(at)(state, trainer.put(batch))
+        shares = np.array([metrics[f"expert_share_{entry}"] for entry in range(len(want))])
+        np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+        assert np.ptp(shares, axis=1).min() > 0
+        want += 0.25 * np.sign(shares.mean(1, dtype="float32", keepdims=True) - shares)
+        assert np.array_equal(biases(state), want)
 
 
 def test_a_recurrent_router_is_its_equation_over_two_steps():

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import accounting, config, model, sharding
+from recursia import accounting, config, model
 from recursia.depth import token_choice
 from recursia.layers.linear import dot
-from recursia.train import step
-from tests.helpers import tiny
+from tests.helpers import tiny, trainers
 from tests.helpers.tiny import BLOCK, assert_close, draw, forward, is_equal, loss, text
 from tests.helpers.token_choice_by_hand import balance, by_loop
 
@@ -154,25 +153,12 @@ def test_a_bias_chooses_and_is_not_weighed():
     assert not np.asarray(jax.grad(loss)(params, tokens, config)["depth"]["bias"]).any()
 
 
-def trained(**options):
-    """Returns a trainer of two microbatches whose tokens choose their depth, and a batch."""
-    run = config.load("mor:tiny_token", {"train.batch_size": "4", "train.seq_len": "12"})
-    depth = token_choice.TokenChoice(3, balancing="loss_free", **options)
-    run = dataclasses.replace(
-        run,
-        train=dataclasses.replace(run.train, num_microbatches=2),
-        model=dataclasses.replace(run.model, num_layers=5, block=BLOCK, depth=depth),
-    )
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
-    tokens = text(batch=4)
-    batch = {"tokens": tokens, "targets": tokens, "weights": jnp.ones(tokens.shape)}
-    batch |= {"segment_ids": jnp.ones_like(tokens), "positions": jnp.arange(12) + 0 * tokens}
-    return step.Trainer(run, run.model.sized(tiny.VOCAB), mesh), batch
-
-
 def test_an_update_moves_each_bias_towards_an_even_share_and_nothing_else_does():
-    trainer, batch = trained(bias_rate=0.25, full_depth_steps=1)
-    state, want = trainer.init(), np.zeros(3)
+    how = dict(balancing="loss_free", bias_rate=0.25, full_depth_steps=1)
+    made = config.load("mor:tiny_token", {}).model
+    depth = token_choice.TokenChoice(3, **how)
+    trainer = trainers.of(dataclasses.replace(made, num_layers=5, block=BLOCK, depth=depth))
+    state, batch, want = trainer.init(), trainers.batch(), np.zeros(3)
     for at in range(3):
         state, metrics = trainer.step_function(at)(state, trainer.put(batch))
         share = np.asarray(metrics["depth_share"])

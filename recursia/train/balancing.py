@@ -1,0 +1,29 @@
+"""Load balancing without a loss: changes of parameters that follow an update, not a gradient."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from recursia.architecture import Model
+from recursia.params import Params
+
+
+def after_step(params: Params, metrics: dict[str, Array], config: Model) -> Params:
+    """Returns the parameters after an update, with those that follow the metrics of its batch.
+
+    Args:
+      params: as the optimizer updated them.
+      metrics: of the step.
+      config: the model at this step.
+    """
+    changed: dict[str, Any] = {**params, "depth": config.depth.after_step(params["depth"], metrics)}
+    stacks = ["core", *(name for name, count in config.ends.items() if count)]
+    for branch in (config.block.mixer, config.block.feedforward):
+        for slot in branch.followers:
+            banks = [changed[name][slot] for name in stacks]
+            ends = [sum(map(len, banks[: n + 1])) for n in range(len(banks))]
+            moved = branch.after_step(jnp.concatenate(banks), metrics)
+            for name, bank in zip(stacks, jnp.split(moved, ends[:-1]), strict=True):
+                changed[name] = {**changed[name], slot: bank}
+    return changed
