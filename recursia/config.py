@@ -52,11 +52,17 @@ def load(name: str, overrides: Mapping[str, str]) -> settings.Run:
       ConfigError: for any mistake, in one line. It is no mistake to type `train.num_steps` alone
         and cut the schedule short; `recursia.notes` reports it.
     """
-    is_place = buckets.is_place(name)
-    record = os.path.join(os.path.expanduser(name), RECORD)
-    is_run = is_place or os.path.isfile(record)  # which takes any name
-    values = to_dict(_of_run(record)) if is_run else read(name).to_dict()
+    values = to_dict(_of_run(_record(name))) if is_run(name) else read(name).to_dict()
     return _changed(values, overrides)
+
+
+def is_run(name: str) -> bool:
+    """Returns whether the name of a configuration is that of a run's directory."""
+    return buckets.is_place(name) or os.path.isfile(_record(name))  # which takes any name
+
+
+def _record(name: str) -> str:
+    return os.path.join(os.path.expanduser(name), RECORD)
 
 
 def _of_run(record: str) -> settings.Run:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from recursia import buckets, config, console, presets, settings
+from recursia import config, console, presets, settings
 from recursia.errors import ConfigError
 from recursia.sweep import trial
 from recursia.sweep.search import Search
@@ -73,7 +73,7 @@ def read(name: str, typed: Mapping[str, str]) -> Declaration:
         raise ConfigError(
             f"--config={name}: is a sweep's directory; give recursia sweep resume --workdir={name}"
         )
-    if buckets.is_place(name) or holds(config.RECORD):
+    if config.is_run(name):
         raise ConfigError(f"--config={name}: is a run; give a FILE.py that defines sweep(add)")
     sweep, search = (presets.member(name, of) for of in ("sweep", "search"))
     if callable(sweep) and callable(search):

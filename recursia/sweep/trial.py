@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from recursia import config, fields, presets, settings
+from recursia import buckets, config, fields, presets, settings
 from recursia.errors import ConfigError
 
 DIGITS = 12  # of a name
@@ -81,10 +81,13 @@ def resolve(
 
 def placed(base: str) -> str:
     """Returns the name of a configuration, with the absolute path of a file or run."""
-    file, preset = presets.split(base)
-    place = pathlib.Path(file).expanduser()
-    path = str(place.absolute()) if file.endswith(".py") or place.is_dir() else file
-    return f"{path}:{preset}" if preset else path
+    if buckets.is_place(base):
+        return base
+    is_run = config.is_run(base)  # not any folder: one may have the name of a shipped file
+    file, preset = (base, "") if is_run else presets.split(base)
+    if is_run or file.endswith(".py"):
+        file = os.path.abspath(os.path.expanduser(file))
+    return f"{file}:{preset}" if preset else file
 
 
 def text(value: Any) -> str:

@@ -236,3 +236,14 @@ def test_what_declares_imports_no_jax():
     code = "import sys; from recursia.sweep import product; assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_with_the_name_of_a_shipped_file_is_a_configuration_if_it_is_a_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vanilla").mkdir()
+    assert trial.placed("vanilla:tiny") == "vanilla:tiny"
+    (tmp_path / "vanilla" / "config.json").touch()
+    assert trial.placed("vanilla") == str(tmp_path / "vanilla")
+    assert trial.placed("vanilla:tiny") == "vanilla:tiny"
