@@ -28,6 +28,7 @@ from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS
 from recursia.step_costs import (
     core_flops,
+    core_token_flops,
     end_flops,
     passes_of,
     skipped_scores,
@@ -241,7 +242,9 @@ def mor_flops_per_token(config: Model, seq_len: int) -> float:
     if isinstance(mixer, GroupedQuery):
         wide = dataclasses.replace(mixer, num_kv_heads=mixer.num_heads)
         block = dataclasses.replace(block, mixer=wide)
-    causal = lambda keys, is_reading: block.forward_flops(keys * seq_len / 2, is_reading)
+    causal = lambda keys, is_reading: core_token_flops(
+        config, block, keys * seq_len / 2, is_reading
+    )
     steps = steps_of(config, _ENDLESS, list(map(_needed, passes_of(config, _ENDLESS))))
     core = sum(
         step.times * step.queries / _ENDLESS * causal(step.keys / _ENDLESS, step.is_reading)
@@ -259,7 +262,8 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
     """Returns the bytes of the KV cache in decoding, per token of context.
 
     A step that makes keys and values caches those of as many tokens as it processes in training; a
-    step that reads those of another caches none. Where every reader has a sliding window, the cache
+    step that reads those of another caches none, and one that replays queries and keys of another
+    caches values. Where every reader has a sliding window, the cache
     holds the largest window. Prelude and coda cache every token. Numbers of recursions that
     training draws are left out: decoding takes the policy's own.
 
@@ -272,5 +276,5 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
     decoded = config.depth.at_depth(config.depth.num_recursions)
     steps = steps_of(config, seq_len, decoded.passes(config.schedule, seq_len))
     core = sum(step.times * step.cached for step in steps)
-    cached = sum(config.ends.values()) * seq_len + core
-    return itemsize * config.block.cache_entries() * cached / seq_len
+    ends = sum(config.ends.values()) * seq_len * config.block.cache_entries()
+    return itemsize * (ends + core) / seq_len

@@ -105,9 +105,8 @@ class Model:
 
     @property
     def key_weights(self) -> key_banks.Names:
-        """(slot, name) of weights that only make keys and values, those of weight kinds too."""
-        block = self.block.key_weights
-        return (*block, *self.weights.key_weights(block))
+        """(slot, name) of weights that only make what steps read, those of weight kinds too."""
+        return key_banks.names(self.schedule, self.block, self.weights)
 
     @property
     def is_incremental(self) -> bool:
@@ -159,6 +158,12 @@ class Model:
         self._check_parameterisation()
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)
+        if plan.replays and not self.block.score_weights:
+            raise ValueError(
+                "kv.kv_sharing: this mixer has no queries that another step can replay, as their "
+                "experts are chosen for each token by its state in that step; take kv.reads "
+                "'keys_values', or a mixer such as 'grouped_query'"
+            )
         if self.depth.scales_branches and self.block.carried_dim:
             raise ValueError(
                 f"depth: {self.depth.kind} multiplies what branches add to the residual stream, "

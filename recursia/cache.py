@@ -1,9 +1,10 @@
-"""KV cache of a model for decoding: one `Past` for each step that makes keys and values.
+"""KV cache of a model for decoding: one `Past` for each step that makes keys or values.
 
 `unstack` turns parameters into what decoding reads: each bank entry an array of its own, in the
 compute dtype. `empty` makes the cache of a batch of texts; `model.extend` adds tokens to it.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -53,7 +54,7 @@ class Cache:
           ValueError: with both numbers.
         """
         for name, plan in schedules(config).items():
-            held, made = set(self.pasts.get(name, {})), set(plan.owner_places.tolist())
+            held, made = set(self.pasts.get(name, {})), set(plan.cached_places)
             if held != made:
                 raise ValueError(
                     f"cache: {name} has keys of {len(held)} steps, and the model makes keys in "
@@ -102,10 +103,16 @@ def empty(config: Model, batch: int, size: int) -> Cache:
       size: tokens of the longest; a step that routes needs fewer places (`Policy.cache_places`).
     """
     example = _example(config)
+    values = dataclasses.replace(example, key=None)
+    makes_keys = lambda plan, place: plan.owner_places[place] == place
     pasts = {
         name: {
-            owner: past.empty(example, batch, _places(config, name, plan, owner, size))
-            for owner in sorted(set(plan.owner_places.tolist()))
+            place: past.empty(
+                example if makes_keys(plan, place) else values,
+                batch,
+                _places(config, name, plan, place, size),
+            )
+            for place in plan.cached_places
         }
         for name, plan in schedules(config).items()
     }

@@ -15,6 +15,10 @@ themselves, and the last step but one for all between them; "middle/1": the midd
 each end. "last_recursion", "middle_recursion": the same block of that recursion makes them. A token
 then sees such keys of the tokens before it alone, and training runs the steps between the two
 several times (`recursia.sharing.passes`).
+
+`reads` says what is shared: keys and values; or queries and keys, by which steps share their
+attention probabilities and keep values of their own (after EchoAtt, Rajabzadeh et al. 2024, arXiv
+2409.14595). "below/2": of the steps between 2 at each end all read those of the last one below.
 """
 
 import abc
@@ -26,11 +30,11 @@ import numpy as np
 
 from recursia import dotted, ranges
 from recursia.errors import ConfigError
-from recursia.sharing.schedule import Schedule, Table
+from recursia.sharing.schedule import Reads, Schedule, Table
 
 _TAKES = (
     "takes 'own', 'first_recursion', 'middle_recursion', 'last_recursion', 'groups/2', 'spread/3', "
-    "'upper_half', 'top/1', 'middle/1', a table, or MODULE.CLASS of your own"
+    "'upper_half', 'top/1', 'middle/1', 'below/2', a table, or MODULE.CLASS of your own"
 )
 
 
@@ -55,7 +59,9 @@ class Plan:
       kv_sharing: the step whose keys and values a step reads: "own", "first_recursion",
         "middle_recursion", "last_recursion", groups such as "groups/2", "spread/3" of three steps
         that make them, "upper_half", "top/1" or "middle/1" with one step at each end that makes its
-        own, a table, or the dotted path of a subclass of `Owners`.
+        own, "below/2" with two, a table, or the dotted path of a subclass of `Owners`.
+      reads: what it reads: "keys_values"; or "queries_keys", which it replays with values of its
+        own: the step then has no weights of queries and keys, and its KV cache holds values alone.
       window: sliding window in tokens, the query's own included; 0 is no bound. Under "upper_half"
         it holds for the lower half of the steps, otherwise for all. Or a table: for each recursion,
         the window of each block.
@@ -68,6 +74,7 @@ class Plan:
     window: int | Table = 0
     num_free_passes: int = 7
     num_trained_passes: int = 2
+    reads: Reads = "keys_values"
 
     def __post_init__(self):
         if isinstance(self.window, int):
@@ -77,7 +84,7 @@ class Plan:
         ranges.at_least(0, self, "num_free_passes")
         ranges.at_least(1, self, "num_trained_passes")
         named = r"own|(first|middle|last)_recursion|upper_half|(groups|spread)/[1-9]\d*"
-        named += r"|(top|middle)/\d+"
+        named += r"|(top|middle)/\d+|below/[1-9]\d*"
         if self._is_own:
             _own(self.kv_sharing)
         elif isinstance(self.kv_sharing, str) and not re.fullmatch(named, self.kv_sharing):
@@ -104,6 +111,7 @@ class Plan:
             schedule,
             keys=() if self.kv_sharing == "own" else keys,
             windows=windows if self.window else (),
+            reads=self.reads,
         )
         passes = self.num_free_passes, self.num_trained_passes
         return dataclasses.replace(made, passes=passes) if made.is_cyclic else made
@@ -125,14 +133,14 @@ class Plan:
                 last = schedule.num_recursions - 1
                 chosen = {"first_recursion": 0, "last_recursion": last}.get(name, last // 2)
                 return lambda place: _in_recursion(chosen, place, schedule)
-            case "top" | "middle":
+            case "top" | "middle" | "below":
                 first, last = int(number), count - 1 - int(number)
                 if first > last:
                     raise ValueError(
                         f"kv.kv_sharing: {number} steps at each end make their own keys, and of "
                         f"{count} none is between; take at most {(count - 1) // 2}"
                     )
-                maker = last if name == "top" else (first + last) // 2
+                maker = {"top": last, "middle": (first + last) // 2, "below": first - 1}[name]
                 return lambda place: maker if first <= place <= last else place
             case "groups":
                 return lambda place: place // int(number) * int(number)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from recursia import params
 from recursia.architecture import Model
@@ -30,7 +31,7 @@ class Step:
       queries: tokens that the block processes.
       keys: tokens whose keys and values each query meets, masked ones included.
       skipped: of those keys, how many are in tiles that are not multiplied; a mean over queries.
-      cached: tokens whose keys and values the step makes and decoding keeps.
+      cached: numbers that decoding keeps, of the keys and values that the step makes.
       is_reading: whether another step made the keys that the queries meet.
       times: how many recursions are like this; a mean where their number is drawn.
       is_trained: whether a backward pass follows.
@@ -77,9 +78,10 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
             step = first + block
             owner = int(plan.owners[step])
             keys = each.queries if owner == step else tokens[owner // plan.num_blocks]
-            windows = plan.seen[plan.owners == step]
-            bound = min(keys, windows.max()) if len(windows) and windows.all() else keys
-            cached = int(bound) if owner == step else 0
+            wide, both = config.block.mixer.key_width, config.block.cache_entries()
+            held = _bound(keys, plan.seen[plan.owners == step]) if owner == step else 0
+            own = _bound(each.queries, plan.seen[[step]]) if plan.replays else held
+            cached = held * wide + own * (both - wide)
             is_by_place = each.queries == seq_len and not is_later[step]
             is_by_place |= not (owner != step or plan.seen[step] or is_relative)
             skipped = skipped_keys(each.queries, keys, int(plan.seen[step])) if is_by_place else 0
@@ -89,6 +91,11 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
                 )
             )
     return table
+
+
+def _bound(tokens: int, windows: Int[np.ndarray, "N"]) -> int:
+    """Returns of how many tokens readers with these windows see anything, at most."""
+    return int(min(tokens, windows.max())) if windows.all() else tokens
 
 
 def skipped_keys(queries: int, keys: int, window: int = 0) -> float:
@@ -113,6 +120,22 @@ def skipped_scores(config: Model, seq_len: int, chosen: list[Pass]) -> float:
     return core + ends * config.block.recomputed_flops(skipped_keys(seq_len, seq_len))
 
 
+def core_token_flops(
+    config: Model, block: Block, keys: int | float, is_reading: bool
+) -> int | float:
+    """Returns the forward FLOPs of one token in a step of the core; see `Block.forward_flops`.
+
+    Args:
+      config: the model.
+      block: its block, or one like it.
+      keys: number of keys per query, masked ones included.
+      is_reading: whether the step reads what another made: keys and values, or queries and keys.
+    """
+    if is_reading and config.schedule.replays:
+        return block.forward_flops(keys, False) - block.score_flops()
+    return block.forward_flops(keys, is_reading)
+
+
 def core_flops(
     config: Model, seq_len: int, chosen: list[Pass], token_flops: TokenFlops | None = None
 ) -> int | float:
@@ -126,9 +149,9 @@ def core_flops(
     """
 
     def forward(block: Block, keys: int | float, is_reading: bool) -> int | float:
-        skipped = block.key_weights if is_reading else ()
-        added = config.weights.flops(config.block_specs, skipped)
-        return block.forward_flops(keys, is_reading) + added
+        names = block.score_weights if config.schedule.replays else block.key_weights
+        added = config.weights.flops(config.block_specs, names if is_reading else ())
+        return core_token_flops(config, block, keys, is_reading) + added
 
     token_flops = token_flops or forward
     return sum(

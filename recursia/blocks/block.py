@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import norm as norms
-from recursia.layers.attention import Context, KeysValues
+from recursia.layers.attention import Context
 from recursia.layers.branch import Losses, Report, States
-from recursia.layers.past import Past
+from recursia.layers.past import Made, Source
 from recursia.mixers.mixer import Mixer
 from recursia.params import Leaf, Params
 
@@ -69,6 +69,11 @@ class Block(abc.ABC):
     def key_weights(self) -> tuple[tuple[str, str], ...]:
         """(slot, name) of weights that only make keys and values."""
         return self.mixer.key_weights
+
+    @property
+    def score_weights(self) -> tuple[tuple[str, str], ...]:
+        """(slot, name) of weights that only make queries and keys; see `Mixer.score_weights`."""
+        return self.mixer.score_weights
 
     @property
     def queries_per_key(self) -> int:
@@ -158,9 +163,9 @@ class Block(abc.ABC):
         params: Params,
         x: States,
         context: Context,
-        source: tuple[KeysValues, Context] | Past | None = None,
+        source: Source | None = None,
         memory: States | None = None,
-    ) -> tuple[States, KeysValues | Past | None, Report]:
+    ) -> tuple[States, Made | None, Report]:
         """Applies the block once.
 
         Args:
@@ -168,7 +173,8 @@ class Block(abc.ABC):
           x: hidden states of the tokens in `context`, with what they hand on (`stream_dim`).
           context: positions, documents and padding of the tokens.
           source: keys and values to read instead of making them, with their tokens' context; or
-            the KV cache of the step, to which those made here are added before it is read.
+            the KV cache of the step, to which those made here are added before it is read; or
+            queries and keys to replay: see `Mixer.apply`.
           memory: other states of the same tokens, to make keys and values of.
 
         Returns:
@@ -223,6 +229,10 @@ class Block(abc.ABC):
     def recomputed_flops(self, keys: int | float) -> int | float:
         """Returns the FLOPs of one token that every backward pass recomputes."""
         return self.mixer.recomputed_flops(keys)
+
+    def score_flops(self) -> int:
+        """Returns the forward FLOPs of one token that a step does without where it replays."""
+        return self.mixer.score_flops(self.embed_dim)
 
     def cache_entries(self) -> int:
         """Returns how many numbers the KV cache of one step holds for one token."""

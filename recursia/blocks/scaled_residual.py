@@ -21,9 +21,9 @@ from recursia.blocks.block import Norm
 from recursia.blocks.pre_norm import PreNorm
 from recursia.feedforward.gelu import GELU
 from recursia.layers import norm as norms
-from recursia.layers.attention import Context, KeysValues
+from recursia.layers.attention import Context
 from recursia.layers.branch import Report, States
-from recursia.layers.past import Past
+from recursia.layers.past import Made, Source
 from recursia.params import Leaf, Params, Spec, ones
 
 
@@ -78,9 +78,9 @@ class ScaledResidual(PreNorm):
         params: Params,
         x: States,
         context: Context,
-        source: tuple[KeysValues, Context] | Past | None = None,
+        source: Source | None = None,
         memory: States | None = None,
-    ) -> tuple[States, KeysValues | Past | None, Report]:
+    ) -> tuple[States, Made | None, Report]:
         """Applies the branches, and then the thin MLP."""
         x, keys_values, report = super().apply(params, x, context, source, memory)
         if self._thin is not None:

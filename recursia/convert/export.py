@@ -177,6 +177,11 @@ def _check_own(config: Model) -> None:
             "config.kv.kv_sharing: the modelling file runs every step once, and here steps read "
             "the keys of later ones; take keys of earlier steps"
         )
+    if config.schedule.replays:
+        raise ConfigError(
+            f"config.kv.reads: got {config.kv.reads!r}, and the modelling file replays no queries; "
+            "it has 'keys_values'"
+        )
     if config.embed.fourier_dim:
         raise ConfigError(
             f"config.embed.fourier_dim: got {config.embed.fourier_dim}, and the modelling file "

@@ -153,6 +153,7 @@ def comparable(config: Model) -> dict[str, Any]:
         "sharing": (plan.order, *sorted(steps.items())),
         "kv.kv_sharing": tuple(plan.owners.tolist()),
         "kv.passes": plan.passes,
+        "kv.reads": plan.reads if plan.replays else "keys_values",
         "kv.window": tuple(plan.seen.tolist()),
     }
 

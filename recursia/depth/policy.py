@@ -163,6 +163,14 @@ class Policy(abc.ABC):
                 "depth.kind 'fixed', or keys of earlier steps"
             )
 
+        readers = filter(schedule.is_reader, range(schedule.num_recursions))
+        if self.is_by_recursion and schedule.replays and (number := next(readers, None)):
+            raise ValueError(
+                f"kv.kv_sharing: recursion {number} replays queries and keys of an earlier one, "
+                f"and under depth {self.kind} its tokens may be others; take depth.kind 'fixed', "
+                "or queries and keys of the same recursion"
+            )
+
     @property
     def is_incremental(self) -> bool:
         """Whether a token's depth depends on nothing that a KV cache does not hold."""

@@ -46,7 +46,9 @@ def recur(
             past = at(past, own.number if counts[block] > 1 else 0)
             past = jax.tree.map(lambda leaf: leaf[None], past)
             makes_keys = jnp.bool_(True) if counts[block] > 1 else own.number == 0
-            return single.OwnPast(past.keys_values, past.positions, past.used, makes_keys)
+            return single.OwnPast(
+                past.keys_values, past.positions, past.used, makes_keys=makes_keys
+            )
 
         before: Pasts = {block: past(block, each) for block, each in enumerate(own.held[CORE])}
         late = _late(own)

@@ -153,6 +153,8 @@ def refusal(config: Model) -> str:
         return f"sharing: recursions have {', '.join(matrices)} of their own, and share none"
     if not is_own:
         return f"kv.kv_sharing {config.kv.kv_sharing!r}: takes 'own' or 'first_recursion'"
+    if plan.replays:
+        return f"kv.reads {config.kv.reads!r}: slots keep no queries; takes 'keys_values'"
     if (windows != windows[0]).any():
         return f"kv.window {config.kv.window!r}: differs between recursions"
     return ""

@@ -36,6 +36,8 @@ class Context:
       window: sliding window in tokens, the query's own included; 0 is no bound.
       sees_itself: whether a token attends to its own key; the first of a document that does not
         attends to none, and its result is 0.
+      is_replayed: whether a step that makes queries and keys hands both on, to steps that replay
+        them.
     """
 
     positions: Leaf  # [B T]
@@ -47,6 +49,7 @@ class Context:
     is_row: bool = struct.field(pytree_node=False, default=False)
     window: int = struct.field(pytree_node=False, default=0)
     sees_itself: bool = struct.field(pytree_node=False, default=True)
+    is_replayed: bool = struct.field(pytree_node=False, default=False)
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens, whose indices ascend."""
@@ -68,10 +71,22 @@ class Context:
 
 @struct.dataclass
 class KeysValues:
-    """The keys and values of the tokens of a context."""
+    """The keys and values of a context's tokens; no keys in the cache of a step that replays."""
 
-    key: Leaf  # [... B S K H]
+    key: Leaf | None  # [... B S K H]
     value: Leaf  # [... B S K H]
+
+
+@struct.dataclass
+class QueriesKeys:
+    """The rotated queries and keys of a step, which others replay with values of their own.
+
+    The same scores follow from them as from the step's attention probabilities, and no step stores
+    those.
+    """
+
+    query: Leaf  # [... B T N H]
+    key: Leaf  # [... B S K H]
 
 
 def attend(

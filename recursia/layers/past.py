@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array
 
-from recursia.layers.attention import PADDING, Context, KeysValues
+from recursia.layers.attention import PADDING, Context, KeysValues, QueriesKeys
 from recursia.params import Leaf
 
 
@@ -21,11 +21,13 @@ class Past:
       keys_values: with S places.
       positions: of the tokens in their text.
       used: places that are taken; more than S if tokens came for which there was no place.
+      query: of the tokens added last, for steps that replay it; dropped at the end of the step.
     """
 
     keys_values: KeysValues  # [B S K H]
     positions: Leaf  # [B S]
     used: Leaf  # [B]
+    query: Leaf | None = None  # [B T N H]
 
     @property
     def size(self) -> int:
@@ -70,6 +72,12 @@ class Past:
             x[:, :size], [(0, 0), (0, max(size - x.shape[1], 0)), *[(0, 0)] * (x.ndim - 2)]
         )
         return Past(jax.tree.map(fit, self.keys_values), fit(self.positions), self.used)
+
+
+# What a step attends to, if not what it makes alone: keys and values of another step; or queries
+# and keys of another, with the cache of its own values in decoding; or its own KV cache.
+Source = tuple[KeysValues, Context] | tuple[QueriesKeys, Context | Past] | Past
+Made = KeysValues | QueriesKeys | Past  # what a step makes for others to read, or its KV cache
 
 
 def empty(example: KeysValues, batch: int, size: int) -> Past:

@@ -68,6 +68,9 @@ class GroupedQuery(Mixer):
     key_weights = tuple(
         ("attention", n) for n in ("key", "key_bias", "key_norm", "value", "value_bias")
     )
+    score_weights = tuple(
+        ("attention", f"{n}{part}") for n in ("query", "key") for part in ("", "_bias", "_norm")
+    )
 
     def __post_init__(self):
         ranges.at_least(1, self, "num_heads", "num_kv_heads", "head_dim")
@@ -145,9 +148,15 @@ class GroupedQuery(Mixer):
         self, params: Params, x: States, h: States, context: Context
     ) -> tuple[KeysValues, Usage | None]:
         """Returns keys of `h` and values of `x`."""
-        value = self._project(params, "value", x, "d,dnh->nh")
+        value, _ = self.values(params, x, h, context)
         key = self._project(params, "key", h, "d,dnh->nh")
         return KeysValues(self.rotated(key, context), value), None
+
+    def values(
+        self, params: Params, x: States, h: States, context: Context
+    ) -> tuple[Heads, Usage | None]:
+        """Returns values of `x`."""
+        return self._project(params, "value", x, "d,dnh->nh"), None
 
     def outputs(
         self, params: Params, mixed: Heads, h: States, queries: Queries, context: Context

@@ -1,15 +1,16 @@
 """The base of mixers: attention to a step's own keys and values, or to those of another step."""
 
 import abc
+import dataclasses
 from typing import ClassVar, NamedTuple
 
 from jaxtyping import Array, Float
 
-from recursia.layers.attention import Context, KeysValues, attend
+from recursia.layers.attention import Context, KeysValues, QueriesKeys, attend
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Branch, Report, States
 from recursia.layers.experts import Choice
-from recursia.layers.past import Past
+from recursia.layers.past import Made, Past, Source
 from recursia.params import Initializer, Leaf, Params, Spec
 
 Heads = Float[Array, "B T N H"]
@@ -39,6 +40,7 @@ class Mixer(Branch):
       head_dim: width of a head.
       key_weights: (slot, name) of weights that only make keys and values: a step that reads those
         of another step has no use for them.
+      score_weights: the same of queries and keys. None: a step cannot replay those of another.
       score_scale: factor of the scores; None is 1 / sqrt(head_dim).
       score_cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
       has_relative: whether queries have a relative position bias.
@@ -52,6 +54,7 @@ class Mixer(Branch):
     score_scale: float | None = None
     score_cap: float = 0.0
     key_weights: ClassVar[tuple[tuple[str, str], ...]]
+    score_weights: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @property
     def query_width(self) -> int:
@@ -79,6 +82,12 @@ class Mixer(Branch):
           h: normalised states that keys are made of, and that routers read.
           context: as in `apply`.
         """
+
+    def values(
+        self, params: Params, x: States, h: States, context: Context
+    ) -> tuple[Heads, Usage | None]:
+        """Returns the values of `keys_values` alone; only mixers with `score_weights` need it."""
+        raise NotImplementedError
 
     @abc.abstractmethod
     def outputs(
@@ -109,9 +118,9 @@ class Mixer(Branch):
         x: States,
         h: States,
         context: Context,
-        source: tuple[KeysValues, Context] | Past | None = None,
+        source: Source | None = None,
         memory: tuple[States, States] | None = None,
-    ) -> tuple[States, KeysValues | Past | None, Report]:
+    ) -> tuple[States, Made | None, Report]:
         """Returns the writes to the residual stream, the keys and values made, and a report.
 
         Args:
@@ -121,22 +130,46 @@ class Mixer(Branch):
             norms.
           context: positions, documents and padding of the tokens.
           source: keys and values to read instead of making them, with their tokens' context; or
-            the KV cache of the step, to which those made here are added before it is read.
+            the KV cache of the step, to which those made here are added before it is read; or
+            queries and keys to replay, with the context of the keys, or with the KV cache of the
+            step, which has values alone.
           memory: another `x` and `h` of the same tokens, to make keys and values of.
         """
-        queries = self.queries(params, h, context)
-        made, value_usage = None, None
-        if source is None or isinstance(source, Past):
-            made, value_usage = self.keys_values(params, *(memory or (x, h)), context)
-            if source is None:
-                source = made, context
-            else:
-                made = source.append(made, context)
-                source = made.keys_values, made.context
+        read = source[0] if isinstance(source, tuple) else None
+        is_replay = isinstance(read, QueriesKeys)
+        queries = Queries(read.query) if is_replay else self.queries(params, h, context)
+        met, where, made, value_usage = self._met(params, *(memory or (x, h)), context, source)
         how = queries.relative, self.score_scale, self.score_cap
-        mixed = attend(queries.heads, source[0], context, source[1], *how)
+        mixed = attend(queries.heads, met, context, where, *how)
         y, usage = self.outputs(params, mixed, h, queries, context)
+        if context.is_replayed and isinstance(made, KeysValues):
+            made = QueriesKeys(queries.heads, made.key)
+        elif context.is_replayed and isinstance(made, Past):
+            made = dataclasses.replace(made, query=queries.heads)
         return y, made, self.report(value_usage, usage)
+
+    def _met(
+        self, params: Params, x: States, h: States, context: Context, source: Source | None
+    ) -> tuple[KeysValues, Context, KeysValues | Past | None, Usage | None]:
+        """Returns the keys and values that queries meet, with their context, and what was made.
+
+        The last is the statistics of a router of values; the arguments are those of `apply`.
+        """
+        read, there = source if isinstance(source, tuple) else (None, source)
+        if isinstance(read, KeysValues) and isinstance(there, Context):
+            return read, there, None, None
+        if isinstance(read, QueriesKeys):
+            value, usage = self.values(params, x, h, context)
+            made = KeysValues(None, value)
+        else:
+            made, usage = self.keys_values(params, x, h, context)
+        if isinstance(there, Past):
+            there = there.append(made, context)
+            met, where, kept = there.keys_values, there.context, there
+        else:
+            met, where, kept = made, there or context, made if read is None else None
+        met = KeysValues(read.key, met.value) if isinstance(read, QueriesKeys) else met
+        return met, where, kept, usage
 
     @abc.abstractmethod
     def forward_flops(self, width: int, keys: int | float, is_reading: bool) -> int | float:
@@ -147,6 +180,14 @@ class Mixer(Branch):
           keys: number of keys per query, masked ones included.
           is_reading: whether the step reads the keys and values of another step.
         """
+
+    def score_flops(self, width: int) -> int:
+        """Returns the forward FLOPs of one token's queries and keys, which a replay does without.
+
+        Args:
+          width: of the residual stream.
+        """
+        return 2 * width * (self.query_width + self.key_width)
 
     def recomputed_flops(self, keys: int | float) -> int | float:
         """Returns the FLOPs of one token that every backward pass recomputes: attention scores."""

@@ -51,6 +51,7 @@ class SwitchHead(Mixer):
         ("attention_experts", "value"),
         ("attention_router", "value"),
     )
+    score_weights = (("attention", "query"), ("attention", "key"))
 
     def __post_init__(self):
         ranges.at_least(1, self, "num_heads", "head_dim", "num_attention_experts")
@@ -109,12 +110,20 @@ class SwitchHead(Mixer):
         self, params: Params, x: States, h: States, context: Context
     ) -> tuple[KeysValues, Usage | None]:
         """Returns keys of `h`, and values of `x` by the experts that `h` chooses."""
-        key, bank = self._rotated(params, "key", h, context), params["attention_experts"]["value"]
+        key = self._rotated(params, "key", h, context)
+        value, usage = self.values(params, x, h, context)
+        return KeysValues(key, value), usage
+
+    def values(
+        self, params: Params, x: States, h: States, context: Context
+    ) -> tuple[Heads, Usage | None]:
+        """Returns values of `x` by the experts that `h` chooses."""
+        bank = params["attention_experts"]["value"]
         if not self.has_attention_experts:
-            return KeysValues(key, dot(x, bank, "d,dnh->nh")), None
+            return dot(x, bank, "d,dnh->nh"), None
         choice, usage = self._route(params, "value", h, context)
         flat = choice.index.reshape(*x.shape[:2], -1)
-        return KeysValues(key, experts.project_and_mix(x, flat, choice.weight, bank)), usage
+        return experts.project_and_mix(x, flat, choice.weight, bank), usage
 
     def outputs(
         self, params: Params, mixed: Heads, h: States, queries: Queries, context: Context

@@ -16,7 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from recursia.injection import Injection
-from recursia.layers.attention import Context
+from recursia.layers.attention import Context, QueriesKeys
 from recursia.layers.branch import Report
 from recursia.layers.past import Past
 from recursia.params import Leaf, Params, at
@@ -39,11 +39,14 @@ class Store:
       pasts: of the steps that make keys.
       pending: tokens that stopped early and whose later keys are not made; None has none.
       num_blocks: blocks that the call has applied.
+      queries: of the tokens of the call, by the place of the step that made them, for steps that
+        replay them.
     """
 
     pasts: Pasts
     pending: Pending | None = None
     num_blocks: int | Array = 0
+    queries: dict[int, Leaf] = dataclasses.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -150,12 +153,21 @@ class CachedStack(Stack):
             owner, window = int(plan.owner_places[place]), int(plan.seen[step])
             is_earlier = owner <= place
             past = pasts[owner] if is_earlier or later is None else later[owner]
-            scope = dataclasses.replace(context, window=window, sees_itself=is_earlier)
+            scope = dataclasses.replace(
+                context,
+                window=window,
+                sees_itself=is_earlier,
+                is_replayed=plan.replays and owner == place,
+            )
             source = past if owner == place else (past.keys_values, past.context)
+            if plan.replays and owner != place:
+                replayed = QueriesKeys(self.store.queries[owner], past.keys_values.key)
+                source = replayed, pasts[place]
             inputs = None if memory is None else memory(x)
             x, made, _ = self.block.apply(self.bind(self._entries(step)), x, scope, source, inputs)
             if isinstance(made, Past):
-                pasts[owner] = made
+                self.store.queries[place] = made.query
+                pasts[place] = dataclasses.replace(made, query=None)
             if has_boundaries and block == plan.num_blocks - 1 and self.norm is not None:
                 x = self.norm(x)
         return x, pasts

@@ -1,15 +1,33 @@
-"""Banks of weights that only make keys and values, apart from the other weights of their slot.
+"""Banks of weights that only make what steps read of others, apart from the rest of their slot.
 
-Such a bank has entries for the steps that make keys alone, the other bank for every step.
-`Schedule.entry` distinguishes them by name.
+That is keys and values, or queries and keys (`Schedule.reads`). Such a bank has entries for the
+steps that make them alone, the other bank for every step. `Schedule.entry` distinguishes them by
+name.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 from recursia.params import Params
-from recursia.sharing.schedule import KEYS
+from recursia.sharing.schedule import KEYS, Schedule
+from recursia.sharing.weights import Weights
 
 Names = tuple[tuple[str, str], ...]  # (slot, name) of each such weight
+
+
+class _Named(Protocol):
+    """A block, or the base of one."""
+
+    @property
+    def key_weights(self) -> Names: ...
+
+    @property
+    def score_weights(self) -> Names: ...
+
+
+def names(plan: Schedule, block: _Named, weights: Weights) -> Names:
+    """Returns (slot, name) of the weights in such banks, those of the weight kind too."""
+    own = block.score_weights if plan.replays else block.key_weights
+    return (*own, *weights.key_weights(own))
 
 
 def bank(slot: str, name: str, names: Names) -> str:

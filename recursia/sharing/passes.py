@@ -68,7 +68,7 @@ def _cycle(
 
     def again(keys: KeysValues) -> KeysValues:
         found = joined(once(keys)[1], owners)[0]
-        assert found is not None
+        assert isinstance(found, KeysValues)  # no step replays a later one
         return found
 
     keys = _zeros(steps, x, context, span, owners)

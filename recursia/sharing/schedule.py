@@ -6,7 +6,8 @@ For each slot of the block (norms, attention, mlp, router, ...) a table `[recurs
 the entry of the slot's *bank* of weights that a step uses, or the entries, as many for every step,
 of a slot that is made of several. The table `keys` holds the step whose
 keys and values a step reads, and `windows` its sliding window. Steps are numbered recursion by
-recursion, whatever the order of the walk. Patterns are constructors of these tables
+recursion, whatever the order of the walk. What a step reads may also be queries and keys, which it
+replays with values of its own (`Schedule.reads`). Patterns are constructors of these tables
 (`recursia.sharing.patterns`): no other module knows which pattern was used.
 """
 
@@ -20,6 +21,7 @@ from jaxtyping import Int
 from recursia import params
 
 KEYS = ".keys"  # ends the name of a slot's second bank
+Reads = Literal["keys_values", "queries_keys"]  # what a step reads of another
 Order = Literal["cycle", "sequence"]
 Table = tuple[tuple[int, ...], ...]  # [recursion][block]
 Entries = tuple[tuple[int | tuple[int, ...], ...], ...]  # the same, with one or several in a cell
@@ -41,6 +43,8 @@ class Schedule:
       windows: for each step, its sliding window in tokens, the query's own included; 0 is no bound.
         Empty: no step has a window.
       passes: how often training runs the steps of `cycles`, without and then with a gradient.
+      reads: what a step reads of the step that `keys` names: its keys and values; or its queries
+        and keys, which make up its scores, with values of its own.
     """
 
     num_recursions: int
@@ -50,6 +54,7 @@ class Schedule:
     keys: Table = ()
     windows: Table = ()
     passes: tuple[int, int] = (0, 1)
+    reads: Reads = "keys_values"
 
     def __post_init__(self):
         for step, owner in enumerate(self.owners):
@@ -59,6 +64,13 @@ class Schedule:
                     "name a step that reads its own"
                 )
         for place in np.flatnonzero(self.read_places < 0):
+            if self.replays:
+                step = int(self.steps[place])
+                raise ValueError(
+                    f"kv.kv_sharing: step {step} replays the queries and keys of step "
+                    f"{self.owners[step]}, which comes later: the token's query is not made yet; "
+                    "take an earlier step, or kv.reads 'keys_values'"
+                )
             if self.seen[step := int(self.steps[place])] == 1:
                 raise ValueError(
                     f"kv.window: step {step} has a window of 1 token, its own, whose keys it does "
@@ -143,6 +155,17 @@ class Schedule:
         """Whether every step makes its own keys and values."""
         return bool((self.owners == np.arange(self.num_steps)).all())
 
+    @property
+    def replays(self) -> bool:
+        """Whether some step replays the queries and keys of another."""
+        return self.reads == "queries_keys" and not self.makes_all_keys
+
+    @property
+    def cached_places(self) -> tuple[int, ...]:
+        """The places in the walk of the steps that have a KV cache; one that replays has values."""
+        found = range(self.num_steps) if self.replays else self.owner_places.tolist()
+        return tuple(sorted(set(found)))
+
     @functools.cached_property
     def is_plain(self) -> bool:
         """Whether every step reads its own keys, or all read keys of the first recursion."""
@@ -152,8 +175,9 @@ class Schedule:
     def entry(self, slot: str) -> Int[np.ndarray, "N *C"]:
         """Returns the entry of a slot's bank that each step uses, or the entries.
 
-        The bank `slot.keys` holds the slot's weights that only make keys and values, for the steps
-        that make some. The entry of a step that reads another's keys is arbitrary and unused.
+        The bank `slot.keys` holds the slot's weights that only make what a step may read of
+        another, for the steps that make some. The entry of a step that reads another's is arbitrary
+        and unused.
         """
         if slot.endswith(KEYS):
             own, held = self.entry(slot.removesuffix(KEYS)), self.held(slot)

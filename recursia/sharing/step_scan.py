@@ -50,6 +50,8 @@ def apply(
       blocks report by slot, stacked in the order of the steps.
     """
     reports, before = [], cached
+    if steps.schedule.replays:
+        context = dataclasses.replace(context, is_replayed=True)
     owners = tuple(keys.owners for keys in before)
     for scan in scans.divide(steps.schedule, span.start, span.stop, 1, owners):
         step_scan = _StepScan(steps, scan, span, cached, context, memory, has_boundaries)

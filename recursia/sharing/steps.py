@@ -13,9 +13,9 @@ from jaxtyping import Array, Int
 
 from recursia.fsdp import Shard, gathered
 from recursia.injection import Injection
-from recursia.layers.attention import Context, KeysValues
+from recursia.layers.attention import Context, KeysValues, QueriesKeys
 from recursia.layers.branch import Report, States
-from recursia.layers.past import Past
+from recursia.layers.past import Made, Source
 from recursia.params import Params, at
 from recursia.sharing import key_banks
 from recursia.sharing.remat import Remat
@@ -57,6 +57,11 @@ class SharedBlock(Protocol):
         ...
 
     @property
+    def score_weights(self) -> key_banks.Names:
+        """(slot, name) of weights that only make queries and keys."""
+        ...
+
+    @property
     def queries_per_key(self) -> int:
         """Query heads of each key head."""
         ...
@@ -66,16 +71,16 @@ class SharedBlock(Protocol):
         params: Params,
         x: States,
         context: Context,
-        source: tuple[KeysValues, Context] | Past | None = None,
+        source: Source | None = None,
         memory: States | None = None,
-    ) -> tuple[States, KeysValues | Past | None, Report]:
+    ) -> tuple[States, Made | None, Report]:
         """Applies the block once."""
         ...
 
 
 @struct.dataclass
 class CachedKeys:
-    """Keys and values that later steps read, stacked over the steps that made them.
+    """Keys and values, or queries and keys, that later steps read, stacked over their makers.
 
     Attributes:
       keys_values: those steps in front.
@@ -84,7 +89,7 @@ class CachedKeys:
       is_of_period: whether the period that a scan is at made them, instead of an earlier scan.
     """
 
-    keys_values: KeysValues  # [O B S K H]
+    keys_values: KeysValues | QueriesKeys  # [O B S K H]
     context: Context
     owners: tuple[int, ...] = struct.field(pytree_node=False)
     is_of_period: bool = struct.field(pytree_node=False, default=True)
@@ -92,7 +97,7 @@ class CachedKeys:
 
 def joined(
     cached: tuple[CachedKeys, ...], owners: tuple[int, ...]
-) -> tuple[KeysValues | None, Context | None]:
+) -> tuple[KeysValues | QueriesKeys | None, Context | None]:
     """Returns the keys and values of some steps, stacked, and the context of their tokens."""
     stacks, contexts = [], []
     for keys in cached:
@@ -176,8 +181,8 @@ class Steps:
 
         A slot whose weights of keys have the same entries as its other weights has one view.
         """
-        plan, names = self.schedule, self.block.key_weights
-        names = (*names, *self.weights.key_weights(names))
+        plan = self.schedule
+        names = key_banks.names(plan, self.block, self.weights)
         banks: Params = {}
         for slot, tree in self.banks.items():
             is_one = np.array_equal(plan.entry(slot), plan.entry(slot + KEYS))

@@ -29,16 +29,27 @@ def gelu(x):
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
-def attend(query, key, value, where, there, sees_itself=True):
-    """Returns causal attention [T N H] within documents; places of queries and keys are [2 T]."""
-    mixed, group = np.zeros_like(query), query.shape[1] // key.shape[1]
+def probabilities(query, key, where, there, sees_itself=True):
+    """Returns those of causal attention [T N S] within documents; places of tokens are [2 T]."""
+    found, group = np.zeros((*query.shape[:2], len(key))), query.shape[1] // key.shape[1]
     for t, n in np.ndindex(query.shape[:2]):
         sees = (there[0] < where[0, t] + sees_itself) & (there[1] == where[1, t])
         if not sees.any():
             continue
         score = np.exp(key[sees, n // group] @ query[t, n] / math.sqrt(query.shape[-1]))
-        mixed[t, n] = score / score.sum() @ value[sees, n // group]
-    return mixed
+        found[t, n, sees] = score / score.sum()
+    return found
+
+
+def mix(probabilities, value):
+    """Returns the values [T N H] that heads attend to; some share a head of values [S K H]."""
+    group = probabilities.shape[1] // value.shape[1]
+    return np.einsum("tns,snh->tnh", probabilities, value.repeat(group, 1))
+
+
+def attend(query, key, value, where, there, sees_itself=True):
+    """Returns causal attention [T N H]; see `probabilities`."""
+    return mix(probabilities(query, key, where, there, sees_itself), value)
 
 
 def rotate(x, positions, base):
@@ -49,17 +60,25 @@ def rotate(x, positions, base):
     return np.concatenate([turned.real, turned.imag], -1)
 
 
-def block(weights, x, where, config, source=None, sees_itself=True):
-    """Returns one Llama block's output and its (keys, values, where); `where` is [2 T]."""
+def block(weights, x, where, config, source=None, sees_itself=True, reuses=False):
+    """Returns one Llama block's output and its (keys, values, where, attention probabilities).
+
+    `where` is [2 T]; `reuses` says that the step takes the probabilities of its source, and makes
+    values alone.
+    """
     config, w = flat(config), weights["attention"]
     base = config.rope_base
     heads = lambda h, name: np.einsum("td,dnh->tnh", h, w[name])
     h = norm(x, weights["norms"]["attention"], config.norm_eps)
-    query = rotate(heads(h, "query"), where[0], base)
-    if source is None:
-        source = rotate(heads(h, "key"), where[0], base), heads(h, "value"), where
-    key, value, there = source
-    mixed = attend(query, key, value, where, there, sees_itself)
+    if reuses and source is not None:
+        mixed = mix(source[3], heads(h, "value"))
+    else:
+        query = rotate(heads(h, "query"), where[0], base)
+        if source is None:
+            source = rotate(heads(h, "key"), where[0], base), heads(h, "value"), where
+        key, value, there = source[:3]
+        seen = probabilities(query, key, where, there, sees_itself)
+        mixed, source = mix(seen, value), (key, value, there, seen)
     x = x + np.einsum("tnh,nhd->td", mixed, w["out"])
     h = norm(x, weights["norms"]["mlp"], config.norm_eps)
     gate = h @ weights["mlp"]["gate"]
@@ -74,11 +93,12 @@ def pick(tree, index):
 
 
 def step_weights(params, plan, recursion, k):
-    """Returns the weights of one step of the core; those of keys are there where it makes some."""
+    """Returns the weights of a step of the core; those of what it reads where it makes that."""
     entry = lambda slot: plan.by_recursion(slot)[recursion, k]
     core, step = dict(params["core"]), recursion * plan.num_blocks + k
     attention = dict(core["attention"])
-    keys = {name: attention.pop(name) for name in ("key", "value") if name in attention}
+    names = ("query", "key") if plan.replays else ("key", "value")
+    keys = {name: attention.pop(name) for name in names if name in attention}
     found = {
         slot: pick(bank, entry(slot)) for slot, bank in {**core, "attention": attention}.items()
     }
@@ -141,7 +161,8 @@ def run_fixed(params, x, where, config, mode):
             for at, step in enumerate(map(int, plan.steps[start:stop]), start):
                 r, k = divmod(step, plan.num_blocks)
                 weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
-                h, made[step] = block(weights, h, where, config.block, source, not is_later[at])
+                how = source, not is_later[at], plan.replays
+                h, made[step] = block(weights, h, where, config.block, *how)
         x, start = h, stop
     return x, []
 
@@ -171,7 +192,8 @@ def run_expert_choice(params, x, where, config, mode):
         for k in range(plan.num_blocks):
             weights, source = step_weights(params, plan, r, k), keys_of(plan, r, k, made)
             there = where[:, active[going]]
-            h, made[r * plan.num_blocks + k] = block(weights, h, there, config.block, source)
+            how = source, True, plan.replays
+            h, made[r * plan.num_blocks + k] = block(weights, h, there, config.block, *how)
         h = h[chosen] if is_source else h
         x = x.copy()
         x[kept] = updated(x[kept], h, gate[chosen], depth.gating)

@@ -8,11 +8,11 @@ import typing
 
 import numpy as np
 
-from recursia import injection, kinds, kv
+from recursia import injection, kinds
 from recursia.architecture import Model
 from recursia.layers import embedding
 from tests.helpers.blocks import PUBLISHED, published
-from tests.helpers.tiny import VOCAB
+from tests.helpers.tiny import VOCAB, keys_plan
 
 RECURSIONS, BLOCKS_OF_CORE = 3, 2
 PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")
@@ -39,6 +39,7 @@ INJECTS = {
 NEEDS = {"recurrent": "input by adapter"}
 PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
 PLANS += ("last_recursion", "middle/1")  # in these, steps read keys of later ones
+PLANS += ("groups/2 replayed", "first_recursion replayed")  # queries and keys, not keys and values
 # Thresholds at which tokens of random models stop at different recursions; a number not drawn.
 STOPS = {
     "exit_gate": {"exit_threshold": 0.6},
@@ -127,7 +128,7 @@ def point(
         sharing=sharing,
         inject=INJECTS[inject_],
         weights=weight_kind(weights, made),
-        kv=kv.Plan(kv_sharing),
+        kv=keys_plan(kv_sharing),
         parameterisation=small("parameterisation", parameterisation),
         vocab_size=VOCAB,
         **{"embed": embedding.Embedding(), **options},

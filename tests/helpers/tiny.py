@@ -18,6 +18,13 @@ BLOCK = published("llama", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4
 POLICIES = {"fixed": Fixed, "expert_choice": ExpertChoice}
 
 
+def keys_plan(name):
+    """Returns the plan of a name in `points.PLANS`, or of a table."""
+    is_replay = isinstance(name, str) and name.endswith(" replayed")
+    reads = "queries_keys" if is_replay else "keys_values"
+    return kv_source.Plan(name.removesuffix(" replayed") if is_replay else name, reads=reads)
+
+
 def tiny(
     depth="fixed",
     sharing_="cycle",
@@ -37,7 +44,7 @@ def tiny(
         POLICIES[depth](recursions, **options),
         sharing=sharing_,
         varies=varies,
-        kv=kv_source.Plan(kv),
+        kv=keys_plan(kv),
         embed=embedding.Embedding(is_tied=is_tied),
         vocab_size=VOCAB,
         dtype=dtype,

@@ -116,9 +116,11 @@ def assert_decodes(config, params, chunks):
     want = whole(params, text())
     if error(logits, want) > tol(jnp.float32, 64):  # some models amplify any rounding
         assert error(logits, want) <= 4 * error(whole(rounded(params), text()), want)
-    owners = len(set(config.schedule.owners.tolist())) + sum(config.ends.values())
-    size = 4 * config.block.cache_entries() * owners * LENGTH * BATCH
-    assert held.num_bytes == size
+    plan, ends, wide = config.schedule, sum(config.ends.values()), config.block.mixer.key_width
+    owners = len(set(plan.owners.tolist()))
+    values = plan.num_steps if plan.replays else owners
+    entries = config.block.cache_entries() * (ends + values) - wide * (values - owners)
+    assert held.num_bytes == 4 * entries * LENGTH * BATCH
 
 
 def rounded(params):

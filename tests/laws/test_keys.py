@@ -14,6 +14,7 @@ from tests.helpers.tiny import BLOCK, LENGTH, assert_close, draw, gradient, text
 STEPS = 6
 MAKERS = {"own": 6, "first_recursion": 2, "groups/2": 3, "groups/3": 2, "spread/3": 3}
 MAKERS |= {"upper_half": 4, "last_recursion": 2, "middle/1": 3}
+MAKERS |= {"groups/2 replayed": 3, "first_recursion replayed": 2}
 
 
 def private(plan):
@@ -24,13 +25,18 @@ def private(plan):
 @pytest.mark.parametrize("plan", PLANS)
 def test_cache_and_weights_of_keys_follow_the_plan(plan):
     config, own, makers = private(plan), private("own"), MAKERS[plan]
-    assert accounting.cache_bytes_per_token(config, LENGTH, 4) == makers * 4 * BLOCK.cache_entries()
-    missing = (STEPS - makers) * BLOCK.mixer.key_width * 2 * BLOCK.embed_dim
+    wide = BLOCK.mixer.key_width
+    read, other = (wide, "value") if plan.endswith("replayed") else (2 * wide, "query")
+    kept = 4 * (makers * read + STEPS * (BLOCK.cache_entries() - read))
+    assert accounting.cache_bytes_per_token(config, LENGTH, 4) == kept
+    made = wide + (wide if other == "query" else BLOCK.mixer.query_width)
+    missing = (STEPS - makers) * made * BLOCK.embed_dim
     for count in (accounting.unique_parameters, accounting.applied_parameters):
         assert count(config) == count(own) - missing
     attention = model.specs(config)["core"]["attention"]
-    assert attention["key"].shape[0] == attention["value"].shape[0] == makers
-    assert attention["query"].shape[0] == STEPS
+    shared = {"query", "key", "value"} - {other}
+    assert {attention[name].shape[0] for name in shared} == {makers}
+    assert attention[other].shape[0] == STEPS
     grads = gradient(draw(config), text(), config)[1]["core"]["attention"]
     assert all(np.abs(leaf).max(axis=(1, 2, 3)).min() > 0 for leaf in grads.values())
 

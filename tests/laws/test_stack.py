@@ -15,7 +15,7 @@ from recursia.sharing.tied import Tied
 from tests.helpers import exhaustive
 from tests.helpers.blocks import published
 from tests.helpers.points import PLANS, keys
-from tests.helpers.tiny import assert_close, draw, normal
+from tests.helpers.tiny import assert_close, draw, keys_plan, normal
 
 BLOCK = published("llama", embed_dim=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=8)
 LENGTH = 7
@@ -139,12 +139,12 @@ def test_a_stack_is_the_loop_over_its_steps(seed, order):
 
 
 LOOPS = [
-    Model(6, BLOCK, Fixed(3), sharing="cycle", kv=kv.Plan(plan), vocab_size=1) for plan in PLANS
+    Model(6, BLOCK, Fixed(3), sharing="cycle", kv=keys_plan(plan), vocab_size=1) for plan in PLANS
 ]
 LOOPS = [config for config in LOOPS if not config.schedule.is_cyclic]
 
 
-@pytest.mark.parametrize("config", LOOPS, ids=[config.kv.kv_sharing for config in LOOPS])
+@pytest.mark.parametrize("config", LOOPS, ids=[f"{c.kv.kv_sharing} {c.kv.reads}" for c in LOOPS])
 def test_a_loop_that_stops_is_the_loop_up_to_there(config):
     core, x = draw(config)["core"], normal(2, LENGTH, BLOCK.embed_dim)
     states = by_recursions(core, x, config, KEEP)[1]

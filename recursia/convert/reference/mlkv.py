@@ -33,7 +33,7 @@ from recursia.layers import embedding
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Report
-from recursia.layers.past import Past
+from recursia.layers.past import Made, Source
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.params import Params
 
@@ -59,9 +59,9 @@ class Released(GroupedQuery):
         x: Array,
         h: Array,
         context: Context,
-        source: tuple[KeysValues, Context] | Past | None = None,
+        source: Source | None = None,
         memory: tuple[Array, Array] | None = None,
-    ) -> tuple[Array, KeysValues | Past | None, Report]:
+    ) -> tuple[Array, Made | None, Report]:
         """Returns what a mixer does, with keys before rotation."""
         if source is not None:
             return super().apply(params, x, h, context, source, memory)
