@@ -18,7 +18,7 @@ AXES = {
     "feedforward": ("feedforward", points.FEEDFORWARDS),
     "depth": ("depth_", points.DEPTHS),
     "sharing": ("sharing", points.PATTERNS),
-    "keys and values": ("kv_sharing", ("own", "first_recursion")),
+    "keys and values": ("kv_sharing", ("own", "first_recursion", "first_recursion replayed")),
     "weights": ("weights", points.WEIGHTS),
     "parameterisation": ("parameterisation", points.PARAMETERISATIONS),
     "inject": ("inject_", tuple(points.INJECTS)),
@@ -31,7 +31,8 @@ values, weights, parameterisation, inject and loop_norm. This page is written by
 docs.combinations`, which builds every pair of values. The other axes have the values block
 `pre_norm`, mixer `grouped_query`, feedforward `swiglu`, depth `fixed` and sharing `cycle`; depth
 `recurrent` is given the core's input unless the pair says otherwise. Numbers in parentheses refer
-to the reasons below. One test compares the page with the code, and another draws points from all
+to the reasons below. `first_recursion replayed` shares queries and keys instead of keys and values
+(`kv.reads`). One test compares the page with the code, and another draws points from all
 axes at once.
 
 """
