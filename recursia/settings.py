@@ -69,9 +69,10 @@ class Schedule:
     """The learning rate over training, as a factor of its peak.
 
     Attributes:
-      kind: after the warm-up, "constant", "cosine", or "wsd": stable, then a linear decay.
+      kind: after the warm-up, "constant", "cosine", or "wsd": stable, then a decay.
       warmup_steps: steps of the linear warm-up from 0.
       decay_fraction: of all steps, the length of the decay of "wsd"; 0 has none.
+      decay_shape: of the decay of "wsd": "linear", or "exponential", steeper at first.
       final_fraction: the learning rate at the end, as a fraction of its peak.
     """
 
@@ -79,10 +80,17 @@ class Schedule:
     warmup_steps: int = 0
     decay_fraction: float = 0.2
     final_fraction: float = 0.0
+    decay_shape: Literal["linear", "exponential"] = "linear"
 
     def __post_init__(self):
         at_least(0, self, "warmup_steps")
         fraction(self, "decay_fraction", "final_fraction")
+
+    def decay_start(self, num_steps: int) -> int:
+        """Returns the step of `num_steps` at which "wsd" begins to decay."""
+        remaining = max(num_steps - self.warmup_steps, 1)
+        length = min(max(round(self.decay_fraction * num_steps), 1), remaining)
+        return self.warmup_steps + remaining - length
 
     def conflict(self, num_steps: int) -> str:
         """Returns why the schedule does not fit into `num_steps`, field first; "" if it fits."""
@@ -319,6 +327,8 @@ class Run:
 
     def __post_init__(self):
         self.model.depth.check_length(self.train.seq_len)
+        if conflict := self.optimizer.conflict(self.schedule.kind):
+            raise ValueError(f"optimizer.kind: {conflict}")
         for end, depth, how in self.train.phases():
             for name, recursions in (("ties", None), ("depths", depth)):
                 try:

@@ -57,7 +57,11 @@ class AdamAtan2(Optimizer):
         return optax.GradientTransformation(adam.init, update)
 
     def rule(
-        self, specs: PyTree[Spec], decayed: PyTree[float], rate: optax.Schedule
+        self,
+        specs: PyTree[Spec],
+        decayed: PyTree[float],
+        rate: optax.Schedule,
+        decay_start: int,
     ) -> optax.GradientTransformation:
         """Returns a rule that decays parameters before the step, as published."""
         cautious = self.has_cautious_decay

@@ -61,7 +61,11 @@ class Muon(Optimizer):
         return optax.partition({"matrix": matrix, "rest": rest}, labels)
 
     def rule(
-        self, specs: PyTree[Spec], decayed: PyTree[float], rate: optax.Schedule
+        self,
+        specs: PyTree[Spec],
+        decayed: PyTree[float],
+        rate: optax.Schedule,
+        decay_start: int,
     ) -> optax.GradientTransformation:
         """Returns a rule that decays parameters before the step, as published."""
         return optax.chain(self.direction(specs), decaying_first(self.weight_decay, decayed, rate))

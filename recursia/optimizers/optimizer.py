@@ -15,6 +15,7 @@ from recursia.errors import ConfigError
 from recursia.params import Spec
 from recursia.ranges import at_least
 
+NEVER = 2**31 - 1  # a step that is not reached
 _FLOAT32 = 4
 
 
@@ -54,6 +55,10 @@ class Optimizer(abc.ABC):
     def direction(self, specs: PyTree[Spec]) -> optax.GradientTransformation:
         """Returns the rule from gradients to steps before the learning rate."""
 
+    def conflict(self, schedule: str) -> str:
+        """Returns why a kind of schedule does not fit; "" if it does."""
+        return ""
+
     def moments(self, spec: Spec) -> int:
         """Returns how many float32 numbers the state has for each entry of a parameter."""
         return 2
@@ -64,7 +69,11 @@ class Optimizer(abc.ABC):
         return _FLOAT32 * sum(entries)
 
     def rule(
-        self, specs: PyTree[Spec], decayed: PyTree[float], rate: optax.Schedule
+        self,
+        specs: PyTree[Spec],
+        decayed: PyTree[float],
+        rate: optax.Schedule,
+        decay_start: int,
     ) -> optax.GradientTransformation:
         """Returns the direction with weight decay, times the learning rate.
 
@@ -72,6 +81,7 @@ class Optimizer(abc.ABC):
           specs: of the parameters.
           decayed: factor of each parameter's weight decay; 0 has none.
           rate: the learning rate by step.
+          decay_start: the step at which it begins to decay.
         """
         factors = set(jax.tree.leaves(decayed)) - {0.0}
         only = lambda factor: jax.tree.map(lambda other: other == factor, decayed)
@@ -83,7 +93,7 @@ class Optimizer(abc.ABC):
         return optax.chain(self.direction(specs), decay, optax.scale_by_learning_rate(rate))
 
     def transform(
-        self, specs: PyTree[Spec], factor: optax.Schedule
+        self, specs: PyTree[Spec], factor: optax.Schedule, decay_start: int = NEVER
     ) -> optax.GradientTransformation:
         """Returns clipping, the direction, weight decay and the learning rate, in this order.
 
@@ -93,11 +103,13 @@ class Optimizer(abc.ABC):
         Args:
           specs: of the parameters.
           factor: factor of the learning rate by step.
+          decay_start: the step at which it begins to decay.
         """
         trains = self.trains(specs)
         decays = lambda spec, trained: spec.scales.decay * (spec.is_decayed and trained)
         decayed = jax.tree.map(decays, specs, trains)
-        rule = self.rule(specs, decayed, lambda step: self.learning_rate * factor(step))
+        rate = lambda step: self.learning_rate * factor(step)
+        rule = self.rule(specs, decayed, rate, decay_start)
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         groups = jax.tree.map(lambda spec: spec.lr_scale, specs)
         if self.trainable:  # a resumed run may have momentum from when a frozen parameter trained

@@ -71,7 +71,8 @@ class Trainer:
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """Clipping, the update rule, weight decay and the learning rate."""
-        return self.run.optimizer.transform(self.specs, self.factor)
+        decay_start = self.run.schedule.decay_start(self.run.train.num_steps)
+        return self.run.optimizer.transform(self.specs, self.factor, decay_start)
 
     @functools.cached_property
     def batch_sharding(self) -> NamedSharding:

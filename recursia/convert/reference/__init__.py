@@ -38,8 +38,9 @@ FAMILIES = {
     "ouro": "ouro",
     "rmoe": "rmoe",
     "widenet": "widenet",
+    "wsd_muon": "wsd_muon",
 }
-OPTIMIZERS = ("adam_atan2", "muon")  # families of files without a model
+OPTIMIZERS = ("adam_atan2", "muon", "wsd_muon")  # families of files without a model
 LAYERS = ("coe", "megrez2", "memory_layers", "mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
