@@ -20,7 +20,7 @@ from recursia.architecture import Model
 from recursia.cache import Cache
 from recursia.depth.policy import Aux, Call, Mode
 from recursia.layers import embedding
-from recursia.layers.attention import PADDING, Context
+from recursia.layers.attention import PADDING, Context, Places
 from recursia.layers.branch import Report
 from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
@@ -103,6 +103,7 @@ def apply(
     microbatch: int | Int[Array, ""] = 0,
     state: Float[Array, "B T D"] | None = None,
     wanted: Bool[Array, "B T"] | None = None,
+    is_by_token: bool = False,
     remat: Remat = KEEP,
 ) -> Output:
     """Returns the final hidden states of every token.
@@ -122,9 +123,14 @@ def apply(
       state: the initial state of a policy that starts from noise; None draws it.
       wanted: in causal mode, the tokens whose states will be read; the states of others may be
         wrong. None wants all.
+      is_by_token: whether routers report each token by itself (`Usage`), not sums over tokens; the
+        losses and metrics of blocks, which are of sums, are then left out.
       remat: what a backward pass computes again.
     """
     context = _context(config, tokens.shape, positions, segment_ids)
+    if is_by_token:
+        along = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        context = dataclasses.replace(context, places=Places(along, tokens.shape[1]))
     wanted = None if config.ends["coda"] else wanted  # a coda reads the states of other tokens too
     call = Call(mode, step, key, microbatch, state, wanted)
     return _forward(params, tokens, config, context, stacks_of(params, config, remat), call)
@@ -188,7 +194,8 @@ def _forward(
         context = dataclasses.replace(context, inputs=config.block.states(x))
     x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
     x, after = finish(params, x, context, config, by_name)
-    return Output(x, _with_reports(aux, before, after, config))
+    is_summed = context.places is None
+    return Output(x, _with_reports(aux, before, after, config) if is_summed else aux)
 
 
 def enter(

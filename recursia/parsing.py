@@ -177,9 +177,18 @@ def path(typed: str) -> pathlib.Path:
 
 def picture(typed: str) -> pathlib.Path:
     """Reads the path of a picture that is to be written: a new file in a folder that is there."""
+    return _new(typed, PICTURES)
+
+
+def arrays(typed: str) -> pathlib.Path:
+    """Reads the path of a new `.npz`, in a folder that is there."""
+    return _new(typed, (".npz",))
+
+
+def _new(typed: str, suffixes: Sequence[str]) -> pathlib.Path:
     new = path(typed)
-    if new.suffix not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{typed} ends in none of {', '.join(PICTURES)}")
+    if new.suffix not in suffixes:
+        raise argparse.ArgumentTypeError(f"{typed} ends in none of {', '.join(suffixes)}")
     if (is_there := os.path.lexists(new)) or not new.parent.is_dir():
         why = "is there already" if is_there else f"there is no folder {new.parent}"
         raise argparse.ArgumentTypeError(f"{typed}: {why}; give a new file")

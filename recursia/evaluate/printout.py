@@ -6,6 +6,7 @@ from typing import Any
 from recursia.evaluate.variants import Row, main_metric, title
 
 Cells = list[str]
+_SEGMENT = 16  # tokens, of those that routing is consistent over
 
 
 def render(result: Mapping[str, Any]) -> str:
@@ -16,6 +17,7 @@ def render(result: Mapping[str, Any]) -> str:
     """
     blocks = [_text(result)] if "table" in result else []
     blocks += [_task([row for row in result["tasks"] if row["task"] == n]) for n in shown(result)]
+    blocks += [_routers(result["routing"])] if "routing" in result else []
     first = max(len(cells[0]) for block in blocks for cells in block)
     lines = [f"step {result['step']}, trained at depth {result['trained_depth']}"]
     for block in blocks:
@@ -40,6 +42,37 @@ def _text(result: Mapping[str, Any]) -> list[Cells]:
     block = _block(f"text, {result['tokens']:,} tokens", head, result["table"], values)
     baselines = result.get("baselines", {}).items()
     return block + [[f"  {name}", f"{bits:.4f}"] for name, bits in baselines]
+
+
+def _routers(routing: Mapping[str, Any]) -> list[Cells]:
+    """Returns a line for each router, with what chance would give in brackets."""
+    head = ["choices", "affinity", "SRP", "SCH", "margin"]
+    block = [[f"routing, {routing['tokens']:,} tokens", *head]]
+    mean = lambda values: sum(values) / len(values)
+    both = lambda value, chance, how: f"{value:{how}} ({chance:{how}})"
+    for slot, found in routing["routers"].items():
+        nats = found["affinity_nats"]
+        affinity = both(mean(nats), mean(found["affinity_nats_by_chance"]), ".3f") if nats else ""
+        margins = [quantiles[1] for quantiles in found["margin"] if quantiles]
+        choices = f"{found['top_k']} of {found['experts']}"
+        margin = f"{mean(margins):.3f}" if margins else ""
+        cells = [choices, affinity, *_consistency(found, both), margin]
+        block.append([f"  {slot}", *cells])
+    if depth := routing.get("recursions"):
+        choices = f"1 of {depth['recursions']}"
+        block.append(["  recursions", choices, "", *_consistency(depth, both), ""])
+    return block
+
+
+def _consistency(found: Mapping[str, Any], both: Any) -> Cells:
+    """Returns SRP and SCH of a middle length of segment, and of the smallest cache."""
+    rows = found["consistency"]
+    if not rows:
+        return ["", ""]
+    row = next((row for row in rows if row["segment"] == _SEGMENT), rows[-1])
+    size = next(iter(row["sch"]), None)
+    hits = both(row["sch"][size], row["sch_by_chance"][size], ".1%") if size else ""
+    return [both(row["srp"], row["srp_by_chance"], ".3f"), hits]
 
 
 def _task(rows: Sequence[Row]) -> list[Cells]:

@@ -39,6 +39,8 @@ def evaluate(
     capacities: tuple[Capacity, ...],
     num_batches: int,
     has_baselines: bool,
+    has_routing: bool,
+    choices: pathlib.Path | None,
     overrides: Mapping[str, str],
     suite: Suite | None,
 ) -> dict[str, Any]:
@@ -53,6 +55,8 @@ def evaluate(
       capacities: besides the trained ones, see `variants.of`.
       num_batches: of each directory or file, to read; 0 reads all.
       has_baselines: whether n-gram models of the training split, gzip and xz are scored too.
+      has_routing: whether statistics of the choices of experts and recursions are given too.
+      choices: a new `.npz` for the choices of every token, with `has_routing`; None writes none.
       overrides: fields of the depth policy that are to be other than in training, as typed.
       suite: tasks; None scores text alone.
 
@@ -73,8 +77,9 @@ def evaluate(
         "step": trained.step,
         "trained_depth": trained.model.schedule.num_recursions,
     }
-    if text or suite is None or _has_text(trained, workdir):
+    if text or suite is None or has_routing or _has_text(trained, workdir):
         how = {"text": text, "num_batches": num_batches, "has_baselines": has_baselines}
+        how |= {"has_routing": has_routing, "choices": choices}
         result |= texts.evaluate(trained, workdir, found, **how)
     if suite is not None:
         result |= {"tasks": _on_tasks(trained, found, suite), "suite": suite.described()}

@@ -56,9 +56,10 @@ class ChainMoE(GluMoE):
             router = params["router"][:, number if self.has_own_routers else 0]
             logits = dot(y.astype(jnp.float32), router, "d,de->e")
             choice = self.chosen(params, logits)
-            used.append(balance.usage(logits, choice.index, context.is_live))
+            used.append(balance.usage(logits, choice.index, context.is_live, context.places))
             y = y + self.mixed(params, y, choice)
-        passes = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *used)  # [B C ...]
+        axis = 1 if context.places is None else 2
+        passes = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *used)  # [B *T C ...]
         return y if self.writes == "result" else y - h, carried, self.report(passes)
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:

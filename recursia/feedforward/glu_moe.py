@@ -139,7 +139,7 @@ class GluMoE(MixtureOfExperts, FeedForward):
         """Returns the outputs for `x` of the experts that are chosen, and router statistics."""
         logits, carried = self.logits(params, h, carried)
         choice = self.chosen(params, logits)
-        used = balance.usage(logits, choice.index, context.is_live)
+        used = balance.usage(logits, choice.index, context.is_live, context.places)
         return self.mixed(params, x, choice), carried, self.report(used)
 
     def report(self, used: balance.Usage) -> Report:

@@ -17,6 +17,19 @@ _TABLE = ("batch", "length", None, None)  # of a plan
 
 
 @struct.dataclass
+class Places:
+    """Where tokens stand in their rows, for statistics that are of each token and not sums.
+
+    Attributes:
+      index: each token's place in its row.
+      length: number of places of a row.
+    """
+
+    index: Leaf  # [B T]
+    length: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class Context:
     """Positions, packed documents and padding of the tokens that a step processes.
 
@@ -32,6 +45,8 @@ class Context:
         None leaves it as it is.
       plan: which blocks of keys the queries visit, for all layers; see `planned`. None: each call
         lists them.
+      places: of the tokens in their rows, where routers report each token by itself; None: they
+        report sums over tokens.
       is_row: whether these are all tokens of their rows, at positions 0, 1, 2, ...
       window: sliding window in tokens, the query's own included; 0 is no bound.
       sees_itself: whether a token attends to its own key; the first of a document that does not
@@ -46,6 +61,7 @@ class Context:
     inputs: Leaf | None = None  # [B T D]
     multiplier: Leaf | None = None  # []
     plan: Plan | None = None
+    places: Places | None = None
     is_row: bool = struct.field(pytree_node=False, default=False)
     window: int = struct.field(pytree_node=False, default=0)
     sees_itself: bool = struct.field(pytree_node=False, default=True)

@@ -10,6 +10,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from recursia import batch
+from recursia.layers.attention import Places
 from recursia.params import Leaf
 
 
@@ -17,7 +18,8 @@ from recursia.params import Leaf
 class Usage:
     """Router statistics: float32 sums over the tokens of a sequence, by head `N` if routed by head.
 
-    "Probability" is the softmax of the logits, whatever score the router chose by.
+    "Probability" is the softmax of the logits, whatever score the router chose by. Where each token
+    is reported by itself there is no sum: the places of a row [T] follow its batch axis.
     """
 
     tokens: Leaf  # [B *N] number of tokens
@@ -31,6 +33,7 @@ def usage(
     logits: Float[Array, "B T *N E"],
     index: Int[Array, "B T *N k"],
     is_counted: Bool[Array, "B T"] | None = None,
+    places: Places | None = None,
 ) -> Usage:
     """Returns the statistics of one use of a router.
 
@@ -38,12 +41,18 @@ def usage(
       logits: of each expert, in float32.
       index: the experts that each token took.
       is_counted: the tokens to sum over, such as those neither padding nor halted; None is all.
+      places: of the tokens, to report each by itself, zeros where there is none; None sums.
     """
 
     def total(values: Array) -> Array:
-        if is_counted is None:
-            return values.sum(1)
-        return values.sum(1, where=is_counted.reshape(is_counted.shape + (1,) * (values.ndim - 2)))
+        counted = None
+        if is_counted is not None:
+            counted = is_counted.reshape(is_counted.shape + (1,) * (values.ndim - 2))
+        if places is None:
+            return values.sum(1, where=counted)
+        values = values if counted is None else jnp.where(counted, values, 0.0)
+        apart = jnp.zeros((len(values), places.length, *values.shape[2:]), values.dtype)
+        return apart.at[jnp.arange(len(values))[:, None], places.index].add(values)
 
     p = jax.nn.softmax(logits)
     taken = (index[..., None] == jnp.arange(logits.shape[-1])).sum(-2, dtype=jnp.float32)

@@ -35,4 +35,4 @@ def route(
     """
     logits = dot(h.astype(jnp.float32), weight, einsum)
     choice = choose(logits, top_k, score=score, is_renormalised=is_renormalised)
-    return choice, usage(logits, choice.index, context.is_live)
+    return choice, usage(logits, choice.index, context.is_live, context.places)

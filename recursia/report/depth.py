@@ -8,6 +8,7 @@ import numpy as np
 from bokeh.models import ColorBar, FactorRange, LinearColorMapper
 from bokeh.palettes import Blues256
 
+from recursia.evaluate import probes
 from recursia.report.panels import COLORS, Panel, legend, percent, plot, source
 from recursia.report.reading import KINDS, Reading
 
@@ -162,18 +163,11 @@ def _means(
 
 def _scores(reading: Reading) -> list[Panel]:
     """Returns histograms of the scores of tokens that go beyond a recursion, and of others."""
-    found = []
+    found, used = [], np.where(reading.is_token, reading.depth_used, 0)
     for recursion in range(len(reading.scores) if reading.scores is not None else 0):
         scores = reading.scores[recursion]  # pyright: ignore[reportOptionalSubscript]
-        known = reading.is_token & np.isfinite(scores)
-        for way, taken in (
-            ("take", reading.depth_used > recursion),
-            ("go beyond", reading.depth_used > recursion + 1),
-        ):
-            yes, no = scores[known & taken], scores[known & ~taken]
-            if len(yes) and len(no):
-                found.append(_histogram(recursion, way, yes, no))
-                break
+        if divided := probes.divided(used, scores, recursion):
+            found.append(_histogram(recursion, *divided))
     return found[:_MOST]
 
 
@@ -192,7 +186,7 @@ def _histogram(recursion: int, way: str, yes: np.ndarray, no: np.ndarray) -> Pan
     drawn.y_range.start = 0
     percent(drawn.yaxis)
     legend(drawn)
-    share = separation(yes, no)
+    share = probes.separation(yes, no)
     caption = (
         f"Of two tokens of which one is to {way} recursion {recursion + 1}, that one has the "
         f"higher score in {share:.1%} of all pairs. 50 % would tell nothing apart; less, where a "
@@ -200,14 +194,6 @@ def _histogram(recursion: int, way: str, yes: np.ndarray, no: np.ndarray) -> Pan
     )
     title = f"Scores of recursion {recursion + 1}"
     return Panel(f"scores_{recursion + 1}", title, caption, drawn)
-
-
-def separation(yes: np.ndarray, no: np.ndarray) -> float:
-    """Returns the share of pairs in which `yes` is larger, equal ones counted half (ROC area)."""
-    ordered = np.sort(no)
-    below = np.searchsorted(ordered, yes, side="left")
-    upto = np.searchsorted(ordered, yes, side="right")
-    return float((below + upto).mean() / 2 / len(no))
 
 
 def _load(name: str, shares: np.ndarray) -> Panel:

@@ -12,7 +12,7 @@ from bokeh.resources import Resources
 from bokeh.themes import Theme
 from markupsafe import Markup
 
-from recursia.report import comparison, curves, depth, text
+from recursia.report import comparison, curves, depth, routing, text
 from recursia.report.panels import COLORS, Panel
 from recursia.report.reading import Reading
 from recursia.report.record import Record
@@ -37,7 +37,9 @@ def page(
     word, sentence = verdict(first)
     trained = [p for p in (curves.curves(records) if any(r.training for r in records) else [])]
     compared = comparison.comparison(records)
-    read = [text.panel(reading), *depth.panels(reading)] if reading else []
+    read = []
+    if reading:
+        read = [text.panel(reading), *depth.panels(reading), *routing.panels(reading)]
     over = curves.by_recursion(first)
     about = _about(reading) if reading else ""
     sections = [("run", "What was run"), ("training", "Training"), ("comparison", "Comparison")]

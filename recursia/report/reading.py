@@ -19,14 +19,13 @@ from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.vocabulary import Spelling
 from recursia.errors import DataError
-from recursia.evaluate import split
+from recursia.evaluate import routing, split, traces
+from recursia.evaluate.traces import Trace
 from recursia.layers import embedding
-from recursia.layers.balance import Usage
 from recursia.losses import token_nats
 from recursia.workdir import trained
 from recursia.workdir.trained import Trained
 
-TOKENS = 1 << 14  # that are read, in whole batches
 _COUNTED = 1 << 22  # tokens of the training text of which frequencies are counted
 KINDS = (
     *("start of a word", "inside a word", "digit", "punctuation", "space", "line break"),
@@ -53,7 +52,7 @@ class Reading:
         there is no such state.
       change: distance between the states after two recursions over the norm of the earlier one.
       scores: what the depth policy decided by; see `Aux.scores`.
-      loads: share of the choices that each expert got, by slot, in each recursion.
+      traces: the choices of each router, by slot.
     """
 
     step: int
@@ -69,7 +68,19 @@ class Reading:
     lens: Float[np.ndarray, "R B T"] | None
     change: Float[np.ndarray, "S B T"] | None
     scores: Float[np.ndarray, "R B T"] | None
-    loads: dict[str, Float[np.ndarray, "R E"]]
+    traces: dict[str, Trace]
+
+    @property
+    def loads(self) -> dict[str, Float[np.ndarray, "R E"]]:
+        """The share of the choices that each expert got, by slot, in each recursion."""
+        return {slot: self._load(trace) for slot, trace in self.traces.items()}
+
+    def _load(self, trace: Trace) -> Float[np.ndarray, "R E"]:
+        by_step = trace.taken.sum((1, 2, 3), dtype=np.float64)
+        recursion = trace.steps * self.num_recursions // len(by_step)
+        taken = np.zeros((self.num_recursions, trace.num_experts))
+        np.add.at(taken, recursion, by_step)
+        return taken / np.maximum(taken.sum(-1, keepdims=True), 1)
 
     @property
     def is_taken(self) -> Bool[np.ndarray, "R B T"]:
@@ -96,7 +107,7 @@ def read(workdir: pathlib.Path) -> Reading:
         raise DataError(f"{workdir}: its data has no validation split")
     split.check(loaded, workdir, ["validation"])
     train = loaded.run.train
-    count = max(1, TOKENS // (train.batch_size * train.seq_len))
+    count = max(1, routing.TOKENS // (train.batch_size * train.seq_len))
     batches = list(scores.validation_batches(loaded.run, paths[:1], count, loaded.mesh))
     found = [_batch(loaded, batch) for batch in batches]
     rows = lambda name, axis: np.concatenate([each[name] for each in found], axis)
@@ -105,8 +116,6 @@ def read(workdir: pathlib.Path) -> Reading:
     is_token = np.concatenate([batch["weights"] for batch in batches]) > 0
     counts, is_of_training = _counts(loaded, tokens[is_token])
     pieces = [_pieces(loaded.tokenizer, row) for row in tokens]
-    slots = found[0]["loads"]
-    loads = {slot: np.sum([each["loads"][slot] for each in found], axis=0) for slot in slots}
     return Reading(
         step=loaded.step,
         num_recursions=loaded.model.schedule.num_recursions,
@@ -121,7 +130,7 @@ def read(workdir: pathlib.Path) -> Reading:
         lens=some("lens", 1),
         change=some("change", 1),
         scores=some("scores", 1),
-        loads={slot: _shares(taken) for slot, taken in loads.items()},
+        traces=traces.joined([each["traces"] for each in found], loaded.model.schedule.steps),
     )
 
 
@@ -139,7 +148,8 @@ def _batch(loaded: Trained, batch: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _read(config: Model, params: model.Params, batch: dict[str, Array]) -> dict[str, Any]:
     packing: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
-    out = model.apply(params, batch["tokens"], config, mode="eval", **packing)
+    how: dict[str, Any] = {"mode": "eval", "is_by_token": True}
+    out = model.apply(params, batch["tokens"], config, **how, **packing)
     head, states = embedding.head(params["embed"], config.embed), out.aux.states
     nats = lambda x: token_nats(x, head, batch["targets"], scores.CHUNK)
     found: dict[str, Any] = {"lens": None, "change": None}
@@ -153,24 +163,8 @@ def _read(config: Model, params: model.Params, batch: dict[str, Array]) -> dict[
         "nats": nats(out.hidden),
         "depth_used": out.aux.depth_used,
         "scores": out.aux.scores,
-        "loads": _loads(out.aux.report),
+        "traces": traces.of_report(out.aux.report),
     }
-
-
-def _loads(report: Any) -> dict[str, Array]:
-    """Returns how many tokens chose each expert in each recursion, by slot: [R E] each."""
-    is_usage = lambda x: isinstance(x, Usage)
-    found = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(report, is_leaf=is_usage)[0]:
-        if is_usage(leaf):
-            name = " ".join(str(getattr(key, "key", key)) for key in path)
-            taken = leaf.taken  # [R K B *N E]
-            found[name] = taken.sum(tuple(range(1, taken.ndim - 1)))
-    return found
-
-
-def _shares(taken: Float[np.ndarray, "R E"]) -> Float[np.ndarray, "R E"]:
-    return taken / np.maximum(taken.sum(-1, keepdims=True), 1)
 
 
 def _counts(loaded: Trained, read: np.ndarray) -> tuple[np.ndarray, bool]:

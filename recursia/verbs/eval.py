@@ -27,6 +27,10 @@ def options(parser: parsing.Parser) -> None:
     parser.add_argument("--baselines", action="store_true", help="beside n-grams, gzip and xz")
     about = "a share of the tokens for each recursion, such as 1,0.5, in mode eval; may be repeated"
     parser.add_argument("--capacity", type=_shares, action="append", default=[], help=about)
+    about = "statistics of the choices of experts and recursions, of the first 16,384 tokens"
+    parser.add_argument("--routing", action="store_true", help=about)
+    about = "with --routing, a new .npz for the experts and recursions of every token"
+    parser.add_argument("--choices", type=parsing.arrays, metavar="FILE.npz", help=about)
     about = "of lm-evaluation-harness, by commas; needs recursia[eval]"
     parser.add_argument("--tasks", type=_names, action="add", default=(), help=about)
     about = "a folder that `recursia data tasks` made; default: the harness's own tasks"
@@ -50,6 +54,8 @@ def run(given: argparse.Namespace) -> int:
 
     if given.capacity and given.mode == "causal":
         raise ConfigError("--capacity: is of mode eval, and --mode=causal was given; drop one")
+    if given.choices and not given.routing:
+        raise ConfigError("--choices: is of --routing, which was not given; add it")
     draw, suite = _picture(given.picture), _suite(given)
     flags = arguments.processes(given)
     with distributed.joined(flags, is_preemptible=False, stacks=given.workdir):
@@ -62,6 +68,8 @@ def run(given: argparse.Namespace) -> int:
             capacities=tuple(given.capacity),
             num_batches=given.num_batches,
             has_baselines=given.baselines,
+            has_routing=given.routing,
+            choices=given.choices,
             overrides=given.overrides,
             suite=suite,
         )

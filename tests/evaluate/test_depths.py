@@ -74,6 +74,20 @@ def test_eval_scores_the_latest_step_in_both_modes_and_writes_nothing(evaluate, 
     assert hashes(run) == before
 
 
+def test_eval_says_how_tokens_are_routed(evaluate, refused_command, run, tmp_path):
+    routing = evaluate("--routing", f"--choices={tmp_path / 'routes.npz'}", "--num_batches=1")[
+        "routing"
+    ]
+    assert routing["tokens"] == 8 * 16 and not routing["routers"]
+    assert [row["segment"] for row in routing["recursions"]["consistency"]] == [4, 16]
+    assert 0.5 < routing["recursions"]["separation"]["2"] <= 1  # of a row, the best go on
+    used = np.load(tmp_path / "routes.npz")["depth_used"]
+    assert used.shape == (8, 16) and set(used.ravel()) == {1, 2}
+    typed = ["eval", f"--workdir={run}", "--num_batches=1"]
+    refused_command(*typed, "--routing", "--depths=1", parts=["--routing", "no choice"])
+    refused_command(*typed, f"--choices={tmp_path / 'new.npz'}", parts=["--choices", "--routing"])
+
+
 def test_eval_walks_the_depths_it_is_told(evaluate):
     result = evaluate("--depths=1,2", "--mode=causal")
     assert names(result) == [(1, "causal"), (2, "causal")]

@@ -7,6 +7,7 @@ import numpy as np
 
 from recursia import config, jsonlines
 from recursia.data.vocabulary import ByteTokenizer
+from recursia.evaluate.traces import Trace
 from recursia.report.reading import Reading
 from tests.helpers import runs
 
@@ -99,5 +100,12 @@ def reading(has_choice: bool = True) -> Reading:
         lens=draws.random((2, *raw.shape)),
         change=draws.random((1, *raw.shape)),
         scores=scores if has_choice else None,
-        loads={} if has_choice else {"router": np.full((2, 4), 0.25)},
+        traces={} if has_choice else {"router": _trace(draws, raw.shape)},
     )
+
+
+def _trace(draws: np.random.Generator, shape: tuple[int, int]) -> Trace:
+    """Returns choices of two of four experts in two steps."""
+    order = draws.random((2, *shape, 1, 4)).argsort(-1)
+    margin = draws.random((2, *shape, 1)).astype(np.float32)
+    return Trace((order < 2).astype(np.uint8), margin, np.arange(2))

@@ -1,13 +1,15 @@
 """What a checkpoint reads is what `recursia eval` scores, token by token."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from recursia import config, scores, settings
 from recursia import model as forward
-from recursia.evaluate import split
-from recursia.report import depth, reading, text
+from recursia.evaluate import split, traces
+from recursia.report import depth, reading, routing, text
 from recursia.train import loop
 from recursia.workdir import trained
 from tests.helpers import points, runs
@@ -58,13 +60,28 @@ def test_a_reading_sums_to_the_score_of_the_text(tmp_path):
             assert row[goes_on].min() >= row[stays].max()
 
 
-def test_experts_get_the_shares_that_they_were_chosen_with(tmp_path):
-    found = reading.read(train(tmp_path, "fixed", **EXPERTS))
+def test_experts_get_the_shares_that_they_were_chosen_with(tmp_path, command):
+    found = reading.read(workdir := train(tmp_path, "fixed", **EXPERTS))
     (shares,) = found.loads.values()
     assert shares.shape == (2, 4)
     assert np.allclose(shares.sum(1), 1) and shares.std() > 0
     assert not found.has_choice
     assert {panel.name for panel in depth.panels(found)} >= {"load_router"}
+    names = [panel.name for panel in routing.panels(found)]
+    assert names == ["affinity_router", "consistency_router", "margin_router"]
+    typed = ["eval", f"--workdir={workdir}", "--routing", f"--choices={tmp_path / 'routes.npz'}"]
+    printed = json.loads(command(*typed, "--json")[0])["routing"]
+    assert (printed["mode"], printed["depth"]) == ("eval", 2) and "recursions" not in printed
+    (router,) = printed["routers"].values()
+    assert (router["experts"], router["top_k"], router["steps"]) == (4, 2, len(router["margin"]))
+    assert [row["segment"] for row in router["consistency"]] == [4, 16]
+    assert 0 < router["margin"][0][1]
+    routes = np.load(tmp_path / "routes.npz")
+    used = routes["router/experts"]  # [B T S N k]
+    assert used.shape[:2] == routes["tokens"].shape == routes["depth_used"].shape
+    assert printed["tokens"] == (routes["depth_used"] > 0).sum()
+    count = np.bincount(used[:, :, -1][used[:, :, -1] >= 0], minlength=4)
+    assert np.allclose(count / count.sum(), shares[-1])
 
 
 @pytest.mark.parametrize("kind", points.DEPTHS)
@@ -86,7 +103,7 @@ def test_every_depth_policy_has_its_panels(kind):
         is_of_training=True,
         tokens=ids[:, :-1],
         is_token=ones > 0,
-        **{**found, "loads": {n: reading._shares(x) for n, x in found["loads"].items()}},
+        **{**found, "traces": traces.joined([found["traces"]], model.schedule.steps)},
     )
     used = made.depth_used
     assert used.min() >= 1 and used.max() <= made.num_recursions
