@@ -65,6 +65,11 @@ def test_segment_routing_is_the_best_f1_of_all_sets_of_experts():
     assert len(probes.windows([row, row[:1]], 4)) == 1  # no window spans two rows
 
 
+def test_separation_is_the_share_of_pairs_in_order():
+    yes, no = np.array([3.0, 1.0]), np.array([2.0, 1.0])
+    assert probes.separation(yes, no) == (2 + 0.5) / 4
+
+
 def test_choices_that_follow_the_text_are_above_chance_and_by_chance_below():
     draw = np.random.default_rng(0)
     topic = draw.integers(0, 8, (4, 16)).repeat(16, 1)  # one expert for each 16 tokens

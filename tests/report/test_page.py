@@ -185,11 +185,6 @@ def test_a_frontier_has_what_nothing_surpasses():
     assert comparison.frontier([(1, 5), (2, 6), (3, 4), (3, 3), (4, 3)]) == [0, 3]
 
 
-def test_separation_is_the_share_of_pairs_in_order():
-    yes, no = np.array([3.0, 1.0]), np.array([2.0, 1.0])
-    assert depth.separation(yes, no) == (2 + 0.5) / 4
-
-
 def test_kinds_of_tokens_follow_from_the_text_before():
     pieces = [list("a b1,\n"), ["the", " cat", "s", ".", "", " "]]
     kinds = reading._kinds(pieces, np.zeros((2, 6), int), 256)
