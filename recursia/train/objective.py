@@ -46,7 +46,7 @@ def loss_fn(
     num_shares = run.train.num_microbatches * whole_batch.num_shards()
     key = jax.random.fold_in(jax.random.key(run.train.seed), zlib.crc32(b"forward"))
     # With one segment per row, positions are omitted so that the plain causal kernel applies.
-    where = {name: batch[name] for name in ("positions", "segment_ids")}
+    where: Any = {name: batch[name] for name in ("positions", "segment_ids")}
     out = model.apply(
         weights,
         batch["tokens"],

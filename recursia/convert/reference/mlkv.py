@@ -66,7 +66,8 @@ class Released(GroupedQuery):
         if source is not None:
             return super().apply(params, x, h, context, source, memory)
         made, _ = self.keys_values(params, *(memory or (x, h)), context)
-        own = dataclasses.replace(made, key=self.rotated(made.key, context)), context
+        own_key: Any = made.key
+        own = dataclasses.replace(made, key=self.rotated(own_key, context)), context
         y, _, report = super().apply(params, x, h, context, own)
         return y, made, report
 

@@ -103,4 +103,5 @@ def _pairs(
     start = {"w": param}
     _, after = jax.lax.scan(step, (start, chain.init(start)), grads)
     yield after.mT if spec.matrix else after, file[f"param_after/{case}/{name}"]
-    yield optimizer.learning_rate * jax.vmap(along)(jnp.arange(len(grads))), file[f"lr/{name}"]
+    rates: Any = optimizer.learning_rate * jax.vmap(along)(jnp.arange(len(grads)))
+    yield rates, file[f"lr/{name}"]
