@@ -1,6 +1,7 @@
 """The training loss: cross-entropy, distillation, early exits and auxiliary losses."""
 
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
