@@ -72,6 +72,7 @@ MAY = {
     | {"architecture", "settings", "kinds", "typed", "presets", "fields"}
     | {"buckets", "dotted"},
     "changes": CONFIGS | {"errors"},
+    "learning_rate": MODEL | {"settings"},
     "notes": MODEL | {"architecture", "settings"},
     "data": BASE | {"corpus", "console", "storage", "buckets", "objects", "dotted"},
     "losses": BASE | {"sharding"},
@@ -95,7 +96,7 @@ MAY = {
     | {"language_model", "buckets"},
     "convert": MODEL
     | FORWARD
-    | {"optimizers", "settings", "config", "kinds", "data", "sharding", "losses"},
+    | {"optimizers", "settings", "config", "kinds", "data", "sharding", "losses", "learning_rate"},
     "budget": BASE | {"accounting", "data", "model", "step_law"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
@@ -105,7 +106,7 @@ MAY = {
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate", "fsdp"}
     | {"distributed", "console", "jsonlines", "signals", "chips", "stall", "buckets"}
-    | {"dotted", "modules"}
+    | {"dotted", "modules", "learning_rate"}
     | CONFIGS,
     "evaluate": BASE
     | FORWARD

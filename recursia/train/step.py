@@ -14,10 +14,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
 from recursia import batch as whole_batch
-from recursia import fsdp, model, params, settings, sharding
+from recursia import fsdp, learning_rate, model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.params import Leaf, Params
-from recursia.train import balancing, distill, schedule
+from recursia.train import balancing, distill
 from recursia.train.objective import Batch, loss_fn
 
 NO_LIMIT = np.float32(np.inf)  # of a loss
@@ -66,7 +66,7 @@ class Trainer:
     @functools.cached_property
     def factor(self) -> optax.Schedule:
         """The factor of the peak learning rate, by step."""
-        return schedule.factor(self.run.schedule, self.run.train.num_steps)
+        return learning_rate.factor(self.run.schedule, self.run.train.num_steps)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:

@@ -9,13 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from recursia import cli, config, notes
+from recursia import cli, config, learning_rate, notes
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.adamw_to_muon import AdamWToMuon, Handed
 from recursia.optimizers.muon import Muon
 from recursia.params import Spec, ones
 from recursia.settings import Schedule
-from recursia.train import schedule
 from tests.helpers import slow
 from tests.helpers.refusals import refused
 from tests.helpers.runs import STEPS, differences, saved, tiny_run, values, write_config
@@ -116,7 +115,7 @@ def test_the_learning_rate_is_continuous_at_the_switch(shape):
     made = Schedule("wsd", warmup_steps=10, decay_fraction=0.4, final_fraction=0.1)
     made = config.build(Schedule, {**vars(made), "decay_shape": shape}, "config")
     start = made.decay_start(100)
-    rates = np.array([schedule.factor(made, 100)(step) for step in range(103)])
+    rates = np.array([learning_rate.factor(made, 100)(step) for step in range(103)])
     assert start == 60 and rates[start] == 1 and rates[start + 1] < 1
     assert np.abs(np.diff(rates[10:])).max() < 2 * math.log(2) * 0.9 / 40
     assert np.allclose(rates[100:], 0.1)

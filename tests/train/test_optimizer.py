@@ -9,9 +9,8 @@ import optax
 import pytest
 
 from recursia import config as configuration
-from recursia import kinds, model, params, settings
+from recursia import kinds, learning_rate, model, params, settings
 from recursia.optimizers.adamw import AdamW
-from recursia.train import schedule
 from tests.helpers.tiny import error, tiny, tol
 
 CONFIG = AdamW(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0)
@@ -109,7 +108,7 @@ def _is_adam(part):
 
 
 def course(num_steps, **changed):
-    factor = schedule.factor(settings.Schedule(**changed), num_steps)
+    factor = learning_rate.factor(settings.Schedule(**changed), num_steps)
     return [float(factor(step)) for step in range(num_steps + 1)]
 
 

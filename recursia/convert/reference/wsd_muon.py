@@ -16,10 +16,10 @@ from jaxtyping import Array
 from recursia.convert.reference import Updates
 from recursia.convert.reference.trees import Arrays
 from recursia.errors import ConfigError
+from recursia.learning_rate import factor
 from recursia.optimizers.adamw_to_muon import AdamWToMuon
 from recursia.params import Spec, ones
 from recursia.settings import Schedule
-from recursia.train.schedule import factor
 
 _Pairs = list[tuple[Array, np.ndarray]]
 _PRECISIONS: dict[str, Literal["bfloat16", "float32"]] = {"f32": "float32", "bf16": "bfloat16"}
