@@ -32,8 +32,9 @@ test-exhaustive: .venv/installed-test
 # Weights in and out against transformers, and training steps against models in PyTorch (installs
 # up to 5 GB).
 test-torch: .venv/installed-torch
-	$(BIN)/python -m pytest $(TEST_FLAGS) tests/convert/test_huggingface_logits.py \
-	  tests/convert/test_export_logits.py tests/test_train_step_benchmark.py
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not exhaustive" \
+	  tests/convert/test_huggingface_logits.py tests/convert/test_export_logits.py \
+	  tests/test_train_step_benchmark.py
 
 # A few minutes with the newest Python that is found and the newest packages that pyproject.toml
 # takes: published numbers, the command line, a training that resumes, a program compiled for a TPU,

@@ -14,6 +14,7 @@ import pytest
 
 from recursia import accounting, budget, sharding
 from recursia.errors import ConfigError, UserError
+from tests.helpers import exhaustive
 
 ROOT = pathlib.Path(__file__).parent.parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -119,8 +120,8 @@ TORCH = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip in
     ("name", "overrides"),
     [
         ("vanilla:tiny", {"embed.is_tied": "False", "embed.has_head_bias": "True"}),
-        ("vanilla:tiny", {"dtype": "bfloat16"}),
-        ("recursive:tiny", {}),
+        exhaustive("vanilla:tiny", {"dtype": "bfloat16"}),  # minutes on some processors
+        exhaustive("recursive:tiny", {}),
         ("mor:tiny", {}),
         ("mor:tiny_kv_share", {}),
     ],
