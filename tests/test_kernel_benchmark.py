@@ -23,7 +23,7 @@ def test_a_row_is_appended_once(tmp_path, monkeypatch):
     assert row["seconds"].keys() == row["error_over_float32"].keys() == {"ours", "ragged_dot"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_wrong_kernel_is_not_timed():
     kernels = benchmark("kernels")
     case = next(each for each in kernels.experts(128) if each.name == ONE)

@@ -285,7 +285,7 @@ def sweep(add):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # in CI the page docs/extending.md does so
 def test_parts_of_ones_own_are_found_through_the_whole_life_of_a_run(here):
     """From a folder with two files; each command is a process of its own."""
     typed = own_parts.write(here, "parts_b")

@@ -35,7 +35,7 @@ PLACES = {
     "recursia.scores:evaluation_batches": "batch of a text",
     "recursia.train.validation:Validation:samples": "sample",
 }
-FEW = ("recursia.workdir.checkpoint:Checkpoints:save", "recursia.scores:evaluation_batches")
+FEW = ("recursia.workdir.checkpoint:Checkpoints:save",)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def ended(processes, number=None):
     return line
 
 
-@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGSTOP, exhaustive(signal.SIGKILL)])
 def test_a_process_that_stands_still_or_dies_ends_the_other_in_one_line(folder, tmp_path, number):
     every = train(folder, tmp_path / "run", "--config.train.num_steps=24")
     scripts = {i: SLOWLY + IMPATIENT + START for i in range(2)}

@@ -188,8 +188,8 @@ def whole_texts():
 
 @pytest.mark.parametrize(
     "depth",
-    ["fixed", "uncached", *map(slow, CACHED)]
-    + [exhaustive(depth) for depth in DEPTHS if depth not in ("fixed", *CACHED)],
+    ["fixed", "uncached", slow("expert_choice")]
+    + [exhaustive(depth) for depth in DEPTHS if depth not in ("fixed", "expert_choice")],
 )
 def test_continuations_equal_those_of_one_prompt_at_a_time(depth):
     """Also where a text fills the context, and where draws are random."""

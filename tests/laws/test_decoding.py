@@ -179,7 +179,7 @@ def test_a_stopped_token_whose_keys_no_later_recursion_reads_does_not_catch_up()
 
 PADDED = (*points.DEPTHS, *(name for name in EARLY if " " in name))
 SIDES = [(True, name) if name in FIRST else exhaustive(True, name) for name in PADDED]
-SIDES += [(slow if name in FIRST else exhaustive)(False, name) for name in PADDED]
+SIDES += [exhaustive(False, name) for name in PADDED]
 
 
 @pytest.mark.parametrize(("is_left", "name"), SIDES)
@@ -231,7 +231,7 @@ def test_a_cache_that_is_full_grows(capacity):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("depth", ("expert_choice", "exit_gate"))
+@pytest.mark.parametrize("depth", ["expert_choice", exhaustive("exit_gate")])
 def test_a_batch_never_changes_what_a_text_gets(depth):
     """One text fills its context of 16 tokens before the other, and one ends early."""
     config = early(depth)[0]

@@ -7,13 +7,12 @@ import pytest
 
 from recursia.sharing.remat import Remat
 from tests.helpers import exhaustive, points, slow
-from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import draw, gradient, text, tol
 
 POINTS = points.every()
-OTHERS = {*points.FEEDFORWARDS, *points.WEIGHTS} - {*PUBLISHED}
+# Points of several kinds at once are trained in tests/laws/test_any_point.py.
 NAMES = [
-    name if name in points.DEPTHS else (slow if name in OTHERS else exhaustive)(name)
+    name if name in points.DEPTHS else (slow if name in points.WEIGHTS else exhaustive)(name)
     for name in POINTS
 ]
 

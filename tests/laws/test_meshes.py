@@ -81,7 +81,7 @@ def agrees(name, mesh, more=()):
 QUICK = [("moeut:tiny", "expert tensor"), ("mor:tiny", "all")]
 # tests/train/test_systems.py takes every system, on fewer devices.
 REST = [
-    slow("universal:tiny", "fsdp context"),
+    exhaustive("universal:tiny", "fsdp context"),
     exhaustive("huginn:tiny", "fsdp"),
     slow("sut:tiny", "fsdp tensor"),
     exhaustive("mor:tiny_token", "tensor"),
@@ -97,7 +97,7 @@ PARTS = (("depth.parts", 4),)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [PARTS, (*PARTS, ("depth.capacity_warmup_steps", 9))])
+@pytest.mark.parametrize("more", [exhaustive(PARTS), (*PARTS, ("depth.capacity_warmup_steps", 9))])
 def test_parts_of_a_sequence_choose_alike_wherever_they_are(more):
     agrees("mor:tiny", "fsdp context", more)
 

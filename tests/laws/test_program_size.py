@@ -7,7 +7,7 @@ import pytest
 from recursia import model
 from recursia import params as parameters
 from recursia.sharing.remat import Remat
-from tests.helpers import points
+from tests.helpers import exhaustive, points
 from tests.helpers.tiny import counted, gradient, text, tiny
 
 PRIVATE = (("attention", "recursion+block"), ("norms", "recursion"))
@@ -31,13 +31,13 @@ def size(mode, recursions, depth, pattern, options, remat="none", **more):
         ("train", "fixed", "cycle", lambda r: {}, {"kv": "first_recursion"}),
         ("train", "fixed", "cycle", lambda r: {}, {"varies": PRIVATE, "remat": "recursion"}),
         ("train", "fixed", "sequence", lambda r: {}, {}),
-        ("train", "fixed", "sequence", lambda r: {}, {"kv": "first_recursion"}),
+        exhaustive("train", "fixed", "sequence", lambda r: {}, {"kv": "first_recursion"}),
         ("train", "fixed", "cycle", lambda r: {}, {"kv": "groups/2"}),
-        ("train", "fixed", "cycle", lambda r: {}, {"kv": "groups/3"}),
-        ("train", "fixed", "cycle", lambda r: {}, {"kv": "upper_half"}),
+        exhaustive("train", "fixed", "cycle", lambda r: {}, {"kv": "groups/3"}),
+        exhaustive("train", "fixed", "cycle", lambda r: {}, {"kv": "upper_half"}),
         ("train", "fixed", "sequence", lambda r: {}, {"kv": "groups/2"}),
         ("eval", "fixed", "cycle", lambda r: {}, {"kv": "groups/2"}),
-        ("eval", "fixed", "cycle", lambda r: {}, {"kv": "groups/3"}),
+        exhaustive("eval", "fixed", "cycle", lambda r: {}, {"kv": "groups/3"}),
         ("eval", "fixed", "cycle", lambda r: {}, {"kv": "upper_half"}),
         ("train", "expert_choice", "cycle", FULL, {}),
         ("train", "expert_choice", "cycle", FULL, {"kv": "first_recursion"}),

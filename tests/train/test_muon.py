@@ -13,6 +13,7 @@ from recursia import config, params, sharding
 from recursia.optimizers.muon import Muon
 from recursia.params import Spec, ones
 from recursia.train.step import Trainer
+from tests.helpers import exhaustive
 from tests.helpers.batches import whole_rows
 
 CONFIG = Muon(1.0, weight_decay=0.0, clip_norm=0.0, precision="float32")
@@ -96,7 +97,7 @@ def stepped(made):
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        pytest.param("mor:tiny", (("data", 2), ("fsdp", 2), ("tensor", 2)), marks=pytest.mark.slow),
+        exhaustive("mor:tiny", (("data", 2), ("fsdp", 2), ("tensor", 2))),
         ("moeut:tiny", (("fsdp", 2), ("expert", 2), ("data", 2))),
     ],
 )

@@ -65,10 +65,10 @@ def of_depth(name):
     return kinds.kind_of(config.load(name, {}).model.depth)
 
 
-# All tokens at one depth, at their own, and at one that is drawn: other tests hold other policies
-# to meshes, gradients and decoding.
+# Tokens at their own depth, and at one that is drawn: other tests hold other policies to meshes,
+# gradients and decoding.
 FIRST = {of_depth(name): name for name in reversed(SYSTEMS)}
-FEW = {FIRST[kind] for kind in ("fixed", "expert_choice", "recurrent")}
+FEW = {FIRST[kind] for kind in ("expert_choice", "recurrent")}
 NAMES = [(slow if name in FEW else exhaustive)(name) for name in SYSTEMS]
 
 

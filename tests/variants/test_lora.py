@@ -13,7 +13,7 @@ from recursia.depth.expert_choice import ExpertChoice
 from recursia.depth.fixed import Fixed
 from recursia.params import at
 from recursia.sharing import lora, tied
-from tests.helpers import by_hand, slow
+from tests.helpers import by_hand, exhaustive
 from tests.helpers.flops import assert_exact
 from tests.helpers.tiny import (
     BLOCK,
@@ -83,7 +83,7 @@ def test_a_step_multiplies_by_the_sum(options):
 
 
 @pytest.mark.parametrize(
-    "name", ["cycle", slow("sequence"), "adapters by recursion", slow("routed")]
+    "name", ["cycle", exhaustive("sequence"), "adapters by recursion", exhaustive("routed")]
 )
 def test_gradients_are_those_of_the_sums(name):
     """Of an adapter, what its own steps give; of a shared weight, what all steps give."""
