@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import exhaustive, points
+from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
@@ -25,7 +26,7 @@ from tests.helpers.tiny import (
 CUTS = (0, 4, LENGTH - 2)
 FIRST = 7  # tokens of the first of two documents
 POINTS = points.every()
-WAYS = [(name, "causal") for name in POINTS]
+WAYS = [exhaustive((name, "causal")) if name in PUBLISHED else (name, "causal") for name in POINTS]
 WAYS += [
     (name, mode) if name in points.DEPTHS else exhaustive((name, mode))  # which read the mode
     for mode in ("train", "eval")

@@ -127,7 +127,7 @@ def result(run, config, remat):
 
 
 @pytest.mark.parametrize("order", ["cycle", "sequence"])
-@pytest.mark.parametrize("seed", [*range(2), *map(exhaustive, range(2, 20))])
+@pytest.mark.parametrize("seed", [0, *map(exhaustive, range(1, 20))])
 def test_a_stack_is_the_loop_over_its_steps(seed, order):
     config, remat = drawn(10 * seed + (order == "cycle"), order)
     (_, (x, states)), grads = result(by_steps, config, remat)
