@@ -100,7 +100,7 @@ def programs_are_dropped():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="session", params=("gs", "s3"))
+@pytest.fixture(scope="session", params=("gs", pytest.param("s3", marks=pytest.mark.exhaustive)))
 def emulator(request):
     """Starts a server of buckets for the session, to which libraries here are led."""
     from tests.helpers import buckets

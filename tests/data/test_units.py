@@ -15,6 +15,7 @@ from pyarrow import parquet
 from recursia.data import named, partial, units, workers
 from recursia.data import prepare as prepare_lib
 from recursia.errors import ConfigError
+from tests.helpers import exhaustive
 from tests.helpers.corpora import prepare
 
 WORDS = [f"{a}{b}" for a in ("ki", "ü", "三", "of the ") for b in ("ra", " n", "!", "\n")]
@@ -266,7 +267,7 @@ prepare.prepare(sys.argv[3:], sys.argv[1], prepare.Options(**{how}), num_workers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [exhaustive(1), 2])
 def test_killed_at_any_instant_it_goes_on(corpus, whole, tmp_path, num_workers):
     """Kills it after every 15th unit, and in joining."""
     out = tmp_path / "out"

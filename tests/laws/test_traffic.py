@@ -10,10 +10,10 @@ from recursia import config, sharding, topology
 from recursia.preflight import collectives, hlo
 from recursia.sharing.stack import Stack
 from recursia.train.step import Trainer
-from tests.helpers import slow
+from tests.helpers import exhaustive
 
 VOCAB, BLOCKS = 258, 4  # no other weight is as large as one of four blocks
-EIGHT = (slow("cpu"), "v5e:2x4")
+EIGHT = (exhaustive("cpu"), "v5e:2x4")
 
 
 @functools.cache
@@ -126,14 +126,14 @@ def temporaries(name, recursions, **changed):
     return program.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_sharing_keeps_no_more_for_the_backward_pass_than_a_stack_of_its_depth():
     """Nor do the unshared ends: a scan of one block computes it again as a longer one does."""
     unshared = temporaries("vanilla:tiny", 1, **{"model.num_layers": 8 * BLOCKS + 2})
     assert temporaries("recursive:tiny", 8) <= unshared
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_scan_over_all_steps_keeps_less_than_one_within_another(monkeypatch):
     one = temporaries("recursive:tiny", 2)
     monkeypatch.setattr(Stack, "can_walk", False)
