@@ -5,7 +5,7 @@ steps that make them alone, the other bank for every step. `Schedule.entry` dist
 name.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from recursia.params import Params
 from recursia.sharing.schedule import KEYS, Schedule
@@ -14,6 +14,7 @@ from recursia.sharing.weights import Weights
 Names = tuple[tuple[str, str], ...]  # (slot, name) of each such weight
 
 
+@runtime_checkable
 class _Named(Protocol):
     """A block, or the base of one."""
 
