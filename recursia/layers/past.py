@@ -76,7 +76,7 @@ class Past:
 
 # What a step attends to, if not what it makes alone: keys and values of another step; or queries
 # and keys of another, with the cache of its own values in decoding; or its own KV cache.
-Source = tuple[KeysValues, Context] | tuple[QueriesKeys, Context | Past] | Past
+Source = tuple[KeysValues | QueriesKeys, Context | Past] | Past
 Made = KeysValues | QueriesKeys | Past  # what a step makes for others to read, or its KV cache
 
 

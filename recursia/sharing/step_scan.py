@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from recursia.injection import Injection
-from recursia.layers.attention import Context, KeysValues, planned
+from recursia.layers.attention import Context, KeysValues, QueriesKeys, planned
 from recursia.layers.branch import Report
 from recursia.params import at
 from recursia.sharing import scans
@@ -91,7 +91,7 @@ class _StepScan:
     memory: Memory | None
     has_boundaries: bool
 
-    def __call__(self, x: Array) -> tuple[Array, KeysValues | None, Report]:
+    def __call__(self, x: Array) -> tuple[Array, KeysValues | QueriesKeys | None, Report]:
         """Returns the new states, the keys and values to cache [O ...] and the reports [N ...]."""
         num_periods, views = self.scan.num_periods, {}
         inputs: dict[str, Any] = {"weights": {}, "reads": {}, "injected": (), "edges": ()}
@@ -106,7 +106,9 @@ class _StepScan:
             injected = self.steps.injected()
             inputs["injected"], inputs["edges"] = at(injected, recursion), self._edges()
 
-        def apply_step(step: int, x: Array, own: dict[str, Any], made: list[KeysValues | None]):
+        def apply_step(
+            step: int, x: Array, own: dict[str, Any], made: list[KeysValues | QueriesKeys | None]
+        ):
             period = {slot: views[slot](part) for slot, part in own["weights"].items()}
             entries = {slot: view[step : step + 1].entry() for slot, view in period.items()}
             x = self._enter(x, step, own)
@@ -168,8 +170,8 @@ class _StepScan:
         step: int,
         source: _Source | None,
         inputs: dict[str, Any],
-        made: Sequence[KeysValues | None],
-    ) -> tuple[KeysValues, Context] | None:
+        made: Sequence[KeysValues | QueriesKeys | None],
+    ) -> tuple[KeysValues | QueriesKeys, Context] | None:
         """Returns the keys and values that a step reads, and their context; None makes its own."""
         if source is None:
             owner = int(self.steps.schedule.read_places[self.scan.start + step]) - self.scan.start
