@@ -263,9 +263,9 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
 
     A step that makes keys and values caches those of as many tokens as it processes in training; a
     step that reads those of another caches none, and one that replays queries and keys of another
-    caches values. Where every reader has a sliding window, the cache
-    holds the largest window. Prelude and coda cache every token. Numbers of recursions that
-    training draws are left out: decoding takes the policy's own.
+    caches values. Where every reader has a sliding window, the cache holds the largest window.
+    Prelude and coda cache every token. Numbers of recursions that training draws are left out:
+    decoding takes the policy's own.
 
     Args:
       config: the model.

@@ -59,15 +59,13 @@ def evaluate(
     split.check(trained, workdir, [name for name, is_read in read.items() if is_read])
     with tempfile.TemporaryDirectory() as folder:
         paths = (split.of_file(text, trained.tokenizer, folder),) if text else scored
-        full_depth = trained.model.schedule.num_recursions
+        routes: dict[str, Any] = {}
         if has_routing:
-            routed = next((v for v in variants if v.depth == full_depth), variants[0])
             how = {"num_batches": num_batches, "choices": choices}
-            routes = {"routing": routing.evaluate(trained, routed, paths, **how)}
-        else:
-            routes = {}
+            routes["routing"] = routing.evaluate(trained, variants, paths, **how)
         rows = [_row(trained, variant, paths, num_batches) for variant in variants]
         add_gaps(rows, ("depth",), lambda row: row["nats_per_token"])
+        full_depth = trained.model.schedule.num_recursions
         main = next((row for row in rows if row["depth"] == full_depth), rows[0])
         keys = ("bits_per_byte", "nats_per_token", "tokens", "mean_depth")
         result = {**{key: main[key] for key in keys}, "table": rows, **routes}

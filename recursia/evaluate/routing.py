@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ TOKENS = 1 << 14  # that are read at most, in whole batches
 
 def evaluate(
     trained: Trained,
-    variant: Variant,
+    variants: Sequence[Variant],
     paths: tuple[str, ...],
     *,
     num_batches: int,
@@ -32,7 +33,7 @@ def evaluate(
 
     Args:
       trained: the model.
-      variant: how it is read.
+      variants: how it may be read; it is read at the trained depth, or else as the first says.
       paths: directories whose validation split is read, the first one alone.
       num_batches: to read; 0 reads `TOKENS`, which are also the most.
       choices: a new `.npz` for every token's choices; None writes none.
@@ -44,6 +45,8 @@ def evaluate(
     Raises:
       ConfigError: if the model leaves no token a choice, or does not tell its steps apart.
     """
+    full_depth = trained.model.schedule.num_recursions
+    variant = next((v for v in variants if v.depth == full_depth), variants[0])
     run, mesh, rules = trained.run, trained.mesh, trained.run.mesh.rules
     most = max(1, TOKENS // (run.train.batch_size * run.train.seq_len))
     batches = scores.validation_batches(run, paths[:1], min(num_batches or most, most), mesh)

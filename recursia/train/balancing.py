@@ -2,20 +2,24 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from recursia.architecture import Model
 from recursia.params import Params
 
 
-def after_step(params: Params, metrics: dict[str, Array], config: Model) -> Params:
+def after_step(
+    params: Params, metrics: dict[str, Array], config: Model, trains: PyTree[bool]
+) -> Params:
     """Returns the parameters after an update, with those that follow the metrics of its batch.
 
     Args:
       params: as the optimizer updated them.
       metrics: of the step.
       config: the model at this step.
+      trains: whether each parameter trains; those that do not stay as they are.
     """
     changed: dict[str, Any] = {**params, "depth": config.depth.after_step(params["depth"], metrics)}
     stacks = ["core", *(name for name, count in config.ends.items() if count)]
@@ -26,4 +30,4 @@ def after_step(params: Params, metrics: dict[str, Array], config: Model) -> Para
             moved = branch.after_step(jnp.concatenate(banks), metrics)
             for name, bank in zip(stacks, jnp.split(moved, ends[:-1]), strict=True):
                 changed[name] = {**changed[name], slot: bank}
-    return changed
+    return jax.tree.map(lambda x, new, yes: new if yes else x, params, changed, trains)

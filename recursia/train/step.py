@@ -243,7 +243,7 @@ def train_step(
         "learning_rate": trainer.run.optimizer.learning_rate * trainer.factor(state.step),
     }
     weights: Any = optax.apply_updates(state.params, updates)  # a dict, typed by optax as any tree
-    weights = balancing.after_step(weights, metrics, config)
+    weights = balancing.after_step(weights, metrics, config, trainer.run.optimizer.trains(weights))
     if limit is not None:
         loss, norm = metrics["loss"], metrics["gradient_norm"]
         is_sound = jnp.isfinite(loss) & jnp.isfinite(norm) & (loss <= limit)

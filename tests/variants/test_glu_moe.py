@@ -16,8 +16,9 @@ from recursia.feedforward.lagged_moe import LaggedMoE
 from recursia.feedforward.recurrent_moe import RecurrentMoE
 from recursia.layers.attention import Context
 from recursia.layers.initial import Init
+from recursia.train import balancing
 from tests.helpers import exhaustive, points, trainers
-from tests.helpers.tiny import BATCH, LENGTH, assert_close, error, is_equal, normal
+from tests.helpers.tiny import BATCH, LENGTH, assert_close, draw, error, is_equal, normal
 
 WIDTH, SIZES = 8, dict(num_experts=5, top_k=2, expert_dim=6, init=Init(std=0.5))
 WHERE = Context(jnp.zeros((BATCH, LENGTH), jnp.int32))
@@ -104,6 +105,19 @@ def test_an_update_moves_selection_biases_towards_an_even_share_and_nothing_else
         assert np.ptp(shares, axis=1).min() > 0
         want += 0.25 * np.sign(shares.mean(1, dtype="float32", keepdims=True) - shares)
         assert np.array_equal(biases(state), want)
+
+
+def test_selection_biases_that_do_not_train_stay():
+    model = points.point()
+    layer = GluMoE(**SIZES, has_selection_bias=True)
+    model = dataclasses.replace(model, block=dataclasses.replace(model.block, feedforward=layer))
+    weights = draw(model)
+    count = len(weights["core"]["selection_bias"])
+    metrics = {f"expert_share_{at}": jnp.eye(5)[0] for at in range(count)}
+    for is_trained in (False, True):
+        trains = jax.tree.map(lambda _: is_trained, weights)  # noqa: B023
+        after = balancing.after_step(weights, metrics, model, trains)["core"]["selection_bias"]
+        assert np.array_equal(after, weights["core"]["selection_bias"]) != is_trained
 
 
 def test_a_recurrent_router_is_its_equation_over_two_steps():
