@@ -23,9 +23,10 @@ def factor(config: settings.Schedule, num_steps: int) -> optax.Schedule:
             after = optax.cosine_decay_schedule(1.0, remaining, alpha=config.final_fraction)
         case "wsd":
             stable = config.decay_start(num_steps) - config.warmup_steps
-            fall = optax.linear_schedule(1.0, config.final_fraction, remaining - stable)
+            length = max(remaining - stable, 1)  # of no decay, none is ever begun
+            fall = optax.linear_schedule(1.0, config.final_fraction, length)
             if config.decay_shape == "exponential":
-                fall = _halving(config.final_fraction, remaining - stable)
+                fall = _halving(config.final_fraction, length)
             after = optax.join_schedules([optax.constant_schedule(1.0), fall], [stable])
     if not config.warmup_steps:
         return after

@@ -1,10 +1,13 @@
-"""Notes on valid configurations: what is probably not intended, and what compiles anew."""
+"""Notes on valid configurations: what is probably not intended, and what changes in training."""
 
 from recursia import settings
 
 
 def notes(run: settings.Run) -> list[str]:
-    """Returns a line for each setting that is probably not intended, with its field first."""
+    """Returns a line for each setting that is probably not intended, with its field first.
+
+    The rules of an optimizer that changes them in training have a line too.
+    """
     steps, depth, lines = run.train.num_steps, run.model.depth, []
     if conflict := run.schedule.conflict(steps):
         lines.append(conflict)
@@ -14,6 +17,8 @@ def notes(run: settings.Run) -> list[str]:
                 f"model.depth.{name}: {phase} steps, and train.num_steps is {steps}: training ends "
                 "before they do"
             )
+    if rules := run.optimizer.phases(run.schedule.decay_start(steps), steps):
+        lines.append(f"optimizer: {rules}")
     owners = {"block": run.model.block, "depth": depth}
     weights = [
         f"model.{owner}.{name}"

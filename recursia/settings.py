@@ -87,14 +87,14 @@ class Schedule:
         fraction(self, "decay_fraction", "final_fraction")
 
     def decay_start(self, num_steps: int) -> int:
-        """Returns the step of `num_steps` at which "wsd" begins to decay."""
+        """Returns the step of `num_steps` at which "wsd" begins to decay; `num_steps` is never."""
         remaining = max(num_steps - self.warmup_steps, 1)
-        length = min(max(round(self.decay_fraction * num_steps), 1), remaining)
+        length = min(round(self.decay_fraction * num_steps), remaining)
         return self.warmup_steps + remaining - length
 
     def conflict(self, num_steps: int) -> str:
         """Returns why the schedule does not fit into `num_steps`, field first; "" if it fits."""
-        warmup, decay = self.warmup_steps, max(round(self.decay_fraction * num_steps), 1)
+        warmup, decay = self.warmup_steps, round(self.decay_fraction * num_steps)
         if warmup and warmup >= num_steps:
             return (
                 f"schedule.warmup_steps: {warmup} steps of the {num_steps} of train.num_steps are "

@@ -52,6 +52,12 @@ class AdamWToMuon(Muon):
             f"schedule is {schedule!r}; take 'wsd', or optimizer.kind 'adamw' or 'muon'"
         )
 
+    def phases(self, decay_start: int, num_steps: int) -> str:
+        """Returns the step from which matrices take Muon."""
+        if decay_start >= num_steps:
+            return "AdamW in all steps: the schedule has no decay, where Muon would begin"
+        return f"AdamW in steps 1 to {decay_start:,}, Muon from there to {num_steps:,}"
+
     def moments(self, spec: Spec) -> int:
         """Returns 2, Adam's; Muon's momentum is held in one of them."""
         return 2

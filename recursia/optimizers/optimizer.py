@@ -59,6 +59,10 @@ class Optimizer(abc.ABC):
         """Returns why a kind of schedule does not fit; "" if it does."""
         return ""
 
+    def phases(self, decay_start: int, num_steps: int) -> str:
+        """Returns which rule takes which steps; "" where one takes all."""
+        return ""
+
     def moments(self, spec: Spec) -> int:
         """Returns how many float32 numbers the state has for each entry of a parameter."""
         return 2

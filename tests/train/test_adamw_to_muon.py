@@ -127,6 +127,15 @@ def test_other_schedules_are_refused():
         config.load("vanilla:tiny", changed)
 
 
+@pytest.mark.parametrize(
+    ("fraction", "said"), [(0.25, "steps 1 to 225, Muon from there to 300"), (0, "in all steps")]
+)
+def test_a_dry_run_names_the_switch(fraction, said):
+    changed = {"optimizer.kind": "adamw_to_muon", "schedule.decay_fraction": fraction}
+    (line,) = notes.notes(config.load("vanilla:tiny", changed))
+    assert line.startswith("optimizer: AdamW in ") and said in line
+
+
 @pytest.mark.parametrize("starts", [(SWITCH,), slow((SWITCH - 1, SWITCH + 1))], ids=["at", "near"])
 def test_a_run_resumes_to_the_bit_across_the_switch(folder, tmp_path, starts):
     often = {"every_steps": 1, "keep": STEPS}

@@ -143,11 +143,7 @@ TABLES = {
         dict(kind="wsd", warmup_steps=2, decay_fraction=1.0),
         [0, 0.5, 1, 0.5, 0],
     ),
-    "wsd without decay falls at the very end": (
-        4,
-        dict(kind="wsd", decay_fraction=0.0),
-        [1, 1, 1, 1, 0],
-    ),
+    "wsd without decay": (4, dict(kind="wsd", decay_fraction=0.0), [1, 1, 1, 1, 1]),
     "a warm-up longer than the run": (
         4,
         dict(kind="wsd", warmup_steps=8),
