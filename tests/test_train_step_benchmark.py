@@ -123,7 +123,7 @@ TORCH = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed: pip in
         exhaustive("vanilla:tiny", {"dtype": "bfloat16"}),  # minutes on some processors
         exhaustive("recursive:tiny", {}),
         ("mor:tiny", {}),
-        ("mor:tiny_kv_share", {}),
+        exhaustive("mor:tiny_kv_share", {}),
     ],
 )
 def test_torch_gives_the_same_loss_and_gradient_norm(benchmark, name, overrides):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recursia import kv, model
+from recursia import kv
 from recursia.convert import export
 from recursia.depth.exit_gate import ExitGate
 from recursia.depth.expert_choice import ExpertChoice
@@ -17,7 +17,7 @@ from recursia.layers.stretch import Stretch
 from recursia.sharing.lora import Lora
 from tests.helpers import blocks
 from tests.helpers.checkpoints import words
-from tests.helpers.tiny import BLOCK, VOCAB, draw, text, tiny
+from tests.helpers.tiny import BLOCK, VOCAB, draw, forward, text, tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -92,11 +92,9 @@ def code(folder):
 
 
 def ours(config, params, tokens, mode="eval", lengths=None):
-    segments = None
-    if lengths is not None:
-        segments = (jnp.arange(tokens.shape[1])[None] < jnp.array(lengths)[:, None]).astype(int)
-    out = model.apply(params, tokens, config, mode=mode, segment_ids=segments)
-    return np.asarray(model.logits(params, out.hidden, config))
+    lengths = jnp.array(lengths or [tokens.shape[1]] * len(tokens))
+    segments = (jnp.arange(tokens.shape[1])[None] < lengths[:, None]).astype(int)
+    return np.asarray(forward(params, tokens, config, mode, segment_ids=segments)[0])
 
 
 def theirs(network, tokens, **more):
