@@ -61,12 +61,15 @@ def keys(rng, recursions, blocks, order="cycle"):
     return tuple(map(tuple, table.tolist()))
 
 
-def small(axis, kind):
+def small(axis, name):
     """Returns a small mixer, feed-forward or weight kind; an inner feed-forward is SwiGLU."""
+    kind, _, choice = name.partition(", ")
     config = kinds.config_class(axis, kind)
     fields = {f.name for f in dataclasses.fields(config)}
     inner = {"feedforward": small("feedforward", "swiglu")} if "feedforward" in fields else {}
-    return config(**inner, **{name: size for name, size in SIZES.items() if name in fields})
+    return chosen_of(
+        config(**inner, **{size: SIZES[size] for size in SIZES if size in fields}), choice
+    )
 
 
 def block(name, mixer="grouped_query", feedforward="swiglu"):
@@ -84,8 +87,10 @@ def block(name, mixer="grouped_query", feedforward="swiglu"):
 
 def policy(name, recursions=RECURSIONS):
     """Returns a depth policy under which tokens differ; nested cycles take an even number."""
-    recursions += recursions % 2 if name == "nested" else 0
-    return kinds.config_class("depth", name)(num_recursions=recursions, **STOPS.get(name, {}))
+    kind, _, choice = name.partition(", ")
+    recursions += recursions % 2 if kind == "nested" else 0
+    made = kinds.config_class("depth", kind)(num_recursions=recursions, **STOPS.get(kind, {}))
+    return chosen_of(made, choice)
 
 
 def weight_kind(name, made):
@@ -118,7 +123,7 @@ def point(
       ValueError: if its kinds cannot be combined.
     """
     made = block(block_, mixer, feedforward)
-    inject_ = inject_ or NEEDS.get(depth_, "nothing")
+    inject_ = inject_ or NEEDS.get(depth_.partition(", ")[0], "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
     depth = policy(depth_, recursions)
     return Model(
@@ -146,19 +151,61 @@ def alternatives(config):
                 yield f"{field.name} {value}", dataclasses.replace(config, **{field.name: value})
 
 
+def chosen_of(made, choice):
+    """Returns what was made with one of its `alternatives`, or as it is where none is named."""
+    return dict(alternatives(made))[choice] if choice else made
+
+
+def choices(axis, made):
+    """Returns the names of the kinds on an axis, each also with each of its alternatives."""
+    named = lambda kind: [f"{kind}, {choice}" for choice, _ in alternatives(made(kind))]
+    return [name for kind in axis for name in (kind, *named(kind))]
+
+
+def is_legal(chosen):
+    """Returns whether there is a point of these arguments."""
+    with contextlib.suppress(ValueError):
+        point(**{"block_": "pre_norm", **chosen})
+        return True
+    return False
+
+
+def together(axes, **rest):
+    """Returns the arguments of few points of several kinds: every value of each axis is in one.
+
+    What has been met by points with a cache, or by any where a value allows none, is left at its
+    default in the points after.
+
+    Args:
+      axes: argument of `point` to its values.
+      **rest: arguments of all points, but of those that allow none of them.
+    """
+    caches = lambda chosen: point(**{"block_": "pre_norm", **chosen}).is_incremental
+    left, found = {axis: list(values) for axis, values in axes.items()}, []
+    while any(left.values()):
+        chosen = {"block_": "pre_norm", **rest}
+        for axis in sorted(axes, key=lambda axis: -len(left[axis])):
+            legal = [v for v in left[axis] if is_legal({**chosen, axis: v})]
+            legal = [v for v in legal if caches({**chosen, axis: v})][:1] or legal[:1]
+            chosen |= {axis: legal[0]} if legal else {}
+        for axis, value in chosen.items():
+            is_met = caches(chosen) or not caches({**rest, axis: value})
+            if is_met and value in left.get(axis, ()):
+                left[axis].remove(value)
+        if chosen in found:
+            assert rest, f"these never are: {left}"
+            rest = {}
+        else:
+            found.append(chosen)
+    return found
+
+
 def covering(axes):
     """Returns the arguments of few points among which is every pair of values that is legal.
 
     Args:
       axes: argument of `point` to its values.
     """
-
-    def is_legal(chosen):
-        with contextlib.suppress(ValueError):
-            point(**{"block_": "pre_norm", **chosen})
-            return True
-        return False
-
     pairs_of = lambda chosen: set(itertools.combinations(sorted(chosen.items()), 2))
     both = itertools.combinations(sorted(axes), 2)
     every = [((a, x), (b, y)) for a, b in both for x in axes[a] for y in axes[b]]
@@ -177,45 +224,43 @@ def covering(axes):
     return found
 
 
-def few(chosen, coupled):
-    """Returns few of some points with every combination of values along coupled axes.
-
-    Args:
-      chosen: arguments of `point`; those of models with caches are taken first.
-      coupled: tuples of arguments' names.
-    """
-    of = lambda each: {tuple((a, each.get(a)) for a in axes) for axes in coupled}
-    sets, decodes = [*map(of, chosen)], [point(**each).is_incremental for each in chosen]
-    left, found = set().union(*sets), []
-    while left:
-        new = [len(left & each) for each in sets]
-        best = max(range(len(new)), key=lambda i: (new[i] * decodes[i], new[i]))
-        left -= sets[best]
-        found.append(chosen[best])
-    return found
-
-
 def every():
     """Returns a point by name for every kind on every axis, one away from a plain model."""
     found = {name: point(name) for name in (*BLOCKS, *PUBLISHED)}
-    found |= {name: point("pre_norm", mixer=name) for name in MIXERS}
     found |= {name: point("pre_norm", feedforward=name) for name in FEEDFORWARDS}
-    found |= {name: point(depth_=name) for name in DEPTHS}
     found |= {name: point(weights=name) for name in WEIGHTS}
     found |= {f"keys of {plan}": point(kv_sharing=plan) for plan in PLANS}
     found |= {name: point(inject_=name) for name in INJECTS}
     found |= {f"sharing {name}": point(sharing=name) for name in PATTERNS}
     found |= {f"loop norm {name}": point(loop_norm=name) for name in ("each", "last")}
+    found |= {name: point(depth_=name) for name in choices(DEPTHS, policy)}
+    found |= {name: point("pre_norm", mixer=name) for name in mixer_choices()}
     for name in DEPTHS:
-        plain = found[name]
-        for choice, depth in alternatives(plain.depth):
-            found[f"{name}, {choice}"] = dataclasses.replace(plain, depth=depth)
         with contextlib.suppress(ValueError):  # of a policy whose recursions make keys of their own
             found[f"{name}, first keys"] = point(depth_=name, kv_sharing="first_recursion")
-    for name in MIXERS:
-        plain = found[name]
-        for choice, mixer in alternatives(plain.block.mixer):
-            made = dataclasses.replace(plain.block, mixer=mixer)
-            found[f"{name}, {choice}"] = dataclasses.replace(plain, block=made)
     names = {config: name for name, config in reversed(found.items())}
     return {name: config for name, config in found.items() if names[config] == name}
+
+
+def mixer_choices():
+    """Returns the names of mixers, each also with each of its alternatives."""
+    return choices(MIXERS, lambda kind: small("mixer", kind))
+
+
+def combined():
+    """Returns few points by name, of several kinds at once: among them is each kind of `every`.
+
+    Published blocks, which are combinations of kinds, are not.
+    """
+    axes = {
+        "block_": BLOCKS,
+        "mixer": mixer_choices(),
+        "feedforward": FEEDFORWARDS,
+        "depth_": choices(DEPTHS, policy),
+        "weights": WEIGHTS,
+        "kv_sharing": PLANS,
+        "inject_": INJECTS,
+        "sharing": PATTERNS,
+        "loop_norm": ("none", "each", "last"),
+    }
+    return {"; ".join(map(str, each.values())): point(**each) for each in together(axes)}

@@ -29,10 +29,18 @@ AXES = {
 }
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
 MORE |= {"parameterisation": points.PARAMETERISATIONS}
-AT_TWO = {"recursions": (2,)}  # where a plan of keys is legal there; fewer compile sooner
-PAIRS = points.covering({**AXES, **MORE, **AT_TWO})
+AT_TWO = 2  # recursions; fewer compile sooner
 # Depth policies meet plans of keys in tests/laws/test_depth.py.
-QUICK = points.few(PAIRS, [(axis,) for axis in (*AXES, *MORE)])
+QUICK = points.together({**AXES, **MORE}, recursions=AT_TWO)
+PARTS = 12  # of the points that are too many for one test
+
+
+@functools.cache
+def pairs():
+    """Returns arguments of points among which is every pair of values."""
+    return points.covering({**AXES, **MORE, "recursions": (AT_TWO,)})
+
+
 EARLY = {  # depth policies under which the tokens of a text stop at different depths
     "act": {"epsilon": 0.2, "halt_bias_init": -0.5},
     "act copied": {"epsilon": 0.2, "halt_bias_init": -0.5, "halted_state": "copied"},
@@ -90,11 +98,12 @@ def test_steps_are_the_forward_pass(chosen):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("chosen", PAIRS, ids=named)
-def test_every_pair_of_axes_decodes(chosen):
-    config = points.point(**chosen)
-    assert_decodes(config, draw(config), ONE_BY_ONE)
-    jax.clear_caches()  # else the compiled programs of a hundred tests exceed the memory maps
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_pair_of_axes_decodes(part):
+    for chosen in pairs()[part::PARTS]:
+        config = points.point(**chosen)
+        assert_decodes(config, draw(config), ONE_BY_ONE)
+        jax.clear_caches()  # else the compiled programs of a hundred exceed the memory maps
 
 
 @pytest.mark.exhaustive  # every pair of kinds is decoded above

@@ -11,15 +11,14 @@ from recursia import accounting, model, params
 from recursia.sharing.remat import Remat
 from recursia.traced_flops import count_flops
 from tests.helpers import exhaustive, points
-from tests.helpers.blocks import PUBLISHED
 
 BATCH, LENGTH = 2, 13
 UNITS = ("none", "block", "recursion")
-POINTS = points.every()
-NAMES = list(POINTS)
+TOGETHER, EACH = points.combined(), points.every()
+POINTS = {**EACH, **TOGETHER}
 # Each point with one unit of rematerialisation, so that every unit meets points of every axis.
-MET = [(name, UNITS[i % 3]) for i, name in enumerate(NAMES) if name not in PUBLISHED]
-REST = [exhaustive(name, unit) for name in NAMES for unit in UNITS if (name, unit) not in MET]
+MET = [(name, UNITS[i % 3]) for i, name in enumerate(TOGETHER)]
+REST = [exhaustive(name, unit) for name in POINTS for unit in UNITS if (name, unit) not in MET]
 ROUTED = [(depth, plan) for depth in points.DEPTHS for plan in points.PLANS]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.helpers import exhaustive, points
-from tests.helpers.blocks import PUBLISHED
 from tests.helpers.tiny import (
     LENGTH,
     VOCAB,
@@ -25,8 +24,9 @@ from tests.helpers.tiny import (
 
 CUTS = (0, 4, LENGTH - 2)
 FIRST = 7  # tokens of the first of two documents
-POINTS = points.every()
-WAYS = [exhaustive((name, "causal")) if name in PUBLISHED else (name, "causal") for name in POINTS]
+TOGETHER, POINTS = points.combined(), points.every()
+WAYS = [(name, "causal") for name in TOGETHER]
+WAYS += [exhaustive((name, "causal")) for name in POINTS]
 WAYS += [
     (name, mode) if name in points.DEPTHS else exhaustive((name, mode))  # which read the mode
     for mode in ("train", "eval")
@@ -72,7 +72,7 @@ def assert_documents_do_not_meet(run):
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_a_token_sees_no_later_one_and_no_other_document_or_the_model_says_so(way):
     name, mode = way
-    config = POINTS[name]
+    config = {**POINTS, **TOGETHER}[name]
     run = functools.partial(forward, draw(config), config=config, mode=mode, step=jnp.int32(0))
     call = lambda tokens, place, segment: run(tokens, positions=place, segment_ids=segment)
     assert config.is_causal(mode) or mode != "causal"
