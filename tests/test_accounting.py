@@ -44,6 +44,7 @@ def test_flops_of_a_plain_stack_are_exact(is_tied):
     ],
     ids=str,
 )
+@pytest.mark.exhaustive  # tests/laws/test_programs.py holds it for every gating, score and router
 def test_flops_of_routed_tokens_are_exact(seq_len, options, kv_sharing):
     depth = expert_choice.ExpertChoice(3, **options)
     assert_exact(tiny(depth, "middle_cycle", 8, kv_sharing), seq_len)
@@ -59,6 +60,7 @@ def test_flops_of_routed_tokens_are_exact(seq_len, options, kv_sharing):
     ],
     ids=str,
 )
+@pytest.mark.exhaustive  # tests/laws/test_programs.py holds it for every pattern
 def test_flops_do_not_depend_on_what_is_shared(varies):
     plain = tiny(expert_choice.ExpertChoice(3, router="mlp"))
     varied = tiny(plain.depth, varies=varies)

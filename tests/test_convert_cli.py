@@ -39,6 +39,7 @@ def nats(command, workdir):
     return json.loads(scored[0])["nats_per_token"]
 
 
+@pytest.mark.exhaustive  # tests/test_convert_recursive.py holds it without the command line
 def test_full_rank_adapters_give_back_the_dense_run(folder, command):
     target, made = written(folder, "relaxed", RELAXED), folder / "made"
     convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", f"--config={target}"]

@@ -34,6 +34,7 @@ def two(folder):
     return folder / "two"
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_bit_for_bit(folder, two, tmp_path, monkeypatch):
     # Of two terms every sum is the same in any order.
     alone(monkeypatch, 2, train(folder, tmp_path))

@@ -20,7 +20,7 @@ from recursia.generate import decode
 from recursia.generate.sampling import Sampling
 from recursia.workdir import trained as runs
 from recursia.workdir.trained import Trained
-from tests.helpers import slow
+from tests.helpers import exhaustive, slow
 from tests.helpers.points import point
 from tests.helpers.runs import tiny_run
 from tests.helpers.tiny import draw, forward
@@ -81,7 +81,7 @@ def directly(of, ids, count, mode):
 
 
 # tests/evaluate/test_requests.py holds the same for every policy, without the harness.
-@pytest.mark.parametrize("depth", [slow("act"), "expert_choice"])
+@pytest.mark.parametrize("depth", [slow("act"), exhaustive("expert_choice")])
 def test_likelihoods_equal_a_direct_pass(depth):
     of = trained(point(depth_=depth))
     for mode in of.model.modes:

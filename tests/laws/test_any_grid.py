@@ -79,13 +79,13 @@ def assert_is_its_loop(config, mode, remat):
     assert_close(logits, by_hand.forward(params, tokens, config, mode)[0])
 
 
-@settings(max_examples=3, derandomize=True, deadline=None, database=None, phases=DRAWS)
+@settings(max_examples=2, derandomize=True, deadline=None, database=None, phases=DRAWS)
 @given(models("fixed"), st.sampled_from(UNITS))
 def test_any_fixed_depth_model_is_its_loop(config, remat):
     assert_is_its_loop(config, "eval", remat)
 
 
-@settings(max_examples=3, derandomize=True, deadline=None, database=None, phases=DRAWS)
+@settings(max_examples=2, derandomize=True, deadline=None, database=None, phases=DRAWS)
 @given(models("expert_choice"), st.sampled_from(("eval", "causal")), st.sampled_from(UNITS))
 def test_any_expert_choice_model_is_its_loop(config, mode, remat):
     assert_is_its_loop(config, mode, remat)

@@ -12,7 +12,7 @@ from recursia import injection, model
 from recursia.layers.attention import Context
 from recursia.params import at
 from recursia.sharing.remat import Remat
-from tests.helpers import by_hand, slow
+from tests.helpers import by_hand, exhaustive
 from tests.helpers.tiny import (
     BLOCK,
     assert_close,
@@ -76,7 +76,7 @@ def test_scan_is_the_python_loop(pattern, varies, kv):
 
 # Gradients of the others are sums over copies in test_sharing.py.
 @pytest.mark.parametrize("remat", ["none", "block"])
-@pytest.mark.parametrize("name", [slow(n) if n in ("none", "one") else n for n in WALKS])
+@pytest.mark.parametrize("name", [exhaustive(n) if n in ("none", "one") else n for n in WALKS])
 def test_the_scan_that_training_takes_is_the_python_loop(name, remat):
     pattern, varies = WALKS[name]
     config = tiny(sharing_=pattern, varies=varies)
@@ -98,9 +98,9 @@ def test_the_scan_that_training_takes_is_the_python_loop(name, remat):
 
 TOLD = [
     ({"input": "add"}, "none"),
-    slow({"position": "halves", "step": "learned"}, "none"),
+    exhaustive({"position": "halves", "step": "learned"}, "none"),
     ({"step": "interleaved"}, "each"),
-    slow({}, "each"),
+    exhaustive({}, "each"),
 ]
 
 

@@ -101,6 +101,7 @@ def stepped(made):
         ("moeut:tiny", (("fsdp", 2), ("expert", 2), ("data", 2))),
     ],
 )
+@pytest.mark.slow
 def test_steps_are_the_same_on_one_device_and_on_eight(name, mesh):
     one, eight = stepped(trainer(name)), stepped(trainer(name, mesh))
     apart = jax.tree.map(lambda a, b: np.abs(a - b).max() / (np.abs(a).max() + 1e-6), one, eight)

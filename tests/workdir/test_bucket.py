@@ -78,7 +78,7 @@ def assert_equal(place, unbroken, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("emulator", ["gs", "s3"], indirect=True)
+@pytest.mark.parametrize("emulator", ["gs", exhaustive("s3")], indirect=True)
 def test_a_run_killed_in_a_bucket_resumes_to_the_bit(folder, bucket, unbroken, tmp_path, command):
     place = buckets.path(bucket)
     with start(folder, bucket) as process:
