@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import itertools
 import typing
@@ -224,6 +225,7 @@ def covering(axes):
     return found
 
 
+@functools.cache
 def every():
     """Returns a point by name for every kind on every axis, one away from a plain model."""
     found = {name: point(name) for name in (*BLOCKS, *PUBLISHED)}
@@ -247,6 +249,7 @@ def mixer_choices():
     return choices(MIXERS, lambda kind: small("mixer", kind))
 
 
+@functools.cache
 def combined():
     """Returns few points by name, of several kinds at once: among them is each kind of `every`.
 
