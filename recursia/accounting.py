@@ -8,8 +8,9 @@ that the reference path skips, as they are wholly masked. The tests compare it w
 `recursia.traced_flops.count_flops` of the traced program.
 
 Not counted: the warm-up of capacities, in which steps process every token; the loss's padding
-where its chunk does not divide the sequence; a teacher. Counted but not executed: the backward
-products towards the input of a router that passes no gradient to it, or has no loss of its own.
+where its chunk does not divide the sequence. A teacher is counted by itself. Counted but not
+executed: the backward products towards the input of a router that passes no gradient to it, or has
+no loss of its own.
 """
 
 import dataclasses
@@ -170,7 +171,30 @@ def _outer_flops(config: Model, seq_len: int) -> int | float:
 
 def _head_flops(config: Model, seq_len: int) -> int:
     wide, factor = config.block.embed_dim, config.embed.factor_dim
-    return 2 * seq_len * ((factor or wide) * config.vocab_size + factor * wide)
+    return _logits_flops(config, seq_len) + 2 * seq_len * factor * wide
+
+
+def _logits_flops(config: Model, seq_len: int) -> int:
+    return 2 * seq_len * (config.embed.factor_dim or config.block.embed_dim) * config.vocab_size
+
+
+def teacher_flops(
+    config: Model, teacher: Model, seq_len: int, learns_predictions: bool
+) -> int | float:
+    """Returns the FLOPs that a teacher adds to the training of a sequence.
+
+    They are those of its forward pass, and of the model's logits once more, forward and backward.
+
+    Args:
+      config: the model.
+      teacher: that it learns from.
+      seq_len: tokens of the sequence.
+      learns_predictions: whether logits of both are made, or states alone are learnt from.
+    """
+    forward = forward_flops(teacher, seq_len)
+    if not learns_predictions:
+        return forward - _logits_flops(teacher, seq_len)
+    return forward + (1 + _BACKWARD) * _logits_flops(config, seq_len)
 
 
 def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | float:

@@ -23,6 +23,8 @@ _NOTES = {
     "executed_": "with rematerialisation in the backward pass",
     "sixn_": "six for each unique parameter, forward and backward; it counts neither attention nor "
     "the reuse of weights",
+    "teacher_": "forward pass of config.distill.teacher, and what learning from it adds, which no "
+    "other number here counts",
     "making_": "products that make weights of their parts, once in a microbatch of any size",
     "step_law_": "peak learning rate for the parameters outside of the embedding, each counted "
     "once, or in each of its uses, and tokens of a step (arXiv 2503.04715), fitted without sharing",
@@ -190,7 +192,7 @@ def _applies(key: str, rows: list[Row]) -> bool:
         return False
     if key.startswith("mor_"):
         return any(row["depth_kind"] in _ROUTED for row in rows)
-    if key == "making_flops":
+    if key in ("making_flops", "teacher_flops_per_token"):
         return any(row[key] for row in rows)
     if key == "mean_depth":
         return any(row[key] != 1 for row in rows)

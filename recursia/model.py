@@ -21,7 +21,7 @@ from recursia.cache import Cache
 from recursia.depth.policy import Aux, Call, Mode
 from recursia.layers import embedding
 from recursia.layers.attention import PADDING, Context, Places
-from recursia.layers.branch import Report
+from recursia.layers.branch import STATES, Report
 from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf, Params
@@ -40,10 +40,13 @@ class Output:
     Attributes:
       hidden: normalised states of the last layer, which `logits` multiplies by the head.
       aux: losses and metrics of the depth policy and of the blocks.
+      states: those after each layer, before any norm between or after layers; None where they were
+        not asked for.
     """
 
     hidden: Leaf  # [B T D]
     aux: Aux
+    states: Leaf | None = None  # [L B T D]
 
 
 def specs(config: Model) -> Params:
@@ -104,6 +107,7 @@ def apply(
     state: Float[Array, "B T D"] | None = None,
     wanted: Bool[Array, "B T"] | None = None,
     is_by_token: bool = False,
+    keeps_states: bool = False,
     remat: Remat = KEEP,
 ) -> Output:
     """Returns the final hidden states of every token.
@@ -125,12 +129,15 @@ def apply(
         wrong. None wants all.
       is_by_token: whether routers report each token by itself (`Usage`), not sums over tokens; the
         losses and metrics of blocks, which are of sums, are then left out.
+      keeps_states: whether to return the states after each layer, of a policy under which every
+        token takes every step (`Policy.is_layered`).
       remat: what a backward pass computes again.
     """
     context = _context(config, tokens.shape, positions, segment_ids)
     if is_by_token:
         along = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         context = dataclasses.replace(context, places=Places(along, tokens.shape[1]))
+    context = dataclasses.replace(context, keeps_states=keeps_states)
     wanted = None if config.ends["coda"] else wanted  # a coda reads the states of other tokens too
     call = Call(mode, step, key, microbatch, state, wanted)
     return _forward(params, tokens, config, context, stacks_of(params, config, remat), call)
@@ -194,8 +201,21 @@ def _forward(
         context = dataclasses.replace(context, inputs=config.block.states(x))
     x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
     x, after = finish(params, x, context, config, by_name)
+    states = None
+    if context.keeps_states:
+        states, (before, own, after) = _by_layer(config, (before, aux.report, after))
+        aux = dataclasses.replace(aux, report=own)
     is_summed = context.places is None
-    return Output(x, _with_reports(aux, before, after, config) if is_summed else aux)
+    return Output(x, _with_reports(aux, before, after, config) if is_summed else aux, states)
+
+
+def _by_layer(config: Model, reports: tuple[Report, ...]) -> tuple[Array, list[Report]]:
+    """Returns the states after each layer that reports of the stacks hold, and the others."""
+    order = np.arange(config.ends["prelude"]), config.schedule.steps, np.arange(config.ends["coda"])
+    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
+    states = [flat(r[STATES])[o] for r, o in zip(reports, order, strict=True) if STATES in r]
+    others = [{slot: tree for slot, tree in r.items() if slot != STATES} for r in reports]
+    return jnp.concatenate(states), others
 
 
 def enter(

@@ -8,7 +8,7 @@ from recursia import kinds, sharding, typed
 from recursia.architecture import Model
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.optimizer import Optimizer
-from recursia.ranges import LARGEST_SEED, at_least, between, fraction
+from recursia.ranges import LARGEST_SEED, MOST_LAYERS, above, at_least, between, fraction
 from recursia.sharing.remat import Remat, Saves, Unit
 
 Place = Annotated[str, typed.Path()]
@@ -192,23 +192,41 @@ class Train:
 class Distill:
     """Distillation from a teacher model, or from the last recursion to earlier exits.
 
-    A state with a teacher has the loss `weight` * distance + (1 - `weight`) * cross-entropy.
+    A state with a teacher has the loss `weight` * distance + (1 - `weight`) * cross-entropy. With
+    `layers`, `layer_weight` * the distance of their states from the teacher's is added.
 
     Attributes:
-      teacher: another run's directory, whose latest parameters teach the last state; empty has
-        none. It needs the same tokenizer.
+      teacher: another run's directory, whose latest parameters teach the last state, or a
+        checkpoint from elsewhere; empty has none. It needs the same tokenizer.
       exits: whether the last state teaches the earlier ones, if `model.depth` trains those.
       kind: the distance from the teacher; see `recursia.train.distill`.
+      temperature: divides the logits of both; the distance is multiplied by its square.
       weight: of that distance, from 0 to 1.
+      layers: last layers whose states are to be the teacher's; 0 has none.
+      teacher_layers: the teacher's layer for each of them, numbered from 0; empty takes its last.
+      layer_weight: of the distance of those states, relative to the size of the teacher's.
     """
 
     teacher: Place = ""
     exits: bool = False
     kind: Distance = "forward_kl"
+    temperature: float = 1.0
     weight: float = 0.5
+    layers: int = 0
+    teacher_layers: tuple[int, ...] = ()
+    layer_weight: float = 1.0
 
     def __post_init__(self):
         fraction(self, "weight")
+        above(0, self, "temperature", "layer_weight")
+        between(0, MOST_LAYERS, self, "layers")
+        if self.layers and not self.teacher:
+            raise ValueError(f"layers: {self.layers} layers learn from none; name a teacher")
+        if self.teacher_layers and len(self.teacher_layers) != self.layers:
+            raise ValueError(
+                f"teacher_layers: got {len(self.teacher_layers)} for {self.layers} layers; give "
+                "one each"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,6 +353,16 @@ class Run:
                     self.model.in_phase(recursions, how)
                 except ValueError as error:
                     raise ValueError(f"train.{name}: until step {end:,}: {error}") from None
+            if (fewest := self.model.in_phase(depth, how).num_layers) < self.distill.layers:
+                raise ValueError(
+                    f"distill.layers: got {self.distill.layers}, and the model has {fewest} until "
+                    f"step {end:,}; take at most {fewest}"
+                )
+        if self.distill.layers and not self.model.depth.is_layered:
+            raise ValueError(
+                f"distill.layers: under depth {kinds.kind_of(self.model.depth)!r} tokens take "
+                "other steps, or other times; take depth 'fixed', or 0"
+            )
         if self.distill.exits and self.model.depth.num_exits < 2:
             name = kinds.kind_of(self.model.depth)
             raise ValueError(

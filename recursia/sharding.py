@@ -173,18 +173,20 @@ def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
 
 
 def fitting(specs: Any, mesh: Mesh, rules: Rules) -> Any:
-    """Returns the sharding of every parameter on any mesh.
+    """Returns the sharding of every parameter on any mesh: of what `fitted` returns."""
+    return shardings(fitted(specs, mesh, rules), mesh, rules)
 
-    An axis that does not divide over the devices that would shard it is replicated instead.
-    """
 
-    def place(spec: Spec) -> NamedSharding:
+def fitted(specs: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Returns specs in which axes that the devices do not divide have no name: they stay whole."""
+
+    def fit(spec: Spec) -> Spec:
         divides = lambda size, name: size % _num_shards(splitting(name, rules), mesh) == 0
         pairs = zip(spec.shape, spec.axes, strict=True)
         axes = tuple(name if divides(size, name) else None for size, name in pairs)
-        return NamedSharding(mesh, partition(axes, rules))
+        return dataclasses.replace(spec, axes=axes)
 
-    return jax.tree.map(place, specs)
+    return jax.tree.map(fit, specs)
 
 
 def constrain(x: Array, axes: tuple[str | None, ...]) -> Array:

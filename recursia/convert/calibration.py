@@ -53,8 +53,8 @@ def by_layer(config: Model) -> Model:
 
 def states(params: Params, config: Model, batches: Batches) -> Float[np.ndarray, "L N D"]:
     """Returns the states after each layer of a dense model, of all tokens of a text."""
-    of = lambda out: out.aux.states
-    return np.concatenate([*_results(params, by_layer(config), batches, of)], 1)
+    of = lambda out: out.states
+    return np.concatenate([*_results(params, config, batches, of, keeps_states=True)], 1)
 
 
 def hidden(params: Params, config: Model, batches: Batches) -> Float[np.ndarray, "N D"]:
@@ -62,10 +62,12 @@ def hidden(params: Params, config: Model, batches: Batches) -> Float[np.ndarray,
     return np.concatenate([*_results(params, config, batches, lambda out: out.hidden[None])], 1)[0]
 
 
-def _results(params: Params, config: Model, batches: Batches, of: Any) -> Iterator[np.ndarray]:
+def _results(
+    params: Params, config: Model, batches: Batches, of: Any, **how: bool
+) -> Iterator[np.ndarray]:
     def read(params: Params, batch: dict[str, Any]) -> Any:
-        packing = {name: batch[name] for name in ("positions", "segment_ids")}
-        return of(model.apply(params, batch["tokens"], config, mode="eval", **packing))
+        packing: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
+        return of(model.apply(params, batch["tokens"], config, mode="eval", **packing, **how))
 
     compiled = jax.jit(read)
     for batch in batches:

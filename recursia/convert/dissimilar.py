@@ -7,6 +7,7 @@ the model stay as they were, by their mean cosine.
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -51,16 +52,13 @@ def search(
     owners, trials = list(range(config.num_layers)), []
     before = calibration.hidden(params, config, batches)
     found, weights = config, params
-    for owner, reader, distance in _pairs(calibration.keys(params, config, batches)):
+    for owner, reader, distance in pairs(calibration.keys(params, config, batches)):
         if sum(t.is_kept for t in trials) == count or bound >= 1:
             break
-        reads = owners[reader] != reader or reader in owners[:reader] + owners[reader + 1 :]
-        if reads or owners[owner] != owner:
+        if not can_read(owners, owner, reader):
             continue
         tried = [*owners[:reader], owner, *owners[reader + 1 :]]
-        kv = dataclasses.replace(config.kv, kv_sharing=(tuple(tried),))
-        target = dataclasses.replace(config, kv=kv)
-        made = recursive.recursive(params, config, target, "first", key=jax.random.key(0))
+        target, made = reading(params, config, tried)
         near = cosine(before, calibration.hidden(made, target, batches))
         trials.append(Trial(reader, owner, distance, near, near > bound))
         if near > bound:
@@ -68,11 +66,29 @@ def search(
     return found, weights, trials
 
 
-def _pairs(keys: Float[np.ndarray, "L M"]) -> list[tuple[int, int, float]]:
+def can_read(owners: Sequence[int], owner: int, reader: int) -> bool:
+    """Returns whether a layer may read the keys of another: both have their own, none reads its.
+
+    Args:
+      owners: for each layer, the layer whose keys it reads.
+      owner: the other layer.
+      reader: the layer.
+    """
+    return owners[owner] == owner and list(owners).count(reader) == 1 and owners[reader] == reader
+
+
+def reading(params: Params, config: Model, owners: Sequence[int]) -> tuple[Model, Params]:
+    """Returns a dense model in which layers read the keys of `owners`, and its parameters."""
+    kv = dataclasses.replace(config.kv, kv_sharing=(tuple(owners),))
+    target = dataclasses.replace(config, kv=kv)
+    return target, recursive.recursive(params, config, target, "first", key=jax.random.key(0))
+
+
+def pairs(keys: Float[np.ndarray, "L M"]) -> list[tuple[int, int, float]]:
     """Returns all pairs of a lower and an upper layer, with their distance, the farthest first."""
     apart = lambda a, b: float(np.linalg.norm(keys[a] - keys[b]))
-    pairs = [(a, b, apart(a, b)) for a, b in itertools.combinations(range(len(keys)), 2)]
-    return sorted(pairs, key=lambda pair: -pair[2])
+    found = [(a, b, apart(a, b)) for a, b in itertools.combinations(range(len(keys)), 2)]
+    return sorted(found, key=lambda pair: -pair[2])
 
 
 def cosine(ours: Float[np.ndarray, "N D"], theirs: Float[np.ndarray, "N D"]) -> float:

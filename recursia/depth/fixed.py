@@ -32,6 +32,7 @@ class Fixed(Policy):
     """
 
     is_by_recursion = False
+    is_layered = True
 
     exit_loss: Literal["last", "weighted", "aggressive"] = "last"
     exit_alpha: float = 0.1

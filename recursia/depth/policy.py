@@ -116,6 +116,7 @@ class Policy(abc.ABC):
     is_by_recursion: ClassVar[bool] = True  # whether it needs the state after each recursion
     shows_stopped: ClassVar[bool] = False  # whether later recursions show stopped tokens to others
     scales_branches: ClassVar[bool] = False  # whether it multiplies what blocks add to the stream
+    is_layered: ClassVar[bool] = False  # whether every token takes every step once, in any mode
 
     def __post_init__(self):
         ranges.recursions(self)

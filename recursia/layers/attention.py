@@ -53,6 +53,7 @@ class Context:
         attends to none, and its result is 0.
       is_replayed: whether a step that makes queries and keys hands both on, to steps that replay
         them.
+      keeps_states: whether steps report the states after their block.
     """
 
     positions: Leaf  # [B T]
@@ -66,6 +67,7 @@ class Context:
     window: int = struct.field(pytree_node=False, default=0)
     sees_itself: bool = struct.field(pytree_node=False, default=True)
     is_replayed: bool = struct.field(pytree_node=False, default=False)
+    keeps_states: bool = struct.field(pytree_node=False, default=False)
 
     def take(self, index: Int[Array, "B C"]) -> "Context":
         """Returns the context of a subset of the tokens, whose indices ascend."""

@@ -10,6 +10,7 @@ from recursia.params import Leaf
 Params = dict[str, Leaf]  # a tree by slot: of specs, then of one entry of each slot's bank
 States = Float[Array, "B T D"]  # hidden states, in the compute dtype
 Report = dict[str, Any]  # trees of statistics by slot: sums over the tokens of a row [B ...]
+STATES = "states"  # beside the slots of a report: states after a step, where they are kept
 Losses = dict[str, Array]  # scalars by name
 
 

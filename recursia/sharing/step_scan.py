@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from recursia.injection import Injection
 from recursia.layers.attention import Context, KeysValues, QueriesKeys, planned
-from recursia.layers.branch import Report
+from recursia.layers.branch import STATES, Report
 from recursia.params import at
 from recursia.sharing import scans
 from recursia.sharing.remat import ENTERED
@@ -121,6 +121,8 @@ class _StepScan:
             x, keys_values, report = self.steps.block.apply(
                 weights, x, contexts[step], source, memory
             )
+            if self.context.keeps_states:
+                report = {**report, STATES: self.steps.block.states(x)}
             return x, (keys_values, report)
 
         def apply_period(x: Array, own: dict[str, Any]):

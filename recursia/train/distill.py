@@ -1,20 +1,25 @@
-"""Distillation: distances between a teacher's and a student's next-token distributions.
+"""Distillation: how far a student's predictions, and states of its layers, are from a teacher's.
 
-The distances are those of Recursive Transformers (Bae et al. 2024, arXiv 2410.20672). With the
-teacher's p and the student's q:
+The distances between next-token distributions are those of Recursive Transformers (Bae et al. 2024,
+arXiv 2410.20672), at a temperature (Hinton et al. 2015, arXiv 1503.02531). With the teacher's p and
+the student's q:
 
     forward_kl  -sum p log q, the cross-entropy, which differs from the divergence by p's entropy
     reverse_kl  sum q log (q / p)
     js          (sum p log (p / m) + sum q log (q / m)) / 2, with m = (p + q) / 2
     tvd         sum |p - q| / 2
+
+The distance between states x of the student and t of the teacher is |x - t|^2 / |t|^2.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from recursia import losses, model, settings
@@ -25,6 +30,18 @@ from recursia.params import Params
 TeacherOutput = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and the head
 
 
+class Lesson(NamedTuple):
+    """What a teacher says of a batch, without gradient.
+
+    Attributes:
+      predictions: its hidden states and its head.
+      states: those after the layers that are learnt from; None if there are none.
+    """
+
+    predictions: TeacherOutput
+    states: Float[Array, "K B T D"] | None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Teacher:
     """A trained model whose predictions are learnt from.
@@ -32,13 +49,15 @@ class Teacher:
     Attributes:
       model: its configuration.
       params: its float32 parameters.
+      layers: those whose states are learnt from.
     """
 
     model: Model
     params: Params
+    layers: tuple[int, ...] = ()
 
-    def read(self, batch: Mapping[str, Array]) -> TeacherOutput:
-        """Returns the hidden states of a batch in eval mode, and the head, without gradient."""
+    def read(self, batch: Mapping[str, Array]) -> Lesson:
+        """Returns what it says of a batch in eval mode."""
         out = model.apply(
             self.params,
             batch["tokens"],
@@ -46,9 +65,26 @@ class Teacher:
             positions=batch["positions"],
             segment_ids=batch["segment_ids"],
             mode="eval",
+            keeps_states=bool(self.layers),
         )
         head = embedding.head(self.params["embed"], self.model.embed)
-        return jax.lax.stop_gradient((out.hidden, head))
+        states = None if out.states is None else out.states[np.array(self.layers)]
+        return Lesson(*jax.lax.stop_gradient(((out.hidden, head), states)))
+
+
+def state_distance(
+    ours: Float[Array, "K B T D"], theirs: Float[Array, "K B T D"], weights: Float[Array, "B T"]
+) -> Float[Array, ""]:
+    """Returns the weighted sum of the tokens' distances between states, each a mean over layers.
+
+    Args:
+      ours: states of the student's layers.
+      theirs: of the teacher's, one for each.
+      weights: of each token's distance.
+    """
+    ours, theirs = ours.astype(jnp.float32), theirs.astype(jnp.float32)
+    size = jnp.maximum((theirs**2).sum(-1), jnp.finfo(jnp.float32).tiny)
+    return (weights * (((ours - theirs) ** 2).sum(-1) / size).mean(0)).sum()
 
 
 def distance(
@@ -58,6 +94,7 @@ def distance(
     teacher: TeacherOutput,
     weights: Float[Array, "B T"],
     chunk: int,
+    temperature: float = 1.0,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"]]:
     """Returns the weighted sum of the tokens' distances from the teacher, and each distance.
 
@@ -71,22 +108,27 @@ def distance(
       teacher: hidden states and head of the teacher.
       weights: of each token's distance.
       chunk: tokens of each sequence whose logits exist at a time.
+      temperature: divides the logits of both; the distance is multiplied by its square, so that
+        gradients stay as large.
     """
     teacher_hidden, teacher_head = teacher
     teacher_head = losses.cast(teacher_head, teacher_hidden.dtype)
-    charge = functools.partial(_charge, _DISTANCES[kind])
+    charge = functools.partial(_charge, _DISTANCES[kind], temperature)
     return losses.chunked_loss(charge, hidden, head, teacher_head, teacher_hidden, weights, chunk)
 
 
 def _charge(
     divergence: Callable[[Array, Array], Array],
+    temperature: float,
     logits: Array,
     teacher_head: dict[str, Array],
     teacher_hidden: Array,
 ) -> tuple[Array, Callable[[], Array]]:
     """Returns each token's distance, and a function that gives its gradient by the logits."""
-    log_p = jax.nn.log_softmax(losses.logits(teacher_hidden, teacher_head))
-    values, pull = jax.vjp(lambda logits: divergence(log_p, jax.nn.log_softmax(logits)), logits)
+    log_odds = lambda logits: jax.nn.log_softmax(logits / temperature)
+    log_p = log_odds(losses.logits(teacher_hidden, teacher_head))
+    far = lambda logits: temperature**2 * divergence(log_p, log_odds(logits))
+    values, pull = jax.vjp(far, logits)
     return values, lambda: pull(jnp.ones_like(values))[0]
 
 

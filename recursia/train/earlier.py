@@ -14,12 +14,14 @@ from recursia.errors import CheckpointError, ConfigError, UserError
 from recursia.params import Params
 from recursia.train.distill import Teacher
 from recursia.train.step import State, Trainer
-from recursia.workdir import directory
+from recursia.workdir import directory, trained
 from recursia.workdir.checkpoint import Checkpoints
 
 
 def teacher(run: settings.Run, vocab_size: int, tokenizer: Tokenizer, mesh: Mesh) -> Teacher | None:
     """Returns the model of `distill.teacher`, sharded over the mesh; None if the field is empty.
+
+    It is a run's at its latest step, or a checkpoint from elsewhere, computed in this run's dtype.
 
     Args:
       run: the settings.
@@ -28,21 +30,60 @@ def teacher(run: settings.Run, vocab_size: int, tokenizer: Tokenizer, mesh: Mesh
       mesh: the devices.
 
     Raises:
-      ConfigError, CheckpointError: if the teacher is not a run, holds no checkpoint, or has another
-        vocabulary.
+      ConfigError, CheckpointError, DataError: if the teacher holds no checkpoint, or has another
+        vocabulary, another width or too few layers.
     """
     if not (workdir := run.distill.teacher):
         return None
+    if trained.is_elsewhere(place := buckets.path(workdir)):
+        with _named("distill.teacher"):
+            config, theirs, restore = trained.elsewhere(place)
+            directory.check_same(str(place), theirs, tokenizer, "this run")
+        config = dataclasses.replace(config, dtype=run.model.dtype)
+        layers = _layers(run, config, vocab_size)
+        return Teacher(config, restore(_fitting(config, mesh, run)), layers)
     with _opened(workdir, "distill.teacher", tokenizer) as (config, checkpoints, step):
-        if config.vocab_size != vocab_size:
-            raise ConfigError(
-                f"config.distill.teacher: {workdir} has {config.vocab_size} tokens, this run "
-                f"{vocab_size}; take one of the same tokenizer"
-            )
-        specs = model.specs(config)
-        where = sharding.fitting(specs, mesh, run.mesh.rules)
-        weights = checkpoints.restore(step, {"params": params.abstract(specs, where)})["params"]
-    return Teacher(config, weights)
+        layers, where = _layers(run, config, vocab_size), _fitting(config, mesh, run)
+        abstract = params.abstract(model.specs(config), where)
+        return Teacher(config, checkpoints.restore(step, {"params": abstract})["params"], layers)
+
+
+def _fitting(config: Model, mesh: Mesh, run: settings.Run) -> Params:
+    return sharding.fitting(model.specs(config), mesh, run.mesh.rules)
+
+
+def _layers(run: settings.Run, config: Model, vocab_size: int) -> tuple[int, ...]:
+    """Returns the layers of a teacher whose states are learnt from.
+
+    Raises:
+      ConfigError: if this run cannot learn from it.
+    """
+    how, count, ours = run.distill, config.num_layers, run.model
+    if config.vocab_size != vocab_size:
+        raise ConfigError(
+            f"config.distill.teacher: {how.teacher} has {config.vocab_size} tokens, this run "
+            f"{vocab_size}; take one of the same tokenizer"
+        )
+    if not how.layers:
+        return ()
+    if (theirs := config.block.embed_dim) != (width := ours.block.embed_dim):
+        raise ConfigError(
+            f"config.distill.layers: states of {how.teacher} are {theirs} wide, and {width} "
+            f"in this model; take a teacher of that width, or 0 layers"
+        )
+    if not config.depth.is_layered:
+        raise ConfigError(
+            f"config.distill.layers: under the depth {config.depth.kind!r} of {how.teacher} tokens "
+            "take other steps, or other times; take a teacher of depth 'fixed', or 0 layers"
+        )
+    chosen = how.teacher_layers or tuple(range(count - how.layers, count))
+    if not 0 <= min(chosen) <= max(chosen) < count:
+        wrong = "teacher_layers" if how.teacher_layers else "layers"
+        raise ConfigError(
+            f"config.distill.{wrong}: {how.teacher} has the layers 0 to {count - 1}, and {chosen} "
+            "were to teach; take some of those"
+        )
+    return chosen
 
 
 def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, str]:
@@ -84,19 +125,24 @@ def _opened(
 ) -> Iterator[tuple[Model, Checkpoints, int]]:
     """Yields a run's model, checkpoints and latest step, after comparing tokenizers."""
     folder = buckets.path(workdir)
-    try:
+    with _named(field):
         run = directory.recorded(folder)
         directory.check_tokenizer(folder, run, tokenizer, "this run")
         checkpoints = Checkpoints(folder / "checkpoints", 1, is_read_only=True)
-    except UserError as error:
-        raise type(error)(f"config.{field}: {error}") from None
     with contextlib.closing(checkpoints):
-        try:
+        with _named(field):
             step = checkpoints.choose(None)
             vocab_size = checkpoints.meta(step)["model"]["vocab_size"]
-        except UserError as error:
-            raise type(error)(f"config.{field}: {error}") from None
         yield run.model.sized(vocab_size), checkpoints, step
+
+
+@contextlib.contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Puts a field's name before the errors that its value causes."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"config.{field}: {error}") from None
 
 
 def _has(tree: Params, name: str) -> bool:

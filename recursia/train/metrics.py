@@ -72,9 +72,7 @@ class Meter:
         train = trainer.run.train
         self.tokens = train.batch_size * train.seq_len
         self._trainer, self._executed = trainer, 0.0
-        self._flops = functools.cache(
-            lambda config: accounting.training_flops(config, train.seq_len) * train.batch_size
-        )
+        self._flops = functools.cache(lambda config: train.batch_size * trainer.flops(config))
         self._sixn = accounting.sixn_flops_per_token(trainer.model)
         self.peak = peak_flops()
         self._since: float | None = None

@@ -57,12 +57,17 @@ def loss_fn(
         step=step,
         key=jax.random.fold_in(key, step),
         microbatch=microbatch,
+        keeps_states=bool(teacher and teacher.layers),
         remat=run.train.rematerialisation,
     )
     taught = None if teacher is None else teacher.read(batch)
     predicted, nats, exits = _prediction_losses(run, config, weights, batch, out, taught)
     extra = {f"loss_{name}": value / num_shares for name, value in out.aux.losses.items()}
     extra |= {f"loss_{name}": value / total for name, value in exits.items()}
+    if taught and taught.states is not None:
+        ours = out.states[-len(taught.states) :]
+        apart = distill.state_distance(ours, taught.states, batch["weights"]) / total
+        extra["loss_layers"] = run.distill.layer_weight * apart
     metrics = {
         "loss": (batch["weights"] * nats).sum() / total,
         "mean_depth": (out.aux.depth_used * batch["weights"]).sum() / total,
@@ -78,7 +83,7 @@ def _prediction_losses(
     weights: Params,
     batch: Batch,
     out: model.Output,
-    taught: distill.TeacherOutput | None,
+    taught: distill.Lesson | None,
 ) -> tuple[Float[Array, ""], Float[Array, "B T"], dict[str, Array]]:
     """Returns the prediction loss, each token's cross-entropy at full depth, and the exit losses.
 
@@ -86,21 +91,22 @@ def _prediction_losses(
     """
     aux, targets = out.aux, batch["targets"]
     head, chunk = embedding.head(weights["embed"], config.embed), run.train.loss_chunk
+    how, predicted = run.distill, None if taught is None else taught.predictions
 
     def score(hidden: Array, share: Array, teacher: distill.TeacherOutput | None):
-        if teacher is None:
+        if teacher is None or not how.weight:
             return losses.cross_entropy(hidden, head, targets, share, chunk)
-        kept = (1 - run.distill.weight) * share
+        kept, share = (1 - how.weight) * share, how.weight * share
         loss, nats = losses.cross_entropy(hidden, head, targets, kept, chunk)
-        share = run.distill.weight * share
-        divergence = distill.distance(run.distill.kind, hidden, head, teacher, share, chunk)[0]
-        return loss + divergence, nats
+        heat = how.temperature
+        apart = distill.distance(how.kind, hidden, head, teacher, share, chunk, heat)[0]
+        return loss + apart, nats
 
     if aux.exit_weights is None or aux.states is None:
-        return *score(out.hidden, batch["weights"], taught), {}
+        return *score(out.hidden, batch["weights"], predicted), {}
     shares = aux.exit_weights * batch["weights"]
-    last, nats = score(out.hidden, shares[-1], taught)
-    inner = jax.lax.stop_gradient((out.hidden, head)) if run.distill.exits else None
+    last, nats = score(out.hidden, shares[-1], predicted)
+    inner = jax.lax.stop_gradient((out.hidden, head)) if how.exits else None
     at_exit = lambda exit: score(model.read(weights, exit[0], config), exit[1], inner)
     earlier, earlier_nats = jax.lax.map(at_exit, (aux.states[:-1], shares[:-1]))
     if aux.exits is None:

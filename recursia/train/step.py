@@ -11,10 +11,11 @@ import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Integer
 
+from recursia import accounting, fsdp, learning_rate, model, params, settings, sharding
 from recursia import batch as whole_batch
-from recursia import fsdp, learning_rate, model, params, settings, sharding
 from recursia.architecture import Model
 from recursia.params import Leaf, Params
 from recursia.train import balancing, distill
@@ -62,6 +63,18 @@ class Trainer:
     def specs(self) -> Params:
         """The parameters, as specs."""
         return model.specs(self.model)
+
+    @functools.cached_property
+    def teacher_specs(self) -> Params | None:
+        """The parameters of the teacher, as specs."""
+        if self.teacher is None:
+            return None
+        return sharding.fitted(model.specs(self.teacher.model), self.mesh, self.run.mesh.rules)
+
+    @functools.cached_property
+    def teacher_shardings(self) -> Params | None:
+        """The sharding of every parameter of the teacher."""
+        return sharding.shardings(self.teacher_specs, self.mesh, self.run.mesh.rules)
 
     @functools.cached_property
     def factor(self) -> optax.Schedule:
@@ -184,6 +197,18 @@ class Trainer:
         is_chosen = is_gpu and self.run.train.deterministic
         return {"xla_gpu_exclude_nondeterministic_ops": True} if is_chosen else None
 
+    def flops(self, config: Model) -> int | float:
+        """Returns the training FLOPs of a sequence, those of the teacher included.
+
+        Args:
+          config: the model at a step.
+        """
+        length, how = self.run.train.seq_len, self.run.distill
+        own = accounting.training_flops(config, length)
+        if self.teacher is None:
+            return own
+        return own + accounting.teacher_flops(config, self.teacher.model, length, how.weight > 0)
+
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the shapes, dtypes and shardings of a step's batch."""
         shape = (self.run.train.batch_size, self.run.train.seq_len)
@@ -230,9 +255,10 @@ def train_step(
     """
     by_rows = jax.tree.map(lambda where: fsdp.by_rows(where.spec), trainer.state_shardings)
     rows, replicated = fsdp.by_rows(trainer.batch_sharding.spec), PartitionSpec()
+    taught = jax.tree.map(lambda where: fsdp.by_rows(where.spec), trainer.teacher_shardings)
     grads, metrics = jax.shard_map(
         functools.partial(gradients, trainer, config),
-        in_specs=(by_rows.params, rows, replicated, replicated),
+        in_specs=(by_rows.params, rows, replicated, taught),
         out_specs=(by_rows.params, replicated),
         axis_names=set(whole_batch.AXES) | {a for a, n in trainer.mesh.shape.items() if n == 1},
         check_vma=False,
@@ -270,10 +296,14 @@ def gradients(
     """
     total = jnp.maximum(whole_batch.total(batch["weights"].sum()), 1.0)
     num_microbatches = trainer.run.train.num_microbatches
-    teacher = trainer.teacher and dataclasses.replace(trainer.teacher, params=teacher_params)
+    teacher, specs = trainer.teacher, trainer.teacher_specs
+    if teacher and specs and teacher_params:
+        own = _gathered(trainer, specs, teacher.model.dtype, teacher_params)
+        teacher = dataclasses.replace(teacher, params=own)
     loss = functools.partial(loss_fn, trainer.run, config, teacher=teacher)
     grad = jax.value_and_grad(loss, has_aux=True)
-    weights, scatter = jax.vjp(functools.partial(_gathered, trainer, config), shards)
+    gather = functools.partial(_gathered, trainer, trainer.specs, config.dtype)
+    weights, scatter = jax.vjp(gather, shards)
     if num_microbatches == 1:
         (_, metrics), grads = grad(weights, batch, total, step, 0)
     else:
@@ -293,16 +323,16 @@ def gradients(
     return _summed(trainer, grads), jax.tree.map(whole_batch.total, metrics)
 
 
-def _gathered(trainer: Trainer, config: Model, shards: Params) -> Params:
+def _gathered(trainer: Trainer, specs: Params, dtype: DTypeLike, shards: Params) -> Params:
     """Returns parameters for the model: reused ones all-gathered, the others as shards."""
 
     def gather(spec: params.Spec, part: Array) -> Array | fsdp.Shard:
         weight = fsdp.shard(spec, part, trainer.mesh, trainer.run.mesh.rules)
         if not spec.is_reused:
             return weight
-        return fsdp.gathered(weight, jnp.float32, jnp.float32 if spec.is_exact else config.dtype)
+        return fsdp.gathered(weight, jnp.float32, jnp.float32 if spec.is_exact else dtype)
 
-    return jax.tree.map(gather, trainer.specs, shards)
+    return jax.tree.map(gather, specs, shards)
 
 
 def _summed(trainer: Trainer, grads: Params) -> Params:

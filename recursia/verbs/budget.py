@@ -3,9 +3,13 @@
 import argparse
 import json
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
-from recursia import arguments, console, parsing
-from recursia.errors import ConfigError
+from recursia import arguments, buckets, console, parsing
+from recursia.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from recursia import settings
 
 ABOUT = "Parameters, FLOPs, cache and memory, side by side."
 
@@ -44,6 +48,9 @@ def run(given: argparse.Namespace) -> None:
     with console.doing("making models equal") if given.match != "none" else nullcontext():
         runs = matching.matched(before, given.match)
     first, *others = cost.compare(runs, given.match)
+    if any(run.distill.teacher for run in runs.values()):
+        for row, run in zip((first, *others), runs.values(), strict=True):
+            row["teacher_flops_per_token"] = _teacher_flops(run, row["vocab_size"])
     for row in others:
         row["overrides"] = matching.overrides(before[row["name"]], runs[row["name"]])
     if given.output:
@@ -62,6 +69,21 @@ def run(given: argparse.Namespace) -> None:
 def following(given: argparse.Namespace) -> str:
     """Returns the command that comes next."""
     return arguments.training(given.config, given.overrides)
+
+
+def _teacher_flops(run: "settings.Run", rows: int) -> float:
+    """Returns the FLOPs that a run's teacher adds to the training of a token; 0 without one."""
+    if not (place := run.distill.teacher):
+        return 0.0
+    from recursia import accounting
+    from recursia.workdir import trained
+
+    try:
+        teacher = trained.model_of(buckets.path(place)).sized(rows)
+    except UserError as error:
+        raise type(error)(f"config.distill.teacher: {error}") from None
+    length, learns = run.train.seq_len, run.distill.weight > 0
+    return accounting.teacher_flops(run.model.sized(rows), teacher, length, learns) / length
 
 
 def _controls(given: argparse.Namespace) -> None:

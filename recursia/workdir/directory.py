@@ -161,11 +161,26 @@ def check_tokenizer(workdir: pathlib.Path, run: settings.Run, ours: Tokenizer, w
     Raises:
       DataError: if the fingerprints differ.
     """
-    theirs = tokenizer(workdir, run)
+    check_same(str(workdir), tokenizer(workdir, run), ours, who, str(workdir / TOKENIZER))
+
+
+def check_same(place: str, theirs: Tokenizer, ours: Tokenizer, who: str, saved: str = "") -> None:
+    """Checks that two tokenizers give the same token ids.
+
+    Args:
+      place: that has the one.
+      theirs: the one.
+      ours: the other.
+      who: its owner, for the message.
+      saved: where the one is saved; empty takes the place.
+
+    Raises:
+      DataError: if the fingerprints differ.
+    """
     if theirs.fingerprint != ours.fingerprint:
         raise DataError(
-            f"{workdir} has the tokenizer {theirs.name}, {who} has {ours.name}: the same token ids "
-            f"stand for different text; prepare data with --tokenizer={workdir / TOKENIZER}"
+            f"{place} has the tokenizer {theirs.name}, {who} has {ours.name}: the same token ids "
+            f"stand for different text; prepare data with --tokenizer={saved or place}"
         )
 
 

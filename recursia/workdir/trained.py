@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import pathlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -106,6 +106,27 @@ def load(
 def is_elsewhere(workdir: pathlib.Path) -> bool:
     """Returns whether a place holds a checkpoint from elsewhere, which none in a bucket is."""
     return not buckets.is_place(workdir) and arrival.is_there(workdir)
+
+
+def elsewhere(place: pathlib.Path) -> tuple[Model, Tokenizer, Callable[[Any], Any]]:
+    """Returns model and tokenizer of a checkpoint from elsewhere, and what reads its parameters.
+
+    It takes the sharding of each of them.
+
+    Raises:
+      ConfigError, CheckpointError, DataError: if it is none that is read.
+    """
+    found = arrival.find(place)
+    return found.config, arrival.tokenizer(found), found.params
+
+
+def model_of(workdir: pathlib.Path) -> Model:
+    """Returns the model of a run or of a checkpoint from elsewhere, without its parameters.
+
+    Raises:
+      ConfigError, CheckpointError, DataError: if the place holds neither.
+    """
+    return elsewhere(workdir)[0] if is_elsewhere(workdir) else directory.recorded(workdir).model
 
 
 def _arrived(place: pathlib.Path, step: int | None, overrides: Mapping[str, str]) -> Trained:

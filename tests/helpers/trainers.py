@@ -33,11 +33,11 @@ def batch(seed=0):
     return whole_rows(tokens, weights)
 
 
-def trainer(depth, folder=FOLDER, teacher=None, **sections):
+def trainer(depth, folder=FOLDER, teacher=None, devices=1, **sections):
     """Returns the trainer of a tiny run whose state after each recursion is normalised."""
     shape = {"num_layers": 2 * depth["num_recursions"], "depth": depth, "loop_norm": "each"}
     run = tiny_run(folder, model=shape, **sections)
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:devices])
     return Trainer(run, run.model.sized(VOCAB), mesh, teacher)
 
 

@@ -1,5 +1,6 @@
 """Distances from a teacher by their formulas, and runs that learn from one."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -7,21 +8,27 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from recursia import model
+from recursia import model, sharding
+from recursia.convert import calibration, export
 from recursia.data import tokenizer
 from recursia.errors import DataError, UserError
+from recursia.traced_flops import count_flops
 from recursia.train import distill, loop
+from recursia.train import earlier as earlier_run
 from recursia.train.distill import Teacher
+from recursia.workdir import trained
 from tests.helpers import slow
 from tests.helpers.refusals import refused
 from tests.helpers.runs import state_of
-from tests.helpers.tiny import counted, error, is_equal, tol
+from tests.helpers.tiny import assert_close, counted, draw, error, is_equal, text, tiny, tol
 from tests.helpers.trainers import (
     COUNT,
     FIXED,
     GATE,
+    ROWS,
     batch,
     drawn,
     graded,
@@ -72,6 +79,14 @@ def test_each_token_has_its_distance_by_definition(kind, chunk):
     want = by_definition(kind, probabilities(hidden, head), probabilities(*taught))
     assert error(each, want) < tol(jnp.float32, V)
     assert abs(total - (weights * want).sum()) < 1e-4
+
+
+def test_a_temperature_divides_both_logits_and_its_square_multiplies_the_distance():
+    hidden, head, (others, theirs), weights = problem()
+    cold = others / 2, {**theirs, "bias": theirs["bias"] / 2}
+    want = 4 * by_definition("js", probabilities(hidden / 2, head), probabilities(*cold))
+    _, each = distill.distance("js", hidden, head, (others, theirs), weights, 5, 2.0)
+    assert error(each, want) < tol(jnp.float32, V)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,6 +173,87 @@ def test_a_teacher_takes_its_part_of_the_loss(weight):
     assert abs(metrics["loss"] - own) < 1e-5
 
 
+def test_states_of_layers_take_their_part_of_the_loss():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(size=(2, 2, B, T, D)).astype(np.float32)
+    weights = rng.uniform(size=(B, T)).astype(np.float32)
+    each = ((ours - theirs) ** 2).sum(-1) / (theirs**2).sum(-1)
+    found = distill.state_distance(*map(jnp.asarray, (ours, theirs, weights)))
+    np.testing.assert_allclose(found, (weights * each.mean(0)).sum(), rtol=1e-5)
+
+
+def states(made, weights, mode):
+    rows = batch()
+    where = {name: rows[name] for name in ("positions", "segment_ids")}
+    return model.apply(
+        weights, rows["tokens"], made.model, mode=mode, keeps_states=True, **where
+    ).states
+
+
+def test_the_last_layers_learn_from_those_that_are_named():
+    own, _ = other_teacher()
+    teacher = Teacher(own.model, own.params, (0, 3))
+    how = {"weight": 0.0, "teacher": "a", "layers": 2, "teacher_layers": (0, 3)}
+    made = trainer(FIXED, distill=how | {"layer_weight": 0.5})
+    other = trainer({"kind": "fixed", "num_recursions": 2})
+
+    def formula(w):
+        x = states(made, w, "train")[-2:]
+        t = states(other, own.params, "eval")[jnp.array([0, 3])]
+        apart = ((x - t) ** 2).sum(-1) / (t**2).sum(-1)
+        return mean(nats_of(made, w)[0][-1]) + 0.5 * mean(apart.mean(0))
+
+    weights = drawn(made)
+    want, want_grads = jax.jit(jax.value_and_grad(formula))(weights)
+    value, metrics, grads = graded(made, weights, teacher)
+    assert abs(value - want) < 1e-5 * want
+    assert abs(metrics["loss"] + metrics["loss_layers"] - want) < 1e-5 * want
+    assert error(grads, want_grads) < tol(jnp.float32, 2048)
+
+
+@pytest.mark.parametrize("sharing_", ["sequence", "middle_cycle"])
+def test_states_after_layers_are_those_of_the_model_unrolled(sharing_):
+    config = tiny(sharing_=sharing_, recursions=2, blocks=2)
+    params = draw(config)
+    flat, weights = calibration.dense(params, config)
+    by_layer = calibration.by_layer(flat)
+    want = jax.jit(lambda w: model.apply(w, text(), by_layer, mode="eval").aux.states)(weights)
+    run = lambda w, **how: model.apply(w, text(), config, mode="train", **how)
+    plain, keeping = jax.jit(run), jax.jit(functools.partial(run, keeps_states=True))
+    found = keeping(params)
+    assert_close(found.states, want)
+    assert is_equal(found.hidden, plain(params).hidden)
+
+
+@pytest.mark.parametrize("weight", [0.0, slow(0.5)])
+def test_a_teacher_adds_the_flops_that_are_said(weight):
+    own, _ = other_teacher()
+    layers = {"distill": {"weight": weight, "teacher": "a", "layers": 1}}
+    made = trainer(FIXED, teacher=Teacher(own.model, own.params, (3,)), **layers)
+    alone = dataclasses.replace(made, teacher=None)
+    traced = [count_flops(each.trace().jaxpr) for each in (made, alone)]
+    said = [each.flops(each.model) * ROWS for each in (made, alone)]
+    assert traced[0] - traced[1] == said[0] - said[1]
+
+
+def test_a_teacher_that_is_sharded_teaches_the_same():
+    own, _ = other_teacher()
+    teacher = Teacher(own.model, own.params, (3,))
+    how = {"distill": {"teacher": "a", "layers": 1}, "mesh": {"data": 1, "fsdp": -1}}
+    found = []
+    for devices in (1, 2):
+        made = trainer(FIXED, teacher=teacher, devices=devices, **how)
+        put = jax.tree.map(jax.device_put, teacher.params, made.teacher_shardings)
+        made = dataclasses.replace(made, teacher=dataclasses.replace(teacher, params=put))
+        parts = [p.addressable_shards[0].data.size for p in leaves(put)]
+        assert devices == 1 or sum(parts) < 0.6 * sum(p.size for p in leaves(put))
+        state, metrics = made.step_function(0)(made.init(), made.put(batch()))
+        found.append((metrics, optax.tree.norm(state.params)))
+    (one, norm), (two, wanted) = jax.device_get(found)
+    assert abs(norm - wanted) < 1e-5 * norm
+    assert all(abs(one[name] - two[name]) < 1e-5 for name in ("loss", "loss_layers"))
+
+
 @pytest.mark.parametrize("depth", [{**FIXED, "exit_loss": "weighted"}, GATE], ids=str)
 def test_the_last_state_teaches_the_earlier_ones_and_learns_from_the_teacher(depth):
     teacher, p = other_teacher()
@@ -178,10 +274,11 @@ def test_the_last_state_teaches_the_earlier_ones_and_learns_from_the_teacher(dep
 
 
 def test_a_pupil_equal_to_its_teacher_has_nothing_to_learn():
-    made = trainer(FIXED, distill={"weight": 1.0, "kind": "js"})
+    how = {"weight": 1.0, "kind": "js", "teacher": "a", "layers": 2}
+    made = trainer(FIXED, distill=how)
     weights = drawn(made)
-    value, metrics, grads = graded(made, weights, Teacher(made.model, weights))
-    assert abs(value) < 1e-6 and metrics["loss"] > 1
+    value, metrics, grads = graded(made, weights, Teacher(made.model, weights, (4, 5)))
+    assert abs(value) < 1e-6 and metrics["loss"] > 1 and metrics["loss_layers"] < 1e-9
     assert all(np.abs(g).max() < 1e-6 for g in leaves(grads))
 
 
@@ -208,12 +305,50 @@ def test_a_run_learns_from_a_run_and_saves_itself_alone(folder, earlier, tmp_pat
     assert alone.keys() == taught.keys() and not is_equal(alone, taught)
 
 
+def test_a_run_that_learns_resumes_to_the_bit(folder, earlier, tmp_path, compiled_once):
+    how = {"teacher": str(earlier), "layers": 2}
+    run = short_run(
+        folder, distill=how, train={"num_steps": 2}, checkpoint={"every_steps": 1, "keep": 2}
+    )
+    loop.train(run, tmp_path / "run", {})
+    whole = state_of(tmp_path / "run", 2)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
+    loop.train(run, tmp_path / "run", {})
+    assert is_equal(state_of(tmp_path / "run", 2), whole)
+
+
+def test_a_checkpoint_from_elsewhere_teaches_as_the_run_it_was_made_of(folder, earlier, tmp_path):
+    theirs = trained.load(earlier)
+    export.export(theirs.model, theirs.params, theirs.tokenizer, "recursive", 64, tmp_path)
+    run = short_run(folder, distill={"teacher": str(tmp_path), "layers": 1})
+    words = trained.load(tmp_path).tokenizer  # bytes are written as merges
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
+    found = earlier_run.teacher(run, 257, words, mesh)
+    assert found.layers == (5,) and found.model == theirs.model
+    assert is_equal(found.params, theirs.params)
+    for field, value, parts in (
+        ("teacher_layers", (6,), ("teacher_layers: ", "0 to 5", "(6,)")),
+        ("teacher", str(earlier / "nothing"), ("config.distill.teacher: ", "no config.json")),
+    ):
+        how = dataclasses.replace(run.distill, **{field: value})
+        with refused(UserError, *parts):
+            other = dataclasses.replace(run, distill=how)
+            earlier_run.teacher(other, 257, words, mesh)
+    wide = dataclasses.replace(run.model.block, embed_dim=2 * run.model.block.embed_dim)
+    other = dataclasses.replace(run, model=dataclasses.replace(run.model, block=wide))
+    with refused(UserError, "config.distill.layers: ", str(wide.embed_dim)):
+        earlier_run.teacher(other, 257, words, mesh)
+
+
 @pytest.mark.parametrize(
     ("section", "parts"),
     [
         ({"teacher": "/nowhere"}, ("config.distill.teacher: ", "no config.json")),
         ({"teacher": "{}"}, ("config.distill.teacher: ", "257 tokens", "300")),
         ({"exits": True}, ("distill.exits: ", "'fixed'")),
+        ({"layers": 2}, ("distill", "layers: 2", "teacher")),
+        ({"teacher": "a", "layers": 7}, ("distill.layers: ", "7", "6")),
+        ({"teacher": "a", "layers": 2, "teacher_layers": (1,)}, ("teacher_layers: ", "1", "2")),
     ],
     ids=str,
 )
