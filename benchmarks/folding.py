@@ -183,26 +183,35 @@ def untrained(options: argparse.Namespace) -> dict:
     return found
 
 
-def tables(found: dict) -> str:
-    """Returns the results as Markdown."""
-    rows = ["| trained | " + " | ".join(f"{step} steps" for step in found["steps"]) + " |"]
-    rows.append("|---" * (1 + len(found["steps"])) + "|")
+def table(found: dict) -> str:
+    """Returns the losses of training as Markdown."""
+    rows = [["trained", *(f"{step} steps" for step in found["steps"])]]
     for name, runs in found["trained"].items():
-        by_step = list(zip(*runs, strict=True))
-        cells = [f"{statistics.mean(x):.3f} ({max(x) - min(x):.3f})" for x in by_step]
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    keys = found["untrained"]["keys"]
-    most = max(map(len, keys.values()))
-    rows += ["", "| keys of | " + " | ".join(f"{n + 1} shared" for n in range(most)) + " |"]
-    rows.append("|---" * (1 + most) + "|")
-    for order, own in keys.items():
-        cells = [f"{row['loss']:.3f} ({row['cosine']:.3f})" for row in own]
-        rows.append(f"| {order} | " + " | ".join(cells + [""] * (most - len(own))) + " |")
-    rows += ["", "| atoms for | " + " | ".join(map(str, ATOMS)) + " |"]
-    rows.append("|---" * (1 + len(ATOMS)) + "|")
+        by_step = zip(*runs, strict=True)
+        rows.append([name, *(f"{statistics.mean(x):.3f} ({max(x) - min(x):.3f})" for x in by_step)])
+    return _markdown(rows)
+
+
+def keys(found: dict) -> str:
+    """Returns the losses of shared keys as Markdown."""
+    found = found["untrained"]["keys"]
+    rows = [["", *(f"{count + 1} shared" for count in range(max(map(len, found.values()))))]]
+    for order, own in found.items():
+        rows.append([order, *(f"{row['loss']:.3f} ({row['cosine']:.3f})" for row in own)])
+    return _markdown(rows)
+
+
+def atoms(found: dict) -> str:
+    """Returns the losses of atoms as Markdown."""
+    rows = [["atoms", *map(str, ATOMS)]]
     for names, own in found["untrained"]["atoms"].items():
-        rows.append(f"| {names} | " + " | ".join(f"{own[str(n)]:.3f}" for n in ATOMS) + " |")
-    return "\n".join(rows) + "\n"
+        rows.append([names, *(f"{own[str(count)]:.3f}" for count in ATOMS)])
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
 def main() -> None:
@@ -238,7 +247,7 @@ def main() -> None:
     }
     found["seconds"] = round(time.perf_counter() - begin)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(tables(found))
+    print(table(found), keys(found), atoms(found), sep="\n")
 
 
 if __name__ == "__main__":
