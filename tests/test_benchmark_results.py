@@ -46,6 +46,11 @@ def test_the_tables_of_decoding_are_their_result():
     assert shown == benchmark("decode").table(found)
 
 
+def test_the_tables_of_folding_are_their_result():
+    made, found, shown = benchmark("folding"), result("folding"), page("weights")
+    assert all(table(found) in shown for table in (made.table, made.keys, made.atoms))
+
+
 def test_slots_that_are_refilled_by_depth_give_most_of_what_early_exits_promise():
     for row in result("decode")["batching"]["rows"]:
         assert 1.2 < row["recursions_over_mean"] < row["recursions"]

@@ -19,6 +19,7 @@ from recursia.sharing.schedule import Entries
 from recursia.sharing.weights import Weights
 
 AXES = ("heads", "kv_heads")
+SLOT = "attention"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Heads(Weights):
     """
 
     num_shared: int
-    slot: str = "attention"
+    slot: str = SLOT
 
     def __post_init__(self):
         ranges.at_least(0, self, "num_shared")
 
     @property
     def _bank(self) -> str:
-        return f"{self.slot}_heads"
+        return bank_of(self.slot)
 
     def varies(self, block: Params) -> dict[str, Rule]:
         """Returns the map of heads.
@@ -47,17 +48,17 @@ class Heads(Weights):
         Raises:
           ValueError: for a slot without heads, or more shared heads than a step has.
         """
-        if not _axes(block.get(self.slot, {})):
-            has = ", ".join(slot for slot, tree in block.items() if _axes(tree)) or "none"
+        if not axes(block.get(self.slot, {})):
+            has = ", ".join(slot for slot, tree in block.items() if axes(tree)) or "none"
             raise ValueError(f"weights.slot: no heads in {self.slot!r}; slots with heads: {has}")
-        if self.num_shared > (count := _count(block[self.slot])):
+        if self.num_shared > (most := count(block[self.slot])):
             raise ValueError(
-                f"weights.num_shared: got {self.num_shared} of {count} key heads; take at most "
-                f"{count}"
+                f"weights.num_shared: got {self.num_shared} of {most} key heads; take at most "
+                f"{most}"
             )
 
         def table(num_recursions: int, num_blocks: int) -> Entries:
-            own = count - self.num_shared
+            own = most - self.num_shared
             shared = tuple(range(self.num_shared))
             cell = lambda step: (*shared, *(self.num_shared + step * own + i for i in range(own)))
             rows = range(0, num_recursions * num_blocks, num_blocks)
@@ -71,11 +72,11 @@ class Heads(Weights):
 
     def specs(self, block: Params) -> Params:
         """Returns the specs of the slot's other weights, and of one unit of heads."""
-        slot, axes = block[self.slot], _axes(block[self.slot])
-        count = _count(slot)
+        slot, of_heads = block[self.slot], axes(block[self.slot])
+        number = count(slot)
         return {
-            self.slot: {name: spec for name, spec in slot.items() if name not in axes},
-            self._bank: {name: _unit(slot[name], axis, count) for name, axis in axes.items()},
+            self.slot: {name: spec for name, spec in slot.items() if name not in of_heads},
+            self._bank: {name: _unit(slot[name], axis, number) for name, axis in of_heads.items()},
         }
 
     def applied(self, block: Params) -> Params:
@@ -84,17 +85,22 @@ class Heads(Weights):
 
     def bind(self, entries: Params) -> Params:
         """Returns the block's weights, with the heads of the step side by side."""
-        specs, axes = self.block[self.slot], _axes(self.block[self.slot])
+        specs, of_heads = self.block[self.slot], axes(self.block[self.slot])
 
         def beside(name: str, units: Array) -> Array:
-            return jnp.moveaxis(units, 0, axes[name]).reshape(specs[name].shape)
+            return jnp.moveaxis(units, 0, of_heads[name]).reshape(specs[name].shape)
 
         found = {name: beside(name, units) for name, units in entries[self._bank].items()}
         others = {slot: tree for slot, tree in entries.items() if slot in self.block}
         return {**others, self.slot: {**entries[self.slot], **found}}
 
 
-def _axes(slot: Params) -> dict[str, int]:
+def bank_of(slot: str) -> str:
+    """Returns the slot of a slot's heads."""
+    return f"{slot}_heads"
+
+
+def axes(slot: Params) -> dict[str, int]:
     """Returns the axis of heads of the weights that have one."""
     specs = slot.items() if isinstance(slot, dict) else ()
     named = {name: spec.axes for name, spec in specs if isinstance(spec, Spec)}
@@ -102,9 +108,9 @@ def _axes(slot: Params) -> dict[str, int]:
     return {name: found[0] for name, found in at.items() if len(found) == 1}
 
 
-def _count(slot: Params) -> int:
+def count(slot: Params) -> int:
     """Returns the number of units: the smallest number of heads."""
-    return min(slot[name].shape[axis] for name, axis in _axes(slot).items())
+    return min(slot[name].shape[axis] for name, axis in axes(slot).items())
 
 
 def _unit(spec: Spec, axis: int, count: int) -> Spec:

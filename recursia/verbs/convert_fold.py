@@ -34,6 +34,8 @@ def options(parser: parsing.Parser) -> None:
     parser.add_argument("--shared_keys", type=parsing.integer(0), default=0, help=about)
     about = "cosine of the last states, above which such keys are kept"
     parser.add_argument("--cosine", type=parsing.real(-1, 1), default=0.9, help=about)
+    about = "share of heads that take the weights of a similar head of another layer"
+    parser.add_argument("--shared_heads", type=parsing.real(0, 1), default=0.0, help=about)
     arguments.compiling_option(parser)
 
 
@@ -90,10 +92,15 @@ def _check(given: argparse.Namespace, num_layers: int) -> None:
     if given.num_groups and given.num_groups > (left := given.keep or num_layers):
         raise ConfigError(f"--num_groups={given.num_groups}: of {left} layers; take fewer")
     kept, groups = given.keep or num_layers, given.num_groups or num_layers
-    if min(kept, groups) == num_layers and not given.shared_keys:
+    if given.shared_heads and (given.shared_keys or given.num_groups):
+        raise ConfigError(
+            f"--shared_heads={given.shared_heads}: heads are shared one by one, and --num_groups "
+            "and --shared_keys share those of a layer; give one of these"
+        )
+    if min(kept, groups) == num_layers and not (given.shared_keys or given.shared_heads):
         raise ConfigError(
             f"nothing is folded: {kept} of {num_layers} layers are kept, in {min(kept, groups)} "
-            "groups; give a smaller --keep or --num_groups, or --shared_keys"
+            "groups; give a smaller --keep or --num_groups, or --shared_keys or --shared_heads"
         )
 
 
@@ -102,7 +109,7 @@ def _folded(given: argparse.Namespace, config: Any, params: Any, batches: Any) -
     import jax
     import numpy as np
 
-    from recursia.convert import calibration, dissimilar, gates, groups, recursive
+    from recursia.convert import calibration, dissimilar, gates, groups, heads, recursive
 
     if given.keep and given.keep < config.num_layers:
         with console.doing("learning gates"):
@@ -132,4 +139,14 @@ def _folded(given: argparse.Namespace, config: Any, params: Any, batches: Any) -
                 f"layer {t.reader:3} reads keys of {t.owner:3}  distance {t.distance:.3f}  "
                 f"cosine {t.cosine:.4f}  {end}"
             )
+    if given.shared_heads:
+        alike = heads.similarity(heads.units(params, config))
+        owners = heads.chosen(alike, config.num_layers, round(given.shared_heads * len(alike)))
+        each = len(alike) // config.num_layers
+        for unit, owner in enumerate(owners):
+            if owner != unit:
+                places = "layer {:3} head {:3}  takes those of layer {:3} head {:3}"
+                place = places.format(*divmod(unit, each), *divmod(owner, each))
+                print(f"{place}  cosine {alike[unit, owner]:.4f}")
+        config, params = heads.shared(params, config, owners)
     return config, params

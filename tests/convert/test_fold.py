@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recursia import model
-from recursia.convert import calibration, dissimilar, fitting, gates, groups, recursive
+from recursia.convert import calibration, dissimilar, fitting, gates, groups, heads, recursive
 from recursia.kv import Plan
 from recursia.sharing.atoms import Atoms
 from tests.helpers.tiny import LENGTH, VOCAB, assert_close, draw, forward, is_equal, text, tiny
@@ -136,3 +136,28 @@ def test_a_model_of_atoms_is_folded_as_the_dense_one(dense):
     made = recursive.recursive(params, config, atoms, "first", key=KEY)
     plain, back = calibration.dense(made, atoms)
     assert plain.vocab_size == VOCAB and is_equal(back, params)
+
+
+def test_heads_take_the_weights_of_the_most_similar_below(dense):
+    config, params, _ = dense
+    slot, key_heads = params["core"]["attention"], config.block.mixer.num_kv_heads
+    found, each = heads.units(params, config), config.block.mixer.num_heads // key_heads
+    for unit in range(LAYERS * key_heads):
+        layer, place = divmod(unit, key_heads)
+        queries = slice(place * each, (place + 1) * each)
+        assert is_equal(found["key"][unit][:, 0], slot["key"][layer][:, place])
+        assert is_equal(found["query"][unit], slot["query"][layer][:, queries])
+        assert is_equal(found["out"][unit], slot["out"][layer][queries])
+    alike = np.array(
+        [[1, 0.9, 0.2, 0.8], [0.9, 1, 0.1, 0.5], [0.2, 0.1, 1, 0.9], [0.8, 0.5, 0.9, 1]]
+    )
+    assert heads.chosen(alike, 2, 1) == (0, 1, 2, 0)  # of one layer none takes those of another
+    assert heads.chosen(alike, 2, 2) == (0, 1, 0, 0)
+    target, same = heads.shared(params, config, tuple(range(LAYERS * key_heads)))
+    assert is_equal(forward(same, text(), target), forward(params, text(), config))
+    owners = (*range(LAYERS * key_heads - 1), 0)
+    target, made = heads.shared(params, config, owners)
+    assert made["core"]["attention_heads"]["key"].shape[0] == LAYERS * key_heads - 1
+    last = recursive.layers(made, target)[-1]
+    assert is_equal(last["attention"]["key"][:, -1], slot["key"][0][:, 0])
+    assert is_equal(last["attention"]["value"][:, 0], slot["value"][-1][:, 0])
