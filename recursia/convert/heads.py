@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from recursia.architecture import Model
 from recursia.convert.dissimilar import can_read
+from recursia.errors import ConfigError
 from recursia.params import Params
 from recursia.sharing import heads
 
@@ -22,9 +23,19 @@ Owners = tuple[int, ...]  # for each unit, counted layer by layer, the one whose
 
 
 def units(params: Params, config: Model) -> Params:
-    """Returns the units of a dense model [U ...], by the name of their weight."""
+    """Returns the units of a dense model [U ...], by the name of their weight.
+
+    Raises:
+      ConfigError: if its mixer has none.
+    """
     slot = heads.SLOT
-    specs, count = config.block_specs[slot], heads.count(config.block_specs[slot])
+    specs = config.block_specs.get(slot, {})
+    if not {"query", "key"} <= heads.axes(specs).keys():
+        raise ConfigError(
+            "config.block.mixer: heads of queries and keys are compared, and this has none; give "
+            "a --workdir with 'grouped_query'"
+        )
+    count = heads.count(specs)
 
     def split(weight: Array, axis: int) -> Array:
         apart = weight.reshape(*weight.shape[:axis], count, -1, *weight.shape[axis + 1 :])
