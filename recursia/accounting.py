@@ -13,17 +13,18 @@ executed: the backward products towards the input of a router that passes no gra
 no loss of its own.
 """
 
+import collections
 import dataclasses
 
 import jax.numpy as jnp
 
 from recursia import model, params
 from recursia.architecture import Model
+from recursia.blocks.block import Block
 from recursia.depth.policy import Pass
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.optimizer import Optimizer
-from recursia.params import Params
 from recursia.sharing import key_banks, patterns
 from recursia.sharing.remat import Remat
 from recursia.sharing.schedule import KEYS
@@ -112,11 +113,14 @@ def applied_parameters(config: Model) -> int:
     plan, block = config.schedule, config.block_specs
     routers = patterns.table(plan.num_recursions, plan.num_blocks, "router", "recursion")
     private = dataclasses.replace(plan, entries=tuple((s, routers) for s in config.depth.slots))
-    banks: Params = {}
-    for slot, tree in (block | config.weights.applied(block)).items():
-        banks |= key_banks.split(slot, tree, config.key_weights)
-    users = lambda bank: len(set(plan.owners)) if bank.endswith(KEYS) else plan.num_steps
-    core = sum(users(bank) * params.count(tree) for bank, tree in banks.items())
+    core, makers = 0, set(plan.owners.tolist())
+    for own in set(config.step_blocks):
+        steps = [step for step, each in enumerate(config.step_blocks) if each == own]
+        specs = config.step_specs[steps[0]]
+        for slot, tree in (specs | config.weights.applied(specs)).items():
+            for bank, part in key_banks.split(slot, tree, config.key_weights).items():
+                users = makers.intersection(steps) if bank.endswith(KEYS) else steps
+                core += len(users) * params.count(part)
     ends = sum(config.ends.values()) * params.count(block)
     others = {name: tree for name, tree in model.specs(config).items() if name not in _STACKS}
     depth = config.depth.specs(private, config.block.stream_dim)
@@ -223,11 +227,13 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
         again -= attention if remat.saves == "attention" else 0
         ends = sum(config.ends.values()) * seq_len
         again += core_flops(config, seq_len, passes) + end_flops(config, seq_len) - 2 * skipped
-        again -= ends * unneeded_flops(config, is_in_core=False)
+        again -= ends * unneeded_flops(config, config.block, is_in_core=False)
         if remat.unit == "block":
-            blocks = lambda p: config.schedule.num_blocks if p.blocks is None else len(p.blocks)
-            steps = sum(each.times * each.queries * blocks(each) for each in passes)
-            again -= steps * unneeded_flops(config, is_in_core=True)
+            tokens: dict[Block, int | float] = collections.defaultdict(int)
+            for step in steps_of(config, seq_len, passes):
+                tokens[step.block] += step.times * step.queries
+            of = lambda block: unneeded_flops(config, block, is_in_core=True)
+            again -= sum(count * of(block) for block, count in tokens.items())
     return once + again
 
 
@@ -262,19 +268,19 @@ def mor_flops_per_token(config: Model, seq_len: int) -> float:
     keys and values processes its fraction of queries against all keys and projects none. This is at
     most a third of what training costs.
     """
-    block, mixer = config.block, config.block.mixer
-    if isinstance(mixer, GroupedQuery):
-        wide = dataclasses.replace(mixer, num_kv_heads=mixer.num_heads)
-        block = dataclasses.replace(block, mixer=wide)
-    causal = lambda keys, is_reading: core_token_flops(
-        config, block, keys * seq_len / 2, is_reading
-    )
+
+    def causal(block: Block, keys: int, is_reading: bool) -> int | float:
+        if isinstance(mixer := block.mixer, GroupedQuery):
+            wide = dataclasses.replace(mixer, num_kv_heads=mixer.num_heads)
+            block = dataclasses.replace(block, mixer=wide)
+        return core_token_flops(config, block, keys / _ENDLESS * seq_len / 2, is_reading)
+
     steps = steps_of(config, _ENDLESS, list(map(_needed, passes_of(config, _ENDLESS))))
     core = sum(
-        step.times * step.queries / _ENDLESS * causal(step.keys / _ENDLESS, step.is_reading)
-        for step in steps
+        each.times * each.queries / _ENDLESS * causal(each.block, each.keys, each.is_reading)
+        for each in steps
     )
-    return core + sum(config.ends.values()) * causal(1, False)
+    return core + sum(config.ends.values()) * causal(config.block, _ENDLESS, False)
 
 
 def _needed(each: Pass) -> Pass:

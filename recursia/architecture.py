@@ -15,7 +15,7 @@ from recursia.parameterisations.parameterisation import Parameterisation, Size
 from recursia.parameterisations.standard import Standard
 from recursia.params import Params
 from recursia.ranges import MOST_LAYERS, at_least, between
-from recursia.sharing import key_banks, patterns
+from recursia.sharing import entries, key_banks, patterns
 from recursia.sharing.schedule import KEYS, Entries, Schedule
 from recursia.sharing.tied import Tied
 from recursia.sharing.weights import Weights
@@ -81,6 +81,13 @@ class Model:
     @functools.cached_property
     def schedule(self) -> Schedule:
         """The bank entries and keys that each step of the core uses."""
+        plan, steps = self._plan, self.step_specs
+        is_one = all(block == self.step_blocks[0] for block in self.step_blocks)
+        return plan if is_one else dataclasses.replace(plan, shapes=entries.shapes(plan, steps))
+
+    @functools.cached_property
+    def _plan(self) -> Schedule:
+        """The schedule but for the shapes of weights."""
         how = "recursion+block" if self.sharing == "none" else "block"
         slots: dict[str, patterns.Rule] = {
             **dict.fromkeys(self.block.slots, how),
@@ -102,6 +109,28 @@ class Model:
     def block_specs(self) -> Params:
         """The specs of one block by slot; initial scales depend on the number of layers."""
         return self.block.specs(self.num_layers)
+
+    @functools.cached_property
+    def step_blocks(self) -> tuple[Block, ...]:
+        """The block of each step of the core, by its number: a part of `block`, or all of it."""
+        plan, parts = self._plan, self.weights.parts(self._plan.num_steps)
+        if not parts:
+            return (self.block,) * plan.num_steps
+        made = {part: self.block.narrowed(*part) for part in dict.fromkeys(parts)}
+        return tuple(made[parts[place]] for place in np.argsort(plan.steps))
+
+    @functools.cached_property
+    def step_specs(self) -> tuple[Params, ...]:
+        """The specs of the block of each step, by slot."""
+        made = {self.block: self.block_specs}
+        for block in set(self.step_blocks) - {self.block}:
+            made[block] = block.specs(self.num_layers)
+        return tuple(made[block] for block in self.step_blocks)
+
+    @functools.cached_property
+    def step_weights(self) -> Weights:
+        """The weight kind, with the specs of each step."""
+        return self.weights.of(self.block_specs, self.step_specs if self.schedule.shapes else ())
 
     @property
     def key_weights(self) -> key_banks.Names:
@@ -158,6 +187,11 @@ class Model:
         self._check_parameterisation()
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)
+        if not plan.makes_all_keys and len({block.mixer for block in self.step_blocks}) > 1:
+            raise ValueError(
+                "kv.kv_sharing: steps have different numbers of heads (weights.heads), and one "
+                "cannot read the keys of another; take 'own', or heads of 1.0"
+            )
         if plan.replays and not self.block.score_weights:
             raise ValueError(
                 "kv.kv_sharing: this mixer has no queries that another step can replay, as their "
@@ -206,6 +240,10 @@ class Model:
         depth = self.depth.at_depth(num_recursions)
         if plan == self.schedule:
             return self
+        parts, last = self.weights.parts(self.schedule.num_steps), self.schedule.num_recursions - 1
+        places = np.argsort(self.schedule.steps).reshape(-1, plan.num_blocks)
+        rows = np.minimum(plan.steps // plan.num_blocks, last)
+        before = places[rows, plan.steps % plan.num_blocks]  # where each was in the walk
         for slot in {slot + KEYS for slot, _ in self.key_weights}:
             if extra := set(plan.held(slot)) - set(self.schedule.held(slot)):
                 raise ValueError(
@@ -217,6 +255,7 @@ class Model:
             num_layers=sum(self.ends.values()) + plan.num_steps,
             depth=depth,
             varies=plan.entries,
+            weights=self.weights.with_parts(tuple(parts[place] for place in before if parts)),
             parameterisation=self.parameterisation.trained_at(self.num_layers),
             kv=dataclasses.replace(
                 self.kv, kv_sharing=plan.keys or "own", window=plan.windows or 0
@@ -234,6 +273,13 @@ class Model:
           ValueError: for a depth with other parameters, or a plan that shares what this one does
             not share, and the reverse.
         """
+        if self.schedule.shapes and (
+            how or num_recursions not in (None, len(self.schedule.shapes))
+        ):
+            raise ValueError(
+                "weights: steps have different widths, and a phase with other entries has others; "
+                "take a model of one width, or no phases"
+            )
         tied = self if how is None else self._tied(how)
         if num_recursions in (None, self.schedule.num_recursions):
             return tied

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from recursia import params as parameters
@@ -78,10 +79,10 @@ def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
         banks = {slot: tree}
         if name == CORE:
             banks = key_banks.split(slot, tree, config.key_weights)
-        one = lambda bank, index: jax.tree.map(lambda leaf: leaf[index].astype(dtype), bank)
-        count = lambda bank: len(jax.tree.leaves(bank)[0]) if jax.tree.leaves(bank) else 0
-        apart = lambda bank: tuple(one(bank, index) for index in range(max(count(bank), 1)))
         whole = lambda bank: jax.tree.map(lambda leaf: leaf.astype(dtype), bank)
+        leaves = lambda bank: jax.tree.leaves(bank, is_leaf=parameters.is_apart)
+        count = lambda bank: len(leaves(bank)[0]) if leaves(bank) else 1
+        apart = lambda bank: tuple(whole(parameters.at(bank, i)) for i in range(count(bank)))
         is_several = lambda bank: schedules(config)[name].entry(bank).ndim > 1
         return {n: whole(bank) if is_several(n) else apart(bank) for n, bank in banks.items()}
 
@@ -102,15 +103,18 @@ def empty(config: Model, batch: int, size: int) -> Cache:
       batch: texts.
       size: tokens of the longest; a step that routes needs fewer places (`Policy.cache_places`).
     """
-    example = _example(config)
-    values = dataclasses.replace(example, key=None)
-    makes_keys = lambda plan, place: plan.owner_places[place] == place
+    examples: dict[Any, KeysValues] = {}
+
+    def example(name: str, plan: Schedule, place: int) -> KeysValues:
+        block = config.step_blocks[plan.steps[place]] if name == CORE else config.block
+        examples[block] = examples.get(block) or _example(block, config.dtype)
+        makes_keys = plan.owner_places[place] == place
+        return examples[block] if makes_keys else dataclasses.replace(examples[block], key=None)
+
     pasts = {
         name: {
             place: past.empty(
-                example if makes_keys(plan, place) else values,
-                batch,
-                _places(config, name, plan, place, size),
+                example(name, plan, place), batch, _places(config, name, plan, place, size)
             )
             for place in plan.cached_places
         }
@@ -139,18 +143,18 @@ def _places(config: Model, name: str, plan: Schedule, owner: int, size: int) -> 
     return config.depth.cache_places(plan, recursion, size)
 
 
-def _example(config: Model) -> KeysValues:
-    """Returns the shapes of the keys and values that a step makes of one token."""
-    x = jax.ShapeDtypeStruct((1, 1, config.block.embed_dim), config.dtype)
+def _example(block: Any, dtype: DTypeLike) -> KeysValues:
+    """Returns the shapes of the keys and values that a block makes of one token."""
+    x = jax.ShapeDtypeStruct((1, 1, block.embed_dim), dtype)
     where = Context(jnp.zeros((1, 1), jnp.int32))
-    shapes = parameters.abstract(config.block.specs(1))
-    exact = config.block.exact
+    shapes = parameters.abstract(block.specs(1))
+    exact = block.exact
     cast = lambda slot, tree: jax.tree.map(
-        lambda leaf: leaf.update(dtype=jnp.float32 if slot in exact else config.dtype), tree
+        lambda leaf: leaf.update(dtype=jnp.float32 if slot in exact else dtype), tree
     )
     shapes = {slot: cast(slot, tree) for slot, tree in shapes.items()}
 
     def made(weights: Any, x: Array) -> KeysValues:
-        return config.block.mixer.keys_values(weights, x, x, where)[0]
+        return block.mixer.keys_values(weights, x, x, where)[0]
 
     return jax.eval_shape(made, shapes, x)

@@ -26,7 +26,7 @@ from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
 from recursia.params import Leaf, Params
 from recursia.sharding import constrain
-from recursia.sharing import key_banks
+from recursia.sharing import entries, key_banks
 from recursia.sharing.cached import Store
 from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.stack import Stack
@@ -59,16 +59,26 @@ def specs(config: Model) -> Params:
         return {slot: marked(slot, tree) for slot, tree in slots.items()}
 
     def scaled(tree: Any, uses: np.ndarray | None = None) -> Any:
-        scale = functools.partial(config.parameterisation.scaled, size=config.size, uses=uses)
-        return jax.tree.map(scale, tree)
+        scale = functools.partial(config.parameterisation.scaled, size=config.size)
 
-    def core(slot: str, tree: Any) -> Any:
-        def bank(name: str, tree: Any) -> Any:
-            made = parameters.mark(plan.bank(name, tree), is_reused=plan.is_reused(name))
+        def leaf(spec: Any) -> Any:
+            if not parameters.is_apart(spec):
+                return scale(spec, uses=uses)
+            counts = (None,) * len(spec) if uses is None else np.split(uses, len(spec))
+            pairs = zip(spec.entries, counts, strict=True)
+            return parameters.Apart(scale(own, uses=count) for own, count in pairs)
+
+        return jax.tree.map(leaf, tree, is_leaf=parameters.is_apart)
+
+    def core(slot: str, *steps: Any) -> Any:
+        def bank(name: str, steps: list[Any]) -> Any:
+            made = entries.bank(plan, name, steps) if plan.shapes else plan.bank(name, steps[0])
+            made = parameters.mark(made, is_reused=plan.is_reused(name))
             return scaled(made, plan.uses(name))
 
-        banks = key_banks.split(slot, tree, config.key_weights)
-        return key_banks.join({name: bank(name, tree) for name, tree in banks.items()})[slot]
+        banks = [key_banks.split(slot, tree, config.key_weights) for tree in steps]
+        made = {name: bank(name, [own[name] for own in banks]) for name in banks[0]}
+        return key_banks.join(made)[slot]
 
     embed, once = embedding.specs(config.embed, config.vocab_size, d), np.ones(1, int)
     ends = {
@@ -77,14 +87,15 @@ def specs(config: Model) -> Params:
         else {}
         for name, count in config.ends.items()
     }
-    slots = blocks(config.block_specs | config.weights.specs(config.block_specs))
+    steps = config.step_specs if plan.shapes else config.step_specs[:1]
+    slots = [blocks(own | config.weights.specs(own)) for own in steps]
     depth = parameters.mark(config.depth.specs(plan, wide), is_matrix=False)
     sections = {
         "embed": {
             name: scaled(parameters.mark(s, is_exact=name == "bias")) for name, s in embed.items()
         },
         "prelude": ends["prelude"],
-        "core": {slot: core(slot, tree) for slot, tree in slots.items()},
+        "core": {slot: core(slot, *(own[slot] for own in slots)) for slot in slots[0]},
         "coda": ends["coda"],
         "depth": scaled(depth),
         "inject": scaled(config.inject.specs(plan.num_recursions, d)),
@@ -363,11 +374,12 @@ def at_depth(config: Model, params: Params, num_recursions: int) -> tuple[Model,
     sections = jax.tree.map(first, by_recursion, {name: params[name] for name in by_recursion})
 
     def core(slot: str, tree: Any) -> Any:
-        entries = lambda bank: np.searchsorted(trained.held(bank), config.schedule.held(bank))
+        held = lambda bank: np.searchsorted(trained.held(bank), config.schedule.held(bank))
         banks = key_banks.split(slot, tree, config.key_weights)
-        return key_banks.join({b: parameters.at(t, entries(b)) for b, t in banks.items()})[slot]
+        return key_banks.join({b: parameters.at(t, held(b)) for b, t in banks.items()})[slot]
 
-    sections["core"] = {slot: core(slot, tree) for slot, tree in params["core"].items()}
+    cut = {slot: core(slot, tree) for slot, tree in params["core"].items()}
+    sections["core"] = entries.fitted(specs(config)["core"], cut) if trained.shapes else cut
     return config, {**params, **sections}
 
 

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Leaf = Any  # of a parameter tree: a Spec, then an array, its sharding, or a mask
@@ -166,6 +167,42 @@ def count(specs: Any) -> int:
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Apart:
+    """Entries of a bank that differ in shape, each a leaf of its own, where others are stacked."""
+
+    def __init__(self, entries: Iterable[Leaf]):
+        """Keeps the entries in order."""
+        self.entries = tuple(entries)
+
+    def __repr__(self) -> str:
+        """Returns the entries in words."""
+        return f"Apart{self.entries}"
+
+    def __len__(self) -> int:
+        """Returns the number of entries."""
+        return len(self.entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns an entry, or for an array of numbers those entries, apart."""
+        return Apart(self.entries[i] for i in index) if np.ndim(index) else self.entries[index]
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Leaf]], None]:
+        """Returns the entries with their numbers as keys, as JAX asks."""
+        keys = map(jax.tree_util.SequenceKey, range(len(self)))
+        return list(zip(keys, self.entries, strict=True)), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, entries: Iterable[Leaf]) -> "Apart":
+        """Returns entries of the same number, as JAX asks."""
+        return cls(entries)
+
+
+def is_apart(leaf: Any) -> bool:
+    """Returns whether a leaf of a bank has its entries apart."""
+    return isinstance(leaf, Apart)
+
+
 def at(tree: Any, index: Any) -> Any:
     """Returns entry `index` of every leaf's leading axis."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+    return jax.tree.map(lambda leaf: leaf[index], tree, is_leaf=is_apart)

@@ -46,7 +46,7 @@ def with_weights(
         found[name] = Stack(
             plan,
             config.block,
-            config.weights.of(config.block_specs) if is_core else Tied(),
+            config.step_weights if is_core else Tied(),
             params[name],
             config.inject if is_core else Injection(),
             params["inject"] if is_core else {},

@@ -28,6 +28,7 @@ class Step:
     """What one block of a recursion processes of a sequence, in tokens.
 
     Attributes:
+      block: what it applies; a part of the model's where steps have different widths.
       queries: tokens that the block processes.
       keys: tokens whose keys and values each query meets, masked ones included.
       skipped: of those keys, how many are in tiles that are not multiplied; a mean over queries.
@@ -37,6 +38,7 @@ class Step:
       is_trained: whether a backward pass follows.
     """
 
+    block: Block
     queries: int
     keys: int
     skipped: float
@@ -78,18 +80,16 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
             step = first + block
             owner = int(plan.owners[step])
             keys = each.queries if owner == step else tokens[owner // plan.num_blocks]
-            wide, both = config.block.mixer.key_width, config.block.cache_entries()
+            part = config.step_blocks[step]
+            wide, both = part.mixer.key_width, part.cache_entries()
             held = _bound(keys, plan.seen[plan.owners == step]) if owner == step else 0
             own = _bound(each.queries, plan.seen[[step]]) if plan.replays else held
             cached = held * wide + own * (both - wide)
             is_by_place = each.queries == seq_len and not is_later[step]
             is_by_place |= not (owner != step or plan.seen[step] or is_relative)
             skipped = skipped_keys(each.queries, keys, int(plan.seen[step])) if is_by_place else 0
-            table.append(
-                Step(
-                    each.queries, keys, skipped, cached, owner != step, each.times, each.is_trained
-                )
-            )
+            met = each.queries, keys, skipped, cached, owner != step
+            table.append(Step(part, *met, each.times, each.is_trained))
     return table
 
 
@@ -113,7 +113,7 @@ def skipped_scores(config: Model, seq_len: int, chosen: list[Pass]) -> float:
     does not multiply tiles that causality or a window masks wholly. Kernels skip about as much.
     """
     core = sum(
-        step.times * step.queries * config.block.recomputed_flops(step.skipped)
+        step.times * step.queries * step.block.recomputed_flops(step.skipped)
         for step in steps_of(config, seq_len, chosen)
     )
     ends = sum(config.ends.values()) * seq_len
@@ -155,7 +155,7 @@ def core_flops(
 
     token_flops = token_flops or forward
     return sum(
-        step.times * step.queries * token_flops(config.block, step.keys, step.is_reading)
+        step.times * step.queries * token_flops(step.block, step.keys, step.is_reading)
         for step in steps_of(config, seq_len, chosen)
     )
 
@@ -167,14 +167,16 @@ def end_flops(config: Model, seq_len: int, token_flops: TokenFlops | None = None
     return sum(config.ends.values()) * seq_len * token_flops(config.block, seq_len, False)
 
 
-def unneeded_flops(config: Model, is_in_core: bool) -> int:
+def unneeded_flops(config: Model, block: Block, is_in_core: bool) -> int:
     """Returns the forward FLOPs of one token that a rematerialised block does not compute again.
 
     Args:
       config: the model.
+      block: the block, or the part of it that a step applies.
       is_in_core: whether the block's weights come from its banks, by the weight kind.
     """
-    specs, kind = config.block_specs, config.weights.of(config.block_specs)
+    specs = block.specs(config.num_layers)
+    kind = config.weights.of(specs)
     if is_in_core:
         made_of = {**specs, **kind.specs(specs)}
         cells = {slot: config.schedule.entry(slot).shape[1:] for slot in made_of}
@@ -184,9 +186,9 @@ def unneeded_flops(config: Model, is_in_core: bool) -> int:
     def apply(weights: Params, x: jax.Array) -> jax.Array:
         place = jnp.zeros((1, 1), jnp.int32)
         weights = kind.bind(weights) if is_in_core else weights
-        return config.block.apply(weights, x, Context(place, place))[0].sum()
+        return block.apply(weights, x, Context(place, place))[0].sum()
 
-    token = jax.ShapeDtypeStruct((1, 1, config.block.stream_dim), jnp.float32)
+    token = jax.ShapeDtypeStruct((1, 1, block.stream_dim), jnp.float32)
     trace = lambda f: jax.make_jaxpr(f)(params.abstract(specs), token)
     backward = lambda f: count_flops(trace(jax.grad(f, (0, 1))))
     return count_flops(trace(apply)) - (backward(jax.checkpoint(apply)) - backward(apply))

@@ -50,6 +50,17 @@ class Block(abc.ABC):
         ranges.at_least(1, self, "embed_dim")
         ranges.at_least(0, self, "norm_eps")
 
+    def narrowed(self, heads: float, hidden: float, multiple: int) -> "Block":
+        """Returns a part of the block; see `narrowed` of mixers and feed-forwards.
+
+        Raises:
+          ValueError: if a layer of this kind has no such part.
+        """
+        parts = self.mixer.narrowed(heads), self.feedforward.narrowed(hidden, multiple)
+        if parts == (self.mixer, self.feedforward):
+            return self
+        return dataclasses.replace(self, mixer=parts[0], feedforward=parts[1])
+
     @property
     def slots(self) -> tuple[str, ...]:
         """Names of the trees of weights that can be shared across depth each by itself."""

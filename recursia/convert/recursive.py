@@ -120,9 +120,8 @@ def _entries_from(
 def layers(params: Params, config: Model) -> list[Params]:
     """Returns the weights of every layer by slot, with adapters merged."""
 
-    kind = config.weights.of(config.block_specs)
-
     def at_step(step: int) -> Params:
+        kind = config.step_weights.at_step(step)
         weights = kind.bind(_entries(params["core"], config, step))
         has_full = lambda w: hasattr(w, "full")
         return jax.tree.map(lambda w: w.full() if has_full(w) else w, weights, is_leaf=has_full)

@@ -26,6 +26,7 @@ def unrolled(config: Model) -> Model:
         "inject": config.inject != Injection(),
         "loop_norm": config.loop_norm != "none",
         "kv.kv_sharing": not plan.makes_all_keys,
+        "weights": bool(plan.shapes),
     }
     if wrong := [name for name, is_wrong in reasons.items() if is_wrong]:
         raise ConfigError(
@@ -63,7 +64,7 @@ def _step(core: dict[str, Any], config: Model, step: int) -> dict[str, Any]:
         banks |= key_banks.split(slot, tree, config.key_weights)
     entry = lambda bank: config.schedule.entry(bank)[step]
     own = key_banks.join({bank: at(tree, entry(bank)) for bank, tree in banks.items()})
-    bound = config.weights.of(config.block_specs).bind(own)
+    bound = config.step_weights.at_step(step).bind(own)
 
     def full(weight: Any) -> Any:
         if isinstance(weight, dict):

@@ -66,7 +66,7 @@ class Integration(Policy):
     def check(self, schedule: Schedule, coda: int, inject: Injection) -> None:
         """Refuses recursions that differ, and inputs injected again."""
         super().check(schedule, coda, inject)
-        if varying := [slot for slot, _ in schedule.entries if schedule.varies(slot)]:
+        if varying := schedule.varying:
             raise ValueError(
                 f"depth: integration takes any number of steps with the same weights, and "
                 f"{', '.join(varying)} varies along them; take sharing 'cycle' or depth 'fixed'"

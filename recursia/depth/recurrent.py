@@ -85,7 +85,7 @@ class Recurrent(Policy):
                 "kv_sharing: a recursion reads keys and values of another, and under depth "
                 "recurrent the first recursions mostly have no gradient; take 'own'"
             )
-        if varying := [slot for slot, _ in schedule.entries if schedule.varies(slot)]:
+        if varying := schedule.varying:
             raise ValueError(
                 f"depth: recurrent runs any number of recursions with the same weights, and "
                 f"{', '.join(varying)} varies along them; take sharing 'cycle', or depth.kind "

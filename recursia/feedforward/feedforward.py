@@ -27,6 +27,23 @@ class FeedForward(Branch):
           context: positions, documents and padding of the tokens.
         """
 
+    def narrowed(self, part: float, multiple: int) -> "FeedForward":
+        """Returns the layer with a part of its hidden units, the first of this one's.
+
+        Args:
+          part: in (0, 1].
+          multiple: what their number is rounded to, unless they are all.
+
+        Raises:
+          ValueError: if hidden units of this kind cannot be left out.
+        """
+        if part == 1:
+            return self
+        raise ValueError(
+            "weights.hidden: this feed-forward has no hidden units that a step can leave out; "
+            "take 1.0, or a feed-forward such as 'swiglu'"
+        )
+
     def carried_dim(self, width: int) -> int:
         """Returns how many numbers each token hands on to the feed-forward of its next step.
 
@@ -57,3 +74,8 @@ class FeedForward(Branch):
         Args:
           width: of the residual stream.
         """
+
+
+def nearest(width: float, multiple: int, most: int) -> int:
+    """Returns the multiple nearest to a width, at least one and no more than the most."""
+    return min(most, multiple * max(1, round(width / multiple)))

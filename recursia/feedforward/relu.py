@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from recursia import ranges
-from recursia.feedforward.feedforward import FeedForward
+from recursia.feedforward.feedforward import FeedForward, nearest
 from recursia.layers.attention import Context
 from recursia.layers.branch import Report, States
 from recursia.layers.initial import Init
@@ -32,6 +32,12 @@ class ReLU(FeedForward):
 
     def __post_init__(self):
         ranges.at_least(1, self, "mlp_dim")
+
+    def narrowed(self, part: float, multiple: int) -> "ReLU":
+        """Returns the layer with a part of its hidden units."""
+        return dataclasses.replace(
+            self, mlp_dim=nearest(part * self.mlp_dim, multiple, self.mlp_dim)
+        )
 
     def specs(self, width: int, num_steps: int) -> Params:
         """Returns both layers with their biases."""

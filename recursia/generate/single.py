@@ -99,7 +99,7 @@ class OneRecursion(CachedStack):
         for block, past in pasts.items():
             scope = dataclasses.replace(context, window=int(self.schedule.seen[block]))
             inputs = None if memory is None else memory(x)
-            weights = self.bind(self._entries(block))
+            weights = self.bind(self._entries(block), block)
             x, made, _ = self.block.apply(weights, x, scope, past, inputs)
             assert isinstance(made, Past)
             pasts[block] = made

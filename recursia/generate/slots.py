@@ -151,6 +151,8 @@ def refusal(config: Model) -> str:
         return f"sharing {config.sharing!r}: goes block by block, and slots go by recursions"
     if matrices:
         return f"sharing: recursions have {', '.join(matrices)} of their own, and share none"
+    if len(set(plan.shapes)) > 1:
+        return "weights: recursions have different widths, and slots share one program"
     if not is_own:
         return f"kv.kv_sharing {config.kv.kv_sharing!r}: takes 'own' or 'first_recursion'"
     if plan.replays:

@@ -1,21 +1,15 @@
 """A tied model as untied copies of its weights, and back."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
-import numpy as np
 
-from recursia import model
+from recursia import model, params
 from recursia.architecture import Model
 from recursia.params import Params, at
-from recursia.sharing import key_banks
-from recursia.sharing.schedule import KEYS, Schedule
-
-
-def users(plan: Schedule, bank: str) -> np.ndarray:
-    """Returns the steps that have a copy of a bank's entry: for keys, those that make some."""
-    return np.unique(plan.owners) if bank.endswith(KEYS) else np.arange(plan.num_steps)
+from recursia.sharing import entries, key_banks
 
 
 def by_bank(config: Model, core: Params) -> dict[str, Any]:
@@ -24,29 +18,31 @@ def by_bank(config: Model, core: Params) -> dict[str, Any]:
     return {bank: tree for banks in split for bank, tree in banks.items()}
 
 
-def untied(config: Model, params: Params) -> tuple[Model, Params]:
+def untied(config: Model, weights: Params) -> tuple[Model, Params]:
     """Returns the model whose steps all have weights of their own, with these values in them."""
-    plan, banks = config.schedule, by_bank(config, params["core"])
-    entries = lambda bank: plan.entry(bank)[users(plan, bank)].reshape(-1)
-    copies = {bank: at(tree, entries(bank)) for bank, tree in banks.items()}
-    core = key_banks.join(copies)
+    plan, core = config.schedule, weights["core"]
     own = lambda slot, table: "recursion+block" if slot in core else table
     varies = tuple((slot, own(slot, table)) for slot, table in plan.entries)
-    return dataclasses.replace(config, varies=varies), {**params, "core": core}
+    free = dataclasses.replace(config, varies=varies)
+    return free, {**weights, "core": _copies(config, free, core)}
 
 
-def tied(config: Model, grads: Params) -> Params:
-    """Returns the gradient of the tied model: the sum over the copies of each entry."""
-    plan, specs = config.schedule, by_bank(config, model.specs(config)["core"])
+def _copies(config: Model, free: Model, core: Params) -> Params:
+    """Returns for each step a copy of the entries that it uses, as wide as the step."""
+    plan, banks = config.schedule, by_bank(config, core)
+    numbers = lambda bank: plan.entry(bank)[plan.users(bank)].reshape(-1)
+    copies = key_banks.join({bank: at(tree, numbers(bank)) for bank, tree in banks.items()})
+    return entries.fitted(model.specs(free)["core"], copies) if plan.shapes else copies
 
-    def add_up(bank: str, copies: Any) -> Any:
-        entries = plan.entry(bank)[users(plan, bank)].reshape(-1)
-        is_entry = np.arange(plan.size(bank))[:, None] == entries
-        add = lambda copies: np.einsum("en,n...->e...", is_entry, np.asarray(copies))
-        return jax.tree.map(lambda g, s: add(g).reshape(s.shape), copies, specs[bank])
 
-    banks = by_bank(config, grads["core"])
-    return {
-        **grads,
-        "core": key_banks.join({bank: add_up(bank, tree) for bank, tree in banks.items()}),
-    }
+def tied(config: Model, free: Model, grads: Params) -> Params:
+    """Returns the gradient of the tied model: the sum over the copies of each entry.
+
+    Args:
+      config: the tied model.
+      free: that of the copies.
+      grads: of the copies.
+    """
+    core = params.abstract(model.specs(config)["core"])
+    sum_up = jax.linear_transpose(functools.partial(_copies, config, free), core)
+    return {**grads, "core": sum_up(grads["core"])[0]}

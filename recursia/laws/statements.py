@@ -141,7 +141,9 @@ def sharing(config: Model, weights: Params) -> str | None:
     (ours, grads), (theirs, copies) = run(weights, config), run(free, free_config)
     if wrong := _same(abs(float(ours - theirs)) / abs(float(theirs)), 64, "losses of copies"):
         return wrong
-    return _same(_apart(grads, tied(config, copies)), 1024, "summed gradients of copies")
+    return _same(
+        _apart(grads, tied(config, free_config, copies)), 1024, "summed gradients of copies"
+    )
 
 
 def decoding(config: Model, weights: Params) -> str | None:

@@ -92,6 +92,12 @@ class GroupedQuery(Mixer):
     def _given(self, name: str) -> tuple[str, ...]:
         return () if getattr(self, name) is None else (name,)
 
+    def narrowed(self, part: float) -> "GroupedQuery":
+        """Returns the layer with a part of its key heads, at least one, and their query heads."""
+        kept = max(1, round(part * self.num_kv_heads))
+        heads = kept * (self.num_heads // self.num_kv_heads)
+        return dataclasses.replace(self, num_heads=heads, num_kv_heads=kept)
+
     @property
     def key_width(self) -> int:
         """Width of all keys of a token together, and of all values."""

@@ -66,6 +66,22 @@ class Mixer(Branch):
         """Width of all keys of a token together, and of all values."""
         return self.num_heads * self.head_dim
 
+    def narrowed(self, part: float) -> "Mixer":
+        """Returns the layer with a part of its heads, whose weights are the first of this one's.
+
+        Args:
+          part: in (0, 1].
+
+        Raises:
+          ValueError: if heads of this kind cannot be left out.
+        """
+        if part == 1:
+            return self
+        raise ValueError(
+            "weights.heads: this mixer has no heads that a step can leave out; take 1.0, or a "
+            "mixer such as 'grouped_query'"
+        )
+
     @abc.abstractmethod
     def queries(self, params: Params, h: States, context: Context) -> Queries:
         """Returns the queries of normalised states."""

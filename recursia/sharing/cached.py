@@ -164,7 +164,8 @@ class CachedStack(Stack):
                 replayed = QueriesKeys(self.store.queries[owner], past.keys_values.key)
                 source = replayed, pasts[place]
             inputs = None if memory is None else memory(x)
-            x, made, _ = self.block.apply(self.bind(self._entries(step)), x, scope, source, inputs)
+            weights = self.bind(self._entries(step), place)
+            x, made, _ = self.block.apply(weights, x, scope, source, inputs)
             if isinstance(made, Past):
                 self.store.queries[place] = made.query
                 pasts[place] = dataclasses.replace(made, query=None)

@@ -89,7 +89,7 @@ def _zeros(
     """Returns keys and values of some steps that are zero, stacked."""
     index = owners[0] - span.start
     entries = {slot: view[index : index + 1].entry() for slot, view in span.views.items()}
-    make = lambda x: steps.block.apply(steps.bind(entries), x, context)[1]
+    make = lambda x: steps.block.apply(steps.bind(entries, owners[0]), x, context)[1]
     each = jax.eval_shape(make, x)
     return jax.tree.map(lambda s: jnp.zeros((len(owners), *s.shape), s.dtype), each)
 

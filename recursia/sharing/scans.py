@@ -56,12 +56,14 @@ class _Role:
       offset: of the owner in the period, or the step itself where no scan is possible.
       is_cached: whether a step after the period reads its keys.
       window: keys that it sees.
+      shape: number of the shapes of its weights.
     """
 
     source: int | str
     offset: int = 0
     is_cached: bool = False
     window: int = 0
+    shape: int = 0
 
 
 @functools.lru_cache
@@ -107,11 +109,12 @@ def _role(
     owner, last_reader = int(schedule.read_places[step]), int(schedule.last_readers[step])
     if first <= owner < begin:
         return _Role("another period", step)
-    is_cached, window = last_reader >= begin + period, int(schedule.seen[schedule.steps[step]])
+    is_cached, number = last_reader >= begin + period, schedule.steps[step]
+    seen = int(schedule.seen[number]), int(schedule.shape[number])
     if owner >= begin:
-        return _Role("period", owner - begin, is_cached, window)
+        return _Role("period", owner - begin, is_cached, *seen)
     (source,) = (i for i, owners in enumerate(stacks) if owner in owners)
-    return _Role(source, 0, is_cached, window)
+    return _Role(source, 0, is_cached, *seen)
 
 
 def _num_periods(role: Callable[[int, int], _Role], first: int, stop: int, period: int) -> int:

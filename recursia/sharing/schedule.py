@@ -45,6 +45,8 @@ class Schedule:
       passes: how often training runs the steps of `cycles`, without and then with a gradient.
       reads: what a step reads of the step that `keys` names: its keys and values; or its queries
         and keys, which make up its scores, with values of its own.
+      shapes: for each step, the number of the shapes of its weights; no scan applies steps of
+        different shapes. Empty: all have the same.
     """
 
     num_recursions: int
@@ -55,6 +57,7 @@ class Schedule:
     windows: Table = ()
     passes: tuple[int, int] = (0, 1)
     reads: Reads = "keys_values"
+    shapes: Table = ()
 
     def __post_init__(self):
         for step, owner in enumerate(self.owners):
@@ -151,9 +154,20 @@ class Schedule:
         return self._flat(self.windows) if self.windows else np.zeros(self.num_steps, int)
 
     @functools.cached_property
+    def shape(self) -> Int[np.ndarray, "N"]:
+        """The number of the shapes of each step's weights."""
+        return self._flat(self.shapes) if self.shapes else np.zeros(self.num_steps, int)
+
+    @functools.cached_property
     def makes_all_keys(self) -> bool:
         """Whether every step makes its own keys and values."""
         return bool((self.owners == np.arange(self.num_steps)).all())
+
+    @property
+    def varying(self) -> list[str]:
+        """What differs between recursions: slots, and the widths of steps."""
+        found = [slot for slot, _ in self.entries if self.varies(slot)]
+        return [*found, *["the width of steps"] * (len(set(self.shapes)) > 1)]
 
     @property
     def replays(self) -> bool:
@@ -205,15 +219,18 @@ class Schedule:
         """Returns the number of entries of a slot's bank."""
         return 1 + int(self.entry(slot).max())
 
+    def users(self, slot: str) -> Int[np.ndarray, "M"]:
+        """Returns the steps that use a slot's bank: all, or for keys those that make some."""
+        return np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)
+
     def uses(self, slot: str) -> Int[np.ndarray, "E"]:
         """Returns how many steps use each entry of a slot's bank."""
-        users = np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)
-        return np.bincount(self.entry(slot)[users].reshape(-1), minlength=self.size(slot))
+        used = self.entry(slot)[self.users(slot)]
+        return np.bincount(used.reshape(-1), minlength=self.size(slot))
 
     def is_reused(self, slot: str) -> bool:
         """Returns whether an entry of a slot is used twice."""
-        users = np.unique(self.owners) if slot.endswith(KEYS) else np.arange(self.num_steps)
-        return self.size(slot) < self.entry(slot)[users].size
+        return self.size(slot) < self.entry(slot)[self.users(slot)].size
 
     def varies(self, slot: str) -> bool:
         """Returns whether recursions use different entries of a slot."""
@@ -256,6 +273,7 @@ class Schedule:
             entries=tuple((slot, cut(table)) for slot, table in self.entries),
             keys=self._keys_at(num_recursions),
             windows=cut(self.windows),
+            shapes=cut(self.shapes),
         )
 
     def _keys_at(self, num_recursions: int) -> Table:

@@ -115,7 +115,7 @@ class _StepScan:
             x = checkpoint_name(x, ENTERED)
             source = self._read(step, sources[step], own, made)
             memory = None if self.memory is None else self.memory(x)
-            weights = self.steps.bind(entries)
+            weights = self.steps.bind(entries, self.scan.start + step)
             if self._is_inlined:
                 weights, x = jax.lax.optimization_barrier((weights, x))
             x, keys_values, report = self.steps.block.apply(

@@ -206,11 +206,12 @@ class Steps:
         states = self.injection.apply(self.injection_params, own, states, context)
         return self.block.renewed(x, states)
 
-    def bind(self, entries: Params) -> Params:
+    def bind(self, entries: Params, place: int) -> Params:
         """Returns the block's weights from a step's bank entries, in the compute dtype.
 
         Args:
           entries: by slot, or by bank where a slot's weights of keys have one of their own.
+          place: of the step in the walk, or of another whose weights have the same shapes.
         """
         exact = (*self.block.exact, *self.weights.exact)
         is_leaf = lambda leaf: isinstance(leaf, Shard)
@@ -220,4 +221,5 @@ class Steps:
             return jax.tree.map(lambda leaf: gathered(leaf, dtype), tree, is_leaf=is_leaf)
 
         slots = key_banks.join(entries)
-        return self.weights.bind({slot: cast(slot, tree) for slot, tree in slots.items()})
+        own = {slot: cast(slot, tree) for slot, tree in slots.items()}
+        return self.weights.at_step(int(self.schedule.steps[place])).bind(own)

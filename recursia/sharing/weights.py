@@ -8,6 +8,9 @@ from typing import ClassVar
 from recursia.params import Params
 from recursia.sharing.patterns import Rule
 
+# Of the heads and of the hidden units of a block, in (0, 1], and what the latter are a multiple of.
+Part = tuple[float, float, int]
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -19,10 +22,12 @@ class Weights:
 
     Attributes:
       block: specs of one block, by slot, of a kind that `of` returned.
+      steps: the same of each step, by its number, where they differ.
       has_matrices: whether what is stored has inputs and outputs, so that scales by width apply.
     """
 
     block: ClassVar[Params] = {}  # nothing is known yet
+    steps: ClassVar[tuple[Params, ...]] = ()
     has_matrices: ClassVar[bool] = True
 
     @property
@@ -61,11 +66,28 @@ class Weights:
         """Returns specs of the parameters applied to a token in a step besides the block's own."""
         return self.specs(block)
 
-    def of(self, block: Params) -> "Weights":
-        """Returns this kind with the specs of one block, which `bind` then reads as `block`."""
+    def parts(self, num_steps: int) -> tuple[Part, ...]:
+        """Returns the part of the block that each step is, in the order of the walk; () is all."""
+        return ()
+
+    def with_parts(self, parts: tuple[Part, ...]) -> "Weights":
+        """Returns this kind for a walk of other steps, each the part of the block that is given."""
+        return self
+
+    def of(self, block: Params, steps: tuple[Params, ...] = ()) -> "Weights":
+        """Returns this kind with the specs of one block, which `bind` then reads as `block`.
+
+        Args:
+          block: by slot.
+          steps: of each step, by its number; empty if they are all the block's.
+        """
         known = copy.copy(self)
-        vars(known)["block"] = block
+        vars(known).update(block=block, steps=steps)
         return known
+
+    def at_step(self, number: int) -> "Weights":
+        """Returns this kind with the specs of one step."""
+        return self.of(self.steps[number]) if self.steps else self
 
     def bind(self, entries: Params) -> Params:
         """Returns the block's weights by slot, from a step's entries of all slots."""

@@ -48,7 +48,7 @@ def test_shared_gradient_is_the_sum_over_copies(config):
     free_config, free_params = untied(config, params)
     free_loss, free_grads = gradient(free_params, text(), free_config)
     assert_close(loss, free_loss)
-    assert_close(grads, tied(config, free_grads), n=8 * 64)
+    assert_close(grads, tied(config, free_config, free_grads), n=8 * 64)
 
 
 @pytest.mark.parametrize("pattern", ["cycle", "sequence", "middle_cycle", "middle_sequence"])
