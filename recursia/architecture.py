@@ -240,10 +240,6 @@ class Model:
         depth = self.depth.at_depth(num_recursions)
         if plan == self.schedule:
             return self
-        parts, last = self.weights.parts(self.schedule.num_steps), self.schedule.num_recursions - 1
-        places = np.argsort(self.schedule.steps).reshape(-1, plan.num_blocks)
-        rows = np.minimum(plan.steps // plan.num_blocks, last)
-        before = places[rows, plan.steps % plan.num_blocks]  # where each was in the walk
         for slot in {slot + KEYS for slot, _ in self.key_weights}:
             if extra := set(plan.held(slot)) - set(self.schedule.held(slot)):
                 raise ValueError(
@@ -255,7 +251,7 @@ class Model:
             num_layers=sum(self.ends.values()) + plan.num_steps,
             depth=depth,
             varies=plan.entries,
-            weights=self.weights.with_parts(tuple(parts[place] for place in before if parts)),
+            weights=self.weights.moved(self.schedule, plan),
             parameterisation=self.parameterisation.trained_at(self.num_layers),
             kv=dataclasses.replace(
                 self.kv, kv_sharing=plan.keys or "own", window=plan.windows or 0

@@ -227,6 +227,11 @@ def _check_choice(name: str, got: str, choices: Any) -> None:
 
 def _check(config: Model, target: Model) -> None:
     """Refuses a pair of models of which the second cannot be initialised from the first."""
+    if config.schedule.shapes or target.schedule.shapes:
+        raise ValueError(
+            "weights: steps have different widths, and entries start as layers of their own; take "
+            "models of one width"
+        )
     replaced = target.weights.specs(target.block_specs).keys() & set(target.block.slots)
     if replaced:
         kind = kinds.kind_of(target.weights)

@@ -19,6 +19,7 @@ import numpy as np
 from recursia import ranges
 from recursia.params import Params
 from recursia.sharing.entries import cut
+from recursia.sharing.schedule import Schedule
 from recursia.sharing.weights import Part, Weights
 
 
@@ -56,9 +57,13 @@ class Slices(Weights):
         pairs = zip(along(self.heads), along(self.hidden), strict=True)
         return tuple((heads, hidden, self.multiple) for heads, hidden in pairs)
 
-    def with_parts(self, parts: tuple[Part, ...]) -> "Slices":
-        """Returns this kind for a walk of other steps."""
-        heads, hidden, _ = zip(*parts, strict=True)
+    def moved(self, before: Schedule, after: Schedule) -> "Slices":
+        """Returns the kind of a walk of other recursions, with a fraction for each step."""
+        parts, last = self.parts(before.num_steps), before.num_recursions - 1
+        recursion, block = np.divmod(after.steps, after.num_blocks)
+        places = np.argsort(before.steps).reshape(-1, before.num_blocks)
+        kept = [parts[place] for place in places[np.minimum(recursion, last), block]]
+        heads, hidden, _ = zip(*kept, strict=True)
         return dataclasses.replace(self, heads=heads, hidden=hidden)
 
     def bind(self, entries: Params) -> Params:

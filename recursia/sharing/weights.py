@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from recursia.params import Params
 from recursia.sharing.patterns import Rule
+from recursia.sharing.schedule import Schedule
 
 # Of the heads and of the hidden units of a block, in (0, 1], and what the latter are a multiple of.
 Part = tuple[float, float, int]
@@ -70,8 +71,13 @@ class Weights:
         """Returns the part of the block that each step is, in the order of the walk; () is all."""
         return ()
 
-    def with_parts(self, parts: tuple[Part, ...]) -> "Weights":
-        """Returns this kind for a walk of other steps, each the part of the block that is given."""
+    def moved(self, before: Schedule, after: Schedule) -> "Weights":
+        """Returns this kind for a walk of other recursions, whose steps are the parts they were.
+
+        Args:
+          before: the schedule.
+          after: the same cut or extended; further recursions repeat the last.
+        """
         return self
 
     def of(self, block: Params, steps: tuple[Params, ...] = ()) -> "Weights":
