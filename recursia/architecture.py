@@ -269,9 +269,8 @@ class Model:
           ValueError: for a depth with other parameters, or a plan that shares what this one does
             not share, and the reverse.
         """
-        if self.schedule.shapes and (
-            how or num_recursions not in (None, len(self.schedule.shapes))
-        ):
+        is_same = how is None and num_recursions in (None, self.schedule.num_recursions)
+        if self.schedule.shapes and not is_same:
             raise ValueError(
                 "weights: steps have different widths, and a phase with other entries has others; "
                 "take a model of one width, or no phases"

@@ -26,7 +26,7 @@ def test_a_shared_weights_gradient_is_summed_in_float32():
         lambda p, s: 0.2 * p if s.is_decayed else p, draw(config), model.specs(config)
     )
     free_config, free_params = untied(config, params)
-    in_float32 = tied(config, gradient(free_params, text(), free_config)[1])["core"]
+    in_float32 = tied(config, free_config, gradient(free_params, text(), free_config)[1])["core"]
     ours = gradient(params, text(), config)[1]["core"]
     assert distance(ours, in_float32) < 1e-4
 
