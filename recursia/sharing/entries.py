@@ -72,9 +72,9 @@ def fitted(specs: Any, banks: Any) -> Any:
     """Returns banks of the shapes of specs, from others whose entries are as wide or wider."""
 
     def leaf(spec: Spec | Apart, held: Array | Apart) -> Array | Apart:
-        if is_apart(spec):
+        if isinstance(spec, Apart):
             return Apart(cut(own, held[number]) for number, own in enumerate(spec.entries))
-        if is_apart(held):
+        if isinstance(held, Apart):
             return jnp.stack([cut(spec, entry[None])[0] for entry in held.entries])
         return cut(spec, held)
 
