@@ -126,10 +126,12 @@ def assert_decodes(config, params, chunks):
     want = whole(params, text())
     if error(logits, want) > tol(jnp.float32, 64):  # some models amplify any rounding
         assert error(logits, want) <= 4 * error(whole(rounded(params), text()), want)
-    plan, ends, wide = config.schedule, sum(config.ends.values()), config.block.mixer.key_width
-    owners = len(set(plan.owners.tolist()))
-    values = plan.num_steps if plan.replays else owners
-    entries = config.block.cache_entries() * (ends + values) - wide * (values - owners)
+    plan, ends = config.schedule, sum(config.ends.values())
+    owners = set(plan.owners.tolist())
+    keys = lambda step: config.step_blocks[step].mixer.key_width
+    values = lambda step: config.step_blocks[step].cache_entries() - keys(step)
+    entries = ends * config.block.cache_entries() + sum(map(keys, owners))
+    entries += sum(map(values, range(plan.num_steps) if plan.replays else owners))
     assert held.num_bytes == 4 * entries * LENGTH * BATCH
 
 
