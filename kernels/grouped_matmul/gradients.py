@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from ..dispatch import Implementation, Op, on_hopper
-from . import megablox, reference, tpu
+from . import megablox, reference
 from .reference import Rows
 
 
@@ -26,7 +26,6 @@ MATMUL = Op(
     "grouped_matmul",
     reference.matmul,
     (
-        Implementation("pallas_tpu", "tpu", tpu.matmul, tpu.matmul_config),
         Implementation("megablox", "tpu", megablox.matmul, megablox.matmul_config),
         on_hopper(_gpu, "matmul"),
     ),
@@ -36,7 +35,6 @@ OUTER = Op(
     "grouped_outer",
     reference.outer,
     (
-        Implementation("pallas_tpu", "tpu", tpu.outer, tpu.outer_config),
         Implementation("megablox", "tpu", megablox.outer, megablox.outer_config),
         on_hopper(_gpu, "outer"),
     ),

@@ -1,8 +1,12 @@
-"""Grouped matmul by megablox of jax, which divides the contracted width, on a TPU.
+"""Grouped matmul on a TPU, by megablox of jax (Gale et al., 2022, arXiv:2211.15841).
 
-Its blocks need widths that are multiples of 128. Rows are filled up with zeros of no group.
+A block of rows is visited once for every group in it, and an entry of the bank stays in fast memory
+for all rows of its group if the contracted width is whole. The rows of choices are gathered before:
+rows of a tiled array are not contiguous in memory, and fetching them one by one takes longer than
+writing and reading a copy.
 """
 
+import contextlib
 import dataclasses
 import importlib
 from typing import Any
@@ -12,12 +16,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .reference import Contracted, Rows
-from .tpu import common
+
+LANES = 128
+_BLOCK_BYTES = 1 << 20  # of rows; of each array two are in fast memory, 16 MiB in all
+_ENTRY_BYTES = 2 << 20  # of a bank's block, and of a float32 result's
+_DIVIDED = 4096  # contracted width from which it is divided
+_PART = 1024  # of a divided width: 341 FLOPs for each byte of rows and entries that is loaded
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sizes of a block: rows, contracted width, and columns."""
+    """Sizes of a block: rows, and the two other axes as megablox takes them.
+
+    Of a product, the contracted width and columns; of a sum over rows, its two sides.
+    """
 
     rows: int
     inner: int
@@ -31,20 +43,21 @@ def matmul(
     *,
     contracted: Contracted = 1,
     config: Config,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> Float[Array, "N M"]:
     """Returns the result of `reference.matmul`."""
-    count, dtype = rows.shape[0], common(rows.array, bank)
-    y = _library().gmm(
-        _whole(rows, dtype, config.rows),
-        bank.astype(dtype),
-        group_sizes.astype(jnp.int32),
-        preferred_element_type=rows.array.dtype,
-        tiling=dataclasses.astuple(config),
-        transpose_rhs=contracted == 2,
-        interpret=interpret,
-    )[:count]
-    return jnp.where((jnp.arange(count) < group_sizes.sum())[:, None], y, 0)
+    count, dtype = rows.shape[0], _common(rows.array, bank)
+    with _exact(dtype):
+        y = _library().gmm(
+            _whole(rows, dtype, config.rows),
+            bank.astype(dtype),
+            group_sizes.astype(jnp.int32),
+            preferred_element_type=rows.array.dtype,
+            tiling=dataclasses.astuple(config),
+            transpose_rhs=contracted == 2,
+            interpret=interpret,
+        )
+    return _cleared(y, group_sizes.sum(), config.rows)[:count]
 
 
 def outer(
@@ -53,45 +66,81 @@ def outer(
     group_sizes: Int[Array, "E"],
     *,
     config: Config,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> Float[Array, "E D M"]:
     """Returns the result of `reference.outer`."""
-    dtype = common(left.array, right.array)
-    return _library().tgmm(
-        _whole(left, dtype, config.rows).T,
-        _whole(right, dtype, config.rows),
-        group_sizes.astype(jnp.int32),
-        preferred_element_type=jnp.float32,
-        tiling=dataclasses.astuple(config),
-        interpret=interpret,
-    )
+    dtype = _common(left.array, right.array)
+    with _exact(dtype):
+        return _library().tgmm(
+            _whole(left, dtype, config.rows).T,
+            _whole(right, dtype, config.rows),
+            group_sizes.astype(jnp.int32),
+            preferred_element_type=jnp.float32,
+            tiling=dataclasses.astuple(config),
+            interpret=interpret,
+        )
 
 
 def matmul_config(
     rows: Rows, bank: Array, group_sizes: Array, *, contracted: Contracted = 1
 ) -> Config:
     """Returns the computed sizes of `matmul`."""
-    common(rows.array, bank)
-    return _sizes(*rows.shape, bank.shape[3 - contracted])
+    (count, inner), item = rows.shape, _common(rows.array, bank).itemsize
+    inner = inner if inner < _DIVIDED else _PART
+    size = _size(count // bank.shape[0], inner * item)
+    columns = min(_ENTRY_BYTES // (inner * item), _ENTRY_BYTES // (4 * size))
+    return Config(size, inner, _tile(bank.shape[3 - contracted], columns))
 
 
 def outer_config(left: Rows, right: Rows, group_sizes: Array) -> Config:
     """Returns the computed sizes of `outer`."""
-    common(left.array, right.array)
-    return _sizes(*left.shape, right.shape[1])
+    (count, tall), item = left.shape, _common(left.array, right.array).itemsize
+    across = _tile(right.shape[1], _PART)
+    down = _tile(tall, _ENTRY_BYTES // (4 * max(across, LANES)))
+    return Config(_size(count // group_sizes.shape[0], max(down, across) * item), down, across)
 
 
-def _sizes(count: int, inner: int, width: int) -> Config:
-    """Returns sizes for 341 FLOPs to each byte of bfloat16 that megablox loads."""
-    _library()
-    if inner % 128 or width % 128:
-        raise NotImplementedError(f"megablox takes multiples of 128, not widths {inner}, {width}")
-    return Config(512 if count > 512 else 128, min(inner, 1024), min(width, 1024))
+def _size(count: int, row_bytes: int) -> int:
+    """Returns the rows of a block: more than half of a group's last block is seldom empty."""
+    return next(
+        (size for size in (512, 256) if size * row_bytes <= _BLOCK_BYTES and count >= 2 * size),
+        LANES,
+    )
+
+
+def _tile(width: int, most: int) -> int:
+    return width if width <= most else max(1, most // LANES) * LANES
 
 
 def _whole(rows: Rows, dtype: jnp.dtype, size: int) -> Array:
     """Returns rows with zeros after them, of no group, up to whole blocks."""
     return jnp.pad(rows.gathered().astype(dtype), ((0, -rows.shape[0] % size), (0, 0)))
+
+
+def _cleared(y: Float[Array, "N M"], total: Array, size: int) -> Float[Array, "N M"]:
+    """Returns rows of which those from `total` on are zero, in place and touching few others."""
+
+    def clear(block: Array, y: Array) -> Array:
+        start = block * size
+        old = jax.lax.dynamic_slice_in_dim(y, start, size)
+        new = jnp.where((start + jnp.arange(size) < total)[:, None], old, 0)
+        return jax.lax.dynamic_update_slice_in_dim(y, new, start, 0)
+
+    return jax.lax.fori_loop(total // size, y.shape[0] // size, clear, y)
+
+
+def _common(a: Array, b: Array) -> jnp.dtype:
+    """Returns the dtype in which two arrays are multiplied."""
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        raise NotImplementedError(f"multiplies float32 and bfloat16, not {dtype}")
+    return dtype
+
+
+def _exact(dtype: jnp.dtype) -> Any:
+    """Returns a context in which a TPU multiplies float32 as such, and not in bfloat16."""
+    is_single = dtype == jnp.float32
+    return jax.default_matmul_precision("highest") if is_single else contextlib.nullcontext()
 
 
 def _library() -> Any:

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from .. import tuned
 from ..dispatch import Implementation, Op, on_hopper
-from . import libraries, reference, tiles, tpu
-from .tpu_grid import Cut, Plan
+from . import libraries, reference, tiles, tpu, tpu_grid
+from .tpu_grid import Plan
 from .where import Inputs, Results, Scoring, Where
 
 
@@ -149,7 +149,7 @@ def attention_plan(
     try:
         config = tpu.sizes(Inputs(query, key, key, where), scoring=Scoring(1.0))  # pyright: ignore
         config = tuned.look_up(config, device, FORWARD.name, "pallas_tpu", (query, key))
-        return Cut.of(query, key, config).plan(where)
+        return tpu_grid.planned(query, key, where, config)
     except NotImplementedError:
         return None
 

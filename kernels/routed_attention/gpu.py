@@ -16,8 +16,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from ..hopper import LANES, WGMMA, load
-from .gpu_grid import COLUMNS, ROWS, UNSEEN, Config, Kernel, across
-from .where import Inputs, Results, Scoring, decline
+from .gpu_grid import COLUMNS, ROWS, Config, Kernel, across
+from .where import UNSEEN, Inputs, Results, Scoring, decline
 
 LOG2E = math.log2(math.e)  # exponents are of two, which the GPU has an instruction for
 

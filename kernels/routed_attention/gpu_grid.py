@@ -7,16 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from ..hopper import LANES, WGMMA, load, load_ahead, run, tiles
 from .blocks import meeting, padded, ranges
-from .where import Where
+from .where import UNSEEN, Where
 
-UNSEEN = float(np.finfo(np.float32).min)
 ROWS, COLUMNS = WGMMA.reduce(1), WGMMA.reduce(0)  # layouts of a number for each row, or column
 
 

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .tiles import by_keys, by_queries
-from .where import Inputs, Results, Scoring, Where, visible
-
-UNSEEN = float(jnp.finfo(jnp.float32).min)  # the score of a masked key
+from .where import UNSEEN, Inputs, Results, Scoring, Where, by_key_head, by_token, visible
 
 
 def forward(given: Inputs, *, scoring: Scoring) -> Results:
@@ -22,7 +20,7 @@ def forward(given: Inputs, *, scoring: Scoring) -> Results:
         return Results(*(_join(part, 1) for part in zip(*parts, strict=True)))
 
     out, lse = _over_heads(one, given)
-    return Results(_by_token(out), lse.reshape(len(lse), -1, lse.shape[-1]))
+    return Results(by_token(out), lse.reshape(len(lse), -1, lse.shape[-1]))
 
 
 def backward(
@@ -47,10 +45,10 @@ def backward(
 
     groups = given.key.shape[2]
     lse = made.lse.reshape(len(made.lse), groups, -1, made.lse.shape[-1])
-    more = _by_key_head(made.out, groups), lse, _by_key_head(grad, groups)
+    more = by_key_head(made.out, groups), lse, by_key_head(grad, groups)
     dq, dk, dv, further = _over_heads(one, given, *more)
-    further = None if further is None else _by_token(further)
-    return _by_token(dq), dk.swapaxes(1, 2), dv.swapaxes(1, 2), further
+    further = None if further is None else by_token(further)
+    return by_token(dq), dk.swapaxes(1, 2), dv.swapaxes(1, 2), further
 
 
 def _tile(head: Inputs, queries: slice, keys: slice) -> Inputs:
@@ -140,17 +138,6 @@ def _added(shape: tuple[int, ...], rows: list[slice], parts: Any) -> Array:
     return total
 
 
-def _by_key_head(x: Float[Array, "B T N H"], groups: int) -> Float[Array, "B K G T H"]:
-    """Returns query heads grouped by the key head that they read."""
-    batch, length, heads, width = x.shape
-    return x.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
-
-
-def _by_token(x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
-    batch, groups, each, length, width = x.shape
-    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * each, width)
-
-
 def _over_heads(one: Callable, given: Inputs, *more: Array) -> Any:
     """Applies `one(inputs, *more)` to every row and key head, of which `more` are [B K ...].
 
@@ -158,8 +145,8 @@ def _over_heads(one: Callable, given: Inputs, *more: Array) -> Any:
     """
     query, key, value, where, relative = given
     groups = key.shape[2]
-    relative = None if relative is None else _by_key_head(relative, groups)
-    heads = _by_key_head(query, groups), key.swapaxes(1, 2), value.swapaxes(1, 2), relative, more
+    relative = None if relative is None else by_key_head(relative, groups)
+    heads = by_key_head(query, groups), key.swapaxes(1, 2), value.swapaxes(1, 2), relative, more
 
     def walk(each: Callable) -> Callable:
         def row(entry: Any) -> Any:

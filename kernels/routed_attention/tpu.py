@@ -9,32 +9,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
-from .tpu_grid import LANES, Config, Cut, Plan
-from .where import Inputs, Results, Scoring, decline
+from .tpu_grid import KEYS, LANES, QUERIES, Config, Grid, across, upright
+from .where import UNSEEN, Inputs, Results, Scoring, by_token, decline
 
-UNSEEN = float(np.finfo(np.float32).min)
 ROWS, COLUMNS = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))  # x @ y.T and x @ y
 
 
 def forward(given: Inputs, *, scoring: Scoring, config: Config, interpret: Any = False) -> Results:
     """Returns the results of `reference.forward`."""
-    cut, plan = _planned(given, config)
-    query, rows = cut.queries(given.query), cut.each * cut.query_block
-    lse = jax.ShapeDtypeStruct(query.shape[:-1], jnp.float32)
-    out, lse = cut.call(
-        functools.partial(_forward_kernel, scale=scoring.scale),
-        plan,
-        given.where,
-        [("queries", query), ("keys", cut.keys(given.key)), ("keys", cut.keys(given.value))],
-        outs=[("queries", query), ("rows", lse)],
-        scratch=[(rows, LANES), (rows, LANES), (rows, cut.width)],
+    grid, (batch, length, heads, width) = Grid.of(given, config), given.query.shape
+    (query,) = grid.tokens(QUERIES, given.query)
+    out, lse = grid.call(
+        functools.partial(_forward_body, scoring.scale),
+        [query, *grid.tokens(KEYS, given.key, given.value)],
+        [query, (QUERIES, jax.ShapeDtypeStruct(query[1].shape[:-1], jnp.float32))],
+        [(grid.rows, LANES), (grid.rows, LANES), (grid.rows, width)],
         name="routed_attention",
         interpret=interpret,
     )
-    return Results(cut.by_token(out), cut.by_query(lse))
+    return Results(by_token(out)[:, :length], lse.reshape(batch, heads, -1)[..., :length])
 
 
 def backward(
@@ -47,40 +42,23 @@ def backward(
     interpret: Any = False,
 ) -> tuple[Array, Array, Array, None]:
     """Returns the results of `reference.backward`."""
-    cut, plan = _planned(given, config)
+    grid, (_, length, _, width) = Grid.of(given, config), given.query.shape
     delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
-    query = "queries", cut.queries(given.query)
-    key, value = ("keys", cut.keys(given.key)), ("keys", cut.keys(given.value))
-    rows = ("rows", cut.rows(made.lse)), ("rows", cut.rows(delta))
-    arrays = [query, key, value, ("queries", cut.queries(grad)), *rows]
-
-    def call(kernel: Any, outs: list[Any], scratch: list[tuple[int, int]], name: str) -> Any:
-        return cut.call(
-            functools.partial(kernel, scale=scoring.scale),
-            plan,
-            given.where,
-            arrays,
-            by_key=outs[0] is key,
-            outs=outs,
-            scratch=scratch,
-            name=f"routed_attention_{name}",
-            interpret=interpret,
-        )
-
-    size, keys = cut.each * cut.query_block, (cut.key_block, cut.width)
-    scratch = [(size, LANES), (size, LANES), (size, cut.width)]
-    (dq,) = call(_query_kernel, [query], scratch, "query")
-    dk, dv = call(_key_kernel, [key, value], [keys, keys], "key")
-    return cut.by_token(dq), cut.by_key(dk), cut.by_key(dv), None
-
-
-def _planned(given: Inputs, config: Config) -> tuple[Cut, Plan]:
-    """Returns the cut and the plan, of the sizes of a plan that is given."""
-    plan = given.where.plan
-    if plan is not None:
-        return Cut.of(given.query, given.key, plan.config), plan
-    cut = Cut.of(given.query, given.key, config)
-    return cut, cut.plan(given.where)
+    query, do = grid.tokens(QUERIES, given.query, grad)
+    key, value = grid.tokens(KEYS, given.key, given.value)
+    arrays = [query, key, value, do, *grid.numbers(made.lse, delta)]
+    rows, keys = grid.rows, (grid.plan.config.keys, width)
+    (dq,) = grid.call(
+        functools.partial(_query_body, scoring.scale), arrays, [query],
+        [(rows, LANES), (rows, LANES), (rows, width)],
+        name="routed_attention_query", interpret=interpret,
+    )  # fmt: skip
+    dk, dv = grid.call(
+        functools.partial(_key_body, scoring.scale), arrays, [key, value], [keys, keys],
+        by_key=True, name="routed_attention_key", interpret=interpret,
+    )  # fmt: skip
+    dk, dv = (by_token(x)[:, : given.key.shape[1]] for x in (dk, dv))
+    return by_token(dq)[:, :length], dk, dv, None
 
 
 def sizes(given: Inputs, *_: Any, scoring: Scoring) -> Config:
@@ -110,36 +88,20 @@ def _dot(x: Array, y: Array, dims: Any) -> Array:
 
 
 def _rows(ref: Any) -> Array:
-    """Returns the queries of all heads of a block [G T H] as rows [G*T H]."""
+    """Returns the tokens of all heads of a block [G T H] as rows [G*T H]."""
     return ref[...].reshape(-1, ref.shape[-1])
 
 
-def _across(x: Shaped[Array, "T L"], width: int) -> Shaped[Array, "T W"]:
-    """Returns a column repeated to a number of columns."""
-    return x[:, :width] if width <= LANES else jnp.tile(x, (1, -(-width // LANES)))[:, :width]
-
-
-def _upright(row: Array) -> Array:
-    """Returns a row [1 T] as a column, repeated in every lane."""
-    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
-
-
 def _side_by_side(ref: Any) -> Float[Array, "1 T"]:
-    """Returns the rows [G T] of all heads of a block as one row."""
+    """Returns the numbers [G T] of all heads of a block as one row."""
     return jnp.concatenate([ref[i : i + 1, :] for i in range(ref.shape[0])], axis=1)
 
 
-def _hide(scores: Array, query_places: Any, key_places: Any, each: int) -> Array:
-    """Returns scores [G*T S] with masked keys replaced."""
-    keys = key_places.shape[1]
-    behind = _across(_upright(query_places[0:1, :]), keys) >= key_places[0:1, :]
-    sees = behind & (_across(_upright(query_places[1:2, :]), keys) == key_places[1:2, :])
-    return jnp.where(jnp.concatenate([sees] * each), scores, UNSEEN)
+def _put(ref: Any, x: Array) -> None:
+    ref[...] = x.astype(ref.dtype).reshape(ref.shape)
 
 
-def _forward_kernel(
-    visit, query, key, value, query_places, key_places, out, lse, m, l, acc, *, scale,
-) -> None:  # fmt: skip
+def _forward_body(scale, phases, query, key, value, out, lse, m, l, acc) -> None:
     each, length, width = query.shape
 
     def start() -> None:
@@ -147,79 +109,62 @@ def _forward_kernel(
         l[...] = jnp.zeros_like(l)
         acc[...] = jnp.zeros_like(acc)
 
-    def meet(apart: bool) -> None:
-        scores = _dot(_rows(query), key[...], ROWS) * scale
-        if apart:
-            scores = _hide(scores, query_places, key_places, each)
+    def meet(hide: Any) -> None:
+        scores = hide(_dot(_rows(query), _rows(key), ROWS) * scale)
         m_new = jnp.maximum(m[...], scores.max(-1, keepdims=True))
-        p = jnp.exp(scores - _across(m_new, scores.shape[1]))
+        p = jnp.exp(scores - across(m_new, scores.shape[1]))
         alpha = jnp.exp(m[...] - m_new)
         l[...] = alpha * l[...] + p.sum(-1, keepdims=True)
-        read = _dot(p.astype(value.dtype), value[...], COLUMNS)
-        acc[...] = _across(alpha, width) * acc[...] + read
+        read = _dot(p.astype(value.dtype), _rows(value), COLUMNS)
+        acc[...] = across(alpha, width) * acc[...] + read
         m[...] = m_new
 
     def finish() -> None:
         # A query that saw no key counted every key of its blocks.
         sees = m[...] > UNSEEN
-        share = jnp.where(sees, 1 / l[...], 0)
-        result = (acc[...] * _across(share, width)).astype(out.dtype)
-        out[...] = result.reshape(out.shape)
+        _put(out, acc[...] * across(jnp.where(sees, 1 / l[...], 0), width))
         lse_rows = jnp.where(sees, m[...] + jnp.log(l[...]), jnp.inf).T
         for i in range(each):
             lse[i : i + 1, :] = lse_rows[:1, i * length : (i + 1) * length]
 
-    visit(start, meet, finish)
+    phases(start, meet, finish)
 
 
-def _query_kernel(
-    visit, query, key, value, grad, lse, delta, query_places, key_places, dq, lse_rows,
-    delta_rows, acc, *, scale,
-) -> None:  # fmt: skip
+def _query_body(
+    scale, phases, query, key, value, do, lse, delta, dq, lse_rows, delta_rows, acc
+) -> None:
     def start() -> None:
-        lse_rows[...] = _upright(_side_by_side(lse))
-        delta_rows[...] = _upright(_side_by_side(delta))
+        lse_rows[...] = upright(_side_by_side(lse))
+        delta_rows[...] = upright(_side_by_side(delta))
         acc[...] = jnp.zeros_like(acc)
 
-    def meet(apart: bool) -> None:
-        scores = _dot(_rows(query), key[...], ROWS) * scale
-        if apart:
-            scores = _hide(scores, query_places, key_places, query.shape[0])
-        p = jnp.exp(scores - _across(lse_rows[...], scores.shape[1]))
-        ds = _dot(_rows(grad), value[...], ROWS) - _across(delta_rows[...], scores.shape[1])
-        acc[...] += _dot((p * ds).astype(key.dtype), key[...], COLUMNS)
+    def meet(hide: Any) -> None:
+        scores = hide(_dot(_rows(query), _rows(key), ROWS) * scale)
+        p = jnp.exp(scores - across(lse_rows[...], scores.shape[1]))
+        dp = _dot(_rows(do), _rows(value), ROWS)
+        ds = p * (dp - across(delta_rows[...], scores.shape[1]))
+        acc[...] += _dot(ds.astype(key.dtype), _rows(key), COLUMNS)
 
-    def finish() -> None:
-        result = (acc[...] * scale).astype(dq.dtype)
-        dq[...] = result.reshape(dq.shape)
-
-    visit(start, meet, finish)
+    phases(start, meet, lambda: _put(dq, acc[...] * scale))
 
 
-def _key_kernel(
-    visit, query, key, value, grad, lse, delta, query_places, key_places, dk, dv, dk_acc, dv_acc,
-    *, scale,
-) -> None:  # fmt: skip
+def _key_body(
+    scale, phases, query, key, value, do, lse, delta, dk, dv, dk_acc, dv_acc
+) -> None:
     def start() -> None:
         dk_acc[...] = jnp.zeros_like(dk_acc)
         dv_acc[...] = jnp.zeros_like(dv_acc)
 
-    def meet(apart: bool) -> None:
+    def meet(hide: Any) -> None:
         # Keys are the rows here, so that no product needs a transpose of its left side.
-        scores = _dot(key[...], _rows(query), ROWS) * scale
-        if apart:
-            length = query.shape[1]
-            at = lambda i: _across(_upright(key_places[i : i + 1, :]), length)
-            sees = query_places[0:1, :] >= at(0)
-            sees &= query_places[1:2, :] == at(1)
-            scores = jnp.where(jnp.concatenate([sees] * query.shape[0], axis=1), scores, UNSEEN)
+        scores = hide(_dot(_rows(key), _rows(query), ROWS) * scale)
         p = jnp.exp(scores - _side_by_side(lse))
-        dv_acc[...] += _dot(p.astype(grad.dtype), _rows(grad), COLUMNS)
-        ds = _dot(value[...], _rows(grad), ROWS) - _side_by_side(delta)
-        dk_acc[...] += _dot((p * ds).astype(query.dtype), _rows(query), COLUMNS)
+        dv_acc[...] += _dot(p.astype(do.dtype), _rows(do), COLUMNS)
+        ds = p * (_dot(_rows(value), _rows(do), ROWS) - _side_by_side(delta))
+        dk_acc[...] += _dot(ds.astype(query.dtype), _rows(query), COLUMNS)
 
     def finish() -> None:
-        dk[...] = (dk_acc[...] * scale).astype(dk.dtype)
-        dv[...] = dv_acc[...].astype(dv.dtype)
+        _put(dk, dk_acc[...] * scale)
+        _put(dv, dv_acc[...])
 
-    visit(start, meet, finish)
+    phases(start, meet, finish)

@@ -1,25 +1,27 @@
 """Blocks of attention on a TPU, and the plan of the pairs of blocks to visit.
 
 A plan depends on positions and segments alone: layers that share them, and their backward passes,
-can share it.
+can share it. It is a list in scalar memory, known while the program runs: a step of the grid, of
+which there are as many as of visits, reads from it what blocks to load, ahead of time. The two
+cores of a chip divide it.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
-from ..visits import Visit, Visits, bounds_of
 from .blocks import even, meeting, padded
-from .where import Where
+from .where import UNSEEN, Inputs, Where, by_key_head
 
 LANES = 128
-LIVE, EVERY = 1, 2  # flags of a visit
+QUERIES, KEYS = 0, 1  # sides
+LIVE, EVERY, FIRST, LAST, BITS = 1, 2, 4, 8, 4  # flags of a visit, and how many there are
 MOST_VISITS = 1 << 17  # half of the scalar memory
 VMEM_BYTES = 48 << 20  # of 128 MB on v5e and v6e, 64 on v5p
 
@@ -43,8 +45,8 @@ class Plan:
     """The visits of kernels that keep a block of queries, and of those that keep one of keys.
 
     Attributes:
-      table: what `listed` returned for both: codes in front, and bounds behind. Axes of one are
-        for the shards of the batch and of the queries on other devices.
+      table: what `listed` returned for both, one after the other. Axes of one are for the shards of
+        the batch and of the queries on other devices.
       config: sizes of the blocks.
     """
 
@@ -52,9 +54,20 @@ class Plan:
     config: Config = dataclasses.field(metadata={"static": True})
 
 
+@jax.named_scope("attention_plan")
+def planned(query: Any, key: Any, where: Where, config: Config) -> Plan:
+    """Returns the visits for a mask of queries [B T N H] and keys [B S K H] in equal blocks."""
+    config = Config(
+        even(query.shape[1], config.queries, LANES), even(key.shape[1], config.keys, LANES)
+    )
+    some, every = meeting(_places(query, key, where, config), config.queries, config.keys)
+    both = listed(some, every), listed(some.swapaxes(1, 2), every.swapaxes(1, 2))
+    return Plan(jnp.stack([jnp.concatenate(each) for each in both])[None, None], config)
+
+
 def listed(
     some: Bool[Array, "B O I"], every: Bool[Array, "B O I"]
-) -> tuple[Int[Array, "P"], Int[Array, "bounds"]]:
+) -> tuple[Int[Array, "P"], Int[Array, "3"]]:
     """Returns the pairs of blocks to visit, of which those of one outer block are adjacent.
 
     Args:
@@ -62,183 +75,168 @@ def listed(
       every: in which pairs no key is masked.
 
     Returns:
-      codes: four times the number of a pair in [B O I], plus flags. LIVE: not fully masked; EVERY:
-        no key is masked.
-      bounds: of two parts, if there are outer blocks to divide.
+      codes: the number of a pair in [B O I], above its flags. LIVE: not fully masked; EVERY: no key
+        is masked; FIRST and LAST of its outer block.
+      bounds: of two parts that share no outer block; the second is empty if there is one block.
 
     Raises:
       NotImplementedError: if they do not fit into scalar memory.
     """
-    count = some.shape[2]
     if some.size > MOST_VISITS:
         raise NotImplementedError(
             f"{some.size} pairs of blocks; its scalar memory takes {MOST_VISITS}"
         )
-    some, every = some.astype(jnp.int32), (some & every).astype(jnp.int32)
-    flags = (LIVE * some + EVERY * every).reshape(-1, count)
-    seen = jnp.cumsum(some, -1).reshape(-1, count)
-    needed = jnp.maximum(seen[:, -1], 1)
-    behind = jnp.cumsum(needed)
-    number = jnp.minimum(jnp.arange(some.size), behind[-1] - 1)
-    outer = (behind <= number[:, None]).sum(1)
-    inner = (seen[outer] <= (number - (behind - needed)[outer])[:, None]).sum(1) % count
-    codes = 4 * (count * outer + inner) + flags[outer, inner]
-    bounds = bounds_of(behind[-1], outer, len(behind) > 1)
-    return codes.astype(jnp.int32), bounds.astype(jnp.int32)
+    is_empty = ~some.any(2, keepdims=True)
+    visited = some | (is_empty & (jnp.arange(some.shape[2]) == 0))
+    seen = jnp.cumsum(visited, 2)
+    flags = LIVE * some + EVERY * (some & every)
+    flags += FIRST * (seen == 1) + LAST * (seen == seen[..., -1:])
+    codes = (jnp.arange(some.size) << BITS) + flags.reshape(-1)
+    codes = jnp.sort(jnp.where(visited.reshape(-1), codes, np.iinfo(np.int32).max))
+    total, end = visited.sum(), jnp.arange(1, some.size + 1)
+    is_cut = (codes & LAST > 0) & (end <= total)
+    half = end[jnp.where(is_cut, jnp.abs(2 * end - total), np.iinfo(np.int32).max).argmin()]
+    return codes.astype(jnp.int32), jnp.stack([0 * total, half, total]).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
-    """Queries [B T N H] and keys [B S K H] cut into blocks.
+class Grid:
+    """Attention cut into blocks, whose arrays are padded by tokens that neither see nor are seen.
 
-    Arrays are laid out by key head, [B K G T H] and [B K S H], and padded to full blocks by
-    zeros, as tokens that neither see nor are seen.
+    Attributes:
+      given: queries [B T N H] and keys [B S K H].
+      plan: the visits, and sizes of the blocks.
     """
 
-    batch: int
-    length: int
-    key_length: int
-    groups: int
-    each: int
-    width: int
-    query_block: int
-    key_block: int
+    given: Inputs
+    plan: Plan
 
     @classmethod
-    def of(cls, query: Any, key: Any, config: Config) -> "Cut":
-        """Returns the cut of queries and keys into equal blocks of at most so many."""
-        (batch, length, heads, width), (_, key_length, groups, _) = query.shape, key.shape
-        blocks = even(length, config.queries, LANES), even(key_length, config.keys, LANES)
-        return cls(batch, length, key_length, groups, heads // groups, width, *blocks)
+    def of(cls, given: Inputs, config: Config) -> "Grid":
+        """Returns the grid by a plan that is given, or one of some sizes."""
+        plan = given.where.plan
+        return cls(given, plan or planned(given.query, given.key, given.where, config))
 
-    def places(self, where: Where) -> Where:
-        """Returns positions and segments, padded."""
-        where = where.written_out(self.batch, self.length, self.key_length)
-        return padded(where, self.query_block, self.key_block)
+    @property
+    def rows(self) -> int:
+        """Rows of a block of queries of all heads that read one key head."""
+        return self.plan.config.queries * (self.given.query.shape[2] // self.given.key.shape[2])
 
-    @jax.named_scope("attention_plan")
-    def plan(self, where: Where) -> Plan:
-        """Returns the visits for a mask."""
-        some, every = meeting(self.places(where), self.query_block, self.key_block)
-        both = listed(some, every), listed(some.swapaxes(1, 2), every.swapaxes(1, 2))
-        fill = lambda x: jnp.pad(x, (0, 3 - len(x)))
-        rows = [jnp.concatenate([codes, fill(bounds)]) for codes, bounds in both]
-        return Plan(jnp.stack(rows)[None, None], Config(self.query_block, self.key_block))
+    def tokens(self, side: int, *arrays: Array) -> list[tuple[int, Array]]:
+        """Returns arrays [B T N H] of a side laid out by key head: [B K G T H]."""
+        groups = self.given.key.shape[2]
+        return [(side, self._fill(side, by_key_head(x, groups), 3)) for x in arrays]
 
-    def visits(self, plan: Plan, *, by_key: bool) -> Visits:
-        """Returns the visits of kernels that keep queries, or keys."""
-        outers, inners = self._counts(by_key)
-        codes, bounds = jnp.split(plan.table[0, 0, int(by_key)], [self.batch * outers * inners])
-        bounds = bounds if self.batch * outers > 1 else bounds[:2]
-        return Visits(bounds, (codes,), (self.groups,))
+    def numbers(self, *arrays: Array) -> list[tuple[int, Array]]:
+        """Returns numbers [B N T] of each query laid out by key head: [B K G T]."""
+        shape = self.given.key.shape[0], self.given.key.shape[2], -1, self.given.query.shape[1]
+        return [(QUERIES, self._fill(QUERIES, x.reshape(shape), 3)) for x in arrays]
 
-    def _counts(self, by_key: bool) -> tuple[int, int]:
-        """Returns the numbers of outer and of inner blocks."""
-        queries = -(-self.length // self.query_block)
-        keys = -(-self.key_length // self.key_block)
-        return (keys, queries) if by_key else (queries, keys)
-
-    def queries(self, x: Float[Array, "B T N H"]) -> Float[Array, "B K G T H"]:
-        """Lays out an array of the queries."""
-        x = x.reshape(self.batch, self.length, self.groups, self.each, self.width)
-        return _fill(x.transpose(0, 2, 3, 1, 4), 3, self.query_block)
-
-    def keys(self, x: Float[Array, "B S K H"]) -> Float[Array, "B K S H"]:
-        """Lays out an array of the keys."""
-        return _fill(x.swapaxes(1, 2), 2, self.key_block)
-
-    def rows(self, x: Float[Array, "B N T"]) -> Float[Array, "B K G T"]:
-        """Lays out one number for each query."""
-        x = x.reshape(self.batch, self.groups, self.each, self.length)
-        return _fill(x, 3, self.query_block)
-
-    def by_token(self, x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
-        """Returns the inverse of `queries`."""
-        x = x[:, :, :, : self.length].transpose(0, 3, 1, 2, 4)
-        return x.reshape(self.batch, self.length, -1, self.width)
-
-    def by_key(self, x: Float[Array, "B K S H"]) -> Float[Array, "B S K H"]:
-        """Returns the inverse of `keys`."""
-        return x[:, :, : self.key_length].swapaxes(1, 2)
-
-    def by_query(self, x: Float[Array, "B K G T"]) -> Float[Array, "B N T"]:
-        """Returns the inverse of `rows`."""
-        return x[..., : self.length].reshape(self.batch, -1, self.length)
+    def _fill(self, side: int, x: Array, axis: int) -> Array:
+        ends = [(0, 0)] * x.ndim
+        ends[axis] = (0, -x.shape[axis] % dataclasses.astuple(self.plan.config)[side])
+        return jnp.pad(x, ends)
 
     def call(
         self,
-        kernel: Callable[..., None],
-        plan: Plan,
-        where: Where,
-        arrays: list[tuple[str, Array]],
+        body: Callable[..., None],
+        arrays: list[tuple[int, Array]],
+        outs: list[tuple[int, Any]],
+        scratch: list[tuple[int, int]],
         *,
         by_key: bool = False,
-        outs: list[tuple[str, Any]],
-        scratch: list[tuple[int, int]],
         name: str,
         interpret: Any,
     ) -> Any:
-        """Runs a kernel once for each visit of each key head; outer blocks may be of keys.
+        """Runs `body(phases, *arrays, *results, *scratch)` for each visit of each key head.
 
-        It takes a function that runs the phases of a visit, the blocks, the places of their queries
-        and keys, the results, and the scratch. Arrays, and what the results are like, come with the
-        kind of their layout: queries, keys, or rows.
+        Outer blocks are of queries, or of keys. The body passes `phases` what it does when a block
+        begins, when it meets an inner one, and when it ends. Arrays, and what the results are like,
+        come with their side; the scratch is of float32, and kept between visits.
         """
-        visits, (outers, inners) = self.visits(plan, by_key=by_key), self._counts(by_key)
-        where = self.places(where)
-        arrays = [
-            *arrays,
-            ("query_places", jnp.stack(where.arrays[0::2], 1)),
-            ("key_places", jnp.stack(where.arrays[1::2], 1)),
-        ]
+        from jax.experimental.pallas import tpu as pltpu  # slow to import, and seldom needed
 
-        def spec(shape: tuple[int | None, ...], at: Callable[..., Any]) -> pl.BlockSpec:
-            def index(head: Array, visit: Array, codes: Any) -> Any:
-                pair = codes[visit] >> 2
+        blocks, groups = dataclasses.astuple(self.plan.config), self.given.key.shape[2]
+        query, key, _, where, _ = self.given
+        counts = [-(-x.shape[1] // block) for x, block in zip((query, key), blocks, strict=True)]
+        outers, inners = counts[::-1] if by_key else counts
+        table = self.plan.table[0, 0, int(by_key)]
+        codes, bounds = table[:-3], table[-3:]
+        places = _places(query, key, where, self.plan.config).arrays
+        sides = [(side, jnp.stack(places[side::2], 1)) for side in (QUERIES, KEYS)]
+        arrays = [*sides, *arrays]
+
+        def spec(side: int, x: Any) -> pl.BlockSpec:
+            def index(part: Array, head: Array, step: Array, bounds: Any, codes: Any) -> Any:
+                pair = codes[jnp.minimum(bounds[part] + step, bounds[part + 1] - 1)] >> BITS
                 outer, inner = jax.lax.div(pair, inners), jax.lax.rem(pair, inners)
-                row, outer = jax.lax.div(outer, outers), jax.lax.rem(outer, outers)
-                return at(row, head, *((inner, outer) if by_key else (outer, inner)))
+                row, block = jax.lax.div(outer, outers), jax.lax.rem(outer, outers)
+                at = inner if by_key == (side == QUERIES) else block
+                return (row, 0, at) if x.ndim == 3 else (row, head, 0, at, 0)[: x.ndim]
 
-            return visits.spec(shape, index)
+            if x.ndim == 3:  # places [B 2 T]
+                return pl.BlockSpec((None, 2, blocks[side]), index)
+            return pl.BlockSpec((None, None, x.shape[2], blocks[side], *x.shape[4:]), index)
 
-        size, key_size, each = self.query_block, self.key_block, self.each
-        specs = {  # of arrays [B K G T H], [B K S H], [B K G T], [B 2 T], [B 2 S]
-            "queries": spec(
-                (None, None, each, size, self.width), lambda b, k, q, _: (b, k, 0, q, 0)
+        def run(bounds: Any, codes: Any, query_places: Any, key_places: Any, *refs: Any) -> None:
+            number, end = bounds[pl.program_id(0)] + pl.program_id(2), bounds[pl.program_id(0) + 1]
+            # Parts are unequal: after the end of one, the core has no more to do.
+            flags = jnp.where(number < end, codes[jnp.minimum(number, end - 1)], 0)
+            mine, theirs = (key_places, query_places) if by_key else (query_places, key_places)
+            hide = lambda scores: hidden(scores, mine, theirs, by_key=by_key)
+
+            def phases(start: Any, meet: Any, finish: Any) -> None:
+                pl.when(flags & FIRST > 0)(start)
+                pl.when(flags & EVERY > 0)(lambda: meet(lambda scores: scores))
+                pl.when(flags & (LIVE | EVERY) == LIVE)(lambda: meet(hide))
+                pl.when(flags & LAST > 0)(finish)
+
+            body(phases, *refs)
+
+        parts = min(2, query.shape[0] * outers)
+        return pl.pallas_call(
+            run,
+            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in outs],
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=2,
+                grid=(parts, groups, jnp.diff(bounds).max()),
+                in_specs=[spec(*each) for each in arrays],
+                out_specs=[spec(*each) for each in outs],
+                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
             ),
-            "keys": spec((None, None, key_size, self.width), lambda b, k, _, s: (b, k, s, 0)),
-            "rows": spec((None, None, each, size), lambda b, k, q, _: (b, k, 0, q)),
-            "query_places": spec((None, 2, size), lambda b, _, q, s: (b, 0, q)),
-            "key_places": spec((None, 2, key_size), lambda b, _, q, s: (b, 0, s)),
-        }
-        return visits.call(
-            lambda visit, codes, *refs: kernel(
-                functools.partial(_phases, visit, codes, inners), *refs
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "arbitrary"),
+                vmem_limit_bytes=VMEM_BYTES,
             ),
-            [array for _, array in arrays],
-            in_specs=[specs[kind] for kind, _ in arrays],
-            out_specs=[specs[kind] for kind, _ in outs],
-            out_shape=[jax.ShapeDtypeStruct(like.shape, like.dtype) for _, like in outs],
-            scratch=scratch,
-            vmem_bytes=VMEM_BYTES,
             name=name,
             interpret=interpret,
-        )
+        )(bounds, codes, *(x for _, x in arrays))
 
 
-def _phases(visit: Visit, codes: Any, inners: int, start: Any, meet: Any, finish: Any) -> None:
-    """Runs the phases of a visit; the argument of `meet` says whether any key is masked."""
-    at, begin, end = visit
-    outer = lambda at: jax.lax.div(codes[jnp.clip(at, begin, end - 1)] >> 2, inners)
-    own = outer(at)
-    flags = jnp.where(visit.is_idle, 0, codes[visit.last] & (LIVE | EVERY))
-    pl.when((at == begin) | (outer(at - 1) != own))(start)
-    pl.when(flags == LIVE | EVERY)(lambda: meet(False))
-    pl.when(flags == LIVE)(lambda: meet(True))
-    pl.when((at == end - 1) | (~visit.is_idle & (outer(at + 1) != own)))(finish)
+def hidden(scores: Array, mine: Any, theirs: Any, *, by_key: bool) -> Array:
+    """Returns scores with masked ones replaced, of rows and columns by the places of each.
+
+    Either side may repeat, once for each head: the rows, or with `by_key` the columns.
+    """
+    columns = theirs.shape[1]
+    position, segment = (across(upright(mine[i : i + 1, :]), columns) for i in (0, 1))
+    is_behind = theirs[0:1, :] >= position if by_key else position >= theirs[0:1, :]
+    sees = is_behind & (segment == theirs[1:2, :])
+    sees = jnp.concatenate([sees] * (scores.size // sees.size), axis=int(by_key))
+    return jnp.where(sees, scores, UNSEEN)
 
 
-def _fill(x: Array, axis: int, block: int) -> Array:
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = (0, -x.shape[axis] % block)
-    return jnp.pad(x, ends)
+def across(x: Array, width: int) -> Array:
+    """Returns a column in every lane [T L] as so many columns."""
+    return x[:, :width] if width <= LANES else jnp.tile(x, (1, -(-width // LANES)))[:, :width]
+
+
+def upright(row: Array) -> Array:
+    """Returns a row [1 T] as a column, repeated in every lane."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
+
+
+def _places(query: Any, key: Any, where: Where, config: Config) -> Where:
+    """Returns positions and segments, padded."""
+    where = where.written_out(query.shape[0], query.shape[1], key.shape[1])
+    return padded(where, config.queries, config.keys)

@@ -4,7 +4,10 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+UNSEEN = float(np.finfo(np.float32).min)  # the score of a masked key
 
 
 class Where(NamedTuple):
@@ -39,20 +42,16 @@ class Where(NamedTuple):
     def written_out(self, batch: int, length: int, key_length: int) -> "Where":
         """Returns the same mask with int32 arrays of positions and segments, without a plan."""
 
-        def positions(given: Array | None, count: int) -> Array:
-            given = jnp.arange(count) if given is None else given
-            return jnp.broadcast_to(given, (batch, count)).astype(jnp.int32)
-
-        def segments(given: Array | None, count: int) -> Array:
-            given = jnp.zeros(count) if given is None else given
-            return jnp.broadcast_to(given, (batch, count)).astype(jnp.int32)
+        def each(given: Array | None, default: Array) -> Array:
+            given = default if given is None else given
+            return jnp.broadcast_to(given, (batch, len(default))).astype(jnp.int32)
 
         its = self.query_segments if self.key_segments is None else self.key_segments
         return Where(
-            positions(self.query_positions, length),
-            positions(self.key_positions, key_length),
-            segments(self.query_segments, length),
-            segments(its, key_length),
+            each(self.query_positions, jnp.arange(length)),
+            each(self.key_positions, jnp.arange(key_length)),
+            each(self.query_segments, jnp.zeros(length)),
+            each(its, jnp.zeros(key_length)),
         )
 
 
@@ -120,3 +119,15 @@ def decline(given: Inputs, scoring: Scoring, dtypes: tuple[Any, ...], widest: in
         raise NotImplementedError(f"it takes {takes}, not {query.dtype}")
     if query.shape[3] > widest:
         raise NotImplementedError(f"it takes heads of at most {widest}, not {query.shape[3]}")
+
+
+def by_key_head(x: Float[Array, "B T N H"], groups: int) -> Float[Array, "B K G T H"]:
+    """Returns heads grouped by the key head that they read."""
+    batch, length, heads, width = x.shape
+    return x.reshape(batch, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+
+
+def by_token(x: Float[Array, "B K G T H"]) -> Float[Array, "B T N H"]:
+    """Returns the inverse of `by_key_head`."""
+    batch, groups, each, length, width = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(batch, length, groups * each, width)

@@ -40,12 +40,12 @@ GROUPED = {  # products of rows and banks, and of rows and rows, by backend
     "reference": (MATMUL.reference, OUTER.reference),
     **{
         name: tuple(backend(op, name, interpret=how) for op in (MATMUL, OUTER))
-        for name, how in {"pallas_tpu": TPU, "megablox": True, "mosaic_gpu": GPU}.items()
+        for name, how in {"megablox": TPU, "mosaic_gpu": GPU}.items()
     },
 }
 GROUPED_KERNELS = (  # that take any widths
     "reference",
-    "pallas_tpu",
+    "megablox",
     pytest.param("mosaic_gpu", marks=NEEDS_INTERPRETER),
 )
 
@@ -67,12 +67,12 @@ def run_interpreted(monkeypatch, platform):
 
     Ops or arguments without one take the reference, as they do on that platform.
     """
-    name = {"tpu": "pallas_tpu", "cuda": "mosaic_gpu"}[platform]
+    names = {"tpu": ("pallas_tpu", "megablox"), "cuda": ("mosaic_gpu",)}[platform]
     how = True if platform == "tpu" else GPU
 
     def run(op, *arrays, backend="auto", **static):
         for each in op.implementations:
-            if each.name == name:
+            if each.name in names:
                 try:
                     return each.apply(op.name, arrays, static, interpret=how)
                 except NotImplementedError:

@@ -65,8 +65,8 @@ def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
 
 
 def test_layers_of_a_recursion_and_their_backward_passes_share_a_plan_of_attention(monkeypatch):
-    listed, plan = [], tpu_grid.Cut.plan
-    monkeypatch.setattr(tpu_grid.Cut, "plan", lambda cut, at: listed.append(cut) or plan(cut, at))
+    listed, planned = [], tpu_grid.planned
+    monkeypatch.setattr(tpu_grid, "planned", lambda *how: listed.append(how) or planned(*how))
     made = trainer("mor:tiny_kv_share", topology.devices("v5e:2x2"))
     text = made.lower().as_text()
     assert text.count("tpu_custom_call") > 4

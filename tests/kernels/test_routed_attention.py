@@ -16,7 +16,7 @@ from recursia.kernels.routed_attention import (
     tpu,
 )
 from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
-from recursia.kernels.routed_attention.tpu_grid import EVERY, LIVE, Config, listed
+from recursia.kernels.routed_attention.tpu_grid import BITS, EVERY, LIVE, Config, listed
 from recursia.kernels.routed_attention.where import Inputs, Scoring, Where, visible
 from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, backend, tolerance
 
@@ -300,10 +300,10 @@ def test_every_pair_that_meets_is_visited_once(seed):
     begin, half, end = bounds
     codes = codes[:end]
     live, full = (codes & LIVE) != 0, (codes & EVERY) != 0
-    passed = np.bincount(codes[live] >> 2, minlength=some.size).reshape(some.shape)
+    passed = np.bincount(codes[live] >> BITS, minlength=some.size).reshape(some.shape)
     np.testing.assert_array_equal(passed, some)
-    np.testing.assert_array_equal(full, every.reshape(-1)[codes >> 2])
-    outer = (codes >> 2) // 7
+    np.testing.assert_array_equal(full, every.reshape(-1)[codes >> BITS])
+    outer = (codes >> BITS) // 7
     assert (np.diff(outer) >= 0).all() and set(outer) == set(range(15))
     assert begin == 0 and abs(2 * half - end) <= 7
     assert outer[half] != outer[half - 1]  # the halves share no outer block
