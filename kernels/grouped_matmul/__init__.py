@@ -13,16 +13,21 @@ N = k T choices, widths D of a token and M < D of a group, the ops move these nu
     move 4, and the order of additions would change from run to run.
   Its gradient: N D read and N M written, twice. The gradient of the weights is computed from those
     N M, so that the N D of the product is neither kept nor recomputed.
+
+The gradient of gathering tokens would be a scatter; since the places of a token's choices are
+known, it is a gather and a sum over `k`.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from . import gradients
-from .gradients import MATMUL, OUTER, Groups
+from ..dispatch import Implementation, Op, on_hopper
+from . import megablox, reference
+from .groups import Groups, group_choices
 from .reference import Rows
 
 __all__ = [
@@ -39,30 +44,30 @@ __all__ = [
 ]
 
 
-def group_choices(index: Int[Array, "T k"], num_groups: int) -> Groups:
-    """Returns the choices of tokens sorted by group, and within a group by token.
+def _gpu() -> Any:
+    from . import gpu
 
-    Args:
-      index: groups chosen, each in [0, num_groups), or `num_groups` for none: such choices come
-        last and belong to no group.
-      num_groups: number of groups.
-    """
-    flat = index.reshape(-1).astype(jnp.int32)
-    number = jnp.arange(flat.shape[0], dtype=jnp.int32)
-    if (num_groups + 1) * flat.shape[0] < 2**31:
-        # Numbers sort faster than pairs: 7 times on a CPU, for 2**17 choices.
-        order = jnp.sort(flat * flat.shape[0] + number, stable=False) % max(1, flat.shape[0])
-    else:
-        order = jnp.argsort(flat, stable=True)
-    argsort = functools.partial(jnp.argsort, stable=False)
-    place = jax.lax.platform_dependent(order, tpu=argsort, default=_inverse)
-    return Groups(jnp.bincount(flat, length=num_groups), order, place)
+    return gpu
 
 
-def _inverse(order: Int[Array, "N"]) -> Int[Array, "N"]:
-    # Not on a TPU, which scatters sequentially.
-    number = jnp.arange(order.shape[0], dtype=order.dtype)
-    return jnp.zeros_like(order).at[order].set(number, unique_indices=True)
+MATMUL = Op(
+    "grouped_matmul",
+    reference.matmul,
+    (
+        Implementation("megablox", "tpu", megablox.matmul, megablox.matmul_config),
+        on_hopper(_gpu, "matmul"),
+    ),
+    lambda rows, bank, sizes, contracted=1: 2 * rows.shape[0] * bank.shape[1] * bank.shape[2],
+)
+OUTER = Op(
+    "grouped_outer",
+    reference.outer,
+    (
+        Implementation("megablox", "tpu", megablox.outer, megablox.outer_config),
+        on_hopper(_gpu, "outer"),
+    ),
+    lambda left, right, sizes: 2 * left.shape[0] * left.shape[1] * right.shape[1],
+)
 
 
 def grouped_matmul(
@@ -87,22 +92,7 @@ def grouped_matmul(
     Raises:
       ValueError: if widths or numbers of groups differ.
     """
-    _check("grouped_matmul", rows, bank, group_sizes)
-    return gradients.matmul(backend, rows, bank, group_sizes, None)
-
-
-def dispatch(x: Float[Array, "T D"], groups: Groups) -> Float[Array, "N D"]:
-    """Returns each token once for each of its choices, sorted by group; zeros for no group.
-
-    Args:
-      x: tokens, with equally many choices each.
-      groups: the choices of the tokens.
-
-    Raises:
-      ValueError: if the number of choices is not a multiple of the number of tokens.
-    """
-    _check_choices("dispatch", x, groups)
-    return gradients.spread(x, groups)
+    return _matmul(backend, rows, bank, group_sizes, None)
 
 
 def dispatch_matmul(
@@ -122,29 +112,7 @@ def dispatch_matmul(
       ValueError: if widths or numbers of groups differ, or the number of choices is not a multiple
         of the number of tokens.
     """
-    _check("dispatch_matmul", x, bank, groups.sizes)
-    _check_choices("dispatch_matmul", x, groups)
-    return gradients.matmul(backend, x, bank, groups.sizes, groups)
-
-
-def combine(
-    rows: Float[Array, "N M"], groups: Groups, weights: Float[Array, "T k"]
-) -> Float[Array, "T M"]:
-    """Returns each token's weighted sum of its rows, computed in float32, in the dtype of the rows.
-
-    Rows of no group add nothing.
-
-    Args:
-      rows: one for each choice, sorted by group.
-      groups: the choices of the tokens. These may be other tokens than those multiplied, if the
-        choices of each are adjacent.
-      weights: weight of each choice.
-
-    Raises:
-      ValueError: if rows, choices and weights differ in number.
-    """
-    _check_weights("combine", rows, groups, weights)
-    return gradients.combined(rows, groups, weights)
+    return _matmul(backend, x, bank, groups.sizes, groups)
 
 
 def combine_matmul(
@@ -170,30 +138,110 @@ def combine_matmul(
     Raises:
       ValueError: if widths or numbers of groups, rows, choices or weights differ.
     """
-    _check("combine_matmul", rows, bank, groups.sizes)
-    _check_weights("combine_matmul", rows, groups, weights)
-    return gradients.matmul_combined(backend, rows, bank, groups, weights)
+    return _matmul_combined(backend, rows, bank, groups, weights)
 
 
-def _check(name: str, rows: Array, bank: Array, group_sizes: Array) -> None:
-    if rows.shape[1] != bank.shape[1]:
+@jax.custom_vjp
+def dispatch(x: Float[Array, "T D"], groups: Groups) -> Float[Array, "N D"]:
+    """Returns each token once for each of its choices, sorted by group; zeros for no group.
+
+    Args:
+      x: tokens, with equally many choices each.
+      groups: the choices of the tokens.
+
+    Raises:
+      ValueError: if the number of choices is not a multiple of the number of tokens.
+    """
+    return groups.of_tokens(x)
+
+
+@jax.custom_vjp
+def combine(
+    rows: Float[Array, "N M"], groups: Groups, weights: Float[Array, "T k"]
+) -> Float[Array, "T M"]:
+    """Returns each token's weighted sum of its rows, computed in float32, in the dtype of the rows.
+
+    Rows of no group add nothing.
+
+    Args:
+      rows: one for each choice, sorted by group.
+      groups: the choices of the tokens. These may be other tokens than those multiplied, if the
+        choices of each are adjacent.
+      weights: weight of each choice.
+
+    Raises:
+      ValueError: if rows, choices and weights differ in number.
+    """
+    return groups.sum(rows, weights)
+
+
+def _multiply(backend: str, rows: Rows, bank: Array, sizes: Array, contracted: int = 1) -> Array:
+    if rows.shape[1] != bank.shape[contracted]:
         raise ValueError(
-            f"{name}: rows are {rows.shape[1]} wide but the bank takes {bank.shape[1]}."
+            f"grouped_matmul: rows are {rows.shape[1]} wide but the bank takes "
+            f"{bank.shape[contracted]}."
         )
-    if group_sizes.shape[0] != bank.shape[0]:
-        raise ValueError(f"{name}: {group_sizes.shape[0]} groups but {bank.shape[0]} bank entries.")
-
-
-def _check_choices(name: str, x: Array, groups: Groups) -> None:
-    choices, tokens = groups.order.shape[0], x.shape[0]
-    if choices % max(1, tokens) or (choices and not tokens):
-        raise ValueError(f"{name}: {choices} choices are no multiple of {tokens} tokens.")
-
-
-def _check_weights(name: str, rows: Array, groups: Groups, weights: Array) -> None:
-    choices = groups.order.shape[0]
-    if not rows.shape[0] == choices == weights.size:
+    if sizes.shape[0] != bank.shape[0]:
         raise ValueError(
-            f"{name}: {rows.shape[0]} rows and {weights.size} weights of {choices} choices; takes "
-            "one of each for each choice."
+            f"grouped_matmul: {sizes.shape[0]} groups but {bank.shape[0]} bank entries."
         )
+    return MATMUL(rows, bank, sizes, contracted=contracted, backend=backend)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """Returns the dot product of each row with that of another array, in float32."""
+    return (a.astype(jnp.float32) * b.astype(jnp.float32)).sum(1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmul(backend: str, x: Array, bank: Array, sizes: Array, groups: Groups | None) -> Array:
+    return _multiply(backend, groups.rows(x) if groups else Rows(x), bank, sizes)
+
+
+def _matmul_backward(backend: str, saved: Any, gradient: Array):
+    x, bank, sizes, groups = saved
+    towards_x = _multiply(backend, Rows(gradient), bank, sizes, contracted=2)
+    if groups:
+        towards_x, _ = _dispatch_backward((x, groups), towards_x)
+    rows = groups.rows(x) if groups else Rows(x)
+    towards_bank = OUTER(rows, Rows(gradient), sizes, backend=backend)
+    return towards_x, towards_bank.astype(bank.dtype), None, None
+
+
+def _dispatch_backward(saved: Any, gradient: Array):
+    x, groups = saved
+    choices = gradient.shape[0] // max(1, x.shape[0])
+    return groups.sum(gradient, jnp.ones((x.shape[0], choices), jnp.float32)), None
+
+
+def _combine_backward(saved: Any, gradient: Array):
+    rows, groups, weights = saved
+    each = groups.of_tokens(gradient).astype(jnp.float32)
+    towards_rows = (groups.of_choices(weights) * each).astype(rows.dtype)
+    return towards_rows, None, groups.by_token(_dot(rows, each), weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _matmul_combined(
+    backend: str, rows: Array, bank: Array, groups: Groups, weights: Array
+) -> Array:
+    return groups.sum(_multiply(backend, Rows(rows), bank, groups.sizes), weights)
+
+
+def _matmul_combined_backward(backend: str, saved: Any, gradient: Array):
+    rows, bank, groups, weights = saved
+    towards, scale = groups.rows(gradient), groups.of_choices(weights)
+    each = _multiply(backend, towards, bank, groups.sizes, contracted=2)
+    scaled = lambda a: (a.astype(jnp.float32) * scale).astype(rows.dtype)
+    towards_bank = OUTER(Rows(scaled(rows)), towards, groups.sizes, backend=backend)
+    towards_weights = groups.by_token(_dot(rows, each), weights)
+    return scaled(each), towards_bank.astype(bank.dtype), None, towards_weights
+
+
+_matmul.defvjp(lambda backend, *args: (_matmul(backend, *args), args), _matmul_backward)
+# The gradient of `dispatch` needs only the number of tokens.
+dispatch.defvjp(lambda x, groups: (dispatch(x, groups), (x[:, :0], groups)), _dispatch_backward)
+combine.defvjp(lambda *args: (combine(*args), args), _combine_backward)
+_matmul_combined.defvjp(
+    lambda backend, *args: (_matmul_combined(backend, *args), args), _matmul_combined_backward
+)

@@ -21,7 +21,7 @@ LANES = 128
 _BLOCK_BYTES = 1 << 20  # of rows; of each array two are in fast memory, 16 MiB in all
 _ENTRY_BYTES = 2 << 20  # of a bank's block, and of a float32 result's
 _DIVIDED = 4096  # contracted width from which it is divided
-_PART = 1024  # of a divided width: 341 FLOPs for each byte of rows and entries that is loaded
+_PART = 1024  # of a divided axis: 341 FLOPs for each byte of rows and entries that is loaded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def outer_config(left: Rows, right: Rows, group_sizes: Array) -> Config:
     """Returns the computed sizes of `outer`."""
     (count, tall), item = left.shape, _common(left.array, right.array).itemsize
     across = _tile(right.shape[1], _PART)
-    down = _tile(tall, _ENTRY_BYTES // (4 * max(across, LANES)))
+    down = _tile(tall, min(_PART, _ENTRY_BYTES // (4 * max(across, LANES))))
     return Config(_size(count // group_sizes.shape[0], max(down, across) * item), down, across)
 
 

@@ -41,28 +41,29 @@ def _products(count: int) -> Callable[..., int]:
     return flops
 
 
-# Forward and backward implementations can be mixed. Those of libraries come first: they decline
-# whatever is not plain causal attention.
+def _implementations(
+    name: str, of_library: Callable[..., Any], of_tpu: Callable[..., Any]
+) -> tuple[Implementation, ...]:
+    """Returns those of a direction; libraries, which take plain causal attention, come first."""
+    return (
+        Implementation("splash", "tpu", functools.partial(of_library, libraries.splash)),
+        Implementation("cudnn", "cuda", functools.partial(of_library, libraries.cudnn)),
+        Implementation("pallas_tpu", "tpu", of_tpu, tpu.sizes),
+        on_hopper(_gpu, name),
+    )
+
+
+# Forward and backward implementations can be mixed.
 FORWARD = Op(
     "routed_attention",
     reference.forward,
-    (
-        Implementation("splash", "tpu", libraries.splash_forward),
-        Implementation("cudnn", "cuda", libraries.cudnn_forward),
-        Implementation("pallas_tpu", "tpu", tpu.forward, tpu.sizes),
-        on_hopper(_gpu, "forward"),
-    ),
+    _implementations("forward", libraries.forward, tpu.forward),
     _products(2),
 )
 BACKWARD = Op(
     "routed_attention_backward",
     reference.backward,
-    (
-        Implementation("splash", "tpu", libraries.splash_backward),
-        Implementation("cudnn", "cuda", libraries.cudnn_backward),
-        Implementation("pallas_tpu", "tpu", tpu.backward, tpu.sizes),
-        on_hopper(_gpu, "backward"),
-    ),
+    _implementations("backward", libraries.backward, tpu.backward),
     _products(5),
 )
 
@@ -120,31 +121,19 @@ def routed_attention(
 
 
 def attention_plan(
-    query: jax.ShapeDtypeStruct,
-    key: jax.ShapeDtypeStruct,
-    *,
-    query_positions: Int[Array, "B T"] | None = None,
-    key_positions: Int[Array, "B S"] | None = None,
-    query_segments: Int[Array, "B T"] | None = None,
-    key_segments: Int[Array, "B S"] | None = None,
+    query: jax.ShapeDtypeStruct, key: jax.ShapeDtypeStruct, where: Where
 ) -> Plan | None:
     """Returns which blocks a TPU's kernel visits, forward and backward, for many calls to share.
 
     Make it outside of a loop over layers: XLA moves it out of none. Sizes of blocks are those of
-    this process's device, or computed. Other devices do not read it, and XLA leaves it out.
+    this process's device, or computed. Other devices do not read it, and XLA leaves it out. None:
+    the kernel declines the shapes.
 
     Args:
       query: shape and dtype of the queries [B T N H]; of heads, N / K alone matters.
       key: shape of the keys [B S K H].
-      query_positions: as for `routed_attention`, as are the others.
-      key_positions: see there.
-      query_segments: see there.
-      key_segments: see there.
-
-    Returns:
-      The plan; None if the kernel declines the shapes.
+      where: positions and segments.
     """
-    where = Where(query_positions, key_positions, query_segments, key_segments)
     device = jax.devices()[0].device_kind
     try:
         config = tpu.sizes(Inputs(query, key, key, where), scoring=Scoring(1.0))  # pyright: ignore

@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from ..hopper import LANES, WGMMA, load
-from .gpu_grid import COLUMNS, ROWS, Config, Kernel, across
+from .gpu_grid import COLUMNS, ROWS, Config, across, call
 from .where import UNSEEN, Inputs, Results, Scoring, decline
 
 LOG2E = math.log2(math.e)  # exponents are of two, which the GPU has an instruction for
@@ -38,10 +38,12 @@ def forward(given: Inputs, *, scoring: Scoring, config: Config, interpret: Any =
     """Returns the results of `reference.forward`."""
     (batch, length, heads, width), size = given.query.shape, config.warpgroups * LANES
     q, k, v = (_wide(x) for x in given[:3])
-    kernel = Kernel(config, interpret, given.where, (length, given.key.shape[1]))
     sums = jax.ShapeDtypeStruct((batch, heads, -(-length // size) * size), jnp.float32)
     body = functools.partial(_forward_body, scoring.scale)
-    out, lse = kernel.call(body, [q], [k, v], outs=[q, sums], name="routed_attention")
+    out, lse = call(
+        body, given, config, [q], [k, v], outs=[q, sums], name="routed_attention",
+        interpret=interpret,
+    )  # fmt: skip
     return Results(out[:, :length, :, :width], lse[..., :length])
 
 
@@ -55,23 +57,23 @@ def backward(
     interpret: Any = None,
 ) -> tuple[Array, Array, Array, None]:
     """Returns the results of `reference.backward`."""
-    query, key, value, where, _ = given
-    kernel = Kernel(config, interpret, where, (query.shape[1], key.shape[1]))
+    query, key, value, *_ = given
     delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
     q, k, v, do = (_wide(x) for x in (query, key, value, grad))
     rows = made.lse * LOG2E, delta
-    body = functools.partial(_query_body, scoring.scale)
-    dq, *_ = kernel.call(body, [q, do], [k, v], rows, outs=[q], name="routed_attention_query")
 
-    def by_key(*wanted: int) -> list[Array]:
-        body = functools.partial(_key_body, scoring.scale, wanted=wanted)
-        return kernel.call(
-            body, [k, v], [q, do], rows, outs=[k] * len(wanted), by_key=True,
-            name="routed_attention_key",
+    def towards(by_key: bool, *wanted: int) -> list[Array]:
+        kept, passing = ([k, v], [q, do]) if by_key else ([q, do], [k, v])
+        return call(
+            functools.partial(_gradient_body, scoring.scale, wanted=wanted), given, config, kept,
+            passing, rows, outs=kept[:1] * len(wanted), by_key=by_key, interpret=interpret,
+            name=f"routed_attention_{'key' if by_key else 'query'}",
         )  # fmt: skip
 
+    (dq,) = towards(False, 0)
     # Of wide heads, the sums of both would take all registers.
-    dk, dv = by_key(0, 1) if query.shape[3] <= 128 else (*by_key(0), *by_key(1))
+    is_narrow = query.shape[3] <= 128
+    dk, dv = towards(True, 0, 1) if is_narrow else (*towards(True, 0), *towards(True, 1))
     cut = lambda x, like: x[:, : like.shape[1], :, : like.shape[3]]
     return cut(dq, query), cut(dk, key), cut(dv, value), None
 
@@ -147,50 +149,37 @@ def _forward_body(scale, passing, weights) -> list[Array]:
     return [lse]
 
 
-def _query_body(scale, passing, weights) -> list[Array]:
-    (q, do), (k, v) = passing.mine.tokens, passing.theirs.tokens
-    lse, delta = (load(row, ROWS) for row in passing.mine.numbers)
+def _gradient_body(scale, passing, weights, *, wanted) -> list[Array]:
+    """Sums gradients `wanted`: 0 of what is multiplied to scores, and 1, of keys alone, of values.
 
-    def run(dq):
-        def meet(slot, hide, carry):
-            scores = hide(_scores(q, k.at[slot]) * (scale * LOG2E), slot)
-            p = jnp.exp2(scores - across(lse, scores))
-            _keep(weights, p * (_scores(do, v.at[slot]) - across(delta, scores)))
-            plgpu.wgmma(dq, weights, k.at[slot])
-            plgpu.wgmma_wait(0)
-            return carry
-
-        passing.through(meet, ())
-
-    (dq,) = _summed([q.shape], run)
-    q[...] = (dq * scale).astype(q.dtype)
-    return []
-
-
-def _key_body(scale, passing, weights, *, wanted) -> list[Array]:
-    (k, v), (q, do) = passing.mine.tokens, passing.theirs.tokens
+    Queries come with the gradients of their outputs, and keys with their values. Where keys are
+    kept they are the rows: weights need no transpose between the products.
+    """
+    (x, y), (their_x, their_y) = passing.mine.tokens, passing.theirs.tokens
+    own, axis = [load(row, ROWS) for row in passing.mine.numbers], int(passing.by_key)
 
     def run(*sums):
         to = dict(zip(wanted, sums, strict=True))
 
+        def add(number, p, tokens):
+            _keep(weights, p)
+            plgpu.wgmma(to[number], weights, tokens)
+            plgpu.wgmma_wait(0)
+
         def meet(slot, hide, carry):
-            # Keys are the rows here: weights need no transpose between the products.
-            lse, delta = (load(row.at[slot], COLUMNS) for row in passing.theirs.numbers)
-            scores = hide(_scores(k, q.at[slot]) * (scale * LOG2E), slot)
-            p = jnp.exp2(scores - across(lse, scores, 1))
+            lse, delta = own or [load(row.at[slot], COLUMNS) for row in passing.theirs.numbers]
+            scores = hide(_scores(x, their_x.at[slot]) * (scale * LOG2E), slot)
+            p = jnp.exp2(scores - across(lse, scores, axis))
             if 1 in to:
-                _keep(weights, p)
-                plgpu.wgmma(to[1], weights, do.at[slot])
-                plgpu.wgmma_wait(0)
+                add(1, p, their_y.at[slot])
             if 0 in to:
-                _keep(weights, p * (_scores(v, do.at[slot]) - across(delta, scores, 1)))
-                plgpu.wgmma(to[0], weights, q.at[slot])
-                plgpu.wgmma_wait(0)
+                dp = _scores(y, their_y.at[slot])
+                add(0, p * (dp - across(delta, scores, axis)), their_x.at[slot])
             return carry
 
         passing.through(meet, ())
 
-    made = _summed([k.shape] * len(wanted), run)
-    for i, x, into in zip(wanted, made, passing.mine.tokens, strict=False):
-        into[...] = (x * scale if i == 0 else x).astype(into.dtype)
+    made = _summed([x.shape] * len(wanted), run)
+    for number, total, into in zip(wanted, made, passing.mine.tokens, strict=False):
+        into[...] = (total * scale if number == 0 else total).astype(into.dtype)
     return []

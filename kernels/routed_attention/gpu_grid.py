@@ -1,7 +1,6 @@
 """Splits attention into blocks on a GPU: a program keeps some, and others pass by."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from jaxtyping import Array
 
 from ..hopper import LANES, WGMMA, load, load_ahead, run, tiles
 from .blocks import meeting, padded, ranges
-from .where import UNSEEN, Where
+from .where import UNSEEN, Inputs
 
 ROWS, COLUMNS = WGMMA.reduce(1), WGMMA.reduce(0)  # layouts of a number for each row, or column
 
@@ -109,86 +108,56 @@ class Pass:
         return jax.lax.fori_loop(0, self.turns, turned, carry)
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """What the three kernels share: the outer blocks that programs keep, the inner that pass by."""
+def call(
+    body: Callable[..., list[Array]],
+    given: Inputs,
+    config: Config,
+    kept: list[Array],
+    passing: list[Array],
+    rows: tuple[Array, ...] = (),
+    *,
+    outs: list[Any],
+    by_key: bool = False,
+    name: str,
+    interpret: Any,
+) -> list[Array]:
+    """Runs a kernel whose programs keep a block of queries, or of keys, which others pass by.
 
-    config: Config
-    interpret: Any
-    where: Where
-    lengths: tuple[int, int]
+    The body is the work of a warpgroup that multiplies: it takes a `Pass` and memory for scores,
+    replaces its block by results, and returns numbers of each query. `rows` are logarithms and
+    other numbers of each query and head [B N T].
+    """
+    wgs, size, stages = dataclasses.astuple(config)
+    blocks = (size, wgs * LANES) if by_key else (wgs * LANES, size)
+    (batch, length, _, _), key_length = given.query.shape, given.key.shape[1]
+    where = padded(given.where.written_out(batch, length, key_length), *blocks)
+    turn = (lambda x: x.swapaxes(1, 2)) if by_key else (lambda x: x)
+    ends = ranges(*map(turn, meeting(where, *blocks)))
+    places = [jnp.stack(where.arrays[i::2], 1) for i in ((1, 0) if by_key else (0, 1))]
+    # Of a query that is padding the logarithm is infinite, and all weights are zero.
+    fill = [(0, 0), (0, 0), (0, -length % blocks[0])]
+    fills = zip(rows, (jnp.inf, 0.0), strict=False)
+    numbers = [jnp.pad(x, fill, constant_values=value) for x, value in fills]
+    mine = Side(kept, places[0], [] if by_key else numbers)
+    theirs = Side(passing, places[1], numbers if by_key else [])
+    heads, others = kept[0].shape[2], passing[0].shape[2]
+    turns, each = (others // heads, 1) if by_key else (1, heads // others)
+    copies = lambda side: len(jax.tree.leaves(side))
+    results = [jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs]
 
-    def call(
-        self,
-        body: Callable[..., list[Array]],
-        kept: list[Array],
-        passing: list[Array],
-        rows: tuple[Array, ...] = (),
-        *,
-        outs: list[Any],
-        name: str,
-        by_key: bool = False,
-    ) -> list[Array]:
-        """Runs a kernel whose programs keep a block of queries, or of keys.
-
-        The body is the work of a warpgroup that multiplies: it takes a `Pass` and memory for
-        scores, replaces its block by results, and returns numbers of each query. `rows` are
-        logarithms and other numbers of each query and head [B N T].
-        """
-        wgs, stages, block = self.config.warpgroups, self.config.stages, self.config.inner
-        blocks = (block, wgs * LANES) if by_key else (wgs * LANES, block)
-        where = padded(self.where.written_out(len(kept[0]), *self.lengths), *blocks)
-        turn = (lambda x: x.swapaxes(1, 2)) if by_key else (lambda x: x)
-        ends = ranges(*map(turn, meeting(where, *blocks)))
-        places = [jnp.stack(where.arrays[i::2], 1) for i in ((1, 0) if by_key else (0, 1))]
-        fill = [(0, 0), (0, 0), (0, -self.lengths[0] % blocks[0])]
-        # Of a query that is padding the logarithm is infinite, and all weights are zero.
-        fills = zip(rows, (jnp.inf, 0.0), strict=False)
-        numbers = [jnp.pad(x, fill, constant_values=value) for x, value in fills]
-        mine = Side(kept, places[0], [] if by_key else numbers)
-        theirs = Side(passing, places[1], numbers if by_key else [])
-        copies = lambda side: len(jax.tree.leaves(side))
-        results = [jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs]
-        return run(
-            functools.partial(self._program, body, by_key),
-            (ends, mine, theirs),
-            results,
-            {
-                "own": mine.memory(wgs, LANES),
-                "inner": theirs.memory(stages, block),
-                "made": [plgpu.SMEM((wgs, LANES), x.dtype) for x in results if len(x.shape) == 3],
-                "weights": tiles(wgs, LANES, block),
-                "begun": plgpu.Barrier(num_arrivals=copies(mine), num_barriers=wgs),
-                "loaded": plgpu.Barrier(num_arrivals=copies(theirs), num_barriers=stages),
-                "read": plgpu.Barrier(num_arrivals=wgs, num_barriers=stages),
-            },
-            # Causal work grows with the query: the longest programs start first.
-            grid={"block": ends.shape[1], "head": kept[0].shape[2], "row": len(kept[0])},
-            warpgroups=wgs + 1,
-            name=name,
-            interpret=self.interpret,
-            is_approximate=True,
-        )
-
-    def _program(
-        self, body, by_key, given, outs, own, inner, made, weights, begun, loaded, read
-    ) -> None:
+    def program(given, outs, own, inner, made, weights, begun, loaded, read) -> None:
         ends, mine, theirs = given
         index, head, row = (jax.lax.axis_index(name) for name in ("block", "head", "row"))
+        warpgroup = jax.lax.axis_index("warpgroup")
         block = index if by_key else ends.shape[1] - 1 - index
-        warpgroup, wgs = jax.lax.axis_index("warpgroup"), self.config.warpgroups
-        heads, others = mine.tokens[0].shape[2], theirs.tokens[0].shape[2]
-        turns, each = (others // heads, 1) if by_key else (1, heads // others)
         ends = [ends[row, block, i] for i in range(4)]
         count = ends[3] - ends[0]
         at = lambda refs: [ref.at[warpgroup] for ref in refs]
-        passing = Pass(ends, turns, by_key, own.at(warpgroup), inner, loaded, read)
 
         def fill(step, slot):
             turn = jax.lax.div(step, jnp.maximum(count, 1))
-            start = (ends[0] + step - turn * count) * self.config.inner
+            some = pl.ds((ends[0] + step - turn * count) * size, size)
             other = head * turns + turn if by_key else jax.lax.div(head, each)
-            some = pl.ds(start, self.config.inner)
             theirs.load(inner.at(slot), row, other, some, loaded.at[slot])
 
         @pl.when(warpgroup == wgs)
@@ -201,19 +170,41 @@ class Kernel:
         def _():
             if wgs == 2:
                 plgpu.set_max_registers(232, action="increase")
+            passed = Pass(ends, turns, by_key, own.at(warpgroup), inner, loaded, read)
             here, ready = pl.ds(block * wgs * LANES + warpgroup * LANES, LANES), begun.at[warpgroup]
-            mine.load(passing.mine, row, head, here, ready)
+            mine.load(passed.mine, row, head, here, ready)
             plgpu.barrier_wait(ready)
-            for into, x in zip(at(made), body(passing, weights.at[warpgroup]), strict=True):
+            for into, x in zip(at(made), body(passed, weights.at[warpgroup]), strict=True):
                 into[...] = x
             plgpu.commit_smem()
             tiled = [out for out in outs if len(out.shape) == 4]
             numbers = [out for out in outs if len(out.shape) == 3]
-            for source, out in zip(passing.mine.tokens, tiled, strict=False):
+            for source, out in zip(passed.mine.tokens, tiled, strict=False):
                 plgpu.copy_smem_to_gmem(source, out.at[row, here, head])
             for source, out in zip(at(made), numbers, strict=True):
                 plgpu.copy_smem_to_gmem(source, out.at[row, head, here])
             plgpu.wait_smem_to_gmem(0)
+
+    return run(
+        program,
+        (ends, mine, theirs),
+        results,
+        {
+            "own": mine.memory(wgs, LANES),
+            "inner": theirs.memory(stages, size),
+            "made": [plgpu.SMEM((wgs, LANES), x.dtype) for x in results if len(x.shape) == 3],
+            "weights": tiles(wgs, LANES, size),
+            "begun": plgpu.Barrier(num_arrivals=copies(mine), num_barriers=wgs),
+            "loaded": plgpu.Barrier(num_arrivals=copies(theirs), num_barriers=stages),
+            "read": plgpu.Barrier(num_arrivals=wgs, num_barriers=stages),
+        },
+        # Causal work grows with the query: the longest programs start first.
+        grid={"block": ends.shape[1], "head": heads, "row": batch},
+        warpgroups=wgs + 1,
+        name=name,
+        interpret=interpret,
+        is_approximate=True,
+    )
 
 
 def across(x: Array, like: Array, axis: int = 0) -> Array:

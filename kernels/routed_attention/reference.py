@@ -38,10 +38,10 @@ def backward(
         ]
         dq, dk, dv, further = zip(*parts, strict=True)
         dq = _added(head.query.shape, rows, dq).astype(head.query.dtype)
-        if head.relative is None:
-            return dq, _join(dk, 0), _join(dv, 0), None
-        further = _added(head.relative.shape, rows, further).astype(head.relative.dtype)
-        return dq, _join(dk, 0), _join(dv, 0), further
+        of_relative = None
+        if head.relative is not None:
+            of_relative = _added(head.relative.shape, rows, further).astype(head.relative.dtype)
+        return dq, _join(dk, 0), _join(dv, 0), of_relative
 
     groups = given.key.shape[2]
     lse = made.lse.reshape(len(made.lse), groups, -1, made.lse.shape[-1])

@@ -44,19 +44,24 @@ def backward(
     """Returns the results of `reference.backward`."""
     grid, (_, length, _, width) = Grid.of(given, config), given.query.shape
     delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
-    query, do = grid.tokens(QUERIES, given.query, grad)
-    key, value = grid.tokens(KEYS, given.key, given.value)
-    arrays = [query, key, value, do, *grid.numbers(made.lse, delta)]
-    rows, keys = grid.rows, (grid.plan.config.keys, width)
-    (dq,) = grid.call(
-        functools.partial(_query_body, scoring.scale), arrays, [query],
-        [(rows, LANES), (rows, LANES), (rows, width)],
-        name="routed_attention_query", interpret=interpret,
-    )  # fmt: skip
-    dk, dv = grid.call(
-        functools.partial(_key_body, scoring.scale), arrays, [key, value], [keys, keys],
-        by_key=True, name="routed_attention_key", interpret=interpret,
-    )  # fmt: skip
+    queries = grid.tokens(QUERIES, given.query, grad)
+    keys = grid.tokens(KEYS, given.key, given.value)
+    numbers = grid.numbers(made.lse, delta)
+
+    def towards(by_key: bool) -> list[Array]:
+        (mine, theirs), rows = (keys, queries) if by_key else (queries, keys), grid.rows
+        acc = (grid.plan.config.keys if by_key else rows, width)
+        return grid.call(
+            functools.partial(_gradient_body, scoring.scale, by_key),
+            [*mine, *theirs, *numbers],
+            mine[: 1 + by_key],
+            [acc, acc] if by_key else [acc, (rows, LANES), (rows, LANES)],
+            by_key=by_key,
+            name=f"routed_attention_{'key' if by_key else 'query'}",
+            interpret=interpret,
+        )
+
+    (dq,), (dk, dv) = towards(False), towards(True)
     dk, dv = (by_token(x)[:, : given.key.shape[1]] for x in (dk, dv))
     return by_token(dq)[:, :length], dk, dv, None
 
@@ -130,41 +135,34 @@ def _forward_body(scale, phases, query, key, value, out, lse, m, l, acc) -> None
     phases(start, meet, finish)
 
 
-def _query_body(
-    scale, phases, query, key, value, do, lse, delta, dq, lse_rows, delta_rows, acc
-) -> None:
+def _gradient_body(scale, by_key, phases, x, y, their_x, their_y, lse, delta, *refs) -> None:
+    """Sums the gradients of a kept block: of `x`, and by key of `y`.
+
+    Queries come with the gradients of their outputs, and keys with their values. Where keys are
+    kept they are the rows, so that no product needs a transpose of its left side.
+    """
+    count = 1 + by_key
+    results, sums, rows = refs[:count], refs[count : 2 * count], refs[2 * count :]
+
     def start() -> None:
-        lse_rows[...] = upright(_side_by_side(lse))
-        delta_rows[...] = upright(_side_by_side(delta))
-        acc[...] = jnp.zeros_like(acc)
+        for acc in sums:
+            acc[...] = jnp.zeros_like(acc)
+        for row, numbers in zip(rows, (lse, delta), strict=False):
+            row[...] = upright(_side_by_side(numbers))
 
     def meet(hide: Any) -> None:
-        scores = hide(_dot(_rows(query), _rows(key), ROWS) * scale)
-        p = jnp.exp(scores - across(lse_rows[...], scores.shape[1]))
-        dp = _dot(_rows(do), _rows(value), ROWS)
-        ds = p * (dp - across(delta_rows[...], scores.shape[1]))
-        acc[...] += _dot(ds.astype(key.dtype), _rows(key), COLUMNS)
-
-    phases(start, meet, lambda: _put(dq, acc[...] * scale))
-
-
-def _key_body(
-    scale, phases, query, key, value, do, lse, delta, dk, dv, dk_acc, dv_acc
-) -> None:
-    def start() -> None:
-        dk_acc[...] = jnp.zeros_like(dk_acc)
-        dv_acc[...] = jnp.zeros_like(dv_acc)
-
-    def meet(hide: Any) -> None:
-        # Keys are the rows here, so that no product needs a transpose of its left side.
-        scores = hide(_dot(_rows(key), _rows(query), ROWS) * scale)
-        p = jnp.exp(scores - _side_by_side(lse))
-        dv_acc[...] += _dot(p.astype(do.dtype), _rows(do), COLUMNS)
-        ds = p * (_dot(_rows(value), _rows(do), ROWS) - _side_by_side(delta))
-        dk_acc[...] += _dot(ds.astype(query.dtype), _rows(query), COLUMNS)
+        scores = hide(_dot(_rows(x), _rows(their_x), ROWS) * scale)
+        if by_key:
+            of_lse, of_delta = _side_by_side(lse), _side_by_side(delta)
+        else:
+            of_lse, of_delta = (across(row[...], scores.shape[1]) for row in rows)
+        p = jnp.exp(scores - of_lse)
+        ds = p * (_dot(_rows(y), _rows(their_y), ROWS) - of_delta)
+        for acc, weights, tokens in zip(sums, (ds, p), (their_x, their_y), strict=False):
+            acc[...] += _dot(weights.astype(tokens.dtype), _rows(tokens), COLUMNS)
 
     def finish() -> None:
-        _put(dk, dk_acc[...] * scale)
-        _put(dv, dv_acc[...])
+        for result, acc, factor in zip(results, sums, (scale, 1), strict=False):
+            _put(result, acc[...] * factor)
 
     phases(start, meet, finish)

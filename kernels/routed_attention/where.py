@@ -33,11 +33,9 @@ class Where(NamedTuple):
     plan: Any = None
 
     @property
-    def arrays(self) -> tuple[Array, Array, Array, Array]:
+    def arrays(self) -> tuple[Array, ...]:
         """Positions and segments, of which none may be None."""
-        found = [x for x in self[:4] if x is not None]
-        query_positions, key_positions, query_segments, key_segments = found
-        return query_positions, key_positions, query_segments, key_segments
+        return tuple(x for x in self[:4] if x is not None)
 
     def written_out(self, batch: int, length: int, key_length: int) -> "Where":
         """Returns the same mask with int32 arrays of positions and segments, without a plan."""

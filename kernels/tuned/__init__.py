@@ -39,10 +39,10 @@ def table(file: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
     """
     try:
         found = json.loads(file.read_text()) if file.exists() else {}
-        entries = [e for op in found.values() for kernel in op.values() for e in kernel.values()]
-        if all(isinstance(entry, dict) and "config" in entry for entry in entries):
+        entries = (entry for op in found.values() for of in op.values() for entry in of.values())
+        if all("config" in entry for entry in entries):
             return found
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         pass
     raise ValueError(f"{file}: no table of op, backend, shapes and config; delete or mend it")
 
@@ -51,28 +51,20 @@ def look_up(default: C, device_kind: str, op: str, backend: str, arrays: Sequenc
     """Returns the `Config` that was measured for a device and shapes, or else the default.
 
     Raises:
-      ValueError: if the entry is no such `Config`.
+      ValueError: if the entry has other fields, or sizes that the kernel does not take.
     """
-    file = path(device_kind)
+    fields = dataclasses.fields(default)  # pyright: ignore[reportArgumentType]
+    file, names = path(device_kind), [field.name for field in fields]
     entry = table(file).get(op, {}).get(backend, {}).get(shapes(arrays))
     if entry is None:
         return default
     try:
-        return read(type(default), entry["config"])
+        sizes = entry["config"]
+        if not isinstance(sizes, dict) or sorted(sizes) != sorted(names):
+            raise ValueError(f"got {sizes}, takes the fields {', '.join(names)}")
+        for name, size in sizes.items():
+            if type(size) is not int or size < 1:
+                raise ValueError(f"{name}: got {size!r}, takes a positive integer")
+        return type(default)(**sizes)
     except ValueError as error:
         raise ValueError(f"{file}: {op} {backend} {shapes(arrays)}: {error}") from None
-
-
-def read(kind: type[C], fields: Any) -> C:
-    """Returns the `Config` of these fields.
-
-    Raises:
-      ValueError: if a field is missing, unknown, no positive integer, or not one that it takes.
-    """
-    names = [field.name for field in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
-    if not isinstance(fields, dict) or sorted(fields) != sorted(names):
-        raise ValueError(f"got {fields}, takes the fields {', '.join(names)}")
-    for name, value in fields.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name}: got {value!r}, takes a positive integer")
-    return kind(**fields)

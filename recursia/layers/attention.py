@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia.kernels.routed_attention import Plan, attention_plan, routed_attention
+from recursia.kernels.routed_attention import Plan, Where, attention_plan, routed_attention
 from recursia.params import Leaf
 from recursia.sharding import is_split, locally
 
@@ -180,7 +180,7 @@ def planned(context: Context, source_context: Context, x: Array, queries_per_key
     def run(*told: Array | None) -> Array:
         shape = lambda at, heads: jax.ShapeDtypeStruct((*at.shape, heads, 1), x.dtype)
         query, key = shape(told[0], queries_per_key), shape(told[1], 1)
-        plan = attention_plan(query, key, **dict(zip(_TOLD, told, strict=True)))
+        plan = attention_plan(query, key, Where(*told))
         made.extend([] if plan is None else [plan])
         return jnp.zeros((1, 1, 2, 0), jnp.int32) if plan is None else plan.table
 

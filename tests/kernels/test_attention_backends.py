@@ -68,8 +68,3 @@ def test_backends_say_what_they_do_not_take():
     for platform in ("tpu", "cuda"):
         assert set(told(platform, relative=relative).values()) == {"it adds no relative scores"}
         assert set(told(platform, cap=2.0).values()) == {"it caps no scores"}
-
-
-def test_named_backends_serve_both_directions():
-    names = lambda op: [(each.name, each.platform) for each in op.implementations]
-    assert names(FORWARD) == names(BACKWARD)

@@ -73,27 +73,29 @@ def test_on_the_shards_of_several_devices_the_table_is_that_of_their_kind(used, 
     assert found == [Config(16, 3)]
 
 
+NO_TABLE = "no table", "delete or mend"
+ENTRY = "doubled ours", SHAPES
+
+
 @pytest.mark.parametrize(
-    "entry, words",
+    "content, words",
     [
-        ({"rows": 16}, ("rows, columns",)),
-        ({"rows": 16, "columns": 3, "warps": 4}, ("warps", "rows, columns")),
-        ({"rows": 16, "columns": 0}, ("columns", "0", "positive")),
-        ({"rows": 16, "columns": 1.5}, ("columns", "1.5", "positive")),
-        ({"rows": 12, "columns": 1}, ("rows", "12", "multiple of 8")),
+        ({"config": {"rows": 16}}, (*ENTRY, "rows, columns")),
+        ({"config": {"rows": 16, "columns": 3, "warps": 4}}, (*ENTRY, "warps", "rows, columns")),
+        ({"config": {"rows": 16, "columns": 0}}, (*ENTRY, "columns", "0", "positive")),
+        ({"config": {"rows": 16, "columns": 1.5}}, (*ENTRY, "columns", "1.5", "positive")),
+        ({"config": {"rows": 12, "columns": 1}}, (*ENTRY, "rows", "12", "multiple of 8")),
+        *((text, NO_TABLE) for text in ("{", "[]", '{"doubled": 1}')),
+        ('{"doubled": {"ours": {"": 1}}}', NO_TABLE),
     ],
 )
-def test_an_entry_that_is_no_config_is_named(used, tmp_path, entry, words):
-    given(tuned.path("cpu"), {SHAPES: {"config": entry}})
-    with refused(ValueError, "cpu.json", "doubled ours", SHAPES, *words):
-        jax.jit(used[1])(jnp.zeros((1024, 8)))
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"doubled": 1}', '{"doubled": {"ours": {"": 1}}}'])
-def test_a_file_that_is_no_table_is_named(used, tmp_path, text):
-    tuned.path("cpu").write_text(text)
-    tuned.table.cache_clear()
-    with refused(ValueError, "cpu.json", "no table", "delete or mend"):
+def test_what_is_no_table_or_no_config_is_named(used, content, words):
+    if isinstance(content, dict):
+        given(tuned.path("cpu"), {SHAPES: content})
+    else:
+        tuned.path("cpu").write_text(content)
+        tuned.table.cache_clear()
+    with refused(ValueError, "cpu.json", *words):
         jax.jit(used[1])(jnp.zeros((1024, 8)))
 
 
