@@ -33,7 +33,6 @@ from jax.nn import logsumexp
 from recursia import config, scores
 from recursia.architecture import Model
 from recursia.convert import calibration, dissimilar, recursive
-from recursia.layers import embedding
 from recursia.params import Params
 from recursia.sharing.atoms import Atoms
 from recursia.train import earlier, opening
@@ -148,7 +147,7 @@ def untrained(options: argparse.Namespace) -> dict:
     def scored(model: Model, params: Params) -> tuple[np.ndarray, float]:
         """Returns the last states and the loss of a model."""
         hidden = calibration.hidden(params, model, batches)
-        logits = hidden @ np.asarray(embedding.head(params["embed"], model.embed)["matrix"]).T
+        logits = hidden @ np.asarray(model.embed.head(params["embed"])["matrix"]).T
         targets = np.concatenate([np.asarray(b["targets"])[b["weights"] > 0] for b in batches])
         own = np.take_along_axis(logits, targets[:, None], 1)[:, 0]
         return hidden, float((np.asarray(logsumexp(logits, axis=1)) - own).mean())

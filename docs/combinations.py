@@ -21,13 +21,14 @@ AXES = {
     "keys and values": ("kv_sharing", ("own", "first_recursion", "first_recursion replayed")),
     "weights": ("weights", points.WEIGHTS),
     "parameterisation": ("parameterisation", points.PARAMETERISATIONS),
+    "embed": ("embed_", points.EMBEDS),
     "inject": ("inject_", tuple(points.INJECTS)),
     "loop_norm": ("loop_norm", ("none", "each", "last")),
 }
 INTRODUCTION = """# What goes together
 
 A model is a point on the axes block (its arrangement), mixer, feedforward, depth, sharing, keys and
-values, weights, parameterisation, inject and loop_norm. This page is written by `python -m
+values, weights, parameterisation, embed, inject and loop_norm. This page is written by `python -m
 docs.combinations`, which builds every pair of values. The other axes have the values block
 `pre_norm`, mixer `grouped_query`, feedforward `swiglu`, depth `fixed` and sharing `cycle`; depth
 `recurrent` is given the core's input unless the pair says otherwise. Numbers in parentheses refer

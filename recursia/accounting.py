@@ -33,6 +33,7 @@ from recursia.step_costs import (
     core_token_flops,
     end_flops,
     passes_of,
+    skipped_keys,
     skipped_scores,
     steps_of,
     unneeded_flops,
@@ -110,7 +111,7 @@ def applied_parameters(config: Model) -> int:
     is applied, weights of keys and values once for each step that makes some, a router once for
     each recursion, and each embedding table once (a tied one once in all).
     """
-    plan, block = config.schedule, config.block_specs
+    plan = config.schedule
     routers = patterns.table(plan.num_recursions, plan.num_blocks, "router", "recursion")
     private = dataclasses.replace(plan, entries=tuple((s, routers) for s in config.depth.slots))
     core, makers = 0, set(plan.owners.tolist())
@@ -121,7 +122,7 @@ def applied_parameters(config: Model) -> int:
             for bank, part in key_banks.split(slot, tree, config.key_weights).items():
                 users = makers.intersection(steps) if bank.endswith(KEYS) else steps
                 core += len(users) * params.count(part)
-    ends = sum(config.ends.values()) * params.count(block)
+    ends = sum(config.ends.values()) * params.count(config.end_specs)
     others = {name: tree for name, tree in model.specs(config).items() if name not in _STACKS}
     depth = config.depth.specs(private, config.block.stream_dim)
     return core + ends + params.count({**others, "depth": depth})
@@ -154,7 +155,7 @@ def training_flops(config: Model, seq_len: int) -> int | float:
     outer = _outer_flops(config, seq_len) + exits * _head_flops(config, seq_len)
     forward = _passes_flops(config, seq_len, passes) + outer
     backward = _BACKWARD * (_passes_flops(config, seq_len, trained) + outer)
-    return forward + backward - seq_len * config.embed.flops(config.block.embed_dim)[1]
+    return forward + backward - seq_len * config.embed.constant_flops(config.end_block.embed_dim)
 
 
 def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int | float:
@@ -169,17 +170,23 @@ def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int | floa
 
 def _outer_flops(config: Model, seq_len: int) -> int | float:
     """Returns the forward FLOPs of a sequence outside the recursions."""
-    lookup = seq_len * config.embed.flops(config.block.embed_dim)[0]
-    return lookup + end_flops(config, seq_len) + _head_flops(config, seq_len)
+    lookup = config.embed.flops(config.end_block.embed_dim, seq_len) + _resize_flops(config)
+    return seq_len * lookup + end_flops(config, seq_len) + _head_flops(config, seq_len)
 
 
 def _head_flops(config: Model, seq_len: int) -> int:
-    wide, factor = config.block.embed_dim, config.embed.factor_dim
-    return _logits_flops(config, seq_len) + 2 * seq_len * factor * wide
+    head = config.embed.head_flops(config.vocab_size, config.end_block.embed_dim)
+    return seq_len * (head + _resize_flops(config))
 
 
 def _logits_flops(config: Model, seq_len: int) -> int:
-    return 2 * seq_len * (config.embed.factor_dim or config.block.embed_dim) * config.vocab_size
+    width = config.embed.row_width(config.end_block.embed_dim)
+    return 2 * seq_len * width * config.vocab_size
+
+
+def _resize_flops(config: Model) -> int:
+    """Returns those of one token's projection to the width of the core, or back."""
+    return 2 * config.end_block.embed_dim * config.block.embed_dim if config.is_resized else 0
 
 
 def teacher_flops(
@@ -220,6 +227,7 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
     attention = 2 * again  # forward: as many FLOPs with values as with keys
     once = training_flops(config, seq_len) - 2 * skipped_scores(config, seq_len, every)
     once -= _BACKWARD * 2 * skipped
+    once += _embed_scores(config, seq_len)
     remat = remat.of_steps(config.schedule)
     if remat.unit != "none" and remat.saves == "products":
         return once + again + attention
@@ -227,7 +235,7 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
         again -= attention if remat.saves == "attention" else 0
         ends = sum(config.ends.values()) * seq_len
         again += core_flops(config, seq_len, passes) + end_flops(config, seq_len) - 2 * skipped
-        again -= ends * unneeded_flops(config, config.block, is_in_core=False)
+        again -= ends * unneeded_flops(config, config.end_block, is_in_core=False)
         if remat.unit == "block":
             tokens: dict[Block, int | float] = collections.defaultdict(int)
             for step in steps_of(config, seq_len, passes):
@@ -235,6 +243,15 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
             of = lambda block: unneeded_flops(config, block, is_in_core=True)
             again -= sum(count * of(block) for block, count in tokens.items())
     return once + again
+
+
+def _embed_scores(config: Model, seq_len: int) -> int | float:
+    """Returns what an embedding that attends computes again, its scores, less what it skips."""
+    if (mixer := config.embed.attention) is None:
+        return 0
+    skipped = skipped_keys(seq_len, seq_len)
+    left_out = mixer.recomputed_flops(skipped) * 2 * (1 + _BACKWARD)
+    return seq_len * (mixer.recomputed_flops(seq_len - skipped) - left_out)
 
 
 def making_flops(config: Model) -> int:
@@ -253,8 +270,8 @@ def sixn_flops_per_token(config: Model) -> int:
     too. It counts neither attention nor the reuse of weights, so a model with R recursions costs up
     to R times as much.
     """
-    has_table = not (config.embed.is_tied or config.embed.fourier_dim)
-    table = config.vocab_size * config.block.embed_dim if has_table else 0
+    embed = model.specs(config)["embed"]
+    table = 0 if config.embed.is_tied else params.count(embed.get("table", {}))
     return 6 * (unique_parameters(config) - table)
 
 
@@ -280,7 +297,7 @@ def mor_flops_per_token(config: Model, seq_len: int) -> float:
         each.times * each.queries / _ENDLESS * causal(each.block, each.keys, each.is_reading)
         for each in steps
     )
-    return core + sum(config.ends.values()) * causal(config.block, _ENDLESS, False)
+    return core + sum(config.ends.values()) * causal(config.end_block, _ENDLESS, False)
 
 
 def _needed(each: Pass) -> Pass:
@@ -306,5 +323,7 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
     decoded = config.depth.at_depth(config.depth.num_recursions)
     steps = steps_of(config, seq_len, decoded.passes(config.schedule, seq_len))
     core = sum(step.times * step.cached for step in steps)
-    ends = sum(config.ends.values()) * seq_len * config.block.cache_entries()
-    return itemsize * (ends + core) / seq_len
+    mixers = [config.end_block.mixer] * sum(config.ends.values())
+    mixers += [] if config.embed.attention is None else [config.embed.attention]
+    outside = seq_len * sum(mixer.cache_entries() for mixer in mixers)
+    return itemsize * (outside + core) / seq_len

@@ -9,8 +9,9 @@ import numpy as np
 from recursia import kv as keys_values
 from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
+from recursia.embeddings.embedding import Embedding
+from recursia.embeddings.table import Table
 from recursia.injection import Injection
-from recursia.layers import embedding
 from recursia.parameterisations.parameterisation import Parameterisation, Size
 from recursia.parameterisations.standard import Standard
 from recursia.params import Params
@@ -22,6 +23,8 @@ from recursia.sharing.weights import Weights
 
 LoopNorm = Literal["none", "each", "last"]
 ENDS = ("prelude", "coda")  # stacks whose blocks share nothing
+# What may differ between their blocks and those of the core.
+SIZES = ("embed_dim", "mlp_dim", "expert_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,9 @@ class Model:
         "recursion", "recursion+block", "one", groups such as "block/2", or a table.
       prelude: unshared blocks before the core; None takes 1 for a "middle_" pattern, otherwise 0.
       coda: unshared blocks after the core; None as for `prelude`.
+      end_sizes: sizes of the blocks of prelude and coda that are not those of the core's, such as
+        `mlp_dim`. With another `embed_dim`, which is then that of embedding and head too, states
+        are projected and normalised before the core and after it.
       weights: how a step's weights are made of shared ones; `kind` names a module of
         `recursia.sharing`.
       inject: the inputs injected again at each recursion.
@@ -46,7 +52,7 @@ class Model:
       kv: sharing of keys and values across steps, and sliding windows.
       parameterisation: how scales follow from width and depth; `kind` names a module of
         `recursia.parameterisations`.
-      embed: embedding and head.
+      embed: embedding and head; `kind` names a module of `recursia.embeddings`.
       vocab_size: rows of the embedding; 0 takes the tokenizer's.
       dtype: compute dtype; parameters and optimizer are float32.
     """
@@ -58,12 +64,13 @@ class Model:
     varies: tuple[tuple[str, str | Entries], ...] = ()
     prelude: int | None = None
     coda: int | None = None
+    end_sizes: tuple[tuple[str, int], ...] = ()
     weights: Weights = dataclasses.field(default_factory=Tied)
     inject: Injection = dataclasses.field(default_factory=Injection)
     loop_norm: LoopNorm = "none"
     kv: keys_values.Plan = dataclasses.field(default_factory=keys_values.Plan)
     parameterisation: Parameterisation = dataclasses.field(default_factory=Standard)
-    embed: embedding.Embedding = dataclasses.field(default_factory=embedding.Embedding)
+    embed: Embedding = dataclasses.field(default_factory=Table)
     vocab_size: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -132,6 +139,21 @@ class Model:
         """The weight kind, with the specs of each step."""
         return self.weights.of(self.block_specs, self.step_specs if self.schedule.shapes else ())
 
+    @functools.cached_property
+    def end_block(self) -> Block:
+        """The block of prelude and coda, as wide as the embedding."""
+        return self.block.sized(**dict(self.end_sizes)) if self.end_sizes else self.block
+
+    @functools.cached_property
+    def end_specs(self) -> Params:
+        """The specs of one block of prelude or coda by slot."""
+        return self.end_block.specs(self.num_layers)
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether the core has another width than embedding, prelude, coda and head."""
+        return self.end_block.embed_dim != self.block.embed_dim
+
     @property
     def key_weights(self) -> key_banks.Names:
         """(slot, name) of weights that only make what steps read, those of weight kinds too."""
@@ -140,8 +162,8 @@ class Model:
     @property
     def is_incremental(self) -> bool:
         """Whether a KV cache can stand for the tokens before: decoding then reads each once."""
-        parts = self.block.mixer, self.block.feedforward, self.depth
-        return all(part.is_incremental for part in parts)
+        parts = self.block.mixer, self.block.feedforward, self.depth, self.embed.attention
+        return all(part is None or part.is_incremental for part in parts)
 
     @property
     def owes_keys(self) -> bool:
@@ -161,6 +183,13 @@ class Model:
                 "parameterisation: multiplies what branches add to the residual stream, and this "
                 "block changes the stream itself; take a block such as 'pre_norm'"
             )
+        outside = self.parameterisation.size(self.end_block.embed_dim, self.num_layers)
+        if outside != self.size:
+            raise ValueError(
+                "parameterisation: sets scales by one width, and end_sizes.embed_dim is "
+                f"{self.end_block.embed_dim} beside block.embed_dim {self.block.embed_dim}; take "
+                "the same"
+            )
         if not self.parameterisation.sets_width:
             return
         if not self.weights.has_matrices:
@@ -176,14 +205,37 @@ class Model:
                     f"parameterisation: sets initial scales by width, and so does the {name}; take "
                     "one with init.rule 'normal', whose std is that of the base"
                 )
-        if self.embed.fourier_dim:
+        if rule := self.embed.width_rule:
+            raise ValueError(f"parameterisation: sets initial scales by width, and so does {rule}")
+
+    def _check_ends(self) -> None:
+        """Refuses sizes of the ends that are none, or that what stands between cannot have."""
+        names = [name for name, _ in self.end_sizes]
+        if wrong := [n for n in names if n not in SIZES or names.count(n) > 1]:
+            raise ValueError(f"end_sizes: got {wrong[0]!r}, takes each once of {', '.join(SIZES)}")
+        if self.end_sizes and not any(self.ends.values()):
             raise ValueError(
-                "parameterisation: sets initial scales by width, and so does embed.fourier_dim; "
-                "take 0"
+                f"end_sizes: got {', '.join(names)}, and the model has no blocks outside the core; "
+                "take prelude 1 or coda 1"
+            )
+        try:
+            end = self.end_block
+        except ValueError as error:
+            raise ValueError(f"end_sizes.{error}") from None
+        if self.is_resized and self.loop_norm != "none":
+            raise ValueError(
+                f"loop_norm: {self.loop_norm!r} applies the head's norm, {end.embed_dim} wide, to "
+                f"states of the core, {self.block.embed_dim} wide; take 'none'"
+            )
+        if self.end_sizes and self.block.carried_dim:
+            raise ValueError(
+                "end_sizes: this feed-forward hands numbers on from block to block, which all have "
+                "one size; take another, such as 'glu_moe'"
             )
 
     def _check(self) -> None:
         """Refuses settings that cannot be combined, with the reason."""
+        self._check_ends()
         self._check_parameterisation()
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)

@@ -18,11 +18,12 @@ from recursia.architecture import Model
 from recursia.layers import past
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.past import Past
+from recursia.mixers.mixer import Mixer
 from recursia.params import Leaf
 from recursia.sharing import key_banks
 from recursia.sharing.pending import Pending
 from recursia.sharing.schedule import Schedule
-from recursia.stacks import CORE, schedules
+from recursia.stacks import CORE, EMBED, schedules
 
 
 @struct.dataclass
@@ -30,7 +31,8 @@ class Cache:
     """The KV caches of a batch of texts.
 
     Attributes:
-      pasts: by the stack's name ("prelude", "core", "coda") and the place of a step in its walk.
+      pasts: by the stack's name ("prelude", "core", "coda"; "embed" of an embedding that attends)
+        and the place of a step in its walk.
       pending: tokens that stopped early, whose later keys wait until another token asks for them;
         None before the first token, and under policies where no token ever does.
       num_blocks: blocks applied so far, to all rows at once.
@@ -106,8 +108,9 @@ def empty(config: Model, batch: int, size: int) -> Cache:
     examples: dict[Any, KeysValues] = {}
 
     def example(name: str, plan: Schedule, place: int) -> KeysValues:
-        block = config.step_blocks[plan.steps[place]] if name == CORE else config.block
-        examples[block] = examples.get(block) or _example(block, config.dtype)
+        block = config.step_blocks[plan.steps[place]] if name == CORE else config.end_block
+        if block not in examples:
+            examples[block] = _example(block.mixer, block.embed_dim, config.dtype)
         makes_keys = plan.owner_places[place] == place
         return examples[block] if makes_keys else dataclasses.replace(examples[block], key=None)
 
@@ -120,6 +123,9 @@ def empty(config: Model, batch: int, size: int) -> Cache:
         }
         for name, plan in schedules(config).items()
     }
+    if (mixer := config.embed.attention) is not None:
+        width = config.embed.row_width(config.end_block.embed_dim)
+        pasts[EMBED] = {0: past.empty(_example(mixer, width, config.dtype), batch, size)}
     return Cache(pasts, None, jnp.zeros((), jnp.int32))
 
 
@@ -143,18 +149,17 @@ def _places(config: Model, name: str, plan: Schedule, owner: int, size: int) -> 
     return config.depth.cache_places(plan, recursion, size)
 
 
-def _example(block: Any, dtype: DTypeLike) -> KeysValues:
-    """Returns the shapes of the keys and values that a block makes of one token."""
-    x = jax.ShapeDtypeStruct((1, 1, block.embed_dim), dtype)
+def _example(mixer: Mixer, width: int, dtype: DTypeLike) -> KeysValues:
+    """Returns the shapes of the keys and values that a step makes of one token."""
+    x = jax.ShapeDtypeStruct((1, 1, width), dtype)
     where = Context(jnp.zeros((1, 1), jnp.int32))
-    shapes = parameters.abstract(block.specs(1))
-    exact = block.exact
+    shapes = parameters.abstract(mixer.specs(width, 1))
     cast = lambda slot, tree: jax.tree.map(
-        lambda leaf: leaf.update(dtype=jnp.float32 if slot in exact else dtype), tree
+        lambda leaf: leaf.update(dtype=jnp.float32 if slot in mixer.exact else dtype), tree
     )
     shapes = {slot: cast(slot, tree) for slot, tree in shapes.items()}
 
     def made(weights: Any, x: Array) -> KeysValues:
-        return block.mixer.keys_values(weights, x, x, where)[0]
+        return mixer.keys_values(weights, x, x, where)[0]
 
     return jax.eval_shape(made, shapes, x)

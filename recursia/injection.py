@@ -10,18 +10,16 @@ for each recursion.
 """
 
 import dataclasses
-import math
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from recursia import ranges
 from recursia.layers.attention import Context
 from recursia.layers.linear import dot
+from recursia.layers.sinusoids import Wave, sinusoids
 from recursia.params import Spec, normal
-
-Wave = Literal["none", "interleaved", "halves"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +94,13 @@ class Injection:
         elif self.input == "add":
             x = x + core_input
         if self.position != "none":
-            x = x + waves(context.positions, x.shape[-1], self.position).astype(x.dtype)
+            x = x + sinusoids(context.positions, x.shape[-1], self.position).astype(x.dtype)
         if self.step == "learned":
             x = x + own["step"].astype(x.dtype)
         elif self.step != "none":
             # The paper counts steps from 1, the released code from 0.
             index = own["index"] + int(self.step == "interleaved")
-            x = x + waves(index, x.shape[-1], self.step).astype(x.dtype)
+            x = x + sinusoids(index, x.shape[-1], self.step).astype(x.dtype)
         return x
 
     def flops(self, embed_dim: int) -> int:
@@ -113,15 +111,3 @@ class Injection:
     def needs_input(self) -> bool:
         """Whether a recursion reads the input of the core."""
         return self.input != "none"
-
-
-def waves(index: Int[Array, "*B"], embed_dim: int, layout: Wave) -> Float[Array, "*B D"]:
-    """Returns sinusoidal embeddings, of wavelengths from 2 pi to 20,000 pi, in float32."""
-    half = embed_dim // 2
-    # In the released code the last wavelength is exactly 20,000 pi, in the paper it is shorter.
-    last = half if layout == "interleaved" else max(half - 1, 1)
-    rates = jnp.exp(-math.log(10_000) / last * jnp.arange(half, dtype=jnp.float32))
-    angle = index[..., None].astype(jnp.float32) * rates
-    pair = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1 if layout == "interleaved" else -2)
-    flat = pair.reshape(*index.shape, 2 * half)
-    return jnp.pad(flat, [(0, 0)] * index.ndim + [(0, embed_dim % 2)])

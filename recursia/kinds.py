@@ -14,6 +14,7 @@ from typing import Any
 from recursia import dotted, modules, typed
 from recursia.blocks.block import Block
 from recursia.depth.policy import Policy
+from recursia.embeddings.embedding import Embedding
 from recursia.errors import ConfigError
 from recursia.feedforward.feedforward import FeedForward
 from recursia.mixers.mixer import Mixer
@@ -28,6 +29,7 @@ BASES: dict[str, type] = {
     "feedforward": FeedForward,
     "depth": Policy,
     "weights": Weights,
+    "embed": Embedding,
     "parameterisation": Parameterisation,
     "optimizer": Optimizer,
 }

@@ -19,7 +19,8 @@ from recursia import stacks
 from recursia.architecture import Model
 from recursia.cache import Cache
 from recursia.depth.policy import Aux, Call, Mode
-from recursia.layers import embedding
+from recursia.embeddings.embedding import capped
+from recursia.layers import affine
 from recursia.layers.attention import PADDING, Context, Places
 from recursia.layers.branch import STATES, Report
 from recursia.layers.linear import dot
@@ -30,7 +31,7 @@ from recursia.sharing import entries, key_banks
 from recursia.sharing.cached import Store
 from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.stack import Stack
-from recursia.stacks import CORE
+from recursia.stacks import CORE, EMBED
 
 
 @struct.dataclass
@@ -52,6 +53,7 @@ class Output:
 def specs(config: Model) -> Params:
     """Returns the specs of a model's parameters."""
     d, wide, plan = config.block.embed_dim, config.block.stream_dim, config.schedule
+    outer = config.end_block.embed_dim
     exact = (*config.block.exact, *config.weights.exact)
 
     def blocks(slots: Params) -> Params:
@@ -80,9 +82,9 @@ def specs(config: Model) -> Params:
         made = {name: bank(name, [own[name] for own in banks]) for name in banks[0]}
         return key_banks.join(made)[slot]
 
-    embed, once = embedding.specs(config.embed, config.vocab_size, d), np.ones(1, int)
+    embed, once = config.embed.specs(config.vocab_size, outer), np.ones(1, int)
     ends = {
-        name: scaled(parameters.stack(blocks(config.block_specs), (count,), (None,)), once)
+        name: scaled(parameters.stack(blocks(config.end_specs), (count,), (None,)), once)
         if count
         else {}
         for name, count in config.ends.items()
@@ -100,7 +102,11 @@ def specs(config: Model) -> Params:
         "depth": scaled(depth),
         "inject": scaled(config.inject.specs(plan.num_recursions, d)),
     }
-    final = config.block.final_norm()
+    if config.is_resized:
+        ways = {"up": (outer, d), "down": (d, outer)}
+        maps = {way: affine.normed_specs(*pair, config.block.norm) for way, pair in ways.items()}
+        sections["resize"] = scaled(parameters.mark(maps, is_exact=False))
+    final = config.end_block.final_norm()
     return sections if final is None else {**sections, "final_norm": scaled(final)}
 
 
@@ -193,7 +199,7 @@ def extend(
     is_whole &= config.owes_keys
     cached = stacks.with_caches(stacks_of(params, config), stores, may_resume, is_whole)
     call = Call("causal", wanted=context.is_live)
-    hidden = _forward(params, tokens, config, context, cached, call).hidden
+    hidden = _forward(params, tokens, config, context, cached, call, stores.get(EMBED)).hidden
     count = cache.num_blocks + sum(store.num_blocks for store in stores.values())
     pasts = {name: store.pasts for name, store in stores.items()}
     return hidden, Cache(pasts, stores[CORE].pending, jnp.asarray(count))
@@ -206,8 +212,9 @@ def _forward(
     context: Context,
     by_name: Mapping[str, Stack],
     call: Call,
+    store: Store | None = None,
 ) -> Output:
-    x, before = enter(params, tokens, config, context, by_name)
+    x, before = enter(params, tokens, config, context, by_name, store)
     if config.inject.needs_input:
         context = dataclasses.replace(context, inputs=config.block.states(x))
     x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
@@ -235,11 +242,28 @@ def enter(
     config: Model,
     context: Context,
     by_name: Mapping[str, Stack],
+    store: Store | None = None,
 ) -> tuple[Array, Report]:
-    """Returns the states that enter the core, and the report of the prelude."""
-    x = embedding.lookup(params["embed"], tokens, config.embed, config.dtype)
+    """Returns the states that enter the core, and the report of the prelude.
+
+    `store` has the KV cache of an embedding that attends.
+    """
+    past, report = store.pasts[0] if store else None, {}
+    x, past = config.embed.embed(params["embed"], tokens, context, config.dtype, past)
+    if store and past:
+        store.pasts = {0: past}
     x = config.block.opened(constrain(x, ("batch", "length", None)))
-    return by_name["prelude"].walk(x, context) if config.ends["prelude"] else (x, {})
+    if config.ends["prelude"]:
+        x, report = by_name["prelude"].walk(x, context)
+    return _resized(params, x, config, "up"), report
+
+
+def _resized(params: Params, x: Array, config: Model, way: str) -> Array:
+    """Returns states in the width of the core ("up") or of its ends ("down")."""
+    if not config.is_resized:
+        return x
+    weights = jax.tree.map(lambda leaf: leaf.astype(x.dtype), params["resize"][way])
+    return constrain(affine.normed(weights, x, config.block.norm_eps), ("batch", "length", None))
 
 
 def embedded(params: Params, tokens: Int[Array, "B T"], config: Model) -> Float[Array, "B T D"]:
@@ -290,6 +314,7 @@ def finish(
     """Returns the head's input of the states after the core, and the report of the coda."""
     if config.loop_norm == "last":
         x = _norm(params, x, config)
+    x = _resized(params, x, config, "down")
     report: Report = {}
     if coda := config.ends["coda"]:
         x, report = by_name["coda"].walk(x, dataclasses.replace(context, inputs=None))
@@ -345,21 +370,21 @@ def _norm(params: Params, x: Array, config: Model) -> Array:
 
 def normalise(params: Params, x: Array, config: Model) -> Array:
     """Returns the head's input of a recursion's states through the final norm, without the coda."""
-    x = config.block.states(x)
+    x = _resized(params, config.block.states(x), config, "down")
     x = x if config.loop_norm == "each" else _norm(params, x, config)
     return _before_head(params, x, config)
 
 
 def _before_head(params: Params, x: Array, config: Model) -> Array:
     scale = config.embed.logit_scale * config.parameterisation.logits(config.size)
-    return embedding.before_head(params["embed"], x, scale)
+    return config.embed.before_head(params["embed"], x, scale)
 
 
 def logits(params: Params, hidden: Float[Array, "*B D"], config: Model) -> Float[Array, "*B V"]:
     """Returns float32 next-token logits of normalised hidden states."""
-    head = embedding.head(params["embed"], config.embed)
+    head = config.embed.head(params["embed"])
     scores = dot(hidden, head["matrix"].astype(hidden.dtype), "d,vd->v").astype(jnp.float32)
-    return embedding.capped(scores + head["bias"] if "bias" in head else scores, head)
+    return capped(scores + head["bias"] if "bias" in head else scores, head)
 
 
 def at_depth(config: Model, params: Params, num_recursions: int) -> tuple[Model, Params]:

@@ -7,7 +7,6 @@ nearest to the target; the caller decides whether that is near enough.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 from recursia.architecture import Model
 from recursia.blocks.block import Block
@@ -120,17 +119,16 @@ def by_heads(model: Model, cost: Cost, target: float) -> Model:
 
 
 def with_widths(model: Model, **widths: int) -> Model | None:
-    """Returns the model with other widths of its block, or None if the block refuses them."""
+    """Returns the model with other widths of its block, or None if the block refuses them.
 
-    def changed(part: Any, **inner: Any) -> Any:
-        names = [field.name for field in dataclasses.fields(part)]
-        return dataclasses.replace(part, **inner, **{n: w for n, w in widths.items() if n in names})
-
+    Those that blocks outside the core have of their own change in proportion.
+    """
     block = model.block
+    own = {name: width for name, width in widths.items() if name in block.fields}
+    ratio = lambda name: own[name] / (width_of(block, name) or 1) if name in own else 1
+    ends = tuple((name, max(1, round(size * ratio(name)))) for name, size in model.end_sizes)
     try:
-        mixer, feedforward = changed(block.mixer), changed(block.feedforward)
-        block = changed(block, mixer=mixer, feedforward=feedforward)
-        return dataclasses.replace(model, block=block)
+        return dataclasses.replace(model, block=block.sized(**own), end_sizes=ends)
     except ValueError:
         return None
 

@@ -21,7 +21,6 @@ from recursia.data.loader import Batch, evaluation_batches, rows_here
 from recursia.data.windows import Windows, padding
 from recursia.depth.policy import Mode
 from recursia.errors import DataError, UserError
-from recursia.layers import embedding
 from recursia.losses import token_nats
 
 # From parameters, the bytes of each token id and a batch to named sums over its tokens.
@@ -63,7 +62,7 @@ def _sums(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules) -> Sums:
     def sums(params: model.Params, token_bytes: Array, batch: dict[str, Array]) -> dict[str, Array]:
         packing: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
         out = model.apply(params, batch["tokens"], config, mode=mode, **packing)
-        weights, head = batch["weights"], embedding.head(params["embed"], config.embed)
+        weights, head = batch["weights"], config.embed.head(params["embed"])
         nats = lambda x: (weights * token_nats(x, head, batch["targets"], CHUNK)).sum()
         lens = jnp.zeros(0)
         if out.aux.states is not None:

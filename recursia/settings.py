@@ -358,6 +358,11 @@ class Run:
                     f"distill.layers: got {self.distill.layers}, and the model has {fewest} until "
                     f"step {end:,}; take at most {fewest}"
                 )
+        if self.distill.layers and self.model.is_resized:
+            raise ValueError(
+                "distill.layers: layers have two widths (model.end_sizes), and a teacher's have "
+                "one; take 0"
+            )
         if self.distill.layers and not self.model.depth.is_layered:
             raise ValueError(
                 f"distill.layers: under depth {kinds.kind_of(self.model.depth)!r} tokens take "

@@ -16,6 +16,7 @@ from recursia.sharing.stack import Stack
 from recursia.sharing.tied import Tied
 
 CORE = "core"
+EMBED = "embed"  # what stands for a stack where the embedding attends: one step
 
 
 def schedules(config: Model) -> dict[str, Schedule]:
@@ -45,7 +46,7 @@ def with_weights(
         is_core = name == CORE
         found[name] = Stack(
             plan,
-            config.block,
+            config.block if is_core else config.end_block,
             config.step_weights if is_core else Tied(),
             params[name],
             config.inject if is_core else Injection(),

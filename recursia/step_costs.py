@@ -116,8 +116,9 @@ def skipped_scores(config: Model, seq_len: int, chosen: list[Pass]) -> float:
         step.times * step.queries * step.block.recomputed_flops(step.skipped)
         for step in steps_of(config, seq_len, chosen)
     )
-    ends = sum(config.ends.values()) * seq_len
-    return core + ends * config.block.recomputed_flops(skipped_keys(seq_len, seq_len))
+    skipped = skipped_keys(seq_len, seq_len)
+    ends = sum(config.ends.values()) * seq_len * config.end_block.recomputed_flops(skipped)
+    return core + ends
 
 
 def core_token_flops(
@@ -164,7 +165,7 @@ def end_flops(config: Model, seq_len: int, token_flops: TokenFlops | None = None
     """Returns the FLOPs of a sequence in prelude and coda; of the forward pass by default."""
     forward = lambda block, keys, is_reading: block.forward_flops(keys, is_reading)
     token_flops = token_flops or forward
-    return sum(config.ends.values()) * seq_len * token_flops(config.block, seq_len, False)
+    return sum(config.ends.values()) * seq_len * token_flops(config.end_block, seq_len, False)
 
 
 def unneeded_flops(config: Model, block: Block, is_in_core: bool) -> int:

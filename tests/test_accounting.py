@@ -9,7 +9,6 @@ import pytest
 
 from recursia import accounting, config, losses, model, params, sharding
 from recursia.depth import expert_choice, fixed
-from recursia.layers import embedding
 from recursia.sharing.remat import KEEP, Remat
 from recursia.traced_flops import count_flops
 from recursia.train import step
@@ -95,7 +94,7 @@ def test_the_trainers_loss_is_exact():
 
     def chunked(weights, tokens):
         out = model.apply(weights, tokens, model_config, mode="train")
-        head, ones = embedding.head(weights["embed"], model_config.embed), jnp.ones(tokens.shape)
+        head, ones = model_config.embed.head(weights["embed"]), jnp.ones(tokens.shape)
         return losses.cross_entropy(out.hidden, head, tokens, ones, 4)[0]
 
     weights = params.abstract(model.specs(model_config))

@@ -10,7 +10,7 @@ from recursia import model
 from recursia.architecture import Model
 from recursia.convert.recursive import layers, recursive, sources, uses
 from recursia.depth import expert_choice, fixed
-from recursia.layers import embedding
+from recursia.embeddings.table import Table
 from recursia.layers.initial import Init
 from recursia.sharing import lora, tied
 from tests.helpers import points
@@ -208,7 +208,7 @@ def test_what_the_dense_model_has_not_starts_as_in_a_new_model():
 
 
 def test_head_embedding_and_final_norm_are_copied():
-    own = dict(embed=embedding.Embedding(is_tied=False))
+    own = dict(embed=Table(is_tied=False))
     dense, target = build("none", 6, 1, **own), build(**own)
     params = draw(dense)
     found = recursive(params, dense, target, "upper", key=KEY)
@@ -222,7 +222,7 @@ REFUSED = {
     "depth": (build(num_layers=9), {}, ("num_layers", 9, 6)),
     "width": (build(block=WIDE), {}, ("mlp_dim", 32, 24)),
     "vocabulary": (build(vocab_size=VOCAB + 1), {}, ("vocab_size", 33)),
-    "head": (build(embed=embedding.Embedding(is_tied=False)), {}, ("embed.is_tied", False)),
+    "head": (build(embed=Table(is_tied=False)), {}, ("embed.is_tied", False)),
     "start": (build(), {"start": "middle"}, ("start", "'middle'", "stepwise", "average")),
     "norms": (build(), {"norms": "zero"}, ("norms", "'zero'")),
     "adapters": (build(), {"adapters": "near"}, ("adapters", "'near'", "svd", "zero")),

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from recursia.embeddings.table import Table
 from recursia.generate import decode
 from recursia.generate.sampling import Sampling
-from recursia.layers import embedding
 from tests.helpers.blocks import altered
 from tests.helpers.points import block, point
 from tests.helpers.tiny import VOCAB, draw, forward, tiny
@@ -57,7 +57,7 @@ def test_the_places_of_an_expert_are_those_of_the_text_and_not_of_the_window():
     config = dataclasses.replace(
         point("widenet", num_blocks=1),
         block=altered(block("widenet"), capacity=0.4),
-        embed=embedding.Embedding(is_tied=False),
+        embed=Table(is_tied=False),
     )
     text = PROMPT + generate(config, temperature=2.0, count=10)
     place = len(PROMPT) + 7  # where the places of the window would draw another token

@@ -16,7 +16,7 @@ WEIGHTS = BASE | {"params", "batch", "kernels"}
 CONFIGS = {"settings", "config", "notes", "kinds"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 BLOCKS = LAYERS | {"mixers", "feedforward", "blocks"}
-MODEL = BLOCKS | {"kv", "injection", "sharing", "depth", "parameterisations"}
+MODEL = BLOCKS | {"kv", "injection", "embeddings", "sharing", "depth", "parameterisations"}
 FORWARD = {"architecture", "model", "cache"}
 MAY = {
     "errors": set(),
@@ -47,6 +47,7 @@ MAY = {
     "layers": LAYERS,
     "injection": LAYERS,
     "mixers": LAYERS,
+    "embeddings": LAYERS | {"mixers"},
     "feedforward": LAYERS,
     "blocks": BLOCKS,
     "sharing": LAYERS | {"injection", "fsdp", "traced_flops"},
@@ -58,7 +59,7 @@ MAY = {
     "step_law": MODEL | FORWARD | {"accounting"},
     "stacks": MODEL | {"architecture"},
     "model": MODEL | {"architecture", "cache", "stacks"},
-    "cache": BASE | {"architecture", "layers", "params", "sharing", "stacks"},
+    "cache": BASE | {"architecture", "layers", "mixers", "params", "sharing", "stacks"},
     "optimizers": BASE | {"params"},
     "traced_flops": set(),
     "step_costs": MODEL | {"architecture", "traced_flops"},
@@ -167,12 +168,12 @@ NARROW = {
     ("train", "generate"): {"generate.decode", "generate.sampling"},
     **{(part, "blocks"): {"blocks.block"} for part in HOLD},
     **{(part, "depth"): {"depth.policy"} for part in (*HOLD, "scores", "generate")},
-    ("kinds", "mixers"): {"mixers.mixer"},
+    **{(part, "mixers"): {"mixers.mixer"} for part in ("kinds", "embeddings", "cache")},
     ("kinds", "feedforward"): {"feedforward.feedforward"},
 }
 
 SYSTEMS = re.compile(
-    r"vanilla|moeut|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",
+    r"vanilla|moeut|subformer|huginn|universal|ouro|sandwich|albert|mixture_of_recursions|(?<![a-z])mor(?![a-z])",
     re.IGNORECASE,
 )
 # A published way of counting FLOPs, by which its authors' budgets can be read.

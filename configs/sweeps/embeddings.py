@@ -1,10 +1,10 @@
-r"""Embeddings at equal training FLOPs: a table, a factorised table, and waves of the token's id.
+r"""Embeddings at equal training FLOPs: tables, and waves of the token's id.
 
-  recursia sweep --config=sweeps/embeddings:tiny --workdir=sweeps/embeddings      # 12 trials
+  recursia sweep --config=sweeps/embeddings:tiny --workdir=sweeps/embeddings      # 15 trials
   recursia sweep report --workdir=sweeps/embeddings
 
-All on the vanilla model: the table tied to the head or not, factorised to an eighth of the width,
-and `pete`.
+All on the vanilla model: the table tied to the head or not; factorised to an eighth of the width,
+by a projection or by a layer in which tokens attend to those before (SAFE); and `pete`.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,14 @@ from recursia.configs import pete
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny",)
+SAFE = {
+    "embed.kind": "self_attentive",
+    "embed.table_dim": 8,
+    "embed.mixer.kind": "grouped_query",
+    "embed.mixer.num_heads": 2,
+    "embed.mixer.num_kv_heads": 2,
+    "embed.mixer.head_dim": 4,
+}
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -29,6 +37,7 @@ def sweep(add: Callable[..., None], preset: str) -> None:
         {**plain, "labels": {"embedding": "table"}},
         {**plain, "embed.is_tied": False, "labels": {"embedding": "table and head"}},
         {**plain, "embed.factor_dim": 8, "labels": {"embedding": "factorised"}},
+        {**plain, **SAFE, "labels": {"embedding": "self-attentive"}},
         {"config": f"pete:{preset}", "labels": {"embedding": "waves"}},
     ]
     for trial in grids.product(models, common):

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -121,6 +121,27 @@ class Block(abc.ABC):
     def norm_names(self) -> tuple[str, ...]:
         """Names of the norms: one for each branch, unless an arrangement has more."""
         return (self.mixer.norm_name, self.feedforward.norm_name)
+
+    def sized(self, **sizes: int) -> "Block":
+        """Returns the block with other sizes of its own, of its mixer and of its feed-forward.
+
+        Raises:
+          ValueError: for a size that none of them has, or that one refuses.
+        """
+        if unknown := sizes.keys() - self.fields:
+            raise ValueError(f"{min(unknown)}: the block has no such size")
+
+        def changed(part: Any, **inner: Any) -> Any:
+            own = {name: sizes[name] for name in sizes.keys() & _fields(part)}
+            return dataclasses.replace(part, **inner, **own)
+
+        inner = {"mixer": changed(self.mixer), "feedforward": changed(self.feedforward)}
+        return changed(self, **inner)
+
+    @property
+    def fields(self) -> set[str]:
+        """Names of the settings of the block, of its mixer and of its feed-forward."""
+        return _fields(self) | _fields(self.mixer) | _fields(self.feedforward)
 
     def specs(self, num_steps: int) -> Params:
         """Returns a tree of specs for each slot.
@@ -248,6 +269,10 @@ class Block(abc.ABC):
     def cache_entries(self) -> int:
         """Returns how many numbers the KV cache of one step holds for one token."""
         return self.mixer.cache_entries()
+
+
+def _fields(part: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(part)}
 
 
 def _multiplied(y: Array, context: Context) -> Array:

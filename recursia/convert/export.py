@@ -35,6 +35,7 @@ _READ = {  # kinds that the modelling file computes
     ),
     "mixer": ("grouped_query",),
     "feedforward": ("swiglu", "geglu", "relu", "gelu"),
+    "embed": ("table",),
     "weights": ("tied", "lora"),
     "depth": ("fixed", "exit_gate", "expert_choice", "token_choice"),
 }
@@ -163,6 +164,7 @@ def _check_own(config: Model) -> None:
         "block": values["block"]["kind"],
         "mixer": values["block"]["mixer"]["kind"],
         "feedforward": values["block"]["feedforward"]["kind"],
+        "embed": values["embed"]["kind"],
         "weights": values["weights"]["kind"],
         "depth": values["depth"]["kind"],
     }
@@ -182,10 +184,20 @@ def _check_own(config: Model) -> None:
             f"config.kv.reads: got {config.kv.reads!r}, and the modelling file replays no queries; "
             "it has 'keys_values'"
         )
-    if config.embed.fourier_dim:
+    if waves := values["embed"]["fourier_dim"]:
         raise ConfigError(
-            f"config.embed.fourier_dim: got {config.embed.fourier_dim}, and the modelling file "
-            "reads embeddings from a table; take a model with one"
+            f"config.embed.fourier_dim: got {waves}, and the modelling file reads embeddings from "
+            "a table; take a model with one"
+        )
+    if config.embed.position != "none":
+        raise ConfigError(
+            f"config.embed.position: got {config.embed.position!r}, and the modelling file adds no "
+            "positions; it has 'none'"
+        )
+    if config.end_sizes:
+        raise ConfigError(
+            f"config.end_sizes: got {', '.join(name for name, _ in config.end_sizes)}, and the "
+            "modelling file has one size of blocks; take a model without"
         )
     if families.comparable(config)["factors"] != (1.0, 1.0):
         raise ConfigError(

@@ -150,6 +150,7 @@ def comparable(config: Model) -> dict[str, Any]:
         ),
         "weights": type(config.weights).__name__,
         "ends": tuple(config.ends.values()),
+        "end_sizes": config.end_sizes,
         "sharing": (plan.order, *sorted(steps.items())),
         "kv.kv_sharing": tuple(plan.owners.tolist()),
         "kv.passes": plan.passes,

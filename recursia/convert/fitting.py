@@ -40,7 +40,9 @@ def fitting(
             f"{config.num_layers}; take the same"
         )
     theirs = [dict(leaves(layer)) for layer in recursive.layers(params, config)]
-    block, outer = dict(leaves(target.block_specs)), dict(leaves(params))
+    specs = {name: dict(leaves(target.end_specs)) for name in target.ends}
+    specs["core"] = dict(leaves(target.block_specs))
+    outer = dict(leaves(params))
     shuffled = jax.random.permutation(jax.random.fold_in(key, 0), target.schedule.num_steps)
     order, prelude = np.asarray(shuffled), target.ends["prelude"]
     after = prelude + target.schedule.num_steps
@@ -56,8 +58,8 @@ def fitting(
     def leaf(path: Path, drawn: Any) -> Any:
         section, _, inner = path.partition(".")
         slot, _, name = inner.partition(".")
-        if section in ("core", *ends):
-            spec = block.get(inner)
+        if section in specs:
+            spec = specs[section].get(inner)
             if spec and all(
                 inner in layer and layer[inner].shape == spec.shape for layer in theirs
             ):

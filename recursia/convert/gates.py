@@ -20,7 +20,6 @@ from recursia.architecture import Model
 from recursia.convert import calibration
 from recursia.depth.fixed import Fixed
 from recursia.depth.policy import Aux, Call, Result
-from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.branch import States
 from recursia.losses import token_nats
@@ -78,7 +77,7 @@ def learned(
         packing: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
         given = {**params, "depth": {"gates": gates}}
         out = model.apply(given, batch["tokens"], with_gates, mode="eval", **packing)
-        head = embedding.head(params["embed"], config.embed)
+        head = config.embed.head(params["embed"])
         nats = batch["weights"] * token_nats(out.hidden, head, batch["targets"], CHUNK)
         return nats.sum() / batch["weights"].sum() + PENALTY * (gates * (1 - gates)).mean()
 

@@ -17,10 +17,10 @@ from recursia.blocks.sandwich_norm import SandwichNorm
 from recursia.convert.formats import FAMILIES
 from recursia.depth.exit_gate import ExitGate
 from recursia.depth.fixed import Fixed
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
 from recursia.feedforward.geglu import GEGLU
 from recursia.feedforward.swiglu import SwiGLU
-from recursia.layers.embedding import Embedding
 from recursia.layers.stretch import Stretch
 from recursia.mixers.grouped_query import GroupedQuery
 
@@ -73,7 +73,7 @@ def _model(theirs: Settings, family: str) -> Model:
     layers, width = _number(theirs, "num_hidden_layers"), _number(theirs, "hidden_size")
     mixer, has_gate = _mixer(theirs, family, width), family == "ouro"
     recursions = int(theirs.get("total_ut_steps") or 4) if has_gate else 1
-    embed = Embedding(
+    embed = Table(
         is_tied=bool(theirs.get("tie_word_embeddings")),
         scale=math.sqrt(width) if family == "gemma2" else 1.0,
         logit_cap=float(theirs.get("final_logit_softcapping") or 0.0),

@@ -88,7 +88,9 @@ def recursive(
         converted["core"] |= _nearest(converted["core"], dense, target, weights)
     for name, ends in (("prelude", dense[:prelude]), ("coda", dense[prelude + num_steps :])):
         converted[name] = jax.tree.map(lambda *w: jnp.stack(w), *ends) if ends else {}
-    return converted | {name: params[name] for name in ("embed", "final_norm") if name in specs}
+    return converted | {
+        name: params[name] for name in ("embed", "final_norm", "resize") if name in specs
+    }
 
 
 def _entries_from(
@@ -251,9 +253,9 @@ def _check(config: Model, target: Model) -> None:
 
 def _fixed(config: Model) -> dict[str, Any]:
     """Returns the settings, by dotted name, in which two models must agree."""
-    embed = {f"embed.{name}": v for name, v in dataclasses.asdict(config.embed).items()}
-    sizes = {"num_layers": config.num_layers, "vocab_size": config.vocab_size}
-    settings = {**_settings(config.block, "block"), **sizes, **embed}
+    names = ("num_layers", "vocab_size", "end_sizes")
+    sizes = {name: getattr(config, name) for name in names}
+    settings = {**_settings(config.block, "block"), **sizes, **_settings(config.embed, "embed")}
     return {name: value for name, value in settings.items() if not name.endswith("init_std")}
 
 

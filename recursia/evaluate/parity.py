@@ -41,7 +41,9 @@ class Parity:
     Attributes:
       logits_max_abs: of any logit; of any output or weight of a file of layers.
       loss_max_abs: of any loss, in nats per token.
-      gradient_max_rel: of any gradient entry, over its tensor's largest entry.
+      gradient_max_rel: of any gradient entry, over its tensor's largest entry. A tensor whose
+        gradient is below the rounding of the largest on both sides, as of a bias that softmax
+        ignores, counts as equal.
       is_routed_alike: whether every recursion kept the same tokens.
       update_max_abs: of any parameter, momentum or direction after steps of an optimizer.
       rounded_update_max_abs: of the same if the authors multiply in bfloat16.
@@ -150,7 +152,7 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
     return Parity(
         logits_max_abs=float(np.max(logits_off)),
         loss_max_abs=float(np.max(losses_off)),
-        gradient_max_rel=float(np.max(jax.tree.leaves(jax.tree.map(_relative, ours, theirs)))),
+        gradient_max_rel=_gradients_apart(ours, theirs),
         is_routed_alike=all(
             np.array_equal(np.argwhere(mask), _places(file[f"selected/{r}"]))
             for r, mask in case.kept(aux)
@@ -173,6 +175,17 @@ def _compare_layer(case: reference.Layer) -> Parity:
 
 def _relative(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-12))
+
+
+def _gradients_apart(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
+    rounding = np.finfo(np.float32).eps * largest
+
+    def apart(ours: Any, theirs: Any) -> float:
+        is_rounding = max(np.abs(ours).max(), np.abs(theirs).max()) < rounding
+        return 0.0 if is_rounding else _relative(ours, theirs)
+
+    return float(np.max(jax.tree.leaves(jax.tree.map(apart, ours, theirs))))
 
 
 def _apart(pairs: Any) -> float:

@@ -147,6 +147,8 @@ def refusal(config: Model) -> str:
         return (
             f"depth.kind {config.depth.kind!r}: reads whole texts, for which no KV cache can stand"
         )
+    if config.embed.attention is not None:
+        return "embed: tokens attend to each other in it, and slots keep keys of recursions alone"
     if plan.order != "cycle":
         return f"sharing {config.sharing!r}: goes block by block, and slots go by recursions"
     if matrices:

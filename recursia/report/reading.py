@@ -21,7 +21,6 @@ from recursia.data.vocabulary import Spelling
 from recursia.errors import DataError
 from recursia.evaluate import routing, split, traces
 from recursia.evaluate.traces import Trace
-from recursia.layers import embedding
 from recursia.losses import token_nats
 from recursia.workdir import trained
 from recursia.workdir.trained import Trained
@@ -150,7 +149,7 @@ def _read(config: Model, params: model.Params, batch: dict[str, Array]) -> dict[
     packing: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
     how: dict[str, Any] = {"mode": "eval", "is_by_token": True}
     out = model.apply(params, batch["tokens"], config, **how, **packing)
-    head, states = embedding.head(params["embed"], config.embed), out.aux.states
+    head, states = config.embed.head(params["embed"]), out.aux.states
     nats = lambda x: token_nats(x, head, batch["targets"], scores.CHUNK)
     found: dict[str, Any] = {"lens": None, "change": None}
     if states is not None:

@@ -73,7 +73,9 @@ def _model(record: Record) -> list[tuple[str, str]]:
     )
     ends = sum(model.ends.values())
     facts = [("model", f"{shape}, {ends} blocks outside them" if ends else shape)]
-    facts.append(("width", f"{model.block.embed_dim}"))
+    wide = f"{model.block.embed_dim}"
+    outside = f" in the recursions, {model.end_block.embed_dim} outside them"
+    facts.append(("width", wide + outside if model.is_resized else wide))
     if schedule.num_recursions > 1:
         facts.append(("depth policy", model.depth.kind.replace("_", " ")))
     if cost is None:

@@ -24,7 +24,6 @@ from jaxtyping import Array, Float
 
 from recursia import losses, model, settings
 from recursia.architecture import Model
-from recursia.layers import embedding
 from recursia.params import Params
 
 TeacherOutput = tuple[Float[Array, "B T D"], dict[str, Array]]  # hidden states and the head
@@ -67,7 +66,7 @@ class Teacher:
             mode="eval",
             keeps_states=bool(self.layers),
         )
-        head = embedding.head(self.params["embed"], self.model.embed)
+        head = self.model.embed.head(self.params["embed"])
         states = None if out.states is None else out.states[np.array(self.layers)]
         return Lesson(*jax.lax.stop_gradient(((out.hidden, head), states)))
 

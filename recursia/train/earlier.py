@@ -66,7 +66,9 @@ def _layers(run: settings.Run, config: Model, vocab_size: int) -> tuple[int, ...
         )
     if not how.layers:
         return ()
-    if (theirs := config.block.embed_dim) != (width := ours.block.embed_dim):
+    widths = {config.block.embed_dim, config.end_block.embed_dim}
+    if widths != {width := ours.block.embed_dim}:
+        theirs = " and ".join(map(str, sorted(widths)))
         raise ConfigError(
             f"config.distill.layers: states of {how.teacher} are {theirs} wide, and {width} "
             f"in this model; take a teacher of that width, or 0 layers"

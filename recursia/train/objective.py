@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int
 from recursia import batch as whole_batch
 from recursia import losses, model, settings
 from recursia.architecture import Model
-from recursia.layers import embedding
 from recursia.params import Params
 from recursia.train import distill
 
@@ -90,7 +89,7 @@ def _prediction_losses(
     The prediction loss and the exit losses are sums over tokens, in nats.
     """
     aux, targets = out.aux, batch["targets"]
-    head, chunk = embedding.head(weights["embed"], config.embed), run.train.loss_chunk
+    head, chunk = config.embed.head(weights["embed"]), run.train.loss_chunk
     how, predicted = run.distill, None if taught is None else taught.predictions
 
     def score(hidden: Array, share: Array, teacher: distill.TeacherOutput | None):

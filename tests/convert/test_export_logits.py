@@ -12,7 +12,7 @@ from recursia.convert import export
 from recursia.depth.exit_gate import ExitGate
 from recursia.depth.expert_choice import ExpertChoice
 from recursia.depth.token_choice import TokenChoice
-from recursia.layers.embedding import Embedding
+from recursia.embeddings.table import Table
 from recursia.layers.stretch import Stretch
 from recursia.sharing.lora import Lora
 from tests.helpers import blocks
@@ -55,7 +55,7 @@ OWN = {
         loop_norm="each",
     ),
     "odd": dataclasses.replace(
-        tiny(), block=ODD, embed=Embedding(False, factor_dim=6, scale=3.0, logit_cap=2.0)
+        tiny(), block=ODD, embed=Table(False, factor_dim=6, scale=3.0, logit_cap=2.0)
     ),
     "pre and post": dataclasses.replace(tiny(), block=blocks.arranged(BLOCK, "pre_post_norm")),
     "universal": dataclasses.replace(

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from recursia import accounting, losses, model, params
+from recursia.embeddings.table import Table
 from recursia.kernels.routed_attention import routed_attention
-from recursia.layers import embedding
 from recursia.layers.rotary import rotate
 from recursia.layers.stretch import Stretch
 from tests.helpers import blocks
@@ -46,11 +46,11 @@ def test_a_large_cap_is_none():
 
 
 def test_capped_logits_and_the_gradient_of_their_loss_are_the_formula():
-    config = dataclasses.replace(tiny(), embed=embedding.Embedding(False, logit_cap=0.5))
+    config = dataclasses.replace(tiny(), embed=Table(False, logit_cap=0.5))
     weights, hidden, targets = draw(config), normal(2, 8, 16), text(length=8)
 
     def chunked(hidden, embed):
-        head = embedding.head(embed, config.embed)
+        head = config.embed.head(embed)
         return losses.cross_entropy(hidden, head, targets, jnp.ones((2, 8)), 3)[0]
 
     def whole(hidden, embed):
@@ -108,6 +108,6 @@ def test_fields_out_of_range_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         blocks.altered(tiny().block, **fields)
     with pytest.raises(ValueError, match="logit_cap"):
-        embedding.Embedding(logit_cap=-1.0)
+        Table(logit_cap=-1.0)
     with pytest.raises(ValueError, match="high"):
         Stretch(low=2.0, high=2.0)

@@ -53,7 +53,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 28
+    assert len(NAMES) == 31
 
 
 @pytest.mark.parametrize("name", NAMES)

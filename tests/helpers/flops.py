@@ -9,8 +9,8 @@ from recursia import accounting, kv, model, params
 from recursia.architecture import Model
 from recursia.blocks.pre_norm import PreNorm
 from recursia.depth import fixed
+from recursia.embeddings.table import Table
 from recursia.feedforward.swiglu import SwiGLU
-from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.sharing.remat import KEEP
 from recursia.traced_flops import count_flops
@@ -27,7 +27,7 @@ def tiny(depth=None, sharing="cycle", num_layers=6, kv_sharing="own", is_tied=Tr
         depth,
         sharing=sharing,
         kv=kv.Plan(kv_sharing),
-        embed=embedding.Embedding(is_tied=is_tied),
+        embed=Table(is_tied=is_tied),
         vocab_size=VOCAB,
         **options,
     )

@@ -11,6 +11,7 @@ import optax
 
 from recursia.blocks.pre_norm import PreNorm
 from recursia.depth.policy import Aux, Policy
+from recursia.embeddings.table import Table
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.kv import Owners
 from recursia.mixers.grouped_query import GroupedQuery
@@ -57,6 +58,11 @@ class Tied(Weights):
 
 
 @dataclasses.dataclass(frozen=True)
+class Rows(Table):
+    """A table."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Plain(Standard):
     """Nothing follows from size."""
 
@@ -78,6 +84,7 @@ class Pairs(Owners):
 FIELDS = {
     "model.block.kind": "Block",
     "model.block.mixer.kind": "Mixer",
+    "model.embed.kind": "Rows",
     "model.block.feedforward.kind": "FeedForward",
     "model.depth.kind": "Depth",
     "model.weights.kind": "Tied",

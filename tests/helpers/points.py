@@ -11,25 +11,28 @@ import numpy as np
 
 from recursia import injection, kinds
 from recursia.architecture import Model
-from recursia.layers import embedding
 from tests.helpers.blocks import PUBLISHED, published
 from tests.helpers.tiny import VOCAB, keys_plan
 
 RECURSIONS, BLOCKS_OF_CORE = 3, 2
+ENDS = {"ends of another width": (("embed_dim", 12), ("num_heads", 2))}  # of prelude and coda
 PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")
+PATTERNS += tuple(f"middle_cycle, {ends}" for ends in ENDS)
+INSIDE = {"feedforward": "swiglu", "mixer": "grouped_query"}  # of what has one inside
 SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 24,
     "num_experts": 4, "top_k": 2, "expert_dim": 6, "rank": 2, "num_atoms": 2, "num_shared": 1,
     "budget": 0.5, "ratio": 0.5, "shared_dim": 4, "router_dim": 4,
     "num_attention_experts": 3, "attention_top_k": 2, "base_width": 8, "base_layers": 1,
-    "num_keys": 4, "key_dim": 4, "value_dim": 6, "retrieval_heads": 2,
+    "table_dim": 12, "num_keys": 4, "key_dim": 4, "value_dim": 6, "retrieval_heads": 2,
 }  # fmt: skip
 EXPERTS = ("num_experts", "top_k", "expert_dim")
 ROUTED = (*EXPERTS, "num_attention_experts", "attention_top_k")
 TAKES = {"moeut": ROUTED, "sut": ROUTED, "widenet": EXPERTS}  # what a preset passes on by name
 
-AXES = ("block", "mixer", "feedforward", "depth", "weights", "parameterisation")
-BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS, WEIGHTS, PARAMETERISATIONS = map(kinds.names, AXES)
+AXES = ("block", "mixer", "feedforward", "depth", "weights", "parameterisation", "embed")
+NAMES = tuple(map(kinds.names, AXES))
+BLOCKS, MIXERS, FEEDFORWARDS, DEPTHS, WEIGHTS, PARAMETERISATIONS, EMBEDS = NAMES
 INJECTS = {
     "nothing": injection.Injection(),
     "input added": injection.Injection(input="add"),
@@ -63,11 +66,11 @@ def keys(rng, recursions, blocks, order="cycle"):
 
 
 def small(axis, name):
-    """Returns a small mixer, feed-forward or weight kind; an inner feed-forward is SwiGLU."""
+    """Returns a small mixer, feed-forward, weight kind or embedding, with plain parts inside."""
     kind, _, choice = name.partition(", ")
     config = kinds.config_class(axis, kind)
     fields = {f.name for f in dataclasses.fields(config)}
-    inner = {"feedforward": small("feedforward", "swiglu")} if "feedforward" in fields else {}
+    inner = {part: small(part, plain) for part, plain in INSIDE.items() if part in fields}
     return chosen_of(
         config(**inner, **{size: SIZES[size] for size in SIZES if size in fields}), choice
     )
@@ -114,6 +117,7 @@ def point(
     weights="tied",
     kv_sharing="own",
     parameterisation="standard",
+    embed_="table",
     **options,
 ):
     """Returns the model at a point.
@@ -127,6 +131,7 @@ def point(
     inject_ = inject_ or NEEDS.get(depth_.partition(", ")[0], "nothing")
     ends = 2 if sharing.startswith("middle_") else 0
     depth = policy(depth_, recursions)
+    sharing, _, sizes = sharing.partition(", ")
     return Model(
         depth.num_recursions * num_blocks + ends,
         made,
@@ -137,7 +142,7 @@ def point(
         kv=keys_plan(kv_sharing),
         parameterisation=small("parameterisation", parameterisation),
         vocab_size=VOCAB,
-        **{"embed": embedding.Embedding(), **options},
+        **{"embed": small("embed", embed_), "end_sizes": ENDS.get(sizes, ()), **options},
     )
 
 
@@ -231,6 +236,7 @@ def every():
     found = {name: point(name) for name in (*BLOCKS, *PUBLISHED)}
     found |= {name: point("pre_norm", feedforward=name) for name in FEEDFORWARDS}
     found |= {name: point(weights=name) for name in WEIGHTS}
+    found |= {name: point(embed_=name) for name in EMBEDS}
     found |= {f"keys of {plan}": point(kv_sharing=plan) for plan in PLANS}
     found |= {name: point(inject_=name) for name in INJECTS}
     found |= {f"sharing {name}": point(sharing=name) for name in PATTERNS}
@@ -261,6 +267,7 @@ def combined():
         "feedforward": FEEDFORWARDS,
         "depth_": choices(DEPTHS, policy),
         "weights": WEIGHTS,
+        "embed_": EMBEDS,
         "kv_sharing": PLANS,
         "inject_": INJECTS,
         "sharing": PATTERNS,

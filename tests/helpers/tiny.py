@@ -7,8 +7,8 @@ from recursia import kv as kv_source
 from recursia.architecture import Model
 from recursia.depth.expert_choice import ExpertChoice
 from recursia.depth.fixed import Fixed
+from recursia.embeddings.table import Table
 from recursia.laws.numbers import draw, error, forward, gradient, is_equal, loss, tol
-from recursia.layers import embedding
 from tests.helpers.blocks import published
 
 __all__ = ["draw", "error", "forward", "gradient", "is_equal", "loss", "tol"]
@@ -45,7 +45,7 @@ def tiny(
         sharing=sharing_,
         varies=varies,
         kv=keys_plan(kv),
-        embed=embedding.Embedding(is_tied=is_tied),
+        embed=Table(is_tied=is_tied),
         vocab_size=VOCAB,
         dtype=dtype,
     )

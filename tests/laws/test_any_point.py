@@ -15,8 +15,8 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from recursia import injection, model, params
+from recursia.embeddings.table import Table
 from recursia.laws.statements import LAWS
-from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.sharing.remat import Remat
 from recursia.traced_flops import count_flops
@@ -59,8 +59,11 @@ def arguments(draw_from):
         kv_sharing=pick(*points.PLANS, "a table"),
         varies=pick((), (("norms", "recursion+block"),), (("norms", "one"),)),
         loop_norm=pick("none", "none", "each", "last"),
-        embed=embedding.Embedding(
-            is_tied=pick(True, False), has_head_bias=pick(True, False), factor_dim=pick(0, 8)
+        embed=pick(
+            points.small("embed", "self_attentive"),
+            Table(
+                is_tied=pick(True, False), has_head_bias=pick(True, False), factor_dim=pick(0, 8)
+            ),
         ),
     )
 

@@ -11,7 +11,7 @@ import pytest
 from recursia import injection, kv, model
 from recursia.architecture import Model
 from recursia.depth import act, fixed
-from recursia.layers.embedding import Embedding as Embed
+from recursia.embeddings.table import Table
 from tests.helpers import universal_by_hand as by_hand
 from tests.helpers.tiny import VOCAB, assert_close, draw, error, forward, gradient, is_equal, text
 from tests.helpers.universal_by_hand import FORMS
@@ -29,7 +29,7 @@ def tiny(form="released", layers=MOST, sharing="cycle", kv_sharing="own", dtype=
         sharing=sharing,
         kv=kv.Plan(kv_sharing),
         inject=told,
-        embed=Embed(scale=5.0),
+        embed=Table(scale=5.0),
         dtype=dtype,
     ).sized(VOCAB)
 

@@ -14,9 +14,9 @@ from recursia import accounting, config, injection, model
 from recursia.architecture import Model
 from recursia.convert.reference import huginn as reference
 from recursia.depth import recurrent
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
 from recursia.evaluate import parity
-from recursia.layers import embedding
 from recursia.layers.attention import Context
 from recursia.layers.rotary import rotate
 from tests.helpers import by_hand, slow
@@ -38,7 +38,7 @@ def tiny(recursions=3, blocks=2, **options):
         prelude=1,
         coda=2,
         vocab_size=VOCAB,
-        embed=embedding.Embedding(scale=4.0),
+        embed=Table(scale=4.0),
         inject=injection.Injection(input="adapter"),
         loop_norm="last",
     )

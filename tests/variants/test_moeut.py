@@ -11,7 +11,7 @@ import pytest
 from recursia import accounting, config, kv, params
 from recursia.architecture import Model
 from recursia.depth import fixed
-from recursia.layers import embedding
+from recursia.embeddings.table import Table
 from recursia.layers.attention import Context
 from recursia.layers.balance import Usage
 from recursia.sharing.remat import Remat
@@ -49,7 +49,7 @@ def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=V
         depth or fixed.Fixed(repeats),
         sharing="cycle",
         kv=kv.Plan(kv_sharing),
-        embed=embedding.Embedding(is_tied=False, has_head_bias=True),
+        embed=Table(is_tied=False, has_head_bias=True),
         **options,
     ).sized(vocab)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from recursia import accounting
-from recursia.layers import embedding
-from recursia.layers.embedding import Embedding
+from recursia.embeddings.table import Table, waves
+from recursia.layers.attention import Context
 from recursia.sharing.remat import KEEP
 from tests.helpers import by_hand
 from tests.helpers import flops as flat
 from tests.helpers.tiny import assert_close, draw, text, tiny
 
-WAVES = Embedding(is_tied=False, fourier_dim=20)
+WAVES = Table(is_tied=False, fourier_dim=20)
 
 
 def build(embed=WAVES):
@@ -31,12 +31,12 @@ def test_an_embedding_is_its_equation():
     k = np.arange(1, 9) * np.pi * x[..., None]
     t = np.stack([np.sin(k), np.cos(k)], -1).reshape(*ids.shape, 16)
     hand = t + by_hand.gelu(t @ w["up"] + w["up_bias"]) @ w["down"] + w["down_bias"]
-    assert_close(embedding.lookup(params, text(), WAVES, jnp.float32), hand, n=256)
+    assert_close(WAVES.embed(params, text(), Context(text()), jnp.float32)[0], hand, n=256)
 
 
 def test_all_ids_of_a_large_vocabulary_differ():
-    waves = np.asarray(embedding.waves(jnp.arange(50_000), 50_000, 16))
-    assert len(np.unique(waves, axis=0)) == 50_000
+    rows = np.asarray(waves(jnp.arange(50_000), 50_000, 16))
+    assert len(np.unique(rows, axis=0)) == 50_000
 
 
 @pytest.mark.parametrize("factor_dim", [0, 6])
@@ -56,4 +56,4 @@ def test_costs_are_exact(factor_dim):
 
 def test_a_head_that_is_the_table_is_refused():
     with pytest.raises(ValueError, match="fourier_dim: 20 has no table that the head could be"):
-        Embedding(fourier_dim=20)
+        Table(fourier_dim=20)

@@ -11,6 +11,7 @@ from recursia import accounting, config, injection, kv, model
 from recursia.architecture import Model
 from recursia.depth import fixed
 from recursia.layers.attention import Context, KeysValues
+from recursia.layers.sinusoids import sinusoids
 from recursia.params import at
 from tests.helpers import tiny as llamas
 from tests.helpers import universal_by_hand as by_hand
@@ -90,7 +91,7 @@ def test_a_post_norm_block_leaves_normalised_states_and_a_pre_norm_one_does_not(
 def test_coordinates_are_their_formula(layout):
     index = np.array([0, 1, 7, 300])
     rows = np.stack([by_hand.wave(i, 16, layout) for i in index])
-    assert_close(injection.waves(jnp.asarray(index), 16, layout), rows, n=4096)  # angles to 300
+    assert_close(sinusoids(jnp.asarray(index), 16, layout), rows, n=4096)  # angles to 300
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -37,6 +37,7 @@ FAMILIES = {
     "muon": "muon",
     "ouro": "ouro",
     "rmoe": "rmoe",
+    "subformer": "subformer",
     "widenet": "widenet",
     "wsd_muon": "wsd_muon",
 }

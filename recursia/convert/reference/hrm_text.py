@@ -17,9 +17,9 @@ from recursia.blocks.pre_norm import PreNorm
 from recursia.convert.reference import Case, llama, trees
 from recursia.convert.reference.trees import Arrays
 from recursia.depth.nested import Nested
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
-from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.params import Params
 
@@ -74,7 +74,7 @@ def config(theirs: Mapping[str, Any], names: Iterable[str]) -> Model:
         depth=Nested(high * (low + 1), high, tuple(trained)),
         sharing="cycle",
         loop_norm="each",
-        embed=embedding.Embedding(is_tied=False, scale=1 / theirs.get("initializer_range", 0.02)),
+        embed=Table(is_tied=False, scale=1 / theirs.get("initializer_range", 0.02)),
         vocab_size=theirs["vocab_size"],
     )
 

@@ -24,9 +24,9 @@ from recursia.convert.reference import Case, Compared, aliases, trees, under
 from recursia.convert.reference.trees import Arrays
 from recursia.depth import recurrent
 from recursia.depth.policy import Aux
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
-from recursia.layers import embedding
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.params import Params
 
@@ -113,7 +113,7 @@ def config(
             norm_eps=float(theirs.get("norm_eps", 1e-6)),
         ),
         depth=recurrent.Recurrent(free + trained, backprop_depth=trained, sampler="fixed"),
-        embed=embedding.Embedding(is_tied=is_tied, scale=math.sqrt(width)),
+        embed=Table(is_tied=is_tied, scale=math.sqrt(width)),
         inject=injection.Injection(input="adapter"),
         loop_norm="last",
     )

@@ -22,8 +22,8 @@ from recursia.convert.reference import Case, Compared, aliases, llama, trees
 from recursia.convert.reference.trees import Arrays
 from recursia.depth.fixed import Fixed
 from recursia.depth.policy import Aux
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
-from recursia.layers import embedding
 from recursia.params import Params
 
 
@@ -73,7 +73,7 @@ def config(theirs: Mapping[str, Any], is_tied: bool) -> Model:
             num_free_passes=theirs.get("forward_passes", 7),
             num_trained_passes=theirs.get("backward_passes", 2),
         ),
-        embed=embedding.Embedding(is_tied=is_tied),
+        embed=Table(is_tied=is_tied),
     )
 
 

@@ -26,10 +26,10 @@ from recursia.convert.reference import Case, Compared, aliases, trees, under
 from recursia.convert.reference.trees import Arrays
 from recursia.depth.fixed import Fixed
 from recursia.depth.policy import Aux
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
 from recursia.feedforward.gelu import GELU
 from recursia.feedforward.relu import ReLU
-from recursia.layers import embedding
 from recursia.layers.attention import Context, KeysValues
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Report
@@ -136,7 +136,7 @@ def config(
         ),
         depth=Fixed(1),
         kv=kv.Plan((_sources(layers, theirs.get("num_key_value_layers") or layers),)),
-        embed=embedding.Embedding(is_tied=is_tied),
+        embed=Table(is_tied=is_tied),
     )
 
 

@@ -20,8 +20,8 @@ from recursia.convert.reference import Case, Compared, trees, under
 from recursia.convert.reference.trees import Arrays
 from recursia.depth import fixed
 from recursia.depth.policy import Aux
+from recursia.embeddings.table import Table
 from recursia.feedforward.sigma_moe import SigmaMoE
-from recursia.layers import embedding
 from recursia.mixers.switch_head import SwitchHead
 from recursia.params import Params
 
@@ -80,7 +80,7 @@ def config(theirs: Mapping[str, Any]) -> Model:
         vocab_size=theirs["n_tokens"],
         block=block,
         depth=fixed.Fixed(repeats),
-        embed=embedding.Embedding(is_tied=False, has_head_bias=True),
+        embed=Table(is_tied=False, has_head_bias=True),
     )
 
 

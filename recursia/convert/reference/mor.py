@@ -20,8 +20,8 @@ from recursia.convert.reference import Case, Compared, aliases, llama, mor_routi
 from recursia.convert.reference.trees import Arrays
 from recursia.depth import expert_choice, fixed, token_choice
 from recursia.depth.policy import Aux
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
-from recursia.layers import embedding
 from recursia.params import Params
 
 EXPERT = "model.layers.{}.block.{}"
@@ -95,7 +95,7 @@ def config(theirs: Mapping[str, Any], owner: Mapping[str, str]) -> Model:
         block=llama.block(shape, "llama"),
         depth=depth,
         kv=keys,
-        embed=embedding.Embedding(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
+        embed=Table(is_tied=owner.get("lm_head.weight", "") != "lm_head.weight"),
     )
     private = _private_slots(ours, owner)
     return dataclasses.replace(ours, varies=tuple((s, "recursion+block") for s in private))

@@ -23,8 +23,8 @@ from recursia.blocks.sandwich_norm import SandwichNorm
 from recursia.convert.reference import Layer, llama, trees, under
 from recursia.convert.reference.trees import Arrays
 from recursia.depth.exit_gate import ExitGate
+from recursia.embeddings.table import Table
 from recursia.errors import ConfigError
-from recursia.layers import embedding
 from recursia.params import Params
 
 # Losses of one file, by the prefix of their gradients.
@@ -90,7 +90,7 @@ def config(theirs: Mapping[str, Any], entropy_weight: float) -> Model:
         depth=ExitGate(loops, entropy_weight=entropy_weight),
         sharing="cycle",
         loop_norm="each",
-        embed=embedding.Embedding(is_tied=bool(theirs.get("tie_word_embeddings"))),
+        embed=Table(is_tied=bool(theirs.get("tie_word_embeddings"))),
     )
 
 

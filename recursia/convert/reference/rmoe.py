@@ -18,8 +18,8 @@ from recursia.convert.reference import Case, Compared, llama, trees
 from recursia.convert.reference.trees import Arrays
 from recursia.depth.fixed import Fixed
 from recursia.depth.policy import Aux
+from recursia.embeddings.table import Table
 from recursia.feedforward.recurrent_moe import RecurrentMoE
-from recursia.layers import embedding
 from recursia.params import Params
 
 REQUIRED = {"moe_router_type": "gru", "add_moe_share_expert": False, "add_moe_bias": False}
@@ -59,7 +59,7 @@ def config(theirs: Mapping[str, Any]) -> Model:
         block=llama.block(theirs, "rmoe", experts),
         depth=Fixed(1),
         varies=(("router_cell", "one"),),
-        embed=embedding.Embedding(is_tied=bool(theirs.get("tie_word_embeddings"))),
+        embed=Table(is_tied=bool(theirs.get("tie_word_embeddings"))),
     )
 
 

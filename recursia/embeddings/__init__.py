@@ -1,0 +1,1 @@
+"""Embeddings: from token ids to states and back, one file each, all on `embedding.Embedding`."""
