@@ -130,7 +130,8 @@ def assert_decodes(config, params, chunks):
     owners = set(plan.owners.tolist())
     keys = lambda step: config.step_blocks[step].mixer.key_width
     values = lambda step: config.step_blocks[step].cache_entries() - keys(step)
-    entries = ends * config.block.cache_entries() + sum(map(keys, owners))
+    entries = ends * config.end_block.cache_entries() + sum(map(keys, owners))
+    entries += config.embed.attention.cache_entries() if config.embed.attention else 0
     entries += sum(map(values, range(plan.num_steps) if plan.replays else owners))
     assert held.num_bytes == 4 * entries * LENGTH * BATCH
 
