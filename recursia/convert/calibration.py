@@ -54,20 +54,22 @@ def by_layer(config: Model) -> Model:
 def states(params: Params, config: Model, batches: Batches) -> Float[np.ndarray, "L N D"]:
     """Returns the states after each layer of a dense model, of all tokens of a text."""
     of = lambda out: out.states
-    return np.concatenate([*_results(params, config, batches, of, keeps_states=True)], 1)
+    return np.concatenate([*_results(params, config, batches, of, True)], 1)
 
 
 def hidden(params: Params, config: Model, batches: Batches) -> Float[np.ndarray, "N D"]:
     """Returns the last states of a model, as the head reads them, of all tokens of a text."""
-    return np.concatenate([*_results(params, config, batches, lambda out: out.hidden[None])], 1)[0]
+    of = lambda out: out.hidden[None]
+    return np.concatenate([*_results(params, config, batches, of, False)], 1)[0]
 
 
 def _results(
-    params: Params, config: Model, batches: Batches, of: Any, **how: bool
+    params: Params, config: Model, batches: Batches, of: Any, keeps_states: bool
 ) -> Iterator[np.ndarray]:
     def read(params: Params, batch: dict[str, Any]) -> Any:
-        packing: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
-        return of(model.apply(params, batch["tokens"], config, mode="eval", **packing, **how))
+        how: dict[str, Any] = {name: batch[name] for name in ("positions", "segment_ids")}
+        how |= {"mode": "eval", "keeps_states": keeps_states}
+        return of(model.apply(params, batch["tokens"], config, **how))
 
     compiled = jax.jit(read)
     for batch in batches:

@@ -64,6 +64,7 @@ def loss_fn(
     extra = {f"loss_{name}": value / num_shares for name, value in out.aux.losses.items()}
     extra |= {f"loss_{name}": value / total for name, value in exits.items()}
     if taught and taught.states is not None:
+        assert out.states is not None
         ours = out.states[-len(taught.states) :]
         apart = distill.state_distance(ours, taught.states, batch["weights"]) / total
         extra["loss_layers"] = run.distill.layer_weight * apart
