@@ -2,8 +2,8 @@ r"""A trained model folded, and trained on: what distillation gives back, and wh
 
 Takes a checkpoint from elsewhere and a text of its kind. The model is folded by `recursia convert
 fold`, and trained on with and without distillation, beside the same plan from scratch; parts of it
-start another architecture (`--others=new`). Without training it shares the keys of layers, and its
-matrices become combinations of atoms. What is done is not done again.
+start another architecture (`--others=new`). Without training it shares the keys of layers and the
+weights of heads, and its matrices become combinations of atoms. What is done is not done again.
 
   python benchmarks/folding.py --model=stories260K.bin --text=tinystories_train_head.txt.gz \
     --workdir=runs/folding --out=benchmarks/results/folding_cpu.json
@@ -32,7 +32,7 @@ from jax.nn import logsumexp
 
 from recursia import config, scores
 from recursia.architecture import Model
-from recursia.convert import calibration, dissimilar, recursive
+from recursia.convert import calibration, dissimilar, heads, recursive
 from recursia.params import Params
 from recursia.sharing.atoms import Atoms
 from recursia.train import earlier, opening
@@ -56,6 +56,7 @@ RUNS = {
 }
 HEADS = {"block.mixer.num_heads": 4, "block.mixer.num_kv_heads": 2}  # of 8 and 4
 ATOMS = (1, 2, 3, 5)
+SHARED = (0.1, 0.2, 0.3, 0.5)  # of the heads
 MATRICES = {"query, key, value": ("query", "key", "value")}
 MATRICES["query, key, value, out"] = (*MATRICES["query, key, value"], "out")
 
@@ -155,7 +156,7 @@ def untrained(options: argparse.Namespace) -> dict:
     folded = trained.load(options.workdir / "folded")
     before, loss = scored(dense, params)
     found = {"dense": loss, "folded": scored(folded.model, folded.params)[1]}
-    found |= {"keys": {}, "atoms": {}}
+    found |= {"keys": {}, "atoms": {}, "heads": {}}
     farthest = dissimilar.pairs(calibration.keys(params, dense, batches))
     orders = {"farthest first": farthest, "nearest first": farthest[::-1]}
     for seed in range(2):
@@ -178,6 +179,15 @@ def untrained(options: argparse.Namespace) -> dict:
             target = dataclasses.replace(dense, weights=Atoms(count, names=matrices))
             made = recursive.recursive(params, dense, target, "first", key=jax.random.key(0))
             found["atoms"].setdefault(names, {})[str(count)] = scored(target, made)[1]
+    alike = heads.similarity(heads.units(params, dense))
+    rows = {"most alike": alike}
+    rows |= {f"random {i}": np.random.default_rng(i).random(alike.shape) for i in range(2)}
+    for order, by in rows.items():
+        for part in SHARED:
+            owners = heads.chosen(by, dense.num_layers, round(part * len(alike)))
+            loss = scored(*heads.shared(params, dense, owners))[1]
+            found["heads"].setdefault(order, {})[str(part)] = loss
+            print(order, part, loss, flush=True)
     done.write_text(json.dumps(found))
     return found
 
@@ -202,10 +212,17 @@ def keys(found: dict) -> str:
 
 def atoms(found: dict) -> str:
     """Returns the losses of atoms as Markdown."""
-    rows = [["atoms", *map(str, ATOMS)]]
-    for names, own in found["untrained"]["atoms"].items():
-        rows.append([names, *(f"{own[str(count)]:.3f}" for count in ATOMS)])
-    return _markdown(rows)
+    return _grid("atoms", [str(count) for count in ATOMS], found["untrained"]["atoms"])
+
+
+def shared_heads(found: dict) -> str:
+    """Returns the losses of shared heads as Markdown."""
+    return _grid("heads shared", [str(part) for part in SHARED], found["untrained"]["heads"])
+
+
+def _grid(corner: str, columns: list[str], found: dict) -> str:
+    rows = [[name, *(f"{own[key]:.3f}" for key in columns)] for name, own in found.items()]
+    return _markdown([[corner, *columns], *rows])
 
 
 def _markdown(rows: list[list[str]]) -> str:
@@ -246,7 +263,7 @@ def main() -> None:
     }
     found["seconds"] = round(time.perf_counter() - begin)
     options.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found), keys(found), atoms(found), sep="\n")
+    print(table(found), keys(found), shared_heads(found), atoms(found), sep="\n")
 
 
 if __name__ == "__main__":

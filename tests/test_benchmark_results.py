@@ -48,7 +48,9 @@ def test_the_tables_of_decoding_are_their_result():
 
 def test_the_tables_of_folding_are_their_result():
     made, found, shown = benchmark("folding"), result("folding"), page("weights")
-    assert all(table(found) in shown for table in (made.table, made.keys, made.atoms))
+    assert all(
+        table(found) in shown for table in (made.table, made.keys, made.shared_heads, made.atoms)
+    )
 
 
 def test_slots_that_are_refilled_by_depth_give_most_of_what_early_exits_promise():

@@ -73,7 +73,7 @@ MEANT = {
     "train.steps": "did you mean 'train.num_steps'?",
     "train.learningrate": "did you mean 'optimizer.learning_rate'?",
     "depth.num_recursion": "did you mean 'num_recursions'?",
-    "temperature": "did you mean 'model.depth.temperature' or 'eval.temperature'?",
+    "temperature": "mean 'model.depth.temperature' or 'distill.temperature' or 'eval.temperature'?",
     "block.expert_dim": "Fields are embed_dim, mixer, feedforward, ",
 }
 
