@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -137,6 +138,8 @@ def test_wandb_writes_a_run_offline(tmp_path, monkeypatch):
     sink.close()
     assert not sink._is_lost
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    raw = file.read_bytes()
+    end = time.monotonic() + 30  # a process of its own writes it
+    while b"tokens_kept/1" not in (raw := file.read_bytes()) and time.monotonic() < end:
+        time.sleep(0.1)
     assert b"tokens_kept/1" in raw and b"num_steps" in raw
     assert file.stem == f"run-{(tmp_path / 'wandb.id').read_text().strip()}"
