@@ -74,7 +74,12 @@ def test_a_fold_says_what_it_chose_and_scores_as_it_says(folder, command):
         assert said in out
     before, after = nats(command, folder / "dense"), nats(command, folder / "folded")
     assert f"loss {before:.4f} before, {after:.4f} after" in out
-    for wrong, number in {"--keep=5": 4, "--num_groups=9": 4, "--keep=4": 4}.items():
+    for wrong, number in {
+        "--keep=5": 4,
+        "--num_groups=9": 4,
+        "--keep=4": 4,
+        "--shared_heads=0.01": 0.01,
+    }.items():
         _, err = command(*fold, wrong, f"--output={folder / 'no'}", code=2)
         assert_one_line(err, wrong.partition("=")[0], number)
 

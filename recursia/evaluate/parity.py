@@ -41,9 +41,8 @@ class Parity:
     Attributes:
       logits_max_abs: of any logit; of any output or weight of a file of layers.
       loss_max_abs: of any loss, in nats per token.
-      gradient_max_rel: of any gradient entry, over its tensor's largest entry. A tensor whose
-        gradient is below the rounding of the largest on both sides, as of a bias that softmax
-        ignores, counts as equal.
+      gradient_max_rel: of any gradient entry, over its tensor's largest entry. Of a tensor whose
+        gradient vanishes (`Case.vanishing`), the entry itself over the largest of all tensors.
       is_routed_alike: whether every recursion kept the same tokens.
       update_max_abs: of any parameter, momentum or direction after steps of an optimizer.
       rounded_update_max_abs: of the same if the authors multiply in bfloat16.
@@ -152,7 +151,7 @@ def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
     return Parity(
         logits_max_abs=float(np.max(logits_off)),
         loss_max_abs=float(np.max(losses_off)),
-        gradient_max_rel=_gradients_apart(ours, theirs),
+        gradient_max_rel=_gradients_apart(ours, theirs, case.vanishing),
         is_routed_alike=all(
             np.array_equal(np.argwhere(mask), _places(file[f"selected/{r}"]))
             for r, mask in case.kept(aux)
@@ -177,15 +176,17 @@ def _relative(ours: Any, theirs: Any) -> float:
     return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-12))
 
 
-def _gradients_apart(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+def _gradients_apart(
+    ours: dict[str, Any], theirs: dict[str, Any], vanishing: frozenset[str]
+) -> float:
     largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
-    rounding = np.finfo(np.float32).eps * largest
 
-    def apart(ours: Any, theirs: Any) -> float:
-        is_rounding = max(np.abs(ours).max(), np.abs(theirs).max()) < rounding
-        return 0.0 if is_rounding else _relative(ours, theirs)
+    def apart(path: Any, ours: Any, theirs: Any) -> float:
+        if path[-1].key in vanishing:
+            return float(max(np.abs(ours).max(), np.abs(theirs).max())) / largest
+        return _relative(ours, theirs)
 
-    return float(np.max(jax.tree.leaves(jax.tree.map(apart, ours, theirs))))
+    return float(np.max(jax.tree.leaves(jax.tree.map_with_path(apart, ours, theirs))))
 
 
 def _apart(pairs: Any) -> float:

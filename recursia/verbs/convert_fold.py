@@ -141,7 +141,12 @@ def _folded(given: argparse.Namespace, config: Any, params: Any, batches: Any) -
             )
     if given.shared_heads:
         alike = heads.similarity(heads.units(params, config))
-        owners = heads.chosen(alike, config.num_layers, round(given.shared_heads * len(alike)))
+        if not (count := round(given.shared_heads * len(alike))):
+            raise ConfigError(
+                f"--shared_heads={given.shared_heads}: of {len(alike)} heads that is none; give at "
+                f"least {1 / len(alike):.3f}"
+            )
+        owners = heads.chosen(alike, config.num_layers, count)
         each = len(alike) // config.num_layers
         for unit, owner in enumerate(owners):
             if owner != unit:

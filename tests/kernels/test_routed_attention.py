@@ -123,6 +123,16 @@ def test_the_reference_differentiates_the_definition(kind, further):
     check_grads(attend, inputs, order=1, modes=("rev",), rtol=2e-2, atol=2e-2)
 
 
+def test_a_query_that_sees_nothing_reads_zeros_and_moves_nothing():
+    inputs = arrays(1, 3, 4, 2, 1, 4)
+    positions = jnp.array([[-1, 0, 5]])
+    grads = jax.grad(
+        lambda *x: routed_attention(*x, query_positions=positions)[:, 0].sum(), argnums=(0, 1, 2)
+    )(*inputs)
+    assert not routed_attention(*inputs, query_positions=positions)[:, 0].any()
+    assert not any(grad.any() for grad in grads)
+
+
 @pytest.mark.parametrize("size", [(0, 4, 4, 2, 1, 4), (2, 0, 4, 2, 1, 4), (2, 3, 0, 2, 1, 4)])
 def test_no_tokens_are_no_error(size):
     inputs = arrays(*size)

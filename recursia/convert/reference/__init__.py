@@ -61,6 +61,7 @@ class Case:
         the file does not hold are ignored.
       arrays: returns arrays that are compared as logits are, likewise.
       kept: returns (recursion, mask [B T]) of the tokens that each recursion processed.
+      vanishing: our names of weights without influence, whose gradient is rounding alone.
     """
 
     config: Model
@@ -71,6 +72,7 @@ class Case:
     losses: Callable[[Aux], Compared] = lambda aux: []
     arrays: Callable[[Aux, Params], Compared] = lambda aux, params: []
     kept: Callable[[Aux], list[tuple[int, Array]]] = lambda aux: []
+    vanishing: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
