@@ -9,7 +9,8 @@ import importlib.util
 import inspect
 import pathlib
 from collections.abc import Iterable
-from types import ModuleType
+from importlib.machinery import SourceFileLoader
+from types import CodeType, ModuleType
 from typing import Any
 
 import ml_collections
@@ -135,6 +136,16 @@ def split(name: str) -> tuple[str, str]:
     return file, preset
 
 
+class _Uncached(SourceFileLoader):
+    """Reads a file's text, not its bytecode, and leaves none beside it.
+
+    Python takes bytecode for current when the text's size and second of change are the same.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 def _run(name: str) -> ModuleType:
     """Returns a configuration file as a module."""
     try:
@@ -146,7 +157,8 @@ def _run(name: str) -> ModuleType:
     if not is_configuration:
         which = "names no file" if path.name == ".py" else f"no file {path.name}"
         raise ConfigError(f"--config={name}: {which}{_nearest(split(name)[0])}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    stem = f"config_{path.stem}"
+    spec = importlib.util.spec_from_file_location(stem, path, loader=_Uncached(stem, str(path)))
     assert spec and spec.loader  # of a file that ends in .py
     module = importlib.util.module_from_spec(spec)
     if not is_shipped(name):

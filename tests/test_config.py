@@ -1,7 +1,9 @@
 """The door of configurations: what is typed becomes settings, or one line that says why not."""
 
 import json
+import os
 import pathlib
+import sys
 
 import pytest
 
@@ -247,6 +249,18 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     write_config(path, values(FOLDER))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert load(str(path)).train.num_steps == 6
+
+
+def test_a_file_that_was_changed_within_a_second_is_read_again(tmp_path, monkeypatch):
+    """And nothing is left beside it: bytecode of Python tells neither size nor second apart."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    path = tmp_path / "tiny.py"
+    for steps in (6, 7):
+        write_config(path, values(FOLDER, train={"num_steps": steps}))
+        os.utime(path, (1e9, 1e9))
+        assert load(str(path)).train.num_steps == steps
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_trained_run_keeps_the_kind_of_its_depth():
