@@ -47,12 +47,12 @@ test-newest:
 
 PARITY = tests/golden/test_parity.py::test_the_authors_code_is_reproduced
 .venv-newest/tested: .venv-newest/installed
-	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile" \
+	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not exhaustive and not gpu_compile" \
 	  "$(PARITY)[mor_expert]" "$(PARITY)[moeut_g2]" "$(PARITY)[hrm_text]" "$(PARITY)[huginn]" \
 	  "$(PARITY)[lckv_yoco]" "$(PARITY)[muon]" tests/test_cli.py \
 	  "tests/train/test_loop.py::test_a_run_told_to_stop_ends_where_the_unbroken_one_does" \
 	  "tests/preflight/test_compile.py::test_the_smallest_presets_fit_the_machine_they_are_meant_for"
-	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not slow and not gpu_compile" \
+	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not exhaustive and not gpu_compile" \
 	  -k "mosaic_gpu and (packed or several_blocks or ops_and_their_gradients)" \
 	  tests/kernels/test_routed_attention.py tests/kernels/test_grouped_matmul.py \
 	  tests/kernels/test_no_group.py
@@ -81,7 +81,7 @@ bench-gpu: .venv-gpu/installed
 
 # The same tests with every annotated shape and type checked as it runs.
 test-shapes: .venv/installed-test
-	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow" \
+	$(BIN)/python -m pytest $(TEST_FLAGS) -m "not exhaustive" \
 	  --jaxtyping-packages=recursia,beartype.beartype \
 	  tests/laws/test_sight.py tests/test_losses.py tests/test_generate.py
 

@@ -5,7 +5,8 @@ quarter of the time, unless `JAX_DISABLE_MOST_OPTIMIZATIONS=0`; workers share on
 
 The quick tier runs every value of each parameter of a test, and the exhaustive tier, which CI
 leaves out, the remaining combinations. In the quick tier, tests of kernels run every pair of values
-and those of preflight every combination.
+and those of preflight every combination. A test marked `few(n)` has n of its cases in the quick
+tier, from all over their list, and the others in the slow one.
 """
 
 import collections
@@ -56,7 +57,7 @@ EVERY_PAIR, EVERY_COMBINATION = "kernels", "preflight"  # folders
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Marks combinations of parameters by what the others already cover."""
-    tests = collections.defaultdict(dict)
+    tests, few = collections.defaultdict(dict), collections.defaultdict(list)
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}
         if "exhaustive" in marks:
@@ -74,6 +75,13 @@ def pytest_collection_modifyitems(items):
         for item in values.keys() - covering(values):
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.exhaustive)
+    for item in items:
+        if (mark := item.get_closest_marker("few")) and not item.get_closest_marker("slow"):
+            few[item.nodeid.partition("[")[0], mark.args[0]].append(item)
+    for (_, count), cases in few.items():
+        quick = {len(cases) * place // count for place in range(count)}
+        for place in set(range(len(cases))) - quick:
+            cases[place].add_marker(pytest.mark.slow)
 
 
 def covering(sets):

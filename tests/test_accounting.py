@@ -68,6 +68,7 @@ def test_flops_do_not_depend_on_what_is_shared(varies):
     assert accounting.applied_parameters(plain) == accounting.applied_parameters(varied)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("unit", ["block", "recursion"])
 @pytest.mark.parametrize("kv_sharing", KV)
 def test_what_remat_computes_again_is_exact(kv_sharing, unit):
@@ -79,6 +80,7 @@ def test_what_remat_computes_again_is_exact(kv_sharing, unit):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", ["attention", "products"])
 @pytest.mark.parametrize("unit", ["block", "recursion"])
 def test_what_remat_saves_is_not_computed_again(unit, saves):

@@ -44,6 +44,7 @@ def test_matched_steps_spend_the_references_flops_within_half_a_step(rows):
     assert rows[3]["mor_matched_steps"] == 14672
 
 
+@pytest.mark.slow
 def test_totals_are_steps_of_sequences(runs):
     for run, row in zip(runs.values(), budget.compare(runs, "none"), strict=True):
         cost = accounting.budget(run.model.sized(49152), 2048, run.train.rematerialisation)

@@ -59,6 +59,7 @@ def test_full_rank_adapters_give_back_the_dense_run(folder, command):
         command("train", *start, f"--workdir={folder / 'again'}")
 
 
+@pytest.mark.slow
 def test_a_model_of_other_widths_is_refused_in_one_line(folder, command):
     target = written(folder, "deeper", {**RELAXED, "num_layers": 6})
     convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", f"--config={target}"]
@@ -66,6 +67,7 @@ def test_a_model_of_other_widths_is_refused_in_one_line(folder, command):
     assert_one_line(err, "convert: ", 4, 6)
 
 
+@pytest.mark.slow
 def test_a_fold_says_what_it_chose_and_scores_as_it_says(folder, command):
     fold = ["convert", "fold", f"--workdir={folder / 'dense'}", "--num_batches=1"]
     chosen = "--keep=3", "--gate_steps=2", "--num_groups=2", "--shared_keys=1", "--cosine=-1"

@@ -67,6 +67,7 @@ def alone(config, params, request, end=-1):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["exit_gate", *(exhaustive(name) for name in MODELS if name != "exit_gate")]
 )
@@ -124,6 +125,7 @@ def depths(config, params, request, tokens):
     return np.asarray(used)[len(request.prompt) : -1].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["token_choice", slow("expert_choice"), slow("exit_gate, first keys")]
 )

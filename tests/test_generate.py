@@ -45,6 +45,7 @@ def by_hand(config, window, mode="causal"):
     return text[len(PROMPT) :]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("window", [100, 5, 2])
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_greedy_decoding_is_the_argmax_of_full_forwards(config, window):

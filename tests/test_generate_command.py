@@ -44,6 +44,7 @@ def rows(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_prompt_gets_the_same_text_alone_or_beside_others(generate):
     """Of texts that fill the context at different tokens; and streamed or not."""
     both = rows(generate("--json"))

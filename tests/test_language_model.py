@@ -46,6 +46,7 @@ def test_jax_is_imported_when_a_name_is_used():
         recursia.lod  # noqa: B018
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["run", "hf"])
 def test_a_text_scores_as_in_eval(folder, command, name):
     model, before = recursia.load(folder / name), hashes(folder)
@@ -69,6 +70,7 @@ def test_a_text_scores_as_in_eval(folder, command, name):
         assert model(ids[:-1]).mean_depth == pytest.approx(score.mean_depth)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["run", "hf"])
 def test_text_is_continued_as_by_generate(folder, command, name):
     model, how = recursia.load(folder / name), {"temperature": 0.7, "top_k": 9, "seed": 3}
@@ -105,6 +107,7 @@ def test_another_depth_is_another_model(model):
     assert np.allclose(model.lens("red blue")[0], shallow("red blue").logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_preset_is_what_training_starts_from(folder):
     model = recursia.preset(str(folder / "tiny.py"), {"depth.capacity": (1, 0.25)}, seed=5)
     run = tiny_run(folder)

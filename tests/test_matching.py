@@ -258,6 +258,7 @@ def test_controls_stand_by_themselves_and_say_what_is_missing(command, refused_c
     assert_one_line(err, "cannot be written")
 
 
+@pytest.mark.slow
 def test_a_written_control_trains(command, tmp_path):
     write_text(tmp_path)
     base = values(tmp_path, "fixed", train={"num_steps": 300})

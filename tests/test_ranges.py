@@ -75,6 +75,7 @@ def is_list(value):
 KINDS = [(field, kind) for field in kinds.BASES for kind in kinds.names(field)]
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize(("field", "kind"), KINDS)
 def test_a_number_out_of_range_is_refused_by_name(tmp_path, field, kind):
     given = plain(tmp_path, field, kind)

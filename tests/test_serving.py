@@ -58,6 +58,7 @@ def alone(model, prompt, way):
     return {"text": text.text, "tokens": text.tokens, "finish_reason": text.finish_reason}
 
 
+@pytest.mark.slow
 def test_a_request_gets_what_its_prompt_gets_alone(model, file, tmp_path):
     first = alone(model, "red", WAY)
     stop = first["text"][3:4]

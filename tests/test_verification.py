@@ -55,6 +55,7 @@ READERS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_reader_refuses_changed_bytes(workdir, capsys, reader):
     name, words = READERS[reader]

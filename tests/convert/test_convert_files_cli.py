@@ -41,6 +41,7 @@ def refused(capsys, code, *said):
     return code
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_continued_and_written_again(folder, capsys):
     capsys.readouterr()
     run, text = f"--workdir={folder / 'run'}", f"--text={folder / 'text.txt'}"

@@ -95,6 +95,7 @@ def test_learned_gates_stay_within_the_flops(dense):
     assert found.shape == (LAYERS,) and found.sum() <= 2 + 1e-5
 
 
+@pytest.mark.slow
 def test_a_cosine_of_one_shares_nothing_and_a_low_one_what_was_asked_for(dense):
     config, params, batches = dense
     same, weights, trials = dissimilar.search(params, config, batches, 2, 1.0)

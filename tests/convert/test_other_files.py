@@ -192,6 +192,7 @@ def published(name, folder, has_aliases):
     return file
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("has_aliases", [True, False])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_an_authors_checkpoint_gives_the_authors_logits(name, has_aliases, tmp_path):

@@ -50,6 +50,7 @@ def names(result):
     return [(row["depth"], row["mode"]) for row in result["table"]]
 
 
+@pytest.mark.slow
 def test_eval_scores_the_latest_step_in_both_modes_and_writes_nothing(evaluate, run):
     before = hashes(run)
     result = evaluate()
@@ -130,6 +131,7 @@ def test_eval_scores_a_text_whatever_packs_it(evaluate, tmp_path, run, refused_c
     refused_command("eval", f"--workdir={run}", missing, parts=["b.txt"], code=3)
 
 
+@pytest.mark.slow
 def test_a_text_shorter_than_a_row_is_scored_as_it_is(evaluate, tmp_path, run):
     (tmp_path / "a.txt").write_text("red blue")
     trained = runs.load(run, None)
@@ -187,6 +189,7 @@ def test_eval_prints_a_table_with_baselines_and_what_looking_ahead_was_worth(run
     assert float(causal[5]) == pytest.approx(gap, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_is_read_by_one(evaluate, run):
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     arguments = ["eval", f"--workdir={run}", "--json", "--mode=eval"]
@@ -256,6 +259,7 @@ def test_a_run_without_checkpoints_is_one_line(run, tmp_path, refused_command):
     refused_command(*typed, parts=["0 finished checkpoints"], code=5)
 
 
+@pytest.mark.slow
 def test_generate_continues_every_prompt_and_repeats_itself(run, command):
     prompts = ("--prompt=red ", "--prompt=blue ", "--num_tokens=6")
     drawn = lambda *typed: command("generate", f"--workdir={run}", *prompts, *typed)[0]

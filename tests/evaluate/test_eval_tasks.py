@@ -59,6 +59,7 @@ def refused(evaluate, *arguments, code=2, parts=()):
     assert all(part in last for part in parts), last
 
 
+@pytest.mark.slow
 def test_a_table_a_json_object_and_a_picture_of_the_same_scores(evaluate, files, workdir, tmp_path):
     before = hashes(workdir)
     asked = ["--tasks=piqa,blimp", f"--task_files={files}", "--depths=1,2", "--limit=1"]

@@ -111,6 +111,7 @@ def test_contexts_and_continuations_are_split_as_the_harness_splits_them():
         assert (list(request.context), list(request.continuation)) == (first, second)
 
 
+@pytest.mark.slow
 def test_rolling_likelihood_predicts_every_token_once():
     of = trained(point(depth_="expert_choice"))
     short, long = "red blue", "seven green " * 12
@@ -128,6 +129,7 @@ def test_rolling_likelihood_predicts_every_token_once():
     assert found[2] == 0
 
 
+@pytest.mark.slow
 def test_continuations_end_where_a_task_says_and_are_greedy():
     of = trained(point(depth_="token_choice"))
     lm, prompts = model_of(of), ["red ", "blue seven", ""]
@@ -160,6 +162,7 @@ def test_what_is_longer_than_the_context_is_cut_and_said_once():
     assert cut[0] == pytest.approx(short[0], abs=3e-4)
 
 
+@pytest.mark.slow
 def test_a_way_of_drawing_that_is_not_there_is_refused_and_one_without_effect_is_not():
     lm = model_of(trained(point(num_blocks=1, recursions=1)))
     ask = lambda **how: lm.generate_until(
@@ -248,6 +251,7 @@ def test_all_kinds_of_tasks_run_in_every_mode_and_say_how_deep_they_went(files):
     ]
 
 
+@pytest.mark.slow
 def test_a_row_of_a_task_is_what_a_direct_pass_makes_of_it(files):
     of = trained(point(depth_="expert_choice"))
     suite = Tasks(["openbookqa"], files, limit=1)
@@ -265,6 +269,7 @@ def test_a_row_of_a_task_is_what_a_direct_pass_makes_of_it(files):
     assert row["metrics"]["acc"] == np.mean(hits)
 
 
+@pytest.mark.slow
 def test_the_same_tasks_give_the_same_rows_again_and_on_more_devices(files):
     config = point(depth_="expert_choice")
     suite = Tasks(["piqa", "words"], files, num_fewshot=None, limit=2)
@@ -330,6 +335,7 @@ def workdir(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_the_harness_knows_the_model_by_its_name_and_gives_what_we_give(workdir, files):
     assert get_model("recursia") is HarnessLM
     of = runs.load(workdir, None)

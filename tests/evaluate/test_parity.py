@@ -21,6 +21,7 @@ def broken(tmp_path):
     return str(tmp_path / "broken.npz")
 
 
+@pytest.mark.slow
 def test_files_that_agree_exit_with_0(command):
     out, err = command("parity", *FILES, "--json")
     assert all(line.startswith("comparing ") for line in err.splitlines())

@@ -95,6 +95,7 @@ def test_only_tasks_that_were_asked_for_are_drawn_and_at_most_eight():
     assert picture.tasks_shown(result(tasks=())) == []
 
 
+@pytest.mark.slow
 def test_a_picture_is_written_whole(tmp_path):
     for suffix in ("png", "svg", "pdf"):
         picture.write(result(), tmp_path / f"a.{suffix}")

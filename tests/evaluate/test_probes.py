@@ -138,6 +138,7 @@ def test_every_router_tells_tokens_apart(feedforward):
             assert by_token.shape == (*leaf.shape[:3], 8, *leaf.shape[3:])
 
 
+@pytest.mark.slow
 def test_each_tokens_choices_sum_to_what_the_model_reports():
     config, run = small("expert_choice", "switch_head", "sigma_moe")
     both = lambda params: (run(params), run(params, is_by_token=True))

@@ -64,6 +64,7 @@ def assert_as_directly(params, config, asked, answers, mode):
 ANSWERS = ("fixed", "token_choice", *CACHED)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("depth", [d if d in ANSWERS else exhaustive(d) for d in DEPTHS])
 def test_answers_equal_a_direct_pass_for_every_depth_policy(depth):
     config = point(depth_=depth)
@@ -73,6 +74,7 @@ def test_answers_equal_a_direct_pass_for_every_depth_policy(depth):
         assert_as_directly(params, config, asked, answers, mode)
 
 
+@pytest.mark.slow
 def test_a_batch_and_its_devices_change_nothing():
     config = point(depth_="expert_choice")
     params, asked = draw(config), drawn_requests()
@@ -94,6 +96,7 @@ def test_answers_come_in_the_order_of_the_requests():
         assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_greedy_continuation_is_greedy_and_another_is_not():
     config = point()
     params = draw(config)
@@ -186,6 +189,7 @@ def whole_texts():
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "depth",
     ["fixed", "uncached", slow("expert_choice")]
@@ -202,6 +206,7 @@ def test_continuations_equal_those_of_one_prompt_at_a_time(depth):
         assert ids == decode.generate(params, config, prompt, num_tokens=5, **how)
 
 
+@pytest.mark.slow
 def test_a_continuation_ends_where_it_is_told_and_others_go_on():
     config = point()
     whole = continued(config, PROMPTS, count=8)
@@ -217,6 +222,7 @@ def test_a_continuation_ends_where_it_is_told_and_others_go_on():
     assert continued(config, PROMPTS, count=8, end=end) == cut
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_seed_and_not_on_the_batch():
     config = point()
     draws = lambda **how: continued(config, PROMPTS, temperature=1.0, **how)
@@ -225,6 +231,7 @@ def test_draws_depend_on_the_seed_and_not_on_the_batch():
     assert first != draws(seed=1)
 
 
+@pytest.mark.slow
 def test_an_uncached_model_is_split_over_devices_too():
     config = whole_texts()
     assert continued(config, PROMPTS) == continued(config, PROMPTS, at=place(devices=4))

@@ -56,6 +56,7 @@ def test_all_files_are_here():
     assert len(NAMES) == 31
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_authors_code_is_reproduced(name):
     result = parity.check(str(FOLDER / f"{name}.npz"))
@@ -208,6 +209,7 @@ def test_a_configuration_that_does_not_fit_its_arrays_is_one_line(changed, chang
     assert "\n" not in str(refusal.value) and "changed.npz" in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_loss_that_their_router_is_trained_without_is_not_compared(changed):
     """Theirs is 0 then; gradients of the router are left out here, for the file has them."""
     cases = [

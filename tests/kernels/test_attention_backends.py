@@ -34,6 +34,7 @@ def test_cudnns_backward_pass_reads_what_its_forward_pass_saved(length, window):
     assert text.count('"__cudnn$fmhaSoftmaxBackward"') == 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "length, is_packed, window", [(1024, False, 0), (ODD, True, 0), (ODD, False, 256)]
 )

@@ -53,6 +53,7 @@ CASES = [
 ]  # fmt: skip
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("machine, ops, width, dtype", CASES)
 def test_every_op_compiles_to_a_kernel(machine, ops, width, dtype, caplog):
     listed = list(ops(width, dtype))

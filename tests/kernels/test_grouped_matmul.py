@@ -71,6 +71,7 @@ def assert_near(ours, expected, dtype, length):
     np.testing.assert_allclose(wide(ours) / scale, expected / scale, **tolerance(dtype, length))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(("kernel", "shape", "dtype"), CASES)
 def test_rows_meet_their_groups_entry_and_those_of_no_group_are_zero_and_not_read(
     kernel, shape, dtype

@@ -64,6 +64,7 @@ def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
         assert op not in ATTENTION or taken[op] <= {"splash", "cudnn"}, op
 
 
+@pytest.mark.slow
 def test_layers_of_a_recursion_and_their_backward_passes_share_a_plan_of_attention(monkeypatch):
     listed, planned = [], tpu_grid.planned
     monkeypatch.setattr(tpu_grid, "planned", lambda *how: listed.append(how) or planned(*how))

@@ -111,6 +111,7 @@ def test_ops_and_their_gradients_are_those_of_the_choices_in_groups(monkeypatch,
         assert not any(np.any(a) for a in outside)  # NaN is something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", (None, "tpu"))
 def test_experts_of_another_device_are_as_if_they_were_here(monkeypatch, platform):
     rows, length, inner, width, num_experts, k = 4, 9, 8, 16, 4, 2

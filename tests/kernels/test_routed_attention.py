@@ -215,6 +215,7 @@ KERNELS = [
 ]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("size, kind, dtype", KERNELS)
 def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
     inputs, where, expected = referred(size, kind, dtype)

@@ -51,6 +51,7 @@ def test_what_is_not_by_place_is_one_tile(small_tiles):
         assert tiles.pairs(9, keys, 0, where) == 9 * keys
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("window", [0, 5])
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 @pytest.mark.parametrize("is_packed", [False, True])
@@ -91,6 +92,7 @@ POINTS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", POINTS)
 @pytest.mark.parametrize("remat", [("none",), ("block", "attention")], ids="-".join)
 def test_executed_flops_leave_out_what_is_skipped(small_tiles, name, remat):

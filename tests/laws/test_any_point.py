@@ -111,6 +111,7 @@ def obeys(config, remat, *more):
     law_wanted(config, weights)
 
 
+@pytest.mark.slow
 @settings(max_examples=LEGAL, derandomize=True, deadline=None, database=None, phases=DRAWS)
 @given(legal_points(), st.sampled_from(UNITS))
 def test_any_point_obeys_the_laws(config, remat):
@@ -174,6 +175,7 @@ def test_every_arrangement_goes_with_every_mixer_and_feedforward(parts):
     assert entries == made.cache_entries()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_neutral_relaxations_are_neutral(depth):
     pattern = "cycle" if depth == "exit_gate" else "middle_cycle"  # a gate takes no coda

@@ -90,6 +90,7 @@ def named(chosen):
     return "-".join(map(str, chosen.values()))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("chosen", QUICK, ids=named)
 def test_steps_are_the_forward_pass(chosen):
     """A third after a prompt, which is one program more to compile, the others one by one."""
@@ -170,6 +171,7 @@ def recursions_run(depth, shows_stopped):
     return total
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", [each if each in FIRST else exhaustive(each) for each in EARLY])
 def test_early_exits_save_blocks_and_change_nothing(name):
     config, params, depth = early(name)
@@ -195,6 +197,7 @@ SIDES = [(True, name) if name in FIRST else exhaustive(True, name) for name in P
 SIDES += [exhaustive(False, name) for name in PADDED]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("is_left", "name"), SIDES)
 def test_padding_on_either_side_changes_nothing(name, is_left):
     """Caches have as many places as a text has tokens, fewer than the padded prompt is long."""
@@ -267,6 +270,7 @@ def test_a_batch_never_changes_what_a_text_gets(depth):
     assert kept == list(alone[1][: len(kept)])
 
 
+@pytest.mark.slow
 def test_what_reads_whole_texts_decodes_without_a_cache():
     config = points.point(depth_="recurrent")
     depth = dataclasses.replace(config.depth, exit="kl", exit_threshold=0.01)

@@ -24,6 +24,7 @@ MODELS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_a_shallower_model_is_the_state_on_the_way(config):
     params, tokens = draw(config), text()
@@ -48,6 +49,7 @@ KINDS = {
 KINDS = {name: config for name, config in KINDS.items() if not config.depth.scales_branches}
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 def test_a_shallower_model_has_the_first_states_or_is_refused(config):
     params = draw(config)

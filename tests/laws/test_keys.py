@@ -22,6 +22,7 @@ def private(plan):
     return tiny(sharing_="none", recursions=3, blocks=2, kv=plan)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("plan", PLANS)
 def test_cache_and_weights_of_keys_follow_the_plan(plan):
     config, own, makers = private(plan), private("own"), MAKERS[plan]

@@ -30,6 +30,7 @@ def lens(params, tokens, config, segment_ids):
     return out.hidden, [model.read(params, x, config, **where) for x in out.aux.states]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("config", POINTS.values(), ids=POINTS)
 def test_the_lens_of_the_last_recursion_is_the_model(config):
     segments = jnp.array([[1] * 5 + [2] * 7] * 2)  # a coda attends, so it must know them

@@ -88,6 +88,7 @@ REST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), [*QUICK, *REST])
 def test_a_step_is_the_same_on_one_device_and_on_several(name, mesh):
     agrees(name, mesh)

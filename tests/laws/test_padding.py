@@ -62,6 +62,7 @@ REST = (*PUBLISHED, "additive", "places of experts")  # of which others hold mor
 FEW = [exhaustive(name) if name in REST else name for name in POINTS]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", FEW)
 def test_tokens_beside_padding_are_as_alone(name):
     config = POINTS[name]
@@ -77,6 +78,7 @@ def test_tokens_beside_padding_are_as_alone(name):
         assert error(ours, alone[mode]) < 1e-4
 
 
+@pytest.mark.slow
 def test_each_part_of_a_row_keeps_its_share_of_what_is_no_padding():
     config = routed(parts=2)
     segments = np.array([[1] * 6 + [1] + [0] * 5, [0] * 12])

@@ -171,6 +171,7 @@ def growths(kind, axis, sizes, **chosen):
     return {place: coordinates.growth(found, place) for place in found[sizes[0]]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feedforward", ["swiglu", slow("softmax_moe")])
 def test_with_mup_nothing_that_steps_change_grows_with_width(feedforward):
     ours, plain = (
@@ -181,6 +182,7 @@ def test_with_mup_nothing_that_steps_change_grows_with_width(feedforward):
         assert plain[place][1] > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["completep", "standard"])
 def test_with_completep_nothing_grows_with_recursions(kind):
     grown = growths(kind, "recursions", RECURSIONS)

@@ -57,6 +57,7 @@ DECIDED = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", DEPTHS)
 def test_scores_say_which_recursions_a_token_takes(name):
     found, by = predicted(name), DECIDED.get(name)

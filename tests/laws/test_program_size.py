@@ -24,6 +24,7 @@ def size(mode, recursions, depth, pattern, options, remat="none", **more):
     return counted(traced.jaxpr.jaxpr, lambda _: 1), len(traced.lower().as_text())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("mode", "depth", "pattern", "options", "more"),
     [

@@ -59,6 +59,7 @@ def assert_flops_are_exact(config, unit, forward, both):
         assert executed == count
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("name", "unit"), [*MET, *REST])
 def test_flops_are_exact_and_no_dtype_is_promoted_in_silence(name, unit):
     config = dataclasses.replace(POINTS[name], dtype="bfloat16")

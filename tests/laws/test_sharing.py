@@ -41,6 +41,7 @@ READING = {
 CONFIGS = [*TIED.values(), READING["fixed"], slow(READING["expert_choice"])]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("config", CONFIGS, ids=[*TIED, *READING])
 def test_shared_gradient_is_the_sum_over_copies(config):
     params = draw(config)

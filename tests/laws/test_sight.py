@@ -69,6 +69,7 @@ def assert_documents_do_not_meet(run):
     assert error(run(tokens, *row(LENGTH))[0][:, FIRST:], packed[:, FIRST:]) > 1e-3
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
 def test_a_token_sees_no_later_one_and_no_other_document_or_the_model_says_so(way):
     name, mode = way

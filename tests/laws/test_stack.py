@@ -126,6 +126,7 @@ def result(run, config, remat):
     return (run_all if run is by_steps else jax.jit(run_all))(core, x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", ["cycle", "sequence"])
 @pytest.mark.parametrize("seed", [0, *map(exhaustive, range(1, 20))])
 def test_a_stack_is_the_loop_over_its_steps(seed, order):
@@ -144,6 +145,7 @@ LOOPS = [
 LOOPS = [config for config in LOOPS if not config.schedule.is_cyclic]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("config", LOOPS, ids=[f"{c.kv.kv_sharing} {c.kv.reads}" for c in LOOPS])
 def test_a_loop_that_stops_is_the_loop_up_to_there(config):
     core, x = draw(config)["core"], normal(2, LENGTH, BLOCK.embed_dim)

@@ -70,12 +70,14 @@ def test_a_shared_weight_is_gathered_once_and_its_gradient_scattered_once_a_step
         assert found["reduce-scatter", size, 8] == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", EIGHT)
 def test_what_moves_does_not_grow_with_recursions(machine):
     two, eight = (compiled("recursive:tiny", r, machine)[1] for r in (2, 8))
     assert moved(two) == moved(eight)
 
 
+@pytest.mark.slow
 def test_an_unshared_stack_is_gathered_block_by_block():
     """The control: the same count of a model that shares nothing grows with its depth."""
     four, eight = (compiled("vanilla:tiny", 1, **{"model.num_layers": n})[1] for n in (4, 8))
@@ -84,6 +86,7 @@ def test_an_unshared_stack_is_gathered_block_by_block():
     assert total(eight) - table == pytest.approx(2 * (total(four) - table), rel=0.01)
 
 
+@pytest.mark.slow
 def test_routing_moves_nothing_but_its_routers_and_numbers():
     plain, routed = (moved(compiled(name, 3)[1]) for name in ("recursive:tiny", "mor:tiny"))
     made, _ = compiled("mor:tiny", 3)
@@ -105,6 +108,7 @@ def test_what_is_kept_does_not_grow_with_recursions():
     assert len(sizes) == 1
 
 
+@pytest.mark.slow
 def test_a_step_s_program_does_not_grow_with_recursions():
     program = lambda recursions: compiled("recursive:tiny", recursions, "v5e:2x4")[1].as_text()
     lines = {r: len(program(r).splitlines()) for r in (2, 8)}
@@ -140,6 +144,7 @@ def test_one_scan_over_all_steps_keeps_less_than_one_within_another(monkeypatch)
     assert one < 0.9 * temporaries("recursive:tiny", 2)
 
 
+@pytest.mark.slow
 def test_the_count_would_see_a_gather_in_a_loop():
     """The same step with its core gathered where it is used: once in every recursion and pass."""
     made, program = compiled("recursive:tiny", 4, **{"model.varies.mlp": "recursion+block"})

@@ -74,6 +74,7 @@ def test_scan_is_the_python_loop(pattern, varies, kv):
     assert np.all(aux.depth_used == 3)
 
 
+@pytest.mark.few(1)
 # Gradients of the others are sums over copies in test_sharing.py.
 @pytest.mark.parametrize("remat", ["none", "block"])
 @pytest.mark.parametrize("name", [exhaustive(n) if n in ("none", "one") else n for n in WALKS])
@@ -104,6 +105,7 @@ TOLD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize(("told", "norm"), TOLD)
 def test_what_stands_between_recursions_stands_there_in_one_scan_too(told, norm, blocks):

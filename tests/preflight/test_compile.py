@@ -112,6 +112,7 @@ def test_advice_is_the_next_rungs_each_of_another_kind():
     assert "num_microbatches=2" in told[1] and "--config.mesh." in told[2]
 
 
+@pytest.mark.slow
 def test_several_processes_compile_at_once():
     code = (
         "import jax; from recursia import topology; d = topology.devices('v5e:2x2')[0]; "

@@ -102,6 +102,7 @@ def test_every_mesh_by_powers_of_two_is_a_rung(name, experts):
     assert of("context") == of("tensor") == {1, 2, 4, 8} and of("expert") == experts
 
 
+@pytest.mark.slow
 def test_what_was_compiled_before_is_read(tried, tmp_path):
     same = dict(folder=tmp_path, **{"mesh.data": "-1"})
     first, _ = climbed("vanilla:tiny", "v5e:2x2", 2, **same)

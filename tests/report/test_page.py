@@ -41,6 +41,7 @@ def test_a_page_needs_nothing_else_and_is_small(workdir):
     assert drawn(html) == set(plots(html)) >= {"loss", "learning_rate", "by_kind", "scores_1"}
 
 
+@pytest.mark.slow
 def test_a_page_of_many_long_runs_is_small(tmp_path):
     rows = [*records.training_rows(2000), *records.validation_rows(2000)]
     records.write(tmp_path / "run", rows, train={"num_steps": 2000})
@@ -215,6 +216,7 @@ def test_what_cannot_be_reported_is_one_line(workdir, monkeypatch, capsys, optio
     assert_one_line(capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_watched_run_is_written_again_until_it_ends(workdir, monkeypatch):
     path, said, looks = workdir / "metrics.jsonl", [], []
     before = path.read_text()

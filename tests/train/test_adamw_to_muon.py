@@ -136,6 +136,7 @@ def test_a_dry_run_names_the_switch(fraction, said):
     assert line.startswith("optimizer: AdamW in ") and said in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("starts", [(SWITCH,), slow((SWITCH - 1, SWITCH + 1))], ids=["at", "near"])
 def test_a_run_resumes_to_the_bit_across_the_switch(folder, tmp_path, starts):
     often = {"every_steps": 1, "keep": STEPS}

@@ -154,6 +154,7 @@ def other_teacher():
     return Teacher(made.model, weights), predicted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.25, slow(1.0)])
 def test_a_teacher_takes_its_part_of_the_loss(weight):
     teacher, p = other_teacher()
@@ -190,6 +191,7 @@ def states(made, weights, mode):
     ).states
 
 
+@pytest.mark.slow
 def test_the_last_layers_learn_from_those_that_are_named():
     own, _ = other_teacher()
     teacher = Teacher(own.model, own.params, (0, 3))
@@ -236,6 +238,7 @@ def test_a_teacher_adds_the_flops_that_are_said(weight):
     assert traced[0] - traced[1] == said[0] - said[1]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_sharded_teaches_the_same():
     own, _ = other_teacher()
     teacher = Teacher(own.model, own.params, (3,))
@@ -254,6 +257,7 @@ def test_a_teacher_that_is_sharded_teaches_the_same():
     assert all(abs(one[name] - two[name]) < 1e-5 for name in ("loss", "loss_layers"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [{**FIXED, "exit_loss": "weighted"}, GATE], ids=str)
 def test_the_last_state_teaches_the_earlier_ones_and_learns_from_the_teacher(depth):
     teacher, p = other_teacher()
@@ -293,6 +297,7 @@ def test_an_earlier_run_of_as_many_other_words_is_refused(folder, earlier, tmp_p
         loop.train(run, tmp_path / "pupil", {})
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_a_run_and_saves_itself_alone(folder, earlier, tmp_path):
     states = []
     for teacher in ("", str(earlier)):
@@ -305,6 +310,7 @@ def test_a_run_learns_from_a_run_and_saves_itself_alone(folder, earlier, tmp_pat
     assert alone.keys() == taught.keys() and not is_equal(alone, taught)
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_resumes_to_the_bit(folder, earlier, tmp_path, compiled_once):
     how = {"teacher": str(earlier), "layers": 2}
     run = short_run(

@@ -77,6 +77,7 @@ def incidents(workdir):
     return [json.loads(line) for line in (workdir / "incidents.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_spike_stops_a_run_and_is_recorded(folder, tmp_path, spoiled, capsys):
     spoiled(batch_3="wrong")
     assert train(folder, tmp_path, STRICT) == DIVERGED
@@ -106,6 +107,7 @@ def test_a_skipped_step_leaves_the_parameters(folder, tmp_path, spoiled, capsys)
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_back_takes_other_batches_and_resumes_to_the_bit(
     folder, tmp_path, spoiled, capsys, monkeypatch
 ):
@@ -126,6 +128,7 @@ def test_a_run_that_goes_back_takes_other_batches_and_resumes_to_the_bit(
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_too_many_faults_end_a_run(folder, tmp_path, spoiled, capsys):
     spoiled(batch_2="nan", batch_3="nan")
     few = ("--config.divergence.policy=skip", "--config.divergence.most=1")
@@ -134,6 +137,7 @@ def test_too_many_faults_end_a_run(folder, tmp_path, spoiled, capsys):
     assert len(incidents(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_learning_rate_of_30_does_not_end_well(folder, tmp_path):
     short = ("--config.train.num_steps=3", "--config.schedule.kind=constant")
     assert train(folder, tmp_path, *short) == 0

@@ -58,6 +58,7 @@ def assert_loss(made, formula):
     return metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_tied", [True, slow(False)])
 def test_stage_one_is_the_expected_loss_less_the_entropy(is_tied):
     made = trainer({**GATE, "entropy_weight": 0.3}, train={"loss_chunk": 5})
@@ -83,6 +84,7 @@ def test_one_recursion_trains_on_its_cross_entropy():
     assert not any(np.any(g) for g in jax.tree.leaves(grads["depth"]))
 
 
+@pytest.mark.slow
 def test_a_large_entropy_weight_makes_depths_alike():
     options = {"optimizer": {"trainable": ["depth"], "learning_rate": 0.1}, "train": STEPS}
     made = trainer({**GATE, "num_recursions": 2, "entropy_weight": 1e4}, **options)
@@ -97,6 +99,7 @@ def test_a_large_entropy_weight_makes_depths_alike():
     assert np.abs(seen[-1] - 0.5).max() < 0.02
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("how", "shares"), [("weighted", (1 / 6, 2 / 6, 3 / 6)), ("aggressive", (0.25, 0.25, 1.0))]
 )
@@ -106,6 +109,7 @@ def test_exits_of_a_fixed_depth_are_weighed_by_hand(how, shares):
     assert "loss_exits" not in assert_loss(made, formula)
 
 
+@pytest.mark.slow
 def test_stage_two_moves_the_gate_and_nothing_else():
     # Fine slopes, so that targets of untrained states differ.
     depth = {**GATE, "stage": 2, "slope": 3.0}
@@ -138,6 +142,7 @@ def test_stage_two_moves_the_gate_and_nothing_else():
     assert is_equal(after, before)
 
 
+@pytest.mark.slow
 def test_frozen_weights_stay_even_with_momentum_of_their_own():
     made = trainer(GATE)
     state, _ = made.step_function(0)(made.init(), made.put(batch()))
@@ -196,6 +201,7 @@ def test_microbatches_change_nothing():
         assert error(metrics[name], wanted[name]) < tol(jnp.float32, ROWS * LENGTH), name
 
 
+@pytest.mark.slow
 def test_a_gate_starts_from_another_run_and_resumes_without_it(folder, earlier, tmp_path, capsys):
     source, workdir = shutil.copytree(earlier, tmp_path / "source"), tmp_path / "gate"
     gate = lambda steps: short_run(

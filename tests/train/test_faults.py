@@ -5,6 +5,8 @@ import json
 import os
 import resource
 
+import pytest
+
 from recursia.data.loader import Loader
 from recursia.train.sinks.tensorboard import TensorBoard
 from recursia.train.validation import Validation
@@ -22,6 +24,7 @@ def last_line(capsys):
     return said.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_shard_cut_short_costs_no_step(folder, unbroken, tmp_path, monkeypatch, capsys):
     real, shard = Loader.batch, tmp_path / "data" / "train-00000.tokens"
 
@@ -121,6 +124,7 @@ def test_curves_on_a_full_disk_block_nothing(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_save_on_a_full_disk_ends_a_run_with_what_was_saved(
     folder, unbroken, tmp_path, monkeypatch, capsys
 ):

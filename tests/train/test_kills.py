@@ -12,6 +12,7 @@ from tests.helpers.kills import KILLED, SEED, survives
 from tests.helpers.runs import command, differences, saved, train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [10, exhaustive(100)])
 def test_a_run_killed_at_any_instant_ends_where_the_unbroken_one_does(
     folder, unbroken, tmp_path, compiled_once, count
@@ -24,6 +25,7 @@ def test_a_run_killed_at_any_instant_ends_where_the_unbroken_one_does(
     survives(start, unbroken, tmp_path, count, "expert choice")
 
 
+@pytest.mark.slow
 def test_a_process_killed_for_real_leaves_the_same(folder, unbroken, tmp_path):
     rng, codes = random.Random(SEED), []
     for most in (180, 120):  # an unbroken run has 200 operations

@@ -151,6 +151,7 @@ def test_an_update_that_is_not_finite_reaches_no_checkpoint(folder, tmp_path, ca
     assert saved(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_run_without_routers_writes_one_validation_loss(folder, tmp_path, capsys):
     sections = {"log": {"every_steps": 4, "sinks": []}, "checkpoint": {"every_steps": 0}}
     run = tiny_run(folder, "fixed", **sections, eval={"every_steps": 0})

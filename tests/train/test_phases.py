@@ -90,6 +90,7 @@ def test_phases_that_cannot_be_are_refused(fields, why):
         trainer(sharing, **fields)
 
 
+@pytest.mark.slow
 def test_a_step_untied_after_a_tied_phase_goes_on_from_its_state():
     made = trainer({"sharing": "none"}, ties=((0.5, "block"),))
     tied, rows = made.in_phase(1), made.put(batch())

@@ -109,6 +109,7 @@ def test_every_flipped_bit_is_found(unbroken, tmp_path):
     assert tried > 30 and digests.check(step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_older", [False, True], ids=["with digests", "without"])
 def test_a_run_goes_on_from_the_step_before_and_ends_as_the_unbroken_one(
     folder, unbroken, workdir, capsys, is_older
@@ -242,6 +243,7 @@ def test_checkpoints_are_listed_and_verified(workdir, command):
     assert "not read" in table[1] and "set aside" in table[2]
 
 
+@pytest.mark.slow
 def test_the_best_step_outlives_what_a_diverged_run_saves(folder, tmp_path, monkeypatch):
     losses = iter([1.5, 1.0, 80.0, 90.0, math.nan, 1e6])
     monkeypatch.setattr(Validation, "row", lambda *_: {"validation_loss": next(losses)})

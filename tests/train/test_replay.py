@@ -39,6 +39,7 @@ def test_a_sound_step_gives_what_was_recorded(run, replayed):
     assert before | {known: after[known]} == after
 
 
+@pytest.mark.slow
 def test_a_step_is_replayed_with_the_settings_of_its_time(folder, run, replayed):
     shutil.rmtree(run / "checkpoints" / "6")
     assert train(folder, run, "--config.optimizer.learning_rate=0.5") == 0

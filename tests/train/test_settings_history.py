@@ -17,6 +17,7 @@ def half(folder, unbroken, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_printed_and_recorded(folder, half, capsys):
     changed = ("optimizer.learning_rate=5e-3", "train.loss_chunk=8", "schedule.kind=cosine")
     assert train(folder, half, *(f"--config.{each}" for each in changed)) == 0

@@ -267,6 +267,7 @@ def test_tokens_that_never_halt_give_the_halting_unit_no_ponder_gradient():
     assert through_states(constant(of, -3))["depth"]["halt"]["bias"] != 0
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_halting():
     of = tiny(dtype="bfloat16")
     params = drawn(of)

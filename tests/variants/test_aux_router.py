@@ -49,6 +49,7 @@ def test_one_of_two_layers_shared_by_all_recursions_is_its_formula():
     assert_is_by_hand(routed(router="mlp", varies=(("router", "one"),)), "causal")
 
 
+@pytest.mark.slow
 def test_the_tokens_kept_in_training_are_those_without_it():
     weights = draw(routed())
     with_it = forward(weights, text(), routed(), "train")
@@ -67,6 +68,7 @@ def test_it_is_what_decides_in_causal_mode():
     assert is_equal(depth({**weights, "depth": scaled}), depth(weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("router", ["linear", slow("mlp")])
 def test_no_gradient_passes_through_it(router):
     made, tokens = routed(recursions=2, router=router, aux_loss_weight=50.0), text()

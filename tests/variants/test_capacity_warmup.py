@@ -31,6 +31,7 @@ def test_evaluation_is_not_warmed_up():
     assert np.array_equal(metrics["tokens_kept"] * 16, KEPT[-1])
 
 
+@pytest.mark.slow
 def test_keeping_by_mask_is_keeping_by_gathering_at_every_step():
     params, tokens = draw(WARM), text(length=16)
     for step, kept in enumerate(KEPT[:3]):
@@ -41,6 +42,7 @@ def test_keeping_by_mask_is_keeping_by_gathering_at_every_step():
         assert np.array_equal(masked[1].depth_used, gathered[1].depth_used)
 
 
+@pytest.mark.slow
 def test_after_the_warmup_the_mask_equals_gathering_with_gradients():
     options = {"recursions": 2, "blocks": 1, "capacity": (0.75, 0.5)}
     warm = tiny("expert_choice", **options, capacity_warmup_steps=4)
@@ -54,6 +56,7 @@ def test_after_the_warmup_the_mask_equals_gathering_with_gradients():
 SHARED = ("first_recursion", *map(exhaustive, ("groups/3", "upper_half")), ((0, 0), (2, 3), (4, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv", SHARED)
 def test_after_the_warmup_the_mask_equals_gathering_where_steps_share_keys(kv):
     """Experts too see the same tokens, and rows with padding."""

@@ -99,6 +99,7 @@ def test_leading_axes_are_tokens_alike(lead, num_experts):
     assert_close(mlp(x, choice.index, choice.weight, *weights), expected)
 
 
+@pytest.mark.slow
 def test_bfloat16_rows_and_banks_stay_so_and_sum_in_float32():
     cast = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16), tree)
     choice = random_choice((90,), 2, 3)
@@ -230,6 +231,7 @@ def test_under_a_capacity_no_token_sees_a_later_one():
     assert is_equal(other[0], whole[0])
 
 
+@pytest.mark.slow
 def test_what_has_no_place_changes_nothing_and_gets_no_gradient():
     x, weights = normal(1, 8, D), banks(2)
     choice = random_choice((1, 8), 1, 2)

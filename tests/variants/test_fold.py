@@ -71,6 +71,7 @@ def trained(made, init_std, num_steps=3):
     return forward(params, text(), made)[0]
 
 
+@pytest.mark.slow
 def test_training_does_not_depend_on_the_memorys_deviation():
     made = build(0.5, has_signs=True)
     small, large = trained(made, 0.005), trained(made, 0.5)

@@ -87,6 +87,7 @@ def test_a_selection_bias_chooses_and_has_no_gradient():
     assert not grads["selection_bias"].any() and grads["router"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [GluMoE, exhaustive(ChainMoE)])
 def test_an_update_moves_selection_biases_towards_an_even_share_and_nothing_else_does(kind):
     """Those of the core come first, then those of prelude and coda, which share nothing."""

@@ -187,6 +187,7 @@ def rewritten(tmp_path, **changes):
     return str(tmp_path / "file.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [slow((0, 4)), (3, 1), slow((4, 0))])
 def test_where_the_gradient_starts_changes_no_value(tmp_path, split):
     result = parity.check(rewritten(tmp_path, num_steps=np.array(split)))
@@ -194,6 +195,7 @@ def test_where_the_gradient_starts_changes_no_value(tmp_path, split):
     assert result.gradient_max_rel > parity.GRADIENTS
 
 
+@pytest.mark.slow
 def test_with_no_trained_recursion_gradients_may_be_missing(tmp_path):
     inner = ("core_block", "prelude", "adapter")
     with np.load(GOLDEN) as file:
@@ -209,6 +211,7 @@ def test_another_state_is_seen(tmp_path, name):
     assert not parity.check(rewritten(tmp_path, **{name: state})).ok
 
 
+@pytest.mark.slow
 def test_a_head_of_its_own_is_read(tmp_path):
     with np.load(GOLDEN) as file:
         table = file["param/transformer.wte.weight"]

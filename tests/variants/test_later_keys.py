@@ -19,6 +19,7 @@ def build(plan="top/1", **passes):
     return dataclasses.replace(config, kv=kv.Plan(plan, **passes))
 
 
+@pytest.mark.slow
 def test_as_many_passes_as_tokens_are_decoding_and_fewer_are_right_for_so_many_tokens():
     decoded = forward(draw(build()), text(), build(), "causal")[0]
     for count in (1, 3, LENGTH):
@@ -28,6 +29,7 @@ def test_as_many_passes_as_tokens_are_decoding_and_fewer_are_right_for_so_many_t
         assert count == LENGTH or error(logits[:, count:], decoded[:, count:]) > 1e-3
 
 
+@pytest.mark.slow
 def test_passes_with_a_gradient_change_gradients_alone():
     found = []
     for free, trained in ((3, 1), (2, 2)):
@@ -39,6 +41,7 @@ def test_passes_with_a_gradient_change_gradients_alone():
     assert error(keys(one), keys(two)) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["none", "block"])
 def test_flops_of_all_passes_are_exact(unit):
     assert_exact(build(num_free_passes=0), remat=Remat(unit))

@@ -72,6 +72,7 @@ POINTS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("options", POINTS.values(), ids=POINTS)
 def test_a_step_multiplies_by_the_sum(options):
     model_config = relaxed(**{"weights": lora.Lora(5), **options})
@@ -82,6 +83,7 @@ def test_a_step_multiplies_by_the_sum(options):
         assert_close(logits, by_hand.forward(weights, text(), free, mode)[0])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "name", ["cycle", exhaustive("sequence"), "adapters by recursion", exhaustive("routed")]
 )

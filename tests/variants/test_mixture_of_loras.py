@@ -97,6 +97,7 @@ def test_one_expert_is_an_adapter():
     )
 
 
+@pytest.mark.slow
 def test_every_expert_and_router_learns():
     weights = draw(config := build(varies=PRIVATE))
     core = gradient(weights, text(), config)[1]["core"]
@@ -105,6 +106,7 @@ def test_every_expert_and_router_learns():
     )
 
 
+@pytest.mark.slow
 def test_three_experts_of_a_feedforward_with_biases_cost_what_is_said():
     mixture = MixtureOfLoras(GELU(F), num_experts=E, rank=R, top_k=3)
     assert mixture.forward_flops(D) == 2 * (D * F + 3 * F * D + 2 * 3 * R * (D + F) + D * E)

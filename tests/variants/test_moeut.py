@@ -54,6 +54,7 @@ def build(block=BLOCK, group=2, repeats=3, kv_sharing="own", depth=None, vocab=V
     ).sized(vocab)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("block", "group", "kv_sharing"),
     [
@@ -83,6 +84,7 @@ def test_it_is_the_equations(block, group, kv_sharing):
             assert aux.losses.keys() == {"expert_entropy"}
 
 
+@pytest.mark.slow
 def test_a_repeated_group_is_a_stack_of_its_copies():
     config, stack = build(group=2, repeats=2), build(group=4, repeats=1)
     weights = draw(config)

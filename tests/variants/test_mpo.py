@@ -97,6 +97,7 @@ def test_matrices_start_with_their_usual_variance(max_bond):
             assert abs(np.std(entry[slot][name]) / 0.02 - 1) < 0.15, name
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_matrices_by_the_chain_rule():
     made = build(max_bond=5, recursions=1)
     plain, params = dataclasses.replace(made, weights=Tied()), draw(made)

@@ -89,6 +89,7 @@ def test_steps_of_one_width_are_the_uniform_model_bit_for_bit(sharing):
     assert np.array_equal(run(made), run(plain))
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_shared_block_is_the_sum_over_its_slices():
     assert LAWS["sharing"](SHARED, draw(SHARED)) == ""
 

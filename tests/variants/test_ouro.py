@@ -116,6 +116,7 @@ def test_published_parameters(preset, count):
     assert made.schedule.num_blocks == (24 if preset == "1.4b" else 48)
 
 
+@pytest.mark.slow
 def test_it_computes_in_bfloat16_and_its_gate_in_float32():
     made = dataclasses.replace(build(), dtype="bfloat16")
     params = draw(made)

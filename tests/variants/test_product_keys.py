@@ -97,6 +97,7 @@ def test_values_of_zero_write_the_bias_alone():
     assert_close(ours, bias)
 
 
+@pytest.mark.slow
 def test_the_table_has_a_learning_rate_of_its_own():
     config = build(KINDS["values"])
     specs, params = model.specs(config), draw(config)

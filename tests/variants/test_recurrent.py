@@ -152,6 +152,7 @@ def test_the_model_runs_at_any_depth(depth):
     assert_close(aux.states[:common], whole[:common])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["train", "eval", "causal"])
 def test_bfloat16_computes_and_float32_measures(mode):
     config = tiny(dtype="bfloat16", exit="latent_diff", exit_threshold=0.2)

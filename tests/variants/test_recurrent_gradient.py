@@ -33,6 +33,7 @@ def test_the_first_state_has_a_gradient_when_all_recursions_do(recursions):
     assert bool(np.any(towards)) == (recursions <= config.depth.backprop_depth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recursions", [slow(1), 2, slow(5)])
 def test_the_gradient_is_that_of_a_loop_cut_by_hand(recursions):
     config, tokens = tiny(), text()
@@ -61,6 +62,7 @@ def test_the_gradient_is_that_of_a_loop_cut_by_hand(recursions):
     assert_close(ours, gradient(p, noise(), tokens, fixed)[0], n=1024)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["block", "recursion"])
 def test_what_is_computed_again_changes_no_gradient(remat):
     config, key = tiny(), key_of(3, tiny().depth)
@@ -91,6 +93,7 @@ def test_recursions_that_may_be_skipped_keep_no_weights_each():
             assert kept
 
 
+@pytest.mark.slow
 def test_of_recursions_that_may_be_skipped_blocks_alone_are_computed_again():
     """As many products more as where the number of recursions is known."""
 

@@ -105,6 +105,7 @@ def test_with_all_kept_the_router_loss_is_mean_softplus_of_minus_the_logit():
     np.testing.assert_allclose(entropy, np.logaddexp(0, -logits).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_routers_learn_from_the_selection_and_from_the_gate_alone():
     # With "additive" gating nothing but the auxiliary loss reaches a router.
     for gating, is_reached in (("additive", False), ("weighted", True)):

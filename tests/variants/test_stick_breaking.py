@@ -135,6 +135,7 @@ def test_a_threshold_of_one_masks_nothing():
     assert error(forward(params, tokens, sticks(blocks=2))[0], logits) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_recurrence():
     config = sticks(blocks=2, threshold=1.0)
     params, tokens = draw(config), text()
@@ -235,6 +236,7 @@ def test_decoding_stops_when_no_wanted_token_goes_on():
     assert np.isnan(jax.jit(run)(~wanted).hidden).any()
 
 
+@pytest.mark.slow
 def test_half_precision_halts_in_float32():
     config = sticks(dtype="bfloat16", threshold=1.0)
     params, tokens = draw(config), text()

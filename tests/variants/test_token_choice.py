@@ -153,6 +153,7 @@ def test_a_bias_chooses_and_is_not_weighed():
     assert not np.asarray(jax.grad(loss)(params, tokens, config)["depth"]["bias"]).any()
 
 
+@pytest.mark.slow
 def test_an_update_moves_each_bias_towards_an_even_share_and_nothing_else_does():
     how = dict(balancing="loss_free", bias_rate=0.25, full_depth_steps=1)
     made = config.load("mor:tiny_token", {}).model

@@ -52,6 +52,7 @@ def test_parameters_are_those_that_were_saved(workdir, arrays, capsys):
     assert ("without digests" in capsys.readouterr().err) is (workdir.name == "older")
 
 
+@pytest.mark.few(1)
 def test_a_run_goes_on_from_it(workdir, arrays, monkeypatch):
     run = directory.recorded(workdir)
     run = dataclasses.replace(
