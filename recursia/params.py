@@ -162,6 +162,23 @@ def abstract(specs: Any, where: Any = None) -> Any:
     return jax.tree.map(shape, specs, *([] if where is None else [where]))
 
 
+def fingerprint(tree: Any) -> Array:
+    """Returns a number of the bits of all parameters, whatever their sharding: a checksum, uint32.
+
+    Each entry's bits are multiplied by an odd number of its place, and added modulo 2^32.
+    """
+    total = jnp.uint32(0)
+    for leaf in jax.tree.leaves(tree):
+        place = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, length in enumerate(leaf.shape):
+            iota = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            place = place * jnp.uint32(length) + iota
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+        bits = bits.astype(jnp.uint32) * (jnp.uint32(2) * place + jnp.uint32(1))
+        total = jnp.uint32(16777619) * total + bits.sum(dtype=jnp.uint32)
+    return total
+
+
 def count(specs: Any) -> int:
     """Returns the number of parameters."""
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))

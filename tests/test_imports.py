@@ -155,6 +155,7 @@ MAY = {
     "preflight": MODEL
     | FORWARD
     | {"accounting", "budget", "changes", "chips", "topology", "train", "generate", "data"}
+    | {"workdir", "buckets"}
     | CONFIGS,
     "__main__": {"cli", "console", "signals", "streams"},
     "__init__": {"cli", "language_model", "loaded", "prediction"},

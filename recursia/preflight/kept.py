@@ -10,11 +10,12 @@ import json
 import os
 import pathlib
 
-from recursia import budget, config, settings
+from recursia import buckets, budget, config, settings
 from recursia.preflight import ladder, report
+from recursia.workdir import trained
 
 _PACKAGES = ("recursia", "recursia.kernels")
-_UNRELATED = ("data", "checkpoint", "eval", "log", "distill", "topology")  # sections
+_UNRELATED = ("data", "checkpoint", "eval", "log", "topology")  # sections
 
 
 def read(run: settings.Run, topology: str, folder: pathlib.Path | None) -> report.Report | None:
@@ -38,11 +39,12 @@ def write(
 
 def _path(run: settings.Run, topology: str, folder: pathlib.Path) -> pathlib.Path:
     values = config.to_dict(run)
-    distills = bool(run.distill.teacher), run.distill.exits
     for name in _UNRELATED:
         values.pop(name)
     flags = [os.environ.get(flag) for flag in ladder.FLAGS]
-    parts = (values, distills, budget.vocab_size(run), topology, ladder.versions(), flags)
+    teacher = values["distill"].pop("teacher")
+    theirs = teacher and config.to_dict(trained.model_of(buckets.path(teacher)))
+    parts = (values, theirs, budget.vocab_size(run), topology, ladder.versions(), flags)
     key = json.dumps([*parts, _source()], sort_keys=True)
     return folder / f"preflight-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 

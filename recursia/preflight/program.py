@@ -13,6 +13,7 @@ from recursia import budget, settings, sharding
 from recursia.errors import UserError
 from recursia.generate import decode
 from recursia.preflight import hlo
+from recursia.train import earlier
 from recursia.train.step import Trainer
 
 _EXHAUSTED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|Used ([\d.]+)([KMGT]?) of")
@@ -46,7 +47,7 @@ class Memory:
     Attributes:
       parameters: of the device's float32 shards.
       optimizer: of the device's optimizer state.
-      arguments: of the other arguments of a step.
+      arguments: of the other arguments of a step: the batch, and a teacher's parameters.
       temporaries: of buffers within a step, mostly gradients and activations.
       output: of the results that do not reuse an argument's buffer.
       code: of the compiled program.
@@ -81,11 +82,14 @@ def make_trainer(run: settings.Run, devices: Sequence[Any]) -> Trainer:
       ConfigError: if the mesh has another number of devices, or does not divide the batch or a
         width.
       DataError: if the vocabulary's size has to be read from data that is not readable.
+      ConfigError, CheckpointError, DataError: if `distill.teacher` is not readable.
     """
     mesh = sharding.make_mesh(run.mesh, list(devices))
     rows = run.train.batch_size // run.train.num_microbatches
     sharding.check_batch(rows, run.train.seq_len, mesh)
-    trainer = Trainer(run, run.model.sized(budget.vocab_size(run)), mesh)
+    vocab = budget.vocab_size(run)
+    teacher = earlier.outline(run, vocab, mesh)
+    trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
     _ = trainer.state_shardings  # raises for a width that does not divide
     return trainer
 

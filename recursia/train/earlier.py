@@ -48,6 +48,26 @@ def teacher(run: settings.Run, vocab_size: int, tokenizer: Tokenizer, mesh: Mesh
         return Teacher(config, checkpoints.restore(step, {"params": abstract})["params"], layers)
 
 
+def outline(run: settings.Run, vocab_size: int, mesh: Mesh) -> Teacher | None:
+    """Returns the model of `distill.teacher` with shapes in place of its parameters.
+
+    Args:
+      run: the settings.
+      vocab_size: rows of the embedding, which it is taken to have.
+      mesh: the devices, which may belong to another host.
+
+    Raises:
+      ConfigError, CheckpointError, DataError: as `teacher`.
+    """
+    if not (workdir := run.distill.teacher):
+        return None
+    with _named("distill.teacher"):
+        config = trained.model_of(buckets.path(workdir)).sized(vocab_size)
+    config = dataclasses.replace(config, dtype=run.model.dtype)
+    weights = params.abstract(model.specs(config), _fitting(config, mesh, run))
+    return Teacher(config, weights, _layers(run, config, vocab_size))
+
+
 def _fitting(config: Model, mesh: Mesh, run: settings.Run) -> Params:
     return sharding.fitting(model.specs(config), mesh, run.mesh.rules)
 

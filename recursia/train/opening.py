@@ -6,10 +6,11 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 from jax.sharding import Mesh, NamedSharding
 
 import recursia.config
-from recursia import budget, distributed, settings, sharding
+from recursia import budget, distributed, params, settings, sharding
 from recursia.data import packing, verification
 from recursia.data.loader import Loader, rows_here
 from recursia.data.manifest import SPLITS
@@ -71,7 +72,9 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
         scored = tuple(filter(has_split, paths))
     identity = directory.identity(run, vocab, loader.identity)
     distributed.check_same("configuration or data", _digest(run, identity))
-    teacher = earlier.teacher(run, vocab, loader.tokenizer, mesh)
+    if teacher := earlier.teacher(run, vocab, loader.tokenizer, mesh):
+        bits = int(jax.jit(params.fingerprint)(teacher.params))
+        identity["teacher"] = {"path": run.distill.teacher, "parameters": bits}
     trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
     validation = Validation(trainer, loader.tokenizer, scored, prompts)
     return Parts(paths, loader, trainer, validation, identity, known)

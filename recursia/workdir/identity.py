@@ -40,6 +40,7 @@ def same(meta: dict[str, Any], wanted: dict[str, Any], where: str) -> None:
     if not differences:
         saved, here = (_flat(identity["model"], "model.") for identity in (meta, wanted))
         differences = _differences(saved, here) + _data_differences(meta["data"], wanted["data"])
+        differences += _teacher_differences(meta, wanted)
     if differences:
         others = len(differences) - _MAX_DIFFERENCES
         more = f"; and {others} more" if others > 0 else ""
@@ -62,6 +63,14 @@ def _data_differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
         _differences(by_path(saved), by_path(here))
         or ["its checkpoints have seen other data (files, tokenizer, seq_len, batch_size or seed)"]
     )
+
+
+def _teacher_differences(meta: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Returns a line if a teacher at the same place has other parameters than it had."""
+    was, now = meta.get("teacher"), wanted.get("teacher")
+    if not was or not now or was["path"] != now["path"] or was == now:
+        return []
+    return [f"{now['path']}, which it learns from, has other parameters than when this was saved"]
 
 
 def _differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:

@@ -9,10 +9,11 @@ import jax
 import pytest
 
 from recursia import cli, config, topology
-from recursia.preflight import ladder, render
+from recursia.errors import ConfigError
+from recursia.preflight import ladder, program, render
 from recursia.train.step import Trainer
 from tests.helpers import slow
-from tests.helpers.refusals import assert_one_line
+from tests.helpers.refusals import assert_one_line, refused
 
 FIXED_KEYS = (
     "fits bytes_per_chip hbm_bytes_per_chip flops_per_step collectives "
@@ -103,6 +104,20 @@ def test_another_failure_of_the_compiler_is_one_line(command, monkeypatch):
     monkeypatch.setattr(Trainer, "lower", lambda self, step=0: Failing("INTERNAL: some\nthing"))
     _, err = command("compile", "--config=vanilla:tiny", code=1)
     assert_one_line(err, "INTERNAL: some thing")
+
+
+def test_the_parameters_of_a_teacher_take_memory(tmp_path):
+    theirs = config.load("recursive:tiny", {})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict(theirs)))
+    few = {"train.batch_size": "1", "train.seq_len": "16", "distill.teacher": str(tmp_path)}
+    made = program.make_trainer(config.load("vanilla:tiny", few), jax.devices()[:1])
+    arguments = program.train_step(made, 0).memory.arguments
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in made.abstract_batch().values())
+    number = 4  # of the step, int32
+    assert arguments == program.local_bytes(made.teacher.params) + batch + number
+    none = {**few, "distill.teacher": str(tmp_path / "none")}
+    with refused(ConfigError, "config.distill.teacher", "none"):
+        program.make_trainer(config.load("vanilla:tiny", none), jax.devices()[:1])
 
 
 def test_advice_is_the_next_rungs_each_of_another_kind():

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from recursia import model, sharding
+from recursia import model, params, sharding
 from recursia.convert import calibration, export
 from recursia.data import tokenizer
-from recursia.errors import DataError, UserError
+from recursia.errors import CheckpointError, DataError, UserError
 from recursia.traced_flops import count_flops
 from recursia.train import distill, loop
 from recursia.train import earlier as earlier_run
@@ -22,7 +23,7 @@ from recursia.train.distill import Teacher
 from recursia.workdir import trained
 from tests.helpers import slow
 from tests.helpers.refusals import refused
-from tests.helpers.runs import state_of
+from tests.helpers.runs import saved, state_of
 from tests.helpers.tiny import assert_close, counted, draw, error, is_equal, text, tiny, tol
 from tests.helpers.trainers import (
     COUNT,
@@ -321,6 +322,37 @@ def test_a_run_that_learns_resumes_to_the_bit(folder, earlier, tmp_path, compile
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "2")
     loop.train(run, tmp_path / "run", {})
     assert is_equal(state_of(tmp_path / "run", 2), whole)
+
+
+def test_a_teacher_that_has_changed_is_refused_and_another_is_taken(
+    folder, earlier, tmp_path, compiled_once
+):
+    teacher, moved = shutil.copytree(earlier, tmp_path / "a"), tmp_path / "b"
+    of = lambda place, steps: short_run(
+        folder, distill={"teacher": str(place)}, train={"num_steps": steps}
+    )
+    loop.train(of(teacher, 1), tmp_path / "run", {})
+    shutil.copytree(teacher, moved)
+    loop.train(short_run(folder, train={"num_steps": max(saved(teacher)) + 1}), teacher, {})
+    with refused(CheckpointError, str(teacher), "other parameters", "another workdir"):
+        loop.train(of(teacher, 2), tmp_path / "run", {})
+    loop.train(of(moved, 2), tmp_path / "run", {})
+    assert max(saved(tmp_path / "run")) == 2
+
+
+def test_a_fingerprint_tells_bits_places_and_parameters_apart_and_no_sharding():
+    tree = {"a": jax.random.normal(jax.random.key(0), (8, 4)), "b": jnp.zeros((8, 4))}
+    fingerprint = jax.jit(params.fingerprint)
+    whole = int(fingerprint(tree))
+    where = NamedSharding(jax.make_mesh((2,), ("data",)), PartitionSpec("data"))
+    assert int(fingerprint(jax.device_put(tree, where))) == whole
+    changed = (
+        {**tree, "b": tree["b"].at[7, 3].set(-0.0)},
+        {"a": tree["a"][::-1], "b": tree["b"]},
+        {"a": tree["b"], "b": tree["a"]},
+        {"a": tree["a"].at[0, 0].set(jnp.nextafter(tree["a"][0, 0], 9.0)), "b": tree["b"]},
+    )
+    assert len({whole, *(int(fingerprint(each)) for each in changed)}) == 5
 
 
 def test_a_checkpoint_from_elsewhere_teaches_as_the_run_it_was_made_of(folder, earlier, tmp_path):
