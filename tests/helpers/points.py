@@ -168,12 +168,21 @@ def choices(axis, made):
     return [name for kind in axis for name in (kind, *named(kind))]
 
 
+@functools.cache
+def _made(chosen):
+    """Returns the point of arguments, pairs in order; None if its kinds cannot be combined."""
+    with contextlib.suppress(ValueError):
+        return point(**dict(chosen))
+
+
+def made_of(chosen):
+    """Returns the point of these arguments, made once; None if there is none."""
+    return _made(tuple(sorted({"block_": "pre_norm", **chosen}.items())))
+
+
 def is_legal(chosen):
     """Returns whether there is a point of these arguments."""
-    with contextlib.suppress(ValueError):
-        point(**{"block_": "pre_norm", **chosen})
-        return True
-    return False
+    return made_of(chosen) is not None
 
 
 def together(axes, **rest):
@@ -186,7 +195,7 @@ def together(axes, **rest):
       axes: argument of `point` to its values.
       **rest: arguments of all points, but of those that allow none of them.
     """
-    caches = lambda chosen: point(**{"block_": "pre_norm", **chosen}).is_incremental
+    caches = lambda chosen: made_of(chosen).is_incremental
     left, found = {axis: list(values) for axis, values in axes.items()}, []
     while any(left.values()):
         chosen = {"block_": "pre_norm", **rest}
