@@ -23,13 +23,14 @@ AXES = {
     "parameterisation": ("parameterisation", points.PARAMETERISATIONS),
     "embed": ("embed_", points.EMBEDS),
     "inject": ("inject_", tuple(points.INJECTS)),
+    "parallel": ("copies", tuple(points.COPIES)),
     "loop_norm": ("loop_norm", ("none", "each", "last")),
 }
 INTRODUCTION = """# What goes together
 
 A model is a point on the axes block (its arrangement), mixer, feedforward, depth, sharing, keys and
-values, weights, parameterisation, embed, inject and loop_norm. This page is written by `python -m
-docs.combinations`, which builds every pair of values. The other axes have the values block
+values, weights, parameterisation, embed, inject, parallel and loop_norm. This page is written by
+`python -m docs.combinations`, which builds every pair of values. The other axes have the values block
 `pre_norm`, mixer `grouped_query`, feedforward `swiglu`, depth `fixed` and sharing `cycle`; depth
 `recurrent` is given the core's input unless the pair says otherwise. Numbers in parentheses refer
 to the reasons below. `first_recursion replayed` shares queries and keys instead of keys and values

@@ -165,7 +165,8 @@ def _passes_flops(config: Model, seq_len: int, passes: list[Pass]) -> int | floa
     injected = config.inject.flops(d)
     enters = lambda p: p.blocks is None or 0 in p.blocks
     each = lambda p: p.scored * score + p.queries * injected * enters(p)
-    return sum(p.times * each(p) for p in passes) + core_flops(config, seq_len, passes)
+    around = config.parallel.num_copies * sum(p.times * each(p) for p in passes)
+    return around + core_flops(config, seq_len, passes)
 
 
 def _outer_flops(config: Model, seq_len: int) -> int | float:
@@ -175,7 +176,9 @@ def _outer_flops(config: Model, seq_len: int) -> int | float:
 
 
 def _head_flops(config: Model, seq_len: int) -> int:
-    head = config.embed.head_flops(config.vocab_size, config.end_block.embed_dim)
+    width = config.end_block.embed_dim
+    average = config.parallel.flops(width)
+    head = config.embed.head_flops(config.vocab_size, width) + average
     return seq_len * (head + _resize_flops(config))
 
 
@@ -186,7 +189,8 @@ def _logits_flops(config: Model, seq_len: int) -> int:
 
 def _resize_flops(config: Model) -> int:
     """Returns those of one token's projection to the width of the core, or back."""
-    return 2 * config.end_block.embed_dim * config.block.embed_dim if config.is_resized else 0
+    each = 2 * config.end_block.embed_dim * config.block.embed_dim if config.is_resized else 0
+    return config.parallel.num_copies * each
 
 
 def teacher_flops(
@@ -233,7 +237,7 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
         return once + again + attention
     if remat.unit != "none":
         again -= attention if remat.saves == "attention" else 0
-        ends = sum(config.ends.values()) * seq_len
+        ends = sum(config.ends.values()) * seq_len * config.parallel.num_copies
         again += core_flops(config, seq_len, passes) + end_flops(config, seq_len) - 2 * skipped
         again -= ends * unneeded_flops(config, config.end_block, is_in_core=False)
         if remat.unit == "block":
@@ -297,7 +301,8 @@ def mor_flops_per_token(config: Model, seq_len: int) -> float:
         each.times * each.queries / _ENDLESS * causal(each.block, each.keys, each.is_reading)
         for each in steps
     )
-    return core + sum(config.ends.values()) * causal(config.end_block, _ENDLESS, False)
+    ends = sum(config.ends.values()) * config.parallel.num_copies
+    return core + ends * causal(config.end_block, _ENDLESS, False)
 
 
 def _needed(each: Pass) -> Pass:
@@ -311,7 +316,8 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
     A step that makes keys and values caches those of as many tokens as it processes in training; a
     step that reads those of another caches none, and one that replays queries and keys of another
     caches values. Where every reader has a sliding window, the cache holds the largest window.
-    Prelude and coda cache every token. Numbers of recursions that training draws are left out:
+    Prelude and coda cache every token. Parallel copies of the model each have a cache; prefixes are
+    parameters, and in none. Numbers of recursions that training draws are left out:
     decoding takes the policy's own.
 
     Args:
@@ -323,7 +329,7 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
     decoded = config.depth.at_depth(config.depth.num_recursions)
     steps = steps_of(config, seq_len, decoded.passes(config.schedule, seq_len))
     core = sum(step.times * step.cached for step in steps)
-    mixers = [config.end_block.mixer] * sum(config.ends.values())
+    mixers = [config.end_block.mixer] * sum(config.ends.values()) * config.parallel.num_copies
     mixers += [] if config.embed.attention is None else [config.embed.attention]
     outside = seq_len * sum(mixer.cache_entries() for mixer in mixers)
     return itemsize * (outside + core) / seq_len

@@ -12,6 +12,7 @@ from recursia.depth.policy import Mode, Policy
 from recursia.embeddings.embedding import Embedding
 from recursia.embeddings.table import Table
 from recursia.injection import Injection
+from recursia.parallel import Parallel
 from recursia.parameterisations.parameterisation import Parameterisation, Size
 from recursia.parameterisations.standard import Standard
 from recursia.params import Params
@@ -29,7 +30,7 @@ SIZES = ("embed_dim", "mlp_dim", "expert_dim", "num_heads", "num_kv_heads", "hea
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The model, as a point on the axes block, sharing, weights, depth, inject, kv.
+    """The model, as a point on the axes block, sharing, weights, depth, inject, kv, parallel.
 
     Attributes:
       num_layers: effective depth: block applications of a token that takes every recursion.
@@ -50,6 +51,7 @@ class Model:
       loop_norm: where the final norm is applied besides before the head: "none", after "each"
         recursion, or after the "last". After "each" and with no coda, it is not repeated.
       kv: sharing of keys and values across steps, and sliding windows.
+      parallel: copies of the model side by side, whose states are averaged before the head.
       parameterisation: how scales follow from width and depth; `kind` names a module of
         `recursia.parameterisations`.
       embed: embedding and head; `kind` names a module of `recursia.embeddings`.
@@ -69,6 +71,7 @@ class Model:
     inject: Injection = dataclasses.field(default_factory=Injection)
     loop_norm: LoopNorm = "none"
     kv: keys_values.Plan = dataclasses.field(default_factory=keys_values.Plan)
+    parallel: Parallel = dataclasses.field(default_factory=Parallel)
     parameterisation: Parameterisation = dataclasses.field(default_factory=Standard)
     embed: Embedding = dataclasses.field(default_factory=Table)
     vocab_size: int = 0
@@ -100,6 +103,7 @@ class Model:
             **dict.fromkeys(self.block.slots, how),
             **dict.fromkeys(self.block.common, "one"),
             **dict.fromkeys(self.depth.slots, "recursion"),
+            **dict.fromkeys(self.parallel.slots, "recursion+block"),
             **self.weights.varies(self.block_specs),
         }
         plan = patterns.schedule(
@@ -115,7 +119,10 @@ class Model:
     @functools.cached_property
     def block_specs(self) -> Params:
         """The specs of one block by slot; initial scales depend on the number of layers."""
-        return self.block.specs(self.num_layers)
+        return self._specs(self.block)
+
+    def _specs(self, block: Block) -> Params:
+        return block.specs(self.num_layers) | self.parallel.prefix_specs(block.mixer)
 
     @functools.cached_property
     def step_blocks(self) -> tuple[Block, ...]:
@@ -131,7 +138,7 @@ class Model:
         """The specs of the block of each step, by slot."""
         made = {self.block: self.block_specs}
         for block in set(self.step_blocks) - {self.block}:
-            made[block] = block.specs(self.num_layers)
+            made[block] = self._specs(block)
         return tuple(made[block] for block in self.step_blocks)
 
     @functools.cached_property
@@ -147,7 +154,7 @@ class Model:
     @functools.cached_property
     def end_specs(self) -> Params:
         """The specs of one block of prelude or coda by slot."""
-        return self.end_block.specs(self.num_layers)
+        return self._specs(self.end_block)
 
     @property
     def is_resized(self) -> bool:
@@ -233,9 +240,26 @@ class Model:
                 "one size; take another, such as 'glu_moe'"
             )
 
+    def _check_parallel(self) -> None:
+        """Refuses copies of a token that would part, or that could not share scores."""
+        if self.parallel.num_copies == 1:
+            return
+        if not self.depth.is_uniform:
+            raise ValueError(
+                f"parallel.num_copies: under depth {self.depth.kind} each copy of a token would "
+                "take recursions of its own, and a token has one depth; take depth.kind 'fixed', "
+                "or 1"
+            )
+        if self.schedule.replays:
+            raise ValueError(
+                "parallel.num_copies: each step has a prefix of its own, which changes the scores "
+                "that it would replay; take kv.reads 'keys_values', or 1"
+            )
+
     def _check(self) -> None:
         """Refuses settings that cannot be combined, with the reason."""
         self._check_ends()
+        self._check_parallel()
         self._check_parameterisation()
         plan = self.schedule
         self.depth.check(plan, self.ends["coda"], self.inject)

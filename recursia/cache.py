@@ -98,7 +98,7 @@ def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
 
 
 def empty(config: Model, batch: int, size: int) -> Cache:
-    """Returns the cache of texts without a token.
+    """Returns the cache of texts without a token, a row for each parallel copy of the model.
 
     Args:
       config: the model.
@@ -114,10 +114,11 @@ def empty(config: Model, batch: int, size: int) -> Cache:
         makes_keys = plan.owner_places[place] == place
         return examples[block] if makes_keys else dataclasses.replace(examples[block], key=None)
 
+    rows = batch * config.parallel.num_copies
     pasts = {
         name: {
             place: past.empty(
-                example(name, plan, place), batch, _places(config, name, plan, place, size)
+                example(name, plan, place), rows, _places(config, name, plan, place, size)
             )
             for place in plan.cached_places
         }

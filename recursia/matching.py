@@ -10,6 +10,7 @@ Costs within 1 % count as equal. A match changes only these fields, which `overr
 """
 
 import dataclasses
+import math
 import pathlib
 import pprint
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from recursia.depth.fixed import Fixed
 from recursia.errors import ConfigError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.mixers.grouped_query import GroupedQuery
+from recursia.parallel import Parallel
 
 _MAX_LAYERS = 1000
 _FILE = '''"""{about}"""
@@ -44,6 +46,7 @@ CONTROLS = {
     "equal_params": "unique_parameters",
     "equal_flops": "forward_flops_per_token",
     "equal_training": "training_flops",
+    "equal_both": "training_flops",
 }
 
 
@@ -76,9 +79,13 @@ def controls(run: settings.Run) -> dict[str, settings.Run]:
         equal_params    the run's unique parameters, so fewer layers and FLOPs
         equal_flops     the run's forward FLOPs per token, so more parameters
         equal_training  equal_params, with the steps that spend the run's training FLOPs
+        equal_both      the run's unique parameters in parallel copies (Chen et al. 2025, arXiv
+                        2505.10475), as many, and at least two, as come nearest to the run's
+                        forward FLOPs: its number of recursions, if all blocks recur. Where these
+                        differ by more than 1 %, it takes the steps that spend the run's training
+                        FLOPs. One copy, if the run shares nothing.
 
-    No plain stack has equal parameters and equal FLOPs at once. Parallel streams of one model do
-    (ParScale, Chen et al. 2025, arXiv 2505.10475); they are not made here.
+    No plain stack has equal parameters and equal FLOPs at once.
 
     Raises:
       ConfigError: if no control is within 1 %; the message has both numbers.
@@ -88,9 +95,10 @@ def controls(run: settings.Run) -> dict[str, settings.Run]:
         small = _control(run, "unique_parameters")
         large = _control(run, "forward_flops_per_token")
         longer = _by_steps(small, run)
+        copies = _copies(small, run)
     except ConfigError as error:
         raise ConfigError(f"--controls: {error}") from None
-    return {"equal_params": small, "equal_flops": large, "equal_training": longer}
+    return dict(zip(CONTROLS, (small, large, longer, copies), strict=True))
 
 
 def write(folder: pathlib.Path, runs: dict[str, settings.Run], about: str) -> list[str]:
@@ -144,6 +152,31 @@ def _control(run: settings.Run, quantity: str) -> settings.Run:
     cost, target = _cost(plain, quantity), _cost(run, quantity)(run.model)
     model = scaling.by_depth(model, cost, target, run.model.num_layers)
     return _checked(plain, scaling.by_width(model, cost, target), quantity, target)
+
+
+def _copies(small: settings.Run, run: settings.Run) -> settings.Run:
+    """Returns parallel copies that have a run's parameters and FLOPs.
+
+    A prefix has at most a token for each 32 of a sequence.
+
+    Args:
+      small: a plain stack of the run's unique parameters.
+      run: the run.
+    """
+    flops, count = (_cost(small, q) for q in ("forward_flops_per_token", "unique_parameters"))
+    target, size = flops(run.model), count(run.model)
+    tokens = min(Parallel().prefix_tokens, max(1, run.train.seq_len // 32))
+    several = lambda number: dataclasses.replace(
+        small.model, parallel=Parallel(num_copies=number, prefix_tokens=tokens)
+    )
+    below, made = math.floor(target / flops(small.model)), [small.model]
+    if not scaling.is_equal(flops(small.model), target):
+        made = [several(max(2, number)) for number in (below, below + 1)]
+    model = min(made, key=lambda model: scaling.error(flops(model), target))
+    model = scaling.by_width(model, count, size)
+    copies = _checked(small, model, "unique_parameters", size)
+    spent, wanted = budget.training_flops(copies), budget.training_flops(run)
+    return copies if scaling.is_equal(spent, wanted) else _by_steps(copies, run)
 
 
 def _plain(model: Model) -> Model:

@@ -39,7 +39,8 @@ class Output:
     """The final hidden states, and the losses and metrics of a forward pass.
 
     Attributes:
-      hidden: normalised states of the last layer, which `logits` multiplies by the head.
+      hidden: normalised states of the last layer, which `logits` multiplies by the head; of
+        parallel copies, their average.
       aux: losses and metrics of the depth policy and of the blocks.
       states: those after each layer, before any norm between or after layers; None where they were
         not asked for.
@@ -47,7 +48,7 @@ class Output:
 
     hidden: Leaf  # [B T D]
     aux: Aux
-    states: Leaf | None = None  # [L B T D]
+    states: Leaf | None = None  # [L B T D], D of each parallel copy
 
 
 def specs(config: Model) -> Params:
@@ -106,6 +107,8 @@ def specs(config: Model) -> Params:
         ways = {"up": (outer, d), "down": (d, outer)}
         maps = {way: affine.normed_specs(*pair, config.block.norm) for way, pair in ways.items()}
         sections["resize"] = scaled(parameters.mark(maps, is_exact=False))
+    if average := config.parallel.specs(outer):
+        sections["parallel"] = scaled(parameters.mark(average, is_exact=False))
     final = config.end_block.final_norm()
     return sections if final is None else {**sections, "final_norm": scaled(final)}
 
@@ -145,7 +148,8 @@ def apply(
       wanted: in causal mode, the tokens whose states will be read; the states of others may be
         wrong. None wants all.
       is_by_token: whether routers report each token by itself (`Usage`), not sums over tokens; the
-        losses and metrics of blocks, which are of sums, are then left out.
+        losses and metrics of blocks, which are of sums, are then left out. Of parallel copies, each
+        of which routes a token by itself, they report nothing.
       keeps_states: whether to return the states after each layer, of a policy under which every
         token takes every step (`Policy.is_layered`).
       remat: what a backward pass computes again.
@@ -214,7 +218,9 @@ def _forward(
     call: Call,
     store: Store | None = None,
 ) -> Output:
-    x, before = enter(params, tokens, config, context, by_name, store)
+    x, context, before = enter(params, tokens, config, context, by_name, store)
+    if call.wanted is not None:
+        call = dataclasses.replace(call, wanted=config.parallel.by_row(call.wanted))
     if config.inject.needs_input:
         context = dataclasses.replace(context, inputs=config.block.states(x))
     x, aux = config.depth.run(by_name[CORE].among(context), params["depth"], x, context, call)
@@ -222,9 +228,13 @@ def _forward(
     states = None
     if context.keeps_states:
         states, (before, own, after) = _by_layer(config, (before, aux.report, after))
-        aux = dataclasses.replace(aux, report=own)
-    is_summed = context.places is None
-    return Output(x, _with_reports(aux, before, after, config) if is_summed else aux, states)
+        states, aux = config.parallel.joined(states), dataclasses.replace(aux, report=own)
+    aux = config.parallel.by_text(aux)
+    if context.places is None:
+        aux = _with_reports(aux, before, after, config)
+    elif config.parallel.num_copies > 1:
+        aux = dataclasses.replace(aux, report={})
+    return Output(x, aux, states)
 
 
 def _by_layer(config: Model, reports: tuple[Report, ...]) -> tuple[Array, list[Report]]:
@@ -243,8 +253,8 @@ def enter(
     context: Context,
     by_name: Mapping[str, Stack],
     store: Store | None = None,
-) -> tuple[Array, Report]:
-    """Returns the states that enter the core, and the report of the prelude.
+) -> tuple[Array, Context, Report]:
+    """Returns the states that enter the core, their context, and the report of the prelude.
 
     `store` has the KV cache of an embedding that attends.
     """
@@ -252,10 +262,12 @@ def enter(
     x, past = config.embed.embed(params["embed"], tokens, context, config.dtype, past)
     if store and past:
         store.pasts = {0: past}
+    if (count := config.parallel.num_copies) > 1:
+        x, context = config.parallel.by_row(x), context.repeated(count)
     x = config.block.opened(constrain(x, ("batch", "length", None)))
     if config.ends["prelude"]:
         x, report = by_name["prelude"].walk(x, context)
-    return _resized(params, x, config, "up"), report
+    return _resized(params, x, config, "up"), context, report
 
 
 def _resized(params: Params, x: Array, config: Model, way: str) -> Array:
@@ -293,18 +305,20 @@ def multiplier(config: Model) -> Array | None:
 
 def read(
     params: Params,
-    state: Float[Array, "B T D"],
+    state: Float[Array, "B T E"],
     config: Model,
     *,
     positions: Int[Array, "B T"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
-) -> Float[Array, "B T E"]:
+) -> Float[Array, "B T D"]:
     """Returns the head's input of a recursion's states, as if they were the last (logit lens).
 
     Like those of the last recursion, they go through loop norm, coda and final norm. The other
     arguments are those of `apply`.
     """
     context = _context(config, state.shape[:2], positions, segment_ids)
+    if (count := config.parallel.num_copies) > 1:
+        state, context = config.parallel.split(state), context.repeated(count)
     return finish(params, state, context, config, stacks_of(params, config))[0]
 
 
@@ -376,6 +390,8 @@ def normalise(params: Params, x: Array, config: Model) -> Array:
 
 
 def _before_head(params: Params, x: Array, config: Model) -> Array:
+    if config.parallel.num_copies > 1:
+        x = config.parallel.average(params["parallel"], x)
     scale = config.embed.logit_scale * config.parameterisation.logits(config.size)
     return config.embed.before_head(params["embed"], x, scale)
 

@@ -363,6 +363,11 @@ class Run:
                 "distill.layers: layers have two widths (model.end_sizes), and a teacher's have "
                 "one; take 0"
             )
+        if self.distill.layers and (count := self.model.parallel.num_copies) > 1:
+            raise ValueError(
+                f"distill.layers: a token has the states of {count} copies (model.parallel), and a "
+                "teacher's has those of one; take 0"
+            )
         if self.distill.layers and not self.model.depth.is_layered:
             raise ValueError(
                 f"distill.layers: under depth {kinds.kind_of(self.model.depth)!r} tokens take "

@@ -30,11 +30,12 @@ class Step:
     Attributes:
       block: what it applies; a part of the model's where steps have different widths.
       queries: tokens that the block processes.
-      keys: tokens whose keys and values each query meets, masked ones included.
+      keys: keys that each query meets, masked ones included, and those of a prefix.
       skipped: of those keys, how many are in tiles that are not multiplied; a mean over queries.
       cached: numbers that decoding keeps, of the keys and values that the step makes.
       is_reading: whether another step made the keys that the queries meet.
-      times: how many recursions are like this; a mean where their number is drawn.
+      times: how many recursions are like this, each parallel copy of the model counted; a mean
+        where their number is drawn.
       is_trained: whether a backward pass follows.
     """
 
@@ -71,7 +72,7 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
     """
     plan = config.schedule
     tokens = {each.recursion: each.queries for each in (*passes_of(config, seq_len), *chosen)}
-    is_relative = config.block.mixer.has_relative
+    is_relative, copies = config.block.mixer.has_relative, config.parallel
     is_later = (plan.read_places < 0)[np.argsort(plan.steps)]
     table = []
     for each in chosen:
@@ -88,8 +89,8 @@ def steps_of(config: Model, seq_len: int, chosen: list[Pass]) -> list[Step]:
             is_by_place = each.queries == seq_len and not is_later[step]
             is_by_place |= not (owner != step or plan.seen[step] or is_relative)
             skipped = skipped_keys(each.queries, keys, int(plan.seen[step])) if is_by_place else 0
-            met = each.queries, keys, skipped, cached, owner != step
-            table.append(Step(part, *met, each.times, each.is_trained))
+            met = each.queries, keys + copies.num_keys, skipped, cached, owner != step
+            table.append(Step(part, *met, each.times * copies.num_copies, each.is_trained))
     return table
 
 
@@ -117,7 +118,7 @@ def skipped_scores(config: Model, seq_len: int, chosen: list[Pass]) -> float:
         for step in steps_of(config, seq_len, chosen)
     )
     skipped = skipped_keys(seq_len, seq_len)
-    ends = sum(config.ends.values()) * seq_len * config.end_block.recomputed_flops(skipped)
+    ends = end_flops(config, seq_len, lambda block, *_: block.recomputed_flops(skipped))
     return core + ends
 
 
@@ -164,8 +165,8 @@ def core_flops(
 def end_flops(config: Model, seq_len: int, token_flops: TokenFlops | None = None) -> int | float:
     """Returns the FLOPs of a sequence in prelude and coda; of the forward pass by default."""
     forward = lambda block, keys, is_reading: block.forward_flops(keys, is_reading)
-    token_flops = token_flops or forward
-    return sum(config.ends.values()) * seq_len * token_flops(config.end_block, seq_len, False)
+    each = (token_flops or forward)(config.end_block, seq_len + config.parallel.num_keys, False)
+    return sum(config.ends.values()) * seq_len * config.parallel.num_copies * each
 
 
 def unneeded_flops(config: Model, block: Block, is_in_core: bool) -> int:

@@ -17,6 +17,7 @@ CONFIGS = {"settings", "config", "notes", "kinds"}
 LAYERS = WEIGHTS | {"sharding", "layers"}
 BLOCKS = LAYERS | {"mixers", "feedforward", "blocks"}
 MODEL = BLOCKS | {"kv", "injection", "embeddings", "sharing", "depth", "parameterisations"}
+MODEL |= {"parallel"}
 FORWARD = {"architecture", "model", "cache"}
 MAY = {
     "errors": set(),
@@ -46,6 +47,7 @@ MAY = {
     "distributed": BASE | {"stall"},
     "layers": LAYERS,
     "injection": LAYERS,
+    "parallel": LAYERS | {"mixers", "depth"},
     "mixers": LAYERS,
     "embeddings": LAYERS | {"mixers"},
     "feedforward": LAYERS,
@@ -101,7 +103,7 @@ MAY = {
     "budget": BASE | {"accounting", "data", "model", "step_law"} | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
-    | {"architecture", "accounting", "budget", "changes", "depth", "scaling"}
+    | {"architecture", "accounting", "budget", "changes", "depth", "scaling", "parallel"}
     | CONFIGS,
     "train": MODEL
     | FORWARD

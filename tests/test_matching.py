@@ -215,13 +215,13 @@ def test_controls_are_unshared_and_equal_what_they_are_named_for(command, tmp_pa
     run = config.load(name, dict(f.removeprefix("--config.").split("=") for f in CONTROLLED[name]))
     made = {control: config.load(row["path"], {}) for control, row in result["controls"].items()}
     assert made == matching.controls(run)
-    assert list(made) == ["equal_params", "equal_flops", "equal_training"]
+    assert list(made) == ["equal_params", "equal_flops", "equal_training", "equal_both"]
     for control in made.values():
         assert control.model.sharing == "none"
         assert control.model.depth.num_recursions == 1
         same = dataclasses.replace(control, model=run.model, train=run.train)
         assert same == run and control.train.seq_len == run.train.seq_len
-    small, large, longer = made.values()
+    small, large, longer, copies = made.values()
     assert small.train == large.train == run.train and longer.model == small.model
     near = lambda value: pytest.approx(value, rel=0.01)
     assert measured(small, "params") == near(measured(run, "params"))
@@ -230,6 +230,9 @@ def test_controls_are_unshared_and_equal_what_they_are_named_for(command, tmp_pa
     assert measured(small, "flops") < 0.8 * measured(run, "flops")
     assert measured(large, "params") > 1.3 * measured(run, "params")
     assert longer.train.num_steps > 1.25 * run.train.num_steps
+    assert measured(copies, "params") == near(measured(run, "params"))
+    assert measured(copies, "flops") == near(measured(run, "flops"))
+    assert copies.model.num_layers == small.model.num_layers
 
 
 def test_controls_of_a_plain_stack_are_itself():
@@ -239,16 +242,25 @@ def test_controls_of_a_plain_stack_are_itself():
 
 def test_controls_of_a_full_depth_loop_are_its_weights_once_and_its_walk_unshared():
     run = load("recursive:360m")
-    small, large, longer = matching.controls(run).values()
+    small, large, longer, copies = matching.controls(run).values()
     assert small.model.block == large.model.block == run.model.block
     assert small.model.num_layers == 1 + 10 + 1 and large.model.num_layers == 1 + 3 * 10 + 1
     assert longer.train.num_steps > 2 * run.train.num_steps
+    assert copies.model.parallel.num_copies == 3  # 3 x 12 layers for 32
+    assert 0.8 < copies.train.num_steps / run.train.num_steps < 1
 
 
-def test_controls_stand_by_themselves_and_say_what_is_missing(command, refused_command, tmp_path):
+def test_copies_are_as_many_as_recursions_where_all_blocks_recur():
+    run = load("recursive:360m", model__sharing="cycle", model__num_layers=30)
+    copies = matching.controls(run)["equal_both"]
+    assert (copies.model.num_layers, copies.model.parallel.num_copies) == (10, 3)
+    assert copies.train == run.train
+
+
+def test_controls_stand_by_themselves(command, refused_command, tmp_path):
     alone = ("budget", "--config=mor:tiny", f"--controls={tmp_path}")
     first, *_, last = command(*alone)[0].splitlines()
-    assert len(first) <= 100 and "parallel streams" in last
+    assert len(first) <= 100 and "equal_both.py  training flops" in last
     for wrong in ("--versus=vanilla:tiny", "--match=flops"):
         refused_command(*alone, wrong, parts=["--controls", "--versus", "--match"])
     typed = ("budget", "--config=mor:tiny")

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from .. import tuned
 from ..dispatch import Implementation, Op, on_hopper
-from . import libraries, reference, tiles, tpu, tpu_grid
+from . import libraries, prefix, reference, tiles, tpu, tpu_grid
 from .tpu_grid import Plan
 from .where import Inputs, Results, Scoring, Where
 
@@ -79,6 +79,8 @@ def routed_attention(
     key_segments: Int[Array, "B S"] | None = None,
     plan: Plan | None = None,
     relative: Float[Array, "B T N R"] | None = None,
+    prefix_key: Float[Array, "B P K H"] | None = None,
+    prefix_value: Float[Array, "B P K H"] | None = None,
     scale: float | None = None,
     window: int = 0,
     cap: float = 0.0,
@@ -103,6 +105,9 @@ def routed_attention(
         in each call.
       relative: position bias that each query adds to the scores of keys 0, 1, ... positions before
         it; keys further away take the last.
+      prefix_key: keys that every query sees, whatever its position and segment, the window and
+        `relative`; None has none. They are a call of their own, joined with that of `key`.
+      prefix_value: one for each.
       scale: factor of the scores; None is 1 / sqrt(H).
       window: number of positions up to its own that a query sees; 0 is no bound.
       cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
@@ -114,10 +119,14 @@ def routed_attention(
     where = Where(query_positions, key_positions, query_segments, key_segments, plan)
     given = Inputs(query, key, value, where, relative)
     _check(given)
+    before = None
+    if prefix_key is not None and prefix_value is not None:
+        before = prefix.inputs(query, prefix_key, prefix_value)
+        _check(before)
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     if not (query.size and key.size):
         return jnp.zeros(query.shape, query.dtype)
-    return _attend(given, Scoring(scale, window, float(cap)), backend)
+    return _attend(given, before, Scoring(scale, window, float(cap)), backend)
 
 
 def attention_plan(
@@ -143,21 +152,37 @@ def attention_plan(
         return None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _attend(given: Inputs, scoring: Scoring, backend: str) -> Array:
-    return FORWARD(given, scoring=scoring, backend=backend).out
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _attend(given: Inputs, before: Inputs | None, scoring: Scoring, backend: str) -> Array:
+    return _made(given, before, scoring, backend).out
 
 
-def _forward(given: Inputs, scoring: Scoring, backend: str) -> tuple[Array, Any]:
+def _made(given: Inputs, before: Inputs | None, scoring: Scoring, backend: str) -> Results:
     made = FORWARD(given, scoring=scoring, backend=backend)
+    if before is None:
+        return made
+    return prefix.joined(made, FORWARD(before, scoring=prefix.scoring(scoring), backend=backend))
+
+
+def _forward(
+    given: Inputs, before: Inputs | None, scoring: Scoring, backend: str
+) -> tuple[Array, Any]:
+    made = _made(given, before, scoring, backend)
     # A rematerialisation policy can save by this name what the backward pass reads.
     made = Results(*(checkpoint_name(each, "routed_attention") for each in made))
-    return made.out, (given, made)
+    return made.out, (given, before, made)
 
 
-def _backward(scoring: Scoring, backend: str, saved: Any, grad: Array) -> tuple[Inputs]:
-    dq, dk, dv, further = BACKWARD(*saved, grad, scoring=scoring, backend=backend)
-    return (Inputs(dq, dk, dv, None, further),)  # pyright: ignore[reportArgumentType]
+def _backward(
+    scoring: Scoring, backend: str, saved: Any, grad: Array
+) -> tuple[Inputs, Inputs | None]:
+    def pull(given: Inputs, scoring: Scoring) -> Inputs:
+        dq, dk, dv, further = BACKWARD(given, made, grad, scoring=scoring, backend=backend)
+        return Inputs(dq, dk, dv, None, further)  # pyright: ignore[reportArgumentType]
+
+    given, before, made = saved
+    # Either call has its part of the gradient by the output and the log-sum-exp of both.
+    return pull(given, scoring), before and pull(before, prefix.scoring(scoring))
 
 
 _attend.defvjp(_forward, _backward)

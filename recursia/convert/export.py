@@ -204,6 +204,11 @@ def _check_own(config: Model) -> None:
             "config.parameterisation: the modelling file multiplies neither branches nor logits; "
             "take 'standard', and embed.logit_scale 1"
         )
+    if (copies := config.parallel.num_copies) > 1:
+        raise ConfigError(
+            f"config.parallel.num_copies: got {copies}, and the modelling file has one copy of the "
+            "model; take 1"
+        )
     if config.inject != Injection():
         raise ConfigError("config.inject: the modelling file injects nothing; take a model without")
 

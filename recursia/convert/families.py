@@ -149,6 +149,7 @@ def comparable(config: Model) -> dict[str, Any]:
             config.parameterisation.logits(config.size) * embed.logit_scale,
         ),
         "weights": type(config.weights).__name__,
+        "parallel.num_copies": config.parallel.num_copies,
         "ends": tuple(config.ends.values()),
         "end_sizes": config.end_sizes,
         "sharing": (plan.order, *sorted(steps.items())),

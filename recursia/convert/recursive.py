@@ -234,6 +234,12 @@ def _check(config: Model, target: Model) -> None:
             "weights: steps have different widths, and entries start as layers of their own; take "
             "models of one width"
         )
+    for copies in (config.parallel.num_copies, target.parallel.num_copies):
+        if copies > 1:
+            raise ValueError(
+                f"parallel.num_copies: got {copies}, and converted models have one copy; take 1, "
+                "and then train.init_from, which draws prefixes and the average"
+            )
     replaced = target.weights.specs(target.block_specs).keys() & set(target.block.slots)
     if replaced:
         kind = kinds.kind_of(target.weights)

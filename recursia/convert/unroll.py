@@ -25,6 +25,7 @@ def unrolled(config: Model) -> Model:
         "depth": type(config.depth) is not Fixed,
         "inject": config.inject != Injection(),
         "loop_norm": config.loop_norm != "none",
+        "parallel": config.parallel.num_copies > 1,
         "end_sizes": bool(config.end_sizes),
         "kv.kv_sharing": not plan.makes_all_keys,
         "weights": bool(plan.shapes),

@@ -33,6 +33,7 @@ class Fixed(Policy):
 
     is_by_recursion = False
     is_layered = True
+    is_uniform = True
 
     exit_loss: Literal["last", "weighted", "aggressive"] = "last"
     exit_alpha: float = 0.1

@@ -43,6 +43,7 @@ class Integration(Policy):
     """
 
     scales_branches = True
+    is_uniform = True
 
     method: Literal["euler", "heun"] = "euler"
     horizon: float | None = None

@@ -36,6 +36,8 @@ class Nested(Policy):
         gradient goes through, at most all; 1 in the cycles before.
     """
 
+    is_uniform = True
+
     high_cycles: int = 2
     low_backprop: tuple[int, ...] = (2,)
 

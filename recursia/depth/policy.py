@@ -117,6 +117,7 @@ class Policy(abc.ABC):
     shows_stopped: ClassVar[bool] = False  # whether later recursions show stopped tokens to others
     scales_branches: ClassVar[bool] = False  # whether it multiplies what blocks add to the stream
     is_layered: ClassVar[bool] = False  # whether every token takes every step once, in any mode
+    is_uniform: ClassVar[bool] = False  # whether all tokens take the same recursions, in any mode
 
     def __post_init__(self):
         ranges.recursions(self)

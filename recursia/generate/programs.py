@@ -150,7 +150,7 @@ def enter(
     if "prelude" in held:
         store, back = _walk("prelude", held, rows, position)
         by_name |= stacks.with_caches({"prelude": by_name["prelude"]}, {"prelude": store})
-    x = model.enter(params, token[:, None], config, context, by_name)[0]
+    x, *_ = model.enter(params, token[:, None], config, context, by_name)
     if back is not None:
         held = back(store)
     x = x[:, None]

@@ -149,6 +149,8 @@ def refusal(config: Model) -> str:
         )
     if config.embed.attention is not None:
         return "embed: tokens attend to each other in it, and slots keep keys of recursions alone"
+    if config.parallel.num_copies > 1:
+        return "parallel.num_copies: a text is a row for each copy, and a slot is one row; takes 1"
     if plan.order != "cycle":
         return f"sharing {config.sharing!r}: goes block by block, and slots go by recursions"
     if matrices:

@@ -76,6 +76,12 @@ class Context:
         subset = jax.tree.map(lambda leaf: leaf[rows, index], subset)
         return replace(subset, multiplier=self.multiplier)
 
+    def repeated(self, count: int) -> "Context":
+        """Returns the context of rows each of which stands `count` times, one after the other."""
+        rows = replace(self, plan=None, multiplier=None)
+        rows = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), rows)
+        return replace(rows, multiplier=self.multiplier)
+
     def count_only(self, live: Bool[Array, "B T"]) -> "Context":
         """Returns a context in which other tokens are not live, but attended to all the same."""
         return replace(self, is_live=live if self.is_live is None else live & self.is_live)
@@ -115,6 +121,7 @@ def attend(
     relative: Float[Array, "B T N R"] | None = None,
     scale: float | None = None,
     cap: float = 0.0,
+    prefix: KeysValues | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal grouped-query attention: a query sees keys of its segment at or before its position.
 
@@ -130,6 +137,8 @@ def attend(
         keys further behind take the last.
       scale: factor of the scores; None is 1 / sqrt(H).
       cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
+      prefix: learned keys and values that every query of a row sees, without a position: none is
+        rotated, and `relative` adds nothing to their scores.
     """
     told, plan = _told(context, source_context, relative is not None), context.plan
     window = context.window
@@ -138,7 +147,9 @@ def attend(
         if relative is not None and relative.shape[-1] > 1:
             relative = relative[..., 1:]
 
-    def run(query, key, value, relative, table: Array | None, *told: Array | None) -> Array:
+    def run(
+        query, key, value, relative, before, further, table: Array | None, *told: Array | None
+    ) -> Array:
         return routed_attention(
             query,
             key,
@@ -146,16 +157,19 @@ def attend(
             **dict(zip(_TOLD, told, strict=True)),
             plan=None if plan is None or table is None else replace(plan, table=table),
             relative=relative,
+            prefix_key=before,
+            prefix_value=further,
             scale=scale,
             cap=cap,
             window=window,
         )
 
     queries, keys = ("batch", "length", "kv_heads", None), ("batch", None, "kv_heads", None)
+    before = (None, None) if prefix is None else (prefix.key, prefix.value)
     return locally(
         run,
-        (query, source.key, source.value, relative, plan and plan.table, *told),
-        (queries, keys, keys, queries, _TABLE, *(queries[:2], keys[:2]) * 2),
+        (query, source.key, source.value, relative, *before, plan and plan.table, *told),
+        (queries, keys, keys, queries, keys, keys, _TABLE, *(queries[:2], keys[:2]) * 2),
         queries,
     )
 

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 from typing import ClassVar, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from recursia.layers.attention import Context, KeysValues, QueriesKeys, attend
@@ -14,6 +15,7 @@ from recursia.layers.past import Made, Past, Source
 from recursia.params import Initializer, Leaf, Params, Spec
 
 Heads = Float[Array, "B T N H"]
+PREFIX = "prefix"  # the slot of learned keys and values
 
 
 class Queries(NamedTuple):
@@ -156,13 +158,33 @@ class Mixer(Branch):
         queries = Queries(read.query) if is_replay else self.queries(params, h, context)
         met, where, made, value_usage = self._met(params, *(memory or (x, h)), context, source)
         how = queries.relative, self.score_scale, self.score_cap
-        mixed = attend(queries.heads, met, context, where, *how)
+        prefix = self._prefix(params, len(x))
+        mixed = attend(queries.heads, met, context, where, *how, prefix=prefix)
         y, usage = self.outputs(params, mixed, h, queries, context)
         if context.is_replayed and isinstance(made, KeysValues):
             made = QueriesKeys(queries.heads, made.key)
         elif context.is_replayed and isinstance(made, Past):
             made = dataclasses.replace(made, query=queries.heads)
         return y, made, self.report(value_usage, usage)
+
+    def _prefix(self, params: Params, rows: int) -> KeysValues | None:
+        """Returns the learned keys and values that each row sees; None has none."""
+        if PREFIX not in params:
+            return None
+        by_row = lambda leaf: jnp.tile(leaf, (rows // len(leaf), 1, 1, 1))
+        return KeysValues(*(by_row(params[PREFIX][name]) for name in ("key", "value")))
+
+    def prefix_specs(self, num_copies: int, num_tokens: int, init: Initializer) -> Params:
+        """Returns the learned keys and values of a step, by slot: other ones for each copy.
+
+        Args:
+          num_copies: of the model, on neighbouring rows.
+          num_tokens: as many keys as those have.
+          init: of all.
+        """
+        shape = num_copies, num_tokens, self.key_width // self.head_dim, self.head_dim
+        spec = Spec(shape, (None, None, "kv_heads", None), init, is_matrix=False)
+        return {PREFIX: {"key": spec, "value": spec}}
 
     def _met(
         self, params: Params, x: States, h: States, context: Context, source: Source | None

@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from recursia import buckets, model, params, settings, sharding
-from recursia.architecture import Model
+from recursia.architecture import ENDS, Model
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError, UserError
 from recursia.params import Params
@@ -93,6 +93,11 @@ def _layers(run: settings.Run, config: Model, vocab_size: int) -> tuple[int, ...
             f"config.distill.layers: states of {how.teacher} are {theirs} wide, and {width} "
             f"in this model; take a teacher of that width, or 0 layers"
         )
+    if (copies := config.parallel.num_copies) > 1:
+        raise ConfigError(
+            f"config.distill.layers: a token has the states of {copies} copies in {how.teacher}, "
+            "and one here; take a teacher of one copy, or 0 layers"
+        )
     if not config.depth.is_layered:
         raise ConfigError(
             f"config.distill.layers: under the depth {config.depth.kind!r} of {how.teacher} tokens "
@@ -111,8 +116,8 @@ def _layers(run: settings.Run, config: Model, vocab_size: int) -> tuple[int, ...
 def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, str]:
     """Returns the first state with the parameters of `train.init_from`, and a message.
 
-    Sections of parameters that the earlier model lacks, such as those of a depth policy, keep
-    their random values.
+    Sections of parameters that the earlier model lacks, such as those of a depth policy, and slots
+    of its blocks, such as prefixes, keep their random values.
 
     Args:
       trainer: of the new run.
@@ -126,19 +131,28 @@ def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, 
     workdir = trainer.run.train.init_from
     with _opened(workdir, "train.init_from", tokenizer) as (config, checkpoints, step):
         ours, theirs = trainer.specs, model.specs(config)
-        drawn = [name for name in ours if jax.tree.leaves(ours[name]) and not _has(theirs, name)]
-        wanted, saved = (_shapes(tree, drawn) for tree in (ours, theirs))
+        drawn = [name for name in ours if _has(ours, name) and not _has(theirs, name)]
+        drawn += [
+            f"{stack}.{slot}"
+            for stack in ("core", *ENDS)
+            for slot in ours[stack]
+            if theirs[stack] and slot not in theirs[stack]
+        ]
+        wanted, saved = (_shapes(_without(tree, drawn)) for tree in (ours, theirs))
         for name in wanted | saved:
             if wanted.get(name) != saved.get(name):
                 raise CheckpointError(
                     f"config.train.init_from: {workdir} has {name} {saved.get(name)}, this model "
                     f"{wanted.get(name)}; take a run of the same model"
                 )
-        abstract = {n: tree for n, tree in trainer.abstract().params.items() if n not in drawn}
+        abstract = _without(trainer.abstract().params, drawn)
         weights = checkpoints.restore(step, {"params": abstract})["params"]
     suffix = f"; drawn: {', '.join(drawn)}" if drawn else ""
     message = f"starting from {workdir} at step {step}{suffix}"
-    return dataclasses.replace(state, params={**state.params, **weights}), message
+    merged = {**state.params, **weights}
+    for stack, _, slot in (name.partition(".") for name in drawn if "." in name):
+        merged[stack] = {**merged[stack], slot: state.params[stack][slot]}
+    return dataclasses.replace(state, params=merged), message
 
 
 @contextlib.contextmanager
@@ -171,7 +185,14 @@ def _has(tree: Params, name: str) -> bool:
     return bool(jax.tree.leaves(tree.get(name, {})))
 
 
-def _shapes(tree: Params, without: list[str]) -> dict[str, tuple[int, ...]]:
-    kept = {name: branch for name, branch in tree.items() if name not in without}
-    leaves = jax.tree_util.tree_leaves_with_path(kept)
+def _without(tree: Params, names: list[str]) -> Params:
+    """Returns parameters but for some sections, and for some slots of stacks."""
+    kept = {name: branch for name, branch in tree.items() if name not in names}
+    for stack, _, slot in (name.partition(".") for name in names if "." in name):
+        kept[stack] = {name: branch for name, branch in kept[stack].items() if name != slot}
+    return kept
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(p, simple=True, separator="."): s.shape for p, s in leaves}

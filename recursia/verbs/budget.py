@@ -25,7 +25,7 @@ def options(parser: parsing.Parser) -> None:
     )
     about = "a folder for the configurations of --versus as they were changed"
     parser.add_argument("--output", type=parsing.path, help=about)
-    about = "a folder for unshared models of equal parameters, FLOPs, and training FLOPs"
+    about = "a folder for unshared models of equal parameters, FLOPs, training FLOPs, or both"
     parser.add_argument("--controls", type=parsing.path, help=about)
     arguments.json_option(parser)
 
@@ -107,4 +107,3 @@ def _controls(given: argparse.Namespace) -> None:
     print(cost.render([first, *others]))
     for row in others:
         print(f"--config={row['path']}  {row['equal'].replace('_', ' ')} {row['error']:+.2%}")
-    print("The control of equal parameters and equal FLOPs, parallel streams, is not there yet.")

@@ -53,7 +53,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 31
+    assert len(NAMES) == 33
 
 
 @pytest.mark.few(6)
@@ -91,6 +91,12 @@ def test_a_changed_update_is_seen(changed):
     name = "param_after/torch_original_f32/wide"
     result = parity.check(changed(name, bump(1e-5), FOLDER / "muon.npz"))
     assert not result.ok and result.update_max_abs > parity.UPDATES
+
+
+@pytest.mark.slow
+def test_changed_weights_of_streams_are_seen(changed):
+    result = parity.check(changed("stream_weights", bump(1e-3), FOLDER / "parscale_p3.npz"))
+    assert not result.ok and result.logits_max_abs > parity.LOGITS
 
 
 def other_token(index):

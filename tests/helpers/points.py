@@ -11,6 +11,7 @@ import numpy as np
 
 from recursia import injection, kinds
 from recursia.architecture import Model
+from recursia.parallel import Parallel
 from tests.helpers.blocks import PUBLISHED, published
 from tests.helpers.tiny import VOCAB, keys_plan
 
@@ -40,6 +41,7 @@ INJECTS = {
     "coordinates": injection.Injection(position="halves", step="interleaved"),
     "learned steps": injection.Injection(step="learned"),
 }
+COPIES = {"one copy": Parallel(), "two copies": Parallel(num_copies=2, prefix_tokens=3)}
 NEEDS = {"recurrent": "input by adapter"}
 PLANS = ("own", "first_recursion", "groups/2", "groups/3", "spread/3", "upper_half")
 PLANS += ("last_recursion", "middle/1")  # in these, steps read keys of later ones
@@ -118,6 +120,7 @@ def point(
     kv_sharing="own",
     parameterisation="standard",
     embed_="table",
+    copies="one copy",
     **options,
 ):
     """Returns the model at a point.
@@ -140,6 +143,7 @@ def point(
         inject=INJECTS[inject_],
         weights=weight_kind(weights, made),
         kv=keys_plan(kv_sharing),
+        parallel=COPIES[copies],
         parameterisation=small("parameterisation", parameterisation),
         vocab_size=VOCAB,
         **{"embed": small("embed", embed_), "end_sizes": ENDS.get(sizes, ()), **options},
@@ -248,6 +252,7 @@ def every():
     found |= {name: point(embed_=name) for name in EMBEDS}
     found |= {f"keys of {plan}": point(kv_sharing=plan) for plan in PLANS}
     found |= {name: point(inject_=name) for name in INJECTS}
+    found |= {name: point(copies=name) for name in COPIES}
     found |= {f"sharing {name}": point(sharing=name) for name in PATTERNS}
     found |= {f"loop norm {name}": point(loop_norm=name) for name in ("each", "last")}
     found |= {name: point(depth_=name) for name in choices(DEPTHS, policy)}
@@ -279,6 +284,7 @@ def combined():
         "embed_": EMBEDS,
         "kv_sharing": PLANS,
         "inject_": INJECTS,
+        "copies": COPIES,
         "sharing": PATTERNS,
         "loop_norm": ("none", "each", "last"),
     }

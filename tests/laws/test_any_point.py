@@ -54,6 +54,7 @@ def arguments(draw_from):
         recursions=pick(1, 2, 3),
         num_blocks=pick(1, 2),
         inject_=pick(*points.INJECTS),
+        copies=pick(*points.COPIES),
         weights=pick(*points.WEIGHTS),
         parameterisation=pick("standard", *points.PARAMETERISATIONS),
         kv_sharing=pick(*points.PLANS, "a table"),

@@ -29,6 +29,7 @@ AXES = {
 }
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
 MORE |= {"parameterisation": points.PARAMETERISATIONS, "embed_": points.EMBEDS}
+MORE |= {"copies": tuple(points.COPIES)}
 AT_TWO = 2  # recursions; fewer compile sooner
 # Depth policies meet plans of keys in tests/laws/test_depth.py.
 QUICK = points.together({**AXES, **MORE}, recursions=AT_TWO)
@@ -132,8 +133,9 @@ def assert_decodes(config, params, chunks):
     keys = lambda step: config.step_blocks[step].mixer.key_width
     values = lambda step: config.step_blocks[step].cache_entries() - keys(step)
     entries = ends * config.end_block.cache_entries() + sum(map(keys, owners))
-    entries += config.embed.attention.cache_entries() if config.embed.attention else 0
     entries += sum(map(values, range(plan.num_steps) if plan.replays else owners))
+    entries *= config.parallel.num_copies
+    entries += config.embed.attention.cache_entries() if config.embed.attention else 0
     assert held.num_bytes == 4 * entries * LENGTH * BATCH
 
 

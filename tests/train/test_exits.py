@@ -12,6 +12,7 @@ import pytest
 
 from recursia import accounting
 from recursia.errors import ConfigError, UserError
+from recursia.parallel import Parallel
 from recursia.sharing.remat import KEEP
 from recursia.traced_flops import count_flops
 from recursia.train import loop
@@ -225,6 +226,22 @@ def test_a_gate_starts_from_another_run_and_resumes_without_it(folder, earlier, 
     gates = [name for name in third if name.startswith("params.depth.")]
     assert len(gates) == 2
     assert not any(np.array_equal(third[name], second[name]) for name in gates)
+
+
+@pytest.mark.slow
+def test_copies_start_from_one(folder, earlier, tmp_path, capsys):
+    start = {"num_steps": 1, "init_from": str(earlier), "seed": 7}
+    run = short_run(folder, train=start, optimizer={"trainable": ["parallel"]})
+    copies = dataclasses.replace(run.model, parallel=Parallel(num_copies=2, prefix_tokens=2))
+    loop.train(dataclasses.replace(run, model=copies), tmp_path, {})
+    said = capsys.readouterr().err
+    assert "drawn: parallel, core.prefix" in said
+    first, second = state_of(earlier, 1), state_of(tmp_path, 1)
+    kept = [name for name in first if name.startswith("params.")]
+    assert all(np.array_equal(first[name], second[name]) for name in kept)
+    drawn = {name for name in second if name.startswith("params.")} - set(kept)
+    assert all("prefix" in name or "parallel" in name for name in drawn)
+    assert all(second[name].any() for name in drawn if "bias" not in name)
 
 
 @pytest.mark.parametrize(

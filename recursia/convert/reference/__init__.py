@@ -36,6 +36,7 @@ FAMILIES = {
     "mpo": "mpo",
     "muon": "muon",
     "ouro": "ouro",
+    "parscale": "parscale",
     "rmoe": "rmoe",
     "subformer": "subformer",
     "widenet": "widenet",

@@ -83,9 +83,10 @@ def attention(block: Block, named: Arrays, prefix: str, makes_keys: bool = True)
     for name, (layer, num_heads) in projections.items():
         params[name] = trees.to_heads(named[f"{prefix}.{layer}.weight"], num_heads)
     if mixer.has_bias:
-        params["out_bias"] = named[f"{prefix}.o_proj.bias"]
         for name, (layer, num_heads) in projections.items():
             params[f"{name}_bias"] = named[f"{prefix}.{layer}.bias"].reshape(num_heads, -1)
+    if mixer.has_value_bias and mixer.has_out_bias:
+        params["out_bias"] = named[f"{prefix}.o_proj.bias"]
     return params
 
 
