@@ -173,7 +173,8 @@ def _copies(small: settings.Run, run: settings.Run) -> settings.Run:
     if not scaling.is_equal(flops(small.model), target):
         made = [several(max(2, number)) for number in (below, below + 1)]
     model = min(made, key=lambda model: scaling.error(flops(model), target))
-    model = scaling.by_width(model, count, size)
+    model = scaling.by_hidden_width(model, count, size)
+    model = scaling.by_width(model, count, size)  # if that is not enough
     copies = _checked(small, model, "unique_parameters", size)
     spent, wanted = budget.training_flops(copies), budget.training_flops(run)
     return copies if scaling.is_equal(spent, wanted) else _by_steps(copies, run)

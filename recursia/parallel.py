@@ -3,7 +3,7 @@
 Parallel scaling (Chen et al. 2025, arXiv 2505.10475) calls them streams: the width of a computation
 grows, as its depth does in recursion, and the number of parameters hardly. Every step has learned
 keys and values for each copy, its prefix: without a position, in front of the tokens, seen by all
-tokens of all documents. After the final norm the states h_p of the P copies of a token are averaged,
+tokens of all documents. After the final norm, the states h_p of a token's P copies are averaged,
 
     a = softmax(silu([h_1 ... h_P] W_1 + b_1) W_2 + b_2)        over P
     h = sum over p of ((1 - smoothing) a_p + smoothing / P) h_p
@@ -86,7 +86,7 @@ class Parallel:
         """Returns the states of a token's copies side by side."""
         if self.num_copies == 1:
             return x
-        *lead, rows, length, width = x.shape
+        *lead, _, length, width = x.shape
         x = x.reshape(*lead, -1, self.num_copies, length, width)
         return jnp.moveaxis(x, -3, -2).reshape(*lead, -1, length, self.num_copies * width)
 

@@ -64,7 +64,7 @@ def by_width(model: Model, cost: Cost, target: float) -> Model:
         if wide is not None:
             below, above = (below, wide) if cost(wide) > target else (wide, None)
     nearest = sorted(filter(None, (below, above)), key=lambda model: error(cost(model), target))
-    tuned = [_by_hidden_width(model, cost, target) for model in nearest]
+    tuned = [by_hidden_width(model, cost, target) for model in nearest]
     return min(tuned or [model], key=lambda model: not is_equal(cost(model), target))
 
 
@@ -73,7 +73,7 @@ def _unit(width: int) -> int:
     return math.gcd(width, 1 << max(0, (width // 16).bit_length() - 1))
 
 
-def _by_hidden_width(model: Model, cost: Cost, target: float) -> Model:
+def by_hidden_width(model: Model, cost: Cost, target: float) -> Model:
     """Returns the model with the hidden width that costs nearest.
 
     Of the widths within `_ROUND_TOLERANCE`, the one with the highest power of two is taken.

@@ -254,7 +254,7 @@ def test_copies_are_as_many_as_recursions_where_all_blocks_recur():
     run = load("recursive:360m", model__sharing="cycle", model__num_layers=30)
     copies = matching.controls(run)["equal_both"]
     assert (copies.model.num_layers, copies.model.parallel.num_copies) == (10, 3)
-    assert copies.train == run.train
+    assert copies.train.num_steps == pytest.approx(run.train.num_steps, rel=0.02)
 
 
 def test_controls_stand_by_themselves(command, refused_command, tmp_path):

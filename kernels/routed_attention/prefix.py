@@ -1,4 +1,4 @@
-"""Keys in front of all tokens, which every query sees: a call of their own, joined with the tokens'.
+"""Keys in front of all tokens, which every query sees: a call of their own, joined with theirs.
 
 Softmax over both is a mean of the two results, weighted by the sums of their exponentials. Given
 the output and the log-sum-exp of both together, the backward pass of either call has its part of

@@ -84,6 +84,8 @@ REST = [
     exhaustive("universal:tiny", "fsdp context"),
     exhaustive("huginn:tiny", "fsdp"),
     slow("sut:tiny", "fsdp tensor"),
+    exhaustive("parscale:tiny", "fsdp tensor"),
+    slow("parscale:tiny", "fsdp context"),
     exhaustive("mor:tiny_token", "tensor"),
 ]
 

@@ -140,15 +140,16 @@ def test_flops_are_those_of_the_traced_program(unit):
     flops.assert_exact(flops.tiny(parallel=parallel), remat=Remat(unit))
 
 
-def test_decoding_with_caches_is_the_forward_pass(drawn):
-    whole = forward(drawn, text(), MADE, "causal")[0]
-    params, held, parts = cache.unstack(drawn, MADE), cache.empty(MADE, BATCH, LENGTH), []
+def test_decoding_with_caches_is_the_forward_pass():
+    made = dataclasses.replace(tiny(recursions=1, blocks=1), parallel=NARROW)
+    drawn, parts = draw(made), []
+    params, held = cache.unstack(drawn, made), cache.empty(made, BATCH, LENGTH)
     run = jax.jit(model.extend, static_argnums=2)
     for part in np.split(np.arange(LENGTH), 3):  # of four tokens: one program
         where = {"positions": np.tile(part, (BATCH, 1)), "segment_ids": np.ones((BATCH, 4), int)}
-        hidden, held = run(params, text()[:, part], MADE, held, **where)
-        parts.append(model.logits(drawn, hidden, MADE))
-    assert_close(np.concatenate(parts, 1), whole)
+        hidden, held = run(params, text()[:, part], made, held, **where)
+        parts.append(model.logits(drawn, hidden, made))
+    assert_close(np.concatenate(parts, 1), forward(drawn, text(), made, "causal")[0])
 
 
 def test_prefixes_are_private_to_steps_unless_shared():

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from recursia import model
 from recursia.architecture import Model
-from recursia.convert.reference import Case, Compared, llama, trees, under
+from recursia.convert.reference import Case, Compared, llama, trees
 from recursia.convert.reference.trees import Arrays
 from recursia.depth.fixed import Fixed
 from recursia.embeddings.table import Table
