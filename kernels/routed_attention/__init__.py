@@ -27,16 +27,17 @@ def _gpu() -> Any:
     return gpu
 
 
-def _products(count: int) -> Callable[..., int]:
-    """Returns the FLOPs of `count` products of queries with keys, tile by tile.
+def _products(of_keys: int, of_values: int) -> Callable[..., int]:
+    """Returns the FLOPs of products as wide as keys and as wide as values, tile by tile.
 
     Masked keys of a tile that is not skipped are included.
     """
 
     def flops(given: Inputs, *_: Any, scoring: Scoring) -> int:
-        query, length = given.query, given.query.shape[1]
-        met = tiles.pairs(length, given.key.shape[1], scoring.window, given.where)
-        return 2 * count * query.size // length * met
+        query, value, length = given.query, given.value, given.query.shape[1]
+        met = tiles.pairs(length, value.shape[1], scoring.window, given.where)
+        each = of_keys * query.shape[3] + of_values * value.shape[3]
+        return 2 * query.shape[0] * query.shape[2] * each * met
 
     return flops
 
@@ -58,20 +59,20 @@ FORWARD = Op(
     "routed_attention",
     reference.forward,
     _implementations("forward", libraries.forward, tpu.forward),
-    _products(2),
+    _products(1, 1),
 )
 BACKWARD = Op(
     "routed_attention_backward",
     reference.backward,
     _implementations("backward", libraries.backward, tpu.backward),
-    _products(5),
+    _products(3, 2),
 )
 
 
 def routed_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"],
-    value: Float[Array, "B S K H"],
+    value: Float[Array, "B S K W"],
     *,
     query_positions: Int[Array, "B T"] | None = None,
     key_positions: Int[Array, "B S"] | None = None,
@@ -85,7 +86,7 @@ def routed_attention(
     window: int = 0,
     cap: float = 0.0,
     backend: str = "auto",
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N W"]:
     """Causal grouped-query attention: a query sees keys of its segment that are not after it.
 
     A query that sees no key returns zeros. Probabilities are not kept: the backward pass recomputes
@@ -96,7 +97,7 @@ def routed_attention(
     Args:
       query: N heads; head n reads key head n // (N / K).
       key: K heads; K divides N.
-      value: one for each key.
+      value: one for each key, of any width; kernels take those as wide as keys alone.
       query_positions: positions of the queries, in tokens; None is 0, 1, 2, ...
       key_positions: positions of the keys; None is 0, 1, 2, ...
       query_segments: segment ids of the queries; None is 0 for all.
@@ -125,7 +126,7 @@ def routed_attention(
         _check(before)
     scale = 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     if not (query.size and key.size):
-        return jnp.zeros(query.shape, query.dtype)
+        return jnp.zeros((*query.shape[:3], value.shape[3]), query.dtype)
     return _attend(given, before, Scoring(scale, window, float(cap)), backend)
 
 
@@ -192,7 +193,7 @@ def _check(given: Inputs) -> None:
     """Raises ValueError for shapes that do not match."""
     query, key, value, where, relative = given
     batch, length, heads, width = query.shape
-    if key.shape != value.shape:
+    if key.shape[:3] != value.shape[:3]:
         raise ValueError(f"routed_attention: key is {key.shape} but value is {value.shape}.")
     if (key.shape[0], key.shape[3]) != (batch, width):
         raise ValueError(

@@ -24,7 +24,7 @@ def forward(given: Inputs, *, scoring: Scoring) -> Results:
 
 
 def backward(
-    given: Inputs, made: Results, grad: Float[Array, "B T N H"], *, scoring: Scoring
+    given: Inputs, made: Results, grad: Float[Array, "B T N W"], *, scoring: Scoring
 ) -> tuple[Array, Array, Array, Array | None]:
     """Returns the gradients of query, key, value and relative, from what `forward` returned."""
     tiles = by_keys(given.where, given.query.shape[1], given.key.shape[1], scoring.window)
@@ -75,7 +75,7 @@ def _pull(
     tile: Inputs,
     lse: Float[Array, "G T"],
     delta: Float[Array, "G T"],
-    grad: Float[Array, "G T H"],
+    grad: Float[Array, "G T W"],
     scoring: Scoring,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Returns a tile's part of the gradients; of queries and relative scores in float32."""

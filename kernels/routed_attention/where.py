@@ -72,7 +72,7 @@ class Inputs(NamedTuple):
 
     query: Float[Array, "B T N H"]
     key: Float[Array, "B S K H"]
-    value: Float[Array, "B S K H"]
+    value: Float[Array, "B S K W"]
     where: Where
     relative: Float[Array, "B T N R"] | None = None
 
@@ -86,7 +86,7 @@ class Results(NamedTuple):
         that its probabilities exp(score - lse) are zero.
     """
 
-    out: Float[Array, "B T N H"]
+    out: Float[Array, "B T N W"]
     lse: Float[Array, "B N T"]
 
 
@@ -115,6 +115,9 @@ def decline(given: Inputs, scoring: Scoring, dtypes: tuple[Any, ...], widest: in
     if query.dtype not in dtypes:
         takes = " and ".join(jnp.dtype(each).name for each in dtypes)
         raise NotImplementedError(f"it takes {takes}, not {query.dtype}")
+    if given.value.shape[3] != query.shape[3]:
+        values, keys = given.value.shape[3], query.shape[3]
+        raise NotImplementedError(f"it takes values as wide as keys, not {values} and {keys}")
     if query.shape[3] > widest:
         raise NotImplementedError(f"it takes heads of at most {widest}, not {query.shape[3]}")
 

@@ -98,7 +98,7 @@ class KeysValues:
     """The keys and values of a context's tokens; no keys in the cache of a step that replays."""
 
     key: Leaf | None  # [... B S K H]
-    value: Leaf  # [... B S K H]
+    value: Leaf  # [... B S K W]
 
 
 @struct.dataclass
@@ -122,7 +122,7 @@ def attend(
     scale: float | None = None,
     cap: float = 0.0,
     prefix: KeysValues | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N W"]:
     """Causal grouped-query attention: a query sees keys of its segment at or before its position.
 
     Under sharding, query heads are split as key heads are, and queries as tokens are; each device
@@ -130,7 +130,7 @@ def attend(
 
     Args:
       query: rotated queries of the tokens in `context`.
-      source: rotated keys and values of the tokens in `source_context`.
+      source: rotated keys, and values of any width W, of the tokens in `source_context`.
       context: of the queries.
       source_context: of the keys, whose tokens may be others than those of the queries.
       relative: relative position bias: the query's score of keys 0, 1, ... positions behind it;

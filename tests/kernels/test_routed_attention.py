@@ -123,6 +123,22 @@ def test_the_reference_differentiates_the_definition(kind, further):
     check_grads(attend, inputs, order=1, modes=("rev",), rtol=2e-2, atol=2e-2)
 
 
+def test_values_wider_than_keys_are_mixed_as_their_parts_are_and_kernels_decline_them():
+    query, key, value = arrays(*SIZES["subset"])
+    where, both = places("packed", *SIZES["subset"][:3]), jnp.concatenate([value, 2 + value], -1)
+    grad = jax.random.normal(jax.random.key(9), (*query.shape[:3], both.shape[-1]))
+    run = jax.jit(lambda *x: jax.vjp(lambda *x: routed_attention(*x, **where), *x[:3])[1](x[3]))
+    ours, parts = run(query, key, both, grad), jnp.split(grad, 2, -1)
+    pulls = [run(query, key, v, g) for v, g in zip((value, 2 + value), parts, strict=True)]
+    (dq, dk, dv), (eq, ek, ev) = pulls
+    for got, want in zip(ours, (dq + eq, dk + ek, jnp.concatenate([dv, ev], -1)), strict=True):
+        np.testing.assert_allclose(got, want, **tolerance(jnp.float32, 24))
+    given = Inputs(*(x.astype(jnp.bfloat16) for x in (query, key, both)), Where())
+    for platform in ("cuda", "tpu"):
+        told = FORWARD.explain(given, platform=platform, scoring=SCORING).values()
+        assert told and all("values as wide as keys, not 8 and 4" in each for each in told)
+
+
 def test_a_query_that_sees_nothing_reads_zeros_and_moves_nothing():
     inputs = arrays(1, 3, 4, 2, 1, 4)
     positions = jnp.array([[-1, 0, 5]])
