@@ -33,8 +33,8 @@ from recursia.step_costs import (
     core_token_flops,
     end_flops,
     passes_of,
+    skipped_flops,
     skipped_keys,
-    skipped_scores,
     steps_of,
     unneeded_flops,
 )
@@ -220,17 +220,21 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
     rematerialised recursion computes that too, as input of its next block. Prelude and coda are
     rematerialised block by block in either case. With `remat.saves` "attention", attention is not
     computed again; with "products", only attention is. Recomputation that XLA merges with the
-    forward pass is counted. Attention skips the tiles that are wholly masked: see `skipped_scores`.
+    forward pass is counted. Attention skips the tiles that are wholly masked: see `skipped_flops`.
     """
-    scores = lambda block, keys, _: block.recomputed_flops(keys)
+    scores = lambda block, keys, _=False: block.recomputed_flops(keys)
+    both = lambda block, keys, _=False: block.attention_flops(keys)
     every = passes_of(config, seq_len)
     passes = [each for each in every if each.is_trained]
-    skipped = skipped_scores(config, seq_len, passes)
-    again = core_flops(config, seq_len, passes, scores) + end_flops(config, seq_len, scores)
-    again -= skipped
-    attention = 2 * again  # forward: as many FLOPs with values as with keys
-    once = training_flops(config, seq_len) - 2 * skipped_scores(config, seq_len, every)
-    once -= _BACKWARD * 2 * skipped
+    executed = lambda of: (
+        core_flops(config, seq_len, passes, of)
+        + end_flops(config, seq_len, of)
+        - skipped_flops(config, seq_len, passes, of)
+    )
+    again, attention = executed(scores), executed(both)
+    skipped = skipped_flops(config, seq_len, passes, both)
+    once = training_flops(config, seq_len) - skipped_flops(config, seq_len, every, both)
+    once -= _BACKWARD * skipped
     once += _embed_scores(config, seq_len)
     remat = remat.of_steps(config.schedule)
     if remat.unit != "none" and remat.saves == "products":
@@ -238,7 +242,7 @@ def executed_training_flops(config: Model, seq_len: int, remat: Remat) -> int | 
     if remat.unit != "none":
         again -= attention if remat.saves == "attention" else 0
         ends = sum(config.ends.values()) * seq_len * config.parallel.num_copies
-        again += core_flops(config, seq_len, passes) + end_flops(config, seq_len) - 2 * skipped
+        again += core_flops(config, seq_len, passes) + end_flops(config, seq_len) - skipped
         again -= ends * unneeded_flops(config, config.end_block, is_in_core=False)
         if remat.unit == "block":
             tokens: dict[Block, int | float] = collections.defaultdict(int)
@@ -254,7 +258,8 @@ def _embed_scores(config: Model, seq_len: int) -> int | float:
     if (mixer := config.embed.attention) is None:
         return 0
     skipped = skipped_keys(seq_len, seq_len)
-    left_out = mixer.recomputed_flops(skipped) * 2 * (1 + _BACKWARD)
+    width = config.embed.row_width(config.end_block.embed_dim)
+    left_out = mixer.attention_flops(width, skipped) * (1 + _BACKWARD)
     return seq_len * (mixer.recomputed_flops(seq_len - skipped) - left_out)
 
 
@@ -329,7 +334,8 @@ def cache_bytes_per_token(config: Model, seq_len: int, itemsize: int | None = No
     decoded = config.depth.at_depth(config.depth.num_recursions)
     steps = steps_of(config, seq_len, decoded.passes(config.schedule, seq_len))
     core = sum(step.times * step.cached for step in steps)
-    mixers = [config.end_block.mixer] * sum(config.ends.values()) * config.parallel.num_copies
-    mixers += [] if config.embed.attention is None else [config.embed.attention]
-    outside = seq_len * sum(mixer.cache_entries() for mixer in mixers)
-    return itemsize * (outside + core) / seq_len
+    outside = sum(config.ends.values()) * config.end_block.cache_entries()
+    outside *= config.parallel.num_copies
+    if (mixer := config.embed.attention) is not None:
+        outside += mixer.cache_entries(config.embed.row_width(config.end_block.embed_dim))
+    return itemsize * (seq_len * outside + core) / seq_len

@@ -59,11 +59,11 @@ class Parallel:
         """Keys that a query meets besides those of tokens."""
         return 0 if self.num_copies == 1 else self.prefix_tokens
 
-    def prefix_specs(self, mixer: Mixer) -> Params:
-        """Returns the specs of a step's prefixes, by slot."""
+    def prefix_specs(self, mixer: Mixer, width: int) -> Params:
+        """Returns the specs of a step's prefixes, by slot, in a stream of this width."""
         if self.num_copies == 1:
             return {}
-        return mixer.prefix_specs(self.num_copies, self.prefix_tokens, normal(self.init_std))
+        return mixer.prefix_specs(width, self.num_copies, self.prefix_tokens, normal(self.init_std))
 
     def specs(self, width: int) -> Params:
         """Returns the specs of the average, of states of this width."""

@@ -107,19 +107,26 @@ def skipped_keys(queries: int, keys: int, window: int = 0) -> float:
     return keys - tiles.pairs(queries, keys, window) / queries if queries else 0.0
 
 
-def skipped_scores(config: Model, seq_len: int, chosen: list[Pass]) -> float:
-    """Returns the FLOPs of the scores that attention skips, once, in some recursions and the ends.
+def skipped_flops(
+    config: Model, seq_len: int, chosen: list[Pass], of: Callable[[Block, int | float], int | float]
+) -> float:
+    """Returns the FLOPs that attention skips in some recursions and the ends.
 
     Where queries and keys are told apart by their places alone, attention on the reference path
     does not multiply tiles that causality or a window masks wholly. Kernels skip about as much.
+
+    Args:
+      config: the model.
+      seq_len: tokens of the sequence.
+      chosen: the recursions.
+      of: FLOPs of one token by its number of keys, such as `Block.attention_flops`.
     """
     core = sum(
-        step.times * step.queries * step.block.recomputed_flops(step.skipped)
+        step.times * step.queries * of(step.block, step.skipped)
         for step in steps_of(config, seq_len, chosen)
     )
     skipped = skipped_keys(seq_len, seq_len)
-    ends = end_flops(config, seq_len, lambda block, *_: block.recomputed_flops(skipped))
-    return core + ends
+    return core + end_flops(config, seq_len, lambda block, *_: of(block, skipped))
 
 
 def core_token_flops(

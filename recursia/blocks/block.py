@@ -49,6 +49,7 @@ class Block(abc.ABC):
     def __post_init__(self):
         ranges.at_least(1, self, "embed_dim")
         ranges.at_least(0, self, "norm_eps")
+        object.__setattr__(self, "mixer", self.mixer.beside(self.feedforward))
 
     def narrowed(self, heads: float, hidden: float, multiple: int) -> "Block":
         """Returns a part of the block; see `narrowed` of mixers and feed-forwards.
@@ -262,13 +263,17 @@ class Block(abc.ABC):
         """Returns the FLOPs of one token that every backward pass recomputes."""
         return self.mixer.recomputed_flops(keys)
 
+    def attention_flops(self, keys: int | float) -> int | float:
+        """Returns the forward FLOPs of one token's products with keys and with values."""
+        return self.mixer.attention_flops(self.embed_dim, keys)
+
     def score_flops(self) -> int:
         """Returns the forward FLOPs of one token that a step does without where it replays."""
         return self.mixer.score_flops(self.embed_dim)
 
     def cache_entries(self) -> int:
         """Returns how many numbers the KV cache of one step holds for one token."""
-        return self.mixer.cache_entries()
+        return self.mixer.cache_entries(self.embed_dim)
 
 
 def _fields(part: Any) -> set[str]:

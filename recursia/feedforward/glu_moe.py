@@ -17,10 +17,10 @@ from recursia.layers import balance, experts
 from recursia.layers.attention import Context
 from recursia.layers.branch import Losses, Report, States
 from recursia.layers.initial import Init
-from recursia.layers.linear import dot, dot_of
+from recursia.layers.linear import dot
 from recursia.layers.moe import MixtureOfExperts
 from recursia.layers.norm import zeros
-from recursia.params import Params, Spec
+from recursia.params import Initializer, Params, Spec
 
 Logits = Float[Array, "B T *N E"]
 
@@ -82,18 +82,22 @@ class GluMoE(MixtureOfExperts, FeedForward):
         d, f = width, self.shared_dim
         read = self.init.read(d, d)
         write = lambda inputs: self.init.write(d, inputs, num_steps)
-        chosen = self.matrices(d, read, write(self.expert_dim))
-        shared = {"up": Spec((d, f), ("embed", "mlp"), read)}
-        shared |= {"down": Spec((f, d), ("mlp", "embed"), write(max(f, 1)))}
-        if self.is_gated:
-            chosen, shared = ({"gate": tree["up"], **tree} for tree in (chosen, shared))
         bias = Spec((self.num_experts,), (None,), zeros, is_decayed=False, is_matrix=False)
         return {
-            "experts": chosen,
+            "experts": self.matrices(d, read, write(self.expert_dim)),
             **self.router_specs(width),
             **({"selection_bias": bias} if self.has_selection_bias else {}),
-            **({"shared_experts": shared} if f else {}),
+            **({"shared_experts": self.dense_matrices(d, f, read, write(f))} if f else {}),
         }
+
+    def matrices(self, width: int, up: Initializer, down: Initializer) -> dict[str, Spec]:
+        """Returns the specs of all matrices of every expert."""
+        both = super().matrices(width, up, down)
+        return {"gate": both["up"], **both} if self.is_gated else both
+
+    def activation(self, x: Array) -> Array:
+        """Returns SiLU."""
+        return jax.nn.silu(x)
 
     def router_specs(self, width: int) -> Params:
         """Returns the slots of the router."""
@@ -122,16 +126,8 @@ class GluMoE(MixtureOfExperts, FeedForward):
 
     def mixed(self, params: Params, x: States, choice: experts.Choice) -> States:
         """Returns the sum of the outputs of chosen experts and those that are always on."""
-        y = experts.expert_mlp(x, choice, **params["experts"], activation=jax.nn.silu)
-        if not self.shared_dim:
-            return y
-        weights = params["shared_experts"]
-        up = dot(x, weights["up"], "d,df->f")
-        if not self.is_gated:
-            return y + dot_of(jax.nn.silu, (up,), weights["down"], "f,fd->d")
-        gated = lambda gate, up: jax.nn.silu(gate) * up
-        gate = dot(x, weights["gate"], "d,df->f")
-        return y + dot_of(gated, (gate, up), weights["down"], "f,fd->d")
+        y = self.routed(params["experts"], x, choice)
+        return y + self.dense(params["shared_experts"], x) if self.shared_dim else y
 
     def step(
         self, params: Params, x: States, h: States, carried: Carried, context: Context
@@ -156,9 +152,7 @@ class GluMoE(MixtureOfExperts, FeedForward):
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns the load balancing loss of each router over all its uses."""
-        is_batch = self.balance_over == "batch"
-        loss = balance.switch_loss if is_batch else balance.sequence_switch_loss
-        unevenness = jax.vmap(loss)(reports["router"])
+        unevenness = balance.unevenness(reports["router"], self.balance_over)
         losses = {"expert_balance": self.balance_loss_weight * unevenness.sum()}
         return losses, {"expert_unevenness": unevenness.mean(), **self.shares(reports)}
 
@@ -183,5 +177,8 @@ class GluMoE(MixtureOfExperts, FeedForward):
 
     def mixing_flops(self, width: int) -> int | float:
         """Returns those of a token's experts, without those of its router."""
-        hidden = self.top_k * self.expert_dim + self.shared_dim
+        return self.hidden_flops(width, self.top_k * self.expert_dim + self.shared_dim)
+
+    def hidden_flops(self, width: int, hidden: int) -> int:
+        """Returns the FLOPs of one token in experts that have so many hidden units together."""
         return (6 if self.is_gated else 4) * width * hidden

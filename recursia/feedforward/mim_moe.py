@@ -4,16 +4,15 @@ Tan et al. 2023, arXiv 2310.07096. Each option says where the paper and the rele
 """
 
 import dataclasses
-import functools
 
 import jax
+from jaxtyping import Array
 
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
 from recursia.layers import mim_router
 from recursia.layers.attention import Context
 from recursia.layers.branch import Losses, Report, States
-from recursia.layers.experts import expert_mlp
 from recursia.layers.initial import uniform
 from recursia.layers.moe import MixtureOfExperts
 from recursia.params import Params, Spec
@@ -56,8 +55,11 @@ class MimMoE(MixtureOfExperts, FeedForward):
     ) -> tuple[States, Report]:
         """Returns the outputs for `x` of the experts that `h` chooses, and router statistics."""
         choice, usage = mim_router.route(params["router"], h, self.top_k, context)
-        gelu = functools.partial(jax.nn.gelu, approximate=False)
-        return expert_mlp(x, choice, activation=gelu, **params["experts"]), {"router": usage}
+        return self.routed(params["experts"], x, choice), {"router": usage}
+
+    def activation(self, x: Array) -> Array:
+        """Returns GELU."""
+        return jax.nn.gelu(x, approximate=False)
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns the mutual-information loss, and its two mean entropies in nats."""
@@ -71,4 +73,4 @@ class MimMoE(MixtureOfExperts, FeedForward):
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""
         routing = mim_router.flops(width, self.num_experts)
-        return 4 * self.top_k * width * self.expert_dim + routing
+        return self.hidden_flops(width, self.top_k * self.expert_dim) + routing

@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 import jax
+from jaxtyping import Array
 
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
@@ -47,8 +48,11 @@ class SigmaMoE(MixtureOfExperts, FeedForward):
     ) -> tuple[States, Report]:
         """Returns the outputs for `x` of the experts that `h` chooses, and router statistics."""
         choice, usage = router.route(params["router"], h, self.top_k, context, score="sigmoid")
-        y = experts.expert_mlp(x, choice, **params["experts"], activation=jax.nn.relu)
-        return y, {"router": usage}
+        return self.routed(params["experts"], x, choice), {"router": usage}
+
+    def activation(self, x: Array) -> Array:
+        """Returns ReLU."""
+        return jax.nn.relu(x)
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns minus the entropy of each sequence's expert probabilities, and their evenness.

@@ -5,9 +5,9 @@ arXiv 2107.11817). With one expert it is an MLP with one hidden layer of GELU.
 """
 
 import dataclasses
-import functools
 
 import jax
+from jaxtyping import Array
 
 from recursia import ranges
 from recursia.feedforward.feedforward import FeedForward
@@ -60,9 +60,11 @@ class SoftmaxMoE(MixtureOfExperts, FeedForward):
         """Returns the outputs for `x` of the experts that `h` chooses, and router statistics."""
         choice, usage = router.route(params["router"], h, self.top_k, context, score="softmax")
         choice = experts.limit(choice, self.num_experts, self.capacity, context.is_live)
-        gelu = functools.partial(jax.nn.gelu, approximate=False)
-        y = experts.expert_mlp(x, choice, **params["experts"], activation=gelu)
-        return y, {"router": usage}
+        return self.routed(params["experts"], x, choice), {"router": usage}
+
+    def activation(self, x: Array) -> Array:
+        """Returns GELU."""
+        return jax.nn.gelu(x, approximate=False)
 
     def losses(self, reports: Report) -> tuple[Losses, Losses]:
         """Returns the load balancing loss of each router over all its uses in the batch."""

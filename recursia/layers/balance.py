@@ -4,6 +4,8 @@ Every statistic is a sum over tokens: those of several uses of one bank, such as
 added leaf by leaf before a loss is computed from them.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -109,6 +111,11 @@ def sequence_switch_loss(usage: Usage) -> Float[Array, ""]:
     product = (share * _mean(usage.probability, usage.tokens)).sum(-1)
     axes = tuple(range(product.ndim))
     return share.shape[-1] * batch.mean(product, axes, usage.tokens > 0)
+
+
+def unevenness(usage: Usage, over: Literal["batch", "sequence"]) -> Float[Array, "U"]:
+    """Returns `switch_loss` or `sequence_switch_loss` of each router, along the leading axis."""
+    return jax.vmap(switch_loss if over == "batch" else sequence_switch_loss)(usage)
 
 
 def z_loss(usage: Usage) -> Float[Array, ""]:

@@ -27,6 +27,7 @@ class Branch(abc.ABC):
       slots: names of the branch's slots; each slot can be shared across depth, or not, by itself.
       exact: slots whose weights stay float32 whatever the compute dtype.
       common: slots of which all steps of the core use one entry, whatever they share else.
+      uses: slots of the other branch of its block, whose weights it uses too: their gradients add.
       followers: slots of one array that `after_step` changes; they get no gradient.
     """
 
@@ -34,6 +35,7 @@ class Branch(abc.ABC):
     slots: ClassVar[tuple[str, ...]]
     exact: ClassVar[tuple[str, ...]] = ()
     common: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
     followers: ClassVar[tuple[str, ...]] = ()
 
     @property

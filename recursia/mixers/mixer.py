@@ -1,6 +1,7 @@
 """The base of mixers: attention to a step's own keys and values, or to those of another step."""
 
 import abc
+import copy
 import dataclasses
 from typing import ClassVar, NamedTuple
 
@@ -15,6 +16,7 @@ from recursia.layers.past import Made, Past, Source
 from recursia.params import Initializer, Leaf, Params, Spec
 
 Heads = Float[Array, "B T N H"]
+Mixed = Float[Array, "B T N W"]  # a value for each query
 PREFIX = "prefix"  # the slot of learned keys and values
 
 
@@ -45,12 +47,14 @@ class Mixer(Branch):
       score_weights: the same of queries and keys. None: a step cannot replay those of another.
       score_scale: factor of the scores; None is 1 / sqrt(head_dim).
       score_cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
+      feedforward: of the block of a layer that `beside` returned, whose slots `uses` names.
       has_relative: whether queries have a relative position bias.
     """
 
     num_heads: int
     head_dim: int
 
+    feedforward: ClassVar[Branch]
     has_relative: ClassVar[bool] = False
     norm_name = "attention"
     score_scale: float | None = None
@@ -65,8 +69,24 @@ class Mixer(Branch):
 
     @property
     def key_width(self) -> int:
-        """Width of all keys of a token together, and of all values."""
+        """Width of all keys of a token together."""
         return self.num_heads * self.head_dim
+
+    def beside(self, feedforward: Branch) -> "Mixer":
+        """Returns the layer in a block with this feed-forward, whose slots it may use.
+
+        Raises:
+          ValueError: if it uses slots (`uses`) that the feed-forward does not have.
+        """
+        if missing := set(self.uses) - set(feedforward.slots):
+            raise ValueError(
+                f"mixer: uses the weights of slot {min(missing)!r}, and the feed-forward has "
+                f"{', '.join(feedforward.slots)}; take one such as 'glu_moe'"
+            )
+        if not self.uses:
+            return self
+        vars(made := copy.copy(self)).update(feedforward=feedforward)
+        return made
 
     def narrowed(self, part: float) -> "Mixer":
         """Returns the layer with a part of its heads, whose weights are the first of this one's.
@@ -109,7 +129,7 @@ class Mixer(Branch):
 
     @abc.abstractmethod
     def outputs(
-        self, params: Params, mixed: Heads, h: States, queries: Queries, context: Context
+        self, params: Params, mixed: Mixed, h: States, queries: Queries, context: Context
     ) -> tuple[States, Usage | None]:
         """Returns the writes to the residual stream, and the statistics of a router of outputs.
 
@@ -174,17 +194,26 @@ class Mixer(Branch):
         by_row = lambda leaf: jnp.tile(leaf, (rows // len(leaf), 1, 1, 1))
         return KeysValues(*(by_row(params[PREFIX][name]) for name in ("key", "value")))
 
-    def prefix_specs(self, num_copies: int, num_tokens: int, init: Initializer) -> Params:
+    def value_dim(self, width: int) -> int:
+        """Returns the width of a value, in a stream of this width."""
+        return self.head_dim
+
+    def prefix_specs(
+        self, width: int, num_copies: int, num_tokens: int, init: Initializer
+    ) -> Params:
         """Returns the learned keys and values of a step, by slot: other ones for each copy.
 
         Args:
+          width: of the residual stream.
           num_copies: of the model, on neighbouring rows.
           num_tokens: as many keys as those have.
           init: of all.
         """
-        shape = num_copies, num_tokens, self.key_width // self.head_dim, self.head_dim
-        spec = Spec(shape, (None, None, "kv_heads", None), init, is_matrix=False)
-        return {PREFIX: {"key": spec, "value": spec}}
+        shape = num_copies, num_tokens, self.key_width // self.head_dim
+        spec = lambda size: Spec(
+            (*shape, size), (None, None, "kv_heads", None), init, is_matrix=False
+        )
+        return {PREFIX: {"key": spec(self.head_dim), "value": spec(self.value_dim(width))}}
 
     def _met(
         self, params: Params, x: States, h: States, context: Context, source: Source | None
@@ -231,8 +260,21 @@ class Mixer(Branch):
         """Returns the FLOPs of one token that every backward pass recomputes: attention scores."""
         return 2 * self.query_width * keys
 
-    def cache_entries(self) -> int:
-        """Returns how many numbers the KV cache of one step holds for one token."""
+    def attention_flops(self, width: int, keys: int | float) -> int | float:
+        """Returns the forward FLOPs of one token's products with keys and with values.
+
+        Args:
+          width: of the residual stream.
+          keys: number of keys per query.
+        """
+        return 2 * self.recomputed_flops(keys)
+
+    def cache_entries(self, width: int) -> int:
+        """Returns how many numbers the KV cache of one step holds for one token.
+
+        Args:
+          width: of the residual stream.
+        """
         return 2 * self.key_width
 
     def _input_projection(

@@ -135,7 +135,8 @@ def assert_decodes(config, params, chunks):
     entries = ends * config.end_block.cache_entries() + sum(map(keys, owners))
     entries += sum(map(values, range(plan.num_steps) if plan.replays else owners))
     entries *= config.parallel.num_copies
-    entries += config.embed.attention.cache_entries() if config.embed.attention else 0
+    wide = config.embed.row_width(config.end_block.embed_dim)
+    entries += config.embed.attention.cache_entries(wide) if config.embed.attention else 0
     assert held.num_bytes == 4 * entries * LENGTH * BATCH
 
 
