@@ -32,10 +32,10 @@ A model is a point on the axes block (its arrangement), mixer, feedforward, dept
 values, weights, parameterisation, embed, inject, parallel and loop_norm. This page is written by
 `python -m docs.combinations`, which builds every pair of values. The other axes have the values
 block `pre_norm`, mixer `grouped_query`, feedforward `swiglu`, depth `fixed` and sharing `cycle`;
-depth `recurrent` is given the core's input unless the pair says otherwise. Numbers in parentheses
-refer to the reasons below. `first_recursion replayed` shares queries and keys instead of keys and
-values (`kv.reads`). One test compares the page with the code, and another draws points from all
-axes at once.
+depth `recurrent` is given the core's input unless the pair says otherwise, and a mixer that uses
+experts a feedforward with some. Numbers in parentheses refer to the reasons below.
+`first_recursion replayed` shares queries and keys instead of keys and values (`kv.reads`). One test
+compares the page with the code, and another draws points from all axes at once.
 
 """
 

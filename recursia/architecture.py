@@ -122,7 +122,9 @@ class Model:
         return self._specs(self.block)
 
     def _specs(self, block: Block) -> Params:
-        return block.specs(self.num_layers) | self.parallel.prefix_specs(block.mixer, block.embed_dim)
+        return block.specs(self.num_layers) | self.parallel.prefix_specs(
+            block.mixer, block.embed_dim
+        )
 
     @functools.cached_property
     def step_blocks(self) -> tuple[Block, ...]:

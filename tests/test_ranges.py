@@ -43,6 +43,9 @@ def plain(folder, field="depth", kind="fixed"):
     if field == "block":
         part = given["model"]["block"] | part
     given = changed(given, place(field), part)
+    if getattr(cls, "uses", ()):  # a mixer that uses experts
+        experts = {"kind": "sigma_moe", "num_experts": 4, "top_k": 2}
+        given = changed(given, place("feedforward"), experts)
     return config.to_dict(config.build(settings.Run, given, "config"))
 
 

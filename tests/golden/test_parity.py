@@ -53,7 +53,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 33
+    assert len(NAMES) == 34
 
 
 @pytest.mark.few(6)

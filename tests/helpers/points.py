@@ -26,6 +26,7 @@ SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "budget": 0.5, "ratio": 0.5, "shared_dim": 4, "router_dim": 4,
     "num_attention_experts": 3, "attention_top_k": 2, "base_width": 8, "base_layers": 1,
     "table_dim": 12, "num_keys": 4, "key_dim": 4, "value_dim": 6, "retrieval_heads": 2,
+    "query_rank": 3, "attention_shared_dim": 4,
 }  # fmt: skip
 EXPERTS = ("num_experts", "top_k", "expert_dim")
 ROUTED = (*EXPERTS, "num_attention_experts", "attention_top_k")
@@ -78,8 +79,12 @@ def small(axis, name):
     )
 
 
-def block(name, mixer="grouped_query", feedforward="swiglu"):
-    """Returns a small block: a published one, or an arrangement of a mixer and a feed-forward."""
+def block(name, mixer="grouped_query", feedforward=None):
+    """Returns a small block: a published one, or an arrangement of a mixer and a feed-forward.
+
+    None is the first feed-forward that goes with the mixer: a plain one, or one that hands nothing
+    on if there is such.
+    """
     if name in PUBLISHED:
         heads = ("embed_dim", "num_heads", "head_dim")
         takes = TAKES.get(name, ("num_kv_heads", "mlp_dim"))
@@ -87,8 +92,20 @@ def block(name, mixer="grouped_query", feedforward="swiglu"):
         has_rest = any(p.kind is p.VAR_KEYWORD for p in named.values())
         fields = [f for f in (*heads, *takes) if has_rest or f in named]
         return published(name, **{field: SIZES[field] for field in fields})
-    layers = small("mixer", mixer), small("feedforward", feedforward)
-    return kinds.config_class("block", name)(SIZES["embed_dim"], *layers)
+    made, inner = kinds.config_class("block", name), small("mixer", mixer)
+    if feedforward is not None:
+        return made(SIZES["embed_dim"], inner, small("feedforward", feedforward))
+    for kind in plainest():
+        with contextlib.suppress(ValueError):
+            return made(SIZES["embed_dim"], inner, small("feedforward", kind))
+    raise AssertionError(f"no feed-forward goes with {mixer}")
+
+
+@functools.cache
+def plainest():
+    """Returns the kinds of feed-forward, a plain one first, those that hand something on last."""
+    is_handing_on = lambda kind: small("feedforward", kind).carried_dim(1) > 0
+    return INSIDE["feedforward"], *sorted(FEEDFORWARDS, key=is_handing_on)
 
 
 def policy(name, recursions=RECURSIONS):
@@ -111,7 +128,7 @@ def point(
     block_="llama",
     depth_="fixed",
     mixer="grouped_query",
-    feedforward="swiglu",
+    feedforward=None,
     sharing="cycle",
     recursions=RECURSIONS,
     num_blocks=BLOCKS_OF_CORE,

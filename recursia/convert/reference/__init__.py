@@ -39,6 +39,7 @@ FAMILIES = {
     "parscale": "parscale",
     "rmoe": "rmoe",
     "subformer": "subformer",
+    "umoe": "umoe",
     "widenet": "widenet",
     "wsd_muon": "wsd_muon",
 }
