@@ -209,7 +209,7 @@ CONTROLLED = {
 def test_controls_are_unshared_and_equal_what_they_are_named_for(command, tmp_path, name):
     typed = [f"--config={name}", *CONTROLLED[name], f"--controls={tmp_path}"]
     out, err = command("budget", *typed, "--json")
-    assert err == ""
+    assert all("making controls" in line for line in err.splitlines())  # if it takes seconds
     result = json.loads(out)
     assert result["versus"] == {}
     run = config.load(name, dict(f.removeprefix("--config.").split("=") for f in CONTROLLED[name]))

@@ -10,8 +10,9 @@ TINY = [name for name in PRESETS if name.partition(":")[2].startswith("tiny")]
 
 
 def kinds(name):
-    """Returns a preset's model without its numbers: those that have the same are one system."""
-    return re.sub(r"\d[\d.e-]*(, \d[\d.e-]*)*", "", repr(config.load(name, {}).model))
+    """Returns a preset's model without its sizes: those that have the same are one system."""
+    size = r"(?<!num_copies=)\b\d[\d.e-]*(, \d[\d.e-]*)*"
+    return re.sub(size, "", repr(config.load(name, {}).model))
 
 
 def firsts(names):
