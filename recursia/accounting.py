@@ -275,13 +275,14 @@ def making_flops(config: Model) -> int:
 def sixn_flops_per_token(config: Model) -> int:
     """Returns the customary 6 N (Kaplan et al. 2020, arXiv 2001.08361) for training one token.
 
-    N is the number of unique parameters without those of an embedding table that is not the head
-    too. It counts neither attention nor the reuse of weights, so a model with R recursions costs up
-    to R times as much.
+    N is the number of unique parameters without those of tables that no token is multiplied by: of
+    positions, and of an embedding that is not the head too. It counts neither attention nor the
+    reuse of weights, so a model with R recursions costs up to R times as much.
     """
     embed = model.specs(config)["embed"]
-    table = 0 if config.embed.is_tied else params.count(embed.get("table", {}))
-    return 6 * (unique_parameters(config) - table)
+    tables = ("positions",) if config.embed.is_tied else ("positions", "table")
+    looked_up = params.count([embed[name] for name in tables if name in embed])
+    return 6 * (unique_parameters(config) - looked_up)
 
 
 def mor_flops_per_token(config: Model, seq_len: int) -> float:

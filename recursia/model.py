@@ -153,6 +153,9 @@ def apply(
       keeps_states: whether to return the states after each layer, of a policy under which every
         token takes every step (`Policy.is_layered`).
       remat: what a backward pass computes again.
+
+    Raises:
+      ValueError: for rows of one document that the embedding has too few positions for.
     """
     context = _context(config, tokens.shape, positions, segment_ids)
     if is_by_token:
@@ -288,6 +291,8 @@ def _context(
     config: Model, shape: tuple[int, ...], positions: Array | None, segment_ids: Array | None
 ) -> Context:
     along = jnp.broadcast_to(jnp.arange(shape[1]), shape)
+    if positions is None and segment_ids is None:
+        config.embed.check_length(shape[1])
     return Context(
         along if positions is None else positions,
         segment_ids,

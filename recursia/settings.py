@@ -345,6 +345,7 @@ class Run:
 
     def __post_init__(self):
         self.model.depth.check_length(self.train.seq_len)
+        self.model.embed.check_length(self.train.seq_len)
         if conflict := self.optimizer.conflict(self.schedule.kind):
             raise ValueError(f"optimizer.kind: {conflict}")
         for end, depth, how in self.train.phases():

@@ -23,7 +23,7 @@ PARTS = {"num_shared": 1, "budget": 0.5, "ratio": 0.5}  # of weights made of par
 SECTION |= {"weights": {"rank": 2, "num_atoms": 2, **PARTS}, "feedforward": PART, "block": {}}
 SECTION |= {"optimizer": {}, "parameterisation": {"base_width": 8, "base_layers": 1}}
 HEADS = {"kind": "grouped_query", "num_heads": 2, "num_kv_heads": 2, "head_dim": 4}
-SECTION |= {"embed": {"table_dim": 8, "mixer": HEADS}}
+SECTION |= {"embed": {"table_dim": 8, "mixer": HEADS, "num_positions": 16}}
 
 
 def place(field):

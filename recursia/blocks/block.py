@@ -33,8 +33,8 @@ class Block(abc.ABC):
       embed_dim: width of the residual stream.
       mixer: attention; `kind` names a module of `recursia.mixers`.
       feedforward: position-wise layer; `kind` names a module of `recursia.feedforward`.
-      norm: "rms" (Zhang & Sennrich 2019, arXiv 1910.07467) or "layer" (Ba et al. 2016, arXiv
-        1607.06450), or "unscaled": "rms" without weights.
+      norm: "rms" (Zhang & Sennrich 2019, arXiv 1910.07467), "layer" (Ba et al. 2016, arXiv
+        1607.06450), "unbiased_layer": "layer" without a bias, or "unscaled": "rms" without weights.
       norm_eps: added to the mean square or the variance that a norm divides by.
     """
 

@@ -69,6 +69,16 @@ class Embedding(abc.ABC):
         """Why initial scales follow the width of the model, in words; empty if they do not."""
         return ""
 
+    def check_length(self, length: int) -> None:  # noqa: B027 - most embeddings take every length
+        """Refuses lengths of documents that the embedding has no positions for.
+
+        Args:
+          length: tokens of the longest.
+
+        Raises:
+          ValueError: with both numbers.
+        """
+
     def specs(self, vocab_size: int, embed_dim: int) -> Params:
         """Returns the table, and the head and its bias if the settings have them."""
         shape = vocab_size, self.row_width(embed_dim)

@@ -20,10 +20,12 @@ class ReLU(FeedForward):
 
     Attributes:
       mlp_dim: hidden width.
+      has_bias: whether both layers have biases.
       init: initialisation of the matrices.
     """
 
     mlp_dim: int
+    has_bias: bool = True
     init: Init = dataclasses.field(default_factory=Init)
 
     activation = staticmethod(jax.nn.relu)
@@ -40,17 +42,15 @@ class ReLU(FeedForward):
         )
 
     def specs(self, width: int, num_steps: int) -> Params:
-        """Returns both layers with their biases."""
+        """Returns both layers, with their biases if the settings have them."""
         d, f = width, self.mlp_dim
         bias = lambda width, axis: Spec((width,), (axis,), zeros, is_decayed=False)
-        return {
-            "mlp": {
-                "up": Spec((d, f), ("embed", "mlp"), self.init.read(d, d)),
-                "up_bias": bias(f, "mlp"),
-                "down": Spec((f, d), ("mlp", "embed"), self.init.write(d, f, num_steps)),
-                "down_bias": bias(d, None),
-            }
+        weights = {
+            "up": Spec((d, f), ("embed", "mlp"), self.init.read(d, d)),
+            "down": Spec((f, d), ("mlp", "embed"), self.init.write(d, f, num_steps)),
         }
+        biases = {"up_bias": bias(f, "mlp"), "down_bias": bias(d, None)} if self.has_bias else {}
+        return {"mlp": {**weights, **biases}}
 
     def apply(
         self, params: Params, x: States, h: States, context: Context
@@ -58,6 +58,8 @@ class ReLU(FeedForward):
         """Returns the writes to the residual stream."""
         weights = params["mlp"]
         up = dot(h, weights["up"], "d,df->f")
+        if not self.has_bias:
+            return dot_of(self.activation, (up,), weights["down"], "f,fd->d"), {}
         act = lambda up, bias: self.activation(up + bias)
         y = dot_of(act, (up, weights["up_bias"]), weights["down"], "f,fd->d")
         return y + weights["down_bias"], {}

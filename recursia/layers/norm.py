@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from recursia.params import Spec, ones
 
-Kind = Literal["rms", "layer", "unscaled"]
+Kind = Literal["rms", "layer", "unbiased_layer", "unscaled"]
 zeros = jax.nn.initializers.zeros
 
 
@@ -20,6 +20,8 @@ def specs(kind: Kind, embed_dim: int) -> Spec | dict[str, Spec]:
             return vector(ones)
         case "layer":
             return {"scale": vector(ones), "bias": vector(zeros)}
+        case "unbiased_layer":
+            return {"scale": vector(ones)}
         case "unscaled":
             return {}
 
@@ -32,7 +34,8 @@ def normalise(
         return rms_norm(x, weights, eps)
     if not weights:
         return rms_norm(x, jnp.ones((), x.dtype), eps)
-    return layer_norm(x, weights["scale"], weights["bias"], eps)
+    y = layer_norm(x, weights["scale"], eps)
+    return y + weights["bias"] if "bias" in weights else y
 
 
 def rms_norm(
@@ -48,10 +51,10 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Float[Array, "*B D"], scale: Float[Array, "D"], bias: Float[Array, "D"], eps: float
+    x: Float[Array, "*B D"], scale: Float[Array, "D"], eps: float
 ) -> Float[Array, "*B D"]:
-    """Layer normalisation in float32 (Ba et al. 2016, arXiv 1607.06450)."""
+    """Layer normalisation in float32 (Ba et al. 2016, arXiv 1607.06450), without a bias."""
     wide = x.astype(jnp.float32)
     wide -= wide.mean(axis=-1, keepdims=True)
     wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return wide.astype(x.dtype) * scale + bias
+    return wide.astype(x.dtype) * scale

@@ -84,6 +84,10 @@ def _layers(run: settings.Run, config: Model, vocab_size: int) -> tuple[int, ...
             f"config.distill.teacher: {how.teacher} has {config.vocab_size} tokens, this run "
             f"{vocab_size}; take one of the same tokenizer"
         )
+    try:
+        config.embed.check_length(run.train.seq_len)
+    except ValueError as error:
+        raise ConfigError(f"config.distill.teacher: {how.teacher}: {error}") from None
     if not how.layers:
         return ()
     widths = {config.block.embed_dim, config.end_block.embed_dim}

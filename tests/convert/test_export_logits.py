@@ -13,6 +13,7 @@ from recursia.depth.exit_gate import ExitGate
 from recursia.depth.expert_choice import ExpertChoice
 from recursia.depth.token_choice import TokenChoice
 from recursia.embeddings.table import Table
+from recursia.feedforward.gelu import GELU
 from recursia.layers.stretch import Stretch
 from recursia.sharing.lora import Lora
 from tests.helpers import blocks
@@ -64,7 +65,14 @@ OWN = {
             "universal", embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24
         ),
     ),
-    "parallel": dataclasses.replace(tiny(), block=blocks.arranged(BLOCK, "parallel_norm")),
+    "parallel, without biases": dataclasses.replace(
+        tiny(),
+        block=dataclasses.replace(
+            blocks.arranged(BLOCK, "parallel_norm"),
+            feedforward=GELU(24, has_bias=False),
+            norm="unbiased_layer",
+        ),
+    ),
     "expert choice": tiny("expert_choice", "middle_cycle", alpha=0.7),
     "expert choice, keys of the first": tiny("expert_choice", kv="first_recursion", alpha=1.0),
     "expert choice, mlp": tiny("expert_choice", router="mlp", gating="delta", temperature=0.5),

@@ -26,7 +26,7 @@ SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "budget": 0.5, "ratio": 0.5, "shared_dim": 4, "router_dim": 4,
     "num_attention_experts": 3, "attention_top_k": 2, "base_width": 8, "base_layers": 1,
     "table_dim": 12, "num_keys": 4, "key_dim": 4, "value_dim": 6, "retrieval_heads": 2,
-    "query_rank": 3, "attention_shared_dim": 4,
+    "query_rank": 3, "attention_shared_dim": 4, "num_positions": 64,
 }  # fmt: skip
 EXPERTS = ("num_experts", "top_k", "expert_dim")
 ROUTED = (*EXPERTS, "num_attention_experts", "attention_top_k")

@@ -62,7 +62,7 @@ def arguments(draw_from):
         varies=pick((), (("norms", "recursion+block"),), (("norms", "one"),)),
         loop_norm=pick("none", "none", "each", "last"),
         embed=pick(
-            points.small("embed", "self_attentive"),
+            *(points.small("embed", kind) for kind in points.EMBEDS if kind != "table"),
             Table(
                 is_tied=pick(True, False), has_head_bias=pick(True, False), factor_dim=pick(0, 8)
             ),

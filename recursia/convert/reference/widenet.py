@@ -121,7 +121,8 @@ def _graded(
 
 
 def _norm(named: Named, x: Array, name: str) -> Array:
-    return norm.layer_norm(x, named[f"norm/{name}/gamma"], named[f"norm/{name}/beta"], EPS)
+    weights = {"scale": named[f"norm/{name}/gamma"], "bias": named[f"norm/{name}/beta"]}
+    return norm.normalise(x, weights, EPS)
 
 
 def _attention(named: Named, h: Array, sizes: _Sizes) -> Array:

@@ -171,9 +171,9 @@ class RecursiaForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _norm(self, x, weights, name):
         kind, eps = self.block["norm"], self.block["norm_eps"]
-        if kind == "layer":
-            scale, bias = weights[f"{name}.scale"], weights[f"{name}.bias"]
-            return F.layer_norm(x.float(), x.shape[-1:], None, None, eps).to(x.dtype) * scale + bias
+        if kind in ("layer", "unbiased_layer"):
+            y = F.layer_norm(x.float(), x.shape[-1:], None, None, eps).to(x.dtype)
+            return y * weights[f"{name}.scale"] + weights.get(f"{name}.bias", 0.0)
         return rms(x, weights[name] if kind == "rms" else 1.0, eps)
 
     def _end(self, name, x):
@@ -349,9 +349,10 @@ class RecursiaForCausalLM(PreTrainedModel, GenerationMixin):
     def _feed(self, x, h, weights):
         kind, w = self.block["feedforward"]["kind"], lambda name: weights[f"mlp.{name}"]
         if kind in ("relu", "gelu"):
-            hidden = h @ w("up") + w("up_bias")
+            bias = lambda name: weights.get(f"mlp.{name}_bias", 0.0)
+            hidden = h @ w("up") + bias("up")
             hidden = F.relu(hidden) if kind == "relu" else F.gelu(hidden)
-            return hidden @ w("down") + w("down_bias")
+            return hidden @ w("down") + bias("down")
         gate = h @ w("gate")
         gate = F.silu(gate) if kind == "swiglu" else F.gelu(gate, approximate="tanh")
         return (gate * (x @ w("up"))) @ w("down")
