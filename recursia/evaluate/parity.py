@@ -3,7 +3,8 @@
 A parity file is an `.npz` of arrays: `family`, `config` (JSON), `tokens`, `param/NAME`,
 `alias/NAME` (the name that owns a shared tensor), `logits`, losses, `grad/NAME`, `selected/r`. A
 file of an optimizer has gradients [steps ...] and `param_after/CASE/NAME` instead of tokens,
-logits and losses. A file of layers has their outputs and matrices.
+logits and losses. A file of layers has their outputs and matrices. `recursia.evaluate.recipe` says
+what one of a recipe has besides.
 """
 
 import dataclasses
@@ -24,10 +25,12 @@ from recursia import params as parameters
 from recursia.architecture import Model
 from recursia.convert import reference
 from recursia.errors import ConfigError, DataError, UserError
+from recursia.evaluate import recipe
 
 # Tolerances of `Parity`, for float32 on a CPU.
 LOGITS, LOSSES, GRADIENTS = 2e-5, 1e-5, 1e-4
 UPDATES, ROUNDED_UPDATES = 2.5e-7, 1e-2
+RECIPES, TRAINED = 1e-6, 1e-4
 MOST_ARRAYS, MOST_BYTES = 10_000, 1 << 33  # of a file, uncompressed
 _MODEL = {"tokens", "logits", "cross_entropy"}
 
@@ -46,6 +49,9 @@ class Parity:
       is_routed_alike: whether every recursion kept the same tokens.
       update_max_abs: of any parameter, momentum or direction after steps of an optimizer.
       rounded_update_max_abs: of the same if the authors multiply in bfloat16.
+      recipe_max_rel: of any multiplier, and of any parameter's initial mean and deviation, learning
+        rate, weight decay and eps.
+      trained_max_abs: of any parameter of a model after steps of training.
     """
 
     logits_max_abs: float = 0.0
@@ -54,6 +60,8 @@ class Parity:
     is_routed_alike: bool = True
     update_max_abs: float = 0.0
     rounded_update_max_abs: float = 0.0
+    recipe_max_rel: float = 0.0
+    trained_max_abs: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -65,6 +73,8 @@ class Parity:
             and self.is_routed_alike
             and self.update_max_abs < UPDATES
             and self.rounded_update_max_abs < ROUNDED_UPDATES
+            and self.recipe_max_rel < RECIPES
+            and self.trained_max_abs < TRAINED
         )
 
 
@@ -140,23 +150,32 @@ def check(path: str) -> Parity:
 def _compare(file: dict[str, np.ndarray], case: reference.Case) -> Parity:
     params = jax.tree.map(jnp.asarray, case.params(reference.under(file, "param/")))
     _check_shapes(params, case.config)
-    (total, (logits, nats, aux)), ours = _graded(
-        params, case.tokens, case.targets, case.options, case.config
-    )
+    graded = lambda params: _graded(params, case.tokens, case.targets, case.options, case.config)
+    (total, (logits, nats, aux)), ours = graded(params)
     values = [("total_loss", total), ("cross_entropy", nats), *case.losses(aux)]
     losses_off = [abs(float(value) - float(file[name])) for name, value in values if name in file]
     arrays = [("logits", logits), *case.arrays(aux, params)]
     logits_off = [np.abs(np.asarray(a) - file[name]).max() for name, a in arrays if name in file]
-    theirs = case.params(reference.under(file, "grad/"))
+    gradients_off = _gradients_apart(
+        ours, case.params(reference.under(file, "grad/")), case.vanishing
+    )
+    recipe_off = trained_off = 0.0
+    if case.recipe is not None:
+        recipe_off = recipe.recipe_apart(file, case, case.recipe)
+        apart = recipe.training_apart(file, case, case.recipe, graded)
+        losses_off.append(apart[0])
+        gradients_off, trained_off = float(np.max([gradients_off, apart[1]])), apart[2]
     return Parity(
         logits_max_abs=float(np.max(logits_off)),
         loss_max_abs=float(np.max(losses_off)),
-        gradient_max_rel=_gradients_apart(ours, theirs, case.vanishing),
+        gradient_max_rel=gradients_off,
         is_routed_alike=all(
             np.array_equal(np.argwhere(mask), _places(file[f"selected/{r}"]))
             for r, mask in case.kept(aux)
             if f"selected/{r}" in file
         ),
+        recipe_max_rel=recipe_off,
+        trained_max_abs=trained_off,
     )
 
 

@@ -22,12 +22,15 @@ class CompleteP(MuP):
     Attributes:
       base_layers: block applications at which the recipe was tuned, at most the model's.
       exponent: of the multiplier, from 0 to 1.
+      has_one_eps: whether embeddings, head and final norm have the l^-exponent of blocks in Adam's
+        eps too, as in the released code before it was corrected (arXiv 2512.22382).
       layers: block applications that count; 0 counts the model's `num_layers`. A model that is run
         at another depth than it was trained at keeps those of training.
     """
 
     base_layers: int
     exponent: float = 1.0
+    has_one_eps: bool = False
     layers: int = 0
 
     def __post_init__(self):
@@ -49,10 +52,15 @@ class CompleteP(MuP):
     def row(self, group: Group, size: Size) -> Scales:
         """Returns the factors of a group."""
         m, scales = size.width, super().row(group, size)
-        if group in ("hidden", "output"):
+        is_output = group == "output" and self.scales_routers
+        if group == "hidden" or is_output:
             scales = dataclasses.replace(scales, decay=m)
         # The gradient of a matrix whose entries are smaller by m is larger by m.
-        return dataclasses.replace(scales, gradient=1.0 if group == "output" else 1 / m)
+        return dataclasses.replace(scales, gradient=1.0 if is_output else 1 / m)
+
+    def outside(self, size: Size) -> Scales:
+        """Returns the factor of eps, where it is that of blocks."""
+        return Scales(gradient=size.depth**-self.exponent if self.has_one_eps else 1.0)
 
     def in_block(self, size: Size, uses: int | float) -> Scales:
         """Returns the factors of l, and of the terms that a gradient sums.

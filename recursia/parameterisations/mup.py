@@ -18,9 +18,12 @@ class MuP(Parameterisation):
 
     Attributes:
       base_width: width of the residual stream at which the recipe was tuned.
+      scales_routers: whether matrices to few features, such as routers, have factors; without, they
+        are as set at every width, as in nanoGPT-mup.
     """
 
     base_width: int
+    scales_routers: bool = dataclasses.field(default=True, kw_only=True)
 
     def __post_init__(self):
         ranges.at_least(1, self, "base_width")
@@ -40,7 +43,7 @@ class MuP(Parameterisation):
         match group:
             case "hidden":
                 return Scales(init=m**-0.5, rate=1 / m)
-            case "output":
+            case "output" if self.scales_routers:
                 return Scales(init=1 / m, rate=1 / m)
         return Scales()
 

@@ -71,7 +71,11 @@ class Parameterisation(abc.ABC):
 
     @abc.abstractmethod
     def row(self, group: Group, size: Size) -> Scales:
-        """Returns the factors of a group outside the blocks."""
+        """Returns the factors of a group, in blocks and outside."""
+
+    def outside(self, size: Size) -> Scales:
+        """Returns further factors of a parameter outside the blocks."""
+        return Scales()
 
     def in_block(self, size: Size, uses: int | float) -> Scales:
         """Returns further factors of a parameter of a block.
@@ -108,13 +112,14 @@ class Parameterisation(abc.ABC):
           uses: of each entry of its bank; None stands outside the blocks.
         """
         scales = self.row(group(spec), size)
+        own = [self.outside(size)]
         if uses is not None:
             own = [self.in_block(size, count) for count in uses.tolist()]
-            gradients = tuple(np.multiply(scales.gradient, each.gradient).item() for each in own)
-            scales = Scales(
-                scales.init * own[0].init,
-                scales.rate * own[0].rate,
-                scales.decay * own[0].decay,
-                gradients[0] if len(set(gradients)) == 1 else gradients,
-            )
+        gradients = tuple(np.multiply(scales.gradient, each.gradient).item() for each in own)
+        scales = Scales(
+            scales.init * own[0].init,
+            scales.rate * own[0].rate,
+            scales.decay * own[0].decay,
+            gradients[0] if len(set(gradients)) == 1 else gradients,
+        )
         return spec if scales == spec.scales else dataclasses.replace(spec, scales=scales)

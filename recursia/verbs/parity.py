@@ -50,6 +50,8 @@ def _parity_line(path: str, result: dict[str, Any]) -> str:
     names = {"logits": "logits_max_abs", "losses": "loss_max_abs", "gradients": "gradient_max_rel"}
     if result["update_max_abs"]:  # of an optimizer
         names = {"updates": "update_max_abs", "in bfloat16": "rounded_update_max_abs"}
+    if result["recipe_max_rel"]:
+        names |= {"recipe": "recipe_max_rel", "trained": "trained_max_abs"}
     apart = ", ".join(f"{name} {result[field]:.1e}" for name, field in names.items())
     routed = "" if result["is_routed_alike"] else ", other tokens routed"
     return f"{'ok  ' if result['ok'] else 'FAIL'}  {path}: {apart}{routed}"

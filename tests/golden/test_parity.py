@@ -53,7 +53,7 @@ def first_to(value):
 
 
 def test_all_files_are_here():
-    assert len(NAMES) == 34
+    assert len(NAMES) == 39
 
 
 @pytest.mark.few(6)
@@ -97,6 +97,20 @@ def test_a_changed_update_is_seen(changed):
 def test_changed_weights_of_streams_are_seen(changed):
     result = parity.check(changed("stream_weights", bump(1e-3), FOLDER / "parscale_p3.npz"))
     assert not result.ok and result.logits_max_abs > parity.LOGITS
+
+
+def test_a_changed_recipe_is_seen(changed):
+    path, name = FOLDER / "completep_base.npz", "transformer.wpe.weight"
+    with np.load(path) as file:
+        others = {f"param_after/{name}": file[f"param_after/{name}"] + 2e-4}
+        others["step_loss"] = file["step_loss"] + 1e-3
+    result = parity.check(changed("recipe/eps", bump(1e-5), path, **others))
+    assert result.recipe_max_rel > parity.RECIPES and result.trained_max_abs > parity.TRAINED
+    assert result.loss_max_abs > parity.LOSSES and result.gradient_max_rel < parity.GRADIENTS
+    for option in ({"mup_disable_hidden_lr_scaling": True}, {"mup_width_multiplier": 3.0}):
+        change = lambda config, new=option: np.array(json.dumps(json.loads(str(config)) | new))
+        with refused(ConfigError, *option):
+            parity.check(changed("config", change, path))
 
 
 def other_token(index):

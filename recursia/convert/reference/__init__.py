@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from recursia.architecture import Model
 from recursia.depth.policy import Aux
+from recursia.optimizers.optimizer import Optimizer
 from recursia.params import Params
 
 FAMILIES = {
@@ -35,6 +36,8 @@ FAMILIES = {
     "mlkv": "mlkv",
     "mpo": "mpo",
     "muon": "muon",
+    "nanogpt_mup": "nanogpt_mup",
+    "nanogpt_mup_moe": "nanogpt_mup",
     "ouro": "ouro",
     "parscale": "parscale",
     "rmoe": "rmoe",
@@ -47,6 +50,19 @@ OPTIMIZERS = ("adam_atan2", "muon", "wsd_muon")  # families of files without a m
 LAYERS = ("coe", "megrez2", "memory_layers", "mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How the model of a file is trained.
+
+    Attributes:
+      optimizer: at a constant learning rate.
+      multipliers: factors of the forward pass, by their names in the file.
+    """
+
+    optimizer: Optimizer
+    multipliers: Mapping[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +80,7 @@ class Case:
       arrays: returns arrays that are compared as logits are, likewise.
       kept: returns (recursion, mask [B T]) of the tokens that each recursion processed.
       vanishing: our names of weights without influence, whose gradient is rounding alone.
+      recipe: of a file that has one; None compares none.
     """
 
     config: Model
@@ -75,6 +92,7 @@ class Case:
     arrays: Callable[[Aux, Params], Compared] = lambda aux, params: []
     kept: Callable[[Aux], list[tuple[int, Array]]] = lambda aux: []
     vanishing: frozenset[str] = frozenset()
+    recipe: Recipe | None = None
 
 
 @dataclasses.dataclass(frozen=True)
