@@ -83,3 +83,11 @@ def test_the_table_of_the_soak_is_its_result(monkeypatch):
 def test_the_page_of_large_runs_is_written_from_its_results():
     assert pods.PAGE.read_text() == pods.page()
     assert set(pods.COMMANDS) == set(json.loads(pods.RESULTS.read_text()))
+
+
+def test_pages_of_systems_say_what_the_small_checks_found():
+    pages = [path.read_text() for path in (ROOT / "docs" / "systems").glob("*.md")]
+    for name, found in result("small_checks")["sweeps"].items():
+        about = "".join(text for text in pages if f"`sweeps/{name}:tiny`" in text)
+        for row in found["rows"]:
+            assert row["count"] == 3 and f"{row['mean']:.3f}" in about, (name, row["labels"])
