@@ -16,14 +16,18 @@ from recursia.layers.attention import Context
 from recursia.layers.branch import Losses, Report, States
 from recursia.layers.initial import Init
 from recursia.layers.moe import MixtureOfExperts
-from recursia.params import Params
+from recursia.layers.norm import zeros
+from recursia.params import Params, Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxMoE(MixtureOfExperts, FeedForward):
-    """GELU experts without biases; the softmax probabilities of the top-k are their gates.
+    """GELU experts; the softmax probabilities of the top-k are their gates.
 
     Attributes:
+      has_bias: whether both layers of each expert have biases.
+      is_renormalised: whether the gates of a token's experts are divided by their sum: they are
+        then the softmax of the top-k logits.
       capacity: an expert's most tokens in a row over its mean number; the expert adds nothing to
         tokens beyond it. The grouped product needs no bound, and with one the documents of a packed
         row share an expert's capacity; None has none.
@@ -31,6 +35,8 @@ class SoftmaxMoE(MixtureOfExperts, FeedForward):
       init: initialisation of the matrices.
     """
 
+    has_bias: bool = False
+    is_renormalised: bool = False
     capacity: float | None = None
     balance_loss_weight: float = 0.01
     init: Init = dataclasses.field(default_factory=Init)
@@ -49,8 +55,12 @@ class SoftmaxMoE(MixtureOfExperts, FeedForward):
         """Returns the experts and their router."""
         read = self.init.read(width, width)
         write = self.init.write(width, self.expert_dim, num_steps)
+        bias = lambda outputs: Spec(
+            (self.num_experts, outputs), ("experts", None), zeros, is_decayed=False
+        )
+        biases = {"up_bias": bias(self.expert_dim), "down_bias": bias(width)}
         return {
-            "experts": self.matrices(width, read, write),
+            "experts": self.matrices(width, read, write) | (biases if self.has_bias else {}),
             "router": self.linear_router(width, read),
         }
 
@@ -58,7 +68,14 @@ class SoftmaxMoE(MixtureOfExperts, FeedForward):
         self, params: Params, x: States, h: States, context: Context
     ) -> tuple[States, Report]:
         """Returns the outputs for `x` of the experts that `h` chooses, and router statistics."""
-        choice, usage = router.route(params["router"], h, self.top_k, context, score="softmax")
+        choice, usage = router.route(
+            params["router"],
+            h,
+            self.top_k,
+            context,
+            score="softmax",
+            is_renormalised=self.is_renormalised,
+        )
         choice = experts.limit(choice, self.num_experts, self.capacity, context.is_live)
         return self.routed(params["experts"], x, choice), {"router": usage}
 

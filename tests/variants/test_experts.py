@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recursia.feedforward.softmax_moe import SoftmaxMoE
 from recursia.layers import experts
+from recursia.layers.attention import Context
 from recursia.traced_flops import count_flops
+from tests.helpers.by_hand import gelu
 from tests.helpers.tiny import assert_close, counted, error, is_equal, normal, tol
 
 D, M = 6, 10
@@ -152,6 +155,24 @@ def test_gradients_reach_logits_through_weights_alone():
     choice, s = choose(logits), jax.nn.sigmoid(logits)
     factor = one_hot(choice.replace(weight=jnp.array([1.0, 3.0])), 4)
     assert_close(ours, factor * np.asarray(s * (1 - s), np.float64))
+
+
+def test_softmax_experts_with_biases_have_gates_that_sum_to_one():
+    layer = SoftmaxMoE(4, 2, M, has_bias=True, is_renormalised=True)
+    weights = jax.tree.map(lambda spec: normal(*spec.shape), layer.specs(D, num_steps=1))
+    assert weights["experts"].keys() == {"up", "down", "up_bias", "down_bias"}
+    x = normal(2, 5, D)
+    rows, (w, router) = np.asarray(x), jax.tree.map(np.asarray, tuple(weights.values()))
+    logits, hand = rows @ router, np.zeros(x.shape)
+    for place in np.ndindex(2, 5):
+        best = np.argsort(-logits[place])[:2]
+        gates = np.exp(logits[place][best])
+        for expert, gate in zip(best, gates / gates.sum(), strict=True):
+            hidden = gelu(rows[place] @ w["up"][expert] + w["up_bias"][expert])
+            hand[place] += gate * (hidden @ w["down"][expert] + w["down_bias"][expert])
+    context = Context(jnp.zeros((2, 5), jnp.int32))
+    ours = jax.jit(lambda weights, x: layer.apply(weights, x, x, context)[0])(weights, x)
+    assert_close(ours, hand, n=1024)
 
 
 def test_heads_take_from_their_own_experts():

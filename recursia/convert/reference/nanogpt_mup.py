@@ -38,7 +38,7 @@ from recursia.params import Params
 
 # Options of their configuration for which only this value is read.
 REQUIRED = {"dropout": 0.0, "mup_disable_hidden_lr_scaling": False}
-REQUIRED_OF_EXPERTS = {"bias": False, "moe_softmax_order": "softmax_topk"}
+ORDERS = {"softmax_topk": False, "topk_softmax": True}  # whether gates sum to 1
 
 
 def case(file: Arrays) -> Case:
@@ -124,9 +124,14 @@ def _feedforward(theirs: Mapping[str, Any], init: Init) -> FeedForward:
     hidden = 4 * theirs["n_embd"]
     if not theirs.get("use_moe"):
         return GELU(hidden, theirs["bias"], init)
-    trees.check_options("nanogpt_mup", theirs, REQUIRED_OF_EXPERTS)
+    if (order := theirs["moe_softmax_order"]) not in ORDERS:
+        known = ", ".join(ORDERS)
+        raise ConfigError(
+            f"nanogpt_mup.moe_softmax_order: got {order!r}, and only {known} are read here"
+        )
     experts = theirs["moe_num_experts"], theirs["moe_num_experts_per_tok"], hidden
-    return SoftmaxMoE(*experts, balance_loss_weight=0.0, init=init)
+    how: Any = {"has_bias": theirs["bias"], "is_renormalised": ORDERS[order], "init": init}
+    return SoftmaxMoE(*experts, **how, balance_loss_weight=0.0)
 
 
 def _parameterisation(theirs: Mapping[str, Any]) -> Parameterisation:
