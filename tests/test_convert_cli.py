@@ -86,6 +86,7 @@ def test_a_fold_says_what_it_chose_and_scores_as_it_says(folder, command):
         assert_one_line(err, wrong.partition("=")[0], number)
 
 
+@pytest.mark.slow
 def test_another_architecture_takes_what_fits(folder, command):
     convert = ["convert", "recursive", f"--workdir={folder / 'dense'}", "--config.block.mlp_dim=48"]
     _, err = command(*convert, f"--output={folder / 'no'}", code=2)

@@ -67,6 +67,7 @@ def test_the_places_of_an_expert_are_those_of_the_text_and_not_of_the_window():
     assert text[place] == drawn
 
 
+@pytest.mark.slow
 def test_tokens_decide_alone_how_deep_they_go():
     config = MODELS["expert_choice"]
     assert generate(config, window=5) != by_hand(config, 5, mode="eval")

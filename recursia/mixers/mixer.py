@@ -47,14 +47,15 @@ class Mixer(Branch):
       score_weights: the same of queries and keys. None: a step cannot replay those of another.
       score_scale: factor of the scores; None is 1 / sqrt(head_dim).
       score_cap: soft cap of the scores, cap * tanh(score / cap); 0 has none.
-      feedforward: of the block of a layer that `beside` returned, whose slots `uses` names.
+      feedforward: of the block of a layer that `beside` returned, whose slots `uses` names; None
+        if it uses none.
       has_relative: whether queries have a relative position bias.
     """
 
     num_heads: int
     head_dim: int
 
-    feedforward: ClassVar[Branch]
+    feedforward: ClassVar[Branch | None] = None
     has_relative: ClassVar[bool] = False
     norm_name = "attention"
     score_scale: float | None = None

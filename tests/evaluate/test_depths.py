@@ -75,6 +75,7 @@ def test_eval_scores_the_latest_step_in_both_modes_and_writes_nothing(evaluate, 
     assert hashes(run) == before
 
 
+@pytest.mark.slow
 def test_eval_says_how_tokens_are_routed(evaluate, refused_command, run, tmp_path):
     routing = evaluate("--routing", f"--choices={tmp_path / 'routes.npz'}", "--num_batches=1")[
         "routing"

@@ -206,6 +206,7 @@ def test_an_option_of_shared_keys_without_counterpart_is_refused_by_name(changed
         parity.check(changed("config", change, FOLDER / f"{name}.npz"))
 
 
+@pytest.mark.slow
 def test_keys_are_handed_on_rotated_though_the_released_code_does_not(changed):
     """Their other arrays, gradients included, are held with keys as released."""
     result = parity.check(changed("rotated_logits", bump(1e-3), FOLDER / "mlkv.npz"))

@@ -100,6 +100,7 @@ def test_routing_moves_nothing_but_its_routers_and_numbers():
     assert not rest(plain) - rest(routed)
 
 
+@pytest.mark.slow
 def test_what_is_kept_does_not_grow_with_recursions():
     sizes = set()
     for recursions in (2, 8):

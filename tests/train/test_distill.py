@@ -324,6 +324,7 @@ def test_a_run_that_learns_resumes_to_the_bit(folder, earlier, tmp_path, compile
     assert is_equal(state_of(tmp_path / "run", 2), whole)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_has_changed_is_refused_and_another_is_taken(
     folder, earlier, tmp_path, compiled_once
 ):
