@@ -83,6 +83,7 @@ QUICK = [("moeut:tiny", "expert tensor"), ("mor:tiny", "all")]
 REST = [
     exhaustive("universal:tiny", "fsdp context"),
     exhaustive("huginn:tiny", "fsdp"),
+    exhaustive("umoe:tiny", "expert tensor"),
     slow("sut:tiny", "fsdp tensor"),
     exhaustive("parscale:tiny", "fsdp tensor"),
     slow("parscale:tiny", "fsdp context"),
