@@ -115,7 +115,7 @@ def test_states_of_a_recursion_are_read_as_the_last(drawn):
     assert aux.states.shape == (2, BATCH, LENGTH, COPIES * BLOCK.embed_dim)
     assert aux.depth_used.shape == (BATCH, LENGTH)
     read = model.read(drawn, aux.states[-1], MADE)
-    assert is_equal(model.logits(drawn, read, MADE), logits)
+    assert_close(model.logits(drawn, read, MADE), logits)
 
 
 def test_costs_are_those_of_all_copies():
