@@ -45,7 +45,7 @@ class Step:
     skipped: float
     cached: int
     is_reading: bool
-    times: float
+    times: int | float
     is_trained: bool
 
 

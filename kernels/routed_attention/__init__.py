@@ -81,7 +81,7 @@ def routed_attention(
     plan: Plan | None = None,
     relative: Float[Array, "B T N R"] | None = None,
     prefix_key: Float[Array, "B P K H"] | None = None,
-    prefix_value: Float[Array, "B P K H"] | None = None,
+    prefix_value: Float[Array, "B P K W"] | None = None,
     scale: float | None = None,
     window: int = 0,
     cap: float = 0.0,

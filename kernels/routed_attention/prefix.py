@@ -14,7 +14,7 @@ from .where import Inputs, Results, Scoring, Where
 
 
 def inputs(
-    query: Float[Array, "B T N H"], key: Float[Array, "B P K H"], value: Float[Array, "B P K H"]
+    query: Float[Array, "B T N H"], key: Float[Array, "B P K H"], value: Float[Array, "B P K W"]
 ) -> Inputs:
     """Returns what attention to these keys alone reads: none of them is masked."""
     zeros = lambda x: jnp.zeros(x.shape[:2], jnp.int32)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def shares_of(params, tokens):
     states = forward(params, tokens, MADE)[1].states
     scale = np.asarray(params["final_norm"])
     rows = by_hand.norm(np.asarray(MADE.parallel.split(states[-1])), scale, BLOCK.norm_eps)
-    shares = MADE.parallel.shares(params["parallel"], rows.astype(np.float32))
+    shares = MADE.parallel.shares(params["parallel"], jnp.asarray(rows, jnp.float32))
     return rows.reshape(BATCH, COPIES, LENGTH, -1), shares
 
 
