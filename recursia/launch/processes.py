@@ -1,6 +1,7 @@
 """Child processes that end together: their output, their signals and their exit code."""
 
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -8,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recursia import console, signals
+from recursia.errors import Preempted
 
 
 class Processes:
@@ -42,7 +44,7 @@ class Processes:
         for reader in readers:
             reader.join()
         self._running = []
-        return next((_exit_code(code) for code in codes if code), 0)
+        return next((self._exit_code(code) for code in codes if code), 0)
 
     def _start(self, index: int, command: Sequence[str]) -> subprocess.Popen:
         """Starts a command in a session of its own, where Ctrl-C does not reach it twice."""
@@ -89,10 +91,15 @@ class Processes:
             if process.poll() is None:
                 process.send_signal(number)
 
+    def _exit_code(self, code: int) -> int:
+        """Returns an exit code as a shell gives it: that of a signal is 128 and its number.
 
-def _exit_code(code: int) -> int:
-    """Returns an exit code as a shell gives it: that of a signal is 128 and its number."""
-    return code if code >= 0 else 128 - code
+        Unless it was passed on from here: it came before the command listened, with nothing to
+        save.
+        """
+        if -code == self.listener.received and -code != signal.SIGINT:
+            return Preempted.exit_code
+        return code if code >= 0 else 128 - code
 
 
 def free_port() -> int:

@@ -59,12 +59,16 @@ def test_the_code_is_that_of_the_first_that_failed(scripts, code):
     assert Scripted(scripts=scripts).submit(job("", restarts=3)) == code
 
 
-def test_a_signal_is_passed_on_and_is_no_reason_to_start_again():
+@pytest.mark.parametrize("listens", ["trap 'exit 75' TERM; ", ""])
+def test_a_signal_is_passed_on_and_is_no_reason_to_start_again(listens, tmp_path):
+    """Whether it comes after the other command listens or before."""
     run = processes.Processes({})
     try:
-        script = "trap 'exit 75' TERM; kill -TERM $PARENT; while :; do sleep 0.05; done"
-        waits = "trap 'exit 75' TERM; while :; do sleep 0.05; done"
-        commands = [["env", f"PARENT={os.getpid()}", "sh", "-c", text] for text in (waits, script)]
+        ready, forever = tmp_path / "ready", "while :; do sleep 0.05; done"
+        waits = f"{listens}: >{ready}; {forever}"
+        until = f"while [ ! -e {ready} ]; do sleep 0.05; done"
+        sends = f"trap 'exit 75' TERM; {until}; kill -TERM {os.getpid()}; {forever}"
+        commands = [["sh", "-c", text] for text in (waits, sends)]
         assert run.finish(commands) == 75
         assert run.listener.received == signal.SIGTERM
     finally:
