@@ -61,6 +61,8 @@ class Spec:
       is_matrix: whether an optimizer may treat it as matrices from features to features; False for
         routers, low-rank factors and coefficients. Parameters without weight decay, and those with
         a vocabulary axis, are no matrices in any case.
+      is_table: whether a step reads few of its rows by their number, so that others have no
+        gradient; its last axis is the width of a row.
       is_readout: whether it is a head of its own, whose rows are output features.
       bank: number of leading axes that index bank entries, in front of `inputs`.
       scales: factors of its initial entries and of how it trains.
@@ -78,6 +80,7 @@ class Spec:
     is_reused: bool = True
     is_exact: bool = True
     is_matrix: bool = True
+    is_table: bool = False
     is_readout: bool = False
     bank: int = 0
     scales: Scales = Scales()

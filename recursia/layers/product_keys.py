@@ -51,6 +51,7 @@ def table(num_keys: int, width: int, rate: float) -> Spec:
         is_decayed=False,
         lr_scale=rate,
         is_matrix=False,
+        is_table=True,
     )
 
 

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from recursia.errors import ConfigError
+from recursia.optimizers import row_wise
 from recursia.params import Spec
 from recursia.ranges import at_least
 
@@ -36,6 +37,8 @@ class Optimizer(abc.ABC):
       clip_norm: largest global norm of the gradient; 0 does not clip.
       trainable: dotted paths of the trees of parameters that train, such as "depth" or
         "core.attention"; empty trains all. Other parameters are frozen.
+      table_state: state of the tables of which a step reads few rows, as of a memory layer:
+        "dense", that of other parameters, or "rows", two numbers for a row; see `row_wise`.
     """
 
     learning_rate: float = 3e-3
@@ -45,6 +48,7 @@ class Optimizer(abc.ABC):
     weight_decay: float = 0.1
     clip_norm: float = 1.0
     trainable: tuple[str, ...] = ()
+    table_state: Literal["dense", "rows"] = "dense"
 
     def __post_init__(self):
         at_least(0, self, "learning_rate", "weight_decay", "clip_norm")
@@ -69,8 +73,14 @@ class Optimizer(abc.ABC):
 
     def state_bytes(self, specs: PyTree[Spec]) -> int:
         """Returns the bytes of the state, without counters of steps."""
-        entries = (self.moments(s) * math.prod(s.shape) for s in jax.tree.leaves(specs))
-        return _FLOAT32 * sum(entries)
+        by_row = lambda spec: self.table_state == "rows" and spec.is_table
+        numbers = (
+            row_wise.NUMBERS * math.prod(spec.shape[:-1])
+            if by_row(spec)
+            else self.moments(spec) * math.prod(spec.shape)
+            for spec in jax.tree.leaves(specs)
+        )
+        return _FLOAT32 * sum(numbers)
 
     def rule(
         self,
@@ -113,7 +123,7 @@ class Optimizer(abc.ABC):
         decays = lambda spec, trained: spec.scales.decay * (spec.is_decayed and trained)
         decayed = jax.tree.map(decays, specs, trains)
         rate = lambda step: self.learning_rate * factor(step)
-        rule = self.rule(specs, decayed, rate, decay_start)
+        rule = self._with_tables(specs, decayed, rate, decay_start)
         clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         groups = jax.tree.map(lambda spec: spec.lr_scale, specs)
         if self.trainable:  # a resumed run may have momentum from when a frozen parameter trained
@@ -127,6 +137,30 @@ class Optimizer(abc.ABC):
             clip = _by_scale(clip, jax.tree.leaves(groups))
         rescale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, scales))
         return optax.chain(clip, rule, rescale)
+
+    def _with_tables(
+        self,
+        specs: PyTree[Spec],
+        decayed: PyTree[float],
+        rate: optax.Schedule,
+        decay_start: int,
+    ) -> optax.GradientTransformation:
+        """Returns `rule`, and beside it that of tables if their state is by rows."""
+        if self.table_state == "dense":
+            return self.rule(specs, decayed, rate, decay_start)
+        is_table = jax.tree.map(lambda spec: spec.is_table, specs)
+        if not any(jax.tree.leaves(is_table)):
+            raise ConfigError(
+                "optimizer.table_state: 'rows' is for tables of memory layers, and this model has "
+                "none; take 'dense'"
+            )
+        others = lambda tree: jax.tree.map(
+            lambda value, table: optax.MaskedNode() if table else value, tree, is_table
+        )
+        rule = self.rule(others(specs), others(decayed), rate, decay_start)
+        adam = row_wise.scale_by_row_wise_adam(self.b2, self.eps)
+        tables = optax.chain(adam, optax.scale_by_learning_rate(rate))
+        return row_wise.beside(rule, tables, is_table)
 
     def trains(self, tree: PyTree) -> PyTree[bool]:
         """Returns whether each parameter of a tree trains.

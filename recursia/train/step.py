@@ -106,7 +106,7 @@ class Trainer:
         moments = jax.eval_shape(self.optimizer.init, params.abstract(self.specs))
         moments = optax.tree.map_params(
             self.optimizer,
-            lambda x, place: x if is_masked(x) else place,
+            lambda x, place: x if is_masked(x) else _leading(place, x.ndim),
             moments,
             where,
             transform_non_params=lambda _: self.replicated,
@@ -231,6 +231,11 @@ class Trainer:
         traced = self.trace(step)
         with jax.set_mesh(self.mesh):
             return traced.lower()
+
+
+def _leading(place: NamedSharding, ndim: int) -> NamedSharding:
+    """Returns the sharding of an array over the leading axes of a parameter."""
+    return NamedSharding(place.mesh, PartitionSpec(*place.spec[:ndim]))
 
 
 def train_step(

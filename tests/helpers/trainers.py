@@ -41,12 +41,14 @@ def trainer(depth, folder=FOLDER, teacher=None, devices=1, **sections):
     return Trainer(run, run.model.sized(VOCAB), mesh, teacher)
 
 
-def of(chosen):
-    """Returns the trainer of a model, of two microbatches."""
+def of(chosen, devices=1, optimizer=None, **axes):
+    """Returns the trainer of a model, of two microbatches, on a mesh of these axes."""
     run = config.load("vanilla:tiny", {"train.batch_size": str(ROWS), "train.seq_len": str(LENGTH)})
     training = dataclasses.replace(run.train, num_microbatches=2)
-    run = dataclasses.replace(run, train=training, model=chosen)
-    mesh = sharding.make_mesh(run.mesh, jax.devices()[:1])
+    split = dataclasses.replace(run.mesh, **axes)
+    rule = optimizer or run.optimizer
+    run = dataclasses.replace(run, train=training, model=chosen, mesh=split, optimizer=rule)
+    mesh = sharding.make_mesh(run.mesh, jax.devices()[:devices])
     return Trainer(run, chosen.sized(VOCAB), mesh)
 
 
