@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
+from recursia import accounting, budget, config
 from recursia import sweep as grids
+from recursia.sweep import trial as trials
 from recursia.sweep.spending import steps_for
 
 Overrides = dict[str, Any]
@@ -11,6 +13,9 @@ Overrides = dict[str, Any]
 # of 512 tokens of vanilla:tiny.
 PUBLISHED = {"135m": 2e18, "360m": 16.5e18}
 TINY = 3.2e11
+# Learning rates and number of seeds of a question whose answer may depend on them.
+RATES = {"tiny": (2e-3, 4e-3, 8e-3, 1.6e-2), "135m": (1.5e-3, 3e-3, 6e-3), "360m": (1e-3, 2e-3, 4e-3)}
+SEEDS = {"tiny": 5, "135m": 3, "360m": 3}
 WARMUP = {"tiny": 0.05, "135m": 0.006, "360m": 0.006}  # of the steps
 # For runs of less than a minute: one validation, at the end; no samples, and no event files. Losses
 # of batches of a few hundred tokens differ so much that none is a spike.
@@ -60,6 +65,42 @@ def spending(flops: float, trial: Overrides, warmup: float) -> Overrides:
     return {"schedule.warmup_steps": round(warmup * steps), **trial, "train.num_steps": steps}
 
 
+def rates(values: Iterable[float]) -> list[Overrides]:
+    """Returns learning rates."""
+    label = lambda rate: {"learning_rate": rate}
+    return [{"optimizer.learning_rate": rate, "labels": label(rate)} for rate in values]
+
+
+def asked(size: str, models: list[Overrides]) -> list[Overrides]:
+    """Returns the trials of a question: models by rates and seeds, at equal training FLOPs.
+
+    At tiny size they are half of the usual: there are many trials.
+    """
+    flops = PUBLISHED.get(size, TINY / 2)
+    spent = [spending(flops, {**brief(size), **model}, WARMUP[size]) for model in models]
+    return grids.product(spent, rates(RATES[size]), seeds(SEEDS[size]))
+
+
+def parameters(trial: Overrides) -> int:
+    """Returns the unique parameters of a trial's model."""
+    fields = {n: trials.text(v) for n, v in trial.items() if n not in ("config", "labels")}
+    run = config.load(trial["config"], fields)
+    return accounting.unique_parameters(run.model.sized(budget.vocab_size(run)))
+
+
+def of_parameters(target: int, trial: Overrides, field: str, unit: int = 1) -> Overrides:
+    """Returns a trial with the whole number in a field that makes its parameters nearest a target.
+
+    Args:
+      target: unique parameters.
+      trial: its overrides and its base `config`.
+      field: in which the parameters are linear, such as a rank.
+      unit: of which the number is a multiple.
+    """
+    one, two = (parameters({**trial, field: units * unit}) for units in (1, 2))
+    return {**trial, field: unit * max(1, round(1 + (target - one) / (two - one)))}
+
+
 def sized(preset: str, num_seeds: int = 2) -> tuple[float, list[Overrides]]:
     """Returns the training FLOPs of each trial at a size, and what they have in common by seed.
 
@@ -67,4 +108,9 @@ def sized(preset: str, num_seeds: int = 2) -> tuple[float, list[Overrides]]:
     """
     if preset != "tiny":
         return PUBLISHED[preset], [{}]
-    return TINY, grids.product([{**BRIEF, "train.batch_size": 4}], seeds(num_seeds))
+    return TINY, grids.product([brief(preset)], seeds(num_seeds))
+
+
+def brief(size: str) -> Overrides:
+    """Returns what keeps runs of the tiny size short; nothing for other sizes."""
+    return {**BRIEF, "train.batch_size": 4} if size == "tiny" else {}

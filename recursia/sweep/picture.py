@@ -14,7 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from recursia.sweep import comparison
 from recursia.sweep import points as trials
+from recursia.sweep.comparison import Arm
 from recursia.sweep.fits import Estimate, PowerLaw
 from recursia.sweep.points import Point
 from recursia.sweep.report import Report
@@ -84,7 +86,23 @@ def _panels(report: Report) -> list[tuple[str, Panel]]:
         panels = panels or [
             ("loss", functools.partial(_by_label, report.points, trials.SEED, loss))
         ]
+    if any(arm.rate is not None for arm in report.arms):
+        panels.append(("", functools.partial(_arms, report.arms, loss)))
     return panels
+
+
+def _arms(arms: Sequence[Arm], loss: str, axes: Axes) -> None:
+    """Draws a line for each model at its best learning rate: seeds, and the interval of the mean.
+
+    Arms are compared seed by seed, so that intervals may overlap where the difference is no noise.
+    """
+    for line, arm in enumerate(reversed(arms)):
+        half = [arm.loss.half if math.isfinite(arm.loss.half) else 0]
+        axes.errorbar([arm.loss.value], [line], xerr=half, fmt="|", color="black", capsize=3, ms=12)
+        axes.plot(list(arm.losses.values()), [line] * len(arm.losses), "o", color="C0", ms=4)
+    names = [f"{arm.name}\n{comparison.rate(arm)}" for arm in reversed(arms)]
+    axes.set_yticks(range(len(arms)), names, fontsize=8)
+    axes.set(title="at the best rates, 95 %", xlabel=loss, ylim=(-0.6, len(arms) - 0.4))
 
 
 def _are_several(families: Sequence[Family]) -> bool:

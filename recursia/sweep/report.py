@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recursia.sweep import points as trials
-from recursia.sweep import ranking, valleys
+from recursia.sweep import comparison, ranking, valleys
 from recursia.sweep.fits import Parabola, PowerLaw
 from recursia.sweep.points import Point
 from recursia.sweep.results import Result
@@ -29,6 +29,7 @@ class Report:
       states: number of trials in each state that one is in.
       points: the trials that have ended with the metric, or diverged.
       rows: ranked.
+      arms: models at their best learning rates; empty where no seeds differ, or sizes are compared.
       families: a list for each pair of axes; empty where labels call for no fit.
     """
 
@@ -36,6 +37,7 @@ class Report:
     states: dict[str, int]
     points: list[Point]
     rows: list[ranking.Row]
+    arms: list[comparison.Arm]
     families: list[list[Family]]
 
     @property
@@ -54,12 +56,15 @@ def of(results: Sequence[Result]) -> Report:
     metric = trials.metric_of(results)
     found = trials.points(results, metric)
     every = [result.state for result in results]
+    families = valleys.families(found)
+    has_rates = valleys.RATE in trials.varying(point.labels for point in found)
     return Report(
         metric=metric,
         states={state: every.count(state) for state in STATES if state in every},
         points=found,
         rows=ranking.rows(found),
-        families=valleys.families(found),
+        arms=comparison.arms(found) if has_rates or not families else [],
+        families=families,
     )
 
 
@@ -70,6 +75,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "states": report.states,
         "method": METHOD,
         "rows": [dataclasses.asdict(row) for row in report.rows],
+        "arms": [dataclasses.asdict(arm) for arm in report.arms],
         "families": [_family_json(family) for some in report.families for family in some],
         "refused": report.refused,
         "trials": [dataclasses.asdict(point) for point in report.points],

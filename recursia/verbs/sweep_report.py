@@ -27,7 +27,7 @@ def options(parser: parsing.Parser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Prints a table and the fits, and writes a picture and a JSON object of all fits."""
     draw = _picture(given.out)
-    from recursia.sweep import ranking, report, results, tables
+    from recursia.sweep import comparison, ranking, report, results, tables
 
     made = report.of(results.read(given.workdir))
     path = given.out or given.workdir / _DEFAULT
@@ -38,6 +38,9 @@ def run(given: argparse.Namespace) -> None:
         print(json.dumps({"picture": str(path), **values}))
         return
     tables.show(ranking.table(made.rows, made.metric))
+    if made.arms:
+        tables.show(comparison.table(made.arms, made.metric))
+        print(comparison.METHOD)
     print("\n".join([*report.lines(made), f"{path}: drawn; {path.with_suffix('.json')}: all fits"]))
 
 
