@@ -14,7 +14,11 @@ Overrides = dict[str, Any]
 PUBLISHED = {"135m": 2e18, "360m": 16.5e18}
 TINY = 3.2e11
 # Learning rates and number of seeds of a question whose answer may depend on them.
-RATES = {"tiny": (2e-3, 4e-3, 8e-3, 1.6e-2), "135m": (1.5e-3, 3e-3, 6e-3), "360m": (1e-3, 2e-3, 4e-3)}
+RATES = {
+    "tiny": (2e-3, 4e-3, 8e-3, 1.6e-2),
+    "135m": (1.5e-3, 3e-3, 6e-3),
+    "360m": (1e-3, 2e-3, 4e-3),
+}
 SEEDS = {"tiny": 5, "135m": 3, "360m": 3}
 WARMUP = {"tiny": 0.05, "135m": 0.006, "360m": 0.006}  # of the steps
 # For runs of less than a minute: one validation, at the end; no samples, and no event files. Losses

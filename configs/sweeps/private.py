@@ -1,4 +1,4 @@
-r"""What to give the steps of one shared block for themselves, at equal private parameters and FLOPs.
+r"""What to give the steps of one block for themselves, at equal private parameters and FLOPs.
 
   recursia sweep --config=sweeps/private:tiny --workdir=sweeps/private       # 100 trials
   recursia sweep report --workdir=sweeps/private

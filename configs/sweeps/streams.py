@@ -47,7 +47,7 @@ def sweep(add: Callable[..., None], preset: str) -> None:
 
 
 def few(model: axes.Overrides) -> bool:
-    return model["labels"]["count"] <= 2  # noqa: PLR2004 - of either
+    return model["labels"]["count"] <= 2
 
 
 def models(size: str) -> list[axes.Overrides]:

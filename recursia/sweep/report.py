@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from recursia.sweep import points as trials
 from recursia.sweep import comparison, ranking, valleys
+from recursia.sweep import points as trials
 from recursia.sweep.fits import Parabola, PowerLaw
 from recursia.sweep.points import Point
 from recursia.sweep.results import Result
