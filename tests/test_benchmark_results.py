@@ -91,3 +91,17 @@ def test_pages_of_systems_say_what_the_small_checks_found():
         about = "".join(text for text in pages if f"`sweeps/{name}:tiny`" in text)
         for row in found["rows"]:
             assert row["count"] == 3 and f"{row['mean']:.3f}" in about, (name, row["labels"])
+
+
+QUESTIONS = sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.md"))
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_page_of_a_question_is_its_result(name):
+    """Five seeds of every model at every rate, and nothing left out."""
+    found, shown = result(f"question_{name}"), page(f"results/{name}")
+    table = shown.partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
+    assert table == benchmark("questions").table(found)
+    assert f"--name={name}" in shown and f"({name}.png)" in shown
+    rates = {trial["labels"]["learning_rate"] for trial in found["trials"]}
+    assert len(found["trials"]) == 5 * len(rates) * len(found["arms"])

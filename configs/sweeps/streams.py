@@ -9,8 +9,8 @@ prefixes of 4 tokens (Chen et al. 2025, arXiv 2505.10475). Copies have a narrowe
 which parameters are equal within 1 %, prefixes and average included; so FLOPs per token are 3 %
 fewer than those of as many recursions with 2 copies, and 10 % fewer with 4. `tiny` gives every
 trial the same training FLOPs, so that more of either take fewer steps; `tiny_tokens` gives the same
-tokens. `tiny_rates`, and the larger sizes with a quarter of their blocks, have one or two of either
-at several learning rates and with more seeds.
+tokens. `tiny_rates` has one or two of either at several learning rates and with more seeds, and so
+have larger sizes, with a quarter of their blocks and prefixes of 48 tokens.
 """
 
 from collections.abc import Callable
@@ -22,6 +22,7 @@ from recursia.configs import base, parscale
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "tiny_tokens", "tiny_rates", "135m", "360m")
+PREFIX = 48  # tokens, of the paper
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -63,9 +64,12 @@ def models(size: str) -> list[axes.Overrides]:
         for count in (1, 2, 4)
     ]
     equal = axes.parameters(recursive[0])
+    plain = {"config": f"parscale:{size}"}
+    if size not in parscale.PRESETS:
+        plain = {"config": f"vanilla:{size}", "parallel.prefix_tokens": PREFIX}
     parallel = [
         {
-            "config": f"parscale:{size}",
+            **plain,
             "num_layers": blocks,
             "parallel.num_copies": count,
             "labels": {"more": "streams", "count": count},

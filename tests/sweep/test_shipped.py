@@ -19,12 +19,15 @@ FOLDER = pathlib.Path(recursia.configs.sweeps.__path__[0])
 FILES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "axes"})
 SWEEPS = [name for file in FILES for name in presets.presets(f"sweeps/{file}")]
 QUICK = ["sweeps/sharing:tiny", "sweeps/capacity:tiny"]
+# Large sizes are the same laws at other numbers.
 EVERY = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=name) for name in SWEEPS
+    name if name in QUICK else slow(name) if ":tiny" in name else exhaustive(name)
+    for name in SWEEPS
 ]
 UNEQUAL = ("_tokens", "iso_flop", "learning_rate")  # sweeps of several budgets
-EQUAL = [each for each in EVERY if not any(part in str(each.id) for part in UNEQUAL)]
-BUDGETS = [each for each in EVERY if "iso_flop" in str(each.id)]
+told = lambda each: each if isinstance(each, str) else each.values[0]
+EQUAL = [each for each in EVERY if not any(part in told(each) for part in UNEQUAL)]
+BUDGETS = [each for each in EVERY if "iso_flop" in told(each)]
 
 
 @functools.cache
