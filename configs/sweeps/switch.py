@@ -1,4 +1,4 @@
-r"""AdamW, Muon, and AdamW that becomes Muon where the learning rate decays: at equal training FLOPs.
+r"""AdamW, Muon, and AdamW that becomes Muon in the decay of the rate: at equal training FLOPs.
 
   recursia sweep --config=sweeps/switch:tiny --workdir=sweeps/switch       # 9 trials
   recursia sweep report --workdir=sweeps/switch
