@@ -15,7 +15,7 @@ PUBLISHED = {"135m": 2e18, "360m": 16.5e18}
 TINY = 3.2e11
 # Learning rates and number of seeds of a question whose answer may depend on them.
 RATES = {
-    "tiny": (2e-3, 4e-3, 8e-3, 1.6e-2),
+    "tiny": (5e-4, 1e-3, 2e-3, 4e-3),
     "135m": (1.5e-3, 3e-3, 6e-3),
     "360m": (1e-3, 2e-3, 4e-3),
 }
