@@ -39,14 +39,16 @@ def scale_by_row_wise_adam(b2: float, eps: float) -> optax.GradientTransformatio
         zeros = lambda table: jnp.zeros(table.shape[:-1], jnp.float32)
         return Rows(jax.tree.map(zeros, params), jax.tree.map(zeros, params))
 
-    def update(grads: optax.Updates, state: Any, params: Any = None) -> tuple[Any, Rows]:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[Any, Rows]:
         is_read = lambda grad: (grad != 0).any(-1)
-        count = jax.tree.map(lambda grad, count: count + is_read(grad), grads, state.count)
+        count = jax.tree.map(lambda grad, count: count + is_read(grad), updates, state.count)
         square = jax.tree.map(
             lambda grad, before: jnp.where(
                 is_read(grad), b2 * before + (1 - b2) * jnp.square(grad).mean(-1), before
             ),
-            grads,
+            updates,
             state.square,
         )
 
@@ -54,7 +56,7 @@ def scale_by_row_wise_adam(b2: float, eps: float) -> optax.GradientTransformatio
             corrected = square / (1 - b2 ** jnp.maximum(count, 1))
             return grad / (jnp.sqrt(corrected) + eps)[..., None]
 
-        return jax.tree.map(step, grads, square, count), Rows(square, count)
+        return jax.tree.map(step, updates, square, count), Rows(square, count)
 
     return optax.GradientTransformation(init, update)
 
