@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from recursia import combinations
 from recursia import kv as keys_values
 from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
@@ -24,8 +25,6 @@ from recursia.sharing.weights import Weights
 
 LoopNorm = Literal["none", "each", "last"]
 ENDS = ("prelude", "coda")  # stacks whose blocks share nothing
-# What may differ between their blocks and those of the core.
-SIZES = ("embed_dim", "mlp_dim", "expert_dim", "num_heads", "num_kv_heads", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Model:
         between(1, MOST_LAYERS, self, "num_layers")
         at_least(0, self, "vocab_size")
         between(0, MOST_LAYERS, self, *(end for end in ENDS if getattr(self, end) is not None))
-        self._check()
+        combinations.check(self)
 
     @functools.cached_property
     def ends(self) -> dict[str, int]:
@@ -184,124 +183,6 @@ class Model:
     def size(self) -> Size:
         """The size over that of the base of the parameterisation."""
         return self.parameterisation.size(self.block.embed_dim, self.num_layers)
-
-    def _check_parameterisation(self) -> None:
-        """Refuses blocks whose scales the parameterisation would change a second time, or not."""
-        if self.parameterisation.branch(self.size) != 1 and not self.block.is_additive:
-            raise ValueError(
-                "parameterisation: multiplies what branches add to the residual stream, and this "
-                "block changes the stream itself; take a block such as 'pre_norm'"
-            )
-        outside = self.parameterisation.size(self.end_block.embed_dim, self.num_layers)
-        if outside != self.size:
-            raise ValueError(
-                "parameterisation: sets scales by one width, and end_sizes.embed_dim is "
-                f"{self.end_block.embed_dim} beside block.embed_dim {self.block.embed_dim}; take "
-                "the same"
-            )
-        if not self.parameterisation.sets_width:
-            return
-        if not self.weights.has_matrices:
-            raise ValueError(
-                "parameterisation: sets scales of matrices by width, and this kind of weights "
-                "stores parts that they are made of; take another, such as 'lora'"
-            )
-        for name in ("mixer", "feedforward"):
-            part = getattr(self.block, name)
-            init = getattr(getattr(part, name, part), "init", None)
-            if getattr(init, "rule", None) != "normal":
-                raise ValueError(
-                    f"parameterisation: sets initial scales by width, and so does the {name}; take "
-                    "one with init.rule 'normal', whose std is that of the base"
-                )
-        if rule := self.embed.width_rule:
-            raise ValueError(f"parameterisation: sets initial scales by width, and so does {rule}")
-
-    def _check_ends(self) -> None:
-        """Refuses sizes of the ends that are none, or that what stands between cannot have."""
-        names = [name for name, _ in self.end_sizes]
-        if wrong := [n for n in names if n not in SIZES or names.count(n) > 1]:
-            raise ValueError(f"end_sizes: got {wrong[0]!r}, takes each once of {', '.join(SIZES)}")
-        if self.end_sizes and not any(self.ends.values()):
-            raise ValueError(
-                f"end_sizes: got {', '.join(names)}, and the model has no blocks outside the core; "
-                "take prelude 1 or coda 1"
-            )
-        try:
-            end = self.end_block
-        except ValueError as error:
-            raise ValueError(f"end_sizes.{error}") from None
-        if self.is_resized and self.loop_norm != "none":
-            raise ValueError(
-                f"loop_norm: {self.loop_norm!r} applies the head's norm, {end.embed_dim} wide, to "
-                f"states of the core, {self.block.embed_dim} wide; take 'none'"
-            )
-        if self.end_sizes and self.block.carried_dim:
-            raise ValueError(
-                "end_sizes: this feed-forward hands numbers on from block to block, which all have "
-                "one size; take another, such as 'glu_moe'"
-            )
-
-    def _check_parallel(self) -> None:
-        """Refuses copies of a token that would part, or that could not share scores."""
-        if self.parallel.num_copies == 1:
-            return
-        if not self.depth.is_uniform:
-            raise ValueError(
-                f"parallel.num_copies: under depth {self.depth.kind} each copy of a token would "
-                "take recursions of its own, and a token has one depth; take depth.kind 'fixed', "
-                "or 1"
-            )
-        if self.schedule.replays:
-            raise ValueError(
-                "parallel.num_copies: each step has a prefix of its own, which changes the scores "
-                "that it would replay; take kv.reads 'keys_values', or 1"
-            )
-
-    def _check(self) -> None:
-        """Refuses settings that cannot be combined, with the reason."""
-        self._check_ends()
-        self._check_parallel()
-        self._check_parameterisation()
-        plan = self.schedule
-        self.depth.check(plan, self.ends["coda"], self.inject)
-        if not plan.makes_all_keys and len({block.mixer for block in self.step_blocks}) > 1:
-            raise ValueError(
-                "kv.kv_sharing: steps have different numbers of heads (weights.heads), and one "
-                "cannot read the keys of another; take 'own', or heads of 1.0"
-            )
-        if plan.replays and not self.block.score_weights:
-            raise ValueError(
-                "kv.kv_sharing: this mixer has no queries that another step can replay, as their "
-                "experts are chosen for each token by its state in that step; take kv.reads "
-                "'keys_values', or a mixer such as 'grouped_query'"
-            )
-        if self.depth.scales_branches and self.block.carried_dim:
-            raise ValueError(
-                f"depth: {self.depth.kind} multiplies what branches add to the residual stream, "
-                "and this feed-forward hands on more than that; take another, such as 'glu_moe'"
-            )
-        if self.depth.scales_branches and not (self.block.is_additive and self.loop_norm != "each"):
-            raise ValueError(
-                f"depth: {self.depth.kind} multiplies what branches add to the residual stream, "
-                "and this block or loop_norm 'each' changes the stream itself; take a block such "
-                "as 'pre_norm', and loop_norm 'none' or 'last'"
-            )
-        if self.loop_norm != "none" and self.block.final_norm() is None:
-            raise ValueError(
-                f"loop_norm: got {self.loop_norm!r}, and the block normalises its own result: it "
-                "has no final norm; take 'none'"
-            )
-        if plan.order == "sequence" and self.loop_norm == "each":
-            raise ValueError(
-                "loop_norm: 'each' stands after a whole recursion, and sharing 'sequence' goes "
-                "block by block; take a cycle, or 'last'"
-            )
-        if plan.order == "sequence" and self.inject != Injection():
-            raise ValueError(
-                "inject: enters as a recursion begins, and sharing 'sequence' goes "
-                "block by block; take a cycle"
-            )
 
     def sized(self, vocab_size: int) -> "Model":
         """Returns the model with `vocab_size` rows in its embedding."""

@@ -6,32 +6,34 @@ Blocks, sharing, weight kinds and depth policies meet only here.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from recursia import params as parameters
-from recursia import stacks
+from recursia import layer_reports, stacks
 from recursia.architecture import Model
 from recursia.cache import Cache
 from recursia.depth.policy import Aux, Call, Mode
 from recursia.embeddings.embedding import capped
 from recursia.layers import affine
 from recursia.layers.attention import PADDING, Context, Places
-from recursia.layers.branch import STATES, Report
+from recursia.layers.branch import Report
 from recursia.layers.linear import dot
 from recursia.layers.norm import normalise as norm
+from recursia.layout import at_depth, init, specs
 from recursia.params import Leaf, Params
 from recursia.sharding import constrain
-from recursia.sharing import entries, key_banks
 from recursia.sharing.cached import Store
 from recursia.sharing.remat import KEEP, Remat
 from recursia.sharing.stack import Stack
 from recursia.stacks import CORE, EMBED
+
+__all__ = [
+    "Output", "apply", "at_depth", "embedded", "enter", "extend", "finish", "init", "logits",
+    "multiplier", "normalise", "read", "specs", "stacks_of",
+]  # fmt: skip
 
 
 @struct.dataclass
@@ -49,68 +51,6 @@ class Output:
     hidden: Leaf  # [B T D]
     aux: Aux
     states: Leaf | None = None  # [L B T D], D of each parallel copy
-
-
-def specs(config: Model) -> Params:
-    """Returns the specs of a model's parameters."""
-    d, wide, plan = config.block.embed_dim, config.block.stream_dim, config.schedule
-    outer = config.end_block.embed_dim
-    exact = (*config.block.exact, *config.weights.exact)
-
-    def blocks(slots: Params) -> Params:
-        marked = lambda slot, tree: parameters.mark(tree, is_exact=slot in exact, is_reused=False)
-        return {slot: marked(slot, tree) for slot, tree in slots.items()}
-
-    def scaled(tree: Any, uses: np.ndarray | None = None) -> Any:
-        scale = functools.partial(config.parameterisation.scaled, size=config.size)
-
-        def leaf(spec: Any) -> Any:
-            if not parameters.is_apart(spec):
-                return scale(spec, uses=uses)
-            counts = (None,) * len(spec) if uses is None else np.split(uses, len(spec))
-            pairs = zip(spec.entries, counts, strict=True)
-            return parameters.Apart(scale(own, uses=count) for own, count in pairs)
-
-        return jax.tree.map(leaf, tree, is_leaf=parameters.is_apart)
-
-    def core(slot: str, *steps: Any) -> Any:
-        def bank(name: str, steps: list[Any]) -> Any:
-            made = entries.bank(plan, name, steps) if plan.shapes else plan.bank(name, steps[0])
-            made = parameters.mark(made, is_reused=plan.is_reused(name))
-            return scaled(made, plan.uses(name))
-
-        banks = [key_banks.split(slot, tree, config.key_weights) for tree in steps]
-        made = {name: bank(name, [own[name] for own in banks]) for name in banks[0]}
-        return key_banks.join(made)[slot]
-
-    embed, once = config.embed.specs(config.vocab_size, outer), np.ones(1, int)
-    ends = {
-        name: scaled(parameters.stack(blocks(config.end_specs), (count,), (None,)), once)
-        if count
-        else {}
-        for name, count in config.ends.items()
-    }
-    steps = config.step_specs if plan.shapes else config.step_specs[:1]
-    slots = [blocks(own | config.weights.specs(own)) for own in steps]
-    depth = parameters.mark(config.depth.specs(plan, wide), is_matrix=False)
-    sections = {
-        "embed": {
-            name: scaled(parameters.mark(s, is_exact=name == "bias")) for name, s in embed.items()
-        },
-        "prelude": ends["prelude"],
-        "core": {slot: core(slot, *(own[slot] for own in slots)) for slot in slots[0]},
-        "coda": ends["coda"],
-        "depth": scaled(depth),
-        "inject": scaled(config.inject.specs(plan.num_recursions, d)),
-    }
-    if config.is_resized:
-        ways = {"up": (outer, d), "down": (d, outer)}
-        maps = {way: affine.normed_specs(*pair, config.block.norm) for way, pair in ways.items()}
-        sections["resize"] = scaled(parameters.mark(maps, is_exact=False))
-    if average := config.parallel.specs(outer):
-        sections["parallel"] = scaled(parameters.mark(average, is_exact=False))
-    final = config.end_block.final_norm()
-    return sections if final is None else {**sections, "final_norm": scaled(final)}
 
 
 def apply(
@@ -230,23 +170,14 @@ def _forward(
     x, after = finish(params, x, context, config, by_name)
     states = None
     if context.keeps_states:
-        states, (before, own, after) = _by_layer(config, (before, aux.report, after))
+        states, (before, own, after) = layer_reports.by_layer(config, (before, aux.report, after))
         states, aux = config.parallel.joined(states), dataclasses.replace(aux, report=own)
     aux = config.parallel.by_text(aux)
     if context.places is None:
-        aux = _with_reports(aux, before, after, config)
+        aux = layer_reports.summed(aux, before, after, config)
     elif config.parallel.num_copies > 1:
         aux = dataclasses.replace(aux, report={})
     return Output(x, aux, states)
-
-
-def _by_layer(config: Model, reports: tuple[Report, ...]) -> tuple[Array, list[Report]]:
-    """Returns the states after each layer that reports of the stacks hold, and the others."""
-    order = np.arange(config.ends["prelude"]), config.schedule.steps, np.arange(config.ends["coda"])
-    flat = lambda leaf: leaf.reshape(-1, *leaf.shape[2:])
-    states = [flat(r[STATES])[o] for r, o in zip(reports, order, strict=True) if STATES in r]
-    others = [{slot: tree for slot, tree in r.items() if slot != STATES} for r in reports]
-    return jnp.concatenate(states), others
 
 
 def enter(
@@ -354,31 +285,6 @@ def stacks_of(params: Params, config: Model, remat: Remat = KEEP) -> dict[str, S
     return found
 
 
-def _with_reports(aux: Aux, before: Report, after: Report, config: Model) -> Aux:
-    """Adds the losses and metrics of the blocks' reports, summed over the uses of each bank entry.
-
-    A loop that stops early returns no reports: nothing is added.
-    """
-    if not aux.report:
-        return aux
-
-    def by_entry(slot: str, leaf: Array) -> Array:
-        entry = config.schedule.entry(slot)
-        flat = leaf.reshape(-1, *leaf.shape[2:])
-        return jax.ops.segment_sum(flat, entry, config.schedule.size(slot))
-
-    def joined(slot: str, tree: Any) -> Any:
-        summed = jax.tree.map(functools.partial(by_entry, slot), tree)
-        ends = [parameters.at(end[slot], 0) for end in (before, after) if end]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), summed, *ends)
-
-    reports = {slot: joined(slot, tree) for slot, tree in aux.report.items()}
-    losses, metrics = config.block.losses(reports)
-    return dataclasses.replace(
-        aux, losses={**aux.losses, **losses}, metrics={**aux.metrics, **metrics}
-    )
-
-
 def _norm(params: Params, x: Array, config: Model) -> Array:
     if "final_norm" not in params:
         return x
@@ -406,29 +312,3 @@ def logits(params: Params, hidden: Float[Array, "*B D"], config: Model) -> Float
     head = config.embed.head(params["embed"])
     scores = dot(hidden, head["matrix"].astype(hidden.dtype), "d,vd->v").astype(jnp.float32)
     return capped(scores + head["bias"] if "bias" in head else scores, head)
-
-
-def at_depth(config: Model, params: Params, num_recursions: int) -> tuple[Model, Params]:
-    """Returns the model with `num_recursions` recursions of its core, and its parameters.
-
-    Raises:
-      ValueError: for a depth that some slot or the depth policy has no weights for.
-    """
-    trained, config = config.schedule, config.at_depth(num_recursions)
-    by_recursion = {name: specs(config)[name] for name in ("depth", "inject")}
-    first = lambda spec, p: p[: spec.shape[0]] if spec.shape else p
-    sections = jax.tree.map(first, by_recursion, {name: params[name] for name in by_recursion})
-
-    def core(slot: str, tree: Any) -> Any:
-        held = lambda bank: np.searchsorted(trained.held(bank), config.schedule.held(bank))
-        banks = key_banks.split(slot, tree, config.key_weights)
-        return key_banks.join({b: parameters.at(t, held(b)) for b, t in banks.items()})[slot]
-
-    cut = {slot: core(slot, tree) for slot, tree in params["core"].items()}
-    sections["core"] = entries.fitted(specs(config)["core"], cut) if trained.shapes else cut
-    return config, {**params, **sections}
-
-
-def init(config: Model, key: Array) -> Params:
-    """Returns float32 parameters."""
-    return parameters.init(specs(config), key)
