@@ -9,6 +9,7 @@ from recursia.architecture import Model
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.optimizer import Optimizer
 from recursia.ranges import LARGEST_SEED, MOST_LAYERS, above, at_least, between, fraction
+from recursia.replicas import Replicas
 from recursia.sharing.remat import Remat, Saves, Unit
 
 Place = Annotated[str, typed.Path()]
@@ -337,6 +338,7 @@ class Run:
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
     distill: Distill = dataclasses.field(default_factory=Distill)
     mesh: sharding.MeshConfig = dataclasses.field(default_factory=sharding.MeshConfig)
+    replicas: Replicas = dataclasses.field(default_factory=Replicas)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     divergence: Divergence = dataclasses.field(default_factory=Divergence)
     eval: Eval = dataclasses.field(default_factory=Eval)
@@ -348,6 +350,12 @@ class Run:
         self.model.embed.check_length(self.train.seq_len)
         if conflict := self.optimizer.conflict(self.schedule.kind):
             raise ValueError(f"optimizer.kind: {conflict}")
+        if self.train.ties and self.replicas.count:
+            raise ValueError(
+                f"replicas.count: got {self.replicas.count}, and train.ties has "
+                f"{len(self.train.ties)} phases of other parameters, which replicas do not have; "
+                "take 0, or no train.ties"
+            )
         for end, depth, how in self.train.phases():
             for name, recursions in (("ties", None), ("depths", depth)):
                 try:

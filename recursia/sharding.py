@@ -1,8 +1,9 @@
 """The device mesh, and the rules by which logical axis names are sharded over mesh axes.
 
-Devices along "data", "fsdp" and "expert" hold different rows of a batch; "fsdp" also shards
-parameters, "expert" the banks of experts, "tensor" heads, hidden widths and vocabulary, "context"
-the tokens of a row. A training step is a `shard_map` over the axes of rows; parameters that "fsdp"
+Devices along "replica", "data", "fsdp" and "expert" hold different rows of a batch; those along
+"replica" train replicas of the parameters (`recursia.replicas`), "fsdp" also shards parameters,
+"expert" the banks of experts, "tensor" heads, hidden widths and vocabulary, "context" the tokens of
+a row. A training step is a `shard_map` over the axes of rows; parameters that "fsdp"
 shards are gathered inside it (`recursia.fsdp`). Over "tensor" and "context" the compiler partitions
 the program, and `locally` runs what it cannot partition, such as kernels.
 """
@@ -23,8 +24,9 @@ from recursia import batch, ranges
 from recursia.errors import ConfigError
 from recursia.params import Spec
 
+REPLICA = "replica"
 # The devices of the last axes communicate most: they are neighbours.
-AXES = ("data", "fsdp", "expert", "context", "tensor")
+AXES = (REPLICA, "data", "fsdp", "expert", "context", "tensor")
 Rules = tuple[tuple[str, tuple[str, ...]], ...]  # logical axis -> mesh axes that split it
 RULES: Rules = (
     ("batch", batch.AXES),
@@ -48,6 +50,7 @@ class MeshConfig:
       tensor: shards heads, hidden widths and vocabulary (tensor parallelism).
       context: shards the tokens of a sequence (context parallelism).
       expert: shards batch and banks of experts (expert parallelism).
+      replica: shards the replicas of `replicas.count`, which it must divide.
       rules: mesh axes that shard each logical axis, where they differ from `RULES`.
     """
 
@@ -57,6 +60,7 @@ class MeshConfig:
     context: int = 1
     expert: int = 1
     rules: Rules = ()
+    replica: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple({**dict(RULES), **dict(self.rules)}.items()))
@@ -68,8 +72,10 @@ class MeshConfig:
                 f"{left[1]}: got -1, and so has {left[0]}; all devices left go along one axis"
             )
         for name, axes in self.rules:
-            if unknown := set(axes) - set(AXES):
-                raise ValueError(f"rules.{name}: no mesh axis {min(unknown)!r}; there is {AXES}")
+            if unknown := set(axes) - set(AXES[1:]):
+                raise ValueError(
+                    f"rules.{name}: no mesh axis {min(unknown)!r}; there is {AXES[1:]}"
+                )
             if "expert" in axes and name not in ("batch", "experts"):
                 raise ValueError(
                     f"rules.{name}: got {axes}, and 'expert' splits batch and experts alone"
@@ -114,13 +120,30 @@ def mesh_shape(config: MeshConfig, count: int) -> tuple[int, ...]:
     return sizes
 
 
-def check_batch(rows: int, seq_len: int, mesh: Mesh | AbstractMesh) -> None:
+def check_batch(rows: int, seq_len: int, mesh: Mesh | AbstractMesh, num_replicas: int = 0) -> None:
     """Checks that the rows of a microbatch, and their tokens, divide over the devices.
 
+    Args:
+      rows: of a microbatch, over all replicas.
+      seq_len: tokens of a row.
+      mesh: the devices.
+      num_replicas: replicas of the parameters, each of which has as many rows; 0 without any.
+
     Raises:
-      ConfigError: if they do not.
+      ConfigError: if they do not, or if the replicas do not.
     """
+    if (num_replicas or 1) % (size := mesh.shape[REPLICA]):
+        raise ConfigError(
+            f"config.mesh.replica: {size} do not divide the {num_replicas} of "
+            "config.replicas.count; change one of them"
+        )
     num_shards = _num_shards(batch.AXES, mesh)
+    if num_replicas and rows % (num_replicas * num_shards):
+        raise ConfigError(
+            f"config.train.batch_size: {rows} sequences at a time do not divide over "
+            f"{num_replicas} replicas of {num_shards} devices; change batch_size, "
+            "num_microbatches, replicas.count or config.mesh"
+        )
     if rows % num_shards:
         raise ConfigError(
             f"config.train.batch_size: {rows} sequences at a time do not divide over {num_shards} "
@@ -134,8 +157,12 @@ def check_batch(rows: int, seq_len: int, mesh: Mesh | AbstractMesh) -> None:
 
 
 def splitting(name: str | None, rules: Rules) -> tuple[str, ...]:
-    """Returns the mesh axes that shard a logical axis; none shard one without a name."""
-    return () if name is None else dict(rules).get(name, ())
+    """Returns the mesh axes that shard a logical axis; none shard one without a name.
+
+    Replicas split the rows of a batch before the devices of each do.
+    """
+    axes = () if name is None else dict(rules).get(name, ())
+    return (REPLICA, *axes) if name == "batch" else axes
 
 
 def _num_shards(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
@@ -144,7 +171,7 @@ def _num_shards(axes: Sequence[str], mesh: Mesh | AbstractMesh) -> int:
 
 def partition(axes: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
     """Returns the partition of an array with these logical axes."""
-    return PartitionSpec(*(dict(rules).get(axis) if axis else None for axis in axes))
+    return PartitionSpec(*(splitting(axis, rules) or None for axis in axes))
 
 
 def shardings(specs: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -209,7 +236,7 @@ def _compiler_axes() -> tuple[str, ...]:
 def ways(name: str) -> int:
     """Returns the number of shards that the compiler may make of a logical axis."""
     mesh, free = jax.sharding.get_abstract_mesh(), _compiler_axes()
-    return _num_shards([axis for axis in dict(RULES)[name] if axis in free], mesh)
+    return _num_shards([axis for axis in splitting(name, RULES) if axis in free], mesh)
 
 
 def is_split(name: str, parts: int | None = None, is_local: bool = False) -> bool:
@@ -223,7 +250,7 @@ def is_split(name: str, parts: int | None = None, is_local: bool = False) -> boo
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = mesh.manual_axes if is_local and not mesh.empty else _compiler_axes()
-    num_shards = _num_shards([axis for axis in dict(RULES)[name] if axis in free], mesh)
+    num_shards = _num_shards([axis for axis in splitting(name, RULES) if axis in free], mesh)
     return num_shards > 1 and (parts is None or parts % num_shards == 0)
 
 

@@ -42,6 +42,8 @@ MAY = {
     "topology": BASE | {"chips"},
     "params": BASE,
     "sharding": BASE | {"params", "batch"},
+    "replicas": BASE,
+    "fragments": BASE | {"params"},
     "fsdp": BASE | {"params", "batch", "sharding"},
     "stall": BASE | {"console"},
     "distributed": BASE | {"stall"},
@@ -70,7 +72,7 @@ MAY = {
     "step_costs": MODEL | {"architecture", "traced_flops"},
     "accounting": MODEL | FORWARD | {"step_costs", "optimizers"},
     "kinds": MODEL | {"optimizers", "modules", "dotted", "typed"},
-    "settings": MODEL | {"architecture", "typed", "optimizers", "kinds"},
+    "settings": MODEL | {"architecture", "typed", "optimizers", "kinds", "replicas"},
     "typed": BASE,
     "presets": BASE | {"configs", "dotted"},
     "fields": MODEL | {"architecture", "settings", "kinds", "typed", "meanings"},
@@ -112,7 +114,7 @@ MAY = {
     | FORWARD
     | {"losses", "scores", "workdir", "accounting", "budget", "data", "generate", "fsdp"}
     | {"distributed", "console", "jsonlines", "signals", "chips", "stall", "buckets"}
-    | {"dotted", "modules", "learning_rate"}
+    | {"dotted", "modules", "learning_rate", "replicas", "fragments"}
     | CONFIGS,
     "evaluate": BASE
     | FORWARD

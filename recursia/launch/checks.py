@@ -25,7 +25,7 @@ def check_mesh(run: settings.Run, machines: Machines) -> None:
     shape = sharding.mesh_shape(run.mesh, machines.hosts * machines.per_host)
     mesh = AbstractMesh(shape, sharding.AXES)
     rows = run.train.batch_size // run.train.num_microbatches
-    sharding.check_batch(rows, run.train.seq_len, mesh)
+    sharding.check_batch(rows, run.train.seq_len, mesh, run.replicas.count)
 
 
 def check_places(run: settings.Run, target: str, shared: tuple[str, ...], **given: str) -> None:

@@ -93,7 +93,7 @@ def rungs(run: settings.Run, count: int) -> Iterator[settings.Run]:
         yield changes.change(saving, train__num_microbatches=num_microbatches)
     for mesh in sorted(_meshes(run, count), key=_cost):
         sizes = {f"mesh__{axis}": size for axis, size in mesh.items()}
-        ways = math.prod(mesh[axis] for axis in batch.AXES)
+        ways = math.prod(mesh[axis] for axis in batch.AXES) * max(run.replicas.count, 1)
         if run.train.batch_size % ways == 0:
             num_microbatches = _powers(run.train.batch_size // ways)[-1]
             yield changes.change(saving, train__num_microbatches=num_microbatches, **sizes)
@@ -152,14 +152,19 @@ def _cost(mesh: dict[str, int]) -> tuple[int, ...]:
 
 
 def _meshes(run: settings.Run, count: int) -> Iterator[dict[str, int]]:
-    """Yields the meshes of `count` devices in which every axis is a power of two."""
+    """Yields the meshes of `count` devices in which every other axis is a power of two.
+
+    Replicas stay as they are.
+    """
     experts = math.gcd(0, *_numbers_of_experts(run)) or 1
+    replica = max(run.mesh.replica, 1)
+    count = count // replica if count % replica == 0 else 0
     for tensor in _powers(count, _MAX_WAYS):
         for context in _powers(count // tensor, max(_MAX_WAYS, run.mesh.context)):
             for expert in _powers(math.gcd(count // tensor // context, experts), _MAX_WAYS):
                 left = count // tensor // context // expert
                 for fsdp in _powers(left):
-                    sizes = left // fsdp, fsdp, expert, context, tensor
+                    sizes = replica, left // fsdp, fsdp, expert, context, tensor
                     yield dict(zip(sharding.AXES, sizes, strict=True))
 
 

@@ -14,6 +14,7 @@ from recursia.errors import UserError
 from recursia.generate import decode
 from recursia.preflight import hlo
 from recursia.train import earlier
+from recursia.train.replicated import trainer_of
 from recursia.train.step import Trainer
 
 _EXHAUSTED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM|Used ([\d.]+)([KMGT]?) of")
@@ -86,10 +87,10 @@ def make_trainer(run: settings.Run, devices: Sequence[Any]) -> Trainer:
     """
     mesh = sharding.make_mesh(run.mesh, list(devices))
     rows = run.train.batch_size // run.train.num_microbatches
-    sharding.check_batch(rows, run.train.seq_len, mesh)
+    sharding.check_batch(rows, run.train.seq_len, mesh, run.replicas.count)
     vocab = budget.vocab_size(run)
     teacher = earlier.outline(run, vocab, mesh)
-    trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
+    trainer = trainer_of(run, run.model.sized(vocab), mesh, teacher)
     _ = trainer.state_shardings  # raises for a width that does not divide
     return trainer
 

@@ -156,7 +156,7 @@ def start(trainer: Trainer, state: State, tokenizer: Tokenizer) -> tuple[State, 
     merged = {**state.params, **weights}
     for stack, _, slot in (name.partition(".") for name in drawn if "." in name):
         merged[stack] = {**merged[stack], slot: state.params[stack][slot]}
-    return dataclasses.replace(state, params=merged), message
+    return trainer.with_params(state, merged), message
 
 
 @contextlib.contextmanager

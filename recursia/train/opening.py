@@ -17,6 +17,7 @@ from recursia.data.manifest import SPLITS
 from recursia.data.tokenizer import Tokenizer
 from recursia.errors import ConfigError
 from recursia.train import earlier
+from recursia.train.replicated import trainer_of
 from recursia.train.sinks import opening as sinks
 from recursia.train.step import Trainer
 from recursia.train.validation import Validation
@@ -59,7 +60,7 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
         sinks.check(run)
         mesh = sharding.make_mesh(run.mesh)
         rows = run.train.batch_size // run.train.num_microbatches
-        sharding.check_batch(rows, run.train.seq_len, mesh)
+        sharding.check_batch(rows, run.train.seq_len, mesh, run.replicas.count)
         paths = directory.data_directories(run.data, workdir)
         known: verification.Known = {}
         if distributed.is_first():
@@ -75,7 +76,7 @@ def opened(run: settings.Run, workdir: pathlib.Path) -> Parts:
     if teacher := earlier.teacher(run, vocab, loader.tokenizer, mesh):
         bits = int(jax.jit(params.fingerprint)(teacher.params))
         identity["teacher"] = {"path": run.distill.teacher, "parameters": bits}
-    trainer = Trainer(run, run.model.sized(vocab), mesh, teacher)
+    trainer = trainer_of(run, run.model.sized(vocab), mesh, teacher)
     validation = Validation(trainer, loader.tokenizer, scored, prompts)
     return Parts(paths, loader, trainer, validation, identity, known)
 

@@ -131,6 +131,10 @@ class Trainer:
         place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
         return jax.tree.map(place, shapes, self.state_shardings)
 
+    def with_params(self, state: State, weights: Params) -> State:
+        """Returns a first state with other parameters."""
+        return dataclasses.replace(state, params=weights)
+
     def put(self, batch: Mapping[str, np.ndarray]) -> Batch:
         """Returns this process's rows of a batch as arrays over the mesh."""
         make = jax.make_array_from_process_local_data
@@ -182,6 +186,9 @@ class Trainer:
 
         return run
 
+    def _jitted_at(self, step: int) -> jax.stages.Wrapped:
+        return self.in_phase(step)._jitted(self.model_at(step))
+
     def _jitted(self, config: Model) -> jax.stages.Wrapped:
         return jax.jit(
             functools.partial(train_step, self, config),
@@ -222,7 +229,7 @@ class Trainer:
         state = own.abstract()
         with jax.set_mesh(self.mesh):
             skips = self.run.divergence.policy == "skip"
-            return own._jitted(self.model_at(step)).trace(
+            return self._jitted_at(step).trace(
                 state, batch, self.teacher and self.teacher.params, NO_LIMIT if skips else None
             )
 
@@ -245,6 +252,7 @@ def train_step(
     batch: Batch,
     teacher_params: Params | None = None,
     limit: Float[Array, ""] | None = None,
+    first: Int[Array, ""] | None = None,
 ) -> tuple[State, dict[str, Array]]:
     """Returns the state after one update, and the metrics of the batch.
 
@@ -257,17 +265,18 @@ def train_step(
         would embed a closed-over array in the program as a constant.
       limit: a larger loss, or one that is not finite, leaves the state as it is but for its counts
         of steps; None makes every update.
+      first: the number of its first microbatch, on which random draws depend; None is 0.
     """
     by_rows = jax.tree.map(lambda where: fsdp.by_rows(where.spec), trainer.state_shardings)
     rows, replicated = fsdp.by_rows(trainer.batch_sharding.spec), PartitionSpec()
     taught = jax.tree.map(lambda where: fsdp.by_rows(where.spec), trainer.teacher_shardings)
     grads, metrics = jax.shard_map(
         functools.partial(gradients, trainer, config),
-        in_specs=(by_rows.params, rows, replicated, taught),
+        in_specs=(by_rows.params, rows, replicated, taught, replicated),
         out_specs=(by_rows.params, replicated),
         axis_names=set(whole_batch.AXES) | {a for a, n in trainer.mesh.shape.items() if n == 1},
         check_vma=False,
-    )(state.params, batch, state.step, teacher_params)
+    )(state.params, batch, state.step, teacher_params, first)
     updates, opt_state = trainer.optimizer.update(grads, state.opt_state, state.params)
     metrics = metrics | {
         "gradient_norm": optax.tree.norm(grads),
@@ -292,6 +301,7 @@ def gradients(
     batch: Batch,
     step: Int[Array, ""],
     teacher_params: Params | None,
+    first: Int[Array, ""] | None = None,
 ) -> tuple[Params, dict[str, Array]]:
     """Returns the gradients and metrics of a batch, from one device's rows and parameter shards.
 
@@ -310,7 +320,7 @@ def gradients(
     gather = functools.partial(_gathered, trainer, trainer.specs, config.dtype)
     weights, scatter = jax.vjp(gather, shards)
     if num_microbatches == 1:
-        (_, metrics), grads = grad(weights, batch, total, step, 0)
+        (_, metrics), grads = grad(weights, batch, total, step, 0 if first is None else first)
     else:
         # Microbatches take rows in turn, so that each device's rows stay on it.
         split = lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
@@ -321,7 +331,9 @@ def gradients(
             return jax.tree.map(jnp.add, grads, more), metrics
 
         zeros = jax.tree.map(jnp.zeros_like, weights)
-        microbatches = (jax.tree.map(split, batch), jnp.arange(num_microbatches))
+        numbers = jnp.arange(num_microbatches)
+        numbers = numbers if first is None else first + numbers
+        microbatches = (jax.tree.map(split, batch), numbers)
         grads, metrics = jax.lax.scan(add, zeros, microbatches)
         metrics = jax.tree.map(lambda x: x.sum(0), metrics)
     (grads,) = scatter(grads)

@@ -10,7 +10,11 @@ from recursia.workdir import directory, place
 
 FILE = "settings_history.jsonl"
 # Fields that make another run of it, besides those of its model and its data (`identity`).
-FIXED = ("train.seed", "optimizer.kind", "optimizer.trainable")
+_SAME = ("count", "every_steps", "num_fragments", "delay", "exchange")  # what is in flight
+FIXED = (
+    *("train.seed", "optimizer.kind", "optimizer.trainable"),
+    *(f"replicas.{name}" for name in _SAME),
+)
 
 Changed = dict[str, tuple[Any, Any]]  # old and new value of each dotted field
 

@@ -56,7 +56,7 @@ def test_every_matrix_is_split_along_its_embedding():
 )
 def test_one_axis_takes_the_devices_that_are_left(data, fsdp, shape):
     mesh = sharding.make_mesh(sharding.MeshConfig(data, fsdp))
-    assert mesh.devices.shape == (*shape, 1, 1, 1)
+    assert mesh.devices.shape == (1, *shape, 1, 1, 1)
     assert mesh.axis_names == sharding.AXES
 
 
