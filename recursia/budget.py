@@ -5,7 +5,8 @@ import functools
 import textwrap
 from typing import Any, Literal
 
-from recursia import accounting, kinds, settings, step_law
+from recursia import accounting, fragments, kinds, model, settings, step_law
+from recursia.architecture import Model
 from recursia.data import packing, tokenizer
 from recursia.errors import DataError
 from recursia.notes import notes, programs
@@ -17,6 +18,12 @@ Row = dict[str, Any]  # a quantity's value by its name; `name` is the model's
 # The base of a table's units, and the names of the units.
 _DECIMAL = (1000, ("", "k", "M", "G", "T", "P", "E", "Z", "Y"))
 _BINARY = (1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+_IF_ANY = (
+    "making_flops",
+    "teacher_flops_per_token",
+    "exchanged_bytes_per_step",
+    "gradient_bytes_per_step",
+)
 _ROUTED = ("expert_choice", "token_choice")  # kinds of depth for which `mor_` counts are shown
 _NOTES = {
     "applied_": "parameters of the same model with nothing shared",
@@ -28,6 +35,8 @@ _NOTES = {
     "making_": "products that make weights of their parts, once in a microbatch of any size",
     "step_law_": "peak learning rate for the parameters outside of the embedding, each counted "
     "once, or in each of its uses, and tokens of a step (arXiv 2503.04715), fitted without sharing",
+    "exchanged_": "that each replica sends to the others, on average over steps",
+    "gradient_": "that it would send if it averaged its float32 gradients with them in every step",
     "mor_": "as arXiv 2507.10524 counts: forward only, without embedding, head and router, with "
     "half of attention; the steps of its released runs follow from it",
 }
@@ -36,6 +45,7 @@ _TOLD_IF_OTHER = {
     "matched_steps": "num_steps",
     "step_law_applied": "step_law_unique",
 }
+_FLOAT32 = 4  # bytes
 _NAME_WIDTH = 14  # characters of a model's name in a table; four models fit 100 columns
 
 
@@ -53,6 +63,7 @@ def compare(runs: dict[str, settings.Run], match: Match) -> list[Row]:
         tokens_per_step: over all devices.
         step_law_unique, step_law_applied, step_law_tokens: see `recursia.step_law`.
         training_flops, mor_flops: of all its steps, exact and as `mor_flops_per_token` counts.
+        exchanged_bytes_per_step, gradient_bytes_per_step: see `exchanged_bytes`, `gradient_bytes`.
         matched_steps, mor_matched_steps: steps that give the reference's total of each, rounded.
         matched_error, mor_matched_error: relative difference to the reference, of the FLOPs of
           matched steps, or of the quantity that `match` names.
@@ -88,11 +99,29 @@ def _row(name: str, run: settings.Run) -> Row:
         "tokens_per_step": tokens_per_step,
         "training_flops": training_flops(run),
         "mor_flops": train.num_steps * tokens_per_step * cost.mor_flops_per_token,
+        "exchanged_bytes_per_step": exchanged_bytes(run, config),
+        "gradient_bytes_per_step": gradient_bytes(run, config),
         "step_law_unique": law.unique.learning_rate,
         "step_law_applied": law.applied.learning_rate,
         "step_law_tokens": law.unique.batch_tokens,
         "notes": notes(run) + programs(run),
     }
+
+
+def exchanged_bytes(run: settings.Run, config: Model) -> float:
+    """Returns the bytes that a replica sends to the others in a step: the mean over steps."""
+    how = run.replicas
+    if not how.count:
+        return 0.0
+    specs = model.specs(config)
+    parts = fragments.fragments(specs, run.optimizer.trains(specs), how.num_fragments)
+    return (how.count - 1) * sum(how.sent(*part.size) for part in parts) / how.every_steps
+
+
+def gradient_bytes(run: settings.Run, config: Model) -> float:
+    """Returns the bytes of float32 gradients that the same devices would send without replicas."""
+    count = max(run.replicas.count, 1)
+    return 2 * (count - 1) / count * _FLOAT32 * accounting.unique_parameters(config)
 
 
 def training_flops(run: settings.Run) -> float:
@@ -192,7 +221,7 @@ def _applies(key: str, rows: list[Row]) -> bool:
         return False
     if key.startswith("mor_"):
         return any(row["depth_kind"] in _ROUTED for row in rows)
-    if key in ("making_flops", "teacher_flops_per_token"):
+    if key in _IF_ANY:
         return any(row[key] for row in rows)
     if key == "mean_depth":
         return any(row[key] != 1 for row in rows)

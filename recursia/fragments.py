@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from recursia.errors import ConfigError
-from recursia.params import Params, Spec
+from recursia.params import Leaf, Params, Spec
 
 Part = slice | None  # of the entries of a bank, or the whole of what is in no bank
 
@@ -44,7 +44,7 @@ class Fragment:
             if part is not None
         ]
 
-    def put(self, tree: PyTree, values: list[Array], lead: int = 0) -> Any:
+    def put(self, tree: PyTree, values: list[Leaf], lead: int = 0) -> Any:
         """Returns the tree with its parts replaced by what `take` returned of another."""
         leaves, structure = jax.tree.flatten(tree)
         rest = iter(values)

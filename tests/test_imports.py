@@ -105,7 +105,9 @@ MAY = {
     "convert": MODEL
     | FORWARD
     | {"optimizers", "settings", "config", "kinds", "data", "sharding", "losses", "learning_rate"},
-    "budget": BASE | {"accounting", "data", "model", "step_law"} | CONFIGS,
+    "budget": BASE
+    | {"accounting", "architecture", "data", "fragments", "model", "step_law"}
+    | CONFIGS,
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
     | {"architecture", "accounting", "budget", "changes", "depth", "scaling", "parallel"}

@@ -48,6 +48,11 @@ def _moved(report: Report) -> list[str]:
     if rest := rows[MAX_ROWS:]:
         sent = sum(row["sent_bytes"] * row["executions"] for row in rest)
         lines += [f"and {len(rest)} more, {sent / 1e6:.4g} MB sent"]
+    for row in report.get("exchanges", ()):
+        lines += [
+            f"fragment {row['fragment']} of replicas, once in {row['every_steps']} steps: "
+            f"{row['sent_bytes'] / 1e6:.4g} MB sent, {1e3 * row['seconds']:.3g} ms"
+        ]
     return lines
 
 

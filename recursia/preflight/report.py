@@ -4,9 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from recursia import accounting, chips, settings
 from recursia.architecture import Model
 from recursia.preflight import collectives, program, roofline, traffic
+from recursia.sharding import REPLICA
+from recursia.train.replicated import ReplicaTrainer
 from recursia.train.step import Trainer
 
 Report = dict[str, Any]  # the keys are those of `examine`
@@ -37,6 +41,8 @@ def examine(
       roofline, roofline_seconds_per_step, serial_seconds_per_step, tokens_per_second,
         serial_tokens_per_second, utilisation: see `roofline`; utilisation is the FLOPs without
         rematerialisation over the peak.
+      exchanges: of each fragment of a run with replicas, `sent_bytes` of a device and `seconds`,
+        once in `every_steps` steps, besides the collectives of a step.
       hours, tokens: of all training steps, at the roofline.
       decode: memory and roofline of drawing one token on one chip.
 
@@ -66,16 +72,29 @@ def examine(
         return report | _too_large(memory.total)
     report |= {"fits": True, "bytes_per_chip": memory.total}
     report |= _times(run, chip, trainer.mesh, steps[-1], report)
+    if isinstance(trainer, ReplicaTrainer):
+        report["exchanges"] = _exchanges(chip, trainer)
     if with_decode:
         report["decode"] = _decode(run, chip, trainer)
     return report
 
 
 def _distinct_steps(trainer: Trainer) -> list[int]:
-    """Returns the last step, and before it the first if its program differs."""
+    """Returns the last step, and before it the first if its program differs.
+
+    Where a step may exchange a fragment, the last is one that exchanges nothing, and before it is
+    one that exchanges the largest fragment.
+    """
     last = trainer.run.train.num_steps - 1
-    is_equal = trainer.model_at(0) == trainer.model_at(last)
-    return [last] if is_equal else [0, last]
+    first = [] if trainer.model_at(0) == trainer.model_at(last) else [0]
+    how = trainer.run.replicas
+    if not isinstance(trainer, ReplicaTrainer) or not how.delay:
+        return [*first, last]
+    steps = range(last, last - 2 * how.every_steps, -1)
+    wire = trainer.exchanges.wire_bytes
+    largest = max(range(how.num_fragments), key=wire)
+    quiet = next((step for step in steps if how.arriving(step + 1) is None), last)
+    return [*first, how.offset(largest) + how.delay - 1, quiet]
 
 
 def _flops(run: settings.Run, config: Model) -> Report:
@@ -85,6 +104,26 @@ def _flops(run: settings.Run, config: Model) -> Report:
         "executed_flops_per_step": rows
         * accounting.executed_training_flops(config, length, run.train.rematerialisation),
     }
+
+
+def _exchanges(chip: chips.Chip, trainer: ReplicaTrainer) -> list[Report]:
+    """Returns the all-gather of each fragment, besides the collectives of a step."""
+    devices, made = list(trainer.mesh.devices.flat), trainer.exchanges
+    grid = np.arange(len(devices)).reshape(trainer.mesh.shape[REPLICA], -1).T
+    groups = tuple(tuple(row) for row in grid.tolist())
+    rows = []
+    for number in range(len(made.fragments)):
+        size = made.how.count * made.wire_bytes(number)
+        moved = collectives.Collective("all-gather", size, groups, 1)
+        rows.append(
+            {
+                "fragment": number,
+                "every_steps": made.how.every_steps,
+                "sent_bytes": moved.sent,
+                "seconds": roofline.seconds(chip, devices, moved),
+            }
+        )
+    return rows
 
 
 def _too_large(needed: int) -> Report:

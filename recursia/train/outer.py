@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jaxtyping import Array
 from recursia.fragments import Fragment
 from recursia.params import Params
 from recursia.replicas import Replicas
-from recursia.sharding import Rules
+from recursia.sharding import Rules, splitting
 from recursia.train import exchange
 from recursia.train.exchange import Sent
 
@@ -53,6 +54,14 @@ class Exchanges:
     mesh: Mesh
     rules: Rules
 
+    def wire_bytes(self, number: int) -> int:
+        """Returns the bytes in which a device sends its shard of one replica's fragment."""
+        part, entries = self.fragments[number], 0
+        for shape, spec in zip(part.shapes, part.taken, strict=True):
+            ways = (self.mesh.shape[a] for name in spec.axes for a in splitting(name, self.rules))
+            entries += math.prod(shape) // math.prod(ways)
+        return self.how.sent(entries, part.size[1])
+
     def flight(self, replicas: Params) -> Sent | None:
         """Returns what is in flight before the first step."""
         if not self.how.delay:
@@ -79,7 +88,7 @@ class Exchanges:
         scale = outer.flight.scale
         if scale is not None:
             scale = part.put(scale, [each.scale for each in sent], 1)
-        return outer.replace(flight=Sent(values, scale))
+        return dataclasses.replace(outer, flight=Sent(values, scale))
 
     def in_flight(self, number: int, flight: Sent) -> list[Sent]:
         """Returns what every replica sent of a fragment that is in flight."""
@@ -110,7 +119,8 @@ class Exchanges:
             far,
         )
         mixed = jax.tree.map(self._mixed, part.take(outer.replicas, 1), moved)
-        return part.put(params, moved), outer.replace(
+        return part.put(params, moved), dataclasses.replace(
+            outer,
             momentum=part.put(outer.momentum, momentum),
             replicas=part.put(outer.replicas, mixed, 1),
         )

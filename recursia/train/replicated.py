@@ -185,7 +185,13 @@ def replicas_step(
     outer, how = state.opt_state, trainer.run.replicas
 
     def here(
-        step: Array, replicas: Params, inner: Any, batch: Batch, numbers: Array, *rest: Any
+        step: Array,
+        replicas: Params,
+        inner: Any,
+        batch: Batch,
+        numbers: Array,
+        taught: Params | None,
+        limit: Array | None,
     ) -> tuple[Params, Any, Metrics]:
         count = len(numbers)
         rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
@@ -194,7 +200,7 @@ def replicas_step(
             weights, opt_state, rows, number = each
             first = number * trainer.run.train.num_microbatches
             before = State(step, weights, opt_state)
-            after, metrics = train_step(trainer.one, config, before, rows, *rest, first)
+            after, metrics = train_step(trainer.one, config, before, rows, taught, limit, first)
             return after.params, after.opt_state, metrics
 
         every = (replicas, inner, rows, numbers)
@@ -215,7 +221,7 @@ def replicas_step(
     numbers = jnp.arange(how.count)
     every = (outer.replicas, outer.inner, batch, numbers)
     replicas, inner, metrics = here(state.step, *every, teacher_params, limit)
-    after, weights = outer.replace(replicas=replicas, inner=inner), state.params
+    after, weights = dataclasses.replace(outer, replicas=replicas, inner=inner), state.params
     if arriving is not None:
         sent = trainer.exchanges.in_flight(arriving, outer.flight)
         weights, after = trainer.exchanges.arrived(arriving, weights, after, sent)

@@ -26,7 +26,7 @@ def test_two_processes_of_a_replica_each_equal_one_and_resume_to_the_bit(tmp_pat
     shutil.rmtree(again / "checkpoints" / str(STEPS))
     done = cluster.run(tmp_path / "output", train(tmp_path, again), count=2)
     assert any(f"resuming {again} at step 2" in line for line in done[0].said)
-    assert rows(two)[-1]["exchanged_bytes"] > 0
+    assert max(row.get("exchanged_bytes", 0) for row in rows(two)) > 0
     for place in places:
         assert saved(place) == [2, STEPS]
         assert rows(place) == rows(two)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from recursia import batch as whole_batch
-from recursia import config, fragments, model, params, sharding
+from recursia import budget, config, fragments, model, params, sharding
 from recursia.errors import CheckpointError, ConfigError
 from recursia.params import Spec
 from recursia.preflight import collectives, hlo, program
@@ -41,6 +41,7 @@ PLAIN = {
     "outer_momentum": 0.0,
     "exchange": "float32",
 }
+TYPED = {"replicas.count": "2", "replicas.every_steps": "10"}
 TWO = {"count": 2, "every_steps": 5, "num_fragments": 2, "delay": 2, "exchange": "float32"}
 
 
@@ -274,28 +275,20 @@ def over_replicas(made, lowered):
 
 @pytest.mark.parametrize("how", ["float32", "bfloat16", "float4"])
 def test_a_step_exchanges_nothing_and_a_fragment_its_own_bytes(how):
-    made = trainer(4, {"replica": 2, "fsdp": 2}, **{**TWO, "delay": 0, "exchange": how})
+    own = trainer(4, {"replica": 2, "fsdp": 2}, **{**TWO, "delay": 0, "exchange": how})
     if how == "float32":
-        assert over_replicas(made, made.lower()) == 0
-    for number, part in enumerate(made.exchanges.fragments):
-        with jax.set_mesh(made.mesh):
-            lowered = made.exchange(number).lower(made.abstract())
-        halves = [math.prod(s.shape) // (2 if "embed" in s.axes else 1) for s in part.taken]
-        whole = [math.prod(s.shape) for s in part.taken]
-        here = sum(
-            math.prod(shape) * half // all_
-            for shape, half, all_ in zip(part.shapes, halves, whole, strict=True)
-        )
-        want = made.run.replicas.sent(here, part.size[1])
-        assert over_replicas(made, lowered) == want, number
+        assert over_replicas(own, own.lower()) == 0
+    for number in range(len(own.exchanges.fragments)):
+        with jax.set_mesh(own.mesh):
+            lowered = own.exchange(number).lower(own.abstract())
+        assert over_replicas(own, lowered) == own.exchanges.wire_bytes(number)
 
 
 @pytest.mark.slow
 def test_a_delayed_fragment_is_gathered_in_the_step_after_which_it_is_applied():
-    made = trainer(2, {"replica": 2}, **TWO)
-    part = made.exchanges.fragments[0]
-    bytes_at = [over_replicas(made, made.lower(step)) for step in (1, 2, 3)]
-    assert bytes_at == [0, 0, made.run.replicas.sent(*part.size)]
+    own = trainer(2, {"replica": 2}, **TWO)
+    bytes_at = [over_replicas(own, own.lower(step)) for step in (1, 2, 3)]
+    assert bytes_at == [0, 0, own.exchanges.wire_bytes(0)]
 
 
 def test_the_bytes_that_are_counted_are_those_that_were_sent(simple):
@@ -303,6 +296,21 @@ def test_the_bytes_that_are_counted_are_those_that_were_sent(simple):
     _, metrics = after(own, 8)  # after steps 2 + 2, 5 + 2: a fragment each
     once = sum(own.run.replicas.sent(*part.size) for part in own.exchanges.fragments)
     assert metrics["exchanged_bytes"] == once
+    assert budget.exchanged_bytes(own.run, own.model) == once / own.run.replicas.every_steps
+
+
+def test_what_is_exchanged_does_not_grow_with_recursions():
+    runs = [
+        config.load(
+            "recursive:tiny",
+            {**TYPED, "model.num_layers": str(layers), "depth.num_recursions": str(count)},
+        )
+        for layers, count in ((8, 2), (14, 4))
+    ]
+    shallow, deep = (budget.compare({"": run}, "none")[0] for run in runs)
+    assert deep["training_flops"] > 1.5 * shallow["training_flops"]
+    for name in ("exchanged_bytes_per_step", "gradient_bytes_per_step"):
+        assert deep[name] == shallow[name] > 0
 
 
 def test_a_run_resumes_to_the_bit_while_a_fragment_is_in_flight(simple, tmp_path):
