@@ -18,7 +18,8 @@ Row = dict[str, Any]  # a quantity's value by its name; `name` is the model's
 # The base of a table's units, and the names of the units.
 _DECIMAL = (1000, ("", "k", "M", "G", "T", "P", "E", "Z", "Y"))
 _BINARY = (1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
-_IF_ANY = (
+# Quantities that are shown if one of the models has some.
+IF_ANY = (
     "making_flops",
     "teacher_flops_per_token",
     "exchanged_bytes_per_step",
@@ -221,7 +222,7 @@ def _applies(key: str, rows: list[Row]) -> bool:
         return False
     if key.startswith("mor_"):
         return any(row["depth_kind"] in _ROUTED for row in rows)
-    if key in _IF_ANY:
+    if key in IF_ANY:
         return any(row[key] for row in rows)
     if key == "mean_depth":
         return any(row[key] != 1 for row in rows)
