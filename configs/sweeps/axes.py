@@ -75,12 +75,15 @@ def rates(values: Iterable[float]) -> list[Overrides]:
     return [{"optimizer.learning_rate": rate, "labels": label(rate)} for rate in values]
 
 
-def asked(size: str, models: list[Overrides]) -> list[Overrides]:
+def asked(size: str, models: list[Overrides], share: float = 0.5) -> list[Overrides]:
     """Returns the trials of a question: models by rates and seeds, at equal training FLOPs.
 
-    At tiny size they are half of the usual: there are many trials.
+    Args:
+      size: of the models.
+      models: their overrides, with labels.
+      share: of the usual FLOPs, at tiny size.
     """
-    flops = PUBLISHED.get(size, TINY / 2)
+    flops = PUBLISHED.get(size, TINY * share)
     spent = [spending(flops, {**brief(size), **model}, WARMUP[size]) for model in models]
     return grids.product(spent, rates(RATES[size]), seeds(SEEDS[size]))
 
