@@ -93,6 +93,12 @@ def test_pages_of_systems_say_what_the_small_checks_found():
             assert row["count"] == 3 and f"{row['mean']:.3f}" in about, (name, row["labels"])
 
 
+def test_the_page_of_replicas_says_what_they_lost():
+    for row in result("replicas")["rows"]:
+        assert len(row["losses"]) == 3
+        assert f"| {row['mean']:.3f} ± {row['deviation']:.3f} |" in page("replicas")
+
+
 QUESTIONS = sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.md"))
 
 
