@@ -86,8 +86,8 @@ def test_the_readme_works_as_pasted_on_a_fresh_machine(tmp_path):
 def test_usage_shows_every_verb():
     shown = "".join("".join(blocks(page)) for page in [ROOT / "README.md", *PAGES])
     for verb in ("train", "eval", "generate", "report", "budget", "parity", "laws", "data prepare",
-                 "data inspect", "data tasks", "coordinates", "convert fold", "convert recursive",
-                 "convert huggingface", "convert export",
+                 "data inspect", "data tasks", "data facts", "coordinates", "convert fold",
+                 "convert recursive", "convert huggingface", "convert export",
                  "compile", "presets", "fields", "replay", "ckpt ls", "ckpt verify",
                  "launch", "doctor", "sweep", "sweep status", "sweep resume",
                  "sweep results", "sweep report"):  # fmt: skip

@@ -37,7 +37,9 @@ class Task:
       of: the field that says which task of a group a row is of; empty: this is one task.
       shots: name of rows that examples are taken from, the first ones first.
       about: what stands before the prompts of a task of a group, after its name in words.
-      by_size: whether a group's mean weighs its tasks by their rows.
+      by_size: whether a group's mean weighs its tasks by their rows; None: its tasks have a tag in
+        common, and no mean.
+      delimiter: what stands between a prompt and what follows.
     """
 
     file: str
@@ -47,7 +49,8 @@ class Task:
     of: str = ""
     shots: str = ""
     about: str = ""
-    by_size: bool = True
+    by_size: bool | None = True
+    delimiter: str = " "
 
 
 def _choice(query: str, choices: list[str], row: Row) -> Row:
@@ -128,6 +131,7 @@ TASKS = {
         shots="mmlu_dev",
         about="The following are multiple choice questions (with answers) about",
     ),
+    "two_hop": Task("two_hop_test", _beginning, of="coverage", by_size=None, delimiter=""),
 }
 
 
@@ -175,8 +179,11 @@ def _make(
             _write(made / file, given)
             paths[split] = str(place / file)
         about = f"{task.about} {of.replace('_', ' ')}.\n\n" if task.about else ""
-        _settings(made / f"{member}.yaml", _task(member, task, some[0], paths, about))
-    if task.of:
+        settings = _task(member, task, some[0], paths, about)
+        if task.by_size is None:
+            settings["tag"] = name
+        _settings(made / f"{member}.yaml", settings)
+    if task.of and task.by_size is not None:
         weighed = {"metric": "acc", "aggregation": "mean", "weight_by_size": task.by_size}
         group = {"group": name, "task": list(members), "aggregate_metric_list": [weighed]}
         _settings(made / f"{name}.yaml", {**group, "metadata": {"version": 2.0}})
@@ -222,6 +229,8 @@ def _task(name: str, task: Task, row: Row, paths: dict[str, str], about: str) ->
         "metric_list": list(task.metrics),
         "metadata": {"version": task.version},
     }
+    if task.delimiter != " ":  # which is the harness's own
+        found["target_delimiter"] = task.delimiter
     if choice:
         found["doc_to_choice"] = choice
     if about:

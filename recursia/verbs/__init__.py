@@ -14,6 +14,7 @@ from recursia.verbs import (
     convert_huggingface,
     convert_recursive,
     coordinates,
+    data_facts,
     data_inspect,
     data_prepare,
     data_tasks,
@@ -90,6 +91,7 @@ VERBS: dict[str, Verb] = {
     "data prepare": data_prepare,
     "data inspect": data_inspect,
     "data tasks": data_tasks,
+    "data facts": data_facts,
     "presets": presets,
     "fields": fields,
 }
