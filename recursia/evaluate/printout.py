@@ -17,7 +17,7 @@ def render(result: Mapping[str, Any]) -> str:
     """
     blocks = [_text(result)] if "table" in result else []
     blocks += [_task([row for row in result["tasks"] if row["task"] == n]) for n in shown(result)]
-    blocks += [_routers(result["routing"])] if "routing" in result else []
+    blocks += _routing(result["routing"]) if "routing" in result else []
     first = max(len(cells[0]) for block in blocks for cells in block)
     lines = [f"step {result['step']}, trained at depth {result['trained_depth']}"]
     for block in blocks:
@@ -44,35 +44,63 @@ def _text(result: Mapping[str, Any]) -> list[Cells]:
     return block + [[f"  {name}", f"{bits:.4f}"] for name, bits in baselines]
 
 
-def _routers(routing: Mapping[str, Any]) -> list[Cells]:
+def _routing(routing: Mapping[str, Any]) -> list[list[Cells]]:
+    """Returns a block of routers and recursions and one of memories, of those that there are."""
+    tokens = f"{routing['tokens']:,} tokens"
+    blocks = [_routers(routing, tokens), _memories(routing.get("memories", {}), tokens)]
+    return [block for block in blocks if len(block) > 1]
+
+
+def _routers(routing: Mapping[str, Any], tokens: str) -> list[Cells]:
     """Returns a line for each router, with what chance would give in brackets."""
     head = ["choices", "affinity", "SRP", "SCH", "margin"]
-    block = [[f"routing, {routing['tokens']:,} tokens", *head]]
-    mean = lambda values: sum(values) / len(values)
-    both = lambda value, chance, how: f"{value:{how}} ({chance:{how}})"
+    block = [[f"routing, {tokens}", *head]]
     for slot, found in routing["routers"].items():
         nats = found["affinity_nats"]
-        affinity = both(mean(nats), mean(found["affinity_nats_by_chance"]), ".3f") if nats else ""
+        affinity = ""
+        if nats:
+            affinity = _both(_mean(nats), _mean(found["affinity_nats_by_chance"]), ".3f")
         margins = [quantiles[1] for quantiles in found["margin"] if quantiles]
         choices = f"{found['top_k']} of {found['experts']}"
-        margin = f"{mean(margins):.3f}" if margins else ""
-        cells = [choices, affinity, *_consistency(found, both), margin]
+        margin = f"{_mean(margins):.3f}" if margins else ""
+        cells = [choices, affinity, *_consistency(found), margin]
         block.append([f"  {slot}", *cells])
     if depth := routing.get("recursions"):
         choices = f"1 of {depth['recursions']}"
-        block.append(["  recursions", choices, "", *_consistency(depth, both), ""])
+        block.append(["  recursions", choices, "", *_consistency(depth), ""])
     return block
 
 
-def _consistency(found: Mapping[str, Any], both: Any) -> Cells:
+def _memories(memories: Mapping[str, Any], tokens: str) -> list[Cells]:
+    """Returns a line for each memory, with what chance would give in brackets."""
+    block = [[f"memories, {tokens}", "reads", "used", "unread", "KL", "overlap", "SRP", "SCH"]]
+    for slot, found in memories.items():
+        chance = lambda name, how, of=found: (
+            _both(_mean(of[name]), _mean(of[f"{name}_by_chance"]), how) if of[name] else ""
+        )
+        reads = f"{found['heads']} x {found['top_k']} of {found['values']:,}"
+        cells = [reads, chance("used", ".1%"), f"{found['unread']:,}", chance("kl_nats", ".3f")]
+        block.append([f"  {slot}", *cells, chance("overlap", ".1%"), *_consistency(found)])
+    return block
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _both(value: float, chance: float, how: str) -> str:
+    return f"{value:{how}} ({chance:{how}})"
+
+
+def _consistency(found: Mapping[str, Any]) -> Cells:
     """Returns SRP and SCH of a middle length of segment, and of the smallest cache."""
     rows = found["consistency"]
     if not rows:
         return ["", ""]
     row = next((row for row in rows if row["segment"] == _SEGMENT), rows[-1])
     size = next(iter(row["sch"]), None)
-    hits = both(row["sch"][size], row["sch_by_chance"][size], ".1%") if size else ""
-    return [both(row["srp"], row["srp_by_chance"], ".3f"), hits]
+    hits = _both(row["sch"][size], row["sch_by_chance"][size], ".1%") if size else ""
+    return [_both(row["srp"], row["srp_by_chance"], ".3f"), hits]
 
 
 def _task(rows: Sequence[Row]) -> list[Cells]:

@@ -14,7 +14,8 @@ from recursia import distributed, model, scores, sharding
 from recursia.architecture import Model
 from recursia.depth.policy import Mode
 from recursia.errors import ConfigError
-from recursia.evaluate import probes, traces
+from recursia.evaluate import memories, probes, traces
+from recursia.evaluate.memories import Memory
 from recursia.evaluate.variants import Variant
 from recursia.workdir.trained import Trained
 
@@ -39,8 +40,9 @@ def evaluate(
       choices: a new `.npz` for every token's choices; None writes none.
 
     Returns:
-      `tokens`, `depth`, `mode`; `routers`, the statistics of each by its slot; and `recursions`,
-      those of depth, where tokens take different numbers.
+      `tokens`, `depth`, `mode`; `routers`, the statistics of each by its slot; `memories`, those of
+      each memory that is read, if there are any; and `recursions`, those of depth, where tokens
+      take different numbers.
 
     Raises:
       ConfigError: if the model leaves no token a choice, or does not tell its steps apart.
@@ -62,34 +64,40 @@ def evaluate(
     steps = variant.model.schedule.steps
     routers = traces.joined([batch["routers"] for batch in found], steps)
     routers = {slot: trace for slot, trace in routers.items() if trace.is_choice}
+    read_from = memories.joined([batch["memories"] for batch in found], steps)
     used = joined("depth_used", 0)
     decided = None if found[0]["scores"] is None else joined("scores", 1)
-    result = _statistics(variant, routers, used, decided)
+    result = _statistics(variant, routers, read_from, used, decided)
     if choices is not None and distributed.is_first():
-        traces.write(choices, joined("tokens", 0), used, routers)
+        kept = {slot: each.arrays() for slot, each in {**routers, **read_from}.items()}
+        traces.write(choices, joined("tokens", 0), used, kept)
     return result
 
 
 def _statistics(
     variant: Variant,
     routers: dict[str, traces.Trace],
+    read_from: dict[str, Memory],
     used: np.ndarray,
     decided: np.ndarray | None,
 ) -> dict[str, Any]:
     real = used[used > 0]
     has_depths = bool(len(real)) and real.min() < real.max()
-    if not routers and not has_depths:
+    both: dict[str, traces.Trace | Memory] = {**routers, **read_from}
+    if not both and not has_depths:
         raise ConfigError(
             f"--routing: in mode {variant.mode} at depth {variant.depth} the model leaves its "
             "tokens no choice of experts or recursions; leave it out"
         )
-    if summed := [slot for slot, trace in routers.items() if not trace.is_by_step]:
+    if summed := [slot for slot, trace in both.items() if not trace.is_by_step]:
         raise ConfigError(
             f"--routing: the depth policy adds up the choices of {summed[0]} in several uses of a "
             "step, so that none is told apart; leave it out"
         )
     result: dict[str, Any] = {"tokens": len(real), "depth": variant.depth, "mode": variant.mode}
     result["routers"] = {slot: probes.of_router(trace) for slot, trace in routers.items()}
+    if read_from:
+        result["memories"] = {slot: memories.statistics(each) for slot, each in read_from.items()}
     if has_depths:
         count = variant.model.schedule.num_recursions
         result["recursions"] = probes.of_depth(used, decided, count)
@@ -109,6 +117,7 @@ def _reader(config: Model, mode: Mode, mesh: Mesh, rules: sharding.Rules) -> Any
             "depth_used": (batch["weights"] > 0) * out.aux.depth_used,
             "scores": out.aux.scores,
             "routers": traces.of_report(out.aux.report),
+            "memories": memories.of_report(out.aux.report),
         }
 
     rows = NamedSharding(mesh, sharding.partition(("batch", None), rules))

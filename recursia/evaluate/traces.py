@@ -62,6 +62,10 @@ class Trace:
         is_taken = np.take_along_axis(self.taken, first, -1) > 0
         return np.where(is_taken, first, -1).transpose(1, 2, 0, 3, 4).astype(np.int32)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns what is written of each token: its experts, and their margin, by step."""
+        return {"experts": self.index(), "margin": self.margin.transpose(1, 2, 0, 3)}
+
 
 def of_report(report: Report) -> dict[str, dict[str, Array]]:
     """Returns what makes a trace of each router in a report by token, by the name of its slot."""
@@ -103,16 +107,17 @@ def write(
     path: pathlib.Path,
     tokens: Int[np.ndarray, "B T"],
     depth_used: Int[np.ndarray, "B T"],
-    found: Mapping[str, Trace],
+    found: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Writes a new `.npz`: `tokens`, `depth_used`, and for each router `SLOT/experts` and `margin`.
+    """Writes a new `.npz`: `tokens`, `depth_used`, and `SLOT/NAME` of what is found of each slot.
 
     `SLOT/experts` [B T S N k] are the experts of a token by step and head, ascending, -1 where it
-    takes none; `SLOT/margin` is [B T S N]. Padding has `depth_used` 0.
+    takes none; `SLOT/margin` is [B T S N]. `SLOT/values` [B T S N k] are the values of a memory
+    that it reads and `SLOT/shares` their shares, the largest first, 0 where it takes no step.
+    Padding has `depth_used` 0.
     """
     arrays = {"tokens": tokens, "depth_used": depth_used}
-    for slot, trace in found.items():
-        arrays[f"{slot}/experts"] = trace.index()
-        arrays[f"{slot}/margin"] = trace.margin.transpose(1, 2, 0, 3)
+    for slot, own in found.items():
+        arrays |= {f"{slot}/{name}": array for name, array in own.items()}
     with path.open("xb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

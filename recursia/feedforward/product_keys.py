@@ -88,7 +88,8 @@ class ProductKeys(FeedForward):
         gate = dot(x, weights["gate"], "d,dv->v")
         gated = lambda read, gate, bias: read * jax.nn.silu(gate + bias)
         y = dot_of(gated, (read, gate, weights["gate_bias"]), weights["out"], "v,vd->d")
-        return y + weights["out_bias"], {}
+        report = product_keys.report(found, self.num_keys, context)
+        return y + weights["out_bias"], report
 
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""

@@ -70,7 +70,8 @@ class RankOneExperts(FeedForward):
         share = jax.nn.softmax(found.score)
         hidden = jnp.einsum("btd,btnkd->btnk", x, experts["up"][found.index])
         hidden = share.astype(x.dtype) * jax.nn.gelu(hidden, approximate=False)
-        return jnp.einsum("btnk,btnkd->btd", hidden, experts["down"][found.index]), {}
+        y = jnp.einsum("btnk,btnkd->btd", hidden, experts["down"][found.index])
+        return y, product_keys.report(found, self.num_keys, context)
 
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token."""

@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from recursia import batch
 from recursia.layers.attention import Places
@@ -47,14 +47,9 @@ def usage(
     """
 
     def total(values: Array) -> Array:
-        counted = None
-        if is_counted is not None:
-            counted = is_counted.reshape(is_counted.shape + (1,) * (values.ndim - 2))
-        if places is None:
-            return values.sum(1, where=counted)
-        values = values if counted is None else jnp.where(counted, values, 0.0)
-        apart = jnp.zeros((len(values), places.length, *values.shape[2:]), values.dtype)
-        return apart.at[jnp.arange(len(values))[:, None], places.index].add(values)
+        if places is not None:
+            return apart(values, is_counted, places)
+        return values.sum(1, where=None if is_counted is None else _along(is_counted, values))
 
     p = jax.nn.softmax(logits)
     taken = (index[..., None] == jnp.arange(logits.shape[-1])).sum(-2, dtype=jnp.float32)
@@ -65,6 +60,21 @@ def usage(
         entropy=total(_entropy(p)),
         square=total(jax.nn.logsumexp(logits, -1) ** 2),
     )
+
+
+def apart(
+    values: Shaped[Array, "B C ..."], is_counted: Bool[Array, "B C"] | None, places: Places
+) -> Shaped[Array, "B T ..."]:
+    """Returns the values of tokens at their places in the row, zeros where there is none.
+
+    Args:
+      values: of the tokens.
+      is_counted: the tokens that have any; None is all.
+      places: of the tokens.
+    """
+    values = values if is_counted is None else jnp.where(_along(is_counted, values), values, 0)
+    empty = jnp.zeros((len(values), places.length, *values.shape[2:]), values.dtype)
+    return empty.at[jnp.arange(len(values))[:, None], places.index].add(values)
 
 
 def sequence_loss(usage: Usage) -> Float[Array, ""]:
@@ -146,6 +156,10 @@ def evenness(usage: Usage) -> Float[Array, ""]:
     taken = batch.total(usage.taken.sum(1))
     share = taken / jnp.maximum(taken.sum(-1, keepdims=True), 1.0)
     return jnp.exp(jax.scipy.special.entr(share).sum(-1)).mean() / share.shape[-1]
+
+
+def _along(is_counted: Array, values: Array) -> Array:
+    return is_counted.reshape(is_counted.shape + (1,) * (values.ndim - 2))
 
 
 def _batch_sums(usage: Usage) -> Usage:

@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from recursia import ranges
+from recursia.layers import balance
+from recursia.layers.attention import Context
+from recursia.layers.branch import Report
 from recursia.layers.initial import uniform
 from recursia.layers.linear import Weight, dot
 from recursia.layers.norm import zeros
-from recursia.params import Initializer, Params, Spec, normal
+from recursia.params import Initializer, Leaf, Params, Spec, normal
 
 
 class Found(NamedTuple):
@@ -27,6 +31,15 @@ class Found(NamedTuple):
 
     index: Int[Array, "B T N K"]
     score: Float[Array, "B T N K"]
+
+
+@struct.dataclass
+class Reads:
+    """What each token reads, at its place in the row; zeros where it takes no step."""
+
+    index: Leaf  # [B T N K] int32
+    share: Leaf  # [B T N K] float32, of the head's read
+    num_keys: int = struct.field(pytree_node=False)  # that there are
 
 
 def check(config: Any) -> None:
@@ -96,6 +109,21 @@ def search(
     take = lambda half, at: jnp.take_along_axis(index[..., half, :], at, -1)
     whole = take(0, place // top_k) * keys.shape[-2] + take(1, place % top_k)
     return Found(whole, score)
+
+
+def report(found: Found, num_keys: int, context: Context) -> Report:
+    """Returns the reads of each token where each is reported by itself, and nothing otherwise.
+
+    Args:
+      found: by `search`.
+      num_keys: half keys of each half of a head.
+      context: of the tokens.
+    """
+    if (places := context.places) is None:
+        return {}
+    place = lambda values: balance.apart(values, context.is_live, places)
+    reads = Reads(place(found.index), place(jax.nn.softmax(found.score)), num_keys**2)
+    return {"memory_keys": reads}
 
 
 def search_flops(width: int, sizes: tuple[int, int, int]) -> int:

@@ -19,7 +19,8 @@ from recursia.data import packing
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.vocabulary import Spelling
 from recursia.errors import DataError
-from recursia.evaluate import routing, split, traces
+from recursia.evaluate import memories, routing, split, traces
+from recursia.evaluate.memories import Memory
 from recursia.evaluate.traces import Trace
 from recursia.losses import token_nats
 from recursia.workdir import trained
@@ -52,6 +53,7 @@ class Reading:
       change: distance between the states after two recursions over the norm of the earlier one.
       scores: what the depth policy decided by; see `Aux.scores`.
       traces: the choices of each router, by slot.
+      memories: the reads of each memory, by slot.
     """
 
     step: int
@@ -68,6 +70,7 @@ class Reading:
     change: Float[np.ndarray, "S B T"] | None
     scores: Float[np.ndarray, "R B T"] | None
     traces: dict[str, Trace]
+    memories: dict[str, Memory]
 
     @property
     def loads(self) -> dict[str, Float[np.ndarray, "R E"]]:
@@ -115,6 +118,7 @@ def read(workdir: pathlib.Path) -> Reading:
     is_token = np.concatenate([batch["weights"] for batch in batches]) > 0
     counts, is_of_training = _counts(loaded, tokens[is_token])
     pieces = [_pieces(loaded.tokenizer, row) for row in tokens]
+    steps = loaded.model.schedule.steps
     return Reading(
         step=loaded.step,
         num_recursions=loaded.model.schedule.num_recursions,
@@ -129,7 +133,8 @@ def read(workdir: pathlib.Path) -> Reading:
         lens=some("lens", 1),
         change=some("change", 1),
         scores=some("scores", 1),
-        traces=traces.joined([each["traces"] for each in found], loaded.model.schedule.steps),
+        traces=traces.joined([each["traces"] for each in found], steps),
+        memories=memories.joined([each["memories"] for each in found], steps),
     )
 
 
@@ -163,6 +168,7 @@ def _read(config: Model, params: model.Params, batch: dict[str, Array]) -> dict[
         "depth_used": out.aux.depth_used,
         "scores": out.aux.scores,
         "traces": traces.of_report(out.aux.report),
+        "memories": memories.of_report(out.aux.report),
     }
 
 

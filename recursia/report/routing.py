@@ -1,21 +1,25 @@
-"""Panels of how routers choose: from step to step, over neighbouring tokens, and how clearly."""
+"""Panels of how routers choose, from step to step and over neighbouring tokens; and memories."""
 
 from typing import Any
 
 import numpy as np
 
-from recursia.evaluate import probes
+from recursia.evaluate import memories, probes
+from recursia.evaluate.memories import Memory
 from recursia.evaluate.traces import Trace
 from recursia.report.panels import COLORS, Panel, legend, plot, source
 from recursia.report.reading import Reading
 
 
 def panels(reading: Reading) -> list[Panel]:
-    """Returns the panels of the routers that leave a choice and tell their steps apart."""
+    """Returns the panels of the routers and memories that leave a choice and tell steps apart."""
     found = []
     for slot, trace in reading.traces.items():
         if trace.is_choice and trace.is_by_step:
             found += _of_router(slot, trace)
+    for slot, memory in reading.memories.items():
+        if memory.is_by_step:
+            found += _of_memory(slot, memory)
     if reading.has_choice:
         used = np.where(reading.is_token, reading.depth_used, 0)
         depth = probes.of_depth(used, None, reading.num_recursions)
@@ -26,6 +30,35 @@ def panels(reading: Reading) -> list[Panel]:
 def _of_router(slot: str, trace: Trace) -> list[Panel | None]:
     found = probes.of_router(trace)
     return [_affinity(slot, found), _consistency(slot, found), _margin(slot, found)]
+
+
+def _of_memory(slot: str, memory: Memory) -> list[Panel | None]:
+    found = memories.statistics(memory)
+    return [_used(slot, found), _overlap(slot, found), _consistency(slot, found)]
+
+
+def _used(slot: str, found: dict[str, Any]) -> Panel:
+    values, chance = found["used"], found["used_by_chance"]
+    drawn = _beside("step", "share of values", range(1, len(values) + 1), values, chance)
+    caption = (
+        f"Share of the {found['values']:,} values that some token reads, beside that of as many "
+        f"reads drawn evenly. No step reads {found['unread']:,} of them. The divergence of the use "
+        f"of values from even use is {max(found['kl_nats']):.2f} nats at most, of "
+        f"{np.log(found['values']):.2f} that are possible."
+    )
+    return Panel(f"used_{_id(slot)}", f"Values in use: {_words(slot)}", caption, drawn)
+
+
+def _overlap(slot: str, found: dict[str, Any]) -> Panel | None:
+    if not (values := found["overlap"]):
+        return None
+    places, chance = range(2, len(values) + 2), found["overlap_by_chance"]
+    drawn = _beside("step", "share of reads", places, values, chance)
+    caption = (
+        "Share of the values that a token reads in a step which it read in the one before too, "
+        "beside reads dealt to tokens at random."
+    )
+    return Panel(f"overlap_{_id(slot)}", f"Values read again: {_words(slot)}", caption, drawn)
 
 
 def _affinity(slot: str, found: dict[str, Any]) -> Panel | None:

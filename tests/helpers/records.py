@@ -7,6 +7,7 @@ import numpy as np
 
 from recursia import config, jsonlines
 from recursia.data.vocabulary import ByteTokenizer
+from recursia.evaluate.memories import Memory
 from recursia.evaluate.traces import Trace
 from recursia.report.reading import Reading
 from tests.helpers import runs
@@ -101,7 +102,14 @@ def reading(has_choice: bool = True) -> Reading:
         change=draws.random((1, *raw.shape)),
         scores=scores if has_choice else None,
         traces={} if has_choice else {"router": _trace(draws, raw.shape)},
+        memories={} if has_choice else {"memory_keys": _memory(draws, raw.shape)},
     )
+
+
+def _memory(draws: np.random.Generator, shape: tuple[int, int]) -> Memory:
+    """Returns reads of two of nine values in two steps."""
+    index = draws.random((2, *shape, 1, 9)).argsort(-1)[..., :2]
+    return Memory(index, np.full(index.shape, 0.5, np.float32), 9)
 
 
 def _trace(draws: np.random.Generator, shape: tuple[int, int]) -> Trace:

@@ -8,7 +8,7 @@ import pytest
 
 from recursia import config, scores, settings
 from recursia import model as forward
-from recursia.evaluate import split, traces
+from recursia.evaluate import memories, split, traces
 from recursia.report import depth, reading, routing, text
 from recursia.train import loop
 from recursia.workdir import trained
@@ -16,6 +16,9 @@ from tests.helpers import points, runs
 
 pytestmark = pytest.mark.slow
 EXPERTS = {"feedforward": "softmax_moe", "num_experts": 4, "top_k": 2, "expert_dim": 8}
+
+MEMORY = {"feedforward": "product_keys", "num_keys": 8, "key_dim": 4, "value_dim": 8}
+MEMORY |= {"retrieval_heads": 2, "top_k": 3}
 
 
 def train(folder, kind, **block):
@@ -84,6 +87,19 @@ def test_experts_get_the_shares_that_they_were_chosen_with(tmp_path, command):
     assert np.allclose(count / count.sum(), shares[-1])
 
 
+def test_a_memory_has_its_panels_and_its_line(tmp_path, command):
+    found = reading.read(workdir := train(tmp_path, "fixed", **MEMORY))
+    names = [panel.name for panel in routing.panels(found)]
+    assert names == [f"{what}_memory_keys" for what in ("used", "overlap", "consistency")]
+    typed = ["eval", f"--workdir={workdir}", "--routing", f"--choices={tmp_path / 'reads.npz'}"]
+    (line,) = [line for line in command(*typed)[0].splitlines() if "2 x 3 of 64" in line]
+    assert line.split()[0] == "memory_keys"
+    reads = np.load(tmp_path / "reads.npz")
+    values, shares = reads["memory_keys/values"], reads["memory_keys/shares"]  # [B T S N K]
+    assert values.shape == shares.shape == (*reads["tokens"].shape, 2, 2, 3)
+    assert np.allclose(shares.sum(-1), (reads["depth_used"] > 0)[..., None, None])
+
+
 @pytest.mark.parametrize("kind", points.DEPTHS)
 def test_every_depth_policy_has_its_panels(kind):
     model = points.point("pre_norm", kind)
@@ -94,6 +110,7 @@ def test_every_depth_policy_has_its_panels(kind):
     batch |= {"positions": np.cumsum(ones, 1) - 1, "weights": ones.astype(np.float32)}
     params = forward.init(model, jax.random.key(0))
     found = jax.device_get(jax.jit(reading._read, static_argnums=0)(model, params, batch))
+    steps, by_name = model.schedule.steps, {"traces": traces, "memories": memories}
     made = reading.Reading(
         step=0,
         num_recursions=model.schedule.num_recursions,
@@ -103,7 +120,7 @@ def test_every_depth_policy_has_its_panels(kind):
         is_of_training=True,
         tokens=ids[:, :-1],
         is_token=ones > 0,
-        **{**found, "traces": traces.joined([found["traces"]], model.schedule.steps)},
+        **{**found, **{name: of.joined([found[name]], steps) for name, of in by_name.items()}},
     )
     used = made.depth_used
     assert used.min() >= 1 and used.max() <= made.num_recursions
