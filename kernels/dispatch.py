@@ -6,6 +6,7 @@ absent TPU or GPU, and its FLOPs can be counted without looking into kernels.
 
 import dataclasses
 import functools
+import importlib
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -63,16 +64,16 @@ class Implementation:
         return self.run(*arrays, **static, **how)
 
 
-def on_hopper(module: Callable[[], Any], name: str) -> Implementation:
-    """Returns the kernel `name` of a module that is imported when the kernel is lowered.
+def on_hopper(package: str, name: str, config: Callable[..., Any]) -> Implementation:
+    """Returns the kernel `name` of a package's `gpu`, imported when the kernel is lowered.
 
     The import of Pallas's Mosaic GPU backend takes a quarter of a second, which most programs save.
     """
 
-    def later(name: str) -> Callable[..., Any]:
-        return lambda *args, **how: getattr(module(), name)(*args, **how)
+    def run(*args: Any, **how: Any) -> Any:
+        return getattr(importlib.import_module(".gpu", package), name)(*args, **how)
 
-    return Implementation("mosaic_gpu", "cuda", later(name), later(f"{name}_config"), HOPPER)
+    return Implementation("mosaic_gpu", "cuda", run, config, HOPPER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,22 +132,6 @@ class Op:
         outs = self.primitive.bind(*leaves, tree=tree, backend=backend, static=kept)
         return jax.tree.unflatten(self._out(leaves, tree, kept)[1], outs)
 
-    def explain(self, *arrays: Any, platform: Platform, **static: Any) -> dict[str, str]:
-        """Returns "accepts" or a reason for each backend of a platform, in order of preference."""
-        told = {}
-        for each in self.of(platform):
-            try:
-                run = functools.partial(each.apply, self.name, static=static)
-                jax.eval_shape(lambda *arrays, run=run: run(arrays), *arrays)
-                told[each.name] = "accepts"
-            except NotImplementedError as reason:
-                told[each.name] = str(reason)
-        return told
-
-    def of(self, platform: Platform) -> list[Implementation]:
-        """Returns the implementations of a platform in order of preference."""
-        return [each for each in self.implementations if each.platform == platform]
-
     def _out(self, leaves: Any, tree: Any, static: Any) -> tuple[list[Any], Any]:
         return _shapes_of(self.reference, tuple((x.shape, x.dtype) for x in leaves), tree, static)
 
@@ -179,12 +164,9 @@ class Op:
         Without numbers to compute, as of no tokens, it is the reference.
         """
         is_auto, reasons = backend == "auto", {}
-        tried = [each for each in self.implementations if each.name == backend]
-        if any(0 in leaf.shape for leaf in jax.tree.leaves(arrays)):
-            tried = []
-        elif is_auto:
-            tried = self.of(platform)
-        for each in tried:
+        wanted = lambda each: each.platform == platform if is_auto else each.name == backend
+        is_empty = any(0 in leaf.shape for leaf in jax.tree.leaves(arrays))
+        for each in () if is_empty else filter(wanted, self.implementations):
             if each.platform != platform:
                 raise NotImplementedError(
                     f"{self.name}: backend {backend!r} runs on {each.platform}, not on {platform}; "

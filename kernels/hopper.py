@@ -5,6 +5,7 @@ One warpgroup of a program loads tiles ahead by TMA; the others multiply them on
 
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -52,14 +53,15 @@ def run(
     interpret: Any,
     is_approximate: bool = False,
 ) -> list[Any]:
-    """Runs `body(given, results, **memory)` on references, once for each place of a grid.
+    """Runs `body(given, results, memory)` on references, once for each place of a grid.
 
-    With `is_approximate`, exponents and quotients are.
+    The memory has the names of its types. With `is_approximate`, exponents and quotients are.
     """
     arrays, tree = jax.tree.flatten(given)
 
     def program(*refs: Any, **memory: Any) -> None:
-        body(jax.tree.unflatten(tree, refs[: len(arrays)]), refs[len(arrays) :], **memory)
+        given, outs = jax.tree.unflatten(tree, refs[: len(arrays)]), refs[len(arrays) :]
+        body(given, outs, SimpleNamespace(**memory))
 
     return plgpu.kernel(
         program,

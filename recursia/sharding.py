@@ -255,20 +255,20 @@ def is_split(name: str, parts: int | None = None, is_local: bool = False) -> boo
 
 
 def locally(
-    f: Callable[..., Array],
+    f: Callable[..., Any],
     arrays: tuple[Array | None, ...],
     names: tuple[tuple[str | None, ...], ...],
     out: tuple[str | None, ...],
     summed: str | None = None,
-) -> Array:
+) -> Any:
     """Runs `f` on each device's shards of arrays: for kernels, which no compiler can partition.
 
     Args:
-      f: from arrays to an array.
+      f: from arrays to an array, or a tree of arrays with the same first axes.
       arrays: arguments of `f`; None stays None.
       names: logical axes of each argument. An axis is sharded if its devices divide every axis of
         that name, and replicated otherwise.
-      out: logical axes of the result.
+      out: logical axes of the result; further axes are not sharded.
       summed: a logical axis that `f` contracts: where it is sharded, results are summed.
     """
     free, mesh = _compiler_axes(), jax.sharding.get_abstract_mesh()
@@ -283,7 +283,7 @@ def locally(
         sizes = [size for size, own in pairs if own == name]
         return axes if all(size % _num_shards(axes, mesh) == 0 for size in sizes) else ()
 
-    def run(*arrays: Array | None) -> Array:
+    def run(*arrays: Array | None) -> Any:
         y = f(*arrays)
         return jax.lax.psum(y, split(summed)) if split(summed) else y
 

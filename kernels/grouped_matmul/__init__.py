@@ -26,36 +26,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..dispatch import Implementation, Op, on_hopper
-from . import megablox, reference
-from .groups import Groups, group_choices
+from . import megablox, reference, sizes
+from .groups import Groups
+from .groups import group_choices as group_choices
 from .reference import Rows
-
-__all__ = [
-    "MATMUL",
-    "OUTER",
-    "Groups",
-    "Rows",
-    "combine",
-    "combine_matmul",
-    "dispatch",
-    "dispatch_matmul",
-    "group_choices",
-    "grouped_matmul",
-]
-
-
-def _gpu() -> Any:
-    from . import gpu
-
-    return gpu
-
 
 MATMUL = Op(
     "grouped_matmul",
     reference.matmul,
     (
-        Implementation("megablox", "tpu", megablox.matmul, megablox.matmul_config),
-        on_hopper(_gpu, "matmul"),
+        Implementation("megablox", "tpu", megablox.matmul, sizes.of_tpu_matmul),
+        on_hopper(__name__, "matmul", sizes.of_gpu_matmul),
     ),
     lambda rows, bank, sizes, contracted=1: 2 * rows.shape[0] * bank.shape[1] * bank.shape[2],
 )
@@ -63,8 +44,8 @@ OUTER = Op(
     "grouped_outer",
     reference.outer,
     (
-        Implementation("megablox", "tpu", megablox.outer, megablox.outer_config),
-        on_hopper(_gpu, "outer"),
+        Implementation("megablox", "tpu", megablox.outer, sizes.of_tpu_outer),
+        on_hopper(__name__, "outer", sizes.of_gpu_outer),
     ),
     lambda left, right, sizes: 2 * left.shape[0] * left.shape[1] * right.shape[1],
 )
@@ -102,12 +83,6 @@ def dispatch_matmul(
 
     The product of a choice of no group is zero.
 
-    Args:
-      x: tokens, with equally many choices each.
-      bank: an entry for each group.
-      groups: the choices of the tokens.
-      backend: "auto", "reference", or the name of an implementation.
-
     Raises:
       ValueError: if widths or numbers of groups differ, or the number of choices is not a multiple
         of the number of tokens.
@@ -128,13 +103,6 @@ def combine_matmul(
     It equals `combine` of `grouped_matmul`, but the gradient neither keeps nor recomputes rows of
     width M, which saves memory if entries give more than they take.
 
-    Args:
-      rows: one for each choice, sorted by group.
-      bank: an entry for each group.
-      groups: the choices of the tokens.
-      weights: weight of each choice.
-      backend: "auto", "reference", or the name of an implementation.
-
     Raises:
       ValueError: if widths or numbers of groups, rows, choices or weights differ.
     """
@@ -144,10 +112,6 @@ def combine_matmul(
 @jax.custom_vjp
 def dispatch(x: Float[Array, "T D"], groups: Groups) -> Float[Array, "N D"]:
     """Returns each token once for each of its choices, sorted by group; zeros for no group.
-
-    Args:
-      x: tokens, with equally many choices each.
-      groups: the choices of the tokens.
 
     Raises:
       ValueError: if the number of choices is not a multiple of the number of tokens.
@@ -161,13 +125,7 @@ def combine(
 ) -> Float[Array, "T M"]:
     """Returns each token's weighted sum of its rows, computed in float32, in the dtype of the rows.
 
-    Rows of no group add nothing.
-
-    Args:
-      rows: one for each choice, sorted by group.
-      groups: the choices of the tokens. These may be other tokens than those multiplied, if the
-        choices of each are adjacent.
-      weights: weight of each choice.
+    The groups may be of other tokens than those multiplied, if the choices of each are adjacent.
 
     Raises:
       ValueError: if rows, choices and weights differ in number.

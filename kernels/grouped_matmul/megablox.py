@@ -16,24 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .reference import Contracted, Rows
-
-LANES = 128
-_BLOCK_BYTES = 1 << 20  # of rows; of each array two are in fast memory, 16 MiB in all
-_ENTRY_BYTES = 2 << 20  # of a bank's block, and of a float32 result's
-_DIVIDED = 4096  # contracted width from which it is divided
-_PART = 1024  # of a divided axis: 341 FLOPs for each byte of rows and entries that is loaded
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes of a block: rows, and the two other axes as megablox takes them.
-
-    Of a product, the contracted width and columns; of a sum over rows, its two sides.
-    """
-
-    rows: int
-    inner: int
-    columns: int
+from .sizes import OfTpu, common
 
 
 def matmul(
@@ -42,11 +25,11 @@ def matmul(
     group_sizes: Int[Array, "E"],
     *,
     contracted: Contracted = 1,
-    config: Config,
+    config: OfTpu,
     interpret: Any = False,
 ) -> Float[Array, "N M"]:
     """Returns the result of `reference.matmul`."""
-    count, dtype = rows.shape[0], _common(rows.array, bank)
+    count, dtype = rows.shape[0], common(rows.array, bank)
     with _exact(dtype):
         y = _library().gmm(
             _whole(rows, dtype, config.rows),
@@ -65,11 +48,11 @@ def outer(
     right: Rows,
     group_sizes: Int[Array, "E"],
     *,
-    config: Config,
+    config: OfTpu,
     interpret: Any = False,
 ) -> Float[Array, "E D M"]:
     """Returns the result of `reference.outer`."""
-    dtype = _common(left.array, right.array)
+    dtype = common(left.array, right.array)
     with _exact(dtype):
         return _library().tgmm(
             _whole(left, dtype, config.rows).T,
@@ -79,37 +62,6 @@ def outer(
             tiling=dataclasses.astuple(config),
             interpret=interpret,
         )
-
-
-def matmul_config(
-    rows: Rows, bank: Array, group_sizes: Array, *, contracted: Contracted = 1
-) -> Config:
-    """Returns the computed sizes of `matmul`."""
-    (count, inner), item = rows.shape, _common(rows.array, bank).itemsize
-    inner = inner if inner < _DIVIDED else _PART
-    size = _size(count // bank.shape[0], inner * item)
-    columns = min(_ENTRY_BYTES // (inner * item), _ENTRY_BYTES // (4 * size))
-    return Config(size, inner, _tile(bank.shape[3 - contracted], columns))
-
-
-def outer_config(left: Rows, right: Rows, group_sizes: Array) -> Config:
-    """Returns the computed sizes of `outer`."""
-    (count, tall), item = left.shape, _common(left.array, right.array).itemsize
-    across = _tile(right.shape[1], _PART)
-    down = _tile(tall, min(_PART, _ENTRY_BYTES // (4 * max(across, LANES))))
-    return Config(_size(count // group_sizes.shape[0], max(down, across) * item), down, across)
-
-
-def _size(count: int, row_bytes: int) -> int:
-    """Returns the rows of a block: more than half of a group's last block is seldom empty."""
-    return next(
-        (size for size in (512, 256) if size * row_bytes <= _BLOCK_BYTES and count >= 2 * size),
-        LANES,
-    )
-
-
-def _tile(width: int, most: int) -> int:
-    return width if width <= most else max(1, most // LANES) * LANES
 
 
 def _whole(rows: Rows, dtype: jnp.dtype, size: int) -> Array:
@@ -127,14 +79,6 @@ def _cleared(y: Float[Array, "N M"], total: Array, size: int) -> Float[Array, "N
         return jax.lax.dynamic_update_slice_in_dim(y, new, start, 0)
 
     return jax.lax.fori_loop(total // size, y.shape[0] // size, clear, y)
-
-
-def _common(a: Array, b: Array) -> jnp.dtype:
-    """Returns the dtype in which two arrays are multiplied."""
-    dtype = jnp.promote_types(a.dtype, b.dtype)
-    if dtype not in (jnp.float32, jnp.bfloat16):
-        raise NotImplementedError(f"multiplies float32 and bfloat16, not {dtype}")
-    return dtype
 
 
 def _exact(dtype: jnp.dtype) -> Any:

@@ -12,15 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..hopper import LANES
+from .sizes import common
 
 
 def in_parts(make: Callable[..., Array], x: Array, y: Array, dtype: jnp.dtype) -> Array:
     """Returns a product of bfloat16, or the sum of those of the parts of float32."""
-    common = jnp.promote_types(x.dtype, y.dtype)
-    if common == jnp.bfloat16:
+    if common(x, y) == jnp.bfloat16:
         return make(_even(x), _even(y), dtype)
-    if common != jnp.float32:
-        raise NotImplementedError(f"multiplies float32 and bfloat16, not {common}")
     xs, ys = _parts(_even(x)), _parts(_even(y))
     small = [(i, j) for i in range(len(xs)) for j in range(len(ys)) if i + j < 3]
     small.sort(key=sum, reverse=True)

@@ -95,27 +95,6 @@ def outer(left: Rows, right: Rows, group_sizes: Int[Array, "E"]) -> Float[Array,
     return jax.lax.scan(block, out, blocks(group_sizes, left.shape[0], size))[0]
 
 
-def combine(
-    rows: Float[Array, "N M"], slots: Int[Array, "T k"], weights: Float[Array, "T k"]
-) -> Float[Array, "T M"]:
-    """Returns each token's weighted sum of `k` rows, computed in float32, in the dtype of the rows.
-
-    Args:
-      rows: rows to sum.
-      slots: numbers of a token's rows; one after the last row adds nothing.
-      weights: weight of each.
-    """
-
-    def add(total: Array, choice: tuple[Array, Array]):
-        slot, weight = choice
-        row = jnp.take(rows, slot, axis=0, mode="fill", fill_value=0)
-        return total + row.astype(jnp.float32) * weight[:, None], None
-
-    # Three times as fast on a CPU as a sum over one gather.
-    total = jnp.zeros((slots.shape[0], rows.shape[1]), jnp.float32)
-    return jax.lax.scan(add, total, (slots.T, weights.T), unroll=16)[0].astype(rows.dtype)
-
-
 def blocks(
     group_sizes: Int[Array, "E"], count: int, size: int
 ) -> tuple[Int[Array, "n"], Int[Array, "n"], Int[Array, "n"]]:

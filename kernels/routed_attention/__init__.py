@@ -4,6 +4,7 @@ Flash attention (Dao, 2023, arXiv:2307.08691) that skips blocks by positions and
 tokens of one recursion among themselves, or over the keys and values of another.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -16,15 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from .. import tuned
 from ..dispatch import Implementation, Op, on_hopper
-from . import libraries, prefix, reference, tiles, tpu, tpu_grid
-from .tpu_grid import Plan
+from . import libraries, prefix, reference, sizes, tiles, tpu
+from .plan import Plan, visits
 from .where import Inputs, Results, Scoring, Where
-
-
-def _gpu() -> Any:
-    from . import gpu
-
-    return gpu
 
 
 def _products(of_keys: int, of_values: int) -> Callable[..., int]:
@@ -42,31 +37,31 @@ def _products(of_keys: int, of_values: int) -> Callable[..., int]:
     return flops
 
 
-def _implementations(
-    name: str, of_library: Callable[..., Any], of_tpu: Callable[..., Any]
-) -> tuple[Implementation, ...]:
-    """Returns those of a direction; libraries, which take plain causal attention, come first."""
-    return (
-        Implementation("splash", "tpu", functools.partial(of_library, libraries.splash)),
-        Implementation("cudnn", "cuda", functools.partial(of_library, libraries.cudnn)),
-        Implementation("pallas_tpu", "tpu", of_tpu, tpu.sizes),
-        on_hopper(_gpu, name),
+def _op(suffix: str, run: str, of_gpu: Callable[..., Any], products: tuple[int, int]) -> Op:
+    """Returns a direction; libraries, which take plain causal attention, come first."""
+    of_library, of_tpu = getattr(libraries, run), getattr(tpu, run)
+    return Op(
+        f"routed_attention{suffix}",
+        getattr(reference, run),
+        (
+            Implementation("splash", "tpu", functools.partial(of_library, libraries.splash)),
+            Implementation("cudnn", "cuda", functools.partial(of_library, libraries.cudnn)),
+            Implementation("pallas_tpu", "tpu", of_tpu, sizes.of_tpu),
+            on_hopper(__name__, run, of_gpu),
+        ),
+        _products(*products),
     )
 
 
 # Forward and backward implementations can be mixed.
-FORWARD = Op(
-    "routed_attention",
-    reference.forward,
-    _implementations("forward", libraries.forward, tpu.forward),
-    _products(1, 1),
-)
-BACKWARD = Op(
-    "routed_attention_backward",
-    reference.backward,
-    _implementations("backward", libraries.backward, tpu.backward),
-    _products(3, 2),
-)
+FORWARD = _op("", "forward", sizes.of_gpu_forward, (1, 1))
+BACKWARD = _op("_backward", "backward", sizes.of_gpu_backward, (3, 2))
+PLANNED = {  # kernels of ours, and what computes the sizes of their blocks
+    "tpu": (FORWARD, "pallas_tpu", sizes.of_tpu),
+    "gpu_forward": (FORWARD, "mosaic_gpu", sizes.of_gpu_forward),
+    "gpu_query": (BACKWARD, "mosaic_gpu", sizes.of_gpu_backward),
+    "gpu_key": (BACKWARD, "mosaic_gpu", sizes.of_gpu_backward),
+}
 
 
 def routed_attention(
@@ -130,27 +125,26 @@ def routed_attention(
     return _attend(given, before, Scoring(scale, window, float(cap)), backend)
 
 
-def attention_plan(
-    query: jax.ShapeDtypeStruct, key: jax.ShapeDtypeStruct, where: Where
-) -> Plan | None:
-    """Returns which blocks a TPU's kernel visits, forward and backward, for many calls to share.
+def attention_plan(query: jax.ShapeDtypeStruct, key: jax.ShapeDtypeStruct, where: Where) -> Plan:
+    """Returns which blocks kernels visit, forward and backward, for many calls to share.
 
     Make it outside of a loop over layers: XLA moves it out of none. Sizes of blocks are those of
-    this process's device, or computed. Other devices do not read it, and XLA leaves it out. None:
-    the kernel declines the shapes.
+    this process's device, or computed. Each platform reads that of its own kernels, and XLA leaves
+    out the rest. A kernel that declines the shapes has none.
 
     Args:
       query: shape and dtype of the queries [B T N H]; of heads, N / K alone matters.
       key: shape of the keys [B S K H].
       where: positions and segments.
     """
-    device = jax.devices()[0].device_kind
-    try:
-        config = tpu.sizes(Inputs(query, key, key, where), scoring=Scoring(1.0))  # pyright: ignore
-        config = tuned.look_up(config, device, FORWARD.name, "pallas_tpu", (query, key))
-        return tpu_grid.planned(query, key, where, config)
-    except NotImplementedError:
-        return None
+    device, given = jax.devices()[0].device_kind, Inputs(query, key, key, where)  # pyright: ignore
+    plan: Plan = {}
+    for kernel, (op, backend, sized) in PLANNED.items():
+        with contextlib.suppress(NotImplementedError):
+            config = sized(given, scoring=Scoring(1.0))
+            config = tuned.look_up(config, device, op.name, backend, (query, key))
+            plan[kernel] = visits(kernel, given, config)
+    return plan
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from .where import Where
+from .where import Inputs, Where
 
 NEVER, ALWAYS = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
@@ -30,6 +30,12 @@ def padded(where: Where, query_block: int, key_block: int) -> Where:
         pad(query_segments, query_block, mode="edge"),
         pad(key_segments, key_block, mode="edge"),
     )
+
+
+def places(given: Inputs, blocks: tuple[int, int]) -> list[Int[Array, "B 2 _"]]:
+    """Returns positions and segments of the queries, and of the keys, padded to full blocks."""
+    arrays = padded(given.written_out(), *blocks).arrays
+    return [jnp.stack(arrays[side::2], 1) for side in (0, 1)]
 
 
 def meeting(

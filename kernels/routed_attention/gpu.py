@@ -16,32 +16,24 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from ..hopper import LANES, WGMMA, load
-from .gpu_grid import COLUMNS, ROWS, Config, across, call
-from .where import UNSEEN, Inputs, Results, Scoring, decline
+from .gpu_grid import COLUMNS, ROWS, Program, across, call, sides
+from .plan import visits
+from .sizes import OfGpu
+from .where import UNSEEN, Inputs, Results, Scoring
 
 LOG2E = math.log2(math.e)  # exponents are of two, which the GPU has an instruction for
 
 
-def forward_config(given: Inputs, *, scoring: Scoring) -> Config:
-    """Returns the sizes of `forward`, whose blocks fit the 227 KiB of shared memory."""
-    _check(given, scoring)
-    return Config(inner=64 if given.query.shape[3] > 128 else 128)
-
-
-def backward_config(given: Inputs, *_: Any, scoring: Scoring) -> Config:
-    """Returns the sizes of `backward`, whose scores and sums fit the registers."""
-    _check(given, scoring)
-    return Config(warpgroups=1 if given.query.shape[3] > 128 else 2, inner=64)
-
-
-def forward(given: Inputs, *, scoring: Scoring, config: Config, interpret: Any = None) -> Results:
+def forward(given: Inputs, *, scoring: Scoring, config: OfGpu, interpret: Any = None) -> Results:
     """Returns the results of `reference.forward`."""
-    (batch, length, heads, width), size = given.query.shape, config.warpgroups * LANES
+    blocks = visits("gpu_forward", given, config)
+    (batch, length, heads, width), size = given.query.shape, blocks.blocks[0]
     q, k, v = (_wide(x) for x in given[:3])
     sums = jax.ShapeDtypeStruct((batch, heads, -(-length // size) * size), jnp.float32)
     body = functools.partial(_forward_body, scoring.scale)
+    both = sides(given, blocks, [q], [k, v])
     out, lse = call(
-        body, given, config, [q], [k, v], outs=[q, sums], name="routed_attention",
+        body, blocks, *both, outs=[q, sums], stages=config.stages, name="routed_attention",
         interpret=interpret,
     )  # fmt: skip
     return Results(out[:, :length, :, :width], lse[..., :length])
@@ -53,35 +45,29 @@ def backward(
     grad: Float[Array, "B T N H"],
     *,
     scoring: Scoring,
-    config: Config,
+    config: OfGpu,
     interpret: Any = None,
 ) -> tuple[Array, Array, Array, None]:
     """Returns the results of `reference.backward`."""
     query, key, value, *_ = given
     delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
     q, k, v, do = (_wide(x) for x in (query, key, value, grad))
-    rows = made.lse * LOG2E, delta
 
-    def towards(by_key: bool, *wanted: int) -> list[Array]:
-        kept, passing = ([k, v], [q, do]) if by_key else ([q, do], [k, v])
+    def towards(kernel: str, *wanted: int) -> list[Array]:
+        blocks, by_key = visits(f"gpu_{kernel}", given, config), kernel == "key"
+        body = functools.partial(_gradient_body, scoring.scale, wanted=wanted)
+        both = sides(given, blocks, [q, do], [k, v], (made.lse * LOG2E, delta))
         return call(
-            functools.partial(_gradient_body, scoring.scale, wanted=wanted), given, config, kept,
-            passing, rows, outs=kept[:1] * len(wanted), by_key=by_key, interpret=interpret,
-            name=f"routed_attention_{'key' if by_key else 'query'}",
+            body, blocks, *both, outs=[k if by_key else q] * len(wanted), by_key=by_key,
+            stages=config.stages, name=f"routed_attention_{kernel}", interpret=interpret,
         )  # fmt: skip
 
-    (dq,) = towards(False, 0)
+    (dq,) = towards("query", 0)
     # Of wide heads, the sums of both would take all registers.
     is_narrow = query.shape[3] <= 128
-    dk, dv = towards(True, 0, 1) if is_narrow else (*towards(True, 0), *towards(True, 1))
+    dk, dv = towards("key", 0, 1) if is_narrow else (*towards("key", 0), *towards("key", 1))
     cut = lambda x, like: x[:, : like.shape[1], :, : like.shape[3]]
     return cut(dq, query), cut(dk, key), cut(dv, value), None
-
-
-def _check(given: Inputs, scoring: Scoring) -> None:
-    decline(given, scoring, (jnp.bfloat16,), 256)  # tensor cores multiply no float32
-    if scoring.window:
-        raise NotImplementedError("it has no window")
 
 
 def _wide(x: Array) -> Array:
@@ -123,8 +109,8 @@ def _keep(ref: Any, x: Array) -> None:
     plgpu.commit_smem()
 
 
-def _forward_body(scale, passing, weights) -> list[Array]:
-    (q,), (k, v) = passing.mine.tokens, passing.theirs.tokens
+def _forward_body(scale: float, program: Program) -> list[Array]:
+    (q,), (k, v) = program.mine.tokens, program.theirs.tokens
     # A product as wide as the widest sums would take all registers.
     piece = LANES if q.shape[1] % 128 else 128
     pieces = [pl.ds(start, piece) for start in range(0, q.shape[1], piece)]
@@ -134,14 +120,14 @@ def _forward_body(scale, passing, weights) -> list[Array]:
         scores = hide(_scores(q, k.at[slot]) * (scale * LOG2E), slot)
         higher = jnp.maximum(m, scores.max(axis=1))
         fade, p = jnp.exp2(m - higher), jnp.exp2(scores - across(higher, scores))
-        _keep(weights, p)
+        _keep(program.weights, p)
         for i, piece in enumerate(pieces):
-            more = _product(weights, v.at[slot, :, piece])
+            more = _product(program.weights, v.at[slot, :, piece])
             acc[i] = acc[i] * across(fade, more) + more
         return higher, l * fade + p.sum(axis=1), *acc
 
     acc = [_filled(0, LANES, piece) for _ in pieces]
-    m, l, *acc = passing.through(meet, (_filled(UNSEEN, LANES), _filled(0, LANES), *acc))
+    m, l, *acc = program.through(meet, (_filled(UNSEEN, LANES), _filled(0, LANES), *acc))
     total = jnp.where(m > UNSEEN, l, 1.0)  # without a key, every key of its blocks was counted
     lse = jnp.where(m > UNSEEN, m * (1 / LOG2E) + jnp.log(total), jnp.inf)
     for at, x in zip(pieces, acc, strict=True):
@@ -149,25 +135,25 @@ def _forward_body(scale, passing, weights) -> list[Array]:
     return [lse]
 
 
-def _gradient_body(scale, passing, weights, *, wanted) -> list[Array]:
+def _gradient_body(scale: float, program: Program, *, wanted: tuple[int, ...]) -> list[Array]:
     """Sums gradients `wanted`: 0 of what is multiplied to scores, and 1, of keys alone, of values.
 
     Queries come with the gradients of their outputs, and keys with their values. Where keys are
     kept they are the rows: weights need no transpose between the products.
     """
-    (x, y), (their_x, their_y) = passing.mine.tokens, passing.theirs.tokens
-    own, axis = [load(row, ROWS) for row in passing.mine.numbers], int(passing.by_key)
+    (x, y), (their_x, their_y) = program.mine.tokens, program.theirs.tokens
+    own, axis = [load(row, ROWS) for row in program.mine.numbers], int(program.by_key)
 
     def run(*sums):
         to = dict(zip(wanted, sums, strict=True))
 
         def add(number, p, tokens):
-            _keep(weights, p)
-            plgpu.wgmma(to[number], weights, tokens)
+            _keep(program.weights, p)
+            plgpu.wgmma(to[number], program.weights, tokens)
             plgpu.wgmma_wait(0)
 
         def meet(slot, hide, carry):
-            lse, delta = own or [load(row.at[slot], COLUMNS) for row in passing.theirs.numbers]
+            lse, delta = own or [load(row.at[slot], COLUMNS) for row in program.theirs.numbers]
             scores = hide(_scores(x, their_x.at[slot]) * (scale * LOG2E), slot)
             p = jnp.exp2(scores - across(lse, scores, axis))
             if 1 in to:
@@ -177,9 +163,9 @@ def _gradient_body(scale, passing, weights, *, wanted) -> list[Array]:
                 add(0, p * (dp - across(delta, scores, axis)), their_x.at[slot])
             return carry
 
-        passing.through(meet, ())
+        program.through(meet, ())
 
     made = _summed([x.shape] * len(wanted), run)
-    for number, total, into in zip(wanted, made, passing.mine.tokens, strict=False):
+    for number, total, into in zip(wanted, made, program.mine.tokens, strict=False):
         into[...] = (total * scale if number == 0 else total).astype(into.dtype)
     return []

@@ -1,7 +1,7 @@
-"""Splits attention into blocks on a GPU: a program keeps some, and others pass by."""
+"""Attention cut into blocks on a GPU: a program keeps one, and others pass by it."""
 
-import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,25 +11,11 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from ..hopper import LANES, WGMMA, load, load_ahead, run, tiles
-from .blocks import meeting, padded, ranges
+from .blocks import places
+from .plan import Visits
 from .where import UNSEEN, Inputs
 
 ROWS, COLUMNS = WGMMA.reduce(1), WGMMA.reduce(0)  # layouts of a number for each row, or column
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Sizes of a kernel.
-
-    Attributes:
-      warpgroups: those that multiply; each keeps 64 queries, or keys.
-      inner: keys, or queries, of a block that is loaded: a multiple of 64.
-      stages: blocks in flight.
-    """
-
-    warpgroups: int = 2
-    inner: int = 128
-    stages: int = 2
 
 
 class Side(NamedTuple):
@@ -53,10 +39,13 @@ class Side(NamedTuple):
             [plgpu.SMEM((count, size), jnp.float32) for _ in self.numbers],
         )
 
+    def barriers(self, count: int) -> Any:
+        """Returns the type of barriers for `count` blocks, each of as many copies as arrays."""
+        return plgpu.Barrier(num_arrivals=len(jax.tree.leaves(self)), num_barriers=count)
+
     def at(self, index: Any) -> "Side":
         """Returns one block of several."""
-        tokens, numbers = ([ref.at[index] for ref in refs] for refs in (self.tokens, self.numbers))
-        return Side(tokens, self.places.at[index], numbers)
+        return jax.tree.map(lambda ref: ref.at[index], self)
 
     def load(self, into: "Side", row: Any, head: Any, some: Any, barrier: Any) -> None:
         """Copies the block of some tokens of a head."""
@@ -67,37 +56,77 @@ class Side(NamedTuple):
             plgpu.copy_gmem_to_smem(source.at[row, head, some], to, barrier)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """The passing of inner blocks by the block of a warpgroup."""
+class Program:
+    """A warpgroup of a program, which keeps a block of a head that inner blocks pass by."""
 
-    ends: list[Array]  # of inner blocks; see `ranges`
-    turns: int  # how often they pass: by keys, once for each head of queries that reads them
-    by_key: bool  # whether the block is of keys
-    mine: Side  # shared memory of the block
-    theirs: Side  # of the inner blocks in flight
-    loaded: Any  # their barriers
-    read: Any
+    def __init__(self, table: Any, memory: SimpleNamespace, group: int, by_key: bool) -> None:
+        """Reads which block it is.
 
-    def hidden(self, scores: Array, slot: Array) -> Array:
-        """Returns scores of the block and the inner one in a slot, with masked ones replaced."""
-        own = [across(load(self.mine.places.at[i], ROWS), scores) for i in (0, 1)]
-        its = [across(load(self.theirs.places.at[slot, i], COLUMNS), scores, 1) for i in (0, 1)]
-        is_behind = its[0] >= own[0] if self.by_key else own[0] >= its[0]
-        return jnp.where(is_behind & (own[1] == its[1]), scores, UNSEEN)
+        Args:
+          table: ends of the inner blocks of each block; see `ranges`.
+          memory: of all warpgroups.
+          group: heads of queries that read a head of keys.
+          by_key: whether the block is of keys: inner blocks pass once for each head of queries.
+        """
+        axes = "block", "head", "row", "warpgroup"
+        index, self.head, self.row, self.warpgroup = map(jax.lax.axis_index, axes)
+        # Causal work grows with the query: the longest programs start first.
+        self.block = index if by_key else table.shape[1] - 1 - index
+        self.ends = [table[self.row, self.block, i] for i in range(4)]
+        self.count = self.ends[3] - self.ends[0]
+        self.memory, self.group, self.by_key = memory, group, by_key
+        self.turns = group if by_key else 1
+        self.mine, self.weights = memory.own.at(self.warpgroup), memory.weights.at[self.warpgroup]
+        self.theirs = memory.inner
+
+    def load_inner(self, source: Side) -> None:
+        """Loads the inner blocks, ahead of the warpgroups that read them."""
+        size, count = self.theirs.places.shape[2], self.count
+
+        def fill(step, slot):
+            turn = jax.lax.div(step, jnp.maximum(count, 1))
+            some = pl.ds((self.ends[0] + step - turn * count) * size, size)
+            by_query = lambda: jax.lax.div(self.head, self.group)
+            head = self.head * self.group + turn if self.by_key else by_query()
+            barrier = self.memory.loaded.at[slot]
+            source.load(self.theirs.at(slot), self.row, head, some, barrier)
+
+        load_ahead(self.turns * count, fill, self.memory.read)
+
+    def keep(self, source: Side, body: Callable[..., list[Array]], outs: Any) -> None:
+        """Loads its part of the block, and writes what the body makes of it."""
+        begun, part = self.memory.begun, self.warpgroup * LANES
+        here, ready = (
+            pl.ds(self.block * begun.shape[0] * LANES + part, LANES),
+            begun.at[self.warpgroup],
+        )
+        source.load(self.mine, self.row, self.head, here, ready)
+        plgpu.barrier_wait(ready)
+        made = [ref.at[self.warpgroup] for ref in self.memory.made]
+        for into, x in zip(made, body(self), strict=True):
+            into[...] = x
+        plgpu.commit_smem()
+        tokens = [out for out in outs if len(out.shape) == 4]
+        numbers = [out for out in outs if len(out.shape) == 3]
+        for x, out in zip(self.mine.tokens, tokens, strict=False):
+            plgpu.copy_smem_to_gmem(x, out.at[self.row, here, self.head])
+        for x, out in zip(made, numbers, strict=True):
+            plgpu.copy_smem_to_gmem(x, out.at[self.row, self.head, here])
+        plgpu.wait_smem_to_gmem(0)
 
     def through(self, meet: Callable[..., Any], carry: Any) -> Any:
-        """Applies `carry = meet(slot, hide, carry)` to the blocks not fully masked."""
+        """Applies `carry = meet(slot, hide, carry)` to the inner blocks not fully masked."""
+        loaded, read = self.memory.loaded, self.memory.read
 
         def turned(turn, carry):
             first = turn * (self.ends[3] - self.ends[0]) - self.ends[0]
             for i, is_masked in enumerate((True, False, True)):
 
-                def step(at, carry, hide=self.hidden if is_masked else lambda x, _: x):
-                    slot = jax.lax.rem(first + at, self.read.shape[0])
-                    plgpu.barrier_wait(self.loaded.at[slot])
+                def step(at, carry, hide=self._hidden if is_masked else lambda x, _: x):
+                    slot = jax.lax.rem(first + at, read.shape[0])
+                    plgpu.barrier_wait(loaded.at[slot])
                     made = meet(slot, hide, carry)
-                    plgpu.barrier_arrive(self.read.at[slot])
+                    plgpu.barrier_arrive(read.at[slot])
                     return made
 
                 carry = jax.lax.fori_loop(self.ends[i], self.ends[i + 1], step, carry)
@@ -107,104 +136,83 @@ class Pass:
             return turned(0, carry)
         return jax.lax.fori_loop(0, self.turns, turned, carry)
 
+    def _hidden(self, scores: Array, slot: Array) -> Array:
+        """Returns scores of the block and the inner one in a slot, with masked ones replaced."""
+        own = [across(load(self.mine.places.at[i], ROWS), scores) for i in (0, 1)]
+        its = [across(load(self.theirs.places.at[slot, i], COLUMNS), scores, 1) for i in (0, 1)]
+        is_behind = its[0] >= own[0] if self.by_key else own[0] >= its[0]
+        return jnp.where(is_behind & (own[1] == its[1]), scores, UNSEEN)
+
 
 def call(
-    body: Callable[..., list[Array]],
-    given: Inputs,
-    config: Config,
-    kept: list[Array],
-    passing: list[Array],
-    rows: tuple[Array, ...] = (),
+    body: Callable[[Program], list[Array]],
+    visits: Visits,
+    queries: Side,
+    keys: Side,
     *,
     outs: list[Any],
     by_key: bool = False,
+    stages: int,
     name: str,
     interpret: Any,
 ) -> list[Array]:
     """Runs a kernel whose programs keep a block of queries, or of keys, which others pass by.
 
-    The body is the work of a warpgroup that multiplies: it takes a `Pass` and memory for scores,
-    replaces its block by results, and returns numbers of each query. `rows` are logarithms and
-    other numbers of each query and head [B N T].
+    The body is the work of a warpgroup that multiplies: it replaces its block by results, and
+    returns numbers of each query. `outs` are what the results are like; `stages` blocks are in
+    flight.
     """
-    wgs, size, stages = dataclasses.astuple(config)
-    blocks = (size, wgs * LANES) if by_key else (wgs * LANES, size)
-    (batch, length, _, _), key_length = given.query.shape, given.key.shape[1]
-    where = padded(given.where.written_out(batch, length, key_length), *blocks)
-    turn = (lambda x: x.swapaxes(1, 2)) if by_key else (lambda x: x)
-    ends = ranges(*map(turn, meeting(where, *blocks)))
-    places = [jnp.stack(where.arrays[i::2], 1) for i in ((1, 0) if by_key else (0, 1))]
-    # Of a query that is padding the logarithm is infinite, and all weights are zero.
-    fill = [(0, 0), (0, 0), (0, -length % blocks[0])]
-    fills = zip(rows, (jnp.inf, 0.0), strict=False)
-    numbers = [jnp.pad(x, fill, constant_values=value) for x, value in fills]
-    mine = Side(kept, places[0], [] if by_key else numbers)
-    theirs = Side(passing, places[1], numbers if by_key else [])
-    heads, others = kept[0].shape[2], passing[0].shape[2]
-    turns, each = (others // heads, 1) if by_key else (1, heads // others)
-    copies = lambda side: len(jax.tree.leaves(side))
+    mine, theirs = (keys, queries) if by_key else (queries, keys)
+    group, table = queries.tokens[0].shape[2] // keys.tokens[0].shape[2], visits.table[0, 0]
+    wgs, inner = visits.blocks[by_key] // LANES, visits.blocks[not by_key]
     results = [jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs]
 
-    def program(given, outs, own, inner, made, weights, begun, loaded, read) -> None:
-        ends, mine, theirs = given
-        index, head, row = (jax.lax.axis_index(name) for name in ("block", "head", "row"))
-        warpgroup = jax.lax.axis_index("warpgroup")
-        block = index if by_key else ends.shape[1] - 1 - index
-        ends = [ends[row, block, i] for i in range(4)]
-        count = ends[3] - ends[0]
-        at = lambda refs: [ref.at[warpgroup] for ref in refs]
+    def run_program(given: Any, outs: Any, memory: SimpleNamespace) -> None:
+        table, mine, theirs = given
+        program = Program(table, memory, group, by_key)
 
-        def fill(step, slot):
-            turn = jax.lax.div(step, jnp.maximum(count, 1))
-            some = pl.ds((ends[0] + step - turn * count) * size, size)
-            other = head * turns + turn if by_key else jax.lax.div(head, each)
-            theirs.load(inner.at(slot), row, other, some, loaded.at[slot])
-
-        @pl.when(warpgroup == wgs)
+        @pl.when(program.warpgroup == wgs)
         def _():
             if wgs == 2:  # registers of a program are 512 for each thread of a warpgroup
                 plgpu.set_max_registers(40, action="decrease")
-            load_ahead(turns * count, fill, read)
+            program.load_inner(theirs)
 
-        @pl.when(warpgroup < wgs)
+        @pl.when(program.warpgroup < wgs)
         def _():
             if wgs == 2:
                 plgpu.set_max_registers(232, action="increase")
-            passed = Pass(ends, turns, by_key, own.at(warpgroup), inner, loaded, read)
-            here, ready = pl.ds(block * wgs * LANES + warpgroup * LANES, LANES), begun.at[warpgroup]
-            mine.load(passed.mine, row, head, here, ready)
-            plgpu.barrier_wait(ready)
-            for into, x in zip(at(made), body(passed, weights.at[warpgroup]), strict=True):
-                into[...] = x
-            plgpu.commit_smem()
-            tiled = [out for out in outs if len(out.shape) == 4]
-            numbers = [out for out in outs if len(out.shape) == 3]
-            for source, out in zip(passed.mine.tokens, tiled, strict=False):
-                plgpu.copy_smem_to_gmem(source, out.at[row, here, head])
-            for source, out in zip(at(made), numbers, strict=True):
-                plgpu.copy_smem_to_gmem(source, out.at[row, head, here])
-            plgpu.wait_smem_to_gmem(0)
+            program.keep(mine, body, outs)
 
+    memory = {
+        "own": mine.memory(wgs, LANES),
+        "begun": mine.barriers(wgs),  # `own` is loaded
+        "inner": theirs.memory(stages, inner),
+        "loaded": theirs.barriers(stages),  # one of `inner` is
+        "read": plgpu.Barrier(num_arrivals=wgs, num_barriers=stages),  # and read by all
+        "weights": tiles(wgs, LANES, inner),
+        "made": [plgpu.SMEM((wgs, LANES), x.dtype) for x in results if len(x.shape) == 3],
+    }
+    grid = {"block": table.shape[1], "head": mine.tokens[0].shape[2], "row": table.shape[0]}
     return run(
-        program,
-        (ends, mine, theirs),
-        results,
-        {
-            "own": mine.memory(wgs, LANES),
-            "inner": theirs.memory(stages, size),
-            "made": [plgpu.SMEM((wgs, LANES), x.dtype) for x in results if len(x.shape) == 3],
-            "weights": tiles(wgs, LANES, size),
-            "begun": plgpu.Barrier(num_arrivals=copies(mine), num_barriers=wgs),
-            "loaded": plgpu.Barrier(num_arrivals=copies(theirs), num_barriers=stages),
-            "read": plgpu.Barrier(num_arrivals=wgs, num_barriers=stages),
-        },
-        # Causal work grows with the query: the longest programs start first.
-        grid={"block": ends.shape[1], "head": heads, "row": batch},
-        warpgroups=wgs + 1,
-        name=name,
-        interpret=interpret,
-        is_approximate=True,
-    )
+        run_program, (table, mine, theirs), results, memory, grid=grid, warpgroups=wgs + 1,
+        name=name, interpret=interpret, is_approximate=True,
+    )  # fmt: skip
+
+
+def sides(
+    given: Inputs,
+    visits: Visits,
+    queries: list[Array],
+    keys: list[Array],
+    numbers: tuple[Array, ...] = (),
+) -> tuple[Side, Side]:
+    """Returns arrays of queries, with numbers of each, and arrays of keys, and where they stand."""
+    of_queries, of_keys = places(given, visits.blocks)
+    # Of a query that is padding the logarithm is infinite, and all weights are zero.
+    fill = [(0, 0), (0, 0), (0, -given.query.shape[1] % visits.blocks[0])]
+    each = zip(numbers, (jnp.inf, 0.0), strict=False)
+    filled = [jnp.pad(x, fill, constant_values=value) for x, value in each]
+    return Side(queries, of_queries, filled), Side(keys, of_keys, [])
 
 
 def across(x: Array, like: Array, axis: int = 0) -> Array:

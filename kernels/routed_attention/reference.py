@@ -143,7 +143,7 @@ def _over_heads(one: Callable, given: Inputs, *more: Array) -> Any:
 
     In parallel, but on a CPU sequentially: there the scores of one head stay in the cache.
     """
-    query, key, value, where, relative = given
+    query, key, value, _, relative = given
     groups = key.shape[2]
     relative = None if relative is None else by_key_head(relative, groups)
     heads = by_key_head(query, groups), key.swapaxes(1, 2), value.swapaxes(1, 2), relative, more
@@ -158,5 +158,4 @@ def _over_heads(one: Callable, given: Inputs, *more: Array) -> Any:
 
     one_by_one = walk(lambda f, xs: jax.lax.map(f, xs))
     at_once = walk(lambda f, xs: jax.vmap(f)(xs))
-    where = where.written_out(query.shape[0], query.shape[1], key.shape[1])
-    return jax.lax.platform_dependent(heads, where, cpu=one_by_one, default=at_once)
+    return jax.lax.platform_dependent(heads, given.written_out(), cpu=one_by_one, default=at_once)

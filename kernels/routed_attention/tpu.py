@@ -11,21 +11,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .tpu_grid import KEYS, LANES, QUERIES, Config, Grid, across, upright
-from .where import UNSEEN, Inputs, Results, Scoring, by_token, decline
+from .sizes import LANES, OfTpu
+from .tpu_grid import KEYS, QUERIES, Grid, Operand, across, upright
+from .where import UNSEEN, Inputs, Results, Scoring, by_token
 
 ROWS, COLUMNS = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))  # x @ y.T and x @ y
 
 
-def forward(given: Inputs, *, scoring: Scoring, config: Config, interpret: Any = False) -> Results:
+def forward(given: Inputs, *, scoring: Scoring, config: OfTpu, interpret: Any = False) -> Results:
     """Returns the results of `reference.forward`."""
     grid, (batch, length, heads, width) = Grid.of(given, config), given.query.shape
-    (query,) = grid.tokens(QUERIES, given.query)
+    query = grid.tokens(QUERIES, given.query)
+    key, value = (grid.tokens(KEYS, x) for x in (given.key, given.value))
+    lse = Operand(QUERIES, jax.ShapeDtypeStruct(query.array.shape[:-1], jnp.float32))
     out, lse = grid.call(
         functools.partial(_forward_body, scoring.scale),
-        [query, *grid.tokens(KEYS, given.key, given.value)],
-        [query, (QUERIES, jax.ShapeDtypeStruct(query[1].shape[:-1], jnp.float32))],
-        [(grid.rows, LANES), (grid.rows, LANES), (grid.rows, width)],
+        {"query": query, "key": key, "value": value},
+        {"out": query, "lse": lse},
+        {"m": (grid.rows, LANES), "l": (grid.rows, LANES), "acc": (grid.rows, width)},
         name="routed_attention",
         interpret=interpret,
     )
@@ -38,52 +41,35 @@ def backward(
     grad: Float[Array, "B T N H"],
     *,
     scoring: Scoring,
-    config: Config,
+    config: OfTpu,
     interpret: Any = False,
 ) -> tuple[Array, Array, Array, None]:
     """Returns the results of `reference.backward`."""
     grid, (_, length, _, width) = Grid.of(given, config), given.query.shape
     delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
-    queries = grid.tokens(QUERIES, given.query, grad)
-    keys = grid.tokens(KEYS, given.key, given.value)
-    numbers = grid.numbers(made.lse, delta)
-
-    def towards(by_key: bool) -> list[Array]:
-        (mine, theirs), rows = (keys, queries) if by_key else (queries, keys), grid.rows
-        acc = (grid.plan.config.keys if by_key else rows, width)
-        return grid.call(
-            functools.partial(_gradient_body, scoring.scale, by_key),
-            [*mine, *theirs, *numbers],
-            mine[: 1 + by_key],
-            [acc, acc] if by_key else [acc, (rows, LANES), (rows, LANES)],
-            by_key=by_key,
-            name=f"routed_attention_{'key' if by_key else 'query'}",
-            interpret=interpret,
-        )
-
-    (dq,), (dk, dv) = towards(False), towards(True)
+    query, grad = (grid.tokens(QUERIES, x) for x in (given.query, grad))
+    key, value = (grid.tokens(KEYS, x) for x in (given.key, given.value))
+    numbers = {"lse": grid.numbers(made.lse), "delta": grid.numbers(delta)}
+    call = functools.partial(grid.call, interpret=interpret)
+    rows, columns = (grid.rows, width), (grid.rows, LANES)
+    (dq,) = call(
+        functools.partial(_query_body, scoring.scale),
+        {"query": query, "grad": grad, "key": key, "value": value, **numbers},
+        {"dq": query},
+        {"sum_dq": rows, "lse_rows": columns, "delta_rows": columns},
+        name="routed_attention_query",
+    )
+    rows = grid.visits.blocks[KEYS], width
+    dk, dv = call(
+        functools.partial(_key_body, scoring.scale),
+        {"key": key, "value": value, "query": query, "grad": grad, **numbers},
+        {"dk": key, "dv": key},
+        {"sum_dk": rows, "sum_dv": rows},
+        by_key=True,
+        name="routed_attention_key",
+    )
     dk, dv = (by_token(x)[:, : given.key.shape[1]] for x in (dk, dv))
     return by_token(dq)[:, :length], dk, dv, None
-
-
-def sizes(given: Inputs, *_: Any, scoring: Scoring) -> Config:
-    """Returns the computed sizes: up to 1024 x 512 scores.
-
-    That is 2 MB in float32, a few of which fit into VMEM, and work enough (100 MFLOP at width 64)
-    to hide the third of a microsecond that a step costs. Rows of less than 4096 keys take 256 at a
-    time, since the diagonal wastes half a block; float32 takes half as many queries, for its
-    products are of many passes.
-    """
-    query, key = given.query, given.key
-    decline(given, scoring, (jnp.float32, jnp.bfloat16), 256)
-    if scoring.window:
-        raise NotImplementedError("it has no window")
-    if query.shape[2] > 32 * key.shape[2]:
-        raise NotImplementedError("it takes at most 32 query heads to a key head")
-    each, rows = query.shape[2] // key.shape[2], 2048 // query.dtype.itemsize
-    most = max(LANES, min(512, rows // each // LANES * LANES))
-    keys = min(512 if key.shape[1] >= 4096 else 256, 512 * rows // (each * most))
-    return Config(most, max(LANES, keys // LANES * LANES))
 
 
 def _dot(x: Array, y: Array, dims: Any) -> Array:
@@ -106,8 +92,9 @@ def _put(ref: Any, x: Array) -> None:
     ref[...] = x.astype(ref.dtype).reshape(ref.shape)
 
 
-def _forward_body(scale, phases, query, key, value, out, lse, m, l, acc) -> None:
-    each, length, width = query.shape
+def _forward_body(scale, phases, refs) -> None:
+    out, lse, m, l, acc = refs.out, refs.lse, refs.m, refs.l, refs.acc
+    each, length, width = out.shape
 
     def start() -> None:
         m[...] = jnp.full_like(m, UNSEEN)
@@ -115,12 +102,12 @@ def _forward_body(scale, phases, query, key, value, out, lse, m, l, acc) -> None
         acc[...] = jnp.zeros_like(acc)
 
     def meet(hide: Any) -> None:
-        scores = hide(_dot(_rows(query), _rows(key), ROWS) * scale)
+        scores = hide(_dot(_rows(refs.query), _rows(refs.key), ROWS) * scale)
         m_new = jnp.maximum(m[...], scores.max(-1, keepdims=True))
         p = jnp.exp(scores - across(m_new, scores.shape[1]))
         alpha = jnp.exp(m[...] - m_new)
         l[...] = alpha * l[...] + p.sum(-1, keepdims=True)
-        read = _dot(p.astype(value.dtype), _rows(value), COLUMNS)
+        read = _dot(p.astype(refs.value.dtype), _rows(refs.value), COLUMNS)
         acc[...] = across(alpha, width) * acc[...] + read
         m[...] = m_new
 
@@ -135,34 +122,43 @@ def _forward_body(scale, phases, query, key, value, out, lse, m, l, acc) -> None
     phases(start, meet, finish)
 
 
-def _gradient_body(scale, by_key, phases, x, y, their_x, their_y, lse, delta, *refs) -> None:
-    """Sums the gradients of a kept block: of `x`, and by key of `y`.
-
-    Queries come with the gradients of their outputs, and keys with their values. Where keys are
-    kept they are the rows, so that no product needs a transpose of its left side.
-    """
-    count = 1 + by_key
-    results, sums, rows = refs[:count], refs[count : 2 * count], refs[2 * count :]
+def _query_body(scale, phases, refs) -> None:
+    """Sums the gradient of a kept block of queries."""
+    dq, lse, delta = refs.sum_dq, refs.lse_rows, refs.delta_rows
 
     def start() -> None:
-        for acc in sums:
-            acc[...] = jnp.zeros_like(acc)
-        for row, numbers in zip(rows, (lse, delta), strict=False):
-            row[...] = upright(_side_by_side(numbers))
+        dq[...] = jnp.zeros_like(dq)
+        lse[...] = upright(_side_by_side(refs.lse))
+        delta[...] = upright(_side_by_side(refs.delta))
 
     def meet(hide: Any) -> None:
-        scores = hide(_dot(_rows(x), _rows(their_x), ROWS) * scale)
-        if by_key:
-            of_lse, of_delta = _side_by_side(lse), _side_by_side(delta)
-        else:
-            of_lse, of_delta = (across(row[...], scores.shape[1]) for row in rows)
+        scores = hide(_dot(_rows(refs.query), _rows(refs.key), ROWS) * scale)
+        of_lse, of_delta = (across(row[...], scores.shape[1]) for row in (lse, delta))
         p = jnp.exp(scores - of_lse)
-        ds = p * (_dot(_rows(y), _rows(their_y), ROWS) - of_delta)
-        for acc, weights, tokens in zip(sums, (ds, p), (their_x, their_y), strict=False):
-            acc[...] += _dot(weights.astype(tokens.dtype), _rows(tokens), COLUMNS)
+        ds = p * (_dot(_rows(refs.grad), _rows(refs.value), ROWS) - of_delta)
+        dq[...] += _dot(ds.astype(refs.key.dtype), _rows(refs.key), COLUMNS)
+
+    phases(start, meet, lambda: _put(refs.dq, dq[...] * scale))
+
+
+def _key_body(scale, phases, refs) -> None:
+    """Sums the gradients of a kept block of keys, which are rows: no left side is transposed."""
+    dk, dv = refs.sum_dk, refs.sum_dv
+
+    def start() -> None:
+        dk[...] = jnp.zeros_like(dk)
+        dv[...] = jnp.zeros_like(dv)
+
+    def meet(hide: Any) -> None:
+        scores = hide(_dot(_rows(refs.key), _rows(refs.query), ROWS) * scale)
+        lse, delta = _side_by_side(refs.lse), _side_by_side(refs.delta)
+        p = jnp.exp(scores - lse)
+        ds = p * (_dot(_rows(refs.value), _rows(refs.grad), ROWS) - delta)
+        dk[...] += _dot(ds.astype(refs.query.dtype), _rows(refs.query), COLUMNS)
+        dv[...] += _dot(p.astype(refs.grad.dtype), _rows(refs.grad), COLUMNS)
 
     def finish() -> None:
-        for result, acc, factor in zip(results, sums, (scale, 1), strict=False):
-            _put(result, acc[...] * factor)
+        _put(refs.dk, dk[...] * scale)
+        _put(refs.dv, dv[...])
 
     phases(start, meet, finish)

@@ -22,8 +22,8 @@ class Where(NamedTuple):
       query_segments: segment ids of the queries; None is 0 for all.
       key_segments: segment ids of the keys; None is those of the queries, whose tokens the keys
         then are of.
-      plan: pairs of blocks that a TPU's kernel visits for this mask, if they were listed before;
-        see `attention_plan`.
+      plan: pairs of blocks that kernels visit for this mask, if they were listed before; see
+        `attention_plan`.
     """
 
     query_positions: Int[Array, "B T"] | None = None
@@ -75,6 +75,10 @@ class Inputs(NamedTuple):
     value: Float[Array, "B S K W"]
     where: Where
     relative: Float[Array, "B T N R"] | None = None
+
+    def written_out(self) -> Where:
+        """Returns where queries and keys stand, with no position or segment left out."""
+        return self.where.written_out(*self.query.shape[:2], self.key.shape[1])
 
 
 class Results(NamedTuple):

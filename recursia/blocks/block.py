@@ -88,9 +88,9 @@ class Block(abc.ABC):
         return self.mixer.score_weights
 
     @property
-    def queries_per_key(self) -> int:
-        """Query heads of each key head."""
-        return self.mixer.query_width // self.mixer.key_width
+    def query_shape(self) -> tuple[int, int]:
+        """Query heads of each key head, and their width."""
+        return self.mixer.query_width // self.mixer.key_width, self.mixer.head_dim
 
     @property
     def carried_dim(self) -> int:

@@ -13,7 +13,7 @@ from recursia.sharding import is_split, locally
 
 PADDING = 0  # segment id of padding
 _TOLD = ("query_positions", "key_positions", "query_segments", "key_segments")
-_TABLE = ("batch", "length", None, None)  # of a plan
+_TABLE = ("batch", "length")  # the shards that tables of a plan are of
 
 
 @struct.dataclass
@@ -140,22 +140,22 @@ def attend(
       prefix: learned keys and values that every query of a row sees, without a position: none is
         rotated, and `relative` adds nothing to their scores.
     """
-    told, plan = _told(context, source_context, relative is not None), context.plan
+    told = _told(context, source_context, relative is not None)
+    tables, tree = jax.tree.flatten(context.plan)
     window = context.window
     if not context.sees_itself:  # its query stands where that of the token before it stood
         window -= window > 0
         if relative is not None and relative.shape[-1] > 1:
             relative = relative[..., 1:]
 
-    def run(
-        query, key, value, relative, before, further, table: Array | None, *told: Array | None
-    ) -> Array:
+    def run(query, key, value, relative, before, further, *rest: Array | None) -> Array:
+        told, tables = rest[: len(_TOLD)], rest[len(_TOLD) :]
         return routed_attention(
             query,
             key,
             value,
             **dict(zip(_TOLD, told, strict=True)),
-            plan=None if plan is None or table is None else replace(plan, table=table),
+            plan=jax.tree.unflatten(tree, tables),
             relative=relative,
             prefix_key=before,
             prefix_value=further,
@@ -168,13 +168,18 @@ def attend(
     before = (None, None) if prefix is None else (prefix.key, prefix.value)
     return locally(
         run,
-        (query, source.key, source.value, relative, *before, plan and plan.table, *told),
-        (queries, keys, keys, queries, keys, keys, _TABLE, *(queries[:2], keys[:2]) * 2),
+        (query, source.key, source.value, relative, *before, *told, *tables),
+        (
+            *(queries, keys, keys, queries, keys, keys, *(queries[:2], keys[:2]) * 2),
+            *((*_TABLE, *[None] * (table.ndim - 2)) for table in tables),
+        ),
         queries,
     )
 
 
-def planned(context: Context, source_context: Context, x: Array, queries_per_key: int) -> Context:
+def planned(
+    context: Context, source_context: Context, x: Array, query_shape: tuple[int, int]
+) -> Context:
     """Returns the context of queries with the plan of their attention to the keys of another.
 
     Layers that apply to the same context share the plan. Nothing is planned where places say what
@@ -184,22 +189,19 @@ def planned(context: Context, source_context: Context, x: Array, queries_per_key
       context: of the queries.
       source_context: of the keys.
       x: states [B T D] of the tokens of the queries.
-      queries_per_key: query heads of each key head.
+      query_shape: query heads of each key head, and their width.
     """
     told = _told(context, source_context, False)
     if told[0] is None or context.window:
         return context
-    made: list[Plan] = []
+    heads, width = query_shape
 
-    def run(*told: Array | None) -> Array:
-        shape = lambda at, heads: jax.ShapeDtypeStruct((*at.shape, heads, 1), x.dtype)
-        query, key = shape(told[0], queries_per_key), shape(told[1], 1)
-        plan = attention_plan(query, key, Where(*told))
-        made.extend([] if plan is None else [plan])
-        return jnp.zeros((1, 1, 2, 0), jnp.int32) if plan is None else plan.table
+    def run(*told: Array | None) -> Plan:
+        shape = lambda at, heads: jax.ShapeDtypeStruct((*at.shape, heads, width), x.dtype)
+        return attention_plan(shape(told[0], heads), shape(told[1], 1), Where(*told))
 
-    table = locally(run, tuple(told), (("batch", "length"), ("batch", None)) * 2, _TABLE)
-    return replace(context, plan=replace(made[-1], table=table)) if made else context
+    plan = locally(run, told, (("batch", "length"), ("batch", None)) * 2, _TABLE)
+    return replace(context, plan=plan)
 
 
 def _told(context: Context, source_context: Context, has_relative: bool) -> tuple[Leaf | None, ...]:

@@ -191,7 +191,7 @@ class _StepScan:
         if window or not sees_itself:
             context = dataclasses.replace(context, window=window, sees_itself=sees_itself)
         read = context if source is None else source.cached.context
-        return planned(context, read, x, self.steps.block.queries_per_key)
+        return planned(context, read, x, self.steps.block.query_shape)
 
     def _edges(self) -> tuple[Bool[np.ndarray, "N P"], Bool[np.ndarray, "N P"]]:
         """Returns which steps follow the end of a recursion, and which are the first of one."""

@@ -62,8 +62,8 @@ class SharedBlock(Protocol):
         ...
 
     @property
-    def queries_per_key(self) -> int:
-        """Query heads of each key head."""
+    def query_shape(self) -> tuple[int, int]:
+        """Query heads of each key head, and their width."""
         ...
 
     def apply(

@@ -1,5 +1,6 @@
 """Kernels interpreted on a CPU, and compiled ahead of time for TPUs and GPUs."""
 
+import functools
 from typing import Any
 
 import jax
@@ -31,9 +32,24 @@ NEEDS_INTERPRETER = pytest.mark.skipif(
 
 
 def backend(op, name, **how):
-    """Returns a function of arrays, an op by one of its implementations with its own sizes."""
+    """Returns a function of arrays, an op by one of its implementations; of its sizes or others."""
     (each,) = (each for each in op.implementations if each.name == name)
+    if "config" in how:
+        return functools.partial(each.run, **how)
     return lambda *arrays, **static: each.apply(op.name, arrays, static, **how)
+
+
+def told(op, platform, *arrays, **static):
+    """Returns why the implementations of a platform decline, up to the one that "runs"."""
+    found = {}
+
+    def run(*arrays):
+        name, outs, reasons = op.choose(arrays, static, "auto", platform)
+        found.update(reasons | {name: "runs"})
+        return outs
+
+    jax.eval_shape(run, *arrays)
+    return found
 
 
 GROUPED = {  # products of rows and banks, and of rows and rows, by backend

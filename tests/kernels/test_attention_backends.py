@@ -6,7 +6,7 @@ import pytest
 
 from recursia.kernels.routed_attention import BACKWARD, FORWARD
 from recursia.kernels.routed_attention.where import Inputs, Results, Scoring, Where
-from tests.helpers.kernels import compile_for
+from tests.helpers.kernels import compile_for, told
 
 
 def backward_alone(machine, length, heads, is_packed=False, window=0):
@@ -51,21 +51,24 @@ def test_backends_say_what_they_do_not_take():
     query = jax.ShapeDtypeStruct((1, 130, 2, 64), jnp.float32)
     row = jax.ShapeDtypeStruct((1, 130), jnp.int32)
 
-    def told(platform, where=None, relative=None, **scoring):
+    def found(platform, where=None, relative=None, **scoring):
         given = Inputs(query, query, query, where or Where(), relative)
-        return FORWARD.explain(given, platform=platform, scoring=Scoring(1.0, **scoring))
+        return told(FORWARD, platform, given, scoring=Scoring(1.0, **scoring))
 
     placed = "it is told no positions, and skips nothing by them"
-    assert told("tpu", Where(row)) == {"splash": placed, "pallas_tpu": "accepts"}
+    assert found("tpu", Where(row)) == {"splash": placed, "pallas_tpu": "runs"}
     of_others = Where(query_segments=row, key_segments=row)
-    assert told("tpu", of_others)["splash"].startswith("it takes segments only of queries")
-    assert told("tpu", Where(query_segments=row)) == {"splash": "accepts", "pallas_tpu": "accepts"}
-    assert told("tpu", window=5) == {"splash": "accepts", "pallas_tpu": "it has no window"}
-    assert told("cuda") == {
+    assert found("tpu", of_others)["splash"].startswith("it takes segments only of queries")
+    assert found("tpu", Where(query_segments=row)) == {"splash": "runs"}
+    assert found("tpu", window=5) == {"splash": "runs"}
+    assert found("tpu", Where(row), window=5)["pallas_tpu"] == "it has no window"
+    assert found("cuda") == {
         "cudnn": "it takes bfloat16 and float16, not float32",
         "mosaic_gpu": "it takes bfloat16, not float32",
+        "reference": "runs",
     }
     relative = jax.ShapeDtypeStruct((1, 130, 2, 3), jnp.float32)
     for platform in ("tpu", "cuda"):
-        assert set(told(platform, relative=relative).values()) == {"it adds no relative scores"}
-        assert set(told(platform, cap=2.0).values()) == {"it caps no scores"}
+        why = {*found(platform, relative=relative).values()}
+        assert why == {"it adds no relative scores", "runs"}
+        assert {*found(platform, cap=2.0).values()} == {"it caps no scores", "runs"}

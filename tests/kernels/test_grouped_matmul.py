@@ -21,6 +21,7 @@ from tests.helpers.kernels import (
     GROUPED_KERNELS,
     NEEDS_INTERPRETER,
     normal,
+    told,
     tolerance,
 )
 from tests.helpers.refusals import refused
@@ -178,25 +179,24 @@ def test_errors_say_both_numbers():
 
 def test_backends_say_why_they_decline():
     shape = jax.ShapeDtypeStruct
-    told = lambda op, platform, *arrays: op.explain(*arrays, platform=platform)
     of = lambda count, inner, dtype=jnp.bfloat16: (
         Rows(shape((count, inner), dtype)),
         shape((4, inner, 256), dtype),
         shape((4,), jnp.int32),
     )
-    assert told(MATMUL, "tpu", *of(256, 412)) == {"megablox": "accepts"}
+    assert told(MATMUL, "tpu", *of(256, 412)) == {"megablox": "runs"}
     assert "not float16" in told(MATMUL, "tpu", *of(256, 128, jnp.float16))["megablox"]
-    assert told(MATMUL, "cuda", *of(256, 412)) == {"mosaic_gpu": "accepts"}
+    assert told(MATMUL, "cuda", *of(256, 412)) == {"mosaic_gpu": "runs"}
     assert "not float16" in told(MATMUL, "cuda", *of(256, 412, jnp.float16))["mosaic_gpu"]
 
 
 def test_a_gpu_without_the_kernels_instructions_takes_the_reference():
-    mosaic = MATMUL.of("cuda")[0]
-    rows, bank, sizes = Rows(normal(4, 8)), normal(1, 8, 8), jnp.array([4])
-    with refused(NotImplementedError, "H100", "not on NVIDIA A100-SXM4-80GB"):
-        mosaic.apply(MATMUL.name, (rows, bank, sizes), {}, "NVIDIA A100-SXM4-80GB")
-    name, _, reasons = MATMUL.choose((rows, bank, sizes), {}, "auto", "cuda", "NVIDIA B200")
-    assert name == "reference" and "not on NVIDIA B200" in reasons["mosaic_gpu"]
+    given = (Rows(normal(4, 8)), normal(1, 8, 8), jnp.array([4])), {}
+    name, _, reasons = MATMUL.choose(*given, "auto", "cuda", "NVIDIA B200")
+    assert name == "reference" and "H100" in (why := reasons["mosaic_gpu"])
+    assert "not on NVIDIA B200" in why
+    with refused(NotImplementedError, "not on NVIDIA A100-SXM4-80GB"):
+        MATMUL.choose(*given, "mosaic_gpu", "cuda", "NVIDIA A100-SXM4-80GB")
 
 
 def test_flops_are_of_the_rows_that_multiply():

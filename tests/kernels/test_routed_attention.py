@@ -11,14 +11,16 @@ from jax.test_util import check_grads
 from recursia.kernels.routed_attention import (
     BACKWARD,
     FORWARD,
+    PLANNED,
+    attention_plan,
     reference,
     routed_attention,
-    tpu,
 )
 from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
-from recursia.kernels.routed_attention.tpu_grid import BITS, EVERY, LIVE, Config, listed
+from recursia.kernels.routed_attention.plan import BITS, EVERY, LIVE, listed
+from recursia.kernels.routed_attention.sizes import OfTpu
 from recursia.kernels.routed_attention.where import Inputs, Scoring, Where, visible
-from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, backend, tolerance
+from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, backend, told, tolerance
 
 SIZES = {  # B T S N K H
     "plain": (2, 9, 9, 4, 2, 8),
@@ -41,6 +43,8 @@ def places(kind, batch, length, key_length, seed=0):
     rng = np.random.default_rng(seed)
     if kind == "counted":
         return {}
+    if kind == "documents":  # of which every token is there
+        return {"query_segments": np.sort(rng.integers(0, 3, (batch, length)))}
     if kind == "sorted":
         subset = lambda n, of: np.sort([rng.permutation(of)[:n] for _ in range(batch)])
         of = max(length, key_length)
@@ -67,6 +71,10 @@ def places(kind, batch, length, key_length, seed=0):
         "query_segments": draw(length, 3),
         "key_segments": draw(key_length, 2),
     }
+
+
+def stand(*how):
+    return Where(**{name: jnp.asarray(x) for name, x in places(*how).items()})
 
 
 PLACES = ("counted", "sorted", "packed", "anywhere")
@@ -135,8 +143,9 @@ def test_values_wider_than_keys_are_mixed_as_their_parts_are_and_kernels_decline
         np.testing.assert_allclose(got, want, **tolerance(jnp.float32, 24))
     given = Inputs(*(x.astype(jnp.bfloat16) for x in (query, key, both)), Where())
     for platform in ("cuda", "tpu"):
-        told = FORWARD.explain(given, platform=platform, scoring=SCORING).values()
-        assert told and all("values as wide as keys, not 8 and 4" in each for each in told)
+        found = told(FORWARD, platform, given, scoring=Scoring(0.3))
+        assert found.pop("reference") == "runs" and len(found) == 2
+        assert all("values as wide as keys, not 8 and 4" in each for each in found.values())
 
 
 def test_a_query_that_sees_nothing_reads_zeros_and_moves_nothing():
@@ -181,10 +190,7 @@ def test_shapes_that_do_not_fit_are_named(change, message):
         routed_attention(**given)
 
 
-SCORING = Scoring(0.3)
-
-
-def pulled(forward, backward, inputs, where, scoring=SCORING):
+def pulled(forward, backward, inputs, where, scoring):
     """Returns the output, the logarithms and the gradients for a fixed cotangent."""
     grad = jax.random.normal(jax.random.key(9), inputs[0].shape).astype(inputs[0].dtype)
 
@@ -197,11 +203,11 @@ def pulled(forward, backward, inputs, where, scoring=SCORING):
 
 
 @functools.cache
-def referred(size, kind, dtype):
+def referred(size, kind, dtype, window=0):
     """Returns inputs, where they stand, and all that the reference makes of them."""
-    inputs = arrays(*size, dtype=dtype)
-    where = Where(**{name: jnp.asarray(x) for name, x in places(kind, *size[:3]).items()})
-    return inputs, where, pulled(reference.forward, reference.backward, inputs, where)
+    inputs, where = arrays(*size, dtype=dtype), stand(kind, *size[:3])
+    scoring = Scoring(0.3, window)
+    return inputs, where, pulled(reference.forward, reference.backward, inputs, where, scoring)
 
 
 def assert_near(results, expected, dtype, terms):
@@ -223,54 +229,54 @@ def test_half_precision_stays_near_single():
 
 
 RAGGED = (1, 141, 150, 2, 1, 8)  # two blocks of 128 each way
-KERNELS = [
-    ((1, 256, 150, 2, 1, 8), "counted", jnp.float32),  # has blocks of which every token sees each
-    (RAGGED, "packed", jnp.bfloat16),
-    (RAGGED, "anywhere", jnp.float32),
-    ((1, 1, 1, 1, 1, 2), "counted", jnp.float32),
+OWN = (2, 141, 141, 2, 1, 8)  # no multiple of splash attention's blocks
+KERNELS = {  # and how they are interpreted
+    "pallas_tpu": {"interpret": TPU, "config": OfTpu(128, 128)},
+    "splash": {"interpret": True},
+    "mosaic_gpu": {"interpret": GPU},  # blocks of 128 and 64, several each way
+}
+CASES = [
+    (
+        "pallas_tpu",
+        (1, 256, 150, 2, 1, 8),
+        "counted",
+        jnp.float32,
+        0,
+    ),  # no key of a block is masked
+    ("pallas_tpu", RAGGED, "packed", jnp.bfloat16, 0),
+    ("pallas_tpu", RAGGED, "anywhere", jnp.float32, 0),
+    ("pallas_tpu", (1, 1, 1, 1, 1, 2), "counted", jnp.float32, 0),
+    *(("splash", OWN, kind, jnp.float32, w) for kind in ("counted", "documents") for w in (0, 5)),
+    ("mosaic_gpu", (1, 141, 150, 2, 1, 64), "counted", jnp.bfloat16, 0),
+    ("mosaic_gpu", (2, 37, 42, 4, 2, 12), "packed", jnp.bfloat16, 0),  # heads of 12 are padded
+    ("mosaic_gpu", (1, 141, 150, 2, 2, 64), "anywhere", jnp.bfloat16, 0),
+    ("mosaic_gpu", (1, 9, 9, 1, 1, 192), "counted", jnp.bfloat16, 0),
 ]
+NEEDED = {"mosaic_gpu": NEEDS_INTERPRETER}
 
 
-@pytest.mark.few(1)
-@pytest.mark.parametrize("size, kind, dtype", KERNELS)
-def test_the_tpu_kernels_are_the_reference(size, kind, dtype, capfd):
-    inputs, where, expected = referred(size, kind, dtype)
-    run = lambda f: functools.partial(f, config=Config(128, 128), interpret=TPU)
-    results = pulled(run(tpu.forward), run(tpu.backward), inputs, where)
+@pytest.mark.few(3)
+@pytest.mark.parametrize(
+    "kernel, size, kind, dtype, window",
+    [pytest.param(*case, marks=NEEDED.get(case[0], ())) for case in CASES],
+)
+def test_kernels_are_the_reference(kernel, size, kind, dtype, window, monkeypatch, capfd):
+    inputs, where, expected = referred(size, kind, dtype, window)
+    how = KERNELS[kernel]
+    if kind == "packed":  # by a plan, which knows the sizes of blocks
+        if "config" in how:
+            tpu = (*PLANNED["tpu"][:2], lambda *_, **__: how["config"])
+            monkeypatch.setitem(PLANNED, "tpu", tpu)
+        where = where._replace(plan=attention_plan(*inputs[:2], where))
+    both = (backend(op, kernel, **how) for op in (FORWARD, BACKWARD))
+    results = pulled(*both, inputs, where, Scoring(0.3, window))
     assert_near(results, expected, dtype, size[2] + size[5])
     assert "RACE" not in capfd.readouterr().out
 
 
-@NEEDS_INTERPRETER
-@pytest.mark.parametrize(
-    "size, kind",  # blocks of 128 and 64, several each way; heads of 12 are padded
-    [((1, 141, 150, 2, 1, 64), "counted"), ((2, 37, 42, 4, 2, 12), "packed"),
-     ((1, 141, 150, 2, 2, 64), "anywhere"), ((1, 9, 9, 1, 1, 192), "counted")],
-)  # fmt: skip
-def test_the_mosaic_gpu_kernels_are_the_reference(size, kind):
-    inputs, where, expected = referred(size, kind, jnp.bfloat16)
-    both = (backend(op, "mosaic_gpu", interpret=GPU) for op in (FORWARD, BACKWARD))
-    results = pulled(*both, inputs, where)
-    assert_near(results, expected, jnp.bfloat16, size[2] + size[5])
-
-
-@pytest.mark.parametrize("window", [0, 5])
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_splash_attention_is_the_reference_at_lengths_that_its_blocks_do_not_divide(
-    window, is_packed
-):
-    inputs = arrays(2, 141, 141, 2, 1, 8)
-    segments = jnp.repeat(jnp.arange(3), 47)[None].repeat(2, 0) if is_packed else None
-    where, scoring = Where(query_segments=segments), Scoring(0.3, window)
-    expected = pulled(reference.forward, reference.backward, inputs, where, scoring)
-    both = (backend(op, "splash", interpret=True) for op in (FORWARD, BACKWARD))
-    results = pulled(*both, inputs, where, scoring)
-    assert_near(results, expected, jnp.float32, 141 + 8)
-
-
 @pytest.mark.parametrize("kind", PLACES)
 def test_blocks_that_are_left_out_see_nothing(kind):
-    where = Where(**{name: jnp.asarray(x) for name, x in places(kind, 2, 37, 42).items()})
+    where = stand(kind, 2, 37, 42)
     where = padded(where.written_out(2, 37, 42), 8, 4)
     sees = np.asarray(visible(where)).reshape(2, 5, 8, 11, 4)
     some, every = meeting(where, 8, 4)
@@ -280,7 +286,7 @@ def test_blocks_that_are_left_out_see_nothing(kind):
 
 @pytest.mark.parametrize("kind", ["counted", "sorted", "packed"])
 def test_where_tokens_are_in_order_the_blocks_visited_follow_what_is_seen(kind):
-    where = Where(**{name: jnp.asarray(x) for name, x in places(kind, 1, 160, 160).items()})
+    where = stand(kind, 1, 160, 160)
     if where.key_segments is not None:  # hidden tokens, of segment -1, may be anywhere
         where = where._replace(
             query_segments=jnp.maximum.accumulate(where.query_segments, axis=1),
