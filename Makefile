@@ -54,8 +54,7 @@ PARITY = tests/golden/test_parity.py::test_the_authors_code_is_reproduced
 	  "tests/preflight/test_compile.py::test_the_smallest_presets_fit_the_machine_they_are_meant_for"
 	.venv-newest/bin/python -m pytest $(TEST_FLAGS) -m "not exhaustive and not gpu_compile" \
 	  -k "mosaic_gpu and (packed or several_blocks or ops_and_their_gradients)" \
-	  tests/kernels/test_routed_attention.py tests/kernels/test_grouped_matmul.py \
-	  tests/kernels/test_no_group.py
+	  tests/kernels/test_routed_attention.py tests/kernels/test_grouped_matmul.py
 
 # Compiles kernels and training steps for NVIDIA GPUs, on a machine that has none (installs 5 GB).
 test-gpu-compile: .venv-gpu/installed

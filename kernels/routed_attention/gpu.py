@@ -9,15 +9,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from ..hopper import LANES, WGMMA, load
-from .gpu_grid import COLUMNS, ROWS, Program, across, call, sides
-from .plan import visits
+from .gpu_grid import COLUMNS, ROWS, Program, across, call
 from .sizes import OfGpu
 from .where import UNSEEN, Inputs, Results, Scoring
 
@@ -26,16 +24,9 @@ LOG2E = math.log2(math.e)  # exponents are of two, which the GPU has an instruct
 
 def forward(given: Inputs, *, scoring: Scoring, config: OfGpu, interpret: Any = None) -> Results:
     """Returns the results of `reference.forward`."""
-    blocks = visits("gpu_forward", given, config)
-    (batch, length, heads, width), size = given.query.shape, blocks.blocks[0]
-    q, k, v = (_wide(x) for x in given[:3])
-    sums = jax.ShapeDtypeStruct((batch, heads, -(-length // size) * size), jnp.float32)
+    (_, length, _, width), (q, k, v) = given.query.shape, map(_wide, given[:3])
     body = functools.partial(_forward_body, scoring.scale)
-    both = sides(given, blocks, [q], [k, v])
-    out, lse = call(
-        body, blocks, *both, outs=[q, sums], stages=config.stages, name="routed_attention",
-        interpret=interpret,
-    )  # fmt: skip
+    out, lse = call(body, "gpu_forward", given, config, [q], [k, v], made=1, interpret=interpret)
     return Results(out[:, :length, :, :width], lse[..., :length])
 
 
@@ -54,18 +45,16 @@ def backward(
     q, k, v, do = (_wide(x) for x in (query, key, value, grad))
 
     def towards(kernel: str, *wanted: int) -> list[Array]:
-        blocks, by_key = visits(f"gpu_{kernel}", given, config), kernel == "key"
         body = functools.partial(_gradient_body, scoring.scale, wanted=wanted)
-        both = sides(given, blocks, [q, do], [k, v], (made.lse * LOG2E, delta))
         return call(
-            body, blocks, *both, outs=[k if by_key else q] * len(wanted), by_key=by_key,
-            stages=config.stages, name=f"routed_attention_{kernel}", interpret=interpret,
+            body, kernel, given, config, [q, do], [k, v], (made.lse * LOG2E, delta),
+            replaced=len(wanted), interpret=interpret,
         )  # fmt: skip
 
-    (dq,) = towards("query", 0)
+    (dq,) = towards("gpu_query", 0)
     # Of wide heads, the sums of both would take all registers.
-    is_narrow = query.shape[3] <= 128
-    dk, dv = towards("key", 0, 1) if is_narrow else (*towards("key", 0), *towards("key", 1))
+    kinds = [(0, 1)] if query.shape[3] <= 128 else [(0,), (1,)]
+    dk, dv = (x for kind in kinds for x in towards("gpu_key", *kind))
     cut = lambda x, like: x[:, : like.shape[1], :, : like.shape[3]]
     return cut(dq, query), cut(dk, key), cut(dv, value), None
 

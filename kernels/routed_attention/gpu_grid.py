@@ -12,7 +12,8 @@ from jaxtyping import Array
 
 from ..hopper import LANES, WGMMA, load, load_ahead, run, tiles
 from .blocks import places
-from .plan import Visits
+from .plan import visits
+from .sizes import OfGpu
 from .where import UNSEEN, Inputs
 
 ROWS, COLUMNS = WGMMA.reduce(1), WGMMA.reduce(0)  # layouts of a number for each row, or column
@@ -93,21 +94,17 @@ class Program:
 
         load_ahead(self.turns * count, fill, self.memory.read)
 
-    def keep(self, source: Side, body: Callable[..., list[Array]], outs: Any) -> None:
+    def keep(self, source: Side, body: Callable[..., Any], tokens: Any, numbers: Any) -> None:
         """Loads its part of the block, and writes what the body makes of it."""
         begun, part = self.memory.begun, self.warpgroup * LANES
-        here, ready = (
-            pl.ds(self.block * begun.shape[0] * LANES + part, LANES),
-            begun.at[self.warpgroup],
-        )
+        here = pl.ds(self.block * begun.shape[0] * LANES + part, LANES)
+        ready = begun.at[self.warpgroup]
         source.load(self.mine, self.row, self.head, here, ready)
         plgpu.barrier_wait(ready)
         made = [ref.at[self.warpgroup] for ref in self.memory.made]
         for into, x in zip(made, body(self), strict=True):
             into[...] = x
         plgpu.commit_smem()
-        tokens = [out for out in outs if len(out.shape) == 4]
-        numbers = [out for out in outs if len(out.shape) == 3]
         for x, out in zip(self.mine.tokens, tokens, strict=False):
             plgpu.copy_smem_to_gmem(x, out.at[self.row, here, self.head])
         for x, out in zip(made, numbers, strict=True):
@@ -146,26 +143,30 @@ class Program:
 
 def call(
     body: Callable[[Program], list[Array]],
-    visits: Visits,
-    queries: Side,
-    keys: Side,
+    kernel: str,
+    given: Inputs,
+    config: OfGpu,
+    queries: list[Array],
+    keys: list[Array],
+    numbers: tuple[Array, ...] = (),
     *,
-    outs: list[Any],
-    by_key: bool = False,
-    stages: int,
-    name: str,
+    replaced: int = 1,
+    made: int = 0,
     interpret: Any,
 ) -> list[Array]:
     """Runs a kernel whose programs keep a block of queries, or of keys, which others pass by.
 
-    The body is the work of a warpgroup that multiplies: it replaces its block by results, and
-    returns numbers of each query. `outs` are what the results are like; `stages` blocks are in
-    flight.
+    The body is the work of a warpgroup that multiplies: it replaces the first of its arrays by
+    results, and returns numbers of each query. `kernel` is the name in a plan.
     """
-    mine, theirs = (keys, queries) if by_key else (queries, keys)
-    group, table = queries.tokens[0].shape[2] // keys.tokens[0].shape[2], visits.table[0, 0]
-    wgs, inner = visits.blocks[by_key] // LANES, visits.blocks[not by_key]
-    results = [jax.ShapeDtypeStruct(out.shape, out.dtype) for out in outs]
+    blocks, by_key = visits(kernel, given, config), kernel == "gpu_key"
+    sides = _sides(given, blocks.blocks, queries, keys, numbers)
+    mine, theirs = sides[::-1] if by_key else sides
+    group, table = queries[0].shape[2] // keys[0].shape[2], blocks.table[0, 0]
+    wgs, inner, stages = blocks.blocks[by_key] // LANES, blocks.blocks[not by_key], config.stages
+    like = mine.tokens[0]
+    number = jax.ShapeDtypeStruct((*like.shape[::2], mine.places.shape[2]), jnp.float32)
+    results = [jax.ShapeDtypeStruct(like.shape, like.dtype)] * replaced + [number] * made
 
     def run_program(given: Any, outs: Any, memory: SimpleNamespace) -> None:
         table, mine, theirs = given
@@ -181,7 +182,7 @@ def call(
         def _():
             if wgs == 2:
                 plgpu.set_max_registers(232, action="increase")
-            program.keep(mine, body, outs)
+            program.keep(mine, body, outs[:replaced], outs[replaced:])
 
     memory = {
         "own": mine.memory(wgs, LANES),
@@ -190,26 +191,26 @@ def call(
         "loaded": theirs.barriers(stages),  # one of `inner` is
         "read": plgpu.Barrier(num_arrivals=wgs, num_barriers=stages),  # and read by all
         "weights": tiles(wgs, LANES, inner),
-        "made": [plgpu.SMEM((wgs, LANES), x.dtype) for x in results if len(x.shape) == 3],
+        "made": [plgpu.SMEM((wgs, LANES), jnp.float32)] * made,
     }
-    grid = {"block": table.shape[1], "head": mine.tokens[0].shape[2], "row": table.shape[0]}
+    grid = {"block": table.shape[1], "head": like.shape[2], "row": table.shape[0]}
     return run(
         run_program, (table, mine, theirs), results, memory, grid=grid, warpgroups=wgs + 1,
-        name=name, interpret=interpret, is_approximate=True,
+        name=kernel.replace("gpu", "routed_attention"), interpret=interpret, is_approximate=True,
     )  # fmt: skip
 
 
-def sides(
+def _sides(
     given: Inputs,
-    visits: Visits,
+    blocks: tuple[int, int],
     queries: list[Array],
     keys: list[Array],
-    numbers: tuple[Array, ...] = (),
+    numbers: tuple[Array, ...],
 ) -> tuple[Side, Side]:
-    """Returns arrays of queries, with numbers of each, and arrays of keys, and where they stand."""
-    of_queries, of_keys = places(given, visits.blocks)
+    """Returns what is loaded of queries and of keys."""
+    of_queries, of_keys = places(given, blocks)
     # Of a query that is padding the logarithm is infinite, and all weights are zero.
-    fill = [(0, 0), (0, 0), (0, -given.query.shape[1] % visits.blocks[0])]
+    fill = [(0, 0), (0, 0), (0, -given.query.shape[1] % blocks[0])]
     each = zip(numbers, (jnp.inf, 0.0), strict=False)
     filled = [jnp.pad(x, fill, constant_values=value) for x, value in each]
     return Side(queries, of_queries, filled), Side(keys, of_keys, [])

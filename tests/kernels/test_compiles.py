@@ -1,4 +1,4 @@
-"""Every op, forward and backward, compiles for each generation of the hardware."""
+"""Every op compiles to a kernel for each generation of the hardware, or says why it does not."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 from recursia.kernels.grouped_matmul import MATMUL, OUTER, Rows
 from recursia.kernels.routed_attention import BACKWARD, FORWARD
 from recursia.kernels.routed_attention.where import Inputs, Results, Scoring, Where
-from tests.helpers.kernels import GPUS, TPUS, compile_for
+from tests.helpers.kernels import GPUS, TPUS, compile_for, told
+from tests.helpers.refusals import refused
 
 SHAPE = jax.ShapeDtypeStruct
 WIDTHS, DTYPES = (64, 128, 256), ("bfloat16", "float32")
@@ -69,3 +70,86 @@ def test_every_op_compiles_to_a_kernel(machine, ops, width, dtype, caplog):
     else:
         calls = sum(text.count(f'custom_call_target="{name}') for name in KERNELS)
         assert calls >= len(listed) and not caplog.records
+
+
+ODD = 683  # of 2,048 tokens a third: no multiple of a block
+
+
+@pytest.mark.parametrize(
+    "machine, length, is_packed, window",
+    [
+        *(pytest.param(GPUS[0], length, False, window, marks=pytest.mark.gpu_compile)
+          for length, window in ((2048, 0), (ODD, 0), (2048, 256))),
+        (TPUS[0], ODD, True, 0),
+        *(pytest.param(TPUS[0], *how, marks=pytest.mark.slow)
+          for how in ((1024, False, 0), (ODD, False, 256))),
+    ],
+)  # fmt: skip
+def test_a_librarys_backward_pass_reads_what_its_forward_pass_saved(
+    machine, length, is_packed, window
+):
+    heads, rows = (15 if machine in GPUS else 6), (2, length)
+    query, key = (SHAPE((*rows, n, 64), jnp.bfloat16) for n in (heads, heads // 3))
+    lse = SHAPE((2, heads, length), jnp.float32)
+    segments = SHAPE(rows, jnp.int32) if is_packed else None
+
+    def run(query, key, value, segments, out, lse, grad):
+        given = Inputs(query, key, value, Where(query_segments=segments))
+        return BACKWARD(given, Results(out, lse), grad, scoring=Scoring(0.125, window))[:3]
+
+    text = compile_for(machine, run, query, key, key, segments, query, lse, query).as_text()
+    if machine in GPUS:
+        assert text.count('"__cudnn$fmhaSoftmax"') == 0
+        assert text.count('"__cudnn$fmhaSoftmaxBackward"') == 1
+    else:
+        # Of queries, and of keys; or one of both.
+        assert text.count('custom_call_target="tpu_custom_call"') == (2 if window else 1)
+        assert "splash_mha_dkv" in text and "splash_mha_fwd" not in text
+
+
+def test_attention_says_what_its_backends_do_not_take():
+    query, row = SHAPE((1, 130, 2, 64), jnp.float32), SHAPE((1, 130), jnp.int32)
+
+    def found(platform, where=None, relative=None, **scoring):
+        given = Inputs(query, query, query, where or Where(), relative)
+        return told(FORWARD, platform, given, scoring=Scoring(1.0, **scoring))
+
+    placed = "it is told no positions, and skips nothing by them"
+    assert found("tpu", Where(row)) == {"splash": placed, "pallas_tpu": "runs"}
+    of_others = Where(query_segments=row, key_segments=row)
+    assert found("tpu", of_others)["splash"].startswith("it takes segments only of queries")
+    for how in ({"where": Where(query_segments=row)}, {"window": 5}):
+        assert found("tpu", **how) == {"splash": "runs"}
+    assert found("tpu", Where(row), window=5)["pallas_tpu"] == "it has no window"
+    assert found("cuda") == {
+        "cudnn": "it takes bfloat16 and float16, not float32",
+        "mosaic_gpu": "it takes bfloat16, not float32",
+        "reference": "runs",
+    }
+    relative = SHAPE((1, 130, 2, 3), jnp.float32)
+    for platform in ("tpu", "cuda"):
+        assert {*found(platform, relative=relative).values()} == {
+            "it adds no relative scores", "runs"
+        }  # fmt: skip
+        assert {*found(platform, cap=2.0).values()} == {"it caps no scores", "runs"}
+        half, wide = (SHAPE((1, 130, 2, n), jnp.bfloat16) for n in (64, 96))
+        why = told(FORWARD, platform, Inputs(half, half, wide, Where()), scoring=Scoring(1.0))
+        assert {*why.values()} == {"it takes values as wide as keys, not 96 and 64", "runs"}
+
+
+@pytest.mark.parametrize("platform, name", [("tpu", "megablox"), ("cuda", "mosaic_gpu")])
+def test_grouped_products_say_what_their_backends_do_not_take(platform, name):
+    of = lambda dtype: (
+        Rows(SHAPE((256, 412), dtype)), SHAPE((4, 412, 256), dtype), SHAPE((4,), jnp.int32)
+    )  # fmt: skip
+    assert told(MATMUL, platform, *of(jnp.bfloat16)) == {name: "runs"}
+    assert "not float16" in told(MATMUL, platform, *of(jnp.float16))[name]
+
+
+def test_a_gpu_without_the_kernels_instructions_takes_the_reference():
+    given = (Rows(jnp.ones((4, 8))), jnp.ones((1, 8, 8)), jnp.array([4])), {}
+    name, _, reasons = MATMUL.choose(*given, "auto", "cuda", "NVIDIA B200")
+    assert name == "reference" and "H100" in (why := reasons["mosaic_gpu"])
+    assert "not on NVIDIA B200" in why
+    with refused(NotImplementedError, "not on NVIDIA A100-SXM4-80GB"):
+        MATMUL.choose(*given, "mosaic_gpu", "cuda", "NVIDIA A100-SXM4-80GB")

@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from recursia import config, sharding, topology
 from recursia.kernels.dispatch import Op
 from recursia.kernels.routed_attention import PLANNED
+from recursia.layers import experts
 from recursia.train.step import Trainer
 from tests.helpers import exhaustive, slow
 from tests.helpers.batches import whole_rows
-from tests.helpers.kernels import GPUS, NEEDS_INTERPRETER, run_interpreted
+from tests.helpers.kernels import GPUS, NEEDS_INTERPRETER, normal, run_interpreted
 from tests.helpers.tiny import counted, error, tol
 
 ATTENTION = ("routed_attention", "routed_attention_backward")
@@ -149,3 +151,37 @@ def test_kernels_give_the_references_loss_and_gradient(monkeypatch, name, platfo
     assert error(moments, want) < tol(jnp.float32, 8 * 24 * 64)
     for key in ("loss",) if axes else wanted:
         np.testing.assert_allclose(metrics[key], wanted[key], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", (None, "tpu"))
+def test_experts_of_another_device_are_as_if_they_were_here(monkeypatch, platform):
+    rows, length, inner, width, num_experts, k = 4, 9, 8, 16, 4, 2
+    index = np.random.default_rng(0).integers(0, num_experts, (rows, length, k))
+    index[:2] = 0  # no choice of one device's tokens is of the other device's experts
+    arrays = normal(rows, length, inner), jnp.asarray(index), normal(rows, length, k)
+    shapes = (inner, width), (width, inner), (width,), (inner,)
+    banks = tuple(normal(num_experts, *shape) for shape in shapes)
+
+    def loss(x, weight, banks, index):
+        up, down, up_bias, down_bias = banks
+        choice = experts.Choice(index, weight)
+        mlp = functools.partial(experts.expert_mlp, x, choice, up, down, jnp.tanh)
+        y = mlp() + mlp(up_bias=up_bias, down_bias=down_bias)
+        wide = experts.mix(experts.project(x, index, up), weight)
+        return (y**2).sum() + ((wide + experts.project_and_mix(x, index, weight, up)) ** 2).sum()
+
+    def step(x, index, weight, *banks):
+        value, gradients = jax.value_and_grad(loss, (0, 1, 2))(x, weight, banks, index)
+        return value[None], gradients
+
+    value, expected = jax.jit(step)(*arrays, *banks)
+    if platform:
+        run_interpreted(monkeypatch, platform)
+    sizes = dict.fromkeys(sharding.AXES, 1) | {"expert": 2}
+    mesh = sharding.make_mesh(sharding.MeshConfig(**sizes), jax.devices()[:2])
+    split = jax.shard_map(
+        step, mesh=mesh, in_specs=P("expert"), out_specs=P("expert"), check_vma=False
+    )
+    values, gradients = jax.jit(split)(*arrays, *banks)
+    assert error((values.sum(), gradients), (value[0], expected)) < tol(jnp.float32, 64)

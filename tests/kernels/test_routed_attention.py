@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from recursia.kernels.routed_attention import (
     BACKWARD,
@@ -20,35 +19,35 @@ from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
 from recursia.kernels.routed_attention.plan import BITS, EVERY, LIVE, listed
 from recursia.kernels.routed_attention.sizes import OfTpu
 from recursia.kernels.routed_attention.where import Inputs, Scoring, Where, visible
-from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, backend, told, tolerance
+from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, backend, normal, tolerance
 
-SIZES = {  # B T S N K H
-    "plain": (2, 9, 9, 4, 2, 8),
-    "subset": (2, 5, 12, 3, 1, 4),
-    "one": (1, 1, 1, 1, 1, 2),
-    "more queries": (1, 7, 3, 2, 2, 6),
+SIZES = {  # B T S N K H W
+    "plain": (2, 9, 9, 4, 2, 8, 8),
+    "subset": (2, 5, 12, 3, 1, 4, 4),
+    "one": (1, 1, 1, 1, 1, 2, 2),
+    "more queries": (1, 7, 3, 2, 2, 6, 6),
+    "wide values": (2, 5, 12, 3, 1, 4, 8),
 }
 
 
-def arrays(batch, length, key_length, heads, groups, width, *, dtype=jnp.float32, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    shapes = (batch, length, heads, width), *[(batch, key_length, groups, width)] * 2
-    return [
-        jax.random.normal(k, shape).astype(dtype) for k, shape in zip(keys, shapes, strict=True)
-    ]
+def arrays(batch, length, key_length, heads, groups, width, wide=None, *, dtype=jnp.float32):
+    make = functools.partial(normal, dtype=dtype)
+    key, value = ((batch, key_length, groups, size) for size in (width, wide or width))
+    return [make(batch, length, heads, width), make(*key, seed=1), make(*value, seed=2)]
 
 
-def places(kind, batch, length, key_length, seed=0):
+def stand(kind, batch, length, key_length):
     """Returns positions and segments by name: where tokens of a kind of training stand."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
+    of = lambda *arrays: Where(*(None if x is None else jnp.asarray(x) for x in arrays))
     if kind == "counted":
-        return {}
+        return Where()
     if kind == "documents":  # of which every token is there
-        return {"query_segments": np.sort(rng.integers(0, 3, (batch, length)))}
+        return of(None, None, np.sort(rng.integers(0, 3, (batch, length))))
     if kind == "sorted":
-        subset = lambda n, of: np.sort([rng.permutation(of)[:n] for _ in range(batch)])
-        of = max(length, key_length)
-        return {"query_positions": subset(length, of), "key_positions": subset(key_length, of)}
+        both = max(length, key_length)
+        subset = lambda n: np.sort([rng.permutation(both)[:n] for _ in range(batch)])
+        return of(subset(length), subset(key_length))
     if kind == "packed":  # documents one after the other, some tokens hidden
         breaks = np.sort(rng.integers(0, key_length + 1, (batch, 3)))
         segments = (np.arange(key_length) >= breaks[..., None]).sum(1)
@@ -57,105 +56,58 @@ def places(kind, batch, length, key_length, seed=0):
         segments = np.where(rng.random(segments.shape) < 0.2, -1, segments)
         index = np.sort(rng.integers(0, key_length, (batch, length)))
         take = lambda x: np.take_along_axis(x, index, 1)
-        return {
-            "query_positions": take(positions),
-            "key_positions": positions,
-            "query_segments": take(segments),
-            "key_segments": segments,
-        }
+        return of(take(positions), positions, take(segments), segments)
     assert kind == "anywhere"  # no order, and queries that see nothing
-    draw = lambda n, of: rng.integers(0, of, (batch, n))
-    return {
-        "query_positions": draw(length, 9) - 3,
-        "key_positions": draw(key_length, 9),
-        "query_segments": draw(length, 3),
-        "key_segments": draw(key_length, 2),
-    }
-
-
-def stand(*how):
-    return Where(**{name: jnp.asarray(x) for name, x in places(*how).items()})
+    draw = lambda n, most: rng.integers(0, most, (batch, n))
+    return of(draw(length, 9) - 3, draw(key_length, 9), draw(length, 3), draw(key_length, 2))
 
 
 PLACES = ("counted", "sorted", "packed", "anywhere")
 
 
-def defined(query, key, value, *, relative=None, scale=None, **where):
-    """The definition, one query at a time in float64."""
-    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    batch, length, heads, width = query.shape
-    rows = lambda name, count: np.broadcast_to(
-        where.get(name, np.arange(count) if "positions" in name else np.zeros(count)),
-        (batch, count),
-    )
-    names = "query_positions", "key_positions", "query_segments", "key_segments"
-    counts = length, key.shape[1], length, key.shape[1]
-    here, there, mine, theirs = (rows(n, c) for n, c in zip(names, counts, strict=True))
-    scale = width**-0.5 if scale is None else scale
-    out = np.zeros(query.shape)
-    for b, t, n in np.ndindex(batch, length, heads):
-        k = n // (heads // key.shape[2])
-        sees = (there[b] <= here[b, t]) & (theirs[b] == mine[b, t])
-        if not sees.any():
-            continue
-        scores = key[b, sees, k] @ query[b, t, n] * scale
-        if relative is not None:
-            behind = (here[b, t] - there[b, sees]).astype(int)
-            scores += np.asarray(relative)[b, t, n, np.minimum(behind, relative.shape[-1] - 1)]
-        weights = np.exp(scores - scores.max())
-        out[b, t, n] = weights @ value[b, sees, k] / weights.sum()
-    return out
+def defined(query, key, value, relative=None, *, where, scale=0.3):
+    """The definition, all queries at once; one that sees nothing reads zeros."""
+    arrays = where.written_out(*query.shape[:2], key.shape[1]).arrays
+    (here, mine), (there, its) = arrays[::2], arrays[1::2]
+    here, mine, there, its = here[..., None], mine[..., None], there[:, None], its[:, None]
+    each = query.shape[2] // key.shape[2]
+    scores = scale * jnp.einsum("btnh,bsnh->bnts", query, key.repeat(each, 2))
+    if relative is not None:
+        behind = jnp.clip(here - there, 0, relative.shape[-1] - 1)[:, None]
+        scores += jnp.take_along_axis(relative.swapaxes(1, 2), behind, -1)
+    sees = ((there <= here) & (its == mine))[:, None]
+    weights = jnp.where(sees, jnp.exp(scores), 0)
+    weights /= jnp.maximum(weights.sum(-1, keepdims=True), 1e-30)
+    return jnp.einsum("bnts,bsnh->btnh", weights, value.repeat(each, 2))
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("kind", PLACES)
-def test_the_reference_is_the_definition(size, kind):
-    inputs, where = arrays(*size), places(kind, *size[:3])
-    batch, length, _, heads, *_ = size
-    relative = jax.random.normal(jax.random.key(5), (batch, length, heads, 5))
-    for how in ({}, {"scale": 0.3, "relative": relative}):
-        ours, expected = (f(*inputs, **where, **how) for f in (routed_attention, defined))
-        np.testing.assert_allclose(ours, expected, **tolerance(jnp.float32, size[2] + size[5]))
-
-
-@pytest.mark.parametrize("kind", PLACES)
-@pytest.mark.parametrize("further", [None, 4])
-def test_the_reference_differentiates_the_definition(kind, further):
-    inputs, where = arrays(1, 4, 6, 2, 1, 4), places(kind, 1, 4, 6)
+@pytest.mark.parametrize(
+    "size, kind, further",
+    [
+        *(("subset", kind, further) for kind in PLACES for further in (None, 5)),
+        *(("plain", kind, None) for kind in PLACES),
+        ("one", "counted", None),
+        ("more queries", "anywhere", None),
+        ("wide values", "packed", None),
+    ],
+)
+def test_the_reference_and_its_gradients_are_the_definition(size, kind, further):
+    size = SIZES[size]
+    inputs, where = arrays(*size), stand(kind, *size[:3])
     if further is not None:
-        inputs.append(jax.random.normal(jax.random.key(5), (1, 4, 2, further)))
+        inputs.append(normal(*inputs[0].shape[:3], further))
 
-    def attend(query, key, value, relative=None):
-        return routed_attention(query, key, value, relative=relative, **where)
+    @jax.jit
+    def both(*inputs):
+        def ours(query, key, value, relative=None):
+            how = {"relative": relative, "scale": 0.3, **where._asdict()}
+            return routed_attention(query, key, value, **how)
 
-    check_grads(attend, inputs, order=1, modes=("rev",), rtol=2e-2, atol=2e-2)
+        made = [jax.vjp(f, *inputs) for f in (ours, functools.partial(defined, where=where))]
+        return [(out, pull(normal(*out.shape, seed=9))) for out, pull in made]
 
-
-def test_values_wider_than_keys_are_mixed_as_their_parts_are_and_kernels_decline_them():
-    query, key, value = arrays(*SIZES["subset"])
-    where, both = places("packed", *SIZES["subset"][:3]), jnp.concatenate([value, 2 + value], -1)
-    grad = jax.random.normal(jax.random.key(9), (*query.shape[:3], both.shape[-1]))
-    run = jax.jit(lambda *x: jax.vjp(lambda *x: routed_attention(*x, **where), *x[:3])[1](x[3]))
-    ours, parts = run(query, key, both, grad), jnp.split(grad, 2, -1)
-    pulls = [run(query, key, v, g) for v, g in zip((value, 2 + value), parts, strict=True)]
-    (dq, dk, dv), (eq, ek, ev) = pulls
-    for got, want in zip(ours, (dq + eq, dk + ek, jnp.concatenate([dv, ev], -1)), strict=True):
-        np.testing.assert_allclose(got, want, **tolerance(jnp.float32, 24))
-    given = Inputs(*(x.astype(jnp.bfloat16) for x in (query, key, both)), Where())
-    for platform in ("cuda", "tpu"):
-        found = told(FORWARD, platform, given, scoring=Scoring(0.3))
-        assert found.pop("reference") == "runs" and len(found) == 2
-        assert all("values as wide as keys, not 8 and 4" in each for each in found.values())
-
-
-def test_a_query_that_sees_nothing_reads_zeros_and_moves_nothing():
-    inputs = arrays(1, 3, 4, 2, 1, 4)
-    positions = jnp.array([[-1, 0, 5]])
-    grads = jax.grad(
-        lambda *x: routed_attention(*x, query_positions=positions)[:, 0].sum(), argnums=(0, 1, 2)
-    )(*inputs)
-    assert not routed_attention(*inputs, query_positions=positions)[:, 0].any()
-    assert not any(grad.any() for grad in grads)
+    near = tolerance(jnp.float32, size[2] + size[5])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **near), *both(*inputs))
 
 
 @pytest.mark.parametrize("size", [(0, 4, 4, 2, 1, 4), (2, 0, 4, 2, 1, 4), (2, 3, 0, 2, 1, 4)])
@@ -192,7 +144,7 @@ def test_shapes_that_do_not_fit_are_named(change, message):
 
 def pulled(forward, backward, inputs, where, scoring):
     """Returns the output, the logarithms and the gradients for a fixed cotangent."""
-    grad = jax.random.normal(jax.random.key(9), inputs[0].shape).astype(inputs[0].dtype)
+    grad = normal(*inputs[0].shape, dtype=inputs[0].dtype, seed=9)
 
     def run(*inputs):
         given = Inputs(*inputs, where)
@@ -219,7 +171,7 @@ def assert_near(results, expected, dtype, terms):
 
 
 def test_half_precision_stays_near_single():
-    size = SIZES["plain"]
+    size = SIZES["plain"][:6]
     *_, single = referred(size, "packed", jnp.float32)
     *_, half = referred(size, "packed", jnp.bfloat16)
     assert all(x.dtype == jnp.bfloat16 for x in (half[0], *half[2:]))

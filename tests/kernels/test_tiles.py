@@ -13,6 +13,7 @@ from recursia.kernels.routed_attention.where import Where, visible
 from recursia.sharing.remat import Remat
 from tests.helpers import points
 from tests.helpers.flops import BATCH, traced
+from tests.helpers.kernels import normal
 
 
 @pytest.fixture
@@ -57,22 +58,17 @@ def test_what_is_not_by_place_is_one_tile(small_tiles):
 @pytest.mark.parametrize("is_packed", [False, True])
 @pytest.mark.parametrize("has_relative", [False, True])
 def test_tiles_change_no_result(small_tiles, window, cap, is_packed, has_relative):
-    keys = jax.random.split(jax.random.key(0), 4)
     shapes = (2, 10, 4, 6), (2, 10, 2, 6), (2, 10, 2, 6), (2, 10, 4, 3)
-    inputs = [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]
-    inputs = inputs if has_relative else inputs[:3]
+    inputs = [normal(*shape, seed=i) for i, shape in enumerate(shapes[: 3 + has_relative])]
     segments = jnp.array([[1] * 6 + [2] * 4, [1] * 10]) if is_packed else None
 
     def run(positions):
         def attend(query, key, value, relative=None):
-            return jnp.sum(
-                jnp.sin(
-                    routed_attention(
-                        query, key, value, query_positions=positions, key_positions=positions,
-                        query_segments=segments, relative=relative, window=window, cap=cap,
-                    )
-                )
+            out = routed_attention(
+                query, key, value, query_positions=positions, key_positions=positions,
+                query_segments=segments, relative=relative, window=window, cap=cap,
             )  # fmt: skip
+            return jnp.sin(out).sum()
 
         # Compiled anew: an op that is called by itself may have been compiled with other tiles.
         return jax.jit(jax.value_and_grad(attend, tuple(range(len(inputs)))))(*inputs)
@@ -82,13 +78,14 @@ def test_tiles_change_no_result(small_tiles, window, cap, is_packed, has_relativ
 
 
 WINDOW = kv.Plan(window=5)
+ROUTED = points.point(depth_="expert_choice")
 POINTS = {
     "fixed": points.point(depth_="fixed"),
-    "routed": points.point(depth_="expert_choice"),
+    "routed": ROUTED,
     "routed, first keys": points.point(depth_="expert_choice", kv_sharing="first_recursion"),
     "relative": points.point(mixer="momha", depth_="expert_choice"),
     "window": dataclasses.replace(points.point(), kv=WINDOW),
-    "window, routed": dataclasses.replace(points.point(depth_="expert_choice"), kv=WINDOW),
+    "window, routed": dataclasses.replace(ROUTED, kv=WINDOW),
 }
 
 
