@@ -56,7 +56,7 @@ def _op(suffix: str, run: str, of_gpu: Callable[..., Any], products: tuple[int, 
 # Forward and backward implementations can be mixed.
 FORWARD = _op("", "forward", sizes.of_gpu_forward, (1, 1))
 BACKWARD = _op("_backward", "backward", sizes.of_gpu_backward, (3, 2))
-PLANNED = {  # kernels of ours, and what computes the sizes of their blocks
+PLANNED = {  # kernels of ours: whose sizes of blocks they have, and what computes those
     "tpu": (FORWARD, "pallas_tpu", sizes.of_tpu),
     "gpu_forward": (FORWARD, "mosaic_gpu", sizes.of_gpu_forward),
     "gpu_query": (BACKWARD, "mosaic_gpu", sizes.of_gpu_backward),
@@ -133,7 +133,7 @@ def attention_plan(query: jax.ShapeDtypeStruct, key: jax.ShapeDtypeStruct, where
     out the rest. A kernel that declines the shapes has none.
 
     Args:
-      query: shape and dtype of the queries [B T N H]; of heads, N / K alone matters.
+      query: shape and dtype of the queries [B T N H]; of N, the ratio to K alone matters.
       key: shape of the keys [B S K H].
       where: positions and segments.
     """

@@ -11,8 +11,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from ..hopper import LANES, WGMMA, load, load_ahead, run, tiles
-from .blocks import places
-from .plan import visits
+from .plan import places, visits
 from .sizes import OfGpu
 from .where import UNSEEN, Inputs
 
@@ -96,8 +95,8 @@ class Program:
 
     def keep(self, source: Side, body: Callable[..., Any], tokens: Any, numbers: Any) -> None:
         """Loads its part of the block, and writes what the body makes of it."""
-        begun, part = self.memory.begun, self.warpgroup * LANES
-        here = pl.ds(self.block * begun.shape[0] * LANES + part, LANES)
+        begun = self.memory.begun
+        here = pl.ds(self.block * begun.shape[0] * LANES + self.warpgroup * LANES, LANES)
         ready = begun.at[self.warpgroup]
         source.load(self.mine, self.row, self.head, here, ready)
         plgpu.barrier_wait(ready)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..dispatch import NEED_DEVICES
-from .blocks import even
+from .plan import even
 from .where import Inputs, Results, Scoring, decline
 
 LANES, MOST = 128, 512  # the least and the largest block of splash attention

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .blocks import even
+from .plan import even
 from .where import Inputs, Scoring, decline
 
 LANES = 128  # of a TPU

@@ -4,6 +4,7 @@ Masked pairs cost nothing, not even a step. The query heads that read one key he
 one product, so that keys and values are loaded once.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -47,26 +48,26 @@ def backward(
     """Returns the results of `reference.backward`."""
     grid, (_, length, _, width) = Grid.of(given, config), given.query.shape
     delta = jnp.einsum("btnh,btnh->bnt", made.out, grad, preferred_element_type=jnp.float32)
-    query, grad = (grid.tokens(QUERIES, x) for x in (given.query, grad))
-    key, value = (grid.tokens(KEYS, x) for x in (given.key, given.value))
+    queries = {"query": grid.tokens(QUERIES, given.query), "grad": grid.tokens(QUERIES, grad)}
+    keys = {"key": grid.tokens(KEYS, given.key), "value": grid.tokens(KEYS, given.value)}
     numbers = {"lse": grid.numbers(made.lse), "delta": grid.numbers(delta)}
-    call = functools.partial(grid.call, interpret=interpret)
     rows, columns = (grid.rows, width), (grid.rows, LANES)
-    (dq,) = call(
+    (dq,) = grid.call(
         functools.partial(_query_body, scoring.scale),
-        {"query": query, "grad": grad, "key": key, "value": value, **numbers},
-        {"dq": query},
+        {**queries, **keys, **numbers},
+        {"dq": queries["query"]},
         {"sum_dq": rows, "lse_rows": columns, "delta_rows": columns},
         name="routed_attention_query",
+        interpret=interpret,
     )
     rows = grid.visits.blocks[KEYS], width
-    dk, dv = call(
+    dk, dv = dataclasses.replace(grid, by_key=True).call(
         functools.partial(_key_body, scoring.scale),
-        {"key": key, "value": value, "query": query, "grad": grad, **numbers},
-        {"dk": key, "dv": key},
+        {**keys, **queries, **numbers},
+        {"dk": keys["key"], "dv": keys["value"]},
         {"sum_dk": rows, "sum_dv": rows},
-        by_key=True,
         name="routed_attention_key",
+        interpret=interpret,
     )
     dk, dv = (by_token(x)[:, : given.key.shape[1]] for x in (dk, dv))
     return by_token(dq)[:, :length], dk, dv, None

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jaxtyping import Array
 
-from .blocks import places
-from .plan import BITS, EVERY, FIRST, LAST, LIVE, Visits, visits
+from .plan import BITS, EVERY, FIRST, LAST, LIVE, Visits, places, visits
 from .sizes import LANES, OfTpu
 from .where import UNSEEN, Inputs, by_key_head
 
@@ -42,10 +41,12 @@ class Grid:
     Attributes:
       given: queries [B T N H] and keys [B S K H].
       visits: the pairs of blocks to visit.
+      by_key: whether outer blocks, which are kept while inner ones come by, are of keys.
     """
 
     given: Inputs
     visits: Visits
+    by_key: bool = False
 
     @classmethod
     def of(cls, given: Inputs, config: OfTpu) -> "Grid":
@@ -78,27 +79,25 @@ class Grid:
         made: dict[str, Operand],
         scratch: dict[str, tuple[int, int]],
         *,
-        by_key: bool = False,
         name: str,
         interpret: Any,
     ) -> list[Array]:
         """Runs `body(phases, refs)` for each visit of each key head.
 
-        Outer blocks are of queries, or of keys. The body passes `phases` what it does when a block
-        begins, when it meets an inner one, and when it ends. The references have the names of what
-        is read and made, and of the scratch, which is of float32 and kept between visits.
+        The body passes `phases` what it does when an outer block begins, when it meets an inner
+        one, and when it ends. The references have the names of what is read and made, and of the
+        scratch, which is of float32 and kept between visits.
         """
         from jax.experimental.pallas import tpu as pltpu  # slow to import, and seldom needed
 
         query, key = self.given.query, self.given.key
-        walk, names = Walk(self, by_key), [*read, *made, *scratch]
-        table = self.visits.table[0, 0, int(by_key)]
+        names, table = [*read, *made, *scratch], self.visits.table[0, 0, int(self.by_key)]
         codes, bounds = table[:-3], table[-3:]
         stand = zip((QUERIES, KEYS), places(self.given, self.visits.blocks), strict=True)
         operands = [*(Operand(*each) for each in stand), *read.values()]
 
         def run(bounds: Any, codes: Any, queries: Any, keys: Any, *refs: Any) -> None:
-            phases = walk.phases(bounds, codes, (queries, keys))
+            phases = self._phases(bounds, codes, (queries, keys))
             body(phases, SimpleNamespace(**dict(zip(names, refs, strict=True))))
 
         return pl.pallas_call(
@@ -106,9 +105,13 @@ class Grid:
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in made.values()],
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=2,
-                grid=(min(2, len(query) * walk.outers), key.shape[2], jnp.diff(bounds).max()),
-                in_specs=[walk.spec(each) for each in operands],
-                out_specs=[walk.spec(each) for each in made.values()],
+                grid=(
+                    min(2, query.shape[0] * self._count(self.by_key)),
+                    key.shape[2],
+                    jnp.diff(bounds).max(),
+                ),
+                in_specs=[self._spec(each) for each in operands],
+                out_specs=[self._spec(each) for each in made.values()],
                 scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch.values()],
             ),
             compiler_params=pltpu.CompilerParams(
@@ -119,44 +122,32 @@ class Grid:
             interpret=interpret,
         )(bounds, codes, *(x for _, x in operands))
 
-
-@dataclasses.dataclass(frozen=True)
-class Walk:
-    """The visits of a kernel, one after the other, whose outer blocks are of queries or of keys."""
-
-    grid: Grid
-    by_key: bool
-
-    @property
-    def outers(self) -> int:
-        """Number of outer blocks of a row."""
-        return self._count(KEYS if self.by_key else QUERIES)
-
     def _count(self, side: int) -> int:
-        return -(-self.grid.given[side].shape[1] // self.grid.visits.blocks[side])
+        length = (self.given.query, self.given.key)[side].shape[1]
+        return -(-length // self.visits.blocks[side])
 
-    def spec(self, operand: Operand) -> pl.BlockSpec:
+    def _spec(self, operand: Operand) -> pl.BlockSpec:
         """Returns which block of an operand is in memory at each visit."""
         shape, is_place = operand.array.shape, len(operand.array.shape) == 3
-        outers, inners = self.outers, self._count(QUERIES if self.by_key else KEYS)
+        outers, inners = self._count(self.by_key), self._count(not self.by_key)
 
         def index(part: Array, head: Array, step: Array, bounds: Any, codes: Any) -> Any:
             pair = codes[jnp.minimum(bounds[part] + step, bounds[part + 1] - 1)] >> BITS
             outer, inner = jax.lax.div(pair, inners), jax.lax.rem(pair, inners)
             row, block = jax.lax.div(outer, outers), jax.lax.rem(outer, outers)
-            at = inner if self.by_key == (operand.side == QUERIES) else block
+            at = block if operand.side == self.by_key else inner
             return (row, 0, at) if is_place else (row, head, 0, at, 0)[: len(shape)]
 
-        size = self.grid.visits.blocks[operand.side]
+        size = self.visits.blocks[operand.side]
         block = (None, 2, size) if is_place else (None, None, shape[2], size, *shape[4:])
         return pl.BlockSpec(block, index)
 
-    def phases(self, bounds: Any, codes: Any, places: tuple[Any, Any]) -> Callable[..., None]:
+    def _phases(self, bounds: Any, codes: Any, places: tuple[Any, Any]) -> Callable[..., None]:
         """Returns what runs those phases of a body that are due at a visit."""
         number, end = bounds[pl.program_id(0)] + pl.program_id(2), bounds[pl.program_id(0) + 1]
         # Parts are unequal: after the end of one, the core has no more to do.
         flags = jnp.where(number < end, codes[jnp.minimum(number, end - 1)], 0)
-        mine, theirs = places[::-1] if self.by_key else places
+        mine, theirs = places[self.by_key], places[not self.by_key]
         hide = lambda scores: hidden(scores, mine, theirs, by_key=self.by_key)
 
         def phases(start: Any, meet: Any, finish: Any) -> None:

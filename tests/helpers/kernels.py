@@ -13,7 +13,6 @@ from jax.sharding import SingleDeviceSharding
 
 from recursia import topology
 from recursia.kernels.dispatch import Op
-from recursia.kernels.grouped_matmul import MATMUL, OUTER
 
 TPUS = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 GPUS = ("h100:1",)
@@ -31,11 +30,17 @@ NEEDS_INTERPRETER = pytest.mark.skipif(
 )
 
 
-def backend(op, name, **how):
-    """Returns a function of arrays, an op by one of its implementations; of its sizes or others."""
+INTERPRETED = {"pallas_tpu": TPU, "megablox": TPU, "splash": True, "mosaic_gpu": GPU}
+
+
+def backend(op, name, config=None):
+    """Returns a function of arrays: an op's reference, or an implementation that is interpreted."""
+    if name == "reference":
+        return op.reference
     (each,) = (each for each in op.implementations if each.name == name)
-    if "config" in how:
-        return functools.partial(each.run, **how)
+    how = {"interpret": INTERPRETED[name]}
+    if config is not None:
+        return functools.partial(each.run, config=config, **how)
     return lambda *arrays, **static: each.apply(op.name, arrays, static, **how)
 
 
@@ -50,20 +55,6 @@ def told(op, platform, *arrays, **static):
 
     jax.eval_shape(run, *arrays)
     return found
-
-
-GROUPED = {  # products of rows and banks, and of rows and rows, by backend
-    "reference": (MATMUL.reference, OUTER.reference),
-    **{
-        name: tuple(backend(op, name, interpret=how) for op in (MATMUL, OUTER))
-        for name, how in {"megablox": TPU, "mosaic_gpu": GPU}.items()
-    },
-}
-GROUPED_KERNELS = (  # that take any widths
-    "reference",
-    "megablox",
-    pytest.param("mosaic_gpu", marks=NEEDS_INTERPRETER),
-)
 
 
 def compile_for(machine, f, *shapes):

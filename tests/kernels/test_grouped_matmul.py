@@ -18,9 +18,8 @@ from recursia.kernels.grouped_matmul import (
     grouped_matmul,
 )
 from tests.helpers.kernels import (
-    GROUPED,
-    GROUPED_KERNELS,
     NEEDS_INTERPRETER,
+    backend,
     normal,
     run_interpreted,
     tolerance,
@@ -38,6 +37,7 @@ SHAPES = {
     "several_blocks": ((130, 3, 0, 2, 155, 1), 93, 72, 20),  # which end within some
     "whole_lanes": ((0, 99, 0, 28), 0, 128, 256),
 }
+KERNELS = "reference", "megablox", pytest.param("mosaic_gpu", marks=NEEDS_INTERPRETER)
 CASES = [(shape, jnp.float32) for shape in SHAPES if shape != "empty_groups_around"]
 CASES += [("empty_groups_around", jnp.bfloat16), ("several_blocks", jnp.bfloat16)]
 CASES = [(kernel, *case) for kernel in ("reference", "megablox") for case in CASES]
@@ -78,7 +78,7 @@ def assert_near(ours, expected, dtype, length):
 def test_rows_meet_their_groups_entry_and_those_of_no_group_are_zero_and_not_read(
     kernel, shape, dtype
 ):
-    matmul, outer = GROUPED[kernel]
+    matmul, outer = (backend(op, kernel) for op in (MATMUL, OUTER))
     sizes, behind, inner, width = SHAPES[shape]
     count, bank = sum(sizes), normal(len(sizes), inner, width, dtype=dtype)
     rows, back = normal(count, inner, dtype=dtype), normal(count, width, dtype=dtype)
@@ -99,9 +99,9 @@ def test_rows_meet_their_groups_entry_and_those_of_no_group_are_zero_and_not_rea
     assert not outer_sums[np.array(sizes) == 0].any()
 
 
-@pytest.mark.parametrize("kernel", GROUPED_KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_rows_are_taken_from_where_they_are(kernel):
-    matmul, outer = GROUPED[kernel]
+    matmul, outer = (backend(op, kernel) for op in (MATMUL, OUTER))
     sizes = jnp.array([7, 0, 40, 3])
     x, bank, right = normal(9, 24), normal(4, 24, 12), normal(50, 12)
     take = jnp.asarray(np.random.default_rng(0).integers(0, 9, 50))  # some often, in any order
@@ -118,9 +118,9 @@ def test_rows_are_taken_from_where_they_are(kernel):
     assert_near(right_sums, outers(right, x[take], sizes), x.dtype, 40)
 
 
-@pytest.mark.parametrize("kernel", GROUPED_KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_what_is_not_finite_stays_in_its_group(kernel):
-    matmul, outer = GROUPED[kernel]
+    matmul, outer = (backend(op, kernel) for op in (MATMUL, OUTER))
     sizes = jnp.array([5, 2, 6])
     rows, bank = normal(13, 8), normal(3, 8, 4)
     each = lambda rows: (matmul(rows, bank, sizes), outer(rows, rows, sizes))

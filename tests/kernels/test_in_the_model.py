@@ -66,7 +66,7 @@ def test_a_training_step_compiles_with_its_kernels(taken, machine, name):
         assert op not in ATTENTION or taken[op] <= {"splash", "cudnn"}, op
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("platform", [slow("tpu"), "cuda"])
 def test_layers_of_a_recursion_and_their_backward_passes_share_a_plan(monkeypatch, platform):
     run_interpreted(monkeypatch, platform)
     ours, called = Op.__call__, []

@@ -15,11 +15,18 @@ from recursia.kernels.routed_attention import (
     reference,
     routed_attention,
 )
-from recursia.kernels.routed_attention.blocks import meeting, padded, ranges
-from recursia.kernels.routed_attention.plan import BITS, EVERY, LIVE, listed
+from recursia.kernels.routed_attention.plan import (
+    BITS,
+    EVERY,
+    LIVE,
+    listed,
+    meeting,
+    padded,
+    ranges,
+)
 from recursia.kernels.routed_attention.sizes import OfTpu
 from recursia.kernels.routed_attention.where import Inputs, Scoring, Where, visible
-from tests.helpers.kernels import GPU, NEEDS_INTERPRETER, TPU, backend, normal, tolerance
+from tests.helpers.kernels import NEEDS_INTERPRETER, backend, normal, tolerance
 
 SIZES = {  # B T S N K H W
     "plain": (2, 9, 9, 4, 2, 8, 8),
@@ -182,24 +189,14 @@ def test_half_precision_stays_near_single():
 
 RAGGED = (1, 141, 150, 2, 1, 8)  # two blocks of 128 each way
 OWN = (2, 141, 141, 2, 1, 8)  # no multiple of splash attention's blocks
-KERNELS = {  # and how they are interpreted
-    "pallas_tpu": {"interpret": TPU, "config": OfTpu(128, 128)},
-    "splash": {"interpret": True},
-    "mosaic_gpu": {"interpret": GPU},  # blocks of 128 and 64, several each way
-}
 CASES = [
-    (
-        "pallas_tpu",
-        (1, 256, 150, 2, 1, 8),
-        "counted",
-        jnp.float32,
-        0,
-    ),  # no key of a block is masked
+    # Has blocks of which every token sees each.
+    ("pallas_tpu", (1, 256, 150, 2, 1, 8), "counted", jnp.float32, 0),
     ("pallas_tpu", RAGGED, "packed", jnp.bfloat16, 0),
     ("pallas_tpu", RAGGED, "anywhere", jnp.float32, 0),
     ("pallas_tpu", (1, 1, 1, 1, 1, 2), "counted", jnp.float32, 0),
     *(("splash", OWN, kind, jnp.float32, w) for kind in ("counted", "documents") for w in (0, 5)),
-    ("mosaic_gpu", (1, 141, 150, 2, 1, 64), "counted", jnp.bfloat16, 0),
+    ("mosaic_gpu", (1, 141, 150, 2, 1, 64), "counted", jnp.bfloat16, 0),  # blocks of 128 and 64
     ("mosaic_gpu", (2, 37, 42, 4, 2, 12), "packed", jnp.bfloat16, 0),  # heads of 12 are padded
     ("mosaic_gpu", (1, 141, 150, 2, 2, 64), "anywhere", jnp.bfloat16, 0),
     ("mosaic_gpu", (1, 9, 9, 1, 1, 192), "counted", jnp.bfloat16, 0),
@@ -209,18 +206,21 @@ NEEDED = {"mosaic_gpu": NEEDS_INTERPRETER}
 
 @pytest.mark.few(3)
 @pytest.mark.parametrize(
-    "kernel, size, kind, dtype, window",
-    [pytest.param(*case, marks=NEEDED.get(case[0], ())) for case in CASES],
+    "case",
+    [
+        pytest.param(case, marks=NEEDED.get(case[0], ()), id="-".join(case[::2][:2]))
+        for case in CASES
+    ],
 )
-def test_kernels_are_the_reference(kernel, size, kind, dtype, window, monkeypatch, capfd):
+def test_kernels_are_the_reference(case, monkeypatch, capfd):
+    kernel, size, kind, dtype, window = case
     inputs, where, expected = referred(size, kind, dtype, window)
-    how = KERNELS[kernel]
+    config = OfTpu(128, 128) if kernel == "pallas_tpu" else None
     if kind == "packed":  # by a plan, which knows the sizes of blocks
-        if "config" in how:
-            tpu = (*PLANNED["tpu"][:2], lambda *_, **__: how["config"])
-            monkeypatch.setitem(PLANNED, "tpu", tpu)
+        tpu = (*PLANNED["tpu"][:2], lambda *_, **__: OfTpu(128, 128))
+        monkeypatch.setitem(PLANNED, "tpu", tpu)
         where = where._replace(plan=attention_plan(*inputs[:2], where))
-    both = (backend(op, kernel, **how) for op in (FORWARD, BACKWARD))
+    both = (backend(op, kernel, config) for op in (FORWARD, BACKWARD))
     results = pulled(*both, inputs, where, Scoring(0.3, window))
     assert_near(results, expected, dtype, size[2] + size[5])
     assert "RACE" not in capfd.readouterr().out
