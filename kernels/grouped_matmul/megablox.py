@@ -44,13 +44,8 @@ def matmul(
 
 
 def outer(
-    left: Rows,
-    right: Rows,
-    group_sizes: Int[Array, "E"],
-    *,
-    config: OfTpu,
-    interpret: Any = False,
-) -> Float[Array, "E D M"]:
+    left: Rows, right: Rows, group_sizes: Array, *, config: OfTpu, interpret: Any = False
+) -> Array:
     """Returns the result of `reference.outer`."""
     dtype = common(left.array, right.array)
     with _exact(dtype):

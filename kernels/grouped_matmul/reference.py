@@ -46,17 +46,11 @@ def matmul(
 ) -> Float[Array, "N M"]:
     """Returns the product of each row with its group's entry of the bank.
 
-    Args:
-      rows: rows to multiply.
-      bank: an entry for each group.
-      group_sizes: rows of each group, which are adjacent; rows after the last group give zero,
-        whatever they contain.
-      contracted: axis of the bank that is contracted: 1, or 2 to multiply by transposed entries.
+    Rows after the last group give zero, whatever they contain. The contracted axis of the bank is
+    1, or 2 to multiply by transposed entries.
     """
-    count = rows.shape[0]
-    size = _size(count)
-    tables = blocks(group_sizes, count, size)
-    read = _reader(rows, size)
+    count, size = rows.shape[0], _size(rows.shape[0])
+    tables, read = blocks(group_sizes, count, size), _reader(rows, size)
 
     def block(out: Array, block: tuple[Array, Array, Array]):
         group, start, stop = block
@@ -73,13 +67,9 @@ def matmul(
 
 
 def outer(left: Rows, right: Rows, group_sizes: Int[Array, "E"]) -> Float[Array, "E D M"]:
-    """Returns the sum of the outer products of each group's rows, in float32.
+    """Returns the sum of the outer products of each group's rows, in float32; zero if it has none.
 
-    Args:
-      left: rows of the first factor.
-      right: rows of the second factor.
-      group_sizes: rows of each group, which are adjacent; the sum of an empty group is zero. Rows
-        after the last group are not read.
+    Rows after the last group are not read.
     """
     size = _size(left.shape[0])
     read_left, read_right = _reader(left, size), _reader(right, size)

@@ -54,12 +54,7 @@ class Where(NamedTuple):
 
 
 def visible(where: Where, window: int = 0) -> Bool[Array, "*B T S"]:
-    """Returns the attention mask.
-
-    Args:
-      where: positions and segments, none of them None.
-      window: number of positions up to its own that a query sees; 0 is no bound.
-    """
+    """Returns the attention mask, of positions and segments none of which is None."""
     query_positions, key_positions, query_segments, key_segments = where.arrays
     queries, keys = query_positions[..., :, None], key_positions[..., None, :]
     is_near = queries >= keys  # a difference would overflow for padding
@@ -78,7 +73,8 @@ class Inputs(NamedTuple):
 
     def written_out(self) -> Where:
         """Returns where queries and keys stand, with no position or segment left out."""
-        return self.where.written_out(*self.query.shape[:2], self.key.shape[1])
+        batch, length, *_ = self.query.shape
+        return self.where.written_out(batch, length, self.key.shape[1])
 
 
 class Results(NamedTuple):
