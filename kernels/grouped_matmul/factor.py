@@ -45,7 +45,8 @@ class Factor(NamedTuple):
 
     def fill(self, source: Rows, first: Array, column: Array, slot: Array, barrier: Any) -> None:
         """Copies a tile from a row and a column on; the last row is copied again after it."""
-        (array, take), into = source, self.loaded.at[slot]
+        array: Any = source[0]  # a reference
+        take, into = source[1], self.loaded.at[slot]
         if take is None:
             rows, columns = into.shape
             tile = array.at[pl.ds(first, rows), pl.ds(column, columns)]
