@@ -66,7 +66,9 @@ class Exchanges:
         """Returns what is in flight before the first step."""
         if not self.how.delay:
             return None
-        every = self._encoded(jax.tree.map(jnp.zeros_like, replicas))
+        # Made as it is, and not encoded from zeros, which the compiler would fold for minutes.
+        shapes = jax.eval_shape(self._encoded, replicas)
+        every = jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes)
         take = lambda name: jax.tree.map(lambda each: getattr(each, name), every, is_leaf=_is_sent)
         return Sent(take("values"), take("scale") if self.how.exchange == "float4" else None)
 
