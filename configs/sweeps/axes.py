@@ -75,13 +75,14 @@ def rates(values: Iterable[float]) -> list[Overrides]:
     return [{"optimizer.learning_rate": rate, "labels": label(rate)} for rate in values]
 
 
-def asked(size: str, models: list[Overrides], share: float = 0.5) -> list[Overrides]:
+def asked(size: str, models: list[Overrides], share: float = 2.0) -> list[Overrides]:
     """Returns the trials of a question: models by rates and seeds, at equal training FLOPs.
 
     Args:
       size: of the models.
       models: their overrides, with labels.
-      share: of the usual FLOPs, at tiny size.
+      share: of the usual FLOPs, at tiny size: a few blocks take some 200 steps until they predict
+        more than frequencies.
     """
     flops = PUBLISHED.get(size, TINY * share)
     spent = [spending(flops, {**brief(size), **model}, WARMUP[size]) for model in models]

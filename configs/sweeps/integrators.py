@@ -16,7 +16,6 @@ from recursia.configs import base, neural_ode
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "135m", "360m")
-SHARE = 2.0  # one block takes some 200 steps until it predicts more than frequencies
 
 
 def get_config(preset: str) -> ConfigDict:
@@ -41,5 +40,5 @@ def sweep(add: Callable[..., None], preset: str) -> None:
             ("heun", most // 2, most // 2),
         )
     ]
-    for trial in axes.asked(preset, models, SHARE):
+    for trial in axes.asked(preset, models):
         add(**trial)

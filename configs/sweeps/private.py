@@ -18,7 +18,6 @@ from recursia.configs import base, recursive
 from recursia.configs.sweeps import axes
 
 PRESETS = ("tiny", "135m", "360m")
-SHARE = 2.0  # one block takes some 200 steps until it predicts more than frequencies
 STEPS = 6
 
 
@@ -27,7 +26,7 @@ def get_config(preset: str) -> ConfigDict:
 
 
 def sweep(add: Callable[..., None], preset: str) -> None:
-    for trial in axes.asked(preset, models(preset), SHARE):
+    for trial in axes.asked(preset, models(preset)):
         add(**trial)
 
 

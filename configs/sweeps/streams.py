@@ -32,7 +32,7 @@ def get_config(preset: str) -> ConfigDict:
 def sweep(add: Callable[..., None], preset: str) -> None:
     size, _, form = preset.partition("_")
     if form == "rates" or size != "tiny":
-        for trial in axes.asked(size, [each for each in models(size) if few(each)]):
+        for trial in axes.asked(size, [each for each in models(size) if few(each)], share=0.5):
             add(**trial)
         return
     _, common = axes.sized(size, num_seeds=3)
