@@ -18,7 +18,7 @@ from recursia.feedforward.rank_one_experts import RankOneExperts
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.optimizers.adamw import AdamW
 from recursia.params import Spec, normal
-from tests.helpers import trainers
+from tests.helpers import slow, trainers
 from tests.helpers.tiny import VOCAB, assert_close, tiny
 
 STEADY = optax.constant_schedule(1.0)
@@ -88,7 +88,9 @@ def test_the_state_of_a_table_is_two_numbers_for_a_row(kind):
     assert saved == sum(8 * (np.prod(s.shape) - np.prod(s.shape[:-1])) for s in tables) > 0
 
 
-@pytest.mark.parametrize("mesh", [{"data": 1, "fsdp": 4}, {"data": 1, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize(
+    "mesh", [{"data": 1, "fsdp": 2, "tensor": 2}, slow({"data": 1, "fsdp": 4})]
+)
 def test_several_devices_take_the_steps_of_one(mesh):
     trained = {}
     for devices, axes in ((1, {"data": 1, "fsdp": 1}), (4, mesh)):
