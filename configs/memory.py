@@ -8,7 +8,7 @@ applied twice, each with a memory layer in the place of its feed-forward. The pa
 three layers of a model that shares nothing else. Their smallest table has a million values
 (`num_keys` 1024, `key_dim` 512, 4 heads of 32); this one has 1,024.
 
-Measured, tiny on 2 cores in float32: validation loss 2.37 nats per token after 300 steps.
+Measured, tiny on 2 cores in float32: validation loss 2.52 nats per token after 300 steps.
 Checked against: authors' code, 2 files.
 """
 
