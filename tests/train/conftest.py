@@ -34,11 +34,11 @@ def earlier(folder):
 @pytest.fixture
 def compiled_once(monkeypatch):
     """The trainers of a test: equal runs share one, and what it has compiled."""
-    real, made = opening.Trainer, {}
+    real, made = opening.trainer_of, {}
 
     def trainer(run, model, mesh, teacher):
         key = dataclasses.replace(run, data=None), model, mesh
         return made[key] if key in made else made.setdefault(key, real(run, model, mesh, teacher))
 
-    monkeypatch.setattr(opening, "Trainer", trainer)
+    monkeypatch.setattr(opening, "trainer_of", trainer)
     return made
