@@ -77,19 +77,23 @@ def arms(points: Sequence[Point]) -> list[Arm]:
     """Returns the arms, the best first; none where no seeds differ, or where there is but one."""
     if trials.SEED not in trials.varying(point.labels for point in points):
         return []
-    groups = trials.grouped(points, (RATE,))
-    found = [arm for name, group in groups.items() if (arm := _arm(name, group))]
+    # A rate that is a word is a label as any other.
+    given = [point.labels[RATE] for point in points if RATE in point.labels]
+    has_rates = all(map(trials.is_number, given))
+    groups = trials.grouped(points, (RATE,) if has_rates else ())
+    found = [arm for name, group in groups.items() if (arm := _arm(name, group, has_rates))]
     if len(groups) == 1 or not found:
         return []
     best, *others = sorted(found, key=lambda arm: (arm.diverged, arm.loss.value))
     return [best, *(dataclasses.replace(arm, over_best=_over(arm, best)) for arm in others)]
 
 
-def _arm(name: str, group: Sequence[Point]) -> Arm | None:
+def _arm(name: str, group: Sequence[Point], has_rates: bool) -> Arm | None:
     """Returns a group's arm; None if all its trials diverged."""
     by_rate: dict[float | None, list[Point]] = {}
     for point in group:
-        by_rate.setdefault(point.labels.get(RATE), []).append(point)
+        rate = point.labels.get(RATE) if has_rates else None
+        by_rate.setdefault(rate, []).append(point)
     sound = {rate: some for rate, some in by_rate.items() if _losses(some)}
     if not sound:
         return None

@@ -86,9 +86,9 @@ def families(points: Sequence[Point]) -> list[list[Family]]:
     if any(BUDGET in point.labels for point in points):
         kept = [point for point in points if BUDGET in point.labels]
         found.append(_families(kept, SIZE, FLOPS, _labels_of_size(kept)))
-    if RATE in names:
+    kept = [point for point in points if _has(point, RATE)]
+    if RATE in names and kept:
         rate = _axis(RATE)
-        kept = [point for point in points if _has(point, RATE)]
         for name in [n for n in names if n not in (RATE, BUDGET, trials.SEED)]:
             if all(_has(point, name) for point in kept):
                 found.append(_families(kept, rate, _axis(name), (RATE, name)))

@@ -85,6 +85,15 @@ def test_without_several_seeds_or_models_nothing_is_compared():
     assert not arms(results({"a": 2.0}))
 
 
+def test_a_rate_that_is_a_word_is_a_label():
+    named = {rate: name for rate, name in zip(RATES, ("least", "low", "high", "most"), strict=True)}
+    found = results({"a": 2.0, "b": 3.0})
+    for each in found:
+        each.labels["learning_rate"] = named[each.labels["learning_rate"]]
+    assert len(arms(found)) == 8 and {comparison.rate(arm) for arm in arms(found)} == {""}
+    assert picture.draw(report.of(found), "a sweep").axes
+
+
 def test_a_model_that_always_diverged_is_no_arm():
     found = [
         sweeps.result(r.name, r.labels, None) if r.labels["model"] == "a" else r
