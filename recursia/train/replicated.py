@@ -183,32 +183,7 @@ def replicas_step(
       limit: as of `train_step`, of each replica's own loss: it leaves that replica as it is.
     """
     outer, how = state.opt_state, trainer.run.replicas
-
-    def here(
-        step: Array,
-        replicas: Params,
-        inner: Any,
-        batch: Batch,
-        numbers: Array,
-        taught: Params | None,
-        limit: Array | None,
-    ) -> tuple[Params, Any, Metrics]:
-        count = len(numbers)
-        rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
-
-        def one(each: tuple[Params, Any, Batch, Array]) -> tuple[Params, Any, Metrics]:
-            weights, opt_state, rows, number = each
-            first = number * trainer.run.train.num_microbatches
-            before = State(step, weights, opt_state)
-            after, metrics = train_step(trainer.one, config, before, rows, taught, limit, first)
-            return after.params, after.opt_state, metrics
-
-        every = (replicas, inner, rows, numbers)
-        if count > 1:
-            return jax.lax.map(one, every)
-        alone = one(jax.tree.map(lambda x: x[0], every))
-        return jax.tree.map(lambda x: x[None], alone)
-
+    here = functools.partial(_own_steps, trainer, config)
     ours, apart = PartitionSpec(), PartitionSpec(REPLICA)
     if trainer.mesh.shape[REPLICA] > 1:
         here = jax.shard_map(
@@ -226,6 +201,47 @@ def replicas_step(
         sent = trainer.exchanges.in_flight(arriving, outer.flight)
         weights, after = trainer.exchanges.arrived(arriving, weights, after, sent)
     return State(state.step + 1, weights, after), metrics
+
+
+def _own_steps(
+    trainer: ReplicaTrainer,
+    config: Model,
+    step: Array,
+    replicas: Params,
+    inner: Any,
+    batch: Batch,
+    numbers: Array,
+    taught: Params | None,
+    limit: Array | None,
+) -> tuple[Params, Any, Metrics]:
+    """Returns the replicas of a device, their optimizers' states and metrics after a step.
+
+    Args:
+      trainer: of the run.
+      config: the model at this step.
+      step: before the update.
+      replicas: parameters of each.
+      inner: the state of each one's optimizer.
+      batch: the rows of all of them.
+      numbers: of the replicas, among all.
+      taught: parameters of the trainer's teacher.
+      limit: as of `train_step`.
+    """
+    count = len(numbers)
+    rows = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+    def one(each: tuple[Params, Any, Batch, Array]) -> tuple[Params, Any, Metrics]:
+        weights, opt_state, rows, number = each
+        first = number * trainer.run.train.num_microbatches
+        before = State(step, weights, opt_state)
+        after, metrics = train_step(trainer.one, config, before, rows, taught, limit, first)
+        return after.params, after.opt_state, metrics
+
+    every = (replicas, inner, rows, numbers)
+    if count > 1:
+        return jax.lax.map(one, every)
+    alone = one(jax.tree.map(lambda x: x[0], every))
+    return jax.tree.map(lambda x: x[None], alone)
 
 
 def trainer_of(
