@@ -51,17 +51,22 @@ class Implementation:
     devices: tuple[str, ...] = ()
 
     def apply(
-        self, op: str, arrays: Any, static: dict[str, Any], device: str | None = None, **how: Any
+        self, op: "Op", arrays: Any, static: dict[str, Any], device: str | None = None, **how: Any
     ) -> Any:
         """Returns the results, with the sizes that were measured for a device if any were."""
         if device and self.devices and not any(name in device for name in self.devices):
             raise NotImplementedError(f"it runs on {', '.join(self.devices)}, not on {device}")
         if self.config is not None:
-            config = self.config(*arrays, **static)
-            if device is not None:
-                config = tuned.look_up(config, device, op, self.name, jax.tree.leaves(arrays))
-            how["config"] = config
+            how["config"] = self.sizes(op, arrays, static, device)
         return self.run(*arrays, **static, **how)
+
+    def sizes(self, op: "Op", arrays: Any, static: dict[str, Any], device: str | None) -> Any:
+        """Returns its `Config`: that of the table of a device, or else computed."""
+        assert self.config is not None
+        config = self.config(*arrays, **static)
+        if device is None:
+            return config
+        return tuned.look_up(config, device, op.name, self.name, op.sized_by(*arrays))
 
 
 def on_hopper(package: str, name: str, config: Callable[..., Any]) -> Implementation:
@@ -89,12 +94,14 @@ class Op:
       reference: defines the results of all implementations; runs on every platform.
       implementations: in order of preference for each platform.
       flops: returns the FLOPs of the matrix products from the arrays; None if there are none.
+      sized_by: returns what tables of measured sizes know the arrays by: shapes and dtypes.
     """
 
     name: str
     reference: Callable[..., Any]
     implementations: tuple[Implementation, ...]
     flops: Callable[..., int] | None = None
+    sized_by: Callable[..., Any] = lambda *arrays: jax.tree.leaves(arrays)
 
     @functools.cached_property
     def primitive(self) -> Primitive:
@@ -173,7 +180,7 @@ class Op:
                     "take 'auto' or 'reference'"
                 )
             try:
-                return each.name, each.apply(self.name, arrays, static, device), reasons
+                return each.name, each.apply(self, arrays, static, device), reasons
             except NotImplementedError as reason:
                 if not is_auto:
                     raise
@@ -189,10 +196,12 @@ def _device_kind(context: Any) -> str | None:
     """Returns the kind of the devices that a program is lowered for; None if it is for any."""
     context = context.module_context.axis_context
     mesh = getattr(context, "mesh", None)
-    devices = getattr(mesh, "devices", None) if mesh else context.device_assignment
-    if devices is None:
-        return getattr(getattr(mesh, "abstract_device", None), "device_kind", None)
-    return next(iter(getattr(devices, "flat", devices))).device_kind
+    if isinstance(mesh, jax.sharding.AbstractMesh):  # its `devices` are an error
+        return getattr(mesh.abstract_device, "device_kind", None)
+    devices = mesh.devices if mesh else context.device_assignment
+    return (
+        next(iter(getattr(devices, "flat", devices))).device_kind if devices is not None else None
+    )
 
 
 @functools.lru_cache(maxsize=4096)  # called several times for each call of an op

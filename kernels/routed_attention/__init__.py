@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from .. import tuned
 from ..dispatch import Implementation, Op, on_hopper
 from . import libraries, prefix, reference, sizes, tiles, tpu
 from .plan import Plan, visits
@@ -39,28 +38,30 @@ def _products(of_keys: int, of_values: int) -> Callable[..., int]:
 
 def _op(suffix: str, run: str, of_gpu: Callable[..., Any], products: tuple[int, int]) -> Op:
     """Returns a direction; libraries, which take plain causal attention, come first."""
-    of_library, of_tpu = getattr(libraries, run), getattr(tpu, run)
+    of_reference, of_library, of_tpu = (getattr(x, run) for x in (reference, libraries, tpu))
     return Op(
         f"routed_attention{suffix}",
-        getattr(reference, run),
+        of_reference,
         (
+            Implementation("one_by_one", "cpu", functools.partial(of_reference, each=jax.lax.map)),
             Implementation("splash", "tpu", functools.partial(of_library, libraries.splash)),
             Implementation("cudnn", "cuda", functools.partial(of_library, libraries.cudnn)),
             Implementation("pallas_tpu", "tpu", of_tpu, sizes.of_tpu),
             on_hopper(__name__, run, of_gpu),
         ),
         _products(*products),
+        sizes.sized_by,
     )
 
 
 # Forward and backward implementations can be mixed.
 FORWARD = _op("", "forward", sizes.of_gpu_forward, (1, 1))
 BACKWARD = _op("_backward", "backward", sizes.of_gpu_backward, (3, 2))
-PLANNED = {  # kernels of ours: whose sizes of blocks they have, and what computes those
-    "tpu": (FORWARD, "pallas_tpu", sizes.of_tpu),
-    "gpu_forward": (FORWARD, "mosaic_gpu", sizes.of_gpu_forward),
-    "gpu_query": (BACKWARD, "mosaic_gpu", sizes.of_gpu_backward),
-    "gpu_key": (BACKWARD, "mosaic_gpu", sizes.of_gpu_backward),
+PLANNED = {  # kernels of ours, by the op whose sizes of blocks they have
+    "tpu": (FORWARD, "pallas_tpu"),
+    "gpu_forward": (FORWARD, "mosaic_gpu"),
+    "gpu_query": (BACKWARD, "mosaic_gpu"),
+    "gpu_key": (BACKWARD, "mosaic_gpu"),
 }
 
 
@@ -139,10 +140,10 @@ def attention_plan(query: jax.ShapeDtypeStruct, key: jax.ShapeDtypeStruct, where
     """
     device, given = jax.devices()[0].device_kind, Inputs(query, key, key, where)  # pyright: ignore
     plan: Plan = {}
-    for kernel, (op, backend, sized) in PLANNED.items():
+    for kernel, (op, backend) in PLANNED.items():
+        (ours,) = (each for each in op.implementations if each.name == backend)
         with contextlib.suppress(NotImplementedError):
-            config = sized(given, scoring=Scoring(1.0))
-            config = tuned.look_up(config, device, op.name, backend, (query, key))
+            config = ours.sizes(op, (given,), {"scoring": Scoring(1.0)}, device)
             plan[kernel] = visits(kernel, given, config)
     return plan
 

@@ -1,4 +1,7 @@
-"""Defines the result of attention, head by head and tile by tile; runs on a CPU."""
+"""Defines the result of attention, head by head and tile by tile.
+
+Heads are computed at once; on a CPU one after another, where the scores of one stay in the cache.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +13,15 @@ from jaxtyping import Array, Float, Int
 from .tiles import by_keys, by_queries
 from .where import UNSEEN, Inputs, Results, Scoring, Where, by_key_head, by_token, visible
 
+Map = Callable[[Callable[..., Any], Any], Any]  # applies a function to each entry of arrays
 
-def forward(given: Inputs, *, scoring: Scoring) -> Results:
+
+def at_once(one: Callable[..., Any], entries: Any) -> Any:
+    """Applies a function to all entries of arrays in parallel; `jax.lax.map`: one after another."""
+    return jax.vmap(one)(entries)
+
+
+def forward(given: Inputs, *, scoring: Scoring, each: Map = at_once) -> Results:
     """Returns the output of each query, and in float32 the log-sum-exp of its scores."""
     tiles = by_queries(given.where, given.query.shape[1], given.key.shape[1], scoring.window)
 
@@ -19,12 +29,17 @@ def forward(given: Inputs, *, scoring: Scoring) -> Results:
         parts = [_read(_tile(head, *tile), scoring) for tile in tiles]
         return Results(*(_join(part, 1) for part in zip(*parts, strict=True)))
 
-    out, lse = _over_heads(one, given)
+    out, lse = _over_heads(each, one, given)
     return Results(by_token(out), lse.reshape(len(lse), -1, lse.shape[-1]))
 
 
 def backward(
-    given: Inputs, made: Results, grad: Float[Array, "B T N W"], *, scoring: Scoring
+    given: Inputs,
+    made: Results,
+    grad: Float[Array, "B T N W"],
+    *,
+    scoring: Scoring,
+    each: Map = at_once,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Returns the gradients of query, key, value and relative, from what `forward` returned."""
     tiles = by_keys(given.where, given.query.shape[1], given.key.shape[1], scoring.window)
@@ -46,7 +61,7 @@ def backward(
     groups = given.key.shape[2]
     lse = made.lse.reshape(len(made.lse), groups, -1, made.lse.shape[-1])
     more = by_key_head(made.out, groups), lse, by_key_head(grad, groups)
-    dq, dk, dv, further = _over_heads(one, given, *more)
+    dq, dk, dv, further = _over_heads(each, one, given, *more)
     further = None if further is None else by_token(further)
     return by_token(dq), dk.swapaxes(1, 2), dv.swapaxes(1, 2), further
 
@@ -138,24 +153,20 @@ def _added(shape: tuple[int, ...], rows: list[slice], parts: Any) -> Array:
     return total
 
 
-def _over_heads(one: Callable, given: Inputs, *more: Array) -> Any:
-    """Applies `one(inputs, *more)` to every row and key head, of which `more` are [B K ...].
-
-    In parallel, but on a CPU sequentially: there the scores of one head stay in the cache.
-    """
+def _over_heads(each: Map, one: Callable[..., Any], given: Inputs, *more: Array) -> Any:
+    """Applies `one(inputs, *more)` to every row and key head, of which `more` are [B K ...]."""
     query, key, value, _, relative = given
     groups = key.shape[2]
     relative = None if relative is None else by_key_head(relative, groups)
     heads = by_key_head(query, groups), key.swapaxes(1, 2), value.swapaxes(1, 2), relative, more
 
-    def walk(each: Callable) -> Callable:
-        def row(entry: Any) -> Any:
-            heads, where = entry
-            head = lambda q, k, v, relative, more: one(Inputs(q, k, v, where, relative), *more)
-            return each(lambda arrays: head(*arrays), heads)
+    def row(entry: Any) -> Any:
+        heads, where = entry
 
-        return lambda heads, where: each(row, (heads, where))
+        def head(arrays: Any) -> Any:
+            query, key, value, relative, more = arrays
+            return one(Inputs(query, key, value, where, relative), *more)
 
-    one_by_one = walk(lambda f, xs: jax.lax.map(f, xs))
-    at_once = walk(lambda f, xs: jax.vmap(f)(xs))
-    return jax.lax.platform_dependent(heads, given.written_out(), cpu=one_by_one, default=at_once)
+        return each(head, heads)
+
+    return each(row, (heads, given.written_out()))

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from .plan import even
@@ -47,6 +48,13 @@ class OfGpu:
         """Returns the sizes of blocks of queries and of keys, which are kept if `by_key`."""
         kept = self.warpgroups * WARPGROUP
         return (self.inner, kept) if by_key else (kept, self.inner)
+
+
+def sized_by(given: Inputs, *_: Any) -> list[jax.ShapeDtypeStruct]:
+    """Returns lengths, query heads of a key head and width: what a plan knows of calls to come."""
+    query, key = given.query, given.key
+    known = query.shape[1], key.shape[1], query.shape[2] // key.shape[2], query.shape[3]
+    return [jax.ShapeDtypeStruct(known, query.dtype)]
 
 
 def of_tpu(given: Inputs, *_: Any, scoring: Scoring) -> OfTpu:

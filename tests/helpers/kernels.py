@@ -41,7 +41,7 @@ def backend(op, name, config=None):
     how = {"interpret": INTERPRETED[name]}
     if config is not None:
         return functools.partial(each.run, config=config, **how)
-    return lambda *arrays, **static: each.apply(op.name, arrays, static, **how)
+    return lambda *arrays, **static: each.apply(op, arrays, static, **how)
 
 
 def told(op, platform, *arrays, **static):
@@ -81,7 +81,7 @@ def run_interpreted(monkeypatch, platform):
         for each in op.implementations:
             if each.name in names:
                 try:
-                    return each.apply(op.name, arrays, static, interpret=how)
+                    return each.apply(op, arrays, static, interpret=how)
                 except NotImplementedError:
                     break
         return op.reference(*arrays, **static)

@@ -1,16 +1,17 @@
 """Attention by where tokens stand equals its definition, and its kernels equal the reference."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recursia.kernels import tuned
 from recursia.kernels.routed_attention import (
     BACKWARD,
     FORWARD,
-    PLANNED,
     attention_plan,
     reference,
     routed_attention,
@@ -24,7 +25,7 @@ from recursia.kernels.routed_attention.plan import (
     padded,
     ranges,
 )
-from recursia.kernels.routed_attention.sizes import OfTpu
+from recursia.kernels.routed_attention.sizes import OfTpu, sized_by
 from recursia.kernels.routed_attention.where import Inputs, Scoring, Where, visible
 from tests.helpers.kernels import NEEDS_INTERPRETER, backend, normal, tolerance
 
@@ -212,14 +213,17 @@ NEEDED = {"mosaic_gpu": NEEDS_INTERPRETER}
         for case in CASES
     ],
 )
-def test_kernels_are_the_reference(case, monkeypatch, capfd):
+def test_kernels_are_the_reference(case, monkeypatch, tmp_path, capfd):
     kernel, size, kind, dtype, window = case
     inputs, where, expected = referred(size, kind, dtype, window)
     config = OfTpu(128, 128) if kernel == "pallas_tpu" else None
-    if kind == "packed":  # by a plan, which knows the sizes of blocks
-        tpu = (*PLANNED["tpu"][:2], lambda *_, **__: OfTpu(128, 128))
-        monkeypatch.setitem(PLANNED, "tpu", tpu)
+    if kind == "packed":  # by a plan, whose sizes are in the table that calls read
+        monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+        shapes = tuned.shapes(sized_by(Inputs(*inputs[:3], where)))
+        entry = {shapes: {"config": {"queries": 128, "keys": 128}}}
+        tuned.path("cpu").write_text(json.dumps({FORWARD.name: {"pallas_tpu": entry}}))
         where = where._replace(plan=attention_plan(*inputs[:2], where))
+        assert where.plan["tpu"].blocks == OfTpu(128, 128).blocks(*size[1:3], False)
     both = (backend(op, kernel, config) for op in (FORWARD, BACKWARD))
     results = pulled(*both, inputs, where, Scoring(0.3, window))
     assert_near(results, expected, dtype, size[2] + size[5])

@@ -63,9 +63,11 @@ def test_an_entry_is_of_a_device_and_of_lengths_up_to_a_power_of_two(used, tmp_p
         compile_for(machine, op, jax.ShapeDtypeStruct((length, 8), jnp.float32))
         assert found.pop() == config
     mesh = jax.sharding.Mesh(topology.devices("v5e:2x2"), "x")  # each shard has 1,024 rows
-    split = jax.shard_map(op, mesh=mesh, in_specs=P("x"), out_specs=P("x"), check_vma=False)
-    jax.jit(split).lower(jax.ShapeDtypeStruct((4096, 8), jnp.float32))
-    assert found == [Config(16, 3)]
+    for each in (mesh, mesh.abstract_mesh):
+        split = jax.shard_map(op, mesh=each, in_specs=P("x"), out_specs=P("x"), check_vma=False)
+        traced = jax.jit(split).trace(jax.ShapeDtypeStruct((4096, 8), jnp.float32))
+        traced.lower(lowering_platforms=("tpu",))
+        assert found.pop() == Config(16, 3)
 
 
 NO_TABLE = "no table", "delete or mend"
