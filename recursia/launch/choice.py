@@ -48,7 +48,7 @@ def read(title: str, typed: Mapping[str, str]) -> Target:
                 f"--target.{name}={value}: {title} has no such setting; it has {', '.join(known)}"
             )
     for name, field in known.items():
-        if name not in typed and field.default is dataclasses.MISSING:
+        if not typed.get(name) and field.default is dataclasses.MISSING:
             meaning = meanings.meanings(cls)[name].rstrip(".")
             raise ConfigError(f"--target={title}: needs --target.{name}=VALUE ({meaning})")
     return cls(**{name: _value(known[name], value) for name, value in typed.items()})

@@ -40,7 +40,9 @@ def test_a_job_that_is_stopped_is_queued_again_and_ends_as_the_unbroken_run(tmp_
         shared = f"{tmp_path},{pathlib.Path(sys.prefix)}"
         typed = ["--target=slurm", "--topology=cpu:1", f"--config={config}"]
         typed += [f"--workdir={tmp_path}/run", f"--shared={shared}", f"--venv={sys.prefix}"]
-        typed += ["--hours=1", "--restarts=3", f"--target.logs={tmp_path}"]
+        logs = tmp_path / "logs, 5% of #1"
+        logs.mkdir()
+        typed += ["--hours=1", "--restarts=3", f"--target.logs={logs}"]
         sent = [sys.executable, "-m", "recursia", "launch", *typed]
         done = subprocess.run(sent, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -50,7 +52,7 @@ def test_a_job_that_is_stopped_is_queued_again_and_ends_as_the_unbroken_run(tmp_
         slurm.asked(env, "scancel", "--signal=TERM", number)  # to the processes, as at the limit
         state = lambda: slurm.asked(env, "scontrol", "show", "job", number)
         wait(lambda: "JobState=COMPLETED" in state() or "JobState=FAILED" in state(), until)
-        said = (tmp_path / f"run-{number}.log").read_text()
+        said = (logs / f"run-{number}.log").read_text()
         assert "Restarts=1" in state() and "ExitCode=0:0" in state(), said[-2000:]
     assert "resum" in said and os.path.exists(tmp_path / "run" / "config.json")
     assert saved(tmp_path / "run")[-1] == STEPS and len(saved(tmp_path / "run")) == 2

@@ -15,6 +15,7 @@ from recursia import modules, parsing
 from recursia.launch.targets.target import Target
 from recursia.verbs import train
 from tests.helpers.jobs import CASES, COMMAND, job
+from tests.helpers.refusals import refused
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MANIFESTS = {name: case for name, case in CASES.items() if name.startswith("gke")}
@@ -210,10 +211,56 @@ def test_what_a_target_cannot_start_is_refused(name, change, parts):
     target, made = CASES[name]
     where = job(change["topology"]).machines if "topology" in change else made.machines
     change = {"machines": where, **{k: v for k, v in change.items() if k != "topology"}}
-    with pytest.raises(ValueError) as caught:
+    with refused(ValueError, *parts):
         target.check(dataclasses.replace(made, **change))
-    assert "\n" not in str(caught.value)
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+FREE = {"setup"}  # settings of text for a shell
+ODD = ("a b", "it's", 'a"b', "$(x)", "a;b", "#a", "-a")
+TOO = {"infra": ("a b",), "logs": ("a\\b",), "namespace": (*ODD, "a.b", "A")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_setting_that_names_something_is_legal_where_it_goes(name):
+    target, made = CASES[name]
+    named = {field.name for field in dataclasses.fields(target) if field.type is str} - FREE
+    assert named == set(target.NAMES)
+    for setting in named:
+        for value in TOO.get(setting, ODD):
+            with refused(ValueError, f"--target.{setting}={value}: takes "):
+                dataclasses.replace(target, **{setting: value}).check(made)
+
+
+@pytest.mark.parametrize(
+    ("name", "grace", "seconds", "parts"),
+    [
+        ("slurm", 0, 0, ["--target.grace=0", "1 to 65535"]),
+        ("slurm", 65536, 0, ["--target.grace=65536", "1 to 65535"]),
+        ("slurm", 300, 360, ["--hours=0.1", "360 seconds", "--target.grace=300", "again"]),
+        ("gke_tpu", 0, 0, ["--target.grace=0", "no time to save"]),
+    ],
+)
+def test_a_run_has_time_to_train_and_to_save(name, grace, seconds, parts):
+    target, made = CASES[name]
+    with refused(ValueError, *parts):
+        dataclasses.replace(target, grace=grace).check(dataclasses.replace(made, seconds=seconds))
+    dataclasses.replace(target, grace=1).check(dataclasses.replace(made, seconds=120))
+
+
+def test_the_folder_of_logs_may_have_any_name():
+    target, made = CASES["slurm_array"]
+    text = dataclasses.replace(target, logs="/s/it's 5% #1/").script(made)
+    (line,) = (line for line in text.splitlines() if "--output" in line)
+    assert shlex.split(line, comments=False)[1:] == ["--output=/s/it's 5%% #1/pretrain-%A_%a.log"]
+
+
+def test_a_script_may_be_longer_than_an_argument(tmp_path):
+    class Runs(Target):
+        ENGINE = "true"
+
+    made = tmp_path / "made"
+    assert Runs().sent(f"echo here >{made} # {'x' * (1 << 18)}") == ""
+    assert made.read_text() == "here\n"
 
 
 def test_the_command_of_xpk_is_one_line_of_shell():

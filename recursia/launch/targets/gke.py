@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import yaml
@@ -20,6 +21,8 @@ _TPUS = {
 }
 _GPUS = {"a100": "nvidia-a100-80gb", "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb"}
 _GROUP = "host"  # name of the replicated job, in the names of pods
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "a DNS label: a-z, 0-9 and '-', at most 63"
+_OBJECT = r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", "a-z, 0-9, '-' and '.', at most 63"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,13 @@ class Gke(Target):
     TAKES: ClassVar[tuple[str, ...]] = ("image",)
     NAME: ClassVar[str] = r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
     NAME_IN_WORDS: ClassVar[str] = "a DNS label: a-z, 0-9 and '-', from a letter, at most 40"
+    NAMES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "queue": _OBJECT,
+        "namespace": _LABEL,
+        "cluster": _LABEL,
+        "volume": _OBJECT,
+        "service_account": _OBJECT,
+    }
 
     queue: str
     namespace: str = "default"
@@ -65,6 +75,8 @@ class Gke(Target):
                 f"--target.cluster={self.cluster}: the command of XPK is given for TPU slices; "
                 "leave it out"
             )
+        if not self.grace:
+            raise ConfigError("--target.grace=0: leaves no time to save; takes seconds from 1")
         if bool(self.volume) != bool(job.shared) or len(job.shared) > 1:
             raise ConfigError(
                 f"--target.volume={self.volume}, --shared={','.join(job.shared)}: give both, a "

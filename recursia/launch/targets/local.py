@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import shutil
 import sys
 from typing import ClassVar
 
@@ -43,7 +44,13 @@ class Local(Target):
         return "\n".join([*job.exports(), *commands, "wait"]) + "\n"
 
     def submit(self, job: Job) -> int:
-        """Runs the job to its end; returns the exit code of the run."""
+        """Runs the job to its end; returns the exit code of the run.
+
+        Raises:
+          ConfigError: if the program cannot be run.
+        """
+        if job.venv and shutil.which(job.program) is None:
+            raise ConfigError(f"--venv={job.venv}: has no program {job.program}; give another")
         run, code = processes.Processes(job.environment), RESUMABLE
         for restart in range(job.max_restarts + 1):
             if restart:

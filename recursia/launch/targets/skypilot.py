@@ -1,6 +1,7 @@
 """SkyPilot: a task that its managed jobs start, and start again elsewhere."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import yaml
@@ -29,6 +30,9 @@ class SkyPilot(Target):
     TAKES: ClassVar[tuple[str, ...]] = ("image", "venv")
     NAME: ClassVar[str] = r"[A-Za-z]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?"
     NAME_IN_WORDS: ClassVar[str] = "letters, digits and '-', from a letter, at most 40"
+    NAMES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "infra": (r"\S+", "a place without spaces, such as gcp/us-east5")
+    }
 
     infra: str = ""
     spot: bool = False

@@ -2,10 +2,15 @@
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from typing import ClassVar
 
+from recursia.errors import ConfigError
 from recursia.launch.job import RESUMABLE, Job
-from recursia.launch.targets.target import Target, document, wrapped
+from recursia.launch.targets.target import WORD, Target, document, wrapped
+
+_EARLY = 60  # seconds by which SLURM may send a signal before its time
+_GRACE = 65535  # seconds that it takes at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,12 +22,19 @@ class Slurm(Target):
       account: account that is charged; "" takes the user's default.
       qos: quality of service; "" takes the default.
       cpus: CPUs of a task; 0 asks for none.
-      grace: seconds between the signal to stop and the time limit.
+      grace: seconds between the signal to stop and the time limit, that of `--hours` or of the
+        partition.
       logs: folder of the output on the cluster; "" is the folder of submission.
     """
 
     ENGINE: ClassVar[str] = "sbatch"
     INSTALL: ClassVar[str] = "submit from a login node of the cluster"
+    NAMES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "partition": (rf"{WORD[0]}(,{WORD[0]})*", f"{WORD[1]}; several by commas"),
+        "account": WORD,
+        "qos": WORD,
+        "logs": (r"[^\\]+", "a folder without backslashes, which sbatch drops"),
+    }
 
     partition: str = ""
     account: str = ""
@@ -36,6 +48,15 @@ class Slurm(Target):
         super().check(dataclasses.replace(job, commands=job.commands[:1]))
         if job.machines.is_tpu:
             raise self.refuse_machines(job, "hosts with GPUs (h100:8x2) or without (cpu:2)")
+        if not 1 <= self.grace <= _GRACE:
+            raise ConfigError(f"--target.grace={self.grace}: takes seconds from 1 to {_GRACE}")
+        if job.seconds and job.seconds <= self.grace + _EARLY:
+            raise ConfigError(
+                f"--hours={job.seconds / 3600:.3g}: of {job.seconds} seconds, "
+                f"--target.grace={self.grace} and the minute by which SLURM may be early leave none "
+                "to train, and the job would be queued again and again; give more hours, or less "
+                "grace"
+            )
 
     def script(self, job: Job) -> str:
         """See `Target.script`."""
@@ -56,11 +77,12 @@ class Slurm(Target):
             "gpus-per-node": machines.per_host,
             "cpus-per-task": self.cpus,
             "time": _clock(job.seconds) if job.seconds else "",
-            "signal": f"USR1@{self.grace}" if job.seconds else "",
-            "output": f"{self.logs.rstrip('/')}/{log}" if self.logs else log,
+            "signal": f"USR1@{self.grace}",
+            "output": f"{_folder(self.logs)}/{log}" if self.logs else log,
             "open-mode": "append",
         }
-        lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value]
+        words = {name: shlex.quote(str(value)) for name, value in options.items() if value}
+        lines = [f"#SBATCH --{name}={word}" for name, word in words.items()]
         return [*lines, "#SBATCH --requeue"]
 
     def _variables(self, job: Job) -> list[str]:
@@ -90,6 +112,11 @@ def _ending(job: Job) -> list[str]:
         "fi",
         "exit $code",
     ]
+
+
+def _folder(logs: str) -> str:
+    """Returns a folder as sbatch reads it, which replaces what follows a "%"."""
+    return logs.rstrip("/").replace("%", "%%")
 
 
 def _clock(seconds: int) -> str:

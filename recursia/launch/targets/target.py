@@ -4,7 +4,8 @@ import dataclasses
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from recursia.errors import ConfigError, UserError
@@ -21,6 +22,7 @@ class Target:
       IS_HERE: whether the only host is this machine, whose folders need not be shared.
       TAKES: which of "image" and "venv" the target can start.
       NAME, NAME_IN_WORDS: what a job may be called.
+      NAMES: of settings that name something there, the pattern and what it takes in words.
     """
 
     ENGINE: ClassVar[str] = ""
@@ -29,6 +31,7 @@ class Target:
     TAKES: ClassVar[tuple[str, ...]] = ("venv",)
     NAME: ClassVar[str] = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
     NAME_IN_WORDS: ClassVar[str] = "letters, digits, '.', '_' and '-', at most 64"
+    NAMES: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     @classmethod
     def title(cls) -> str:
@@ -54,6 +57,11 @@ class Target:
                 raise ConfigError(
                     f"--{what}={value}: {title} starts no {what}; give --{self.TAKES[0]}"
                 )
+        if re.search(r"\s", job.image):
+            raise ConfigError(f"--image={job.image}: takes the name of an image, without spaces")
+        for name, (pattern, words) in self.NAMES.items():
+            if (value := getattr(self, name)) and not re.fullmatch(pattern, value):
+                raise ConfigError(f"--target.{name}={value}: takes {words}")
         if all(given.values()):
             raise ConfigError(f"--image={job.image}, --venv={job.venv}: give one of the two")
         if len(job.commands) > 1:
@@ -90,7 +98,10 @@ class Target:
                 f"--target={self.title()}: no {self.ENGINE} on the PATH; {self.INSTALL}, or give "
                 "--dry_run to see what would be sent"
             )
-        done = subprocess.run(["bash", "-c", script], stdout=output, text=True)
+        with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
+            file.write(script)  # which may be longer than an argument can be
+            file.flush()
+            done = subprocess.run(["bash", file.name], stdout=output, text=True)
         if done.returncode:
             error = UserError(
                 f"--target={self.title()}: {self.ENGINE} ended with {done.returncode}; see its "
@@ -104,6 +115,10 @@ class Target:
         """Returns the error of machines that the target cannot start."""
         given = job.machines.topology or "this machine"
         return ConfigError(f"--topology={given}: {self.title()} starts {takes}")
+
+
+# What clusters and clouds call things: nothing that a shell or a header would take apart.
+WORD = r"[A-Za-z0-9][A-Za-z0-9._@:/+-]*", "letters, digits and . _ @ : / + -"
 
 
 def wrapped(words: Sequence[str], indent: str = "") -> str:

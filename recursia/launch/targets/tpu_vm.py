@@ -2,11 +2,12 @@
 
 import dataclasses
 import shlex
+from collections.abc import Mapping
 from typing import ClassVar
 
 from recursia.errors import ConfigError
 from recursia.launch.job import SETTLED, Job
-from recursia.launch.targets.target import Target, wrapped
+from recursia.launch.targets.target import WORD, Target, wrapped
 
 _WAIT = 60  # seconds between two looks at a queued resource
 _STOP = 300  # seconds that a container may take to save
@@ -37,6 +38,9 @@ class TpuVm(Target):
     TAKES: ClassVar[tuple[str, ...]] = ("image", "venv")
     NAME: ClassVar[str] = r"[a-z]([a-z0-9-]{0,58}[a-z0-9])?"
     NAME_IN_WORDS: ClassVar[str] = "a DNS label: a-z, 0-9 and '-', from a letter, at most 60"
+    NAMES: ClassVar[Mapping[str, tuple[str, str]]] = dict.fromkeys(
+        ("zone", "project", "runtime_version", "service_account"), WORD
+    )
 
     zone: str
     project: str = ""

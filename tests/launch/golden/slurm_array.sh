@@ -5,6 +5,7 @@ sbatch <<'END'
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=4
+#SBATCH --signal=USR1@300
 #SBATCH --output=/s/logs/pretrain-%A_%a.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
