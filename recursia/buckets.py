@@ -18,10 +18,10 @@ def path(text: str | os.PathLike[str]) -> Any:
     """Returns a path on disk, or one in a bucket that is used as a `pathlib.Path`.
 
     Raises:
-      ConfigError: if it is of a bucket, but of no folder in one, or lacks a slash, or if it is of
-        another protocol.
+      ConfigError: if it is of a bucket, but of no folder in one, or lacks a colon or a slash, or if
+        it is of another protocol.
     """
-    is_url = str(text).startswith(("gs:", "s3:")) or "://" in str(text)
+    is_url = str(text).startswith(("gs:", "s3:", "gs//", "s3//")) or "://" in str(text)
     if is_url and not is_place(text):
         raise ConfigError(f"{text}: a bucket is written gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
     if not is_place(text):

@@ -13,24 +13,28 @@ from recursia.launch.targets.target import Target
 VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 # Of the memory of a GPU: what preflight counts on, where jax takes 3/4 by itself.
 MEMORY = {"XLA_CLIENT_MEM_FRACTION": "0.9"}
+MOST_RESTARTS = 2**31 - 1  # which shells and Kubernetes count to
+MOST_HOURS = 8760  # a year
 
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options, with the settings of every target."""
     about = f"{machines.FORMS}; default: the configuration's"
-    parser.add_argument("--topology", help=about)
-    parser.add_argument("--image", help="container image that has recursia")
+    parser.add_argument("--topology", type=parsing.something, help=about)
+    about = "container image that has recursia"
+    parser.add_argument("--image", type=parsing.something, help=about)
     about = "folder of a Python environment that has recursia, on the hosts"
-    parser.add_argument("--venv", type=parsing.place, help=about)
+    parser.add_argument("--venv", type=_folder, help=about)
     about = "folders that all hosts see under the same name, by commas"
-    parser.add_argument("--shared", type=parsing.names, default=(), help=about)
+    parser.add_argument("--shared", type=_folders, default=(), help=about)
     about = "an environment variable of the run; may be repeated"
     parser.add_argument(
         "--env", action="add", nargs=1, default=(), metavar="NAME=VALUE", help=about
     )
     about = f"starts after a stop, at most; default: {RESTARTS}"
-    parser.add_argument("--restarts", type=parsing.integer(0), help=about)
-    parser.add_argument("--hours", type=parsing.real(0.02), help="time limit; default: none")
+    parser.add_argument("--restarts", type=parsing.integer(0, MOST_RESTARTS), help=about)
+    about = "time limit of a start, at which the run is saved and starts again; default: none"
+    parser.add_argument("--hours", type=parsing.real(0.02, MOST_HOURS), help=about)
     for name, (meaning, titles) in choice.settings().items():
         about = f"{meaning} ({', '.join(titles)})".replace("%", "%%")
         parser.add_argument(f"--target.{name}", metavar="VALUE", help=about)
@@ -60,6 +64,16 @@ def job(
         restarts=given.restarts,
         seconds=round(3600 * (given.hours or 0)),
     )
+
+
+def _folder(typed: str) -> str:
+    return str(parsing.path(typed))
+
+
+def _folders(typed: str) -> tuple[str, ...]:
+    if not (found := tuple(_folder(each) for each in typed.split(",") if each)):
+        raise argparse.ArgumentTypeError(f"got {typed!r}, takes folders, by commas")
+    return found
 
 
 def place(text: str) -> str:

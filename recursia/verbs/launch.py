@@ -24,9 +24,11 @@ def options(parser: parsing.Parser) -> None:
     chosen.completer = choice.titles
     arguments.config_option(parser)
     about = "the run's directory: in a bucket, or in a folder that all hosts share"
-    parser.add_argument("--workdir", type=parsing.place, required=True, help=about)
+    place = lambda typed: str(parsing.workdir(typed))
+    parser.add_argument("--workdir", type=place, required=True, help=about)
     parser.add_argument("--dry_run", action="store_true", help="print what would be sent, and stop")
-    parser.add_argument("--name", help="of the job; default: the last part of --workdir")
+    about = "of the job; default: the last part of --workdir"
+    parser.add_argument("--name", type=parsing.something, help=about)
     machine_options.options(parser)
     about = "do not check, by compiling, that a step fits the chips"
     parser.add_argument("--no_preflight", action="store_true", help=about)

@@ -101,6 +101,10 @@ REFUSED = {
         ["--target=gke", "--image=i", *BUCKET],
         "--target=gke: needs --target.queue=VALUE (Kueue's LocalQueue",
     ),
+    "an empty field": (
+        ["--target=gke", "--target.queue=", "--image=i", *BUCKET],
+        "--target=gke: needs --target.queue=VALUE",
+    ),
     "no zone": (["--target=tpu-vm", "--image=i", *BUCKET], "needs --target.zone=VALUE"),
     "a field of another target": (
         [*GKE, *BUCKET, "--target.partition=x"],
@@ -113,6 +117,19 @@ REFUSED = {
         [*GKE, BUCKET[0], "--workdir=http://b/r"],
         "--workdir: http://b/r: a bucket is",
     ),
+    "no colon": ([*GKE, BUCKET[0], "--workdir=gs//b/r"], "launch: ", "gs//b/r: a bucket is written"),
+    "no folder": ([*GKE, BUCKET[0], "--workdir=gs://b"], "launch: ", "takes gs://BUCKET/FOLDER"),
+    "a bucket that is shared": ([*SLURM, "--workdir=/s/r", "--shared=gs://b"], "--shared: got 'gs"),
+    "no folder that is shared": ([*SLURM, "--workdir=/s/r", "--shared=,"], "takes folders, by"),
+    "an environment in a bucket": ([*SLURM, "--workdir=/s/r", "--venv=gs://b/env"], "--venv: got"),
+    "no environment here": (
+        ["--target=local", BUCKET[0], "--workdir=runs/x", "--venv=/none"],
+        "--venv=/none: has no program /none/bin/recursia",
+    ),
+    "no image": (["--target=gke", "--target.queue=q", *BUCKET, "--image="], "--image: is empty"),
+    "no name": ([*GKE, *BUCKET, "--name="], "--name: is empty"),
+    "too many restarts": ([*GKE, *BUCKET, "--restarts=1e30"], "from 0 to 2147483647"),
+    "too many hours": ([*GKE, *BUCKET, "--hours=1e9"], "from 0.02 to 8760"),
     "a folder that is not shared": (
         [*SLURM, "--workdir=/here/r", "--shared=/s,/t"],
         "--workdir=/here/r: the hosts of slurm see no folder",
