@@ -4,6 +4,7 @@ JSON text may contain U+2028 and U+0085, at which `str.splitlines` would split.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,15 @@ LONGEST = 1 << 26  # bytes of a line that is read
 def line(value: Any) -> str:
     """Returns a value as one line of JSON, with its line feed."""
     return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def strict(value: Any) -> Any:
+    """Returns a value whose numbers that are not finite are None, as JSON has none of them."""
+    if isinstance(value, dict):
+        return {name: strict(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def values(path: pathlib.Path) -> Iterator[Any]:

@@ -20,6 +20,7 @@ TRIAL, TRIALS = "trial.json", "trials"
 LOG = "log.txt"  # of a trial, in its directory
 _TYPES: dict[str, type] = {"config": str, "digest": str, "overrides": dict, "labels": dict}
 _TYPES |= {"trials": list, "is_search": bool, "how": dict}
+_ANEW = "remove it, and give the first command of the sweep again, which writes it anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,11 @@ def add(directory: pathlib.Path, trial: Trial) -> pathlib.Path:
     """Writes what a trial is, unless it is written; returns its directory."""
     folder = directory / TRIALS / trial.name
     values = {"config": trial.config, "overrides": trial.overrides, "labels": trial.labels}
-    if not (folder / TRIAL).exists() or _json(folder / TRIAL) != values:
+    try:
+        is_written = _json(folder / TRIAL) == values
+    except ConfigError:  # missing, or damaged
+        is_written = False
+    if not is_written:
         _write(folder / TRIAL, values)
     return folder
 
@@ -137,9 +142,10 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
     except StorageError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({why}); {_ANEW}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: cannot be read (it is no JSON object)")
+        raise ConfigError(f"{path}: cannot be read (it is no JSON object); {_ANEW}")
     return values
 
 

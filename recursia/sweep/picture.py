@@ -1,6 +1,7 @@
 """Draws the report of a sweep: needs matplotlib, of the extra `plot`."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import os
@@ -83,12 +84,17 @@ def _panels(report: Report) -> list[tuple[str, Panel]]:
         panels = [
             ("loss", functools.partial(_by_label, report.points, label, loss)) for label in labels
         ]
-        panels = panels or [
-            ("loss", functools.partial(_by_label, report.points, trials.SEED, loss))
-        ]
+        panels = panels or [("loss", functools.partial(_by_label, *_alike(report.points), loss))]
     if any(arm.rate is not None for arm in report.arms):
         panels.append(("", functools.partial(_arms, report.arms, loss)))
     return panels
+
+
+def _alike(points: Sequence[Point]) -> tuple[list[Point], str]:
+    """Returns trials that no label tells apart but their seeds, and by what they are drawn."""
+    if all(trials.SEED in point.labels for point in points):
+        return list(points), trials.SEED
+    return [dataclasses.replace(p, labels={"trial": p.name}) for p in points], "trial"
 
 
 def _arms(arms: Sequence[Arm], loss: str, axes: Axes) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 from recursia.errors import DataError
 from recursia.sweep import states
 from recursia.sweep.results import Result
+from recursia.sweep.standing import is_number
 
 SEED = "seed"  # the label of trials that differ by chance alone
 # The number that says how good a trial is: the first of these that any trial has. A model that
 # looks ahead as published has a second one, in mode "causal", and is compared by that.
 METRICS = ("validation_loss", "loss")
 CAUSAL = "_causal"
+BASE = "base"  # the label of configurations that trials change
 Labels = dict[str, Any]
 
 
@@ -66,20 +68,28 @@ def points(results: Sequence[Result], metric: str) -> list[Point]:
 
 
 def labelled(results: Sequence[Result]) -> list[Labels]:
-    """Returns each trial's labels; if none has any, the overrides in which they differ.
+    """Returns each trial's labels, with the overrides in which trials of equal ones differ.
 
-    These are named by the last part of their fields, as far as that is unique.
+    These are named by the last part of their fields, as far as that is unique; of bases that
+    differ, the name is "base".
     """
-    if any(result.labels for result in results):
-        return [dict(result.labels) for result in results]
-    fields = varying(result.overrides for result in results)
+    groups: dict[str, list[Labels]] = {}
+    rows = [{BASE: result.config, **result.overrides} for result in results]
+    for result, row in zip(results, rows, strict=True):
+        told = sorted((name, value) for name, value in result.labels.items() if name != SEED)
+        groups.setdefault(repr(told), []).append(row)
+    fields = list(dict.fromkeys(field for group in groups.values() for field in varying(group)))
     last = [field.rpartition(".")[2] for field in fields]
+    taken = [*last, *{label for result in results for label in result.labels}]
     names = {
-        field: name if last.count(name) == 1 else field
+        field: name if taken.count(name) == 1 else field
         for field, name in zip(fields, last, strict=True)
     }
-    short = [{names[f]: r.overrides[f] for f in fields if f in r.overrides} for r in results]
-    return [_with_one_seed(labels) for labels in short]
+    short = [{names[f]: row[f] for f in fields if f in row} for row in rows]
+    return [
+        {**_with_one_seed(labels), **result.labels}
+        for labels, result in zip(short, results, strict=True)
+    ]
 
 
 def _with_one_seed(labels: Labels) -> Labels:
@@ -130,8 +140,3 @@ def _order(point: Point, names: Sequence[str]) -> tuple:
 def order(value: Any) -> tuple:
     """Returns a key that sorts numbers by size, and before other values, which sort as text."""
     return (0, value, "") if is_number(value) else (1, 0, str(value))
-
-
-def is_number(value: Any) -> bool:
-    """Returns whether a label is a number, and no boolean."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

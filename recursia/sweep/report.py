@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from recursia import jsonlines
 from recursia.sweep import comparison, ranking, valleys
 from recursia.sweep import points as trials
 from recursia.sweep.fits import Parabola, PowerLaw
@@ -80,7 +81,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "refused": report.refused,
         "trials": [dataclasses.asdict(point) for point in report.points],
     }
-    return _finite(plain)
+    return jsonlines.strict(plain)
 
 
 def _family_json(family: Family) -> dict[str, Any]:
@@ -107,14 +108,6 @@ def _valley_json(valley: Valley) -> dict[str, Any]:
 
 def _law_json(law: PowerLaw | None) -> dict[str, Any] | None:
     return law and {"formula": power_law(law, "y", "x"), **dataclasses.asdict(law)}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parabola(fit: Parabola) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from recursia import accounting, budget, config, console, jsonlines, settings, storage
-from recursia.errors import StorageError, UserError
+from recursia.errors import ConfigError, StorageError, UserError
 from recursia.sweep import directory, states
 from recursia.sweep.directory import Sweep
+from recursia.sweep.standing import is_number
 from recursia.sweep.trial import Trial
 from recursia.train.writer import METRICS
 from recursia.workdir import directory as workdir
@@ -120,7 +121,7 @@ def _result(files: _Files, known: dict[Any, int]) -> Result:
     trial, rows, run = files.trial, files.rows, files.run or _base(files.trial)
     steps = max((row["step"] for row in rows), default=0)
     parameters, flops = _costs(run, files.vocab_size, steps, known) if run else (0, math.nan)
-    curve = [(row["step"], row[VALIDATION]) for row in rows if VALIDATION in row]
+    curve = [(row["step"], row[VALIDATION]) for row in rows if is_number(row.get(VALIDATION))]
     sequences = steps * run.train.batch_size if run else 0
     return Result(
         name=trial.name,
@@ -141,9 +142,14 @@ def _result(files: _Files, known: dict[Any, int]) -> Result:
 
 def _rows(folder: pathlib.Path) -> Iterable[dict[str, Any]]:
     path = folder / METRICS
-    for row in jsonlines.values(path) if path.exists() else ():
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            yield row
+    try:
+        for row in jsonlines.values(path) if path.exists() else ():
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield row
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _base(trial: Trial) -> settings.Run | None:
@@ -173,7 +179,7 @@ def _seconds(rows: list[dict[str, Any]]) -> float:
     """Returns the sum over all starts: a row counts the seconds since its start."""
     total = last = 0.0
     for row in rows:
-        phases = [seconds for name, seconds in row.items() if name.startswith(_SECONDS)]
+        phases = [s for name, s in row.items() if name.startswith(_SECONDS) and is_number(s)]
         if phases:
             total += last if sum(phases) < last else 0.0
             last = sum(phases)
@@ -183,13 +189,9 @@ def _seconds(rows: list[dict[str, Any]]) -> float:
 def _metrics(rows: list[dict[str, Any]], curve: list[tuple[int, float]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in rows:
-        found |= {mine: row[name] for name, mine in _LAST.items() if _is_number(row.get(name))}
+        found |= {mine: row[name] for name, mine in _LAST.items() if is_number(row.get(name))}
     finite = [loss for _, loss in curve if math.isfinite(loss)]
     return {**found, f"best_{VALIDATION}": min(finite)} if finite else found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
 
 
 def ranked(results: Iterable[Result], metric: str) -> list[Result]:

@@ -48,8 +48,13 @@ def of(name: str, folder: pathlib.Path) -> Standing:
     """Returns the standing of the trial in a directory."""
     found: dict[str, Any] = {"step": 0, "loss": None, VALIDATION: None}
     for row in rows(folder / METRICS):
-        found |= {key: row[key] for key in found if key in row}
+        found |= {key: row[key] for key in found if is_number(row.get(key))}
     return Standing(name, *states.of(folder), num_steps=_num_steps(folder), **found)
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a number, and no boolean."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:

@@ -8,11 +8,11 @@ import rich.console
 import rich.table
 import rich.text
 
+from recursia.sweep.points import BASE
 from recursia.sweep.results import Result
 from recursia.sweep.standing import Standing
 from recursia.sweep.trial import Trial
 
-BASE = "base"  # column of the configurations that trials change
 WIDTH = 1 << 10  # columns, where no terminal says how many there are
 _COLORS = {"running": "cyan", "finished": "green", "diverged": "yellow", "failed": "red"}
 

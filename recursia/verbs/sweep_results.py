@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from recursia import arguments, buckets, parsing
+from recursia import arguments, buckets, jsonlines, parsing
 from recursia.errors import ConfigError, StorageError
 
 ABOUT = "The results of a sweep, ranked by a metric; as a table, as CSV or as JSON."
@@ -35,8 +35,8 @@ def run(given: argparse.Namespace) -> None:
     if given.csv:
         _write(given.csv, results.csv(ranked))
     if given.json:
-        rows = [_finite(dataclasses.asdict(result)) for result in ranked]
-        print(json.dumps({"metric": given.metric, "trials": rows}))
+        rows = [dataclasses.asdict(result) for result in ranked]
+        print(json.dumps(jsonlines.strict({"metric": given.metric, "trials": rows})))
     elif given.csv != "-":
         tables.show(tables.results(ranked, given.metric))
 
@@ -63,12 +63,3 @@ def _write(path: Any, text: str) -> None:
                 file.write(text)
     except OSError as error:
         raise StorageError(f"--csv={path}: cannot be written ({error.strerror})") from None
-
-
-def _finite(value: Any) -> Any:
-    """Returns a value whose numbers that are not finite are null, as JSON has none."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and value - value != 0 else value

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 
-from recursia import arguments, console, parsing
+from recursia import arguments, console, jsonlines, parsing
 
 ABOUT = "How the trials of a sweep stand, as their directories say."
 
@@ -30,7 +30,8 @@ def run(given: argparse.Namespace) -> None:
             {**dataclasses.asdict(trial), **dataclasses.asdict(each), "job": jobs.get(each.name)}
             for trial, each in zip(trials, found, strict=True)
         ]
-        print(json.dumps({"config": sweep.config, "counts": counts, "trials": rows}))
+        shown = {"config": sweep.config, "counts": counts, "trials": rows}
+        print(json.dumps(jsonlines.strict(shown)))
         return
     tables.show(tables.standings(list(zip(trials, found, strict=True))))
     print("\n".join([*tables.reasons(found), ""]), end="")

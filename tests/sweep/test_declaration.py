@@ -214,14 +214,18 @@ def test_trials_that_are_still_declared_are_kept_and_others_are_named(tmp_path):
     assert second.digest != first.digest == declared(tmp_path, body.format("(1, 2)")).digest
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("sweep.json", "{"), ("sweep.json", "[]"), ("sweep.json", "{}")]
-)
+@pytest.mark.parametrize("text", ["{", "[]", "{}", ""])
+@pytest.mark.parametrize("name", ["sweep.json", "trial.json"])
 def test_a_damaged_declaration_is_one_line(name, text, tmp_path, refused_command):
-    directory.write(tmp_path / "s", declared(tmp_path, "add()"), {})
-    (tmp_path / "s" / name).write_text(text)
+    made = declared(tmp_path, "add()")
+    directory.write(tmp_path / "s", made, {})
+    (path,) = (tmp_path / "s").rglob(name)
+    path.write_text(text) if text else path.unlink()
     for verb in ("status", "resume", "results"):
         refused_command("sweep", verb, f"--workdir={tmp_path / 's'}", parts=[name])
+    if name == "trial.json":
+        directory.write(tmp_path / "s", made, {})
+        assert directory.read(tmp_path / "s").all() == list(made.trials)
 
 
 def test_no_sweep_is_one_line(tmp_path, refused_command):

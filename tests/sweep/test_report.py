@@ -156,6 +156,32 @@ def test_trials_without_labels_are_known_by_the_fields_in_which_they_differ():
     assert found.valleys[0].fit.best.value == pytest.approx(2e-3)
 
 
+def test_trials_of_equal_labels_are_told_apart_by_the_fields_in_which_they_differ():
+    """Else another learning rate would count as another seed."""
+    field, found = "optimizer.learning_rate", []
+    for index, (system, rate) in enumerate([("x", 1e-3), ("x", 2e-3), ("y", 1e-3)]):
+        given = {field: rate, "train.seed": index}
+        found.append(sweeps.result(str(index), {"system": system}, 2.0 + rate, overrides=given))
+    named = [dataclasses.replace(r, labels={**r.labels, "seed": i}) for i, r in enumerate(found)]
+    for results in (found, named):
+        assert [row.labels for row in report.of(results).rows] == [
+            {"learning_rate": 1e-3, "system": "x"},
+            {"learning_rate": 1e-3, "system": "y"},
+            {"learning_rate": 2e-3, "system": "x"},
+        ]
+        assert [point.labels["seed"] for point in report.of(results).points] == [0, 1, 2]
+    seeds = [dataclasses.replace(r, overrides={"train.seed": i}) for i, r in enumerate(named)]
+    assert {tuple(row.labels) for row in report.of(seeds).rows} == {("system",)}
+    bases = [dataclasses.replace(found[0], config=name, name=name) for name in ("a:tiny", "b:tiny")]
+    assert [row.labels for row in report.of(bases).rows] == [{"base": "a:tiny"}, {"base": "b:tiny"}]
+
+
+@pytest.mark.parametrize("labels", [{}, {"system": "x"}, {"seed": 1}])
+def test_one_trial_is_drawn(labels):
+    (axes,) = axes_of([sweeps.result("a", labels, 2.0)]).values()
+    assert axes.lines and axes.get_title() == f"loss by {'seed' if 'seed' in labels else 'trial'}"
+
+
 def test_a_model_that_looks_ahead_is_compared_by_its_causal_loss():
     causal = {"validation_loss": 1.0, "validation_loss_causal": 2.5}
     results = [sweeps.result("a", {"sharing": "x"}, 2.0), sweeps.result("b", {"sharing": "y"}, 1.0)]

@@ -50,6 +50,16 @@ def test_a_number_that_is_not_finite_is_null_in_json(tmp_path, sweep):
     shown, _ = sweep("results", "--json")
     assert "NaN" not in shown and "Infinity" not in shown
     assert json.loads(shown)["trials"][-1]["metrics"]["loss"] is None, "which comes last"
+    shown, _ = sweep("status", "--json")
+    assert "NaN" not in shown and "Infinity" not in shown
+    path.write_text('{"step": 2, "validation_loss": 2}\n{"step": 3, "validation_loss": null}\n')
+    path.open("a").write('{"step": 4, "validation_loss": true, "loss": "x", "seconds_step": "y"}\n')
+    (row,) = (r for r in json.loads(sweep("results", "--json")[0])["trials"] if r["steps"] == 4)
+    assert row["curve"] == [[2, 2]] and row["metrics"]["validation_loss"] == 2
+    path.unlink()
+    path.mkdir()
+    _, said = sweep("results", code=2)
+    assert said == f"recursia: {path}: cannot be read (Is a directory)\n"
 
 
 def test_results_outlive_the_file_that_declares_them(sweep, tmp_path, command):
