@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from recursia import compiled, console, parsing, signals, verbs
-from recursia.errors import CheckFailed, ConfigError, OutputLost, UserError
+from recursia.errors import CheckFailed, ConfigError, OutputLost, StorageError, UserError
 
 _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/kfd")
 
@@ -85,7 +85,14 @@ def _command(given: list[str]) -> int:
     if options.compiles and console.is_live():
         with console.doing("starting"):
             importlib.import_module("jax")
-    code = options.run(options) or 0
+    try:
+        code = options.run(options) or 0
+    except PermissionError as error:
+        if error.filename is None:
+            raise
+        raise StorageError(
+            f"{error.filename}: {error.strerror}; give a place that is yours"
+        ) from None
     if not code and not options.is_silent and not getattr(options, "json", False):
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pathlib
 import shlex
 import subprocess
 import sys
@@ -112,6 +113,20 @@ def test_a_workdir_that_cannot_be_written_is_one_line(folder, command, name):
     workdir = f"--workdir={folder / name}"
     _, err = command("train", f"--config={folder / 'tiny.py'}", workdir, code=2)
     assert_one_line(err, f"{workdir}: cannot be written")
+
+
+@pytest.mark.parametrize("verb", ["sweep status", "eval", "ckpt ls"])
+def test_a_folder_of_others_is_one_line(verb, tmp_path, command, monkeypatch):
+    theirs, real = tmp_path / "theirs", pathlib.Path.stat
+
+    def stat(self, **how):
+        if self.is_relative_to(theirs):
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, **how)
+
+    monkeypatch.setattr(pathlib.Path, "stat", stat)
+    _, err = command(*verb.split(), f"--workdir={theirs}", code=6)
+    assert_one_line(err, theirs, "Permission denied; give a place that is yours")
 
 
 @pytest.mark.parametrize("verb", [("eval",), ("generate", "--prompt=a")])

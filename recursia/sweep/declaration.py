@@ -109,7 +109,10 @@ def _settings(name: str) -> Search:
 def _added(name: str, sweep: Callable) -> list[dict[str, Any]]:
     """Returns what a sweep adds, in order."""
     added: list[dict[str, Any]] = []
-    add = lambda **overrides: added.append(overrides)
+
+    def add(**overrides: Any) -> None:
+        added.append(overrides)
+
     preset = presets.split(name)[1]
     try:
         sweep(*(add, preset)[: len(inspect.signature(sweep).parameters)])

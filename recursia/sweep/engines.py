@@ -11,7 +11,7 @@ import hashlib
 import json
 import pathlib
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from recursia import buckets, console, settings, storage
@@ -92,7 +92,7 @@ class Engine:
         where, found = self._machines([run for _, run in runs]), []
         for each in self.submissions(commands):
             listed = tuple(commands[task] for task in each.tasks)
-            _check_words(listed)
+            check_words(listed)
             job = machine_options.job(self._given, each.name, listed, where)
             with self._named():
                 self._target.check(job)
@@ -267,7 +267,7 @@ class JobSets(Engine):
 ENGINES: dict[str, type[Engine]] = {engine.TITLE: engine for engine in (Array, JobSets)}
 
 
-def _check_words(commands: tuple[tuple[str, ...], ...]) -> None:
+def check_words(commands: Iterable[tuple[str, ...]]) -> None:
     """Checks that scripts can hold commands: every word is printable text of one line."""
     for word in (word for command in commands for word in command):
         if not word.isprintable():
@@ -300,5 +300,5 @@ def jobs(directory: pathlib.Path) -> dict[str, str]:
 
 def sent(directory: pathlib.Path) -> list[Submission]:
     """Returns the submissions of a sweep so far, in their order."""
-    paths = (directory / SUBMISSIONS).glob("*.json")
+    paths = [p for p in (directory / SUBMISSIONS).glob("*.json") if p.stem.isdecimal()]
     return storage.at_once(_submission, sorted(paths, key=lambda path: int(path.stem)))

@@ -64,6 +64,8 @@ def sample(number: int, seed: int, spaces: Mapping[str, Space] | None = None, **
 
 def uniform(low: float, high: float) -> Callable[[float], float]:
     """Returns the space of numbers from `low` to `high`, of four significant digits."""
+    if not low <= high:
+        raise ValueError(f"uniform: takes low <= high, got {low} and {high}")
     return lambda unit: _short(low + unit * (high - low))
 
 
@@ -84,10 +86,18 @@ def _axes(axes: tuple[Axis, ...], values: Mapping[str, Iterable[Any]]) -> list[l
     for axis in (*axes, values):
         if isinstance(axis, Mapping):
             fields: list[tuple[Any, Any]] = list(axis.items())
-            found += [[{name: value} for value in several] for name, several in fields]
+            found += [
+                [{name: value} for value in _listed(several, name)] for name, several in fields
+            ]
         else:
-            found.append([dict(overrides) for overrides in axis])
+            found.append([dict(overrides) for overrides in _listed(axis, "an axis")])
     return found
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name}: got {values!r}, takes a list of values")
+    return list(values)
 
 
 def _joined(parts: Iterable[Overrides]) -> Overrides:

@@ -79,8 +79,11 @@ class Plan:
         self._engine = engine(given, self._place) if engine else None
 
     def check(self) -> None:
-        """Checks that an engine takes the trials; raises ConfigError if it does not."""
-        if self._engine is not None and (commands := self._commands()):
+        """Checks that the runner takes the trials; raises ConfigError if it does not."""
+        commands = self._commands()
+        if self._engine is None and self._given.runner != options.LOCAL:
+            engines.check_words(commands.values())
+        elif self._engine is not None and commands:
             self._engine.prepared(commands, self._runs())
 
     def go(self) -> int:

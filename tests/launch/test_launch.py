@@ -117,7 +117,11 @@ REFUSED = {
         [*GKE, BUCKET[0], "--workdir=http://b/r"],
         "--workdir: http://b/r: a bucket is",
     ),
-    "no colon": ([*GKE, BUCKET[0], "--workdir=gs//b/r"], "launch: ", "gs//b/r: a bucket is written"),
+    "no colon": (
+        [*GKE, BUCKET[0], "--workdir=gs//b/r"],
+        "launch: ",
+        "gs//b/r: a bucket is written",
+    ),
     "no folder": ([*GKE, BUCKET[0], "--workdir=gs://b"], "launch: ", "takes gs://BUCKET/FOLDER"),
     "a bucket that is shared": ([*SLURM, "--workdir=/s/r", "--shared=gs://b"], "--shared: got 'gs"),
     "no folder that is shared": ([*SLURM, "--workdir=/s/r", "--shared=,"], "takes folders, by"),

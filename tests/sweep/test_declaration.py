@@ -117,6 +117,7 @@ REFUSED = {
     "a bad value": ("add()\nadd(**{'train.num_steps': 'ten'})", ["trial 2", "'ten'"]),
     "no value": ("add(**{'train.num_steps': object})", ["trial 1", "object"]),
     "an error": ("1 / 0", ["ZeroDivisionError", "line"]),
+    "no name": ("add({'train.num_steps': 3})", ["add() takes 0 positional arguments"]),
     "an exit": ("raise SystemExit('no')", ["SystemExit"]),
     "equal trials": (
         "add(**{'optimizer.learning_rate': 1e-3})\nadd(**{'optimizer.learning_rate': '0.001'})",

@@ -29,6 +29,12 @@ def test_two_axes_may_not_set_one_field():
         product({"a": [1]}, a=[2])
 
 
+@pytest.mark.parametrize(("axis", "name"), [({"a.b": 3}, "a.b"), (3, "an axis")])
+def test_an_axis_is_a_list(axis, name):
+    with pytest.raises(ValueError, match=f"{name}: got 3, takes a list"):
+        product(axis)
+
+
 def test_a_sample_is_the_same_everywhere_and_grows_without_changing():
     spaces = {"rate": log_uniform(1e-4, 1e-2), "decay": uniform(0, 1), "kind": ["x", "y", "z"]}
     made = sample(3, 0, spaces)
@@ -50,3 +56,5 @@ def test_draws_stay_in_their_space():
     assert all(each["rate"] == float(f"{each['rate']:.{grids.DIGITS}g}") for each in drawn)
     with pytest.raises(ValueError, match="0 < low"):
         log_uniform(0, 1)
+    with pytest.raises(ValueError, match="low <= high, got 3 and 1"):
+        uniform(3, 1)

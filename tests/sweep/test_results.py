@@ -15,6 +15,9 @@ def test_status_says_why_in_a_table_and_as_one_object(sweep, tmp_path):
     rows = {row["overrides"]["optimizer.learning_rate"]: row for row in shown["trials"]}
     assert rows[1]["state"] == "failed" and rows[1]["why"] == "data.path: there is none"
     assert rows[0.01]["step"] == rows[0.01]["num_steps"] == 3 and rows[0.01]["job"] is None
+    (tmp_path / "s" / "submissions").mkdir()
+    (tmp_path / "s" / "submissions" / "copy.json").write_text("{")
+    assert json.loads(sweep("status", "--json")[0]) == shown, "that is none of ours"
 
 
 def test_results_are_ranked_and_have_a_column_for_all_that_trials_have(sweep, tmp_path):

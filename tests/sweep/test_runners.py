@@ -26,6 +26,10 @@ def test_a_sweep_needs_a_folder_of_its_own(sweep, tmp_path, refused_command):
     config = f"--config={tmp_path / 'tiny.py'}"
     for place in ("gs://b", "s3:/b/s", "http://b/s"):
         refused_command("sweep", config, f"--workdir={place}", parts=[place, "://BUCKET/FOLDER"])
+    lines = "--config.train.init_from=a\nb"
+    place = f"--workdir={tmp_path / 'lines'}"
+    refused_command("sweep", config, lines, "--runner=print", place, parts=["one line"])
+    assert not (tmp_path / "lines").exists()
     (tmp_path / "config.json").touch()
     place = f"--workdir={tmp_path}"
     refused_command("sweep", config, "--runner=print", place, parts=["holds a run"])

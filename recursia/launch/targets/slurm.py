@@ -52,10 +52,9 @@ class Slurm(Target):
             raise ConfigError(f"--target.grace={self.grace}: takes seconds from 1 to {_GRACE}")
         if job.seconds and job.seconds <= self.grace + _EARLY:
             raise ConfigError(
-                f"--hours={job.seconds / 3600:.3g}: of {job.seconds} seconds, "
-                f"--target.grace={self.grace} and the minute by which SLURM may be early leave none "
-                "to train, and the job would be queued again and again; give more hours, or less "
-                "grace"
+                f"--hours={job.seconds / 3600:.3g}: of {job.seconds} seconds, --target.grace="
+                f"{self.grace} and the minute by which SLURM may be early leave none to train, and "
+                "the job would be queued again and again; give more hours, or less grace"
             )
 
     def script(self, job: Job) -> str:
