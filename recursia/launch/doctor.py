@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from recursia import chips
+from recursia import buckets, chips
 
 PACKAGES = ("recursia", "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "flax", "optax")
 PACKAGES += ("orbax-checkpoint", "tensorstore", "grain", "numpy")
@@ -45,8 +45,8 @@ def examine(workdir: pathlib.Path | None) -> dict[str, Any]:
 
     Returns:
       versions, devices, environment: as text, by name.
-      workdir: `ok` and `reason`, the seconds to write and sync a file, and the free bytes; missing
-        if none was given.
+      workdir: `ok` and `reason`, the seconds to write and sync a file, and the free bytes, which a
+        bucket does not have; missing if none was given.
       matmul: dtype, width, FLOP/s of one device, and their share of the peak if it is known.
       all_reduce: bytes of each device, seconds, and bytes a second that each device has to send;
         missing with one device.
@@ -104,9 +104,12 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def writable(workdir: pathlib.Path) -> dict[str, Any]:
-    """Returns whether a file can be written in a directory, and how fast."""
+    """Returns whether a file can be written in a directory or a bucket, and how fast."""
+    name = f".doctor-{os.getpid()}-{jax.process_index()}"
+    if buckets.is_place(workdir):
+        return _writable_there(workdir, name)
     made = next((p for p in (workdir, *workdir.absolute().parents) if p.exists()), workdir)
-    probe = made / f".doctor-{os.getpid()}-{jax.process_index()}"
+    probe = made / name
     start = time.monotonic()
     try:
         with probe.open("wb") as file:
@@ -118,6 +121,17 @@ def writable(workdir: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         return {"ok": False, "reason": error.strerror or type(error).__name__}
     return {"ok": True, "seconds": seconds, "free_bytes": free, "exists": made == workdir}
+
+
+def _writable_there(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+    start = time.monotonic()
+    try:
+        (workdir / name).write_bytes(bytes(1 << 20))
+        seconds = time.monotonic() - start
+        (workdir / name).unlink()
+        return {"ok": True, "seconds": seconds, "exists": workdir.exists()}
+    except OSError as error:
+        return {"ok": False, "reason": error.strerror or type(error).__name__}
 
 
 def matmul() -> dict[str, Any]:
@@ -211,5 +225,5 @@ def _workdir(found: Mapping[str, Any]) -> str:
     if not found["ok"]:
         return f"cannot be written ({found['reason']})"
     made = "" if found["exists"] else "does not exist, but its folder "
-    free = f"{found['free_bytes'] / 1e9:.0f} GB free"
-    return f"{made}can be written, 1 MB in {1e3 * found['seconds']:.1f} ms, {free}"
+    free = f", {found['free_bytes'] / 1e9:.0f} GB free" if "free_bytes" in found else ""
+    return f"{made}can be written, 1 MB in {1e3 * found['seconds']:.1f} ms{free}"

@@ -11,8 +11,8 @@ ABOUT = "Devices, versions, variables and speeds of this machine, safe to show t
 
 def options(parser: parsing.Parser) -> None:
     """Adds the options."""
-    about = "a directory of runs: can it be written, and how fast"
-    parser.add_argument("--workdir", type=parsing.path, help=about)
+    about = "a directory of runs, or its place in a bucket: can it be written, and how fast"
+    parser.add_argument("--workdir", type=parsing.workdir, help=about)
     arguments.json_option(parser)
     arguments.process_options(parser)
 

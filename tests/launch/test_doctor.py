@@ -10,6 +10,7 @@ import stat
 
 import pytest
 
+from recursia import buckets
 from recursia.launch import doctor
 
 
@@ -83,6 +84,15 @@ def test_a_workdir_that_cannot_be_written_is_a_failed_check(command, tmp_path):
         tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
         out, _ = command("doctor", f"--workdir={tmp_path}/new", code=1)
         assert "cannot be written (Permission denied)" in out
+
+
+def test_a_bucket_is_written_and_left_as_it_was(command, bucket):
+    place = buckets.path(bucket) / "doctor"
+    said, _ = command("doctor", f"--workdir={place}")
+    written = r"^workdir +does not exist, but its folder can be written, 1 MB in \d+\.\d ms$"
+    assert re.search(written, said, re.MULTILINE) and not place.exists()
+    said, _ = command("doctor", f"--workdir={place.scheme}://no-such-bucket/runs", code=1)
+    assert re.search(r"^workdir +cannot be written \(there is no such bucket\)$", said, re.MULTILINE)
 
 
 def test_a_workdir_that_is_not_there_yet_is_not_made(command, tmp_path):
