@@ -139,7 +139,7 @@ MAY = {
     | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}
     | {"launch", "train", "parsing", "buckets", "storage", "objects", "parts"},
     "verbs": BASE
-    | {"buckets"}
+    | {"buckets", "jsonlines"}
     | {
         "sweep",
         "config",

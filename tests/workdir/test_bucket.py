@@ -80,6 +80,14 @@ def assert_equal(place, unbroken, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("emulator", ["gs", exhaustive("s3")], indirect=True)
 def test_a_run_killed_in_a_bucket_resumes_to_the_bit(folder, bucket, unbroken, tmp_path, command):
+    """With its prepared data there too, where those of the unbroken run are on disk."""
+    texts = (f"--input={folder}/train.txt", f"--validation={folder}/validation.txt")
+    data, bucket = f"{bucket}/data", f"{bucket}/run"
+    prepared = (*texts, "--tokenizer=byte", f"--output={data}", f"--partial={tmp_path}/partial")
+    command("data", "prepare", *prepared)
+    there = {**runs.values(folder, **SECTIONS), "data": {"path": [data]}}
+    folder = tmp_path
+    runs.write_config(folder / "tiny.py", there)
     place = buckets.path(bucket)
     with start(folder, bucket) as process:
         while not (place / "checkpoints" / "3" / digests.COMMIT).exists():
