@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from recursia import buckets, jsonlines
+from recursia import buckets, compiled, jsonlines
 from recursia.errors import DataError, Diverged, Preempted
 from recursia.workdir import ending, place
 
@@ -33,6 +33,7 @@ def main() -> int:
     behaviour = json.loads(os.environ.get("BEHAVIOUR", "{}")).get(rate, "")
     started: dict = {"cpus": sorted(os.sched_getaffinity(0)), "threads": os.environ.get("NPROC")}
     started["gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
+    started["cache"] = os.environ.get(compiled.VARIABLE)
     append(given.workdir / "starts.jsonl", started)
     if behaviour == "crash":
         print("first line\nRuntimeError: no such thing")

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -180,6 +181,28 @@ case $count in 1) echo ACTIVE ;; 3|4) echo SUSPENDED ;; *) exit 1 ;; esac
     again = ["describe", "delete", "create"]
     assert asked == ["create", "describe", "describe", *again, *again, *["describe"] * 5]
     assert (tmp_path / "boot").read_text() + "\n" == documents(text)[0]
+
+
+@pytest.mark.slow
+def test_gcloud_reads_the_commands_of_queued_resources(tmp_path):
+    """By its own parser, before it asks for an account, of which it knows none here."""
+    if shutil.which("gcloud") is None:
+        pytest.skip("the Google Cloud CLI is not installed")
+    alone = {"CONFIG": str(tmp_path), "CORE_DISABLE_PROMPTS": "1", "CORE_PROJECT": "none"}
+    alone |= {"CORE_CHECK_GCE_METADATA": "false"}  # which would name an account
+    alone |= {"API_ENDPOINT_OVERRIDES_TPU": "http://127.0.0.1:9/"}  # where nothing listens
+    alone = {f"CLOUDSDK_{name}": value for name, value in alone.items()}
+    said = lambda text: bash(text, HOME=str(tmp_path), **alone).stderr
+
+    for name in ("tpu_vm", "tpu_vm_spot"):
+        boot, then = script(name).split("create() {\n")
+        create, _, watch = then.partition("\n}\n")
+        whole = re.sub(r" \\\n *", " ", create + "\n" + watch)
+        commands = re.findall(r"gcloud compute tpus .*?(?=\); then|$)", whole, re.MULTILINE)
+        assert len(commands) == (3 if name == "tpu_vm_spot" else 1)
+        for command in commands:
+            assert "active account" in said(f"{boot}\n{command}"), command
+    assert "unrecognized arguments" in said(f"{boot}\n{command} --unknown")
 
 
 REFUSED = [

@@ -1,23 +1,30 @@
 """Trials at a time use CPUs and GPUs of their own."""
 
 import os
+import types
 
 import pytest
 
+from recursia import compiled
 from recursia.errors import ConfigError
 from recursia.sweep import accelerators, directory, division
 from tests.helpers import trials
 from tests.helpers.refusals import refused
 
 
-def test_trials_side_by_side_share_no_cpu(sweep, tmp_path):
+def test_trials_side_by_side_share_no_cpu_and_one_cache(sweep, tmp_path, monkeypatch):
     cpus = division.cpus()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(compiled.VARIABLE, "")  # so that it is put back
+    monkeypatch.delenv(compiled.VARIABLE)
+    monkeypatch.setattr(compiled, "sys", types.SimpleNamespace(modules={}))  # jax keeps its own
     if len(cpus) < 2:
         pytest.skip("one CPU")
     sweep("--jobs=2", "--threads=1")
     started = [each[0] for each in trials.starts(tmp_path / "s").values()]
     assert {tuple(each["cpus"]) for each in started} == {(cpus[0],), (cpus[1],)}
     assert {each["threads"] for each in started} == {"1"}
+    assert {each["cache"] for each in started} == {str(compiled.default())}
     assert division.cpus() == cpus, "this process keeps its own"
 
 

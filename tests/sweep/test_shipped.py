@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import re
 
 import pytest
 
@@ -25,9 +26,9 @@ EVERY = [
     for name in SWEEPS
 ]
 UNEQUAL = ("_tokens", "iso_flop", "learning_rate")  # sweeps of several budgets
-told = lambda each: each if isinstance(each, str) else each.values[0]
-EQUAL = [each for each in EVERY if not any(part in told(each) for part in UNEQUAL)]
-BUDGETS = [each for each in EVERY if "iso_flop" in told(each)]
+called = lambda each: each if isinstance(each, str) else each.values[0]
+EQUAL = [each for each in EVERY if not any(part in called(each) for part in UNEQUAL)]
+BUDGETS = [each for each in EVERY if "iso_flop" in called(each)]
 
 
 @functools.cache
@@ -43,11 +44,31 @@ def flops_and_step(trial):
     return total, total / run.train.num_steps
 
 
+ROW = re.compile(r"^\| `(\w+)` \| (.*?) \| (\d+(?:, \d+)*) \|", re.MULTILINE)
+
+
+@functools.cache
+def told():
+    """Returns how many trials the page says that a sweep has, by its name."""
+    found = {}
+    for file, sizes, counts in ROW.findall(page("sweeps")):
+        each, numbers = re.findall(r"`(\w+)`", sizes), counts.split(", ")
+        numbers = numbers * len(each) if len(numbers) == 1 else numbers
+        found |= {f"sweeps/{file}:{p}": int(n) for p, n in zip(each, numbers, strict=False)}
+    return found
+
+
+def test_the_page_has_every_sweep():
+    assert {name.partition(":")[0] for name in told()} == {f"sweeps/{file}" for file in FILES}
+    assert told().keys() <= set(SWEEPS)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_trials_are_configurations_and_differ_in_their_labels(name):
     trials = declared(name)
     labels = [tuple(sorted(trial.labels.items())) for trial in trials]
     assert len(set(labels)) == len(trials) > 1
+    assert len(trials) == told().get(name, len(trials))
 
 
 @pytest.mark.parametrize("name", EQUAL)
