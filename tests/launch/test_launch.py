@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 
 import pytest
 
@@ -187,6 +188,12 @@ def test_a_mistake_is_one_line_and_nothing_is_sent(refused_command, examined, tm
     typed, *parts = REFUSED[name]
     refused_command("launch", *typed, parts=parts)
     assert not (tmp_path / "sent").exists() and examined == []
+
+
+def test_a_folder_here_may_have_any_name(command):
+    typed = ["--target=local", BUCKET[0], "--workdir=runs/it's été", "--dry_run"]
+    (word,) = (w for w in shlex.split(command("launch", *typed)[0]) if w.startswith("--workdir"))
+    assert word == "--workdir=runs/it's été"
 
 
 def test_an_engine_that_fails_is_one_line(command, engines, tmp_path):

@@ -25,6 +25,7 @@ class Local(Target):
     """
 
     IS_HERE: ClassVar[bool] = True
+    NAME: ClassVar[str] = ".+"  # which nothing shows here
 
     processes: int = 1
 
