@@ -81,9 +81,13 @@ def place(text: str) -> str:
     return text if "://" in text or not text else os.path.abspath(text)
 
 
-def file(config: str) -> tuple[str, str]:
-    """Returns the file that `--config` names, "" for a shipped one, and ":PRESET"."""
-    match = re.fullmatch(r"(.*\.py)(:.*)?", config, re.DOTALL)
+def file(name: str) -> tuple[str, str]:
+    """Returns the file or the run that `--config` names, "" for a shipped one, and ":PRESET"."""
+    from recursia import config
+
+    if config.is_run(name):
+        return name, ""
+    match = re.fullmatch(r"(.*\.py)(:.*)?", name, re.DOTALL)
     return (match[1], match[2] or "") if match else ("", "")
 
 

@@ -213,6 +213,14 @@ def test_a_file_and_folders_are_named_so_that_every_host_finds_them(command, tmp
         f"srun {tmp_path}/env/bin/recursia train --config={tmp_path}/tiny.py:tiny "
         f"--config.train.init_from={tmp_path}/runs/b --workdir={tmp_path}/runs/a\n"
     ) in text
+    run = config.to_dict(config.load("vanilla:tiny", {}))
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text(json.dumps(run))
+    typed = [*SLURM[:2], "--config=old", "--workdir=gs://b/r", "--dry_run"]
+    _, said = command("launch", *typed, code=2)
+    assert said.startswith("recursia: --config=old: the hosts of slurm see no folder")
+    text = command("launch", *typed, f"--shared={tmp_path}")[0].replace(" \\\n  ", " ")
+    assert f"srun recursia train --config={tmp_path}/old --workdir=gs://b/r\n" in text
 
 
 def test_a_report_depends_on_what_the_program_depends_on(tmp_path, monkeypatch):
