@@ -54,13 +54,33 @@ def how(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def remember(given: argparse.Namespace, recorded: Mapping[str, Any]) -> None:
-    """Sets options that were not typed to what is recorded."""
+    """Sets options that were not typed to what is recorded.
+
+    Raises:
+      ConfigError: if what is recorded cannot be typed.
+    """
     is_other = given.runner is not None and given.runner != recorded.get("runner")
+    before = _read(given, recorded)
     for name in _names():
         if getattr(given, name) in (None, ()) and not (is_other and name.startswith("target.")):
-            value = recorded.get(name, getattr(given, name))
-            setattr(given, name, tuple(value) if isinstance(value, list) else value)
+            setattr(given, name, getattr(before, name))
     given.runner = given.runner or LOCAL
+
+
+def _read(given: argparse.Namespace, recorded: Mapping[str, Any]) -> argparse.Namespace:
+    """Returns recorded options as if they were typed."""
+    parser = parsing.Parser(prog="recursia sweep")
+    add(parser)
+    words = []
+    for name in (name for name in _names() if name in recorded):
+        value = recorded[name]
+        if isinstance(value, list) and name != "env":
+            value = ",".join(map(str, value))
+        words += [f"--{name}={each}" for each in (value if isinstance(value, list) else [value])]
+    try:
+        return parser.parse_args(words)
+    except ConfigError as error:
+        raise ConfigError(f"--workdir={given.workdir}: what it records: {error}") from None
 
 
 def _names() -> list[str]:

@@ -1,6 +1,9 @@
 """What is printed, and what is refused, before any trial runs."""
 
+import json
 import pathlib
+
+import pytest
 
 from recursia.sweep import directory
 from recursia.workdir import ending
@@ -38,3 +41,22 @@ def test_a_sweep_needs_a_folder_of_its_own(sweep, tmp_path, refused_command):
 def test_a_dry_run_writes_nothing(sweep, tmp_path):
     shown, _ = sweep("--dry_run")
     assert shown.count("\n") == 3 and not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "part"),
+    [
+        ({"runner": "k8s"}, "--runner: invalid choice: 'k8s'"),
+        ({"threads": "x"}, "--threads: got 'x', takes a number"),
+        ({"runner": "slurm", "topology": 3}, "--topology=3: takes"),
+    ],
+)
+def test_what_is_recorded_of_a_runner_is_read_as_it_is_typed(how, part, sweep, tmp_path):
+    sweep("--runner=print", "--threads=2", "--shared=/a,/b", "--env=A=1", "--env=B=x,y")
+    path = tmp_path / "s" / "sweep.json"
+    values = json.loads(path.read_text())
+    sweep("resume")
+    assert json.loads(path.read_text())["how"] == values["how"]
+    path.write_text(json.dumps({**values, "how": how}))
+    _, said = sweep("resume", "--dry_run", code=2)
+    assert said.count("\n") == 1 and part in said
