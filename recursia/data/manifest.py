@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from typing import Any, NotRequired, TypedDict
 
@@ -95,9 +94,10 @@ def read(directory: str) -> Manifest:
       DataError: if there is none, or it cannot be read, is of another version, or says what is not
         written: another dtype, a name of a shard outside the folder, a number out of range.
     """
-    path = buckets.path(os.path.join(directory, "manifest.json"))
+    folder = buckets.path(directory)
+    path = folder / "manifest.json"
     try:
-        if not buckets.path(directory).is_dir():
+        if not folder.is_dir():
             raise DataError(f"{directory}: no such folder; make it with recursia data prepare.")
         if (size := path.stat().st_size) > LONGEST:
             raise ValueError(f"{size} bytes, at most {LONGEST} are read")

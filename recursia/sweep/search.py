@@ -23,5 +23,15 @@ class Search:
     pruner: Any = None
 
     def __post_init__(self):
-        if self.num_trials < 1:
-            raise ValueError(f"num_trials: got {self.num_trials}, takes a number from 1")
+        is_count = lambda value: isinstance(value, int) and not isinstance(value, bool)
+        if not is_count(self.num_trials) or self.num_trials < 1:
+            raise ValueError(f"num_trials: got {self.num_trials!r}, takes a number from 1")
+        if not is_count(self.seed):
+            raise ValueError(f"seed: got {self.seed!r}, takes an integer")
+        if self.sampler is not None and not callable(self.sampler):
+            what = "what makes a sampler, such as optuna.samplers.RandomSampler"
+            raise ValueError(f"sampler: got {self.sampler!r}, takes {what}")
+        is_made = hasattr(self.pruner, "prune") and not isinstance(self.pruner, type)
+        if self.pruner is not None and not is_made:
+            what = "a pruner, such as optuna.pruners.MedianPruner()"
+            raise ValueError(f"pruner: got {self.pruner!r}, takes {what}")

@@ -57,10 +57,17 @@ def backend(path: pathlib.Path) -> Any:
 
 
 def sampler(search: Search, number: int) -> Any:
-    """Returns a sampler whose draws differ from those of every earlier trial and start."""
+    """Returns a sampler whose draws differ from those of every earlier trial and start.
+
+    Raises:
+      ConfigError: if the search's own cannot be made.
+    """
     import optuna
 
-    return (search.sampler or optuna.samplers.TPESampler)(seed=search.seed + number)
+    try:
+        return (search.sampler or optuna.samplers.TPESampler)(seed=search.seed + number)
+    except Exception as error:
+        raise ConfigError(f"SEARCH.sampler: {type(error).__name__}: {error}") from None
 
 
 def counted(trials: list[Any]) -> list[Any]:

@@ -203,10 +203,27 @@ def test_a_damaged_study_is_one_line(search, tmp_path):
     assert said.count("\n") == 1 and f"{path}: cannot be read" in said
 
 
-def test_a_search_of_no_trials_is_refused(tmp_path, refused_command):
-    config = trials.write(tmp_path, SEARCH.format(settings="num_trials=0"))
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ("num_trials=0", "num_trials: got 0"),
+        ("num_trials='x'", "num_trials: got 'x'"),
+        ("num_trials=2, seed=1.5", "seed: got 1.5"),
+        ("num_trials=2, sampler=3", "sampler: got 3, takes what makes a sampler"),
+        ("num_trials=2, pruner=type", "pruner: got <class 'type'>, takes a pruner"),
+    ],
+)
+def test_settings_of_a_search_are_checked(settings, part, tmp_path, refused_command):
+    config = trials.write(tmp_path, SEARCH.format(settings=settings))
     place = f"--workdir={tmp_path / 's'}"
-    refused_command("sweep", f"--config={config}", place, parts=["num_trials", "line"])
+    refused_command("sweep", f"--config={config}", place, parts=[part, "line"])
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_sampler_that_cannot_be_made_is_one_line(search, tmp_path):
+    said = search(SEARCH.format(settings="num_trials=2, sampler=lambda: 0"), code=2)
+    assert said.splitlines()[-1].startswith("recursia: SEARCH.sampler: TypeError: ")
+    assert trials.starts(tmp_path / "s") == {}
 
 
 def test_a_sweep_does_not_become_a_search(search, tmp_path):

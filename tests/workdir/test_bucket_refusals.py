@@ -66,6 +66,8 @@ def test_missing_credentials_are_named(emulator, refused_command, monkeypatch):
 @pytest.mark.parametrize("place", ["gs://", "gs://b", "s3://b/", "s3://b//c", "gs://b/../c"])
 def test_a_place_must_be_a_folder_of_a_bucket(place, refused_command):
     refused_command(*LS, f"--workdir={place}", parts=(place, "://BUCKET/FOLDER"))
+    said = refused_command("data", "inspect", place, parts=(place, "://BUCKET/FOLDER"))
+    assert "damaged" not in said
 
 
 def test_what_is_written_for_this_machine_is_refused_a_bucket(refused_command):
@@ -80,7 +82,7 @@ def test_a_bucket_without_a_run_is_refused(bucket, refused_command):
     refused_command("budget", f"--config={bucket}", parts=(bucket, "config.json"))
 
 
-@pytest.mark.parametrize("place", ["s3:/models/tiny", "gs:models", "gs:/models"])
+@pytest.mark.parametrize("place", ["s3:/models/tiny", "gs:models", "gs:/models", "s3//b/tiny"])
 def test_a_bucket_that_lacks_a_slash_is_no_folder_here(refused_command, place):
     given = "train", "--config=mor:tiny", f"--workdir={place}"
     refused_command(*given, parts=[place, "gs://BUCKET/FOLDER"])
