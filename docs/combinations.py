@@ -25,12 +25,15 @@ AXES = {
     "inject": ("inject_", tuple(points.INJECTS)),
     "parallel": ("copies", tuple(points.COPIES)),
     "loop_norm": ("loop_norm", ("none", "each", "last")),
+    "ends": ("ends", ("alike", "swiglu", "glu_moe", "lagged_moe")),
 }
 INTRODUCTION = """# What goes together
 
 A model is a point on the axes block (its arrangement), mixer, feedforward, depth, sharing, keys and
-values, weights, parameterisation, embed, inject, parallel and loop_norm. This page is written by
-`python -m docs.combinations`, which builds every pair of values. The other axes have the values
+values, weights, parameterisation, embed, inject, parallel, loop_norm and ends (the feed-forward of
+prelude and coda). This page is written by `python -m docs.combinations`, which builds every pair of
+values; for ends whose feed-forward is not that of the core a few kinds stand for all, and a model
+without ends has a prelude then. The other axes have the values
 block `pre_norm`, mixer `grouped_query`, feedforward `swiglu`, depth `fixed` and sharing `cycle`;
 depth `recurrent` is given the core's input unless the pair says otherwise, and a mixer that uses
 experts a feedforward with some. Numbers in parentheses refer to the reasons below.

@@ -59,6 +59,8 @@ def _kinds(field: dataclasses.Field, place: str, meaning: str) -> list[str]:
     found = [
         f"## {place}\n\n{meaning[0].upper()}{meaning[1:]} `{place}.kind` takes {names}; {ends}.\n"
     ]
+    if default == kinds.NONE:  # kinds that another field has, whose section has their tables
+        return found
     alike: dict[str, list[str]] = {}
     for name in kinds.names(field.name):
         cls: Any = kinds.config_class(field.name, name)

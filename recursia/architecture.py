@@ -12,7 +12,9 @@ from recursia.blocks.block import Block
 from recursia.depth.policy import Mode, Policy
 from recursia.embeddings.embedding import Embedding
 from recursia.embeddings.table import Table
+from recursia.feedforward.feedforward import FeedForward
 from recursia.injection import Injection
+from recursia.layers.branch import Branch
 from recursia.parallel import Parallel
 from recursia.parameterisations.parameterisation import Parameterisation, Size
 from recursia.parameterisations.standard import Standard
@@ -44,6 +46,8 @@ class Model:
       end_sizes: sizes of the blocks of prelude and coda that are not those of the core's, such as
         `mlp_dim`. With another `embed_dim`, which is then that of embedding and head too, states
         are projected and normalised before the core and after it.
+      end_feedforward: feed-forward of the blocks of prelude and coda, with sizes of its own; `kind`
+        names a module of `recursia.feedforward`. None takes that of the block.
       weights: how a step's weights are made of shared ones; `kind` names a module of
         `recursia.sharing`.
       inject: the inputs injected again at each recursion.
@@ -66,6 +70,7 @@ class Model:
     prelude: int | None = None
     coda: int | None = None
     end_sizes: tuple[tuple[str, int], ...] = ()
+    end_feedforward: FeedForward | None = None
     weights: Weights = dataclasses.field(default_factory=Tied)
     inject: Injection = dataclasses.field(default_factory=Injection)
     loop_norm: LoopNorm = "none"
@@ -150,7 +155,22 @@ class Model:
     @functools.cached_property
     def end_block(self) -> Block:
         """The block of prelude and coda, as wide as the embedding."""
-        return self.block.sized(**dict(self.end_sizes)) if self.end_sizes else self.block
+        block = self.block.sized(**dict(self.end_sizes)) if self.end_sizes else self.block
+        own = self.end_feedforward
+        return block if own in (None, block.feedforward) else block.with_feedforward(own)
+
+    @property
+    def branches(self) -> tuple[tuple[Branch, tuple[str, ...], str], ...]:
+        """Each mixer and feed-forward, the stacks that have it, and a prefix of its metrics.
+
+        A feed-forward of prelude and coda that is of other sizes alone is that of the core.
+        """
+        ends = tuple(name for name, count in self.ends.items() if count)
+        own, every = self.end_feedforward, ("core", *ends)
+        mixer = (self.block.mixer, every, "")
+        if own in (None, self.block.feedforward):
+            return mixer, (self.block.feedforward, every, "")
+        return mixer, (self.block.feedforward, ("core",), ""), (own, ends, "end_")
 
     @functools.cached_property
     def end_specs(self) -> Params:
@@ -171,6 +191,7 @@ class Model:
     def is_incremental(self) -> bool:
         """Whether a KV cache can stand for the tokens before: decoding then reads each once."""
         parts = self.block.mixer, self.block.feedforward, self.depth, self.embed.attention
+        parts += (self.end_feedforward,)
         return all(part is None or part.is_incremental for part in parts)
 
     @property

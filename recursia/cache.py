@@ -74,10 +74,11 @@ def unstack(params: dict[str, Any], config: Model) -> dict[str, Any]:
       params: float32, with the entries of a bank stacked.
       config: the model.
     """
-    exact = (*config.block.exact, *config.weights.exact)
 
     def entries(name: str, slot: str, tree: Any) -> dict[str, Any]:
-        dtype = jnp.float32 if slot in exact else config.dtype
+        block = config.block if name == CORE else config.end_block
+        is_exact = slot in (*block.exact, *config.weights.exact)
+        dtype = jnp.float32 if is_exact else config.dtype
         banks = {slot: tree}
         if name == CORE:
             banks = key_banks.split(slot, tree, config.key_weights)

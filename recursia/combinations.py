@@ -75,12 +75,13 @@ def _check_parameterisation(model: Any) -> None:
             "parameterisation: sets scales of matrices by width, and this kind of weights "
             "stores parts that they are made of; take another, such as 'lora'"
         )
-    for name in ("mixer", "feedforward"):
-        part = getattr(model.block, name)
+    parts = {name: getattr(model.block, name) for name in ("mixer", "feedforward")}
+    for place, part in (parts | {"end_feedforward": model.end_block.feedforward}).items():
+        name = place.removeprefix("end_")
         init = getattr(getattr(part, name, part), "init", None)
         if getattr(init, "rule", None) != "normal":
             raise ValueError(
-                f"parameterisation: sets initial scales by width, and so does the {name}; take "
+                f"parameterisation: sets initial scales by width, and so does the {place}; take "
                 "one with init.rule 'normal', whose std is that of the base"
             )
     if rule := model.embed.width_rule:
@@ -98,19 +99,45 @@ def _check_ends(model: Any) -> None:
             "take prelude 1 or coda 1"
         )
     try:
-        end = model.end_block
+        model.block.sized(**dict(model.end_sizes))
     except ValueError as error:
         raise ValueError(f"end_sizes.{error}") from None
+    _check_end_feedforward(model)
     if model.is_resized and model.loop_norm != "none":
         raise ValueError(
-            f"loop_norm: {model.loop_norm!r} applies the head's norm, {end.embed_dim} wide, to "
-            f"states of the core, {model.block.embed_dim} wide; take 'none'"
+            f"loop_norm: {model.loop_norm!r} applies the head's norm, {model.end_block.embed_dim} "
+            f"wide, to states of the core, {model.block.embed_dim} wide; take 'none'"
         )
     if model.end_sizes and model.block.carried_dim:
         raise ValueError(
             "end_sizes: this feed-forward hands numbers on from block to block, which all have "
             "one size; take another, such as 'glu_moe'"
         )
+
+
+def _check_end_feedforward(model: Any) -> None:
+    """Refuses a feed-forward of the ends that has no blocks, or does not go with the core's."""
+    if (own := model.end_feedforward) is None:
+        return
+    if not any(model.ends.values()):
+        raise ValueError(
+            "end_feedforward: is of prelude and coda, and the model has no blocks outside the "
+            "core; take prelude 1 or coda 1"
+        )
+    if twice := [name for name, _ in model.end_sizes if hasattr(own, name)]:
+        raise ValueError(
+            f"end_sizes: got {twice[0]}, and end_feedforward has one of its own; set that instead"
+        )
+    carried, core = own.carried_dim(model.block.embed_dim), model.block.feedforward
+    if carried and (carried != model.block.carried_dim or type(own) is not type(core)):
+        raise ValueError(
+            "end_feedforward: hands numbers on from block to block that the core's does not read; "
+            "take one of its kind and size, or one that hands nothing on, such as 'swiglu'"
+        )
+    try:
+        model.end_block  # noqa: B018
+    except ValueError as error:
+        raise ValueError(f"end_feedforward: {error}") from None
 
 
 def _check_parallel(model: Any) -> None:

@@ -185,6 +185,8 @@ def _set(values: dict[str, Any], field: str, value: Raw) -> None:
         inner = values.setdefault(section, {})
         if _are_pairs(inner):  # as settings hold a table, such as model.varies
             inner = values[section] = dict(inner)
+        if section in kinds.BASES and isinstance(inner, str | None):  # its kind alone
+            inner = values[section] = {"kind": inner}
         if not isinstance(inner, dict):
             raise ConfigError(f"--config.{field}: {section!r} is {inner!r}, not a section")
         values = inner
@@ -261,6 +263,10 @@ def _build_kind(field: dataclasses.Field, value: Any, path: str, known: tuple[st
     """
     given = dict(value) if isinstance(value, Mapping) else {"kind": value}
     name, kind = field.name, given.pop("kind", configuration.default_kind(field))
+    if field.default is None and kind in (None, kinds.NONE):
+        if lost := [inner for inner, value in given.items() if isinstance(value, Raw)]:
+            raise ConfigError(f"{path}.{lost[0]}: there is no {name}; set {path}.kind too")
+        return None
     try:
         cls: Any = kinds.config_class(name, str(kind))
     except ConfigError as error:
@@ -294,7 +300,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     values = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        values[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
-        if field.name in kinds.BASES and dataclasses.is_dataclass(value):
-            values[field.name] = {"kind": kinds.kind_of(value), **values[field.name]}
+        inner = to_dict(value) if dataclasses.is_dataclass(value) else value
+        if field.name in kinds.BASES and (value is None or dataclasses.is_dataclass(value)):
+            inner = {"kind": kinds.kind_of(value), **(inner or {})}
+        values[field.name] = inner
     return values

@@ -126,8 +126,8 @@ def resolve(field: str, known: Iterable[str]) -> str:
 
 
 def names_a_kind(name: str, hint: Any) -> bool:
-    """Returns whether a field names a module by its kind."""
-    return hint is kinds.BASES.get(name)
+    """Returns whether a field names a module by its kind, or may."""
+    return name in kinds.BASES and kinds.BASES[name] in (hint, *typing.get_args(hint))
 
 
 def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
@@ -155,7 +155,8 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
 def default_kind(field: dataclasses.Field) -> str:
     """Returns the kind of a section that names none; "" if the kind is required."""
     default = _default(field)
-    return kinds.kind_of(default) if dataclasses.is_dataclass(default) else ""
+    is_kind = default is None or dataclasses.is_dataclass(default)
+    return kinds.kind_of(default) if is_kind else ""
 
 
 def near(field: str, siblings: Sequence[str], known: Sequence[str]) -> str:
@@ -191,11 +192,12 @@ def _walk(config: Any, path: str) -> Iterator[Field]:
         place = f"{path}{field.name}"
         if names_a_kind(field.name, hints[field.name]):
             default = default_kind(field) or default
-            choices = " or ".join([*map(repr, kinds.names(field.name)), kinds.OWN])
+            names = [*kinds.names(field.name), *([kinds.NONE] if field.default is None else [])]
+            choices = " or ".join([*map(repr, names), kinds.OWN])
             yield Field(f"{place}.kind", meaning, choices, default, kinds.kind_of(value))
         if dataclasses.is_dataclass(value):
             yield from _walk(value, f"{place}.")
-        else:
+        elif not names_a_kind(field.name, hints[field.name]):
             yield Field(place, meaning, typed.describe(hints[field.name]), default, value)
 
 

@@ -27,6 +27,7 @@ BASES: dict[str, type] = {
     "block": Block,
     "mixer": Mixer,
     "feedforward": FeedForward,
+    "end_feedforward": FeedForward,
     "depth": Policy,
     "weights": Weights,
     "embed": Embedding,
@@ -36,10 +37,13 @@ BASES: dict[str, type] = {
 
 
 OWN = "MODULE.CLASS of your own"  # in lists of choices
+NONE = "none"  # the kind of a field that may have no class
 
 
 def kind_of(config: Any) -> str:
     """Returns the name by which a configuration names the class of some settings."""
+    if config is None:
+        return NONE
     cls = type(config)
     package, _, name = cls.__module__.rpartition(".")
     ours = {modules.package_of(base) for base in BASES.values() if issubclass(cls, base)}

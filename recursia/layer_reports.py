@@ -27,23 +27,30 @@ def by_layer(config: Model, reports: tuple[Report, ...]) -> tuple[Array, list[Re
 def summed(aux: Aux, before: Report, after: Report, config: Model) -> Aux:
     """Adds the losses and metrics of the blocks' reports, summed over the uses of each bank entry.
 
-    A loop that stops early returns no reports: nothing is added.
+    A loop that stops early returns no reports: nothing is added for the branches of its blocks.
     """
-    if not aux.report:
-        return aux
+    reports = {"core": aux.report, "prelude": before, "coda": after}
 
     def by_entry(slot: str, leaf: Array) -> Array:
         entry = config.schedule.entry(slot)
         flat = leaf.reshape(-1, *leaf.shape[2:])
         return jax.ops.segment_sum(flat, entry, config.schedule.size(slot))
 
-    def joined(slot: str, tree: Any) -> Any:
-        summed = jax.tree.map(functools.partial(by_entry, slot), tree)
-        ends = [parameters.at(end[slot], 0) for end in (before, after) if end]
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), summed, *ends)
+    def of_stack(name: str, slot: str) -> Any:
+        tree = reports[name][slot]
+        of_core = functools.partial(by_entry, slot)
+        return jax.tree.map(of_core, tree) if name == "core" else parameters.at(tree, 0)
 
-    reports = {slot: joined(slot, tree) for slot, tree in aux.report.items()}
-    losses, metrics = config.block.losses(reports)
-    return dataclasses.replace(
-        aux, losses={**aux.losses, **losses}, metrics={**aux.metrics, **metrics}
-    )
+    def joined(slot: str, stacks: tuple[str, ...]) -> Any:
+        return jax.tree.map(lambda *s: jnp.concatenate(s), *(of_stack(n, slot) for n in stacks))
+
+    losses, metrics = dict(aux.losses), dict(aux.metrics)
+    for branch, stacks, prefix in config.branches:
+        slots = [slot for slot in reports[stacks[0]] if slot in branch.slots]
+        if not slots:
+            continue
+        added, seen = branch.losses({slot: joined(slot, stacks) for slot in slots})
+        of_end = {name: losses[name] + loss for name, loss in added.items() if name in losses}
+        losses |= added | (of_end if prefix else {})
+        metrics |= {f"{prefix}{name}": metric for name, metric in seen.items()}
+    return dataclasses.replace(aux, losses=losses, metrics=metrics)

@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from recursia import params as parameters
 from recursia.architecture import Model
+from recursia.blocks.block import Block
 from recursia.layers import affine
 from recursia.params import Params
 from recursia.sharing import entries, key_banks
@@ -18,9 +19,9 @@ def specs(config: Model) -> Params:
     """Returns the specs of a model's parameters."""
     d, wide, plan = config.block.embed_dim, config.block.stream_dim, config.schedule
     outer = config.end_block.embed_dim
-    exact = (*config.block.exact, *config.weights.exact)
 
-    def blocks(slots: Params) -> Params:
+    def blocks(block: Block, slots: Params) -> Params:
+        exact = (*block.exact, *config.weights.exact)
         marked = lambda slot, tree: parameters.mark(tree, is_exact=slot in exact, is_reused=False)
         return {slot: marked(slot, tree) for slot, tree in slots.items()}
 
@@ -47,14 +48,13 @@ def specs(config: Model) -> Params:
         return key_banks.join(made)[slot]
 
     embed, once = config.embed.specs(config.vocab_size, outer), np.ones(1, int)
+    outside = blocks(config.end_block, config.end_specs)
     ends = {
-        name: scaled(parameters.stack(blocks(config.end_specs), (count,), (None,)), once)
-        if count
-        else {}
+        name: scaled(parameters.stack(outside, (count,), (None,)), once) if count else {}
         for name, count in config.ends.items()
     }
     steps = config.step_specs if plan.shapes else config.step_specs[:1]
-    slots = [blocks(own | config.weights.specs(own)) for own in steps]
+    slots = [blocks(config.block, own | config.weights.specs(own)) for own in steps]
     depth = parameters.mark(config.depth.specs(plan, wide), is_matrix=False)
     sections = {
         "embed": {

@@ -19,11 +19,12 @@ def notes(run: settings.Run) -> list[str]:
             )
     if rules := run.optimizer.phases(run.schedule.decay_start(steps), steps):
         lines.append(f"optimizer: {rules}")
-    owners = {"block": run.model.block, "depth": depth}
+    owners = {"block": run.model.block, "end_feedforward": run.model.end_feedforward}
+    owners |= {"depth": depth}
     weights = [
         f"model.{owner}.{name}"
         for owner, config in owners.items()
-        for name in config.batch_losses()
+        for name in (config.batch_losses() if config else ())
     ]
     if weights and run.train.num_microbatches > 1:
         lines.append(

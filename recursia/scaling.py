@@ -126,9 +126,15 @@ def with_widths(model: Model, **widths: int) -> Model | None:
     block = model.block
     own = {name: width for name, width in widths.items() if name in block.fields}
     ratio = lambda name: own[name] / (width_of(block, name) or 1) if name in own else 1
-    ends = tuple((name, max(1, round(size * ratio(name)))) for name, size in model.end_sizes)
+    scaled = lambda size, name: max(1, round(size * ratio(name)))
+    ends = tuple((name, scaled(size, name)) for name, size in model.end_sizes)
+    if (inner := model.end_feedforward) is not None:
+        by = next((name for name in _HIDDEN_WIDTHS if name in own), "")
+        sizes = {name: getattr(inner, name) for name in _HIDDEN_WIDTHS if hasattr(inner, name)}
+        inner = dataclasses.replace(inner, **{n: scaled(s, by) for n, s in sizes.items()})
     try:
-        return dataclasses.replace(model, block=block.sized(**own), end_sizes=ends)
+        made = block.sized(**own)
+        return dataclasses.replace(model, block=made, end_sizes=ends, end_feedforward=inner)
     except ValueError:
         return None
 

@@ -45,6 +45,7 @@ class Block(abc.ABC):
     norm_eps: float = 1e-5
 
     is_additive: ClassVar[bool] = True  # whether the stream gains a branch's output as it is
+    carrier: ClassVar[FeedForward | None] = None  # for which tokens hand numbers on, if another's
 
     def __post_init__(self):
         ranges.at_least(1, self, "embed_dim")
@@ -61,6 +62,19 @@ class Block(abc.ABC):
         if parts == (self.mixer, self.feedforward):
             return self
         return dataclasses.replace(self, mixer=parts[0], feedforward=parts[1])
+
+    def with_feedforward(self, feedforward: FeedForward) -> "Block":
+        """Returns the block with another feed-forward, to stand among blocks that have this one.
+
+        One that hands nothing on lets tokens hand on what this one's next step reads.
+
+        Raises:
+          ValueError: if the mixer uses slots that the other does not have.
+        """
+        made = dataclasses.replace(self, feedforward=feedforward)
+        if not made.carried_dim:
+            vars(made).update(carrier=self.feedforward)
+        return made
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -95,7 +109,7 @@ class Block(abc.ABC):
     @property
     def carried_dim(self) -> int:
         """Numbers that a token hands on from step to step beside its states."""
-        return self.feedforward.carried_dim(self.embed_dim)
+        return (self.carrier or self.feedforward).carried_dim(self.embed_dim)
 
     @property
     def stream_dim(self) -> int:
@@ -222,8 +236,10 @@ class Block(abc.ABC):
         y = _multiplied(y, context)
         mixed, name = self.joined(params, x, y, name, norm), self.feedforward.norm_name
         inputs = self.before(self.between(x, mixed), name, norm)
-        carried = stream[..., self.embed_dim :]
-        y, carried, more = self.feedforward.step(params, *inputs, carried, context)
+        before = stream[..., self.embed_dim :]
+        y, carried, more = self.feedforward.step(params, *inputs, before, context)
+        if self.carrier is not None:
+            carried = self.carrier.handed_on(inputs[1], before)
         y = _multiplied(y, context)
         x = self.joined(params, mixed, y, name, norm)
         if self.carried_dim:

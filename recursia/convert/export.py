@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import recursia.config
+import recursia.kinds
 from recursia import model
 from recursia.architecture import Model
 from recursia.convert import families, names, safetensors, unroll, vocabularies
@@ -198,6 +199,11 @@ def _check_own(config: Model) -> None:
         raise ConfigError(
             f"config.end_sizes: got {', '.join(name for name, _ in config.end_sizes)}, and the "
             "modelling file has one size of blocks; take a model without"
+        )
+    if (own := config.end_feedforward) is not None:
+        raise ConfigError(
+            f"config.end_feedforward: got {recursia.kinds.kind_of(own)!r}, and the modelling file "
+            "has one kind of blocks; take a model without"
         )
     if families.comparable(config)["factors"] != (1.0, 1.0):
         raise ConfigError(

@@ -152,6 +152,7 @@ def comparable(config: Model) -> dict[str, Any]:
         "parallel.num_copies": config.parallel.num_copies,
         "ends": tuple(config.ends.values()),
         "end_sizes": config.end_sizes,
+        "end_feedforward": config.end_feedforward,
         "sharing": (plan.order, *sorted(steps.items())),
         "kv.kv_sharing": tuple(plan.owners.tolist()),
         "kv.passes": plan.passes,

@@ -60,10 +60,9 @@ def fitting(
         slot, _, name = inner.partition(".")
         if section in specs:
             spec = specs[section].get(inner)
-            if spec and all(
-                inner in layer and layer[inner].shape == spec.shape for layer in theirs
-            ):
-                groups = layer_groups(section, slot, name.partition(".")[0])
+            groups = layer_groups(section, slot, name.partition(".")[0]) if spec else []
+            used = [theirs[i].get(inner) for group in groups for i in group]
+            if spec and all(found is not None and found.shape == spec.shape for found in used):
                 means = [jnp.stack([theirs[i][inner] for i in group]).mean(0) for group in groups]
                 return jnp.stack(means).reshape(drawn.shape)
         elif (

@@ -101,15 +101,16 @@ def _entries_from(
     order: Sequence[int] | np.ndarray,
 ) -> Params:
     """Returns the core's banks for the slots of the block, from the layers that `sources` names."""
-    core = model.specs(target)["core"]
+    core, first = model.specs(target)["core"], target.ends["prelude"]
+    steps = dense[first : first + target.schedule.num_steps]
 
-    def leaf(bank: str, spec: Spec, stacked: Spec, *by_layer: Array) -> Array:
+    def leaf(bank: str, spec: Spec, stacked: Spec, *by_step: Array) -> Array:
         groups = sources(target, bank, start if spec.is_decayed else norms, order)
-        means = [_mean(*(by_layer[layer] for layer in group)) for group in groups]
+        means = [_mean(*(by_step[layer - first] for layer in group)) for group in groups]
         return jnp.stack(means).reshape(stacked.shape)
 
     def slot_banks(slot: str) -> Params:
-        trees = target.block_specs[slot], core[slot], *(layer[slot] for layer in dense)
+        trees = target.block_specs[slot], core[slot], *(layer[slot] for layer in steps)
         split = [key_banks.split(slot, tree, target.key_weights) for tree in trees]
         entries = lambda bank: jax.tree.map(
             functools.partial(leaf, bank), *(t[bank] for t in split)
@@ -262,6 +263,9 @@ def _fixed(config: Model) -> dict[str, Any]:
     names = ("num_layers", "vocab_size", "end_sizes")
     sizes = {name: getattr(config, name) for name in names}
     settings = {**_settings(config.block, "block"), **sizes, **_settings(config.embed, "embed")}
+    own = config.end_feedforward
+    settings |= {"end_feedforward": "none"} if own is None else _settings(own, "end_feedforward")
+    settings |= {} if own is None else config.ends  # whose layers have slots of their own
     return {name: value for name, value in settings.items() if not name.endswith("init_std")}
 
 

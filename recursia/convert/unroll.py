@@ -27,6 +27,7 @@ def unrolled(config: Model) -> Model:
         "loop_norm": config.loop_norm != "none",
         "parallel": config.parallel.num_copies > 1,
         "end_sizes": bool(config.end_sizes),
+        "end_feedforward": config.end_feedforward is not None,
         "kv.kv_sharing": not plan.makes_all_keys,
         "weights": bool(plan.shapes),
     }

@@ -24,5 +24,9 @@ class AheadMoE(GluMoE):
 
     def logits(self, params: Params, h: States, carried: Carried) -> tuple[Logits, Carried]:
         """Returns the logits of experts, and the states of the first step."""
-        first = or_first(carried, h)
+        first = self.handed_on(h, carried)
         return super().logits(params, first, carried)[0], first
+
+    def handed_on(self, h: States, carried: Carried) -> Carried:
+        """Returns the states of the first step, whatever its feed-forward."""
+        return or_first(carried, h)

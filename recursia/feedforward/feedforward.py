@@ -67,6 +67,15 @@ class FeedForward(Branch):
         y, report = self.apply(params, x, h, context)
         return y, carried, report
 
+    def handed_on(self, h: States, carried: Carried) -> Carried:
+        """Returns what a token hands on in a step of another feed-forward, among those of this one.
+
+        Args:
+          h: states that routers and gates read there.
+          carried: what the token's last step handed on; zeros in its first.
+        """
+        return carried
+
     @abc.abstractmethod
     def forward_flops(self, width: int) -> int | float:
         """Returns the forward matrix-multiplication FLOPs of one token.

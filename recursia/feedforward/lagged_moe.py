@@ -28,6 +28,10 @@ class LaggedMoE(GluMoE):
         before = or_first(carried, h)
         return super().logits(params, before, carried)[0], h
 
+    def handed_on(self, h: States, carried: Carried) -> Carried:
+        """Returns the states that the other feed-forward read."""
+        return h
+
 
 def or_first(carried: Carried, h: States) -> Array:
     """Returns what a token's last step handed on, or `h` where none did: where it is all zero."""

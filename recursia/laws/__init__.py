@@ -66,6 +66,7 @@ def _raised(error: Exception, config: Model) -> str:
     """Returns an exception in one line, with the line of the part of the model that raised it."""
     block = config.block
     parts: tuple[Any, ...] = config.depth, config.weights, block.mixer, block.feedforward, block
+    parts += (config.end_block.feedforward,)
     lines = [dotted.raised(error, _file(type(part))) for part in parts]
     return max(lines, key=lambda line: line.startswith("line "))
 

@@ -72,7 +72,8 @@ def _model(record: Record) -> list[tuple[str, str]]:
         else f"{schedule.num_blocks} blocks, each applied once"
     )
     ends = sum(model.ends.values())
-    facts = [("model", f"{shape}, {ends} blocks outside them" if ends else shape)]
+    own = " with a feed-forward of their own" if model.end_feedforward is not None else ""
+    facts = [("model", f"{shape}, {ends} blocks outside them{own}" if ends else shape)]
     wide = f"{model.block.embed_dim}"
     outside = f" in the recursions, {model.end_block.embed_dim} outside them"
     facts.append(("width", wide + outside if model.is_resized else wide))

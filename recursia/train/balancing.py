@@ -22,12 +22,12 @@ def after_step(
       trains: whether each parameter trains; those that do not stay as they are.
     """
     changed: dict[str, Any] = {**params, "depth": config.depth.after_step(params["depth"], metrics)}
-    stacks = ["core", *(name for name, count in config.ends.items() if count)]
-    for branch in (config.block.mixer, config.block.feedforward):
+    for branch, stacks, prefix in config.branches:
+        own = {n.removeprefix(prefix): of for n, of in metrics.items() if n.startswith(prefix)}
         for slot in branch.followers:
             banks = [changed[name][slot] for name in stacks]
             ends = [sum(map(len, banks[: n + 1])) for n in range(len(banks))]
-            moved = branch.after_step(jnp.concatenate(banks), metrics)
+            moved = branch.after_step(jnp.concatenate(banks), own)
             for name, bank in zip(stacks, jnp.split(moved, ends[:-1]), strict=True):
                 changed[name] = {**changed[name], slot: bank}
     return jax.tree.map(lambda x, new, yes: new if yes else x, params, changed, trains)

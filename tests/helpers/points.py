@@ -19,6 +19,7 @@ RECURSIONS, BLOCKS_OF_CORE = 3, 2
 ENDS = {"ends of another width": (("embed_dim", 12), ("num_heads", 2))}  # of prelude and coda
 PATTERNS = ("none", "cycle", "sequence", "middle_cycle", "middle_sequence")
 PATTERNS += tuple(f"middle_cycle, {ends}" for ends in ENDS)
+UNLIKE = (("swiglu", "lagged_moe"), ("softmax_moe", "relu"))  # feed-forwards of ends and core
 INSIDE = {"feedforward": "swiglu", "mixer": "grouped_query"}  # of what has one inside
 SIZES = {  # of the fields that blocks, their layers and weight kinds have
     "embed_dim": 16, "num_heads": 4, "num_kv_heads": 2, "head_dim": 4, "mlp_dim": 24,
@@ -104,8 +105,13 @@ def block(name, mixer="grouped_query", feedforward=None):
 @functools.cache
 def plainest():
     """Returns the kinds of feed-forward, a plain one first, those that hand something on last."""
-    is_handing_on = lambda kind: small("feedforward", kind).carried_dim(1) > 0
-    return INSIDE["feedforward"], *sorted(FEEDFORWARDS, key=is_handing_on)
+    return INSIDE["feedforward"], *sorted(FEEDFORWARDS, key=lambda kind: kind not in outer())
+
+
+@functools.cache
+def outer():
+    """Returns the kinds of feed-forward that hand nothing on: those that any ends may have."""
+    return tuple(kind for kind in FEEDFORWARDS if not small("feedforward", kind).carried_dim(1))
 
 
 def policy(name, recursions=RECURSIONS):
@@ -138,22 +144,25 @@ def point(
     parameterisation="standard",
     embed_="table",
     copies="one copy",
+    ends="alike",
     **options,
 ):
     """Returns the model at a point.
 
-    Nothing is injected unless said, or the input for a policy that needs it.
+    Nothing is injected unless said, or the input for a policy that needs it. A feed-forward of the
+    ends is that of a prelude, where the sharing has no ends.
 
     Raises:
       ValueError: if its kinds cannot be combined.
     """
     made = block(block_, mixer, feedforward)
     inject_ = inject_ or NEEDS.get(depth_.partition(", ")[0], "nothing")
-    ends = 2 if sharing.startswith("middle_") else 0
+    own = None if ends == "alike" else small("feedforward", ends)
+    outside = 2 if sharing.startswith("middle_") else int(own is not None)
     depth = policy(depth_, recursions)
     sharing, _, sizes = sharing.partition(", ")
     return Model(
-        depth.num_recursions * num_blocks + ends,
+        depth.num_recursions * num_blocks + outside,
         made,
         depth,
         sharing=sharing,
@@ -163,7 +172,13 @@ def point(
         parallel=COPIES[copies],
         parameterisation=small("parameterisation", parameterisation),
         vocab_size=VOCAB,
-        **{"embed": small("embed", embed_), "end_sizes": ENDS.get(sizes, ()), **options},
+        **{
+            "embed": small("embed", embed_),
+            "end_sizes": ENDS.get(sizes, ()),
+            "end_feedforward": own,
+            "prelude": None if own is None else 1,
+            **options,
+        },
     )
 
 
@@ -271,6 +286,10 @@ def every():
     found |= {name: point(inject_=name) for name in INJECTS}
     found |= {name: point(copies=name) for name in COPIES}
     found |= {f"sharing {name}": point(sharing=name) for name in PATTERNS}
+    found |= {
+        f"{ends} before {name}": point("pre_norm", feedforward=name, ends=ends)
+        for ends, name in UNLIKE
+    }
     found |= {f"loop norm {name}": point(loop_norm=name) for name in ("each", "last")}
     found |= {name: point(depth_=name) for name in choices(DEPTHS, policy)}
     found |= {name: point("pre_norm", mixer=name) for name in mixer_choices()}
@@ -303,6 +322,7 @@ def combined():
         "inject_": INJECTS,
         "copies": COPIES,
         "sharing": PATTERNS,
+        "ends": ("alike", *outer()),
         "loop_norm": ("none", "each", "last"),
     }
     return {"; ".join(map(str, each.values())): point(**each) for each in together(axes)}

@@ -56,6 +56,7 @@ def arguments(draw_from):
         num_blocks=pick(1, 2),
         inject_=pick(*points.INJECTS),
         copies=pick(*points.COPIES),
+        ends=pick(*["alike"] * len(points.FEEDFORWARDS), *points.FEEDFORWARDS),
         weights=pick(*points.WEIGHTS),
         parameterisation=pick("standard", *points.PARAMETERISATIONS),
         kv_sharing=pick(*points.PLANS, "a table"),

@@ -29,7 +29,7 @@ AXES = {
 }
 MORE = {"block_": points.BLOCKS, "inject_": tuple(points.INJECTS), "loop_norm": LOOP_NORMS}
 MORE |= {"parameterisation": points.PARAMETERISATIONS, "embed_": points.EMBEDS}
-MORE |= {"copies": tuple(points.COPIES)}
+MORE |= {"copies": tuple(points.COPIES), "ends": ("alike", *points.outer())}
 AT_TWO = 2  # recursions; fewer compile sooner
 # Depth policies meet plans of keys in tests/laws/test_depth.py.
 QUICK = points.together({**AXES, **MORE}, recursions=AT_TWO)

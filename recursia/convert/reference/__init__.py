@@ -47,7 +47,7 @@ FAMILIES = {
     "wsd_muon": "wsd_muon",
 }
 OPTIMIZERS = ("adam_atan2", "muon", "wsd_muon")  # families of files without a model
-LAYERS = ("coe", "megrez2", "memory_layers", "mpo", "widenet")  # families of files of layers alone
+LAYERS = ("coe", "memory_layers", "mpo", "widenet")  # families of files of layers alone
 
 Compared = list[tuple[str, Array]]  # (name in the file, our value)
 
