@@ -7,6 +7,7 @@ nearest to the target; the caller decides whether that is near enough.
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 from recursia.architecture import Model
 from recursia.blocks.block import Block
@@ -128,7 +129,8 @@ def with_widths(model: Model, **widths: int) -> Model | None:
     ratio = lambda name: own[name] / (width_of(block, name) or 1) if name in own else 1
     scaled = lambda size, name: max(1, round(size * ratio(name)))
     ends = tuple((name, scaled(size, name)) for name, size in model.end_sizes)
-    if (inner := model.end_feedforward) is not None:
+    inner: Any = model.end_feedforward
+    if inner is not None:
         by = next((name for name in _HIDDEN_WIDTHS if name in own), "")
         sizes = {name: getattr(inner, name) for name in _HIDDEN_WIDTHS if hasattr(inner, name)}
         inner = dataclasses.replace(inner, **{n: scaled(s, by) for n, s in sizes.items()})
