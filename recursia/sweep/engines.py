@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -136,7 +137,7 @@ class Engine:
             script = self._again(submission) + self.script(job)
             with self._named():
                 said = self._target.sent(script, output=subprocess.PIPE)
-            number = said.split()[-1:] if self.TITLE == "slurm" else []
+            number = re.findall(r"\bjob (\d+)", said)[-1:] if self.TITLE == "slurm" else []
             submission = dataclasses.replace(submission, job="".join(number))
             self._record(submission, path)
             count = len(submission.tasks)

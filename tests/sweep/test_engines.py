@@ -91,7 +91,7 @@ def test_a_dry_run_prints_the_golden_script(name, tmp_path, command):
 
 
 def test_the_array_is_noted_by_trial(slurm, engine, sent, tmp_path):
-    engine("sbatch", "Submitted batch job 71\\n")
+    engine("sbatch", "Submitted batch job 71 on cluster two\\n")
     slurm()
     assert len(sent()) == 1
     rows = json.loads(slurm("status", "--json")[0])["trials"]
