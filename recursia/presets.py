@@ -155,7 +155,8 @@ def _run(name: str) -> ModuleType:
     except (OSError, RuntimeError) as error:  # a name that is too long, a user without a home
         raise ConfigError(f"--config={name}: {error}") from None
     if not is_configuration:
-        which = "names no file" if path.name == ".py" else f"no file {path.name}"
+        shown = path.name if path.is_relative_to(_folder()) else path
+        which = "names no file" if path.name == ".py" else f"no file {shown}"
         raise ConfigError(f"--config={name}: {which}{_nearest(split(name)[0])}")
     stem = f"config_{path.stem}"
     spec = importlib.util.spec_from_file_location(stem, path, loader=_Uncached(stem, str(path)))
