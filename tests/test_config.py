@@ -198,7 +198,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_field_and_remedy(path, typed,
 
 
 FILES = {
-    "a file that is not there": (None, "no file tiny.py"),
+    "a file that is not there": (None, "/tiny.py; choices are"),
     "no get_config": ("x = 1\n", "get_config"),
     "a dict": ("def get_config():\n    return {}\n", "get_config"),
     "no Python": ("def get_config(:\n", "SyntaxError"),
