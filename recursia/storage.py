@@ -14,6 +14,7 @@ Result = TypeVar("Result")
 SECONDS = 60.0  # for one operation, with what is tried again
 REQUEST_SECONDS = 20.0  # for one request of it
 TRIES = 5  # of a request that tensorstore makes
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk
 AT_ONCE = 16  # operations on small objects
 
 

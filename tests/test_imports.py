@@ -29,11 +29,13 @@ MAY = {
     "buckets": BASE | {"objects"},
     "backlog": {"console"},
     "parts": {"backlog"},
-    "jsonlines": {"buckets", "parts"},
+    "jsonfile": set(),
+    "jsonlines": {"errors", "buckets", "parts"},
+    "safely": {"errors"},
     "parsing": BASE | {"buckets"},
     "meanings": set(),
     "modules": set(),
-    "dotted": {"errors"},
+    "dotted": {"errors", "jsonfile"},
     "streams": BASE,
     "signals": BASE | {"console"},
     "compiled": BASE | {"console"},
@@ -78,11 +80,11 @@ MAY = {
     "fields": MODEL | {"architecture", "settings", "kinds", "typed", "meanings"},
     "config": MODEL
     | {"architecture", "settings", "kinds", "typed", "presets", "fields"}
-    | {"buckets", "dotted"},
+    | {"buckets", "dotted", "jsonfile"},
     "changes": CONFIGS | {"errors"},
     "learning_rate": MODEL | {"settings"},
     "notes": MODEL | {"architecture", "settings"},
-    "data": BASE | {"corpus", "console", "storage", "buckets", "objects", "dotted"},
+    "data": BASE | {"corpus", "console", "storage", "buckets", "objects", "dotted", "jsonfile"},
     "losses": BASE | {"sharding"},
     "scores": LAYERS
     | FORWARD
@@ -90,10 +92,11 @@ MAY = {
     "workdir": BASE
     | FORWARD
     | {"params", "sharding", "settings", "config", "changes", "convert", "data", "distributed"}
-    | {"console", "jsonlines", "stall", "storage", "buckets", "parts", "backlog"},
+    | {"console", "jsonfile", "jsonlines", "stall", "storage", "buckets", "parts", "backlog"},
     "generate": BASE
     | FORWARD
-    | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"},
+    | {"params", "layers", "sharing", "depth", "stacks", "workdir", "data", "console", "jsonlines"}
+    | {"safely"},
     "prediction": BASE | FORWARD | {"depth", "evaluate"},
     "language_model": BASE
     | FORWARD
@@ -104,7 +107,8 @@ MAY = {
     | {"language_model", "buckets"},
     "convert": MODEL
     | FORWARD
-    | {"optimizers", "settings", "config", "kinds", "data", "sharding", "losses", "learning_rate"},
+    | {"optimizers", "settings", "config", "kinds", "data", "sharding", "losses", "learning_rate"}
+    | {"jsonfile"},
     "budget": BASE
     | {"accounting", "architecture", "data", "fragments", "model", "step_law"}
     | CONFIGS,
@@ -122,11 +126,11 @@ MAY = {
     | FORWARD
     | {"params", "layers", "depth", "scores", "workdir", "data", "convert", "console"}
     | {"config", "accounting", "sharding", "distributed", "jsonlines", "generate"}
-    | {"buckets"},
+    | {"buckets", "safely"},
     "report": BASE
     | FORWARD
     | {"accounting", "budget", "buckets", "config", "console", "data", "depth", "evaluate"}
-    | {"jsonlines", "presets"}
+    | {"jsonfile", "jsonlines", "presets"}
     | {"layers", "losses", "scores", "settings", "sharding", "workdir"},
     "laws": MODEL | FORWARD | {"accounting", "traced_flops", "dotted"},
     "arguments": {"parsing", "presets", "changes", "distributed"},
@@ -137,7 +141,7 @@ MAY = {
     "sweep": BASE
     | CONFIGS
     | {"presets", "fields", "budget", "accounting", "workdir", "jsonlines", "console", "signals"}
-    | {"launch", "train", "parsing", "buckets", "storage", "objects", "parts"},
+    | {"launch", "train", "parsing", "buckets", "storage", "objects", "parts", "jsonfile"},
     "verbs": BASE
     | {"buckets", "jsonlines"}
     | {
@@ -158,13 +162,22 @@ MAY = {
         "laws",
         "report",
     }
-    | {"workdir", "compiled", "console", "streams", "distributed", "preflight", "topology"}
+    | {
+        "workdir",
+        "compiled",
+        "console",
+        "streams",
+        "distributed",
+        "preflight",
+        "topology",
+        "safely",
+    }
     | {"presets", "fields", "accounting", "arguments", "parsing", "meanings", "settings"},
     "cli": BASE | {"compiled", "console", "parsing", "signals", "verbs"},
     "preflight": MODEL
     | FORWARD
     | {"accounting", "budget", "changes", "chips", "topology", "train", "generate", "data"}
-    | {"workdir", "buckets"}
+    | {"workdir", "buckets", "jsonfile"}
     | CONFIGS,
     "__main__": {"cli", "console", "signals", "streams"},
     "__init__": {"cli", "language_model", "loaded", "prediction"},

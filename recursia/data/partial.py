@@ -7,23 +7,28 @@ their process, whatever becomes of it.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import pathlib
 import shutil
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from recursia import jsonfile
 from recursia.data import held_out, packing
 from recursia.data import tokenizer as tokenizer_lib
 from recursia.data.request import Request, differing
+from recursia.data.spool import FILES
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.units import Advance, Found, Unit, units
 from recursia.errors import DataError
 
 WHOLE = "whole"  # folder in which the units are joined
 _LOCK, _REQUEST, _TOKENIZER, _UNITS = "lock", "request.json", "tokenizer", "units"
-_FOUND = "found.json"
+_FOUND = "found.json"  # of a unit: what it holds of each file, and the digests of its own
+_LONGEST = 1 << 28  # bytes of what is read here
 
 
 class Partial:
@@ -65,7 +70,8 @@ class Partial:
             self._check(options)
             os.makedirs(self._inside(_UNITS), exist_ok=True)
             if part is None:
-                for name in filter(_is_unfinished, os.listdir(self._inside(_UNITS))):
+                names = os.listdir(self._inside(_UNITS))
+                for name in (each for each in names if _is_unfinished(each) or _is_moved(each)):
                     shutil.rmtree(self._inside(os.path.join(_UNITS, name)), ignore_errors=True)
             try:
                 yield
@@ -115,16 +121,21 @@ class Partial:
             for file in files
         ]
         mine = {"options": options | {"unit_bytes": self.unit_bytes}, "sources": sources}
-        theirs = None
-        with contextlib.suppress(OSError, ValueError):
-            with open(self._inside(_REQUEST), encoding="utf-8") as file:
-                theirs = json.load(file)
-        if theirs is None:
-            new = self._inside(f"{_REQUEST}.{uuid.uuid4().hex[:8]}")
-            with open(new, "w", encoding="utf-8") as file:
-                json.dump(mine, file, indent=1)
-            os.replace(new, self._inside(_REQUEST))
-        elif differences := differing(theirs, mine):
+        path = self._inside(_REQUEST)
+        if not os.path.lexists(path) and not self.has_begun():
+            _write(new := f"{path}.{uuid.uuid4().hex[:8]}", mine)
+            os.replace(new, path)
+            return
+        try:
+            theirs = jsonfile.read(pathlib.Path(path), _LONGEST)
+            if not isinstance(theirs, dict):
+                raise ValueError("it is no object")
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); remove "
+                f"{self.path} to begin anew."
+            ) from None
+        if differences := differing(theirs, mine):
             raise DataError(
                 f"{self.path}: holds what was begun with other {', '.join(differences)}; give the "
                 "same again to go on with it, or remove it to begin anew."
@@ -180,10 +191,8 @@ class Partial:
         rule = held_out.Rule(self.asked.fraction, moved)
         with self._new(os.path.join(_UNITS, os.path.basename(path))) as folder:
             found = unit.make(folder, self.asked, rule, tokenizer, advance)
-            with open(os.path.join(folder, _FOUND), "w", encoding="utf-8") as file:
-                json.dump(found, file)
-                file.flush()
-                os.fsync(file.fileno())
+            made = {"found": found, "digests": _digests(folder), "tokenizer": tokenizer.fingerprint}
+            _write(os.path.join(folder, _FOUND), made)
 
     def is_made(self, unit: Unit) -> bool:
         """Returns whether a unit is made."""
@@ -191,8 +200,36 @@ class Partial:
 
     def found(self, unit: Unit) -> list[Found]:
         """Returns what a unit that was made holds of each file."""
-        with open(os.path.join(self.spool(unit), _FOUND), encoding="utf-8") as file:
-            return json.load(file)
+        return self._made(unit)["found"]
+
+    def is_whole(self, unit: Unit, tokenizer: Tokenizer) -> bool:
+        """Returns whether the files of a unit are as they were made.
+
+        Raises:
+          DataError: if another tokenizer made it.
+          OSError: if one cannot be read.
+        """
+        try:
+            made = self._made(unit)
+            if made["tokenizer"] != tokenizer.fingerprint:
+                raise DataError(
+                    f"{self.spool(unit)}: was made with another tokenizer than {self.path} holds; "
+                    f"remove {self.path} to begin anew."
+                )
+            return made["digests"] == _digests(self.spool(unit))
+        except DataError:
+            raise
+        except (FileNotFoundError, IsADirectoryError, ValueError, LookupError, TypeError):
+            return False
+
+    def drop(self, unit: Unit) -> None:
+        """Takes a unit away, which is to be made anew."""
+        os.rename(path := self.spool(unit), new := f"{path}.{uuid.uuid4().hex[:8]}")
+        if not os.path.islink(new):
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _made(self, unit: Unit) -> Any:
+        return jsonfile.read(pathlib.Path(self.spool(unit)) / _FOUND, _LONGEST)
 
     @contextlib.contextmanager
     def _new(self, name: str) -> Iterator[str]:
@@ -212,6 +249,27 @@ class Partial:
 
     def _inside(self, name: str) -> str:
         return os.path.join(self.path, name)
+
+
+def _write(path: str, values: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _digests(folder: str) -> dict[str, str]:
+    """Returns the sha256 of every file of a spool."""
+    found = {}
+    for name in FILES:
+        with open(os.path.join(folder, name), "rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _is_moved(name: str) -> bool:
+    """Returns whether the folder is of a unit of which a document was moved: it is made anew."""
+    return "-" in name
 
 
 def _is_unfinished(name: str) -> bool:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from recursia import buckets, console
+from recursia import buckets, console, storage
 from recursia.data import held_out, joining, packing, units, workers
 from recursia.data import tokenizer as tokenizer_lib
 from recursia.data.manifest import Manifest
@@ -13,7 +13,7 @@ from recursia.data.partial import Partial
 from recursia.data.request import Options, finished, request
 from recursia.data.tokenizer import Tokenizer, from_spec
 from recursia.data.units import Unit
-from recursia.errors import ConfigError, DataError
+from recursia.errors import ConfigError, DataError, StorageError
 
 _EXCERPT_TOKENS = 64
 
@@ -49,6 +49,7 @@ def prepare(
       ConfigError: if an option is out of its range.
       DataError: if a file is missing, broken or used twice, a split would be empty, `output` holds
         something else or cannot be written, or another process prepares there.
+      StorageError: if the disk is full.
     """
     asked = request(inputs, options)
     given = _given(options, part)
@@ -65,6 +66,8 @@ def prepare(
             return manifest
         with partial.held(recorded, part):
             tokenizer = _kept(partial, given)
+            if part is None:
+                _check(partial, tokenizer)
             missing = _missing(partial, part)
             with console.bar("tokenising", _size(missing)) as advance:
                 workers.make(partial, tokenizer, missing, num_workers, advance)
@@ -72,7 +75,8 @@ def prepare(
                 return None
             return joining.join(partial, tokenizer, recorded, num_workers)
     except OSError as error:
-        raise DataError(
+        kind = StorageError if error.errno in storage.FULL else DataError
+        raise kind(
             f"{output}: cannot be written ({error.strerror or error}); give another output."
         ) from None
 
@@ -85,6 +89,17 @@ def _missing(partial: Partial, part: tuple[int, int] | None) -> list[Unit]:
         made = len(own) - len(missing)
         console.say(f"{partial.path}: has {made} of {len(own)} units; going on from there")
     return missing
+
+
+def _check(partial: Partial, tokenizer: Tokenizer) -> None:
+    """Takes away units that an earlier process made and that are not what it made."""
+    made = [unit for unit in partial.units if partial.is_made(unit)]
+    with console.bar("checking units", len(made), "units") as advance:
+        for unit in made:
+            if not partial.is_whole(unit, tokenizer):
+                console.say(f"{partial.spool(unit)}: is damaged; it is made anew")
+                partial.drop(unit)
+            advance(1)
 
 
 def _clean(partial: Partial, options: dict[str, Any]) -> None:
@@ -117,6 +132,11 @@ def _kept(partial: Partial, given: Tokenizer | None) -> Tokenizer:
     if (tokenizer := partial.tokenizer()) is None:
         tokenizer = given or _learned(partial)
         partial.keep(tokenizer)
+    elif given and tokenizer.fingerprint != given.fingerprint:
+        raise DataError(
+            f"{partial.path}: holds another tokenizer than the one that is asked for; remove it to "
+            "begin anew."
+        )
     return tokenizer
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from recursia.data.manifest import SPLITS
 
 _COUNTS = struct.Struct("<2q")
+FILES = tuple(f"{split}.{ending}" for split in SPLITS for ending in ("tokens", "documents"))
 COUNTS = np.dtype(("<i8", (2,)))  # tokens and bytes of a document
 
 

@@ -17,12 +17,13 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from recursia import storage
 from recursia.data import named
 from recursia.data.partial import Partial
 from recursia.data.request import Options, Request
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.units import Advance, Unit
-from recursia.errors import DataError, UserError
+from recursia.errors import DataError, StorageError, UserError
 
 
 def cores() -> int:
@@ -112,7 +113,7 @@ class _Worker:
             if isinstance(answer, int):
                 advance(answer)
             elif "error" in answer:
-                raise DataError(answer["error"])
+                raise (StorageError if answer.get("is_full") else DataError)(answer["error"])
             else:
                 return
         names = ", ".join(part.source.path for part in unit.parts[:3])
@@ -170,7 +171,8 @@ def _main() -> None:
         except UserError as error:
             answer({"error": str(error)})
         except OSError as error:
-            answer({"error": f"{partial.path}: cannot be written ({error.strerror or error})."})
+            said = f"{partial.path}: cannot be written ({error.strerror or error})."
+            answer({"error": said, "is_full": error.errno in storage.FULL})
 
 
 if __name__ == "__main__":

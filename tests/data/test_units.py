@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -173,6 +174,29 @@ def test_what_was_begun_is_not_mixed_with_another_request(
     refused(call(), "sources (a.jsonl)")
     put("e.txt", "another text")
     refused(call(), "sources (a.jsonl, e.txt)")
+
+
+def test_a_damaged_unit_is_made_anew(corpus, whole, small, tmp_path, refused):
+    """Whatever of it is damaged; what says how units were made is refused."""
+    out = tmp_path / "out"
+    prepare(corpus, out, part=(1, 1), **HOW)
+    unfinished = pathlib.Path(f"{out}.partial")
+    first, second, third, fourth, fifth, sixth = sorted((unfinished / "units").iterdir())[:6]
+    tokens = first / "train.tokens"
+    tokens.write_bytes(b"\xff" + tokens.read_bytes()[1:])
+    (second / "train.documents").write_bytes(b"")
+    (third / "found.json").write_text("[" * 100_000)
+    (fourth / "found.json").unlink()
+    (fifth / "validation.tokens").unlink()
+    shutil.rmtree(sixth)
+    sixth.symlink_to(tmp_path / "whole")
+    request = (unfinished / "request.json").read_text()
+    for damage in ("", "[" * 100_000, "[]"):
+        (unfinished / "request.json").write_text(damage)
+        refused(lambda: prepare(corpus, out, **HOW), "request.json: cannot be read")
+    (unfinished / "request.json").write_text(request)
+    prepare(corpus, out, **HOW)
+    assert contents(out) == whole == contents(tmp_path / "whole")
 
 
 def test_one_process_at_a_time_prepares_a_folder(corpus, small, tmp_path, refused):
