@@ -10,14 +10,13 @@ feed-forward may omit that too: `--config.block.num_heads` is
 
 import dataclasses
 import inspect
-import json
 import os
 import pathlib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from recursia import buckets, dotted, kinds, settings, typed
+from recursia import buckets, dotted, jsonfile, kinds, settings, typed
 from recursia import fields as configuration
 from recursia.errors import ConfigError, StorageError
 from recursia.fields import Field, fields
@@ -25,7 +24,6 @@ from recursia.presets import hint, presets, read, shipped
 from recursia.typed import Raw
 
 RECORD = "config.json"  # file of a run's directory with its settings
-LONGEST = 1 << 24  # bytes of it
 
 __all__ = [
     "Field",
@@ -80,12 +78,10 @@ def recorded(path: pathlib.Path) -> settings.Run:
       ConfigError: if it is not readable.
     """
     try:
-        if (size := path.stat().st_size) > LONGEST:
-            raise ValueError(f"it has {size} bytes, at most {LONGEST} are read")
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        values = jsonfile.read(path)
     except (FileNotFoundError, StorageError):
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     return build(settings.Run, present(values), str(path))
 

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import json
 import os
 import pathlib
 import sys
@@ -18,6 +17,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from recursia import jsonfile
 from recursia.errors import ConfigError
 
 _SIGNS = {"model", "model_type", "architectures"}  # of a run's or a model's config.json
@@ -130,8 +130,8 @@ def _is_holder(folder: pathlib.Path) -> bool:
     if (folder / "sweep.json").is_file():
         return True
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):  # no reader of runs or models takes it either
+        found = jsonfile.read(folder / "config.json")
+    except (OSError, ValueError):  # no reader of runs or models takes it either
         return False
     return isinstance(found, dict) and bool(_SIGNS & found.keys())
 

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from recursia import buckets, parts
+from recursia.errors import ConfigError, StorageError
 
 LONGEST = 1 << 26  # bytes of a line that is read
+MOST = 1 << 53  # of a step: larger numbers are no longer exact
 
 
 def line(value: Any) -> str:
@@ -33,9 +35,39 @@ def values(path: pathlib.Path) -> Iterator[Any]:
 
     So are lines longer than `LONGEST`, which are not kept in memory. In a bucket, a file may be a
     folder of parts, which are read in order.
+
+    Raises:
+      ConfigError: if the file cannot be read.
     """
-    for each in parts.parts(path) if buckets.is_place(path) and path.is_dir() else (path,):
-        yield from _values(each)
+    try:
+        for each in parts.parts(path) if buckets.is_place(path) and path.is_dir() else (path,):
+            yield from _values(each)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); move it away") from None
+
+
+def is_step(value: Any) -> bool:
+    """Returns whether a value is the number of a step."""
+    return type(value) is int and 0 <= value <= MOST
+
+
+def number(value: Any) -> float | None:
+    """Returns a number as a float, also one that is not finite; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a file that have a `step`, from 0; none if there is no file."""
+    for row in values(path) if path.exists() else ():
+        if isinstance(row, dict) and is_step(row.get("step")):
+            yield row
 
 
 def _values(path: pathlib.Path) -> Iterator[Any]:

@@ -15,12 +15,12 @@ import pathlib
 import pprint
 from collections.abc import Callable
 
-from recursia import accounting, budget, config, scaling, settings
+from recursia import accounting, budget, config, scaling, settings, storage
 from recursia.architecture import Model
 from recursia.blocks.pre_norm import PreNorm
 from recursia.changes import overrides, typed
 from recursia.depth.fixed import Fixed
-from recursia.errors import ConfigError
+from recursia.errors import ConfigError, StorageError
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.parallel import Parallel
@@ -125,7 +125,8 @@ def write(folder: pathlib.Path, runs: dict[str, settings.Run], about: str) -> li
             values = values.replace("\n", "\n" + 8 * " ")
             paths[name].write_text(_FILE.format(about=docstring, values=values), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+        kind = StorageError if error.errno in storage.FULL else ConfigError
+        raise kind(f"{folder}: cannot be written ({error.strerror})") from None
     return list(map(str, paths.values()))
 
 

@@ -115,6 +115,7 @@ MAY = {
     "scaling": BLOCKS | {"architecture"},
     "matching": BLOCKS
     | {"architecture", "accounting", "budget", "changes", "depth", "scaling", "parallel"}
+    | {"storage"}
     | CONFIGS,
     "train": MODEL
     | FORWARD

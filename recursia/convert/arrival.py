@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import tokenizers
 from jax.sharding import Mesh
 
 import recursia.config
-from recursia import model, settings, sharding
+from recursia import jsonfile, model, settings, sharding
 from recursia.architecture import Model
 from recursia.convert import (
     gguf,
@@ -109,10 +108,10 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        theirs = jsonfile.read(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{path}: is no JSON ({error})") from None
     if not isinstance(theirs, dict):
         raise CheckpointError(f"{path}: is no object; is it a model's?")

@@ -57,6 +57,7 @@ class Arrays(Mapping[str, np.ndarray]):
         self._path, self._dequantize = path, gguf.quants.dequantize
         with _readable(path):
             reader = _whole(gguf.GGUFReader)(path)
+            self._size = len(reader.data)
             self._fields = {name: field.contents() for name, field in reader.fields.items()}
             self._tensors = {_renamed(tensor.name): tensor for tensor in reader.tensors}
             self.settings = self._settings()
@@ -114,6 +115,7 @@ class Arrays(Mapping[str, np.ndarray]):
         tensor = self._tensors[name]
         heads = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
         count = next((self.settings[of] for end, of in heads.items() if name.endswith(end)), 0)
+        unchanged(self._path, self._size)
         with _readable(self._path):
             array = self._dequantize(tensor.data, tensor.tensor_type)
             array = np.asarray(array, np.float32).reshape(tensor.shape.tolist()[::-1])
@@ -152,6 +154,24 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path}: cannot be read ({said}); fetch it again") from None
+
+
+def unchanged(path: pathlib.Path, size: int) -> None:
+    """Refuses a mapped file that has shrunk, of which a read ends the process with SIGBUS.
+
+    Args:
+      path: of the file.
+      size: in bytes, when it was mapped.
+
+    Raises:
+      CheckpointError: if it has fewer, or is gone.
+    """
+    try:
+        now = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    if now < size:
+        raise CheckpointError(f"{path}: has shrunk from {size} to {now} bytes; fetch it again")
 
 
 def halves(rows: np.ndarray, heads: int) -> np.ndarray:

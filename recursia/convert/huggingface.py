@@ -23,6 +23,7 @@ from recursia.feedforward.geglu import GEGLU
 from recursia.feedforward.swiglu import SwiGLU
 from recursia.layers.stretch import Stretch
 from recursia.mixers.grouped_query import GroupedQuery
+from recursia.ranges import MOST_LAYERS
 
 Settings = Mapping[str, Any]
 _SANDWICH = ("gemma2", "ouro")
@@ -65,7 +66,7 @@ def model_of(theirs: Settings) -> tuple[str, Model]:
         return family, _model({**_DEFAULTS.get(family, {}), **theirs}, family)
     except ConfigError:
         raise
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ConfigError(f"config.json: {error}") from None
 
 
@@ -73,6 +74,8 @@ def _model(theirs: Settings, family: str) -> Model:
     layers, width = _number(theirs, "num_hidden_layers"), _number(theirs, "hidden_size")
     mixer, has_gate = _mixer(theirs, family, width), family == "ouro"
     recursions = int(theirs.get("total_ut_steps") or 4) if has_gate else 1
+    if (steps := layers * recursions) > MOST_LAYERS:  # before a table has an entry for each
+        raise ConfigError(f"config.json: has {steps} layers, takes at most {MOST_LAYERS}")
     embed = Table(
         is_tied=bool(theirs.get("tie_word_embeddings")),
         scale=math.sqrt(width) if family == "gemma2" else 1.0,

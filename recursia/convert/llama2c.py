@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from recursia.convert.gguf import halves
+from recursia.convert.gguf import halves, unchanged
 from recursia.errors import CheckpointError
 
 _HEADER = 7 * 4  # bytes
@@ -32,7 +32,7 @@ class Arrays(Mapping[str, np.ndarray]):
           CheckpointError: if the file has another size than its header says.
         """
         try:
-            self._all = np.memmap(path, np.uint8, "r")
+            self._path, self._all = path, np.memmap(path, np.uint8, "r")
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{path}: cannot be read ({error})") from None
         if len(self._all) < _HEADER:
@@ -96,6 +96,7 @@ class Arrays(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         place, shape = self._places[name]
+        unchanged(self._path, len(self._all))
         array = np.frombuffer(self._all, np.float32, math.prod(shape), place).reshape(shape)
         heads = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads"}
         count = next((self.settings[of] for end, of in heads.items() if name.endswith(end)), 0)

@@ -56,7 +56,7 @@ def read(
         ) from None
     except (ConfigError, CheckpointError):
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, IndexError) as error:
         said = " ".join(str(error).split())
         raise CheckpointError(f"config.json is of another model than the arrays ({said})") from None
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from recursia import jsonfile
 from recursia.errors import CheckpointError
 
 INDEX, FILE = "model.safetensors.index.json", "model.safetensors"
@@ -106,7 +107,12 @@ class Arrays(Mapping[str, np.ndarray]):
             return np.zeros(shape, dtype)
         count, place = math.prod(shape), self._start + first
         # A map from the file's start: places need not be multiples of a page or of an entry.
-        raw = np.memmap(self._path, np.uint8, "r", place, (count * dtype.itemsize,))
+        size = count * dtype.itemsize
+        try:
+            raw = np.memmap(self._path, np.uint8, "r", place, (size,))
+        except (OSError, ValueError):  # it has shrunk, or is gone
+            end = f"{name} should end at byte {place + size}"
+            raise CheckpointError(f"{self._path}: has changed: {end}; fetch it again") from None
         return np.frombuffer(raw, dtype, count).reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -133,11 +139,11 @@ class Sharded(Mapping[str, np.ndarray]):
           CheckpointError: if it or a file is missing or damaged, or lacks an array.
         """
         try:
-            places = json.loads(index.read_text())["weight_map"]
+            places = jsonfile.read(index, _LONGEST)["weight_map"]
             files = {str(name): str(file) for name, file in places.items()}
         except OSError as error:
             raise CheckpointError(f"{index}: cannot be read ({error.strerror})") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{index}: has no weight_map; fetch it again") from None
         for file in files.values():
             if pathlib.PurePath(file).name != file:

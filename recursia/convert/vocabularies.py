@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from recursia.data.bpe import library_errors
+from recursia.data.files import unreadable
 from recursia.errors import DataError
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in SentencePiece
@@ -64,7 +65,11 @@ def by_scores(path: pathlib.Path, size: int) -> Tokenizer:
     Raises:
       DataError: if it does not hold `size` pieces.
     """
-    raw = path.read_bytes()
+    try:
+        with path.open("rb") as file:
+            raw = file.read(4 + size * (8 + _LONGEST))
+    except OSError as error:
+        raise unreadable(str(path), error) from None
     pieces: list[tuple[str, float]] = []
     place = 4
     try:

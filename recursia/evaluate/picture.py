@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from recursia import safely
 from recursia.evaluate import printout
 from recursia.evaluate.variants import Row, main_metric
 
@@ -30,12 +30,10 @@ def write(result: Result, path: pathlib.Path) -> None:
       result: of `tables.evaluate`.
       path: of a file that is not there yet.
     """
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
     with contextlib.ExitStack() as stack:
-        stack.callback(part.unlink, missing_ok=True)
+        part = stack.enter_context(safely.file(path, "picture"))
         stack.enter_context(matplotlib.rc_context({"svg.hashsalt": "recursia"}))
         draw(result).savefig(part, dpi=110)
-        os.replace(part, path)
 
 
 def draw(result: Result) -> Figure:

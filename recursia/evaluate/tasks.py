@@ -12,8 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from recursia import console, jsonlines
-from recursia.convert import safely
+from recursia import console, jsonlines, safely
 from recursia.data import files
 from recursia.errors import DataError
 from recursia.evaluate import rows

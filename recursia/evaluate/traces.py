@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from recursia import safely
 from recursia.layers.balance import Usage
 from recursia.layers.branch import Report
 
@@ -119,5 +120,5 @@ def write(
     arrays = {"tokens": tokens, "depth_used": depth_used}
     for slot, own in found.items():
         arrays |= {f"{slot}/{name}": array for name, array in own.items()}
-    with path.open("xb") as file:
+    with safely.file(path, "choices") as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]

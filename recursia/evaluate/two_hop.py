@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from recursia import jsonlines
-from recursia.convert import safely
+from recursia import jsonlines, safely
 from recursia.errors import ConfigError
 
 TOKENS = string.ascii_letters + string.digits

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from recursia import console, jsonlines
+from recursia import console, jsonlines, safely
 from recursia.data import files
 from recursia.errors import ConfigError, DataError
 from recursia.generate.continuation import Continuation, Stops
@@ -197,12 +197,24 @@ def write(answers: Iterator[dict[str, Any]], count: int, output: pathlib.Path | 
 
     Raises:
       ConfigError: if the file is there already, or cannot be made.
+      StorageError: if a line cannot be written; those before it stay.
     """
     with _opened(output) as out, console.bar("serving", count, "requests") as advance:
         for answer in answers:
-            out.write(jsonlines.line(answer))
-            out.flush()
+            _put(out, jsonlines.line(answer), output)
             advance(1)
+
+
+def _put(out: TextIO, line: str, output: pathlib.Path | None) -> None:
+    try:
+        out.write(line)
+        out.flush()
+    except OSError as error:
+        if output is None:
+            raise
+        with contextlib.suppress(OSError):  # of what it still holds
+            out.close()
+        raise safely.unwritten(f"--output={output}", error) from None
 
 
 @contextlib.contextmanager

@@ -4,13 +4,14 @@ A report is kept under all that it depends on: the settings of the run, the topo
 this package, the compilers and their flags.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
 import os
 import pathlib
 
-from recursia import buckets, budget, config, settings
+from recursia import buckets, budget, config, jsonfile, settings
 from recursia.preflight import ladder, report
 from recursia.workdir import trained
 
@@ -23,7 +24,7 @@ def read(run: settings.Run, topology: str, folder: pathlib.Path | None) -> repor
     if folder is None:
         return None
     try:
-        return json.loads(_path(run, topology, folder).read_text())
+        return jsonfile.read(_path(run, topology, folder))
     except (OSError, ValueError):
         return None
 
@@ -33,8 +34,9 @@ def write(
 ) -> None:
     """Keeps a report; a None folder keeps nothing."""
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _path(run, topology, folder).write_text(json.dumps(found))
+        with contextlib.suppress(OSError):  # it is examined again the next time
+            folder.mkdir(parents=True, exist_ok=True)
+            _path(run, topology, folder).write_text(json.dumps(found))
 
 
 def _path(run: settings.Run, topology: str, folder: pathlib.Path) -> pathlib.Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from recursia import batch, budget, changes, model, settings, sharding
+from recursia import batch, budget, changes, jsonfile, model, settings, sharding
 from recursia.errors import ConfigError
 from recursia.preflight import program, render, report
 
@@ -130,10 +130,11 @@ def _examined(
     key = repr((text, topology, run.train.num_steps, versions(), *map(os.environ.get, FLAGS)))
     path = folder / f"report-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     try:
-        return json.loads(path.read_text())
+        return jsonfile.read(path)
     except (OSError, ValueError):
         examined = examine()
-    path.write_text(json.dumps(examined))
+    with contextlib.suppress(OSError):  # it is examined again the next time
+        path.write_text(json.dumps(examined))
     return examined
 
 

@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from recursia import accounting, budget, config, jsonlines, presets, settings
+from recursia import accounting, budget, config, jsonfile, jsonlines, presets, settings
 from recursia.accounting import Budget
 from recursia.data import packing
 from recursia.errors import ConfigError, DataError, UserError
@@ -179,20 +178,16 @@ def _names(workdirs: Sequence[pathlib.Path]) -> list[str]:
 
 def _overrides(workdir: pathlib.Path) -> dict[str, Any]:
     try:
-        found = json.loads((workdir / "overrides.json").read_text())
-    except (OSError, ValueError, RecursionError):
+        found = jsonfile.read(workdir / "overrides.json")
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _rows(path: pathlib.Path, is_text: bool = False) -> Iterable[Row]:
     """Yields rows with a step; unless they are texts, numbers and lists of numbers alone."""
-    is_there = path.exists()
-    for row in jsonlines.values(path) if is_there else ():
-        step = row.get("step") if isinstance(row, dict) else None
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-            continue
-        yield row if is_text else {"step": step, **_numbers(row)}
+    for row in jsonlines.rows(path):
+        yield row if is_text else {"step": row["step"], **_numbers(row)}
 
 
 def _numbers(row: Row) -> Row:
@@ -205,10 +200,8 @@ def _number(value: Any) -> float | list[float] | None:
         entries = [_number(each) for each in value]
         kept = [each for each in entries if isinstance(each, float)]
         return kept if kept and len(kept) == len(entries) else None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or abs(value) > 1e300 or not math.isfinite(value):
-        return None
-    return float(value)
+    found = jsonlines.number(value)
+    return found if found is not None and abs(found) <= 1e300 else None
 
 
 def _by_step(rows: Iterable[Row]) -> list[Row]:

@@ -122,7 +122,7 @@ class Worker:
                     if self._state(asked) != states.RUNNING:
                         asked.process = runner.start(asked.trial.name)
                         shown.started(asked.trial.name)
-                for name in [process.trial.name for process in runner.ended()]:
+                for name in runner.over():
                     self._tell(self._asked.pop(name))
                     shown.ended(name)
                 for asked in list(self._asked.values()):

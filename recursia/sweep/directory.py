@@ -7,9 +7,10 @@
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any
 
-from recursia import storage
+from recursia import jsonfile, storage
 from recursia.config import RECORD
 from recursia.errors import ConfigError, StorageError
 from recursia.sweep.declaration import SWEEP, Declaration
@@ -18,6 +19,7 @@ from recursia.workdir import place
 
 TRIAL, TRIALS = "trial.json", "trials"
 LOG = "log.txt"  # of a trial, in its directory
+_NAME = re.compile(r"\w[\w.-]{0,99}", re.ASCII)
 _TYPES: dict[str, type] = {"config": str, "digest": str, "overrides": dict, "labels": dict}
 _TYPES |= {"trials": list, "is_search": bool, "how": dict}
 _ANEW = "remove it, and give the first command of the sweep again, which writes it anew"
@@ -114,8 +116,9 @@ def read(directory: pathlib.Path) -> Sweep:
         name: _of(values, directory / SWEEP, name) for name in _TYPES.keys() - {"labels"}
     }
     names = _found(directory) if given["is_search"] else given["trials"]
-    if not all(isinstance(name, str) and pathlib.PurePath(name).name == name for name in names):
-        raise ConfigError(f"{directory / SWEEP}: trials takes names of directories")
+    is_name = lambda name: isinstance(name, str) and _NAME.fullmatch(name)
+    if not all(map(is_name, names)) or len(set(names)) < len(names):
+        raise ConfigError(f"{directory / SWEEP}: trials takes names of directories, each once")
     given["trials"] = tuple(names)
     return Sweep(directory=directory, **given)
 
@@ -138,10 +141,10 @@ def _written(folder: pathlib.Path) -> float:
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = jsonfile.read(path)
     except StorageError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path}: cannot be read ({why}); {_ANEW}") from None
     if not isinstance(values, dict):

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-from recursia import buckets, console, settings, storage
+from recursia import buckets, console, jsonfile, settings, storage
 from recursia.errors import CheckpointError, ConfigError, StorageError, UserError
 from recursia.launch import checks, machine_options, machines
 from recursia.launch.job import Job
@@ -277,11 +277,14 @@ def check_words(commands: Iterable[tuple[str, ...]]) -> None:
 
 def _submission(path: pathlib.Path) -> Submission:
     try:
-        row = json.loads(path.read_text())
-        return Submission(row["name"], tuple(row["tasks"]), row["job"])
+        row = jsonfile.read(path)
+        name, job, tasks = row["name"], row["job"], tuple(row["tasks"])
+        if not all(isinstance(each, str) for each in (name, job, *tasks)):
+            raise ValueError("its name, job and tasks are not all text")
+        return Submission(name, tasks, job)
     except StorageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
 
 
@@ -301,5 +304,6 @@ def jobs(directory: pathlib.Path) -> dict[str, str]:
 
 def sent(directory: pathlib.Path) -> list[Submission]:
     """Returns the submissions of a sweep so far, in their order."""
-    paths = [p for p in (directory / SUBMISSIONS).glob("*.json") if p.stem.isdecimal()]
+    found = (directory / SUBMISSIONS).glob("*.json")
+    paths = [path for path in found if re.fullmatch("[0-9]{1,9}", path.stem)]
     return storage.at_once(_submission, sorted(paths, key=lambda path: int(path.stem)))

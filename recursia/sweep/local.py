@@ -5,7 +5,7 @@ import time
 from collections import deque
 
 from recursia import buckets, console, signals, storage
-from recursia.errors import Preempted
+from recursia.errors import Preempted, StorageError
 from recursia.sweep import directory, standing, states, tables
 from recursia.sweep.directory import Sweep
 from recursia.sweep.division import Division
@@ -75,6 +75,17 @@ class Runner:
             self._free.append(process.share)
         return over
 
+    def over(self) -> list[str]:
+        """Returns the names of the trials that have ended since the last call.
+
+        Raises:
+          StorageError: if the way one ended cannot be recorded: it would be run again for ever.
+        """
+        ended = self.ended()
+        if lost := [process.lost for process in ended if process.lost]:
+            raise StorageError(lost[0])
+        return [process.trial.name for process in ended]
+
     def wait(self) -> None:
         """Waits until it is time to look again."""
         time.sleep(self._seconds)
@@ -100,6 +111,7 @@ def run(sweep: Sweep, names: list[str], division: Division) -> int:
 
     Raises:
       Preempted: after a signal, once every running trial is saved, or if others stopped a trial.
+      StorageError: if the way a trial ended cannot be recorded.
     """
     state = lambda name: states.of(sweep.folder(name))[0]
     found = zip(names, storage.at_once(state, names), strict=True)
@@ -117,7 +129,7 @@ def run(sweep: Sweep, names: list[str], division: Division) -> int:
                     if found not in (*states.RESULTS, states.FAILED) or name in failed:
                         runner.start(name)
                         view.started(name)
-                ended = [process.trial.name for process in runner.ended()]
+                ended = runner.over()
                 # One that found another process at its trial waits for that.
                 waiting.extend(name for name in ended if state(name) == states.RUNNING)
                 failed -= set(ended)

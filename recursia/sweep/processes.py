@@ -29,12 +29,13 @@ class Process:
     Attributes:
       trial: that it trains.
       share: its CPUs and GPUs.
+      lost: why the way it ended is recorded nowhere, as on a full disk; else "".
     """
 
     def __init__(self, trial: Trial, folder: pathlib.Path, share: Share):
         """Starts it, in a session of its own, where Ctrl-C does not reach it twice."""
         self.trial, self.share, self._folder = trial, share, folder
-        self._before, self._sent = self._end(), time.monotonic()
+        self._before, self._sent, self.lost = self._end(), time.monotonic(), ""
         try:
             self._mirror = place.of(folder).mirror(folder)
             self._log = self._mirror.near / LOG
@@ -78,7 +79,10 @@ class Process:
         with contextlib.suppress(StorageError):
             is_known = self._end() != self._before or here.is_live(self._folder)
             if code > 0 and code not in states.RESUMABLE and not is_known:
-                ending.write(self._folder, code, self._last_lines())
+                ending.write(self._folder, code, why := self._last_lines())
+                if self._end() == self._before:
+                    said = "cannot be written, and the trial ended with"
+                    self.lost = f"{self._folder / ending.FILE}: {said} {code}: {why}"
         self._mirror.close()
         return True
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from recursia import accounting, budget, config, console, jsonlines, settings, storage
-from recursia.errors import ConfigError, StorageError, UserError
+from recursia.errors import StorageError, UserError
 from recursia.sweep import directory, states
 from recursia.sweep.directory import Sweep
-from recursia.sweep.standing import is_number
 from recursia.sweep.trial import Trial
 from recursia.train.writer import METRICS
 from recursia.workdir import directory as workdir
@@ -103,7 +102,8 @@ def _read(sweep: Sweep, name: str) -> _Files:
     except FileNotFoundError:
         run = None
     size = _vocab_size(folder, run) if run else None
-    return _Files(sweep.trial(name), *states.of(folder), list(_rows(folder)), run, size)
+    rows = list(jsonlines.rows(folder / METRICS))
+    return _Files(sweep.trial(name), *states.of(folder), rows, run, size)
 
 
 def _vocab_size(folder: pathlib.Path, run: settings.Run) -> int | None:
@@ -121,7 +121,8 @@ def _result(files: _Files, known: dict[Any, int]) -> Result:
     trial, rows, run = files.trial, files.rows, files.run or _base(files.trial)
     steps = max((row["step"] for row in rows), default=0)
     parameters, flops = _costs(run, files.vocab_size, steps, known) if run else (0, math.nan)
-    curve = [(row["step"], row[VALIDATION]) for row in rows if is_number(row.get(VALIDATION))]
+    scored = [(row["step"], jsonlines.number(row.get(VALIDATION))) for row in rows]
+    curve = [(step, loss) for step, loss in scored if loss is not None]
     sequences = steps * run.train.batch_size if run else 0
     return Result(
         name=trial.name,
@@ -138,18 +139,6 @@ def _result(files: _Files, known: dict[Any, int]) -> Result:
         curve=curve,
         why=files.why,
     )
-
-
-def _rows(folder: pathlib.Path) -> Iterable[dict[str, Any]]:
-    path = folder / METRICS
-    try:
-        for row in jsonlines.values(path) if path.exists() else ():
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                yield row
-    except StorageError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _base(trial: Trial) -> settings.Run | None:
@@ -179,7 +168,7 @@ def _seconds(rows: list[dict[str, Any]]) -> float:
     """Returns the sum over all starts: a row counts the seconds since its start."""
     total = last = 0.0
     for row in rows:
-        phases = [s for name, s in row.items() if name.startswith(_SECONDS) and is_number(s)]
+        phases = [jsonlines.number(row[name]) or 0.0 for name in row if name.startswith(_SECONDS)]
         if phases:
             total += last if sum(phases) < last else 0.0
             last = sum(phases)
@@ -189,7 +178,8 @@ def _seconds(rows: list[dict[str, Any]]) -> float:
 def _metrics(rows: list[dict[str, Any]], curve: list[tuple[int, float]]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in rows:
-        found |= {mine: row[name] for name, mine in _LAST.items() if is_number(row.get(name))}
+        numbers = {mine: jsonlines.number(row.get(name)) for name, mine in _LAST.items()}
+        found |= {mine: value for mine, value in numbers.items() if value is not None}
     finite = [loss for _, loss in curve if math.isfinite(loss)]
     return {**found, f"best_{VALIDATION}": min(finite)} if finite else found
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from recursia import buckets, config, parts, storage
+from recursia import buckets, config, jsonfile, jsonlines, parts, storage
 from recursia.errors import StorageError
 from recursia.sweep import states
 from recursia.sweep.directory import Sweep
@@ -48,7 +48,9 @@ def of(name: str, folder: pathlib.Path) -> Standing:
     """Returns the standing of the trial in a directory."""
     found: dict[str, Any] = {"step": 0, "loss": None, VALIDATION: None}
     for row in rows(folder / METRICS):
-        found |= {key: row[key] for key in found if is_number(row.get(key))}
+        numbers = {key: jsonlines.number(row.get(key)) for key in ("loss", VALIDATION)}
+        found |= {key: value for key, value in numbers.items() if value is not None}
+        found["step"] = row["step"]
     return Standing(name, *states.of(folder), num_steps=_num_steps(folder), **found)
 
 
@@ -68,9 +70,9 @@ def rows(path: pathlib.Path) -> Iterable[dict[str, Any]]:
     for line in tail.split(b"\n")[:-1]:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and jsonlines.is_step(row.get("step")):
             yield row
 
 
@@ -90,11 +92,12 @@ def _tail(path: pathlib.Path) -> bytes:
 
 def _num_steps(folder: pathlib.Path) -> int | None:
     try:
-        return json.loads((folder / config.RECORD).read_text())["train"]["num_steps"]
+        found = jsonfile.read(folder / config.RECORD)["train"]["num_steps"]
     except StorageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         return None
+    return found if jsonlines.is_step(found) else None
 
 
 def counts(standings: Iterable[Standing]) -> dict[str, int]:

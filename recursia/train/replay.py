@@ -164,13 +164,13 @@ def _records(workdir: pathlib.Path, step: int, batch: int) -> dict[int, dict[str
     """Returns the numbers that a run wrote of each step up to `step`, and of its incident."""
     found: dict[int, dict[str, float]] = {}
     for name in (METRICS, INCIDENTS):
-        for row in jsonlines.values(workdir / name) if (workdir / name).exists() else ():
-            at = row.get("step") if isinstance(row, dict) else None
-            if not isinstance(at, int) or at > step:
+        for row in jsonlines.rows(workdir / name):
+            if (at := row["step"]) > step:
                 continue
+            numbers = {number: _number(row.get(number)) for number in NUMBERS}
             is_ours = name == METRICS or (at == step and row.get("batch") == batch)
-            if is_ours and all(_is_number(row.get(number)) for number in NUMBERS):
-                found[at] = {number: float(row[number]) for number in NUMBERS}
+            if is_ours and None not in numbers.values():
+                found[at] = numbers
     return found
 
 
@@ -179,7 +179,7 @@ def _same(ours: dict[str, float], theirs: dict[str, float]) -> bool:
     return all(struct.pack("d", ours[name]) == struct.pack("d", theirs[name]) for name in NUMBERS)
 
 
-def _is_number(value: Any) -> bool:
-    """Returns whether a value is a number, or the name of one that is not finite."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number or value in ("nan", "inf", "-inf")
+def _number(value: Any) -> float | None:
+    """Returns a number, or that of the name of one that is not finite; None for what is none."""
+    is_name = isinstance(value, str) and value in ("nan", "inf", "-inf")
+    return float(value) if is_name else jsonlines.number(value)

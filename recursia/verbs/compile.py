@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from recursia import arguments, console, parsing
+from recursia import arguments, console, parsing, safely
 from recursia.errors import ConfigError
 
 ABOUT = "Compile the training step for a TPU slice or GPU node: does it fit, what does it move."
@@ -59,7 +59,8 @@ def run(given: argparse.Namespace) -> int:
             result["advice"] = ladder.advice(run, devices)
         shown = render.full(arguments.typed(given), result)
     if given.output:
-        given.output.write_text(json.dumps(result, indent=2) + "\n")
+        with safely.file(given.output, "output") as part:
+            part.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result) if given.json else shown)
     return 0 if result["fits"] else 1
 

@@ -19,7 +19,7 @@ def options(parser: parsing.Parser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Writes a run as a Hugging Face folder."""
     from recursia.convert import export
-    from recursia.convert.safely import new_folder
+    from recursia.safely import new_folder
     from recursia.workdir import trained
 
     with new_folder(given.output) as part:

@@ -28,7 +28,7 @@ def options(parser: parsing.Parser) -> None:
 def run(given: argparse.Namespace) -> None:
     """Makes a run of a checkpoint."""
     from recursia.convert import arrival
-    from recursia.convert.safely import new_folder
+    from recursia.safely import new_folder
     from recursia.workdir import trained
 
     with new_folder(given.output) as part:

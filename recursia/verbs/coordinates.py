@@ -5,7 +5,7 @@ import json
 import pathlib
 from typing import Any
 
-from recursia import arguments, console, parsing
+from recursia import arguments, console, parsing, safely
 from recursia.errors import ConfigError
 
 ABOUT = "Coordinate checks: do activations, and what steps change of them, grow with size."
@@ -107,6 +107,7 @@ def _picture(path: pathlib.Path | None) -> Any:
             axes.grid(alpha=0.3)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        figure.savefig(path, dpi=110)
+        with safely.file(path, "picture") as part:
+            figure.savefig(part, dpi=110)
 
     return draw

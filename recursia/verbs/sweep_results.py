@@ -6,8 +6,8 @@ import json
 import sys
 from typing import Any
 
-from recursia import arguments, buckets, jsonlines, parsing
-from recursia.errors import ConfigError, StorageError
+from recursia import arguments, buckets, jsonlines, parsing, safely
+from recursia.errors import ConfigError
 
 ABOUT = "The results of a sweep, ranked by a metric; as a table, as CSV or as JSON."
 
@@ -55,11 +55,11 @@ def _write(path: Any, text: str) -> None:
     if path == "-":
         sys.stdout.write(text)
         return
+    if not buckets.is_place(path):
+        with safely.file(path, "csv") as part:
+            part.write_bytes(text.encode())
+        return
     try:
-        if buckets.is_place(path):
-            path.write_bytes(text.encode())
-        else:
-            with path.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
+        path.write_bytes(text.encode())
     except OSError as error:
-        raise StorageError(f"--csv={path}: cannot be written ({error.strerror})") from None
+        raise safely.unwritten(f"--csv={path}", error) from None

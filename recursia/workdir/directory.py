@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 import recursia.config
-from recursia import distributed, settings
+from recursia import distributed, jsonfile, settings
 from recursia.data import packing, prepare
 from recursia.data.tokenizer import Tokenizer
 from recursia.data.tokenizer import load as load_tokenizer
@@ -115,10 +115,8 @@ def is_run(workdir: pathlib.Path) -> bool:
     """Returns whether a directory holds the settings of a run, whole or damaged."""
     record = workdir / recursia.config.RECORD
     try:
-        if record.stat().st_size > recursia.config.LONGEST:
-            return True
-        values = json.loads(record.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        values = jsonfile.read(record)
+    except (OSError, ValueError):
         return record.exists()
     return isinstance(values, dict) and "model" in values
 

@@ -28,18 +28,25 @@ def append(path: pathlib.Path, line: str, is_flushed: bool = False) -> None:
 def put(path: pathlib.Path, contents: bytes) -> None:
     """Replaces a file by renaming another."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{os.getpid()}.part")
-    new.write_bytes(contents)
-    os.replace(new, path)
+    _renamed(path.with_name(f"{path.name}.{os.getpid()}.part"), path, contents)
 
 
 def rewrite(path: pathlib.Path, contents: bytes) -> None:
     """Replaces a file by renaming another; does nothing if it is the same."""
     if contents == path.read_bytes():
         return
-    new = path.with_suffix(".part")
-    new.write_bytes(contents)
-    os.replace(new, path)
+    _renamed(path.with_suffix(".part"), path, contents)
+
+
+def _renamed(new: pathlib.Path, path: pathlib.Path, contents: bytes) -> None:
+    """Writes a file and renames it, or leaves none."""
+    try:
+        new.write_bytes(contents)
+        os.replace(new, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise
 
 
 def fill(folder: pathlib.Path, write: Callable[[str], None]) -> None:

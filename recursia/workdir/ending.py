@@ -6,6 +6,7 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+from recursia import jsonfile
 from recursia.errors import StorageError
 from recursia.workdir import place
 
@@ -55,9 +56,9 @@ def read(workdir: pathlib.Path) -> tuple[int, str] | None:
       StorageError: if its directory is in a bucket that cannot be reached.
     """
     try:
-        row = json.loads((workdir / FILE).read_text())
+        row = jsonfile.read(workdir / FILE)
         return int(row["code"]), str(row["why"])
     except StorageError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, OverflowError):
         return None

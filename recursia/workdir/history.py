@@ -29,17 +29,14 @@ class History:
         self.path = path
         self.saved: dict[int, dict[str, Any]] = {}
         self.losses: dict[int, float] = {}
-        for row in jsonlines.values(path) if path.exists() else ():
+        for row in jsonlines.rows(path):
             self._take(row)
 
-    def _take(self, row: Any) -> None:
-        step, loss = (row.get(name) if isinstance(row, dict) else None for name in _FIELDS)
-        if not isinstance(step, int):
-            return
-        if isinstance(loss, int | float):
-            self.losses[step] = float(loss)
+    def _take(self, row: dict[str, Any]) -> None:
+        if (loss := jsonlines.number(row.get("validation_loss"))) is not None:
+            self.losses[row["step"]] = loss
         else:
-            self.saved[step] = row
+            self.saved[row["step"]] = row
 
     def add(self, step: int, **values: Any) -> None:
         """Appends a row; a full disk loses the row and stops nothing."""
@@ -63,6 +60,3 @@ class History:
         scored = sorted(finite, key=lambda s: (self.losses[s], -s))
         kept = {*steps[-last:], *scored[:best], *(s for s in steps if every and s % every == 0)}
         return [step for step in steps if step not in kept]
-
-
-_FIELDS = ("step", "validation_loss")

@@ -115,10 +115,8 @@ def _rows(workdir: pathlib.Path) -> tuple[int, int]:
         every = directory.recorded(workdir).checkpoint.every_steps
     except ConfigError:
         every = 0
-    path = workdir / "metrics.jsonl"
-    rows = jsonlines.values(path) if path.exists() else ()
-    found = [row.get("step", 0) for row in rows if isinstance(row, dict)]
-    return every, max((step for step in found if isinstance(step, int)), default=0)
+    found = (row["step"] for row in jsonlines.rows(workdir / "metrics.jsonl"))
+    return every, max(found, default=0)
 
 
 def _begin_again(checkpoints: Checkpoints, reason: str, is_restart: bool) -> None:

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from recursia import changes, config, jsonlines, settings
-from recursia.errors import CheckpointError, StorageError
+from recursia.errors import CheckpointError, ConfigError, StorageError
 from recursia.workdir import directory, place
 
 FILE = "settings_history.jsonl"
@@ -61,15 +61,16 @@ def of_step(workdir: pathlib.Path, step: int) -> settings.Run:
     """
     run, path = directory.recorded(workdir), workdir / FILE
     values = config.to_dict(run)
-    for row in reversed(list(jsonlines.values(path)) if path.exists() else []):
-        at, found = (row.get(n) if isinstance(row, dict) else None for n in ("step", "changed"))
-        if not isinstance(at, int) or at < step or not isinstance(found, dict):
+    for row in reversed(list(jsonlines.rows(path))):
+        if row["step"] < step or not isinstance(found := row.get("changed"), dict):
             continue
         for name, pair in found.items():
             *sections, last = name.split(".")
             fields = values
             for section in sections:
                 fields = fields.setdefault(section, {})
+                if not isinstance(fields, dict):
+                    raise ConfigError(f"{path}: {name!r:.100} was changed, and is no field")
             if isinstance(pair, list) and len(pair) == 2:
                 fields[last] = pair[0]
     return config.build(settings.Run, config.present(values), str(path))

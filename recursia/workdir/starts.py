@@ -40,6 +40,4 @@ def append(workdir: pathlib.Path, step: int, name: str, peak_flops: float) -> No
 
 def read(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the rows, in order; none of a run that an older version began."""
-    path = workdir / FILE
-    rows = jsonlines.values(path) if path.exists() else ()
-    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+    return list(jsonlines.rows(workdir / FILE))

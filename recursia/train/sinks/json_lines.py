@@ -54,8 +54,7 @@ class JsonLines(Sink):
 
 def read(path: pathlib.Path) -> list[Row]:
     """Returns the rows of a file that have a step; none if there is no file."""
-    is_row = lambda row: isinstance(row, dict) and isinstance(row.get("step"), int)
-    return [row for row in jsonlines.values(path) if is_row(row)] if path.exists() else []
+    return list(jsonlines.rows(path))
 
 
 def keep(path: pathlib.Path, is_kept: Callable[[Row], bool]) -> None:
