@@ -16,6 +16,7 @@ from recursia.architecture import Model
 from recursia.convert import safetensors
 from recursia.convert.reference import huginn, moeut, mor
 from recursia.errors import CheckpointError, ConfigError
+from recursia.ranges import MOST_LAYERS
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -100,6 +101,8 @@ def _repeats(theirs: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str,
     """Yields every name that a later recursion has for a tensor of the first one, with that."""
     recursive = theirs.get("recursive") or {}
     recursions, how = recursive.get("num_recursion") or 1, recursive.get("sharing") or "none"
+    if recursions > MOST_LAYERS:
+        raise ValueError(f"num_recursion {recursions}, takes at most {MOST_LAYERS}")
     first = 1 if how.startswith("middle_") else 0
     count = (int(theirs["llama"]["num_hidden_layers"]) - 2 * first) // recursions
     later = range(1, recursions if how != "none" else 1)

@@ -189,10 +189,11 @@ class Reader:
 
     def _sizes(self) -> dict[str, int]:
         """Returns the bytes of each file of the folder."""
-        if not buckets.is_place(self.directory):
-            with os.scandir(self.directory) as entries:
-                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
         try:
+            if not buckets.is_place(self.directory):
+                with os.scandir(self.directory) as entries:
+                    files = filter(os.path.isfile, entries)
+                    return {entry.name: entry.stat().st_size for entry in files}
             self.stamps = remote.stamps(self.directory)
         except OSError as error:
             raise DataError(f"{self.directory}: cannot be read ({error.strerror}).") from None

@@ -33,6 +33,10 @@ UPDATES, ROUNDED_UPDATES = 2.5e-7, 1e-2
 RECIPES, TRAINED = 1e-6, 1e-4
 MOST_ARRAYS, MOST_BYTES = 10_000, 1 << 33  # of a file, uncompressed
 _MODEL = {"tokens", "logits", "cross_entropy"}
+# What a file that does not fit its family makes a reference raise.
+_OF_ANOTHER = (
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +146,7 @@ def check(path: str) -> Parity:
         raise DataError(f"{path}: {error} is missing; the file does not fit its family") from None
     except UserError as error:
         raise type(error)(f"{path}: {error}") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except _OF_ANOTHER as error:
         message = " ".join(str(error).split())
         raise ConfigError(f"{path}: the file does not fit its family: {message}") from None
 

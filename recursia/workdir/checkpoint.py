@@ -216,7 +216,7 @@ class Checkpoints:
 
         Raises:
           Damaged: if it is not readable.
-          CheckpointError: if its parameters have other names or shapes.
+          CheckpointError: if its arrays have other names or shapes.
         """
         groups = self.meta(step).get("groups")
         self._check_shapes(step, abstract, groups or {})
@@ -235,7 +235,7 @@ class Checkpoints:
             raise self._refusal(step, "restored", error) from None
 
     def _check_shapes(self, step: int, abstract: Any, groups: grouped.Groups) -> None:
-        """Checks names and shapes of parameters, since a partial restore ignores missing ones."""
+        """Checks names and shapes of arrays, since a partial restore ignores missing ones."""
         try:
             path: Any = self.folder(step) / "state"  # typed as one of etils
             handler = ocp.PyTreeCheckpointHandler(type_handler_registry=_arrays())
@@ -309,6 +309,5 @@ def _reason(error: Exception) -> str:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the parameters of a state, by dotted name."""
-    named = grouped.named(tree).items()
-    return {n: tuple(leaf.shape) for n, leaf in named if n.startswith("params.")}
+    """Returns the shapes of the arrays of a state, by dotted name."""
+    return {name: tuple(leaf.shape) for name, leaf in grouped.named(tree).items()}

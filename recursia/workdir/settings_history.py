@@ -12,7 +12,7 @@ FILE = "settings_history.jsonl"
 # Fields that make another run of it, besides those of its model and its data (`identity`).
 _SAME = ("count", "every_steps", "num_fragments", "delay", "exchange")  # what is in flight
 FIXED = (
-    *("train.seed", "optimizer.kind", "optimizer.trainable"),
+    *("train.seed", "optimizer.kind", "optimizer.trainable", "optimizer.table_state"),
     *(f"replicas.{name}" for name in _SAME),
 )
 

@@ -1,9 +1,11 @@
 """Every file that is read, whole as its writer wrote it, and what reads it."""
 
+import contextlib
 import dataclasses
 import gzip
 import io
 import json
+import math
 import pathlib
 import struct
 import types
@@ -24,11 +26,15 @@ from recursia.data.manifest import SPLITS
 from recursia.data.packing import Reader, Writer
 from recursia.data.tokenizer import ByteTokenizer
 from recursia.data.windows import Windows
+from recursia.errors import CheckpointError
 from recursia.evaluate import parity, rows
 from recursia.generate import prompts, serving
 from recursia.generate.continuation import Stops
 from recursia.generate.sampling import Sampling
 from recursia.sweep import directory as sweeps
+from recursia.sweep import engines, standing, tables
+from recursia.sweep.trial import Trial
+from recursia.train import replay
 from recursia.workdir import digests, directory, ending
 from recursia.workdir.history import History
 from tests.helpers.runs import values
@@ -115,6 +121,18 @@ def history(folder):
     (folder / "rows.jsonl").write_text('{"step": 1, "bytes": 9}\n{"step": 2, "validation_loss": 3}')
     read = lambda: History(folder / "rows.jsonl").surplus([1, 2], 1, 2, 1)
     return Case(folder / "rows.jsonl", read)
+
+
+def replayed(folder):
+    path = folder / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2.5, "gradient_norm": "nan", "validation_loss": 3}\n')
+
+    def read():
+        found = standing.of("t", folder)
+        tables.standings([(Trial("t", "mor:tiny", {}), found)])
+        assert all(math.isfinite(s) for s in replay._records(folder, 1, 0)), found
+
+    return Case(path, read)
 
 
 def end(folder):
@@ -269,6 +287,30 @@ def requests(folder):
     return Case(folder / "requests.jsonl", read)
 
 
+def published(folder):
+    tensors(folder)
+    heads = dict(num_attention_heads=2, num_key_value_heads=2, rms_norm_eps=1e-5, rope_theta=1e4)
+    llama = dict(num_hidden_layers=2, hidden_size=4, intermediate_size=4, vocab_size=8, **heads)
+    theirs = {
+        "llama": llama,
+        "recursive": {"num_recursion": 2, "sharing": "cycle"},
+        "mor": {"type": "expert", "capacity": "1,1", "expert": {"alpha": 0.1}},
+    }
+    (folder / "config.json").write_text(json.dumps(theirs))
+
+    def read():
+        with contextlib.suppress(CheckpointError):  # the arrays are none of its
+            arrival.find(folder)
+
+    return Case(folder / "config.json", read)
+
+
+def submission(folder):
+    (path := folder / engines.SUBMISSIONS / "0.json").parent.mkdir()
+    path.write_text('{"name": "sweep-0", "tasks": ["t", "u"], "job": "17"}')
+    return Case(path, lambda: engines.jobs(folder))
+
+
 def sweep(folder):
     declared = dict(config="a.py", digest="0", overrides={"train.seed": "1"}, is_search=False)
     plan = {**declared, "trials": ["t"], "how": {"limit": 1}}
@@ -297,6 +339,7 @@ CASES: dict[str, Callable[[pathlib.Path], Case]] = {
     "config": config,
     "metrics": metrics,
     "history": history,
+    "replayed": replayed,
     "end": end,
     "digests": sealed,
     "txt": documents(".txt"),
@@ -309,10 +352,12 @@ CASES: dict[str, Callable[[pathlib.Path], Case]] = {
     "llama2c": llama2c,
     "scored": scored,
     "huggingface": huggingface,
+    "published": published,
     "tasks": tasks,
     "requests": requests,
     "sweep": sweep,
+    "submission": submission,
     "trial": trial,
 }
 JSON = ("manifest", "known", "tokenizer", "tokenizer_config", "encoder", "config", "end")
-JSON += ("huggingface", "sweep", "trial")  # whose file is one JSON text
+JSON += ("huggingface", "published", "sweep", "submission", "trial")  # whose file is one JSON text

@@ -19,11 +19,25 @@ def test_any_bytes(tmp_path, name):
     fuzz(damaged(whole.decode()) if name in JSON else either(whole), case.path, case.read)
 
 
-@pytest.mark.parametrize("name", ["metrics", "tasks", "requests"])
+@pytest.mark.parametrize("name", ["metrics", "replayed", "tasks", "requests"])
 def test_any_line(tmp_path, name):
     case = CASES[name](tmp_path)
     for line in case.path.read_text().splitlines():
         fuzz(damaged(line), case.path, case.read)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_file_at_all(tmp_path, name):
+    """A folder, a link to itself, or one that leads nowhere stands in a file's place."""
+    case = CASES[name](tmp_path)
+    case.path.unlink()
+    case.path.mkdir()
+    reads(case.read)
+    case.path.rmdir()
+    for target in (case.path, tmp_path / "gone"):
+        case.path.symlink_to(target)
+        reads(case.read)
+        case.path.unlink()
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Row-wise Adam of tables: by hand, rows that nothing reads stay, and nothing else changes."""
 
+import contextlib
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from recursia.feedforward.rank_one_experts import RankOneExperts
 from recursia.mixers.grouped_query import GroupedQuery
 from recursia.optimizers.adamw import AdamW
 from recursia.params import Spec, normal
+from recursia.workdir import settings_history
 from tests.helpers import slow, trainers
 from tests.helpers.tiny import VOCAB, assert_close, tiny
 
@@ -100,6 +103,20 @@ def test_several_devices_take_the_steps_of_one(mesh):
             state, _ = made.step_function(step)(state, made.put(trainers.batch(step)))
         trained[devices] = jax.device_get((state.params, state.opt_state))
     assert_close(*trained.values(), n=4096)
+
+
+@pytest.mark.parametrize("kind", kinds.names("optimizer"))
+def test_a_field_of_which_the_state_depends_makes_another_run(kind):
+    specs, base = model.specs(memory()), kinds.config_class("optimizer", kind)()
+    state = lambda config: jax.eval_shape(
+        config.transform(specs, STEADY).init, params.abstract(specs)
+    )
+    for name, hint in typing.get_type_hints(type(base)).items():
+        for value in {0, 0.5, not getattr(base, name), *typing.get_args(hint)}:
+            with contextlib.suppress(ValueError, TypeError):  # of values that it does not take
+                changed = dataclasses.replace(base, **{name: value})
+                is_alike = str(state(changed)) == str(state(base))
+                assert is_alike or f"optimizer.{name}" in settings_history.FIXED, (name, value)
 
 
 def test_a_model_without_tables_is_refused():
