@@ -67,8 +67,14 @@ class Partial:
             self._lock(locks, _LOCK, is_shared=part is not None)
             if part is not None:
                 self._lock(locks, f"part_{part[0]}_of_{part[1]}.lock", is_shared=False)
-            self._check(options)
-            os.makedirs(self._inside(_UNITS), exist_ok=True)
+            try:
+                self._check(options)
+                os.makedirs(self._inside(_UNITS), exist_ok=True)
+            except OSError:
+                if part is None and not self.has_begun():
+                    self.remove()
+                    packing.remove_empty(new_parents)
+                raise
             if part is None:
                 names = os.listdir(self._inside(_UNITS))
                 for name in (each for each in names if _is_unfinished(each) or _is_moved(each)):

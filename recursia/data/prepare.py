@@ -93,7 +93,8 @@ def _missing(partial: Partial, part: tuple[int, int] | None) -> list[Unit]:
 
 def _check(partial: Partial, tokenizer: Tokenizer) -> None:
     """Takes away units that an earlier process made and that are not what it made."""
-    made = [unit for unit in partial.units if partial.is_made(unit)]
+    if not (made := [unit for unit in partial.units if partial.is_made(unit)]):
+        return
     with console.bar("checking units", len(made), "units") as advance:
         for unit in made:
             if not partial.is_whole(unit, tokenizer):

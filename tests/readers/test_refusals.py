@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import resource
 import struct
 import subprocess
@@ -10,11 +11,12 @@ import sys
 import numpy as np
 import pytest
 
-from recursia.convert import llama2c
+from recursia.convert import gguf, llama2c, safetensors
 from recursia.data.packing import Reader
-from recursia.errors import CheckpointError, DataError, UserError
+from recursia.errors import CheckpointError, ConfigError, DataError, UserError
 from recursia.evaluate import parity
-from recursia.workdir import directory
+from recursia.workdir import directory, settings_history
+from tests.helpers import readers
 from tests.helpers.readers import npy, prepared, zipped
 from tests.helpers.refusals import refused
 from tests.helpers.runs import values, write_text
@@ -126,6 +128,28 @@ def test_what_has_a_line_break_is_quoted_in_one_line(tmp_path):
     with refused(UserError, "config.json.model.shar ing : no such field") as found:
         directory.recorded(tmp_path)
     assert len(str(found.value).splitlines()) == 1
+
+
+def test_a_change_of_what_is_no_field_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(values(tmp_path)))
+    row = {"step": 3, "changed": {"train.seq_len.more": [1, 2]}}
+    (tmp_path / settings_history.FILE).write_text(json.dumps(row) + "\n")
+    with refused(ConfigError, f"{settings_history.FILE}: 'train.seq_len.more' was changed"):
+        settings_history.of_step(tmp_path, 2)
+
+
+def test_a_mapped_file_that_shrinks_is_refused(tmp_path):
+    """A read of it would end the process with SIGBUS."""
+    for module, make in (
+        (gguf, readers.gguf_file),
+        (llama2c, readers.llama2c),
+        (safetensors, readers.tensors),
+    ):
+        arrays = module.Arrays(path := make(tmp_path).path)
+        os.truncate(path, 40)
+        for name in arrays:
+            with refused(CheckpointError, path.name):
+                arrays[name]
 
 
 def test_a_header_of_millions_of_layers_is_refused_before_they_are_laid_out(tmp_path):

@@ -1,8 +1,11 @@
 """What status and results say of trials that have ended."""
 
 import json
+import math
 
 import pytest
+
+from tests.helpers.damage import STRANGE
 
 
 def test_status_says_why_in_a_table_and_as_one_object(sweep, tmp_path):
@@ -63,6 +66,34 @@ def test_a_number_that_is_not_finite_is_null_in_json(tmp_path, sweep):
     path.mkdir()
     _, said = sweep("results", code=2)
     assert said == f"recursia: {path}: cannot be read (Is a directory)\n"
+
+
+def test_what_no_trial_writes_is_passed_over_or_refused_by_its_name(tmp_path, sweep):
+    sweep()
+    place, _names = (
+        tmp_path / "s" / "sweep.json",
+        ("step", "loss", "validation_loss", "seconds_step"),
+    )
+    whole, strange = json.loads(place.read_text()), (*STRANGE, 10**400, math.nan, [[1]])
+    row = {"step": 3, "loss": 2.0, "validation_loss": 1.0, "seconds_step": 0.5}
+    rows = [json.dumps(row | {name: value}) for name in row for value in strange]
+    path = tmp_path / "s" / "trials" / whole["trials"][0] / "metrics.jsonl"
+    path.write_text("\n".join([*rows, "[" * 100_000, json.dumps(row), ""]))
+    (metrics,) = (
+        row["metrics"]
+        for row in json.loads(sweep("results", "--json")[0])["trials"]
+        if row["name"] == whole["trials"][0]
+    )
+    assert metrics["loss"] == 2 and metrics["validation_loss"] == 1
+    assert "3/3" in sweep("status")[0] and sweep("results", "--csv=-")
+    for name in ("", "..", "../s", "a/b", "a\0", "\ud800", "x" * 300, whole["trials"][1]):
+        place.write_text(json.dumps({**whole, "trials": [*whole["trials"][1:], name]}))
+        for verb in ("status", "results"):
+            assert "trials takes names of directories, each once" in sweep(verb, code=2)[1]
+    path.unlink()
+    path.mkdir()
+    place.write_text(json.dumps(whole))
+    assert f"{path}: cannot be read (Is a directory)" in sweep("results", code=2)[1]
 
 
 def test_results_outlive_the_file_that_declares_them(sweep, tmp_path, command):

@@ -5,13 +5,17 @@ import json
 import os
 import resource
 
+import numpy as np
 import pytest
 
 from recursia.data.loader import Loader
+from recursia.errors import StorageError
+from recursia.evaluate import traces
 from recursia.train.sinks.tensorboard import TensorBoard
 from recursia.train.validation import Validation
 from recursia.workdir import ending
 from recursia.workdir.lines import Lines
+from tests.helpers.refusals import refused
 from tests.helpers.runs import STEPS, differences, hashes, saved, train
 
 DATA, STORAGE = 3, 6
@@ -95,6 +99,26 @@ def full(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_command_writes_on_a_full_disk_is_whole_or_not_there(
+    folder, tmp_path, command, refused_command
+):
+    facts = ("data", "facts", "--num_tokens=8", "--num_compositions=150", "--evidence=1")
+    command(*facts, f"--output={tmp_path / 'facts'}")
+    there, new = hashes(tmp_path), f"--output={tmp_path / 'new'}"
+    prepare = ("data", "prepare", f"--input={folder / 'train.txt'}", "--tokenizer=byte")
+    for typed in (
+        (*facts, new),
+        ("data", "tasks", f"--input={tmp_path / 'facts'}", new),
+        (*prepare, new, "--num_workers=1"),
+    ):
+        with full(100):
+            refused_command(*typed, parts=("cannot be written (File too large)",), code=6)
+    choices, tokens = tmp_path / "choices.npz", np.zeros((2, 64), int)
+    with full(100), refused(StorageError, f"--choices={choices}: cannot be written"):
+        traces.write(choices, tokens, tokens, {})
+    assert hashes(tmp_path) == there
 
 
 def test_lines_wait_for_a_full_disk(tmp_path, capsys):
