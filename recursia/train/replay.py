@@ -167,9 +167,10 @@ def _records(workdir: pathlib.Path, step: int, batch: int) -> dict[int, dict[str
         for row in jsonlines.rows(workdir / name):
             if (at := row["step"]) > step:
                 continue
-            numbers = {number: _number(row.get(number)) for number in NUMBERS}
+            given = {number: _number(row.get(number)) for number in NUMBERS}
+            numbers = {name: value for name, value in given.items() if value is not None}
             is_ours = name == METRICS or (at == step and row.get("batch") == batch)
-            if is_ours and None not in numbers.values():
+            if is_ours and numbers.keys() == given.keys():
                 found[at] = numbers
     return found
 
