@@ -1,5 +1,6 @@
 """Prepares data ahead of training: documents are split, tokenised and packed into a folder."""
 
+import concurrent.futures
 import contextlib
 import os
 from collections.abc import Sequence
@@ -95,9 +96,13 @@ def _check(partial: Partial, tokenizer: Tokenizer) -> None:
     """Takes away units that an earlier process made and that are not what it made."""
     if not (made := [unit for unit in partial.units if partial.is_made(unit)]):
         return
-    with console.bar("checking units", len(made), "units") as advance:
-        for unit in made:
-            if not partial.is_whole(unit, tokenizer):
+    is_whole = lambda unit: partial.is_whole(unit, tokenizer)
+    with (
+        console.bar("checking units", len(made), "units") as advance,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
+        for unit, whole in zip(made, pool.map(is_whole, made), strict=True):
+            if not whole:
                 console.say(f"{partial.spool(unit)}: is damaged; it is made anew")
                 partial.drop(unit)
             advance(1)

@@ -4,17 +4,23 @@ import contextlib
 import json
 import os
 import resource
+import subprocess
+import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from recursia.data.loader import Loader
-from recursia.errors import StorageError
+from recursia.data.windows import Windows
+from recursia.errors import DataError, StorageError
 from recursia.evaluate import traces
 from recursia.train.sinks.tensorboard import TensorBoard
 from recursia.train.validation import Validation
 from recursia.workdir import ending
+from recursia.workdir.checkpoint import Checkpoints
 from recursia.workdir.lines import Lines
+from tests.helpers import readers
 from tests.helpers.refusals import refused
 from tests.helpers.runs import STEPS, differences, hashes, saved, train
 
@@ -119,6 +125,46 @@ def test_what_a_command_writes_on_a_full_disk_is_whole_or_not_there(
     with full(100), refused(StorageError, f"--choices={choices}: cannot be written"):
         traces.write(choices, tokens, tokens, {})
     assert hashes(tmp_path) == there
+
+
+def test_a_shard_that_shrinks_is_one_line(tmp_path):
+    """Its fast form; a run that saves before it ends is `test_a_shard_cut_short...`."""
+    readers.prepared(tmp_path / "data")
+    split = Windows(str(tmp_path / "data"), "train", 2)
+    os.truncate(shard := tmp_path / "data" / "train-00000.tokens", 2)
+    with refused(DataError, f"{shard}: cannot be read (it has 2 bytes"):
+        split[len(split) // 2 - 1]
+
+
+def test_a_save_on_a_full_disk_leaves_what_was_saved(tmp_path):
+    """Its fast form; a whole run is `test_a_save_on_a_full_disk_ends...`."""
+    state = lambda step: {
+        "params": {"a": jnp.asarray(np.random.default_rng(step).normal(size=5000))}
+    }
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints")) as checkpoints:
+        checkpoints.save(1, state(1), {})
+        checkpoints.finish()
+        with full(2048), refused(StorageError, "cannot be saved", "the last whole step is 1"):
+            checkpoints.save(2, state(2), {})
+            checkpoints.finish()
+        assert checkpoints.steps() == [1] and (tmp_path / "checkpoints" / "1").exists()
+
+
+STANDS_STILL = """
+import pathlib, sys, time
+from recursia import stall
+with stall.watching(pathlib.Path(sys.argv[1]), 1), stall.waiting("step", 0.5):
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_waits_far_too_long_ends_with_7_and_its_stacks(tmp_path):
+    """Its fast form; two processes, of which one stops, are `tests/distributed/test_stall.py`."""
+    script = [sys.executable, "-c", STANDS_STILL, str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 7 and done.stderr.count("\n") == 1, done.stderr
+    assert "no step has ended for" in done.stderr
+    assert '"<string>", line 5' in (tmp_path / "stacks-1.txt").read_text()
 
 
 def test_lines_wait_for_a_full_disk(tmp_path, capsys):
