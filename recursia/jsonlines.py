@@ -45,7 +45,7 @@ def values(path: pathlib.Path) -> Iterator[Any]:
     except StorageError:
         raise
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); move it away") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def is_step(value: Any) -> bool:
