@@ -87,9 +87,18 @@ class Kill:
                 return
             self.at = f"before operation {self._count}, {event} {path[len(str(self.workdir)) :]}"
             self._copies = True
-            shutil.rmtree(self.copy, ignore_errors=True)
-            shutil.copytree(self.workdir, self.copy)
+            self._made(attempts=9)
             self._copies = False
+
+    def _made(self, attempts: int) -> None:
+        """Copies the directory, again if a thread that is not Python's moved a file meanwhile."""
+        shutil.rmtree(self.copy, ignore_errors=True)
+        try:
+            shutil.copytree(self.workdir, self.copy)
+        except shutil.Error:
+            if not attempts:
+                raise
+            self._made(attempts - 1)
 
     def _tear(self) -> None:
         """Cuts a line short that would have come next, of a file to which lines are appended."""

@@ -12,8 +12,7 @@ from tests.helpers.kills import KILLED, SEED, survives
 from tests.helpers.runs import command, differences, saved, train
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [10, exhaustive(100)])
+@pytest.mark.parametrize("count", [20, exhaustive(200)])
 def test_a_run_killed_at_any_instant_ends_where_the_unbroken_one_does(
     folder, unbroken, tmp_path, compiled_once, count
 ):
