@@ -77,7 +77,6 @@ def incidents(workdir):
     return [json.loads(line) for line in (workdir / "incidents.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_a_spike_stops_a_run_and_is_recorded(folder, tmp_path, spoiled, capsys):
     spoiled(batch_3="wrong")
     assert train(folder, tmp_path, STRICT) == DIVERGED
@@ -107,7 +106,6 @@ def test_a_skipped_step_leaves_the_parameters(folder, tmp_path, spoiled, capsys)
     assert [row["step"] for row in rows(tmp_path) if "loss" in row] == [1, 2, 3, 5, 6]
 
 
-@pytest.mark.slow
 def test_a_run_that_goes_back_takes_other_batches_and_resumes_to_the_bit(
     folder, tmp_path, spoiled, capsys, monkeypatch
 ):
