@@ -61,7 +61,6 @@ def test_a_shard_cut_short_costs_no_step(folder, unbroken, tmp_path, monkeypatch
     assert not differences(tmp_path, unbroken)
 
 
-@pytest.mark.slow
 def test_a_validation_that_cannot_be_read_is_made_up(
     folder, unbroken, tmp_path, monkeypatch, capsys
 ):
