@@ -198,10 +198,8 @@ def _device_kind(context: Any) -> str | None:
     mesh = getattr(context, "mesh", None)
     if isinstance(mesh, jax.sharding.AbstractMesh):  # its `devices` are an error
         return getattr(mesh.abstract_device, "device_kind", None)
-    devices = mesh.devices if mesh else context.device_assignment
-    return (
-        next(iter(getattr(devices, "flat", devices))).device_kind if devices is not None else None
-    )
+    devices = mesh.devices.flat if mesh else context.device_assignment
+    return None if devices is None else next(iter(devices)).device_kind
 
 
 @functools.lru_cache(maxsize=4096)  # called several times for each call of an op
