@@ -78,6 +78,10 @@ def test_the_table_of_the_soak_is_its_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     shown = page("reliability").partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
     assert shown == benchmark("soak").table(result("soak"))
+    again = result("soak_busy")
+    count = sum(row["injected"] for row in again["kinds"].values())
+    assert f"brought {count}\nfaults to three runs" in page("reliability")
+    assert not again["wrong"] and [run["equal"] for run in again["runs"]] == [True] * 3
 
 
 def test_the_page_of_large_runs_is_written_from_its_results():
