@@ -38,7 +38,8 @@ import numpy as np
 from recursia import accounting, config, model, settings, sharding
 from recursia.architecture import Model
 from recursia.configs import blocks
-from recursia.train.step import State, Trainer
+from recursia.train.placement import State
+from recursia.train.step import Trainer
 
 RELATIONS = ("=", "#", "<", ">", "|", "^", "v")
 SYMBOLS = (*"abcdef", "not", "and", "or", "(", ")", "~", "?")

@@ -142,7 +142,7 @@ def tree(cls: type, values: Any, path: str = "") -> Iterator[str]:
             kind = inner.get("kind") if isinstance(inner, Mapping) else inner
             kind = defaults[name] if kind is None else kind
             config_class: Any = None
-            with contextlib.suppress(ConfigError):  # `config.build` raises it again
+            with contextlib.suppress(ConfigError):  # `sections.build` raises it again
                 config_class = kinds.config_class(name, str(kind))
             if config_class:
                 yield from tree(config_class, inner, f"{path}{name}.")
@@ -192,7 +192,7 @@ def _walk(config: Any, path: str) -> Iterator[Field]:
         place = f"{path}{field.name}"
         if names_a_kind(field.name, hints[field.name]):
             default = default_kind(field) or default
-            names = [*kinds.names(field.name), *([kinds.NONE] if field.default is None else [])]
+            names = [*kinds.names(field.name), *[kinds.NONE] * kinds.takes_none(field)]
             choices = " or ".join([*map(repr, names), kinds.OWN])
             yield Field(f"{place}.kind", meaning, choices, default, kinds.kind_of(value))
         if dataclasses.is_dataclass(value):

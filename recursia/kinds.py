@@ -50,6 +50,11 @@ def kind_of(config: Any) -> str:
     return name if package in ours else f"{cls.__module__}.{cls.__qualname__}"
 
 
+def takes_none(field: dataclasses.Field) -> bool:
+    """Returns whether a field may have no class, which is its default."""
+    return field.default is None
+
+
 def is_own(cls: type) -> bool:
     """Returns whether a class is a user's own."""
     return not cls.__module__.startswith("recursia.")

@@ -6,108 +6,16 @@ from typing import Annotated, Literal
 
 from recursia import kinds, sharding, typed
 from recursia.architecture import Model
+from recursia.data.settings import Data
+from recursia.learning_rate import Schedule
 from recursia.optimizers.adamw import AdamW
 from recursia.optimizers.optimizer import Optimizer
 from recursia.ranges import LARGEST_SEED, MOST_LAYERS, above, at_least, between, fraction
 from recursia.replicas import Replicas
 from recursia.sharing.remat import Remat, Saves, Unit
+from recursia.typed import Place
 
-Place = Annotated[str, typed.Path()]
-Texts = Annotated[str, typed.Path("(bundled|hf):.*", r"(?!\d)\w+(\.(?!\d)\w+)+:(?=.)")]
-Tokens = Annotated[str, typed.Path("byte|bpe:.*")]
 Distance = Literal["forward_kl", "reverse_kl", "js", "tvd"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """The training and validation text.
-
-    Attributes:
-      path: directories written by `recursia data prepare`, mixed by `weights`; `text` is then
-        not read. If `path` or `text` is typed, the data of the configuration file is not read.
-      weights: relative number of rows drawn from each path; empty draws equally from all.
-      text: files to prepare inside the workdir if there is no `path`; "bundled:train" is the
-        bundled corpus.
-      validation_text: files of the validation split; empty holds out documents of `text`.
-      validation_fraction: fraction of the documents of `text` to hold out if there are no
-        validation files, in [0, 1); 0 validates on nothing.
-      tokenizer: for `text`: "byte", "bpe:SIZE", a tokenizer.json, or a folder with GPT-2's files.
-      end_of_text: name of the end-of-text token in such a file; empty tries the common names.
-      cross_document_attention: whether tokens attend to earlier documents of their row.
-      on_error: "stop" at a broken line, or "skip" it.
-      seed: of the order of rows.
-    """
-
-    path: tuple[Place, ...] = ()
-    weights: tuple[float, ...] = ()
-    text: tuple[Texts, ...] = ()
-    validation_text: tuple[Texts, ...] = ()
-    validation_fraction: float = 0.05
-    tokenizer: Tokens = "byte"
-    end_of_text: str = ""
-    cross_document_attention: bool = True
-    on_error: Literal["stop", "skip"] = "stop"
-    seed: int = 0
-
-    def __post_init__(self):
-        if not self.path and not self.text:
-            raise ValueError("path: no data; give folders as data.path, or text files in data.text")
-        if self.weights and len(self.weights) != len(self.path):
-            raise ValueError(
-                f"weights: got {len(self.weights)} for {len(self.path)} paths; give one each"
-            )
-        if not all(weight > 0 for weight in self.weights):
-            raise ValueError(f"weights: got {self.weights}, takes numbers above 0")
-        between(0, LARGEST_SEED, self, "seed")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction: got {self.validation_fraction}, takes a number in [0, 1)"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """The learning rate over training, as a factor of its peak.
-
-    Attributes:
-      kind: after the warm-up, "constant", "cosine", or "wsd": stable, then a decay.
-      warmup_steps: steps of the linear warm-up from 0.
-      decay_fraction: of all steps, the length of the decay of "wsd"; 0 has none.
-      decay_shape: of the decay of "wsd": "linear", or "exponential", steeper at first.
-      final_fraction: the learning rate at the end, as a fraction of its peak.
-    """
-
-    kind: Literal["constant", "cosine", "wsd"] = "wsd"
-    warmup_steps: int = 0
-    decay_fraction: float = 0.2
-    final_fraction: float = 0.0
-    decay_shape: Literal["linear", "exponential"] = "linear"
-
-    def __post_init__(self):
-        at_least(0, self, "warmup_steps")
-        fraction(self, "decay_fraction", "final_fraction")
-
-    def decay_start(self, num_steps: int) -> int:
-        """Returns the step of `num_steps` at which "wsd" begins to decay; `num_steps` is never."""
-        remaining = max(num_steps - self.warmup_steps, 1)
-        length = min(round(self.decay_fraction * num_steps), remaining)
-        return self.warmup_steps + remaining - length
-
-    def conflict(self, num_steps: int) -> str:
-        """Returns why the schedule does not fit into `num_steps`, field first; "" if it fits."""
-        warmup, decay = self.warmup_steps, round(self.decay_fraction * num_steps)
-        if warmup and warmup >= num_steps:
-            return (
-                f"schedule.warmup_steps: {warmup} steps of the {num_steps} of train.num_steps are "
-                "warm-up, so the learning rate never reaches its peak; lower it, or take more steps"
-            )
-        if self.kind == "wsd" and warmup + decay > num_steps:
-            return (
-                f"schedule.decay_fraction: {self.decay_fraction} of the {num_steps} steps of "
-                f"train.num_steps is a decay of {decay}, which begins in the {warmup} of "
-                "schedule.warmup_steps; lower one"
-            )
-        return ""
 
 
 @dataclasses.dataclass(frozen=True)

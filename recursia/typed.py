@@ -34,6 +34,9 @@ class Path:
     after: str = ""
 
 
+Place = Annotated[str, Path()]
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
     """Marks text that may contain commas, which do not separate list entries."""

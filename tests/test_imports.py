@@ -74,17 +74,20 @@ MAY = {
     "step_costs": MODEL | {"architecture", "traced_flops"},
     "accounting": MODEL | FORWARD | {"step_costs", "optimizers"},
     "kinds": MODEL | {"optimizers", "modules", "dotted", "typed"},
-    "settings": MODEL | {"architecture", "typed", "optimizers", "kinds", "replicas"},
+    "settings": MODEL
+    | {"architecture", "data", "learning_rate", "typed", "optimizers", "kinds", "replicas"},
     "typed": BASE,
     "presets": BASE | {"configs", "dotted"},
     "fields": MODEL | {"architecture", "settings", "kinds", "typed", "meanings"},
+    "sections": {"dotted", "errors", "fields", "kinds", "presets", "typed"},
     "config": MODEL
-    | {"architecture", "settings", "kinds", "typed", "presets", "fields"}
-    | {"buckets", "dotted", "jsonfile"},
+    | {"architecture", "settings", "kinds", "typed", "presets", "fields", "sections"}
+    | {"buckets", "jsonfile"},
     "changes": CONFIGS | {"errors"},
-    "learning_rate": MODEL | {"settings"},
+    "learning_rate": BASE,
     "notes": MODEL | {"architecture", "settings"},
-    "data": BASE | {"corpus", "console", "storage", "buckets", "objects", "dotted", "jsonfile"},
+    "data": BASE
+    | {"corpus", "console", "storage", "buckets", "objects", "dotted", "jsonfile", "typed"},
     "losses": BASE | {"sharding"},
     "scores": LAYERS
     | FORWARD

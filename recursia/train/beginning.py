@@ -10,7 +10,7 @@ from recursia.train import earlier
 from recursia.train.divergence import Watch
 from recursia.train.metrics import Mute, Progress
 from recursia.train.opening import opened
-from recursia.train.step import State
+from recursia.train.placement import State
 from recursia.workdir import directory, recovery, settings_history
 from recursia.workdir.checkpoint import Checkpoints
 from recursia.workdir.identity import same

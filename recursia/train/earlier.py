@@ -13,7 +13,8 @@ from recursia.data.tokenizer import Tokenizer
 from recursia.errors import CheckpointError, ConfigError, UserError
 from recursia.params import Params
 from recursia.train.distill import Teacher
-from recursia.train.step import State, Trainer
+from recursia.train.placement import State
+from recursia.train.step import Trainer
 from recursia.workdir import directory, trained
 from recursia.workdir.checkpoint import Checkpoints
 

@@ -23,8 +23,9 @@ from recursia.train.beginning import Beginning
 from recursia.train.divergence import RolledBack
 from recursia.train.metrics import Ledger, Meter, Mute
 from recursia.train.migration import moved
+from recursia.train.placement import State
 from recursia.train.sinks import opening
-from recursia.train.step import State, Update
+from recursia.train.step import Update
 from recursia.train.stop import Stop
 from recursia.train.writer import Writer, forget, scored
 from recursia.workdir import directory, ending, place, starts

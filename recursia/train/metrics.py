@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from recursia import accounting, chips, console
-from recursia.train.step import State, Trainer
+from recursia.train.placement import State
+from recursia.train.step import Trainer
 
 
 def peak_flops() -> float:

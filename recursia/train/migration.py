@@ -19,7 +19,8 @@ from recursia.architecture import Model
 from recursia.params import Params, at
 from recursia.sharing import key_banks
 from recursia.sharing.schedule import KEYS, Schedule
-from recursia.train.step import State, Trainer
+from recursia.train.placement import State
+from recursia.train.step import Trainer
 
 
 def migrate(params: Params, opt_state: Any, old: Model, new: Model) -> tuple[Params, Any]:

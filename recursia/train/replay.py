@@ -22,7 +22,7 @@ from recursia.train import earlier
 from recursia.train.divergence import Watch
 from recursia.train.migration import moved
 from recursia.train.opening import Parts, opened
-from recursia.train.step import State
+from recursia.train.placement import State
 from recursia.train.writer import INCIDENTS, METRICS
 from recursia.workdir import settings_history
 from recursia.workdir.checkpoint import Checkpoints

@@ -25,7 +25,8 @@ from recursia.sharding import REPLICA
 from recursia.train import distill
 from recursia.train.objective import Batch
 from recursia.train.outer import Exchanges, Outer
-from recursia.train.step import NO_LIMIT, State, Trainer, Update, train_step
+from recursia.train.placement import State
+from recursia.train.step import NO_LIMIT, Trainer, Update, train_step
 
 Metrics = dict[str, Array]
 

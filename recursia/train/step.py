@@ -9,28 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.typing import DTypeLike
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
-from recursia import accounting, fsdp, learning_rate, model, params, settings, sharding
+from recursia import accounting, fsdp, params
 from recursia import batch as whole_batch
 from recursia.architecture import Model
-from recursia.params import Leaf, Params
-from recursia.train import balancing, distill
-from recursia.train.objective import Batch, loss_fn
+from recursia.params import Params
+from recursia.train import balancing
+from recursia.train.gradients import gradients
+from recursia.train.objective import Batch
+from recursia.train.placement import Placement, State
 
 NO_LIMIT = np.float32(np.inf)  # of a loss
-
-
-@struct.dataclass
-class State:
-    """What training carries from step to step, and a checkpoint holds."""
-
-    step: Leaf  # []
-    params: Params
-    opt_state: Any  # the states of optax, a tree without a type of its own
 
 
 class Update(Protocol):
@@ -44,75 +35,8 @@ class Update(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trainer:
-    """A run's model, mesh and optimizer, and the functions that make its training steps.
-
-    Attributes:
-      run: the settings.
-      model: the model, at full depth and capacity.
-      mesh: the devices.
-      teacher: the model to distil from, if any.
-    """
-
-    run: settings.Run
-    model: Model
-    mesh: Mesh
-    teacher: distill.Teacher | None = None
-
-    @functools.cached_property
-    def specs(self) -> Params:
-        """The parameters, as specs."""
-        return model.specs(self.model)
-
-    @functools.cached_property
-    def teacher_specs(self) -> Params | None:
-        """The parameters of the teacher, as specs."""
-        if self.teacher is None:
-            return None
-        return sharding.fitted(model.specs(self.teacher.model), self.mesh, self.run.mesh.rules)
-
-    @functools.cached_property
-    def teacher_shardings(self) -> Params | None:
-        """The sharding of every parameter of the teacher."""
-        return sharding.shardings(self.teacher_specs, self.mesh, self.run.mesh.rules)
-
-    @functools.cached_property
-    def factor(self) -> optax.Schedule:
-        """The factor of the peak learning rate, by step."""
-        return learning_rate.factor(self.run.schedule, self.run.train.num_steps)
-
-    @functools.cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """Clipping, the update rule, weight decay and the learning rate."""
-        decay_start = self.run.schedule.decay_start(self.run.train.num_steps)
-        return self.run.optimizer.transform(self.specs, self.factor, decay_start)
-
-    @functools.cached_property
-    def batch_sharding(self) -> NamedSharding:
-        """The sharding of a batch: rows are split over the mesh axes of `batch.AXES`."""
-        split = sharding.partition(("batch", None), self.run.mesh.rules)
-        return NamedSharding(self.mesh, split)
-
-    @functools.cached_property
-    def replicated(self) -> NamedSharding:
-        """The sharding of an array that every device holds whole."""
-        return NamedSharding(self.mesh, PartitionSpec())
-
-    @functools.cached_property
-    def state_shardings(self) -> State:
-        """The sharding of every array of the state; moments are sharded as their parameters."""
-        where = sharding.shardings(self.specs, self.mesh, self.run.mesh.rules)
-        is_masked = lambda x: isinstance(x, optax.MaskedNode)  # a parameter of another rule
-        moments = jax.eval_shape(self.optimizer.init, params.abstract(self.specs))
-        moments = optax.tree.map_params(
-            self.optimizer,
-            lambda x, place: x if is_masked(x) else _leading(place, x.ndim),
-            moments,
-            where,
-            transform_non_params=lambda _: self.replicated,
-            is_leaf=is_masked,
-        )
-        return State(self.replicated, where, moments)
+class Trainer(Placement):
+    """The functions that make a run's training steps."""
 
     def init(self) -> State:
         """Returns the sharded state before the first step."""
@@ -240,11 +164,6 @@ class Trainer:
             return traced.lower()
 
 
-def _leading(place: NamedSharding, ndim: int) -> NamedSharding:
-    """Returns the sharding of an array over the leading axes of a parameter."""
-    return NamedSharding(place.mesh, PartitionSpec(*place.spec[:ndim]))
-
-
 def train_step(
     trainer: Trainer,
     config: Model,
@@ -292,67 +211,3 @@ def train_step(
         before = (state.params, state.opt_state)
         weights, opt_state = jax.tree.map(choose, (weights, opt_state), before)
     return State(state.step + 1, weights, opt_state), metrics
-
-
-def gradients(
-    trainer: Trainer,
-    config: Model,
-    shards: Params,
-    batch: Batch,
-    step: Int[Array, ""],
-    teacher_params: Params | None,
-    first: Int[Array, ""] | None = None,
-) -> tuple[Params, dict[str, Array]]:
-    """Returns the gradients and metrics of a batch, from one device's rows and parameter shards.
-
-    A reused parameter is all-gathered once, before the step; its gradient is summed in float32 over
-    microbatches and recursions and reduce-scattered once. Other parameters are gathered where they
-    are used.
-    """
-    total = jnp.maximum(whole_batch.total(batch["weights"].sum()), 1.0)
-    num_microbatches = trainer.run.train.num_microbatches
-    teacher, specs = trainer.teacher, trainer.teacher_specs
-    if teacher and specs and teacher_params:
-        own = _gathered(trainer, specs, teacher.model.dtype, teacher_params)
-        teacher = dataclasses.replace(teacher, params=own)
-    loss = functools.partial(loss_fn, trainer.run, config, teacher=teacher)
-    grad = jax.value_and_grad(loss, has_aux=True)
-    gather = functools.partial(_gathered, trainer, trainer.specs, config.dtype)
-    weights, scatter = jax.vjp(gather, shards)
-    if num_microbatches == 1:
-        (_, metrics), grads = grad(weights, batch, total, step, 0 if first is None else first)
-    else:
-        # Microbatches take rows in turn, so that each device's rows stay on it.
-        split = lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1)
-
-        def add(grads: Params, microbatch: tuple[Batch, Array]) -> tuple[Params, dict[str, Array]]:
-            rows, index = microbatch
-            (_, metrics), more = grad(weights, rows, total, step, index)
-            return jax.tree.map(jnp.add, grads, more), metrics
-
-        zeros = jax.tree.map(jnp.zeros_like, weights)
-        numbers = jnp.arange(num_microbatches)
-        numbers = numbers if first is None else first + numbers
-        microbatches = (jax.tree.map(split, batch), numbers)
-        grads, metrics = jax.lax.scan(add, zeros, microbatches)
-        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
-    (grads,) = scatter(grads)
-    return _summed(trainer, grads), jax.tree.map(whole_batch.total, metrics)
-
-
-def _gathered(trainer: Trainer, specs: Params, dtype: DTypeLike, shards: Params) -> Params:
-    """Returns parameters for the model: reused ones all-gathered, the others as shards."""
-
-    def gather(spec: params.Spec, part: Array) -> Array | fsdp.Shard:
-        weight = fsdp.shard(spec, part, trainer.mesh, trainer.run.mesh.rules)
-        if not spec.is_reused:
-            return weight
-        return fsdp.gathered(weight, jnp.float32, jnp.float32 if spec.is_exact else dtype)
-
-    return jax.tree.map(gather, specs, shards)
-
-
-def _summed(trainer: Trainer, grads: Params) -> Params:
-    """Returns gradients summed over the devices that hold the same shard of a parameter."""
-    over = lambda where, grad: fsdp.summed(grad, where.spec)
-    return jax.tree.map(over, trainer.state_shardings.params, grads)

@@ -19,8 +19,9 @@ from recursia.params import Spec
 from recursia.preflight import collectives, hlo, program
 from recursia.replicas import Replicas
 from recursia.train import exchange, replicated
+from recursia.train.placement import State
 from recursia.train.replicated import trainer_of
-from recursia.train.step import State, Trainer
+from recursia.train.step import Trainer
 from recursia.workdir import directory, settings_history
 from recursia.workdir.checkpoint import Checkpoints
 from tests.helpers import slow
