@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from recursia.configs import base, memory
 from recursia.configs.sweeps import axes
 
-PRESETS = ("tiny",)
+PRESETS = ("tiny", "135m")
 
 
 def get_config(preset: str) -> ConfigDict:
