@@ -1,16 +1,17 @@
 r"""AdamW, Muon, and AdamW that becomes Muon in the decay of the rate: at equal training FLOPs.
 
-  recursia sweep --config=sweeps/switch:tiny --workdir=sweeps/switch       # 60 trials
+  recursia sweep --config=sweeps/switch:tiny --workdir=sweeps/switch       # 9 trials
   recursia sweep report --workdir=sweeps/switch
 
-The switch of Xmodel-2.5 (arXiv 2511.19496), in a recursive model; the decay takes the last fifth of
-the steps.
+The switch of Xmodel-2.5 (arXiv 2511.19496), in a recursive model of one learning rate; the decay
+takes the last fifth of the steps.
 """
 
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from recursia import sweep as grids
 from recursia.configs import recursive
 from recursia.configs.sweeps import axes
 
@@ -23,6 +24,7 @@ def get_config(preset: str) -> ConfigDict:
 
 
 def sweep(add: Callable[..., None], preset: str) -> None:
+    flops, common = axes.sized(preset, num_seeds=3)
     models = [
         {
             "config": f"recursive:{preset}",
@@ -32,5 +34,5 @@ def sweep(add: Callable[..., None], preset: str) -> None:
         }
         for kind in KINDS
     ]
-    for trial in axes.asked(preset, models):
-        add(**trial)
+    for trial in grids.product(models, common):
+        add(**axes.spending(flops, trial, axes.WARMUP[preset]))
