@@ -89,8 +89,9 @@ def test_the_page_of_large_runs_is_written_from_its_results():
     assert set(pods.COMMANDS) == set(json.loads(pods.RESULTS.read_text()))
 
 
-def test_pages_of_systems_say_what_the_small_checks_found():
-    pages = [path.read_text() for path in (ROOT / "docs" / "systems").glob("*.md")]
+def test_pages_say_what_the_small_checks_found():
+    paths = [*(ROOT / "docs" / "systems").glob("*.md"), ROOT / "docs" / "recipes.md"]
+    pages = [path.read_text() for path in paths]
     for name, found in result("small_checks")["sweeps"].items():
         about = "".join(text for text in pages if f"`sweeps/{name}:tiny`" in text)
         for row in found["rows"]:
