@@ -64,7 +64,7 @@ def assert_as_directly(params, config, asked, answers, mode):
 ANSWERS = ("fixed", "token_choice", *CACHED)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("depth", [d if d in ANSWERS else exhaustive(d) for d in DEPTHS])
 def test_answers_equal_a_direct_pass_for_every_depth_policy(depth):
     config = point(depth_=depth)

@@ -56,7 +56,7 @@ def test_all_files_are_here():
     assert len(NAMES) == 39
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_authors_code_is_reproduced(name):
     result = parity.check(str(FOLDER / f"{name}.npz"))

@@ -91,7 +91,7 @@ def named(chosen):
     return "-".join(map(str, chosen.values()))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("chosen", QUICK, ids=named)
 def test_steps_are_the_forward_pass(chosen):
     """A third after a prompt, which is one program more to compile, the others one by one."""

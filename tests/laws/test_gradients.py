@@ -17,7 +17,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_weight_has_a_gradient_that_rematerialisation_leaves_alone(name):
     config = POINTS[name]

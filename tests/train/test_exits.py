@@ -192,6 +192,7 @@ def test_a_gate_alone_costs_a_forward_pass():
     assert counted(made) == forward + heads + towards_gate
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing():
     whole, split = (trainer(GATE, train={"num_microbatches": count}) for count in (1, 4))
     want, wanted = whole.step_function(0)(whole.init(), whole.put(batch()))
