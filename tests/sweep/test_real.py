@@ -84,11 +84,17 @@ def test_an_array_of_slurm_is_sent_once_and_ends_as_trials_do_here(tmp_path):
         shared = f"--shared={tmp_path},{pathlib.Path(sys.prefix)}"
         place, typed = tmp_path / "s", ("--runner=slurm", "--topology=cpu:1")
         given = (f"--config={config}", f"--workdir={place}", *typed, shared)
+        starts = lambda state: slurm.asked(
+            cluster, "scontrol", "update", "PartitionName=all", f"State={state}"
+        )
+        starts("DOWN")  # what is sent stays in the queue
+        assert "down" in slurm.asked(cluster, "sinfo", "--noheader", "--format=%a")
         sent = sweep(*given, f"--venv={sys.prefix}", env=cluster)
         said = sent.communicate()[1]
         assert sent.returncode == 0, said
         again = sweep("resume", f"--workdir={place}", env=cluster)
         assert "2 of 2 are queued or running" in again.communicate()[1]
+        starts("UP")
         wait(lambda: set(state(place).values()) == {"finished"})
         done = sweep("resume", f"--workdir={place}", env=cluster)
         assert "nothing to send" in done.communicate()[1] and done.returncode == 0
