@@ -11,7 +11,7 @@ from tests.helpers.readers import CASES
 pytest.importorskip("atheris", reason="atheris is made for Linux on x86-64")
 
 
-@pytest.mark.parametrize("runs", [slow(300), exhaustive(3000)])
+@pytest.mark.parametrize("runs", [slow(1000), exhaustive(3000)])
 def test_a_fuzzed_reader_refuses_in_one_line(tmp_path, runs):
     """One process reads all cases, because it takes long to import what it instruments."""
     command = [sys.executable, "-m", "tests.helpers.fuzzing", str(tmp_path), str(runs), *CASES]
