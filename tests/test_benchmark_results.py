@@ -74,6 +74,18 @@ def test_the_table_of_performance_is_its_result():
     assert found["command"] in shown.replace(" \\\n    ", " ")
 
 
+@pytest.mark.parametrize("name", ("", "_shared", "_all"))
+def test_the_tables_beside_pytorch_are_their_results(name):
+    found, shown = result(f"train_step_torch{name}"), page("performance")
+    for row in found["rows"]:
+        cells = []
+        for rival in ("torch", "torch_fast"):
+            over = row["over"][rival]
+            low, high = over["time_ratio_quartiles"]
+            cells.append(f"{over['time_ratio']:.2f} ({low:.2f} to {high:.2f})")
+        assert f"| `{row['preset']}` | {' | '.join(cells)} |" in shown
+
+
 def test_the_table_of_the_soak_is_its_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     shown = page("reliability").partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]
