@@ -86,6 +86,15 @@ def test_the_tables_beside_pytorch_are_their_results(name):
         assert f"| `{row['preset']}` | {' | '.join(cells)} |" in shown
 
 
+def test_the_table_of_foreign_keys_is_its_result():
+    for row in result("foreign_keys", "")["rows"]:
+        cells = [", ".join(map(str, row["shape"]))]
+        for what in ("temporaries", "hbm_traffic"):
+            ours, library = (row[who][what] / 1e9 for who in ("ours", "library"))
+            cells.append(f"{ours:.2f}, {library:.2f} GB")
+        assert f" | {' | '.join(cells)} |\n" in page("kernels")
+
+
 def test_the_table_of_the_soak_is_its_result(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     shown = page("reliability").partition("<!-- table -->\n")[2].partition("<!-- end -->")[0]

@@ -19,9 +19,9 @@ def benchmark(name):
     return module
 
 
-def result(name):
+def result(name, device="_cpu"):
     """Returns what a benchmark wrote."""
-    return json.loads((ROOT / "benchmarks" / "results" / f"{name}_cpu.json").read_text())
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}{device}.json").read_text())
 
 
 def page(name):
