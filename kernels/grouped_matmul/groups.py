@@ -73,7 +73,11 @@ class Groups(NamedTuple):
         slots = jnp.where(self.place < self.sizes.sum(), self.place, count).reshape(weights.shape)
         # Three times as fast on a CPU as a sum over one gather.
         total = jnp.zeros((weights.shape[0], rows.shape[1]), jnp.float32)
-        return jax.lax.scan(add, total, (slots.T, weights.T), unroll=16)[0].astype(rows.dtype)
+        total, _ = jax.lax.scan(add, total, (slots.T, weights.T), unroll=16)
+        # For a GPU, XLA may fuse a norm, its gradient and what they read in a form that has no
+        # gathers: it would write all gathered rows to memory first.
+        apart = functools.partial(jax.lax.platform_dependent, cuda=jax.lax.optimization_barrier)
+        return apart(total.astype(rows.dtype), default=lambda total: total)
 
 
 def group_choices(index: Int[Array, "T k"], num_groups: int) -> Groups:

@@ -4,9 +4,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from recursia.kernels.grouped_matmul import MATMUL, OUTER, Rows
+from recursia.kernels.grouped_matmul import (
+    MATMUL,
+    OUTER,
+    Rows,
+    combine_matmul,
+    dispatch_matmul,
+    group_choices,
+)
 from recursia.kernels.routed_attention import BACKWARD, FORWARD
 from recursia.kernels.routed_attention.where import Inputs, Results, Scoring, Where
+from recursia.preflight import hlo
 from tests.helpers.kernels import GPUS, TPUS, compile_for, told
 from tests.helpers.refusals import refused
 
@@ -105,6 +113,25 @@ def test_a_librarys_backward_pass_reads_what_its_forward_pass_saved(
         # Of queries, and of keys; or one of both.
         assert text.count('custom_call_target="tpu_custom_call"') == (2 if window else 1)
         assert "splash_mha_dkv" in text and "splash_mha_fwd" not in text
+
+
+@pytest.mark.gpu_compile
+def test_a_norm_that_reads_summed_rows_has_no_copy_of_them():
+    tokens, choices, width, hidden, groups = 4096, 16, 512, 128, 64
+
+    def run(x, up, down, index, weights):
+        chosen = group_choices(index, groups)
+        hidden = jax.nn.relu(dispatch_matmul(x, up, chosen))
+        y = (x + combine_matmul(hidden, down, chosen, weights)).astype(jnp.float32)
+        return (y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-5)).astype(x.dtype)
+
+    x, index = SHAPE((tokens, width), jnp.bfloat16), SHAPE((tokens, choices), jnp.int32)
+    up, down = (SHAPE((groups, *n), jnp.bfloat16) for n in ((width, hidden), (hidden, width)))
+    weights = SHAPE(index.shape, jnp.float32)
+    made = hlo.parse(compile_for(GPUS[0], run, x, up, down, index, weights).as_text())
+    each = [line for c in made.computations.values() for line in c.instructions.values()]
+    written = [hlo.num_bytes(line.shape) for line in each if line.opcode == "fusion"]
+    assert max(written) < tokens * choices * width * 2
 
 
 def test_attention_says_what_its_backends_do_not_take():
