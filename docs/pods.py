@@ -104,7 +104,9 @@ reports beside compiled programs.
   sends its share over the network.
 - **Roofline** is the longest of the three: no step is faster. Tokens per second are a range: from
   no overlap of the three to complete overlap.
-- **Utilisation** is useful FLOPs / (chips x peak x time).
+- **Utilisation** is useful FLOPs / (chips x peak x time). Useful FLOPs count the masked half of
+  attention, as is customary, and kernels skip most of it: of long sequences, the upper end may be
+  above 100%.
 
 The table of chips and its sources are in `recursia/chips.py`. Nothing on this page was timed. A
 real step is slower, because the numbers omit matrix units that are not full, kernels below peak,
@@ -125,7 +127,7 @@ before the recursions, and its gradient is reduced once after them.
 ## Batches that are too small for a machine
 
 With 64 sequences, as published, each of 256 chips has so few tokens that reading the weights and
-summing their gradients takes 200 times as long as all matrix products. A sixteenth of the chips
+summing their gradients takes 230 times as long as all matrix products. A sixteenth of the chips
 takes twice as long. A larger batch uses the chips better, but 24 experts of width 128 for each
 token are bound by memory at any batch size: a token's row is read and written for each of its
 experts.
@@ -154,7 +156,7 @@ tokens take every recursion, and in every recursion with routing.
   device first sums its own gradients over all recursions. Where that is too much, `tensor` shards
   them.
 - On the v5e slice above, `fsdp` along one side of 16 shards parameters and optimizer state less and
-  needs 2.4 GB more. It sends fewer bytes but takes longer, as unsharded gradients cross the other
+  needs 2.6 GB more. It sends fewer bytes but takes longer, as unsharded gradients cross the other
   side.
 - Between GPU nodes, `data` in place of some of `fsdp` saves nothing here: gradients then cross the
   network twice in float32, where parameters would have crossed once in bfloat16.
@@ -219,7 +221,7 @@ def _cells(report: dict[str, Any] | None) -> list[str]:
         f"{sent / 1e9:.3g} GB",
         f"{times} ms",
         f"{slow:.3g} to {fast:.3g}",
-        " to ".join(f"{100 * each:.2g}%" for each in use),
+        " to ".join(f"{short(100 * each)}%" for each in use),
     ]
 
 
