@@ -109,6 +109,32 @@ def combine_matmul(
     return _matmul_combined(backend, rows, bank, groups, weights)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _of_each(backend: str, vectors: Array, index: Array, sizes: Array) -> Array:
+    return jnp.take(vectors, index, axis=0, mode="fill", fill_value=0)
+
+
+def of_each(
+    vectors: Float[Array, "E M"],
+    index: Int[Array, "N"],
+    group_sizes: Int[Array, "E"],
+    *,
+    backend: str = "auto",
+) -> Float[Array, "N M"]:
+    """Returns the vector of each row's group, such as a bias; zeros for rows of no group.
+
+    The gradient is a grouped product with ones, summed in float32. That of indexing would scatter
+    all N M numbers into few places, in an order that a GPU keeps only by sorting them.
+
+    Args:
+      vectors: one for each group.
+      index: the group of each row, ascending; E for none.
+      group_sizes: as in `grouped_matmul`.
+      backend: as in `grouped_matmul`.
+    """
+    return _of_each(backend, vectors, index, group_sizes)
+
+
 @jax.custom_vjp
 def dispatch(x: Float[Array, "T D"], groups: Groups) -> Float[Array, "N D"]:
     """Returns each token once for each of its choices, sorted by group; zeros for no group.
@@ -166,6 +192,13 @@ def _matmul_backward(backend: str, saved: Any, gradient: Array):
     return towards_x, towards_bank.astype(bank.dtype), None, None
 
 
+def _of_each_backward(backend: str, saved: Any, gradient: Array):
+    like, sizes = saved
+    ones = jnp.ones((gradient.shape[0], 1), gradient.dtype)
+    total = OUTER(Rows(ones), Rows(gradient), sizes, backend=backend)[:, 0]
+    return total.astype(like.dtype), None, None
+
+
 def _dispatch_backward(saved: Any, gradient: Array):
     x, groups = saved
     choices = gradient.shape[0] // max(1, x.shape[0])
@@ -196,6 +229,13 @@ def _matmul_combined_backward(backend: str, saved: Any, gradient: Array):
     return scaled(each), towards_bank.astype(bank.dtype), None, towards_weights
 
 
+_of_each.defvjp(
+    lambda backend, vectors, index, sizes: (
+        _of_each(backend, vectors, index, sizes),
+        (vectors[:0], sizes),
+    ),
+    _of_each_backward,
+)
 _matmul.defvjp(lambda backend, *args: (_matmul(backend, *args), args), _matmul_backward)
 # The gradient of `dispatch` needs only the number of tokens.
 dispatch.defvjp(lambda x, groups: (dispatch(x, groups), (x[:, :0], groups)), _dispatch_backward)

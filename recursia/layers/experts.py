@@ -27,6 +27,7 @@ from recursia.kernels.grouped_matmul import (
     dispatch_matmul,
     group_choices,
     grouped_matmul,
+    of_each,
 )
 from recursia.params import Initializer, Leaf
 from recursia.sharding import locally
@@ -227,18 +228,18 @@ def expert_mlp(
         groups, chosen = _group(x, index, up.shape[0])
         entry = chosen[groups.order]
         weights = weight.reshape(-1, weight.shape[-1])
-        of_each = lambda bias: jnp.take(bias, entry, axis=0, mode="fill", fill_value=0)
+        added = lambda rows, bias: rows + of_each(bias, entry, groups.sizes)
         read = lambda bank: dispatch_matmul(x.reshape(-1, x.shape[-1]), bank, groups)
         rows = read(up)
         if gate is not None:
             rows = activation(read(gate)) * rows
         else:
-            rows = activation(rows if up_bias is None else rows + of_each(up_bias))
+            rows = activation(rows if up_bias is None else added(rows, up_bias))
         if down_bias is None:
             y = combine_matmul(rows, down, groups, weights)
         else:
             rows = grouped_matmul(rows, down, groups.sizes)
-            y = combine(rows + of_each(down_bias), groups, weights)
+            y = combine(added(rows, down_bias), groups, weights)
         return _to_peers(y.reshape(x.shape))
 
     mlp = "mlp" if down_bias is None else None  # with `down` sharded, each shard would add the bias

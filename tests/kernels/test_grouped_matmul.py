@@ -16,6 +16,7 @@ from recursia.kernels.grouped_matmul import (
     dispatch_matmul,
     group_choices,
     grouped_matmul,
+    of_each,
 )
 from tests.helpers.kernels import (
     NEEDS_INTERPRETER,
@@ -156,7 +157,7 @@ def test_ops_and_their_gradients_are_those_of_the_choices_in_groups(monkeypatch,
     x, g = normal(tokens, inner), normal(tokens, inner, seed=9)
     up = normal(num_groups, inner, width)
     down, weights = normal(num_groups, width, inner), normal(tokens, k)
-    x, up, down, g = (a.astype(dtype) for a in (x, up, down, g))
+    x, up, down, bias, g = (a.astype(dtype) for a in (x, up, down, normal(num_groups, inner), g))
     probes = tuple(jnp.zeros((tokens * k, size), dtype) for size in (width, inner, width, inner))
     if platform:
         run_interpreted(monkeypatch, platform)
@@ -165,11 +166,13 @@ def test_ops_and_their_gradients_are_those_of_the_choices_in_groups(monkeypatch,
     def ours(index, *args):
         groups = group_choices(index, num_groups)
         is_in = jnp.arange(tokens * k) < groups.sizes.sum()
+        entry = index.reshape(-1)[groups.order]
 
-        def run(x, up, down, weights, probes):
+        def run(x, up, down, bias, weights, probes):
             first, second, third, fourth = probes
             rows, copies = dispatch_matmul(x, up, groups), dispatch(x, groups)
             y = grouped_matmul(spoil(rows, is_in) + first, down, groups.sizes)
+            y += of_each(bias, entry, groups.sizes)
             total = combine(spoil(y, is_in) + second, groups, weights)
             total += combine_matmul(spoil(rows, is_in) + third, down, groups, weights)
             total += combine(spoil(copies, is_in) + fourth, groups, weights)
@@ -182,12 +185,12 @@ def test_ops_and_their_gradients_are_those_of_the_choices_in_groups(monkeypatch,
 
     @jax.jit
     def plain(index, *args):
-        def run(x, up, down, weights):
+        def run(x, up, down, bias, weights):
             weights = jnp.where(index < num_groups, weights, 0)
             entry = jnp.minimum(index, num_groups - 1)
             rows = jnp.einsum("td,tkdm->tkm", x, up[entry])
             y = jnp.einsum("tkm,tkmd->tkd", rows, down[entry])
-            return jnp.einsum("tkd,tk->td", 2 * y + x[:, None], weights)
+            return jnp.einsum("tkd,tk->td", 2 * y + bias[entry] + x[:, None], weights)
 
         value, vjp = jax.vjp(run, *(a.astype(jnp.float32) for a in args))
         return value, *vjp(g.astype(jnp.float32))
@@ -198,9 +201,9 @@ def test_ops_and_their_gradients_are_those_of_the_choices_in_groups(monkeypatch,
     every = index, one, some, np.full_like(index, num_groups)
     every = every if platform != "cuda" and dtype == jnp.float32 else (some,)  # it takes its time
     for choices in every:
-        args = jnp.asarray(choices), x, up, down, weights
+        args = jnp.asarray(choices), x, up, down, bias, weights
         got, outside = ours(*args)
-        assert [a.dtype for a in got] == [dtype] * 4 + [jnp.float32]
+        assert [a.dtype for a in got] == [dtype] * 5 + [jnp.float32]
         for a, b in zip(got, plain(*args), strict=True):
             scale = np.abs(b).max(initial=1.0)
             # In bfloat16, each of up to four products in a row is rounded.
