@@ -3,14 +3,16 @@
 Heads are computed at once; on a CPU one after another, where the scores of one stay in the cache.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from .tiles import by_keys, by_queries
+from .relative import over_keys
+from .tiles import by_keys, by_queries, is_by_place
 from .where import UNSEEN, Inputs, Results, Scoring, Where, by_key_head, by_token, visible
 
 Map = Callable[[Callable[..., Any], Any], Any]  # applies a function to each entry of arrays
@@ -23,10 +25,11 @@ def at_once(one: Callable[..., Any], entries: Any) -> Any:
 
 def forward(given: Inputs, *, scoring: Scoring, each: Map = at_once) -> Results:
     """Returns the output of each query, and in float32 the log-sum-exp of its scores."""
-    tiles = by_queries(given.where, given.query.shape[1], given.key.shape[1], scoring.window)
+    shape = given.where, given.query.shape[1], given.key.shape[1]
+    tiles, read = by_queries(*shape, scoring.window), _reader(is_by_place(*shape))
 
     def one(head: Inputs) -> Results:
-        parts = [_read(_tile(head, *tile), scoring) for tile in tiles]
+        parts = [_made(read(head, *tile)[0], scoring) for tile in tiles]
         return Results(*(_join(part, 1) for part in zip(*parts, strict=True)))
 
     out, lse = _over_heads(each, one, given)
@@ -42,13 +45,14 @@ def backward(
     each: Map = at_once,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Returns the gradients of query, key, value and relative, from what `forward` returned."""
-    tiles = by_keys(given.where, given.query.shape[1], given.key.shape[1], scoring.window)
+    shape = given.where, given.query.shape[1], given.key.shape[1]
+    tiles, read = by_keys(*shape, scoring.window), _reader(is_by_place(*shape))
     rows = [queries for _, queries in tiles]
 
     def one(head: Inputs, out: Array, lse: Array, grad: Array) -> Any:
         delta = _dot("gth,gth->gt", out, grad)
         parts = [
-            _pull(_tile(head, at, keys), lse[:, at], delta[:, at], grad[:, at], scoring)
+            _pull(*read(head, at, keys), lse[:, at], delta[:, at], grad[:, at], scoring)
             for keys, at in tiles
         ]
         dq, dk, dv, further = zip(*parts, strict=True)
@@ -66,15 +70,28 @@ def backward(
     return by_token(dq), dk.swapaxes(1, 2), dv.swapaxes(1, 2), further
 
 
-def _tile(head: Inputs, queries: slice, keys: slice) -> Inputs:
-    """Returns some queries and keys of one key head: query [G T H], key and value [S H]."""
-    here, there, mine, its = head.where.arrays
-    where = Where(here[queries], there[keys], mine[queries], its[keys])
-    relative = None if head.relative is None else head.relative[:, queries]
-    return Inputs(head.query[:, queries], head.key[keys], head.value[keys], where, relative)
+def _reader(is_by_place: bool) -> Callable[[Inputs, slice, slice], tuple[Inputs, Any]]:
+    """Returns a function to the tile of some queries and keys of one key head.
+
+    Of the tile, query is [G T H], key and value are [S H], and relative is [G T S], in float32: the
+    score of each key. The second result is the transpose that leads its gradient back, or None.
+    """
+
+    def read(head: Inputs, queries: slice, keys: slice) -> tuple[Inputs, Any]:
+        here, there, mine, its = head.where.arrays
+        where = Where(here[queries], there[keys], mine[queries], its[keys])
+        tile = Inputs(head.query[:, queries], head.key[keys], head.value[keys], where)
+        if head.relative is None:
+            return tile, None
+        first = queries.start - keys.start if is_by_place else None
+        spread = functools.partial(over_keys, where=where, first=first)
+        scores, pull = jax.vjp(spread, head.relative[:, queries].astype(jnp.float32))
+        return tile._replace(relative=scores), pull
+
+    return read
 
 
-def _read(tile: Inputs, scoring: Scoring) -> Results:
+def _made(tile: Inputs, scoring: Scoring) -> Results:
     """Returns the output and the log-sum-exp of queries that see no key of other tiles."""
     scores = _scores(tile, scoring)
     m = scores.max(-1, keepdims=True)
@@ -88,6 +105,7 @@ def _read(tile: Inputs, scoring: Scoring) -> Results:
 
 def _pull(
     tile: Inputs,
+    pull: Callable[[Array], tuple[Array]] | None,
     lse: Float[Array, "G T"],
     delta: Float[Array, "G T"],
     grad: Float[Array, "G T W"],
@@ -99,7 +117,7 @@ def _pull(
     ds = p * (_dot("gth,sh->gts", grad, tile.value) - delta[..., None])
     if scoring.cap:  # the slope of the tangent; 0 where nothing is seen
         ds *= 1 - (jnp.maximum(scores, -scoring.cap) / scoring.cap) ** 2
-    further = None if tile.relative is None else _towards_relative(ds, tile.relative, tile.where)
+    further = None if pull is None else pull(ds)[0]
     p, ds = p.astype(grad.dtype), ds.astype(tile.query.dtype)
     rows = lambda x: x.reshape(-1, x.shape[-1])
     return (
@@ -116,27 +134,9 @@ def _dot(equation: str, left: Array, right: Array) -> Array:
 
 def _scores(tile: Inputs, scoring: Scoring) -> Float[Array, "G T S"]:
     scores = _dot("gth,sh->gts", tile.query, tile.key) * scoring.scale
-    if tile.relative is not None:
-        behind = _behind(tile.where, tile.relative.shape[-1])[None]
-        scores += jnp.take_along_axis(tile.relative.astype(jnp.float32), behind, axis=-1)
+    scores = scores if tile.relative is None else scores + tile.relative
     scores = scoring.cap * jnp.tanh(scores / scoring.cap) if scoring.cap else scores
     return jnp.where(visible(tile.where, scoring.window), scores, UNSEEN)
-
-
-def _behind(where: Where, count: int) -> Int[Array, "T S"]:
-    """Returns how many positions each key is before each query, at most `count - 1`."""
-    query_positions, key_positions, *_ = where.arrays
-    behind = query_positions[:, None] - key_positions[None, :]
-    return jnp.clip(behind, 0, count - 1)
-
-
-def _towards_relative(
-    ds: Float[Array, "G T S"], relative: Float[Array, "G T R"], where: Where
-) -> Float[Array, "G T R"]:
-    """Returns the gradient of the relative scores from that of all scores, in float32."""
-    behind = _behind(where, relative.shape[-1])
-    rows = jnp.arange(len(behind))[:, None]
-    return jnp.zeros(relative.shape).at[:, rows, behind].add(ds)
 
 
 def _join(parts: Any, axis: int) -> Array:

@@ -12,11 +12,17 @@ BY_PLACE = Where()
 SIDE, MOST = 128, 8  # tokens of a tile's side, and how many sides a sequence has at most
 
 
+def is_by_place(where: Where, length: int, key_length: int) -> bool:
+    """Returns whether places say what a query sees, of as many keys."""
+    placed: tuple[Any, ...] = where.query_positions, where.key_positions
+    return length == key_length and placed == (None, None)
+
+
 def by_queries(
     where: Where, length: int, key_length: int, window: int
 ) -> list[tuple[slice, slice]]:
     """Returns blocks of queries, each with the range of keys that one of them may see."""
-    if not _is_by_place(where, length, key_length):
+    if not is_by_place(where, length, key_length):
         return [(slice(0, length), slice(0, key_length))]
     side, found = _side(length), []
     for start in range(0, length, side):
@@ -28,7 +34,7 @@ def by_queries(
 
 def by_keys(where: Where, length: int, key_length: int, window: int) -> list[tuple[slice, slice]]:
     """Returns blocks of keys, each with the range of queries that may see one: the same tiles."""
-    if not _is_by_place(where, length, key_length):
+    if not is_by_place(where, length, key_length):
         return [(slice(0, key_length), slice(0, length))]
     side, found = _side(length), []
     rows = by_queries(where, length, key_length, window)
@@ -44,11 +50,6 @@ def pairs(length: int, key_length: int, window: int = 0, where: Where = BY_PLACE
     size = lambda part: part.stop - part.start
     found = by_queries(where, length, key_length, window)
     return sum(size(queries) * size(keys) for queries, keys in found)
-
-
-def _is_by_place(where: Where, length: int, key_length: int) -> bool:
-    placed: tuple[Any, ...] = where.query_positions, where.key_positions
-    return length == key_length and placed == (None, None)
 
 
 def _side(length: int) -> int:
