@@ -223,6 +223,22 @@ def is_apart(leaf: Any) -> bool:
     return isinstance(leaf, Apart)
 
 
-def at(tree: Any, index: Any) -> Any:
-    """Returns entry `index` of every leaf's leading axis."""
-    return jax.tree.map(lambda leaf: leaf[index], tree, is_leaf=is_apart)
+def at(tree: Any, index: Any, *, are_distinct: bool = False) -> Any:
+    """Returns entry `index` of every leaf's leading axis, or the entries of an array of numbers.
+
+    Args:
+      tree: arrays, or entries apart.
+      index: of the entries.
+      are_distinct: whether several entries differ, and exist, where a program learns their numbers
+        as it runs: additions to an entry then need no order, which a GPU would keep by sorting.
+    """
+    if isinstance(index, np.ndarray) and index.ndim:
+        are_distinct = len(set(index.reshape(-1).tolist())) == index.size
+    how = {"unique_indices": True, "mode": "promise_in_bounds"}
+
+    def entries(leaf: Any) -> Any:
+        if are_distinct and np.ndim(index) and isinstance(leaf, Array):
+            return leaf.at[index].get(**how)
+        return leaf[index]
+
+    return jax.tree.map(entries, tree, is_leaf=is_apart)

@@ -18,6 +18,7 @@ The gradient of gathering tokens would be a scatter; since the places of a token
 known, it is a gather and a sum over `k`.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -49,6 +50,8 @@ OUTER = Op(
     ),
     lambda left, right, sizes: 2 * left.shape[0] * left.shape[1] * right.shape[1],
 )
+# Of ones and rows: the sums of the rows of each group. No FLOPs of a model are counted for it.
+SUM = dataclasses.replace(OUTER, name="grouped_sum", flops=None)
 
 
 def grouped_matmul(
@@ -195,7 +198,7 @@ def _matmul_backward(backend: str, saved: Any, gradient: Array):
 def _of_each_backward(backend: str, saved: Any, gradient: Array):
     like, sizes = saved
     ones = jnp.ones((gradient.shape[0], 1), gradient.dtype)
-    total = OUTER(Rows(ones), Rows(gradient), sizes, backend=backend)[:, 0]
+    total = SUM(Rows(ones), Rows(gradient), sizes, backend=backend)[:, 0]
     return total.astype(like.dtype), None, None
 
 

@@ -23,19 +23,22 @@ class View:
       bank: a tree of arrays or shards, entries in front.
       index: the entry of each step, or its entries; a numpy array where it is known before the
         program runs.
+      are_distinct: whether the entries of each step are known to differ.
     """
 
     bank: Any
     index: Int[np.ndarray, "N *C"] | Array
+    are_distinct: bool = False
 
     def __getitem__(self, steps: slice) -> "View":
         """Returns the view of some of the steps."""
-        return View(self.bank, self.index[steps])
+        return dataclasses.replace(self, index=self.index[steps])
 
     def entry(self) -> Any:
         """Returns the bank entry of a view of one step, or its entries along a leading axis."""
         index = self.index[0]
-        return at(self.bank, index if np.ndim(index) or isinstance(index, Array) else int(index))
+        index = index if np.ndim(index) or isinstance(index, Array) else int(index)
+        return at(self.bank, index, are_distinct=self.are_distinct)
 
     def split(self, num_periods: int) -> tuple[Any, Callable[[Any], "View"]]:
         """Splits the steps over the periods of a scan.
@@ -60,7 +63,9 @@ class View:
         within = [[entries.index(entry) for entry in row] for entries, row in pairs]
         is_once = len(set(rows.reshape(-1))) == sum(map(len, own))
         if not is_once or any(row != within[0] for row in within):
-            return rows, lambda row: View(self.bank, row)
+            steps = self.index.reshape(len(self.index), -1)
+            are_distinct = all(len({*step}) == len(step) for step in steps.tolist())
+            return rows, lambda row: View(self.bank, row, are_distinct)
         index = np.array(within[0]).reshape(rows.shape[1:])
         return self._by_period(np.array(own)), lambda bank: View(bank, index)
 

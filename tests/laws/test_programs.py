@@ -5,7 +5,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from recursia import accounting, model, params
 from recursia.sharing.remat import Remat
@@ -20,6 +22,9 @@ POINTS = {**EACH, **TOGETHER}
 MET = [(name, UNITS[i % 3]) for i, name in enumerate(TOGETHER)]
 REST = [exhaustive(name, unit) for name in POINTS for unit in UNITS if (name, unit) not in MET]
 ROUTED = [(depth, plan) for depth in points.DEPTHS for plan in points.PLANS]
+
+
+is_spec = lambda leaf: isinstance(leaf, params.Spec)
 
 
 def arguments(config):
@@ -59,6 +64,34 @@ def assert_flops_are_exact(config, unit, forward, both):
         assert executed == count
 
 
+def assert_entries_add_up_once(config, graded):
+    """Asserts that rows of a weight's gradient are scattered to indices that differ.
+
+    Tables are another matter, and banks of which a step uses several entries.
+
+    A GPU adds to one index several times in another order each time, or sorts all numbers first.
+    """
+    several = {slot for slot, table in config.schedule.entries if np.ndim(table) > 2}
+    weights, tables = set(), set()
+    for path, spec in jax.tree_util.tree_leaves_with_path(model.specs(config), is_leaf=is_spec):
+        names = {getattr(key, "key", None) for key in path}
+        may_repeat = spec.is_table or names & {"embed", *several}
+        (tables if may_repeat else weights).update((spec.shape, spec.shape[1:]))
+    for scatter in equations(graded, "scatter-add"):
+        into, _, rows = (operand.aval for operand in scatter.invars)
+        if into.shape in weights - tables and rows.size > 100:  # a report may be of such a shape
+            assert scatter.params["unique_indices"], into.shape
+
+
+def equations(jaxpr, name):
+    """Yields the equations of a primitive, in inner programs too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner, name)
+
+
 @pytest.mark.few(6)
 @pytest.mark.parametrize(("name", "unit"), [*MET, *REST])
 def test_flops_are_exact_and_no_dtype_is_promoted_in_silence(name, unit):
@@ -71,6 +104,7 @@ def test_flops_are_exact_and_no_dtype_is_promoted_in_silence(name, unit):
     assert aux.states is None or aux.states.dtype == jnp.bfloat16
     measured = jax.tree.leaves((nats, logits, aux.losses, aux.metrics, aux.exit_weights, grads))
     assert {leaf.dtype for leaf in measured} == {jnp.dtype("float32")}
+    assert_entries_add_up_once(config, both.jaxpr)
     if getattr(config.depth, "sampler", "fixed") == "fixed":  # else the length of a loop is drawn
         assert_flops_are_exact(config, unit, forward, both)
 
