@@ -25,6 +25,7 @@ PROGRAMS: dict[str, tuple[str, str, dict[str, str]]] = {
     "recursive:360m": ("recursive:360m", "h100:1", {"train.num_microbatches": "8"}),
     "mor:360m": ("mor:360m", "h100:1", {"train.num_microbatches": "8"}),
     "moeut:244m": ("moeut:244m", "h100:1", {}),
+    "sut:244m": ("sut:244m", "h100:1", {}),
     "mor:1.7b": ("mor:1.7b", "v5e:16x16", {}),
 }
 
