@@ -1,7 +1,7 @@
 r"""Memory, traffic and collectives of compiled training steps, with no accelerator.
 
-The programs are those of XLA's compilers for one H100 and for a TPU slice: needs the extras `cuda`
-and `tpu`. The numbers are exact for one version of XLA; seconds are of this machine.
+The programs are those of XLA's compiler for one H100: needs the extra `cuda`. `docs/pods.py` has
+TPU slices. The numbers are exact for one version of XLA; seconds are of this machine.
 
   python benchmarks/compiled.py --out=benchmarks/results/compiled.json
 """
@@ -26,7 +26,6 @@ PROGRAMS: dict[str, tuple[str, str, dict[str, str]]] = {
     "mor:360m": ("mor:360m", "h100:1", {"train.num_microbatches": "8"}),
     "moeut:244m": ("moeut:244m", "h100:1", {}),
     "sut:244m": ("sut:244m", "h100:1", {}),
-    "mor:1.7b": ("mor:1.7b", "v5e:16x16", {}),
 }
 
 
