@@ -7,6 +7,7 @@ import pytest
 from recursia.kernels.grouped_matmul import (
     MATMUL,
     OUTER,
+    SUM,
     Rows,
     combine_matmul,
     dispatch_matmul,
@@ -43,6 +44,7 @@ def grouped(width, dtype):
         yield MATMUL, (rows, bank, sizes), {}
         yield MATMUL, (back, bank, sizes), {"contracted": 2}
         yield OUTER, (rows, back, sizes), {}
+        yield SUM, (Rows(SHAPE((count, 1), dtype)), back, sizes), {}
 
 
 def marks(machine, width, dtype):
